@@ -1,0 +1,80 @@
+"""What a run is told: the deadline that every phase shares, and the options."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from threading import Event as _Flag
+
+
+class Deadline:
+    """The one time limit of a run, passed through every phase; it also carries the request to stop (Ctrl-C).
+
+    Args:
+        seconds: wall-clock seconds from now, `math.inf` for none.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        if math.isnan(seconds) or seconds < 0:
+            raise ValueError(f"a time limit must be a number of seconds >= 0, not {seconds}")
+        self.start = time.monotonic()
+        self.end = self.start + seconds
+        self._cancelled = _Flag()
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.start
+
+    def remaining(self) -> float:
+        """Seconds left, 0 when over or cancelled."""
+        return 0.0 if self._cancelled.is_set() else max(0.0, self.end - time.monotonic())
+
+    def expired(self) -> bool:
+        """Whether the run must end now."""
+        return self.remaining() <= 0.0
+
+    def cancel(self) -> None:
+        """Ask every phase to end with what it has (Ctrl-C)."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run was asked to stop before its time."""
+        return self._cancelled.is_set()
+
+    def within(self, seconds: float) -> Deadline:
+        """A tighter deadline for one phase, which shares the request to stop."""
+        inner = Deadline.__new__(Deadline)
+        inner.start = time.monotonic()
+        inner.end = min(self.end, inner.start + seconds)
+        inner._cancelled = self._cancelled
+        return inner
+
+
+@dataclass(frozen=True)
+class Milp:
+    """Decide by one mixed-integer model per disjunct, handed whole to a solver.
+
+    `solver` is "scip", "highs" or "gurobi"; `threads` and `memory_mb` bound the worker process.
+    """
+
+    solver: str = "scip"
+    threads: int = 1
+    memory_mb: int = 8192
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `verify`; every one of them is in the result's JSON."""
+
+    method: str = "auto"  # auto | bab | milp | smt
+    solver: str = "scip"  # scip | highs | gurobi | z3
+    trust: str = "solver"  # the weakest trust that may decide: exact | rounded | solver
+    delta: float = 1e-6  # completeness margin of smooth networks
+    device: str = "auto"  # auto | cpu | cuda
+    seed: int = 0
+    attack: bool = True
+    threads: int = 1
+    memory_mb: int = 8192
+    extra: dict[str, object] = field(default_factory=dict)

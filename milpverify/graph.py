@@ -1,0 +1,182 @@
+"""The computation graph: immutable, static shapes, one flat input vector and one flat output vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.operators import Affine, Elementwise, Input, Operator, Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import networkx
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation. `id` is its place in `Graph.nodes`; `shape` is static (an ONNX batch dimension of 1 is part of it)."""
+
+    id: int
+    op: Operator
+    inputs: tuple[int, ...]
+    shape: Shape
+    name: str = ""  # of the source node it was lowered from, for messages
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor of the source network: how a stretch of the flat x or y is called, shaped and typed there."""
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network y = f(x) with x (nx,) and y (ny,) flat, in topological order.
+
+    `nodes[0]` is the `Input`; `output` is the id of the node that holds y, of shape (ny,). Weights are float64, which holds
+    float32 weights exactly; `to` gives the copy that an algorithm computes with. `inputs` and `outputs` say how the source
+    network cuts x and y into named tensors.
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    dtype: torch.dtype = torch.float64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def nx(self) -> int:
+        """The number of input variables."""
+        return self.nodes[0].size
+
+    @property
+    def ny(self) -> int:
+        """The number of output variables."""
+        return self.nodes[self.output].size
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Graph:
+        """The same graph with its tensors in another precision and on another device."""
+        device = torch.device(device)
+        if dtype == self.dtype and device == self.device:
+            return self
+        nodes = tuple(replace(node, op=node.op.to(dtype, device)) for node in self.nodes)
+        return replace(self, nodes=nodes, dtype=dtype, device=device)
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """Per node, the ids of the nodes that read it (once per reading)."""
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for i in node.inputs:
+                readers[i].append(node.id)
+        return tuple(map(tuple, readers))
+
+    @cached_property
+    def nonlinear(self) -> tuple[int, ...]:
+        """The ids of the nonlinear nodes, in topological order."""
+        return tuple(node.id for node in self.nodes if not isinstance(node.op, (Affine, Input)))
+
+    @cached_property
+    def ancestors(self) -> tuple[frozenset[int], ...]:
+        """Per node, itself and every node that it depends on."""
+        known: list[frozenset[int]] = []
+        for node in self.nodes:
+            known.append(frozenset({node.id}).union(*(known[i] for i in node.inputs)))
+        return tuple(known)
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """A networkx view (nodes carry `op`, `shape`, `name`), for drawing and graph algorithms."""
+        import networkx as nx
+
+        view = nx.DiGraph()
+        for node in self.nodes:
+            view.add_node(node.id, op=type(node.op).__name__, shape=node.shape, name=node.name)
+            view.add_edges_from((i, node.id) for i in node.inputs)
+        return view
+
+
+def evaluate_all(graph: Graph, x: Tensor) -> list[Tensor]:
+    """Every node's value at the points x (N, nx), in the graph's precision: one (N, *shape) tensor per node."""
+    values: list[Tensor] = []
+    for node in graph.nodes:
+        args = [values[i] for i in node.inputs]
+        match node.op:
+            case Input():
+                values.append(x)
+            case Affine():
+                y = node.op.forward(args)
+                values.append(y if y.shape[1:] == node.shape else y.expand(y.shape[0], *node.shape))
+            case Elementwise(function):
+                values.append(function(args[0]))
+            case _:
+                raise NotImplementedError(f"no evaluation rule for {type(node.op).__name__} ({node.name})")
+    return values
+
+
+def evaluate(graph: Graph, x: Tensor) -> Tensor:
+    """y = f(x) at the points x (N, nx) -> (N, ny), in the graph's precision and differentiable."""
+    return evaluate_all(graph, x)[graph.output]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineForm:
+    """Rows of a node as an affine function of the cut nodes behind it (nonlinear nodes and the input).
+
+    rows = sum over cuts of coefficients[cut] . value(cut) + constant, with coefficients (R, *cut shape), constant (R,).
+    """
+
+    coefficients: dict[int, Tensor]
+    constant: Tensor
+
+
+def affine_form(graph: Graph, node: int, rows: Tensor) -> AffineForm:
+    """Pull `rows` . value(node) back through affine nodes to the nearest cut nodes.
+
+    Args:
+        rows: (R, *shape of the node), in the graph's precision.
+    """
+    pending: dict[int, Tensor] = {node: rows}
+    constant = rows.new_zeros(rows.shape[0])
+    cuts: dict[int, Tensor] = {}
+    for i in sorted(graph.ancestors[node], reverse=True):
+        row = pending.pop(i, None)
+        if row is None:
+            continue
+        op = graph.nodes[i].op
+        if not isinstance(op, Affine):
+            cuts[i] = row
+            continue
+        if op.bias is not None:
+            constant = constant + (row * op.bias).flatten(1).sum(1)
+        for source, part in zip(graph.nodes[i].inputs, op.adjoint(row), strict=True):
+            pending[source] = pending[source] + part if source in pending else part
+    return AffineForm(cuts, constant)
+
+
+def affine_descendants(graph: Graph, sources: Iterable[int]) -> set[int]:
+    """The nodes that are affine functions of the sources alone, the sources included."""
+    known = set(sources)
+    for node in graph.nodes:
+        if isinstance(node.op, Affine) and node.inputs and all(i in known for i in node.inputs):
+            known.add(node.id)
+    return known

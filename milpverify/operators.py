@@ -1,0 +1,295 @@
+"""The core operators that every network is lowered to: affine maps with their adjoints, and elementwise nonlinearities.
+
+Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its
+transpose, which is all that backward bound propagation needs), `absolute` (the same map with |W|, which is all that
+intervals and rounding-error bounds need) and `terms` (the length of its longest inner product, for the error bounds).
+
+Tensors carry one leading batch axis N that the operator's static shape does not mention: (N, *shape).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milpverify.catalogue import Function
+
+Shape = tuple[int, ...]
+
+
+class Operator(ABC):
+    """A core operator. Immutable; `to` returns a copy in another precision or on another device."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Operator:
+        """The same operator with its floating-point tensors converted (index tensors only moved)."""
+        changes = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Operator):
+    """The network's input x, flattened: shape (nx,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Operator):
+    """y = f(x), elementwise, with a function of the catalogue."""
+
+    function: Function
+
+
+class Affine(Operator):
+    """y = sum_i W_i x_i + b. Subclasses define the linear part and its adjoint."""
+
+    bias: Tensor | None = None  # broadcastable to the operator's shape
+
+    @abstractmethod
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        """The map without bias: inputs (N, *input_shape) -> (N, *shape)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        """The transpose: (N, *shape) -> one (N, *input_shape) per input."""
+
+    @property
+    def terms(self) -> int:
+        """The length of the longest inner product that `linear` or `adjoint` forms (1 where nothing is summed)."""
+        return 1
+
+    def absolute(self) -> Affine:
+        """The operator with every coefficient of W and b replaced by its absolute value."""
+        changes = {
+            f.name: v.abs()
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if isinstance(v := getattr(self, f.name), Tensor) and v.is_floating_point()
+        }
+        return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+    def forward(self, xs: Sequence[Tensor]) -> Tensor:
+        """The whole map: (N, *input_shape) each -> (N, *shape)."""
+        y = self.linear(xs)
+        return y if self.bias is None else y + self.bias
+
+    def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+        """The adjoint of unit vectors: flat output indices (R,) -> one (R, *input_shape) per input.
+
+        `shape` is the node's shape. Dense operators override it to read their rows instead of multiplying.
+        """
+        weight = next(
+            (v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor) and v.is_floating_point()),  # type: ignore[arg-type]
+            torch.zeros((), device=index.device),
+        )
+        units = torch.zeros(len(index), math.prod(shape), dtype=weight.dtype, device=index.device)
+        units[torch.arange(len(index), device=index.device), index] = 1.0
+        return self.adjoint(units.reshape(len(index), *shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Affine):
+    """y = x W^T + b along the last axis. `weight` (m, n), `bias` (m,)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return xs[0] @ self.weight.T
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (y @ self.weight,)
+
+    @property
+    def terms(self) -> int:
+        return max(self.weight.shape)
+
+    def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+        if math.prod(shape) != shape[-1]:
+            return super().rows(index, shape)
+        return (self.weight[index].reshape(len(index), *shape[:-1], -1),)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Affine):
+    """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel).
+
+    `pads` are (begin, end) per spatial axis.
+    """
+
+    weight: Tensor
+    stride: Shape
+    pads: tuple[tuple[int, int], ...]
+    dilation: Shape
+    groups: int
+    in_shape: Shape  # (batch, channels, *space)
+    bias: Tensor | None = None  # (out, 1, ..., 1)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, *x.shape[2:])
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        x = xs[0]
+        flat = F.pad(self._fold(x), [p for pair in reversed(self.pads) for p in pair])
+        conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
+        y = conv(flat, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return y.reshape(x.shape[0], -1, *y.shape[1:])
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        space = self.in_shape[2:]
+        kernel = self.weight.shape[2:]
+        flat = self._fold(y)
+        # What the transposed convolution misses of the padded input, because strides skipped the rest.
+        extra = [
+            s + sum(p) - ((o - 1) * st + d * (k - 1) + 1)
+            for s, p, o, st, d, k in zip(space, self.pads, flat.shape[2:], self.stride, self.dilation, kernel, strict=True)
+        ]
+        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.stride) - 1]
+        x = transposed(flat, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        x = F.pad(x, [v for e in reversed(extra) for v in (0, e)])
+        for axis, (size, (begin, _)) in enumerate(zip(space, self.pads, strict=True)):
+            x = x.narrow(2 + axis, begin, size)
+        return (x.reshape(y.shape[0], *self.in_shape),)
+
+    @property
+    def terms(self) -> int:
+        kernel = math.prod(self.weight.shape[2:])
+        return kernel * max(self.weight.shape[1], self.weight.shape[0] // self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Affine):
+    """y = w * x + b elementwise; `weight` and `bias` broadcast to the shape, None means 1 and 0."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return xs[0] if self.weight is None else xs[0] * self.weight
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (y if self.weight is None else y * self.weight,)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Affine):
+    """y = sum_i c_i x_i of inputs of one shape; `signs` are the c_i, each +1 or -1."""
+
+    signs: tuple[int, ...]
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        total = xs[0] if self.signs[0] > 0 else -xs[0]
+        for sign, x in zip(self.signs[1:], xs[1:], strict=True):
+            total = total + x if sign > 0 else total - x
+        return total
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return tuple(y if sign > 0 else -y for sign in self.signs)
+
+    def absolute(self) -> Affine:
+        return Sum(tuple(1 for _ in self.signs))
+
+    @property
+    def terms(self) -> int:
+        return len(self.signs)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Affine):
+    """The same entries in another shape."""
+
+    in_shape: Shape
+    shape: Shape
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return xs[0].reshape(xs[0].shape[0], *self.shape)
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (y.reshape(y.shape[0], *self.in_shape),)
+
+
+@dataclass(frozen=True, eq=False)
+class Permute(Affine):
+    """y = x with its axes in the order `axes` (static axes, the batch axis not counted)."""
+
+    axes: Shape
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return xs[0].permute(0, *(a + 1 for a in self.axes))
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return (y.permute(0, *(a + 1 for a in inverse)),)
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Affine):
+    """y_i = x[index_i] of the flattened input, 0 where index_i is -1: slicing, gathering, padding, broadcasting, flipping.
+
+    `index` has the shape of the output; `bias` fills constants in.
+    """
+
+    index: Tensor  # (*shape), int64
+    in_shape: Shape
+    bias: Tensor | None = None
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        flat = xs[0].reshape(xs[0].shape[0], -1)
+        flat = F.pad(flat, (0, 1))  # the zero that index -1 reads
+        return flat[:, self.index.reshape(-1)].reshape(flat.shape[0], *self.index.shape)
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        flat = y.reshape(y.shape[0], -1)
+        size = math.prod(self.in_shape)
+        index = self.index.reshape(-1)
+        index = torch.where(index < 0, size, index)
+        out = flat.new_zeros(y.shape[0], size + 1).index_add(1, index, flat)
+        return (out[:, :size].reshape(y.shape[0], *self.in_shape),)
+
+    @property
+    def terms(self) -> int:
+        used = self.index[self.index >= 0]
+        return int(torch.bincount(used.reshape(-1)).max()) if used.numel() else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Affine):
+    """The inputs joined along `axis` (a static axis >= 0); `sizes` are their lengths there."""
+
+    axis: int
+    sizes: Shape
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(xs), dim=self.axis + 1)
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return tuple(y.split(list(self.sizes), dim=self.axis + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class ReduceSum(Affine):
+    """The sum over some static axes, which stay with length 1."""
+
+    axes: Shape
+    in_shape: Shape
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return xs[0].sum(dim=tuple(a + 1 for a in self.axes), keepdim=True)
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (y.expand(y.shape[0], *self.in_shape),)
+
+    @property
+    def terms(self) -> int:
+        return math.prod(self.in_shape[a] for a in self.axes)

@@ -1,0 +1,141 @@
+"""What a run returns: the verdict, why, what it rests on, the proved bound, the counterexample and the ledger."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Verdict(Enum):
+    """The answer. The values are the words of a VNN-COMP results file."""
+
+    VERIFIED = "unsat"
+    FALSIFIED = "sat"
+    UNKNOWN = "unknown"
+
+
+class Reason(Enum):
+    """Why a run ended as it did. The values are the messages shown to people."""
+
+    PROVED = "the property was proved"
+    EMPTY_INPUT_SET = "the input set is empty, so that nothing can violate the property"
+    COUNTEREXAMPLE = "a counterexample was found and re-run through the network"
+    TIMEOUT = "the time limit was reached"
+    INTERRUPTED = "the run was interrupted"
+    MEMORY = "the memory limit was reached"
+    FLOAT_SEMANTICS = "float32 execution and real arithmetic disagree about the violation"
+    DELTA = "the margin comes closer to zero than delta"
+    TRUST = "only a solver's word closes it, which the required trust forbids"
+    SOLVER_INCONCLUSIVE = "the solver gave no bound that proves the property and no point that violates it"
+    UNDECIDED = "the chosen method could not decide it"
+
+
+class Trust(Enum):
+    """What a verdict rests on: the weakest of the run's leaves. Ordered by `rank`."""
+
+    EXACT = "exact"  # rational or ball arithmetic
+    ROUNDED = "rounded"  # float64 with outward margins
+    SOLVER = "solver"  # a solver's dual bound less a safety margin
+
+    @property
+    def rank(self) -> int:
+        """2 for EXACT, 1 for ROUNDED, 0 for SOLVER."""
+        return {"exact": 2, "rounded": 1, "solver": 0}[self.value]
+
+    @staticmethod
+    def weakest(*trusts: Trust) -> Trust:
+        """The weakest of some trusts (EXACT of none)."""
+        return min(trusts, key=lambda t: t.rank, default=Trust.EXACT)
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A point of the unsafe set that held in the network's own runtime and in outward-rounded real arithmetic.
+
+    `x` (nx,) float64 and `y` (ny,) float64, flattened in VNN-LIB's order; `margin_runtime` and `margin_real` (an upper
+    bound) are the margins in the two arithmetics, both <= 0 (< 0 where every deciding row is strict).
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    margin_runtime: float
+    margin_real: float
+
+
+@dataclass
+class Phase:
+    """One line of the ledger: what a phase did and what it cost."""
+
+    name: str
+    seconds: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of `verify`.
+
+    `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped.
+    """
+
+    verdict: Verdict
+    reason: Reason
+    trust: Trust
+    lower_bound: float
+    counterexample: Counterexample | None = None
+    seconds: float = 0.0
+    note: str = ""
+    phases: tuple[Phase, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented JSON form (README, "The JSON result")."""
+        example = self.counterexample
+        return {
+            "verdict": self.verdict.value,
+            "reason": self.reason.name,
+            "message": self.reason.value,
+            "note": self.note,
+            "trust": self.trust.value,
+            "lower_bound": _number(self.lower_bound),
+            "counterexample": None
+            if example is None
+            else {
+                "x": example.x.tolist(),
+                "y": example.y.tolist(),
+                "margin_runtime": example.margin_runtime,
+                "margin_real": example.margin_real,
+            },
+            "seconds": self.seconds,
+            "phases": [{"name": p.name, "seconds": p.seconds, **p.detail} for p in self.phases],
+            "versions": self.versions,
+            "options": self.options,
+            "files": self.files,
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The JSON text; written to `path` too where one is given."""
+        text = json.dumps(self.to_dict(), indent=2)
+        if path is not None:
+            Path(path).write_text(text + "\n")
+        return text
+
+    def __str__(self) -> str:
+        line = f"{self.verdict.name}: {self.reason.value}"
+        if self.note:
+            line += f" ({self.note})"
+        parts = [line, f"  margin >= {self.lower_bound:.6g}, trust {self.trust.value}, {self.seconds:.2f} s"]
+        parts += [f"  {p.name:<12s} {p.seconds:8.3f} s  " + " ".join(f"{k}={v}" for k, v in p.detail.items()) for p in self.phases]
+        return "\n".join(parts)
+
+
+def _number(value: float) -> float | str:
+    return value if abs(value) != float("inf") else str(value)

@@ -1,0 +1,128 @@
+"""What is to be proved: an input set and an unsafe set, as in VNN-LIB, in disjunctive normal form.
+
+Numerals of a property denote the nearest binary64 numbers, as those of an ONNX file denote their binary32 weights; the
+property that is proved is the one with these values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from milpverify.errors import InvalidProperty
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """The box lower <= x <= upper. Both (nx,) float64, finite, lower <= upper.
+
+    Raises:
+        InvalidProperty: a bound is NaN or infinite, or a lower bound lies above its upper bound.
+    """
+
+    lower: Array
+    upper: Array
+
+    def __init__(self, lower: ArrayLike, upper: ArrayLike) -> None:
+        low = np.ascontiguousarray(np.asarray(lower, dtype=np.float64).reshape(-1))
+        high = np.ascontiguousarray(np.asarray(upper, dtype=np.float64).reshape(-1))
+        if low.shape != high.shape:
+            raise InvalidProperty(f"the box has {low.size} lower and {high.size} upper bounds")
+        bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
+        if bad.size:
+            i = int(bad[0])
+            raise InvalidProperty(f"the bounds of input X_{i} are not finite numbers: [{low[i]}, {high[i]}]")
+        bad = np.flatnonzero(low > high)
+        if bad.size:
+            i = int(bad[0])
+            raise InvalidProperty(f"the box is empty: input X_{i} has lower bound {low[i]} above its upper bound {high[i]}")
+        low.flags.writeable = high.flags.writeable = False
+        object.__setattr__(self, "lower", low)
+        object.__setattr__(self, "upper", high)
+
+    @property
+    def size(self) -> int:
+        """The number of input variables."""
+        return int(self.lower.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Linear inequalities over inputs and outputs: x_rows @ x + y_rows @ y <= rhs, `<` where strict.
+
+    `x_rows` (r, nx), `y_rows` (r, ny), `rhs` (r,), float64; `strict` (r,) bool.
+    """
+
+    x_rows: Array
+    y_rows: Array
+    rhs: Array
+    strict: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rhs)
+
+    @staticmethod
+    def none(nx: int, ny: int) -> Rows:
+        """No inequality at all."""
+        return Rows(np.zeros((0, nx)), np.zeros((0, ny)), np.zeros(0), np.zeros(0, dtype=bool))
+
+    @staticmethod
+    def on_outputs(y_rows: ArrayLike, rhs: ArrayLike, nx: int, strict: bool = False) -> Rows:
+        """Inequalities y_rows @ y <= rhs on outputs alone (the zeros for x take no memory)."""
+        y = np.atleast_2d(np.asarray(y_rows, dtype=np.float64))
+        b = np.asarray(rhs, dtype=np.float64).reshape(-1)
+        return Rows(np.broadcast_to(0.0, (len(b), nx)), y, b, np.full(len(b), strict))
+
+    @property
+    def mentions_x(self) -> NDArray[np.bool_]:
+        """Which rows have a nonzero coefficient on an input, (r,)."""
+        return self.x_rows.any(axis=1)
+
+    def residual(self, x: Array, y: Array) -> Array:
+        """x_rows @ x + y_rows @ y - rhs in plain float64, (r,)."""
+        linear = self.x_rows @ x if self.mentions_x.any() else 0.0
+        return linear + self.y_rows @ y - self.rhs
+
+
+@dataclass(frozen=True, eq=False)
+class Disjunct:
+    """One way to be unsafe: x in `box`, `domain` holds (rows on inputs alone) and all of `unsafe` holds.
+
+    The box already contains every inequality on a single input. Disjuncts that share a box share the object.
+    The margin of a point is the largest residual of the `unsafe` rows (-inf if there are none).
+    """
+
+    box: Box
+    unsafe: Rows
+    domain: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A network and the unsafe set: VERIFIED means that no point of any disjunct exists.
+
+    The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
+    means that the unsafe set is empty. `files` names where it came from, for the result's hashes; `runtime` holds the
+    original network (ONNX bytes, or a torch module), in which counterexamples are re-run.
+    """
+
+    graph: Graph
+    disjuncts: tuple[Disjunct, ...]
+    runtime: object | None = None
+    files: tuple[str, ...] = ()
+    info: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for d in self.disjuncts:
+            if d.box.size != self.graph.nx:
+                raise InvalidProperty(f"the property has {d.box.size} inputs, the network {self.graph.nx}")
+            if d.unsafe.y_rows.shape[1] != self.graph.ny:
+                raise InvalidProperty(f"the property has {d.unsafe.y_rows.shape[1]} outputs, the network {self.graph.ny}")
