@@ -1,0 +1,105 @@
+"""milpverify: an exact verifier for neural networks.
+
+    import milpverify as mv
+
+    result = mv.verify(mv.load("net.onnx", "property.vnnlib"), timeout=60)
+    print(result.verdict, result.trust, result.lower_bound)
+
+The public names below are loaded on first use: importing the package loads neither torch nor a solver.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from milpverify.bounds import bounds
+    from milpverify.config import Deadline, Milp, Options
+    from milpverify.errors import (
+        Contradiction,
+        InvalidInput,
+        InvalidModel,
+        InvalidProperty,
+        MilpverifyError,
+        SolverUnavailable,
+        UnsupportedOperator,
+    )
+    from milpverify.events import Event
+    from milpverify.frontends.load import load
+    from milpverify.graph import Graph, Node
+    from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
+    from milpverify.spec import Box, Disjunct, Problem, Rows
+    from milpverify.verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "load",
+    "verify",
+    "bounds",
+    "Box",
+    "Rows",
+    "Disjunct",
+    "Problem",
+    "Graph",
+    "Node",
+    "Milp",
+    "Options",
+    "Deadline",
+    "Event",
+    "Result",
+    "Verdict",
+    "Reason",
+    "Trust",
+    "Counterexample",
+    "Phase",
+    "MilpverifyError",
+    "InvalidInput",
+    "InvalidModel",
+    "InvalidProperty",
+    "UnsupportedOperator",
+    "SolverUnavailable",
+    "Contradiction",
+    "__version__",
+]
+
+_HOMES = {
+    "load": "frontends.load",
+    "verify": "verify",
+    "bounds": "bounds",
+    **dict.fromkeys(("Box", "Rows", "Disjunct", "Problem"), "spec"),
+    **dict.fromkeys(("Graph", "Node"), "graph"),
+    **dict.fromkeys(("Milp", "Options", "Deadline"), "config"),
+    "Event": "events",
+    **dict.fromkeys(("Result", "Verdict", "Reason", "Trust", "Counterexample", "Phase"), "result"),
+    **dict.fromkeys(
+        ("MilpverifyError", "InvalidInput", "InvalidModel", "InvalidProperty", "UnsupportedOperator", "SolverUnavailable", "Contradiction"),
+        "errors",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `verify` and `bounds` the public functions: loading the modules of these names would put the modules there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

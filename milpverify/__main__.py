@@ -1,0 +1,5 @@
+"""`python -m milpverify`: the command line."""
+
+from milpverify.cli import main
+
+main()
