@@ -104,6 +104,16 @@ class Graph:
             known.append(frozenset({node.id}).union(*(known[i] for i in node.inputs)))
         return tuple(known)
 
+    @cached_property
+    def entries(self) -> int:
+        """The number of entries of all nodes together."""
+        return sum(node.size for node in self.nodes)
+
+    @cached_property
+    def absolutes(self) -> dict[int, Affine]:
+        """Per affine node, its operator with |W| and |b|."""
+        return {node.id: node.op.absolute() for node in self.nodes if isinstance(node.op, Affine)}
+
     def to_networkx(self) -> networkx.DiGraph:
         """A networkx view (nodes carry `op`, `shape`, `name`), for drawing and graph algorithms."""
         import networkx as nx

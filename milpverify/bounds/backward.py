@@ -1,0 +1,200 @@
+"""One backward pass: rows of multipliers travel from a node to the input, through adjoints and linear relaxations.
+
+The pass computes lower bounds of `rows . value` (CROWN, arXiv 1811.00866, theorem 3.2) in deviations from the reference values.
+All rounding is charged: what a multiplication by an adjoint loses was prepared as `NodeState.charge` by the forward pass and
+sits in the intercepts of the lines (`lines`) or is taken off at the start node, so that the bound returned holds for real
+arithmetic whatever the precision of the matrices.
+
+Rows live in groups: (groups, rows, *shape). Either the groups are the boxes of the batch (`owner` None), or every group holds
+one row and `owner`, ascending, says of which box, so that boxes may have different numbers of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.bounds import relaxation
+from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
+from milpverify.bounds.state import Lines, State
+from milpverify.operators import Affine, Elementwise, Input
+
+if TYPE_CHECKING:
+    from milpverify.catalogue import Function
+    from milpverify.graph import Graph
+
+LineTable = dict[int, Lines]
+"""Nonlinear node id -> its lines."""
+
+UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
+"""Per entry of the graph: what products that underflow (also when flushed to zero) can cost a bound."""
+
+
+def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: Tensor, k_upper: Tensor) -> Lines:
+    """Sound lines with the given slopes around an elementwise node, in deviations and with the charges taken out.
+
+    Args:
+        k_lower, k_upper: slopes in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
+    """
+    op = graph.nodes[node].op
+    assert isinstance(op, Elementwise)
+    source, target = state[graph.nodes[node].inputs[0]], state[node]
+    z_lower, z_upper, z, y = source.bounds.lower, source.bounds.upper, source.center, target.center
+    deviation = source.deviation
+    if k_lower.dim() > z.dim():  # slopes of their own per row
+        z_lower, z_upper, z, y, deviation = (t.unsqueeze(1) for t in (z_lower, z_upper, z, y, deviation))
+    charge = torch.zeros_like(deviation) if source.charge is None else source.charge.reshape(deviation.shape)
+    u = UNIT_ROUNDOFF[dtype]
+    steepest = torch.maximum(k_lower.detach().abs(), k_upper.detach().abs()).double()
+    charge = steepest * (1 + 16 * u) * charge + 8 * u * steepest * deviation
+    # A dot product with as many terms as the node has entries will be formed with the intercepts.
+    g = 2 * gamma(graph.nodes[node].size, dtype)
+
+    def shifted(intercept: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        return intercept + slope * z - y, 8 * U64 * (intercept.detach().abs() + (slope.detach() * z).abs() + y.abs())
+
+    low, low_pad = shifted(relaxation.lower_intercept(op.function, z_lower, z_upper, k_lower.double()), k_lower.double())
+    high, high_pad = shifted(relaxation.upper_intercept(op.function, z_lower, z_upper, k_upper.double()), k_upper.double())
+    pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
+    return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))
+
+
+def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A directed conversion that gradients pass through."""
+    if not x.requires_grad:
+        return cast(x, dtype)
+    plain = x.to(dtype)
+    return plain + (cast(x.detach(), dtype) - plain.detach())
+
+
+def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
+    """The lines with the default slopes."""
+    function, low, high = _interval(graph, node, state)
+    k_lower, k_upper = relaxation.default_slopes(function, low, high)
+    return lines(graph, node, state, dtype, k_lower.to(dtype), k_upper.to(dtype))
+
+
+def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
+    """The lines with one slope for both sides."""
+    function, low, high = _interval(graph, node, state)
+    slope = relaxation.parallel_slope(function, low, high).to(dtype)
+    return lines(graph, node, state, dtype, slope, slope)
+
+
+def _interval(graph: Graph, node: int, state: State) -> tuple[Function, Tensor, Tensor]:
+    op = graph.nodes[node].op
+    assert isinstance(op, Elementwise)
+    bounds = state[graph.nodes[node].inputs[0]].bounds
+    return op.function, bounds.lower, bounds.upper
+
+
+class Backward:
+    """A pass under way: multipliers waiting at nodes, and what has been accumulated.
+
+    Args:
+        graph: in the precision of the matrices.
+        parallel: the lines have one slope for both sides, so that upper bounds come along.
+    """
+
+    def __init__(self, graph: Graph, state: State, table: LineTable, groups: int, rows: int, owner: Tensor | None, parallel: bool) -> None:
+        self.graph, self.state, self.table, self.owner, self.parallel = graph, state, table, owner, parallel
+        self._span = (0, 0) if owner is None or not len(owner) else (int(owner[0]), int(owner[-1]) + 1)
+        self.waiting: dict[int, Tensor] = {}
+        device = state[0].center.device
+        self.lower = torch.zeros(groups, rows, dtype=torch.float64, device=device)
+        self.upper = torch.zeros_like(self.lower) if parallel else self.lower
+        self.size = torch.zeros_like(self.lower)
+
+    def add(self, node: int, rows: Tensor) -> None:
+        """Let multipliers (groups, rows, *shape) arrive at a node."""
+        self.waiting[node] = self.waiting[node] + rows if node in self.waiting else rows
+
+    def take(self, vector: Tensor) -> Tensor:
+        """A (batch, ...) vector as it applies to the groups."""
+        return vector if self.owner is None else vector[self.owner]
+
+    def step(self) -> bool:
+        """Move the last waiting multipliers one node back; False when they have all reached the input."""
+        last = max(self.waiting)
+        node = self.graph.nodes[last]
+        if isinstance(node.op, Input):
+            return False
+        rows = self.waiting.pop(last)
+        match node.op:
+            case Affine():
+                flat = rows.reshape(-1, *node.shape)
+                for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
+                    self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
+            case Elementwise():
+                self.add(node.inputs[0], self._relax(rows, self.table[last]))
+            case _:
+                raise NotImplementedError(f"no backward rule for {type(node.op).__name__} ({node.name})")
+        return True
+
+    def _relax(self, rows: Tensor, around: Lines) -> Tensor:
+        magnitude = rows.abs()
+        middle = 0.5 * (around.b_lower + around.b_upper)
+        # Half the sum and half the difference round: a unit each, far within the factor 2 of the intercepts' own margin.
+        half = 0.5 * (around.b_upper - around.b_lower)
+        linear, spread = self._dot(rows, middle), self._dot(magnitude, half)
+        self.lower = self.lower + (linear - spread)
+        self.size = self.size + (linear.abs() + spread.abs()).detach()
+        if self.parallel:
+            self.upper = self.upper + (linear + spread)
+            return rows * self._wide(around.k_lower, rows)
+        mean = 0.5 * (around.k_lower + around.k_upper)
+        return torch.addcmul(rows * self._wide(mean, rows), magnitude, self._wide(0.5 * (around.k_lower - around.k_upper), rows))
+
+    def _wide(self, vector: Tensor, rows: Tensor) -> Tensor:
+        vector = self.take(vector)
+        return vector if vector.dim() == rows.dim() else vector.unsqueeze(1)
+
+    def _dot(self, rows: Tensor, vector: Tensor) -> Tensor:
+        """Inner products with a (batch, ...) vector over the node's entries, (groups, rows) float64, summed in the rows' precision."""
+        flat = rows.flatten(2)
+        if self.owner is None:
+            wide = vector.flatten(vector.dim() - (rows.dim() - 2))
+            if wide.dim() == 2:
+                return torch.bmm(flat, wide.unsqueeze(2)).squeeze(2).double()
+            return (flat * wide).sum(2).double()
+        # Rows are sorted by owner: one product with the few boxes that own them is cheaper than a copy of the vector per row.
+        first, last = self._span
+        products = flat.squeeze(1) @ vector[first:last].flatten(1).T
+        return products.gather(1, (self.owner - first).unsqueeze(1)).double()
+
+    def concretise(self) -> tuple[Tensor, Tensor]:
+        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel."""
+        lower, upper, size = self.lower, self.upper, self.size
+        for node, rows in self.waiting.items():
+            middle, radius = self._interval(node, rows.dtype)
+            reach = self._dot(rows.abs(), radius)
+            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, middle)
+            lower, upper = lower + (shift - reach), upper + (shift + reach)
+            size = size + (shift.abs() + reach).detach()
+        pad = 16 * U64 * size + self.graph.entries * UNDERFLOW[self.graph.dtype]
+        return lower - pad, upper + pad
+
+    def _interval(self, node: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+        """The interval of a node's deviation as middle (None if zero) and radius, with the charges of using them."""
+        known = self.state[node]
+        g = 2 * gamma(self.graph.nodes[node].size, dtype)
+        if node == 0:
+            return None, cast_up(known.deviation * (1 + g), dtype)
+        half = 0.5 * known.bounds.width
+        centre = known.bounds.lower + half
+        middle = centre - known.center
+        radius = half + 8 * U64 * (half + centre.abs() + known.center.abs()) + 2 * g * middle.abs()
+        if known.charge is not None:
+            radius = radius + known.charge
+        return middle.to(dtype), cast_up(radius * (1 + g), dtype)
+
+    def narrow(self, keep: Tensor) -> None:
+        """Go on with some of the groups only (indices)."""
+        assert self.owner is not None
+        self.owner = self.owner[keep]
+        self._span = (int(self.owner[0]), int(self.owner[-1]) + 1)
+        self.waiting = {node: rows[keep] for node, rows in self.waiting.items()}
+        self.lower, self.upper, self.size = self.lower[keep], self.upper[keep], self.size[keep]

@@ -1,0 +1,90 @@
+"""Interval bound propagation, reference values and rounding charges: one forward pass of float64 vectors.
+
+Affine nodes go through centre and radius with |W|; nonlinear nodes through the outward-rounded range of their function.
+Everything holds for real arithmetic on the stored weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, down, gamma, up
+from milpverify.bounds.state import Bounds, NodeState, State
+from milpverify.operators import Affine, Elementwise, Input
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph, Node
+
+
+def propagate(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch.float64) -> State:
+    """Interval bounds of every node.
+
+    Args:
+        graph: in float64.
+        lower, upper: the boxes, (batch, nx) float64.
+        dtype: the precision of the backward passes that the charges are for.
+    """
+    state: State = {}
+    for node in graph.nodes:
+        state[node.id] = step(graph, node, state, lower, upper, dtype)
+    return state
+
+
+def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> NodeState:
+    """The state of one node from those of its inputs."""
+    match node.op:
+        case Input():
+            return input_state(lower, upper)
+        case Affine():
+            return _affine(graph, node, state, dtype)
+        case Elementwise(function):
+            source = state[node.inputs[0]]
+            low, high = function.interval(source.bounds.lower, source.bounds.upper)
+            return NodeState(Bounds(low, high), function(source.center), None)
+        case _:
+            raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")
+
+
+def input_state(lower: Tensor, upper: Tensor) -> NodeState:
+    """The input's state: its box, with the midpoint as reference."""
+    return NodeState(Bounds(lower, upper), lower + 0.5 * (upper - lower), None)
+
+
+def _affine(graph: Graph, node: Node, state: State, dtype: torch.dtype) -> NodeState:
+    op = node.op
+    assert isinstance(op, Affine)
+    sources = [state[i] for i in node.inputs]
+    batch = sources[0].center.shape[0]
+    middles = [s.bounds.lower + 0.5 * (s.bounds.upper - s.bounds.lower) for s in sources]
+    radii = [up(torch.maximum(s.bounds.upper - m, m - s.bounds.lower)) for s, m in zip(sources, middles, strict=True)]
+    sizes = [torch.maximum(s.center.abs(), m.abs()) for s, m in zip(sources, middles, strict=True)]
+    charges = [_incoming_charge(graph, i, s, op.terms, dtype) for i, s in zip(node.inputs, sources, strict=True)]
+
+    moved = op.forward([torch.cat([s.center, m]) for s, m in zip(sources, middles, strict=True)])
+    center, middle = _shaped(moved, node).split(batch)
+    absolute = graph.absolutes[node.id]
+    spread = absolute.linear([torch.cat(parts) for parts in zip(radii, sizes, charges, strict=True)])
+    radius, size, charge = _shaped(spread, node).split(batch)
+    if absolute.bias is not None:
+        size = size + absolute.bias
+    # Rounding of the centres themselves, and of the three products with |W|.
+    g = gamma(op.terms)
+    loss = g * size * (1 + 2 * g)
+    radius = (radius * (1 + 2 * g) + loss) * (1 + 4 * U64)
+    bounds = Bounds(down(middle - radius), up(middle + radius))
+    return NodeState(bounds, center.contiguous(), charge * (1 + 2 * g) + loss)
+
+
+def _incoming_charge(graph: Graph, source: int, state: NodeState, terms: int, dtype: torch.dtype) -> Tensor:
+    """What multipliers arriving at a source lose per unit: their own rounding (times the deviation) and the way on from there."""
+    per_unit = gamma(terms, dtype) + len(graph.consumers[source]) * UNIT_ROUNDOFF[dtype]
+    deviation = state.deviation
+    fresh = torch.where(deviation > LARGEST_DEVIATION, torch.inf, per_unit * deviation)
+    return fresh if state.charge is None else fresh + (1 + 2 * per_unit) * state.charge
+
+
+def _shaped(value: Tensor, node: Node) -> Tensor:
+    return value if value.shape[1:] == node.shape else value.expand(value.shape[0], *node.shape)

@@ -1,0 +1,174 @@
+"""Linear relaxations, slope first: every slope gives a sound line, so that slopes are free parameters (DESIGN.md, section 6).
+
+For a slope k the best lower line on [l, u] is k x + min over [l, u] of (f(x) - k x). For a piecewise-linear function the
+minimum is at an end or at a breakpoint. The default slope supports the convex envelope at the midpoint, which minimises the
+area under the lower line; for ReLU that is the adaptive slope of CROWN (arXiv 1811.00866).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.bounds.rounding import U64
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from milpverify.catalogue import Function, Pieces
+
+
+def is_exact(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where the function is one affine piece on [lower, upper], so that its relaxation is the function itself (bool)."""
+    pieces = _pieces(function)
+    exact = torch.ones_like(lower, dtype=torch.bool)
+    for p in pieces.breakpoints:
+        exact &= (upper <= p) | (lower >= p)
+    if _has_jumps(pieces):  # at a jump the closed interval reaches both pieces
+        for p in pieces.breakpoints:
+            exact &= (upper < p) | (lower > p)
+    return exact
+
+
+def default_slopes(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes of the lines that support the convex and the concave envelope at the midpoint of [lower, upper].
+
+    Args:
+        lower, upper: float64, any one shape.
+
+    Returns:
+        the slopes of the lower and of the upper line, float64.
+    """
+    pieces = _pieces(function)
+    points = list(_vertices(pieces, lower, upper))
+    middle = 0.5 * (lower + upper)
+    inside = _piece_slope(pieces, middle)
+    value_low = torch.full_like(lower, torch.inf)
+    value_high = torch.full_like(lower, -torch.inf)
+    slope_low, slope_high = inside, inside
+    for i, (x0, f0) in enumerate(points):
+        for x1, f1 in points[i + 1 :]:
+            # Only chords over the midpoint; vertices outside [lower, upper] are moved to an end, where they repeat it.
+            spans = (x0 <= middle) & (x1 >= middle) & (x1 > x0)
+            slope = torch.where(spans, (f1 - f0) / (x1 - x0), inside)
+            value = f0 + slope * (middle - x0)
+            better = spans & (value < value_low)
+            value_low, slope_low = torch.where(better, value, value_low), torch.where(better, slope, slope_low)
+            better = spans & (value > value_high)
+            value_high, slope_high = torch.where(better, value, value_high), torch.where(better, slope, slope_high)
+    exact = is_exact(function, lower, upper)
+    return torch.where(exact, inside, slope_low), torch.where(exact, inside, slope_high)
+
+
+def parallel_slope(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
+    """One slope for both lines, as zonotopes use it: the chord's. One backward matrix then bounds both sides."""
+    ends = list(_ends(_pieces(function), lower, upper))
+    width = upper - lower
+    chord = (ends[-1][1] - ends[0][1]) / width
+    return torch.where(is_exact(function, lower, upper) | (width <= 0), _piece_slope(_pieces(function), 0.5 * (lower + upper)), chord)
+
+
+def slope_range(function: Function) -> tuple[float, float]:
+    """The interval that useful slopes lie in: that of the function's own slopes."""
+    pieces = _pieces(function)
+    return min(pieces.slopes), max(pieces.slopes)
+
+
+def slopes_matter(function: Function) -> tuple[bool, bool]:
+    """Whether the lower and the upper slope are worth optimising: not where the envelope on that side is one chord."""
+    pieces = _pieces(function)
+    if _has_jumps(pieces):
+        return True, True
+    steps = [b - a for a, b in pairwise(pieces.slopes)]
+    return not all(s < 0 for s in steps), not all(s > 0 for s in steps)
+
+
+def lower_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """The largest intercept (less an outward margin) with slope * x + intercept <= f(x) on [lower, upper].
+
+    Args:
+        lower, upper: float64, broadcastable against `slope`.
+        slope: float64; the result is differentiable in it, with gradient -x* at the minimiser x*.
+    """
+    return _extreme_intercept(function, lower, upper, slope, torch.minimum, -1.0)
+
+
+def upper_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """The smallest intercept (plus an outward margin) with f(x) <= slope * x + intercept on [lower, upper]."""
+    return _extreme_intercept(function, lower, upper, slope, torch.maximum, 1.0)
+
+
+def _extreme_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor, extreme, sign: float) -> Tensor:  # type: ignore[no-untyped-def]
+    pieces = _pieces(function)
+    best: Tensor | None = None
+    size = torch.zeros_like(lower)
+    for x, f in _vertices(pieces, lower, upper):
+        gap = f - slope * x
+        best = gap if best is None else extreme(best, gap)
+        size = torch.maximum(size, f.abs() + x.abs() * (slope.detach().abs() + _steepest(pieces)))
+    assert best is not None
+    padded = best + sign * 8.0 * U64 * size
+    # On one piece with that piece's own slope the line is the function: no margin is needed, and none may creep in.
+    middle = 0.5 * (lower + upper)
+    same = is_exact(function, lower, upper) & (slope == _piece_slope(pieces, middle))
+    return torch.where(same, _piece_intercept(pieces, middle), padded)
+
+
+def _pieces(function: Function) -> Pieces:
+    if function.pieces is None:
+        raise NotImplementedError(f"no relaxation for the smooth function {function.name!r} yet")
+    return function.pieces
+
+
+def _has_jumps(pieces: Pieces) -> bool:
+    return any(
+        pieces.slopes[i] * p + pieces.intercepts[i] != pieces.slopes[i + 1] * p + pieces.intercepts[i + 1] or v != pieces.slopes[i] * p + pieces.intercepts[i]
+        for i, (p, v) in enumerate(zip(pieces.breakpoints, pieces.values, strict=True))
+    )
+
+
+def _steepest(pieces: Pieces) -> float:
+    return max(abs(s) for s in pieces.slopes)
+
+
+def _select(pieces: Pieces, coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    chosen = torch.full_like(x, coefficients[0])
+    for p, c in zip(pieces.breakpoints, coefficients[1:], strict=True):
+        chosen = torch.where(x >= p, c, chosen)
+    return chosen
+
+
+def _piece_slope(pieces: Pieces, x: Tensor) -> Tensor:
+    return _select(pieces, pieces.slopes, x)
+
+
+def _piece_intercept(pieces: Pieces, x: Tensor) -> Tensor:
+    return _select(pieces, pieces.intercepts, x)
+
+
+def _ends(pieces: Pieces, lower: Tensor, upper: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for x in (lower, upper):
+        yield x, _piece_slope(pieces, x) * x + _piece_intercept(pieces, x)
+
+
+def _vertices(pieces: Pieces, lower: Tensor, upper: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The points between which the graph's closure is straight on [lower, upper], left to right: the ends and the breakpoints inside.
+
+    A breakpoint outside is moved to the nearer end. At a jump the value and both limits are vertices.
+    """
+    first, last = _ends(pieces, lower, upper)
+    yield first
+    for i, (p, v) in enumerate(zip(pieces.breakpoints, pieces.values, strict=True)):
+        limits = {pieces.slopes[i] * p + pieces.intercepts[i], v, pieces.slopes[i + 1] * p + pieces.intercepts[i + 1]}
+        if len(limits) == 1:
+            inside = (lower < p) & (upper > p)
+        else:
+            inside = (lower <= p) & (upper >= p)
+        for f in sorted(limits):
+            x = torch.where(inside, p, torch.where(upper <= p, upper, lower))
+            y = torch.where(inside, f, torch.where(upper <= p, last[1], first[1]))
+            yield x, y
+    yield last

@@ -1,0 +1,46 @@
+"""A-priori bounds of floating-point rounding errors (Higham, Accuracy and Stability of Numerical Algorithms, section 3).
+
+An inner product of n terms, however its sum is ordered and with or without fused multiply-adds, differs from the exact one
+by at most gamma(n) sum |a_i||b_i|, apart from underflow.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+LARGEST_DEVIATION = 2.0**64
+"""A node whose values deviate more than this gets no bound from backward passes: beyond it underflow is not charged for."""
+U64 = UNIT_ROUNDOFF[torch.float64]
+
+
+def gamma(terms: int, dtype: torch.dtype = torch.float64) -> float:
+    """gamma(n) = n u / (1 - n u) with some terms to spare for the operations around the inner product."""
+    nu = (terms + 4) * UNIT_ROUNDOFF[dtype]
+    if nu >= 0.5:
+        raise OverflowError(f"inner products of {terms} terms are too long for rigorous bounds in {dtype}")
+    return nu / (1.0 - nu)
+
+
+def down(x: Tensor) -> Tensor:
+    """The next float64 below (one unit in the last place covers one correctly rounded operation)."""
+    return torch.nextafter(x, x.new_full((), -torch.inf))
+
+
+def up(x: Tensor) -> Tensor:
+    """The next float64 above."""
+    return torch.nextafter(x, x.new_full((), torch.inf))
+
+
+def cast_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert float64 to `dtype`, never upwards."""
+    if dtype == torch.float64:
+        return x
+    y = x.to(dtype)
+    return torch.where(y.double() > x, torch.nextafter(y, y.new_full((), -torch.inf)), y)
+
+
+def cast_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert float64 to `dtype`, never downwards."""
+    return -cast_down(-x, dtype)

@@ -1,0 +1,81 @@
+"""The state that bound propagation takes and returns: bounds, reference values and rounding charges of every node.
+
+All vectors are float64, whatever precision the matrices are multiplied in. Linear bounds are kept in deviations from the
+reference values (the network's own values at the centre of the box), so that biases never enter a backward pass and the
+rounding charges scale with the size of the box, not with the size of the values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """lower <= value <= upper, elementwise; both (batch, *node.shape) float64."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def meet(self, other: Bounds) -> Bounds:
+        """The intersection of two valid bounds. Where rounding or an empty subproblem crosses them, the result is crossed too."""
+        return Bounds(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
+
+    @property
+    def width(self) -> Tensor:
+        """upper - lower."""
+        return self.upper - self.lower
+
+
+@dataclass(frozen=True, eq=False)
+class NodeState:
+    """What is known of one node over a batch of boxes.
+
+    `bounds`: proved. `center`: its reference value c, any number near its values. `charge`: the rounding charge E of backward
+    propagation through the affine nodes behind it: multipliers lambda at this node lose at most |lambda| . E on the way back
+    to the nearest cut nodes (None where that is zero: at nonlinear nodes and the input).
+    """
+
+    bounds: Bounds
+    center: Tensor
+    charge: Tensor | None
+
+    @property
+    def deviation(self) -> Tensor:
+        """An upper bound of |value - center|."""
+        return (torch.maximum(self.bounds.upper - self.center, self.center - self.bounds.lower) * (1 + 2.0**-50)).clamp(min=0.0)
+
+
+State = dict[int, NodeState]
+"""Node id -> what is known of it. Filled in topological order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Two lines around an elementwise nonlinearity y = f(z), in deviations from the reference values.
+
+    k_lower (z - c_z) + b_lower <= y - c_y <= k_upper (z - c_z) + b_upper for every z within its bounds, with the rounding
+    charges of a backward step through this node already taken out of the intercepts. Tensors (batch, *shape), or with rows of
+    their own (batch, rows, *shape), in the precision of the matrices.
+    """
+
+    k_lower: Tensor
+    k_upper: Tensor
+    b_lower: Tensor
+    b_upper: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LinearBound:
+    """Lower bounds of some rows as linear functions of the input: rows . value >= coefficients . (x - centre) + constant.
+
+    `coefficients` (batch, rows, nx) in the precision of the matrices, `constant` (batch, rows) float64 (rounding charges of the
+    concretisation not included), `lower` (batch, rows) float64: the rigorous minimum over the box.
+    """
+
+    coefficients: Tensor
+    constant: Tensor
+    lower: Tensor
