@@ -1,0 +1,212 @@
+"""The command line: `milpverify verify`, `info`, `solvers`.
+
+Standard output holds the answer and nothing else; progress, summary and errors go to standard error. Exit status: 0 for any
+verdict, 2 for unusable input or arguments, 1 for an internal error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from milpverify import __version__
+from milpverify.errors import InvalidInput, SolverUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from milpverify.config import Deadline
+    from milpverify.result import Result
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Network = Annotated[Path, typer.Argument(metavar="NET.onnx", help="The network, ONNX (.onnx or .onnx.gz).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    try:
+        status = app(standalone_mode=False, prog_name="milpverify")
+    except typer.TyperException as error:  # unusable arguments
+        _complain(error.format_message())
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    sys.exit(status)
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"milpverify: error: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one line on standard error and an exit status."""
+    try:
+        yield
+    except (InvalidInput, SolverUnavailable) as error:
+        status, message = 2, str(error)
+    except typer.Exit:
+        raise
+    except BrokenPipeError:  # the reader has seen enough (`| head -1`); the interpreter must not flush again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    except Exception as error:  # noqa: BLE001  (the edge of the program: whatever it was ends as one line and a status)
+        status = 1
+        message = f"internal error: {type(error).__name__}: {error}" + ("" if debug else " (run again with --debug for the traceback)")
+    else:
+        return
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    _complain(message)
+    raise typer.Exit(status)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"milpverify {__version__}")
+        raise typer.Exit
+
+
+def _number(value: float | None) -> float | None:
+    if value is not None and value != value:
+        raise typer.BadParameter("not a number")
+    return value
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """An exact verifier for neural networks."""
+
+
+@app.command()
+def verify(
+    network: Network,
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", help="The property, VNN-LIB (.vnnlib or .vnnlib.gz).")],
+    timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
+    method: Annotated[Literal["auto", "bab", "milp", "smt"], typer.Option(help="What decides what bounds and attack leave open.")] = "auto",
+    solver: Annotated[Literal["scip", "highs", "gurobi", "z3"], typer.Option(help="The exact solver.")] = "scip",
+    trust: Annotated[Literal["exact", "rounded", "solver"], typer.Option(help="The weakest trust that may decide.")] = "solver",
+    delta: Annotated[
+        float, typer.Option(min=0.0, metavar="D", callback=_number, help="The margin up to which smooth networks are decided.")
+    ] = 1e-6,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where bounds and attack are computed.")] = "auto",
+    seed: Annotated[int, typer.Option(metavar="N", help="The seed of everything random.")] = 0,
+    attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples first.")] = True,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole result as JSON.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Decide a property of a network.
+
+    The first line of standard output is `unsat` (the property holds), `sat` (it does not: the counterexample follows),
+    `unknown` or `timeout`.
+    """
+    import math
+
+    from milpverify.config import Deadline, Options
+
+    deadline = Deadline(math.inf if timeout is None else timeout)
+    with _stop_signals(deadline), _reported(debug):
+        if json is not None and not os.access(json.absolute().parent, os.W_OK):
+            raise InvalidInput(f"cannot write {json}: its folder is missing or not writable")
+        options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack)
+
+        from milpverify.progress import live
+
+        with live(deadline, quiet) as on_event:
+            from milpverify.frontends.load import load
+            from milpverify.verify import verify as decide
+
+            result = decide(load(network, spec), deadline=deadline, options=options, on_event=on_event)
+        if json is not None:
+            _write_atomically(json, result.to_json() + "\n")
+        typer.echo(_answer(result))
+        if not quiet:
+            typer.echo(str(result), err=True)
+
+
+def _answer(result: Result) -> str:
+    """The text of a VNN-COMP results file."""
+    from milpverify.result import Reason, Verdict
+
+    if result.counterexample is not None and result.verdict is Verdict.FALSIFIED:
+        from milpverify.search.witness import format_counterexample
+
+        return f"{result.verdict.value}\n{format_counterexample(result.counterexample)}"
+    timed_out = result.verdict is Verdict.UNKNOWN and result.reason is Reason.TIMEOUT
+    return "timeout" if timed_out else result.verdict.value
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file that other programs see either whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _stop_signals(deadline: Deadline) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run with what it has; the second ends the process at once (solvers die with it)."""
+
+    def stop(signum: int, frame: object) -> None:
+        deadline.cancel()
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+
+    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+@app.command()
+def info(network: Network, debug: Debug = False) -> None:
+    """Show a network's shapes, operators, nonlinearities, and what is supported."""
+    with _reported(debug):
+        from milpverify.frontends.onnx import SUPPORTED, read_onnx
+
+        model = read_onnx(network)
+        typer.echo(_columns([("solver",)]))
+
+
+@app.command()
+def solvers(debug: Debug = False) -> None:
+    """List the exact solvers: installed, licensed, able to do what."""
+    with _reported(debug):
+        from milpverify.solvers.registry import available
+
+        rows = [
+            (s.name, s.version or "-", "yes" if s.licensed else "no", ", ".join(sorted(c.value for c in s.capabilities)), s.note)
+            for s in available()
+        ]
+        typer.echo(_columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
+
+
+def _columns(rows: Sequence[Sequence[object]]) -> str:
+    """Rows as left-aligned columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)

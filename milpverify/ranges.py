@@ -1,0 +1,83 @@
+"""The range of a catalogue function over boxes, outward-rounded: exact on linear pieces, by extrema and monotonicity elsewhere."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.interval import Interval, add, div, interval_algebra, mul, point, sub
+from milpverify.terms import evaluate
+
+if TYPE_CHECKING:
+    from milpverify.catalogue import Function
+    from milpverify.pieces import Pieces
+
+
+def function_range(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of the function over [lower, upper] (float64, any shape); see `Function.interval`."""
+    if function.pieces is not None:
+        found = _linear_range(function.pieces, lower, upper)
+    else:
+        found = _curved_range(function, lower, upper)
+    unknown = lower.isnan() | upper.isnan()
+    return torch.where(unknown, -math.inf, found.lower), torch.where(unknown, math.inf, found.upper)
+
+
+def _hull(a: Interval, b: Interval) -> Interval:
+    return Interval(torch.minimum(a.lower, b.lower), torch.maximum(a.upper, b.upper))
+
+
+def _linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
+    """Each piece's line at the ends of its part of the box, and the values at the breakpoints."""
+    found = Interval(torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf))
+    edges = (-math.inf, *pieces.breakpoints, math.inf)
+    for (left, right), slope, intercept in zip(pairwise(edges), pieces.slopes, pieces.intercepts, strict=True):
+        met = (lower <= right) & (upper >= left)
+        part = _hull(*(_line(slope, intercept, x.clamp(left, right)) for x in (lower, upper)))
+        found = _hull(found, Interval(torch.where(met, part.lower, math.inf), torch.where(met, part.upper, -math.inf)))
+    for at, value in zip(pieces.breakpoints, pieces.values, strict=True):
+        met = (lower <= at) & (upper >= at)
+        found = _hull(found, Interval(torch.where(met, value, math.inf), torch.where(met, value, -math.inf)))
+    return found
+
+
+def _line(slope: float, intercept: float, x: Tensor) -> Interval:
+    k, c = x.new_tensor(slope), x.new_tensor(intercept)
+    return add(mul(Interval(k, k), Interval(x, x)), Interval(c, c))
+
+
+def _curved_range(function: Function, lower: Tensor, upper: Tensor) -> Interval:
+    """Between extrema f is monotone, so its range is the hull of f at both ends and at the extrema inside."""
+
+    def values(x: Interval) -> Interval:
+        return evaluate(function.numeric, interval_algebra(), {"x": x})
+
+    found = _hull(values(point(lower)), values(point(upper)))
+    for low, high in function.extrema:
+        at = Interval(lower.new_tensor(low), lower.new_tensor(high))
+        met = _meets(lower, upper, low, high, function.period)
+        extreme = values(at)
+        found = _hull(found, Interval(torch.where(met, extreme.lower, math.inf), torch.where(met, extreme.upper, -math.inf)))
+    (least, _), (_, most) = function.range
+    (_, start), (end, _) = function.domain
+    # The ends of the domain are inner roundings of it, so a box that might leave the domain counts as leaving.
+    inside = (lower >= start) & (upper <= end)
+    for low, high in function.poles:
+        inside &= ~((lower <= high) & (upper >= low))
+    return Interval(
+        torch.where(inside, found.lower.clamp(least, most), -math.inf), torch.where(inside, found.upper.clamp(least, most), math.inf)
+    )
+
+
+def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: tuple[float, float] | None) -> Tensor:
+    """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away."""
+    if period is None:
+        return (lower <= high) & (upper >= low)
+    length = Interval(*map(lower.new_tensor, period))
+    at = Interval(lower.new_tensor(low), lower.new_tensor(high))
+    first, last = (div(sub(Interval(x, x), at), length) for x in (lower, upper))
+    return (last.upper.floor() >= first.lower.ceil()) | lower.isinf() | upper.isinf()

@@ -1,0 +1,366 @@
+"""The expression language of the catalogue: s-expressions in x, with rational constants, read once and evaluated in any arithmetic.
+
+A term is a tree of `Constant`, `Symbol` and `Apply`. An `Algebra` says what constants and operators mean; `evaluate` runs a
+term in it. So the one line in a TOML file gives floats and tensors (`tensor_algebra`), rationals (`rational_algebra`), balls
+(`ball_algebra`), outward-rounded intervals (milpverify.interval) and exact linear pieces (milpverify.pieces).
+
+    (+ a b ...)  (* a b ...)  (- a)  (- a b)  (/ a b)  (pow a n) with a constant integer n  (min a b ...)  (max a b ...)
+    (abs a) (sign a) (exp a) (expm1 a) (log a) (log1p a) (sqrt a) (sin a) (cos a) (tan a) (atan a) (tanh a) (erf a) (erfc a)
+
+Numbers are exact rationals: 3, -1/6, 0.044715, 1e-3; inf and -inf are allowed below min and max. `pi` is the constant.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from milpverify.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import flint
+    from torch import Tensor
+
+T = TypeVar("T")
+Number = Fraction | float  # a float only for +-inf
+
+UNARY = ("abs", "sign", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "atan", "tanh", "erf", "erfc")
+_VARIADIC = ("+", "*", "min", "max")  # read as nested binary operations
+_BINARY = ("-", "/", "pow")
+_TOKEN = re.compile(r"[()]|[^\s()]+")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_FOREIGN = re.compile(r"torch(\.\w+)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A rational number, or +-inf."""
+
+    value: Number
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """x, the output y, pi, or a parameter."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """An operator on its arguments; `neg` (printed as a one-argument minus) is the only name that is not written."""
+
+    op: str
+    args: tuple[Term, ...]
+
+    def __str__(self) -> str:
+        return f"({'-' if self.op == 'neg' else self.op} {' '.join(map(str, self.args))})"
+
+
+Term = Constant | Symbol | Apply
+ZERO, ONE = Constant(Fraction(0)), Constant(Fraction(1))
+_NEUTRAL = {"min": Constant(math.inf), "max": Constant(-math.inf)}
+
+
+def parse(text: str, *, foreign: bool = False) -> Term:
+    """Read one term.
+
+    Args:
+        foreign: also accept torch functions as operators, `(torch.nn.functional.elu x alpha)`.
+
+    Raises:
+        InvalidInput: a syntax error, an unknown operator or a wrong number of arguments, on one line.
+    """
+    tokens = _TOKEN.findall(text)
+    position = 0
+
+    def fail(what: str) -> InvalidInput:
+        return InvalidInput(f"term {text!r}: {what}")
+
+    def read() -> Term:
+        nonlocal position
+        if position == len(tokens):
+            raise fail("ends too early")
+        token = tokens[position]
+        position += 1
+        if token == ")":
+            raise fail("')' without '('")
+        if token != "(":
+            return _atom(token, fail)
+        if position == len(tokens) or tokens[position] in "()":
+            raise fail("an operator must follow '('")
+        op = tokens[position]
+        position += 1
+        args = []
+        while position < len(tokens) and tokens[position] != ")":
+            args.append(read())
+        if position == len(tokens):
+            raise fail("a ')' is missing")
+        position += 1
+        if op == "-" and len(args) == 1:
+            return Apply("neg", (args[0],))
+        if op in _VARIADIC and len(args) >= 2:
+            return functools.reduce(lambda a, b: Apply(op, (a, b)), args)
+        if (op in _BINARY and len(args) == 2) or (op in UNARY and len(args) == 1) or (foreign and args and _FOREIGN.fullmatch(op)):
+            return Apply(op, tuple(args))
+        known = op in _VARIADIC or op in _BINARY or op in UNARY
+        raise fail(f"{op!r} does not take {len(args)} argument(s)" if known else f"unknown operator {op!r}")
+
+    term = read()
+    if position != len(tokens):
+        raise fail(f"{tokens[position]!r} after the end")
+    return term
+
+
+def _atom(token: str, fail: Callable[[str], InvalidInput]) -> Term:
+    if token in ("inf", "+inf", "-inf"):
+        return Constant(float(token))
+    if _NAME.fullmatch(token):
+        return Symbol(token)
+    try:
+        value = Fraction(token)
+        float(value)
+    except (ValueError, ZeroDivisionError):
+        raise fail(f"{token!r} is neither a number nor a name") from None
+    except OverflowError:
+        raise fail(f"{token!r} is beyond the range of binary64") from None
+    return Constant(value)
+
+
+def symbols(term: Term) -> frozenset[str]:
+    """The names that occur in the term."""
+    match term:
+        case Symbol(name):
+            return frozenset({name})
+        case Apply(_, args):
+            return frozenset().union(*map(symbols, args))
+    return frozenset()
+
+
+def substitute(term: Term, values: Mapping[str, Term]) -> Term:
+    """The term with symbols replaced, and simplified."""
+    match term:
+        case Symbol(name):
+            return values.get(name, term)
+        case Apply(op, args):
+            return _simple(op, *(substitute(a, values) for a in args))
+    return term
+
+
+def _simple(op: str, *args: Term) -> Term:
+    """`Apply`, with constants folded and neutral elements dropped; exact in the reals where the term is defined."""
+    values = [a.value for a in args if isinstance(a, Constant) and isinstance(a.value, Fraction)]
+    if len(values) == len(args) and op in _RATIONAL and not (op == "/" and values[1] == 0):
+        if op != "pow":
+            return Constant(_RATIONAL[op](*values))
+        if values[1].denominator == 1 and (values[0] or values[1] >= 0):
+            return Constant(values[0] ** int(values[1]))
+    match op, args:
+        case ("+", (Constant(0), a)) | ("+" | "-", (a, Constant(0))) | ("*", (Constant(1), a)) | ("*" | "/" | "pow", (a, Constant(1))):
+            return a
+        case ("*", (Constant(0), _) | (_, Constant(0))) | ("/", (Constant(0), _)):
+            return ZERO
+        case "-", (Constant(0), a):
+            return _simple("neg", a)
+        case "neg", (Apply("neg", (a,)),):
+            return a
+        case "pow", (_, Constant(0)):
+            return ONE
+        case ("min" | "max", (a, b)) if _NEUTRAL[op] in (a, b):
+            return a if b == _NEUTRAL[op] else b
+    return Apply(op, args)
+
+
+def differentiate(term: Term, variable: str = "x") -> Term:
+    """The derivative, with every other symbol constant. At a kink of abs, min or max it is the mean of both sides.
+
+    Raises:
+        InvalidInput: an operator without a derivative rule (a torch function).
+    """
+    if variable not in symbols(term):
+        return ZERO
+    if not isinstance(term, Apply):
+        return ONE
+    op, (a, *rest) = term.op, term.args
+    da = differentiate(a, variable)
+    if rest:
+        b, db = rest[0], differentiate(rest[0], variable)
+        match op:
+            case "+" | "-":
+                return _simple(op, da, db)
+            case "*":
+                return _simple("+", _simple("*", da, b), _simple("*", a, db))
+            case "/":
+                return _simple("/", _simple("-", da, _simple("*", term, db)), b)
+            case "pow":
+                return _simple("*", _simple("*", b, _simple("pow", a, _simple("-", b, ONE))), da)
+            case "min" | "max":
+                order = _simple("sign", _simple("-", a, b) if op == "max" else _simple("-", b, a))
+                half = Constant(Fraction(1, 2))
+                chosen = [_simple("*", _simple("*", half, _simple(o, ONE, order)), d) for o, d in (("+", da), ("-", db))]
+                return _simple("+", *chosen)
+    outer = _UNARY_DERIVATIVES.get(op)
+    if outer is None:
+        raise InvalidInput(f"{op!r} has no derivative rule")
+    return _simple("*", substitute(outer, {"a": a, "f": term}), da)
+
+
+# d/da op(a), with f = op(a).
+_UNARY_DERIVATIVES: Mapping[str, Term] = {
+    op: parse(text)
+    for op, text in {
+        "neg": "-1",
+        "abs": "(sign a)",
+        "sign": "0",
+        "exp": "f",
+        "expm1": "(exp a)",
+        "log": "(/ 1 a)",
+        "log1p": "(/ 1 (+ 1 a))",
+        "sqrt": "(/ 1 (* 2 f))",
+        "sin": "(cos a)",
+        "cos": "(- (sin a))",
+        "tan": "(+ 1 (* f f))",
+        "atan": "(/ 1 (+ 1 (* a a)))",
+        "tanh": "(- 1 (* f f))",
+        "erf": "(* (/ 2 (sqrt pi)) (exp (- (* a a))))",
+        "erfc": "(* (/ -2 (sqrt pi)) (exp (- (* a a))))",
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Algebra(Generic[T]):
+    """What constants and operators mean. `operator` looks a name up, None if there is none; "pow" takes an int as second argument."""
+
+    constant: Callable[[Number], T]
+    operator: Callable[[str], Callable[..., T] | None]
+    pi: Callable[[], T] | None = None
+
+
+def evaluate(term: Term, algebra: Algebra[T], values: Mapping[str, T]) -> T:
+    """The value of the term.
+
+    Raises:
+        InvalidInput: a symbol without a value, an operator that the algebra lacks, an exponent that is no integer.
+    """
+    match term:
+        case Constant(value):
+            return algebra.constant(value)
+        case Symbol(name):
+            if name in values:
+                return values[name]
+            if name == "pi" and algebra.pi is not None:
+                return algebra.pi()
+            raise InvalidInput(f"{name!r} has no value")
+        case Apply(op, args):
+            function = algebra.operator(op)
+            if function is None:
+                raise InvalidInput(f"{op!r} cannot be evaluated here")
+            if op == "pow":
+                exponent = args[1]
+                if not (isinstance(exponent, Constant) and isinstance(exponent.value, Fraction) and exponent.value.denominator == 1):
+                    raise InvalidInput(f"the exponent in {term} is not a constant integer")
+                return function(evaluate(args[0], algebra, values), int(exponent.value))
+            return function(*(evaluate(a, algebra, values) for a in args))
+
+
+def _sign(a: Number) -> Fraction:
+    return Fraction((a > 0) - (a < 0))
+
+
+_RATIONAL: Mapping[str, Callable[..., Number]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "pow": lambda a, n: a**n,
+    "min": min,
+    "max": max,
+    "abs": abs,
+    "sign": _sign,
+}
+
+
+def rational_algebra() -> Algebra[Number]:
+    """Exact arithmetic on `fractions.Fraction`: no pi, no transcendental functions."""
+    return Algebra(lambda value: value, _RATIONAL.get)
+
+
+def _extremum(name: str, other: str) -> Callable[..., Any]:
+    def operator(a: Any, b: Any) -> Any:
+        if isinstance(a, float) and isinstance(b, float):
+            return (max if name == "max" else min)(a, b)
+        if isinstance(a, float) or isinstance(b, float):
+            tensor, bound = (b, a) if isinstance(a, float) else (a, b)
+            return tensor.clamp(**{other: bound})
+        return getattr(a, name + "imum")(b)
+
+    return operator
+
+
+@functools.cache
+def tensor_algebra() -> Algebra[Any]:
+    """torch tensors of any floating type, with Python floats for what is constant; differentiable. Imports torch."""
+    import torch
+
+    def unary(name: str) -> Callable[..., Any]:
+        on_tensor, on_float = getattr(torch, name), getattr(math, name, None)
+        return lambda a: on_float(a) if on_float is not None and isinstance(a, float) else on_tensor(a)
+
+    operators: dict[str, Callable[..., Any]] = {**_RATIONAL, **{name: unary(name) for name in UNARY if name not in ("abs", "sign")}}
+    operators |= {
+        "max": _extremum("max", "min"),
+        "min": _extremum("min", "max"),
+        "sign": lambda a: float(_sign(a)) if isinstance(a, float) else torch.sign(a),
+    }
+    return Algebra(float, lambda op: torch_function(op) if _FOREIGN.fullmatch(op) else operators.get(op), lambda: math.pi)
+
+
+@functools.cache
+def torch_function(name: str) -> Callable[..., Tensor]:
+    """The torch function of this dotted name, such as `torch.nn.functional.elu`.
+
+    Raises:
+        InvalidInput: torch has no such function.
+    """
+    import torch
+
+    found: Any = torch
+    for part in name.split(".")[1:]:
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise InvalidInput(f"torch has no function {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def ball_algebra() -> Algebra[flint.arb]:
+    """Rigorous ball arithmetic at the working precision of `flint.ctx`. Imports flint."""
+    import flint
+
+    arb = flint.arb
+
+    def constant(value: Number) -> flint.arb:
+        return arb(flint.fmpq(*value.as_integer_ratio()))
+
+    def power(a: flint.arb, n: int) -> flint.arb:
+        if n < 0:
+            return 1 / power(a, -n)
+        base = abs(a) if n % 2 == 0 else a  # an even power of a ball around 0 is not negative
+        return math.prod([base] * n, start=arb(1))
+
+    operators: dict[str, Callable[..., Any]] = {**_RATIONAL, **{name: getattr(arb, name) for name in UNARY if name not in ("abs", "sign")}}
+    operators |= {"sign": arb.sgn, "abs": abs, "min": arb.min, "max": arb.max, "pow": power}
+    return Algebra(constant, operators.get, arb.pi)

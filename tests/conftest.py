@@ -1,0 +1,42 @@
+"""What the tests share: the command line as a process, and the public benchmarks where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def benchmarks() -> Path:
+    """The folder of benchmark networks and properties beside the checkout."""
+    if not BENCHMARKS.is_dir():
+        pytest.skip(f"the benchmark folder {BENCHMARKS} is missing")
+    return BENCHMARKS
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment in which a process finds this checkout's package, from any folder."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, environment: dict[str, str]) -> Run:
+    """`run_cli("verify", ...)`: the command line in a process of its own, in a temporary folder."""
+
+    def run(*args: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "milpverify", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment, check=False)
+
+    return run

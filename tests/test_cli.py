@@ -1,0 +1,345 @@
+"""The command line as a user meets it: verdicts, bad input, time limits, and Ctrl-C, all through real processes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import ROOT, Run
+from networks import absolute_value, hard_pair, write_graph, write_property, write_relu_network
+from onnx import helper
+
+BOX = ([-1.0, -1.0], [1.0, 1.0])
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    return absolute_value(tmp_path / "net.onnx")
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+def test_help_starts_fast(run_cli: Run) -> None:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = run_cli("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert {"verify", "info", "solvers"} <= set(done.stdout.split())
+    assert min(seconds) < 0.4
+
+
+def test_version(run_cli: Run) -> None:
+    assert re.fullmatch(r"milpverify \d+\.\d+\.\d+\n", run_cli("--version").stdout)
+
+
+def test_a_property_that_holds(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    done = run_cli("verify", network, write_property(tmp_path / "p.vnnlib", *BOX, "(<= Y_0 -0.5)"))
+    assert (done.returncode, done.stdout) == (0, "unsat\n")
+    assert "VERIFIED" in done.stderr
+
+
+def test_a_counterexample_is_printed_and_holds(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    done = run_cli("verify", network, write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_0 1.5)"), "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    verdict, text = done.stdout.split("\n", 1)
+    assert verdict == "sat"
+    entries = re.findall(r"\((\w+) (\S+?)\)", text)
+    assert re.fullmatch(r"\((\(\w+ [-+.\deE]+\)\s+){2}\(\w+ [-+.\deE]+\)\)\s*", text), text
+    assert [name for name, _ in entries] == ["X_0", "X_1", "Y_0"]
+    *x, y = (float(value) for _, value in entries)
+    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
+    run = session.run(None, {"x": np.array([x], dtype=np.float32)})[0].item()
+    assert run >= 1.5
+    assert y == pytest.approx(run)
+    assert max(map(abs, x)) <= 1.0
+
+
+def test_the_verdict_follows_the_threshold(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    """|x_0| + |x_1| reaches 2 and no more; both sides of it, gzipped files included."""
+    zipped = tmp_path / "net.onnx.gz"
+    zipped.write_bytes(gzip.compress(network.read_bytes()))
+    for threshold, expected in ((1.99, "sat"), (2.01, "unsat")):
+        spec = write_property(tmp_path / "p.vnnlib", *BOX, f"(>= Y_0 {threshold})")
+        spec_gz = tmp_path / "p.vnnlib.gz"
+        spec_gz.write_bytes(gzip.compress(spec.read_bytes()))
+        assert run_cli("verify", zipped, spec_gz).stdout.split()[0] == expected
+
+
+def test_json(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_0 1.5)")
+    done = run_cli("verify", network, spec, "--json", "r.json", "--seed", "7", "--no-attack", "--timeout", "30")
+    assert done.stdout.split()[0] == "sat"
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["verdict"] == "sat"
+    assert found["reason"] == "COUNTEREXAMPLE"
+    assert len(found["counterexample"]["x"]) == 2
+    assert found["counterexample"]["margin_runtime"] <= 0 >= found["counterexample"]["margin_real"]
+    assert found["options"]["seed"] == 7
+    assert found["options"]["attack"] is False
+    assert {len(digest) for digest in found["files"].values()} == {64}
+    assert {"milpverify", "torch"} <= set(found["versions"])
+    assert set(found) == documented_fields()
+    assert not list(tmp_path.glob(".r.json*"))
+
+
+def documented_fields() -> set[str]:
+    """The fields that the README's table of the JSON result names."""
+    section = (ROOT / "README.md").read_text().split("## The JSON result", 1)[1].split("\n## ", 1)[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_a_time_limit_is_called_timeout(run_cli: Run, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    done = run_cli("verify", *hard_pair(tmp_path), "--timeout", "3", "--json", "r.json")
+    assert time.perf_counter() - start < 10
+    assert (done.returncode, done.stdout) == (0, "timeout\n")
+    assert json.loads((tmp_path / "r.json").read_text())["reason"] == "TIMEOUT"
+
+
+# -------------------------------------------------------------------------------------------------------- info, solvers
+
+
+def test_info(run_cli: Run, network: Path) -> None:
+    done = run_cli("info", network)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["Gemm", "2", "yes"] in rows
+    assert ["Relu", "1", "yes"] in rows
+    assert any({"x", "input"} <= set(row) for row in rows)
+    assert any({"y", "output"} <= set(row) for row in rows)
+    assert any(row[:2] == ["relu", "4"] for row in rows)
+
+
+def test_info_lists_every_unsupported_operator(run_cli: Run, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Frobnicate", ["x"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Defenestrate", ["b"], ["y"], name="second"),
+    ]
+    done = run_cli("info", write_graph(tmp_path / "odd.onnx", nodes, 2, 2))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["Frobnicate", "1", "no"] in rows
+    assert ["Defenestrate", "1", "no"] in rows
+    assert ["Relu", "1", "yes"] in rows
+
+
+def test_solvers(run_cli: Run) -> None:
+    done = run_cli("solvers")
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert {"scip", "highs", "gurobi", "z3"} <= set(names)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit status 2, nothing on standard output, one line on standard error that says what is wrong."""
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("milpverify: error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def good_property(folder: Path) -> Path:
+    return write_property(folder / "good.vnnlib", *BOX, "(>= Y_0 1.5)")
+
+
+def test_truncated_onnx(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    data = network.read_bytes()
+    network.write_bytes(data[: len(data) * 2 // 3])
+    refused(run_cli("verify", network, good_property(tmp_path)), "net.onnx")
+
+
+def test_truncated_gzip(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    zipped = tmp_path / "net.onnx.gz"
+    zipped.write_bytes(gzip.compress(network.read_bytes())[:-20])
+    refused(run_cli("verify", zipped, good_property(tmp_path)), "net.onnx.gz")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a network\n" * 10])
+def test_not_onnx_at_all(run_cli: Run, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "net.onnx").write_bytes(content)
+    refused(run_cli("verify", "net.onnx", good_property(tmp_path)), "net.onnx")
+
+
+def test_unknown_operator(run_cli: Run, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"], name="the_odd_node")]
+    network = write_graph(tmp_path / "odd.onnx", nodes, 2, 1)
+    refused(run_cli("verify", network, good_property(tmp_path)), "Frobnicate", "the_odd_node")
+
+
+def test_wrong_input_count(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    for count in (1, 3):
+        spec = write_property(tmp_path / "p.vnnlib", [0.0] * count, [1.0] * count, "(>= Y_0 1.5)")
+        refused(run_cli("verify", network, spec), "p.vnnlib", "the network has 2")
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(run_cli: Run, tmp_path: Path, weight: float) -> None:
+    network = write_relu_network(tmp_path / "bad.onnx", [(np.array([[1.0, weight]]), np.zeros(1)), (np.ones((1, 1)), np.zeros(1))])
+    refused(run_cli("verify", network, good_property(tmp_path)), "w0")
+
+
+def test_empty_box(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    refused(run_cli("verify", network, write_property(tmp_path / "p.vnnlib", [-1.0, 0.5], [1.0, 0.25], "(>= Y_0 1.5)")), "X_1", "empty")
+
+
+@pytest.mark.parametrize("bad", ["(assert (<= Y_0 1.0)", "(assert (<= Y_0 one))", "(assert (frob Y_0 1.0))", ")"])
+def test_malformed_property(run_cli: Run, network: Path, tmp_path: Path, bad: str) -> None:
+    spec = good_property(tmp_path)
+    lines = spec.read_text().splitlines()
+    spec.write_text("\n".join([*lines, bad]) + "\n")
+    refused(run_cli("verify", network, spec), "good.vnnlib", f"line {len(lines) + 1}")
+
+
+def test_a_missing_output(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_3 1.5)", ny=4)
+    refused(run_cli("verify", network, spec), "output")
+    spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_3 1.5)")
+    refused(run_cli("verify", network, spec), "Y_3")
+
+
+def test_missing_files(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    spec = good_property(tmp_path)
+    refused(run_cli("verify", "nowhere.onnx", spec), "nowhere.onnx")
+    refused(run_cli("verify", network, "nowhere.vnnlib"), "nowhere.vnnlib")
+    refused(run_cli("verify", tmp_path, spec), tmp_path.name)
+    refused(run_cli("info", "nowhere.onnx"), "nowhere.onnx")
+    refused(run_cli("verify", network, spec, "--json", "nowhere/r.json"), "nowhere/r.json")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("verify", "net.onnx"), ("frobnicate",), ("verify", "a", "b", "--method", "guess"), ("verify", "a", "b", "--timeout", "-1"),
+     ("verify", "a", "b", "--timeout", "nan"), ("verify", "a", "b", "--timeout", "soon"), ("verify", "a", "b", "--frobnicate")],
+)  # fmt: skip
+def test_bad_arguments(run_cli: Run, arguments: tuple[str, ...]) -> None:
+    refused(run_cli(*arguments))
+
+
+def test_debug_shows_the_traceback(run_cli: Run, tmp_path: Path) -> None:
+    done = run_cli("verify", "nowhere.onnx", good_property(tmp_path), "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes below this one, from /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def all_gone(pids: set[int], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def solving(tmp_path: Path, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+    """A run in the middle of a solve that would take minutes, and its solver processes."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    network, spec = hard_pair(tmp_path)
+    command = [sys.executable, "-m", "milpverify", "verify", str(network), str(spec), "--method", "milp", "--json", "r.json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes) as process:
+        children: set[int] = set()
+        end = time.monotonic() + 60
+        while not children and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+            children = descendants(process.pid)
+        assert children, "the run started no solver process"
+        time.sleep(1.5)
+        assert process.poll() is None, process.communicate()
+        children |= descendants(process.pid)
+        try:
+            yield process, children
+        finally:
+            for pid in {process.pid, *children}:
+                if alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_answers_and_leaves_no_child(
+    solving: tuple[subprocess.Popen[str], set[int]], tmp_path: Path, signum: signal.Signals
+) -> None:
+    process, children = solving
+    start = time.monotonic()
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - start < 2
+    assert all_gone(children, 0.5)
+    assert (process.returncode, out) == (0, "unknown\n")
+    assert "interrupted" in err
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["reason"] == "INTERRUPTED"
+    assert float(found["lower_bound"]) <= 0
+
+
+def test_ctrl_c_at_the_terminal_reaches_the_whole_group(solving: tuple[subprocess.Popen[str], set[int]]) -> None:
+    process, children = solving
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=2)
+    assert (process.returncode, out) == (0, "unknown\n")
+    assert all_gone(children, 0.5)
+
+
+def test_the_second_ctrl_c_ends_at_once(solving: tuple[subprocess.Popen[str], set[int]]) -> None:
+    process, children = solving
+    process.send_signal(signal.SIGSTOP)  # so that the second signal finds the run still on its way out
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=2)
+    assert all_gone(children, 1.0)
+
+
+def test_a_killed_run_leaves_no_child(solving: tuple[subprocess.Popen[str], set[int]]) -> None:
+    process, children = solving
+    process.kill()
+    process.wait(timeout=2)
+    assert all_gone(children, 2.0)

@@ -1,0 +1,72 @@
+"""The examples run as they are written, and say what they are meant to say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import ROOT, Run
+
+EXAMPLES = ROOT / "examples"
+NUMBERED = sorted(path.name for path in EXAMPLES.glob("[0-9]*"))
+
+
+@pytest.fixture
+def commands(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
+    """An environment in which `python` and `milpverify` are this Python and this checkout."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, command in (("python", sys.executable), ("milpverify", f"{sys.executable} -m milpverify")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        script.chmod(0o755)
+    return {**environment, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str:
+    command = ["sh" if name.endswith(".sh") else sys.executable, str(EXAMPLES / name), *args]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_numbered_example_is_tested() -> None:
+    assert NUMBERED == ["01_digits_robustness.py", "02_command_line.sh"]
+
+
+def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
+    lines = run_example("01_digits_robustness.py", tmp_path, commands).splitlines()
+    assert len(lines) == 9
+    small = [line for line in lines if "eps 0.01" in line]
+    large = [line for line in lines if "eps 0.3 " in line]
+    assert all("VERIFIED" in line for line in small)
+    assert all("FALSIFIED" in line and "seen as" in line for line in large)
+
+
+def test_command_line(tmp_path: Path, commands: dict[str, str]) -> None:
+    out = run_example("02_command_line.sh", tmp_path, commands, str(tmp_path / "made"))
+    assert "Gemm" in out
+    assert out.splitlines()[-4:-2] == ["unsat", "sat"]
+    assert out.splitlines()[-2].startswith("((X_0 ")
+    assert (tmp_path / "made" / "robust.json").is_file()
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
+def test_the_committed_pairs(run_cli: Run, name: str, verdict: str) -> None:
+    done = run_cli("verify", EXAMPLES / "digits.onnx", EXAMPLES / f"{name}.vnnlib", "--timeout", "60")
+    assert (done.returncode, done.stdout.split()[0]) == (0, verdict), done.stderr
+
+
+def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Properties to the letter; weights in structure only, as training depends on the machine's arithmetic."""
+    run_example("make_digits.py", tmp_path, environment, str(tmp_path))
+    for name in ("robust.vnnlib", "fragile.vnnlib"):
+        assert (tmp_path / name).read_text() == (EXAMPLES / name).read_text()
+    made, kept = (onnx.load(folder / "digits.onnx") for folder in (tmp_path, EXAMPLES))
+    assert [(n.op_type, list(n.input), list(n.output)) for n in made.graph.node] == [
+        (n.op_type, list(n.input), list(n.output)) for n in kept.graph.node
+    ]

@@ -1,0 +1,76 @@
+"""The package as people get it: light to import, public names that resolve, and data that travels with every kind of install."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import milpverify
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str, environment: dict[str, str], cwd: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=cwd, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy(environment: dict[str, str], tmp_path: Path) -> None:
+    code = "import sys, milpverify, milpverify.cli; print([m for m in sys.modules if '.' not in m])"
+    loaded = python(code, environment, tmp_path)
+    for heavy in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3", "flint", "networkx"):
+        assert f"'{heavy}'" not in loaded
+
+
+@pytest.mark.parametrize("name", milpverify.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(milpverify, name) is not None
+    assert name in dir(milpverify)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = milpverify.no_such_thing
+
+
+def test_functions_are_not_hidden_by_the_modules_of_their_name(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "import milpverify.verify, milpverify.bounds, milpverify as mv\n"
+        "from milpverify import bounds\n"
+        "from milpverify.bounds import bounds as same\n"
+        "print(callable(mv.verify), callable(mv.bounds), bounds is same)"
+    )
+    assert python(code, environment, tmp_path).split() == ["True"] * 3
+
+
+def test_every_module_imports() -> None:
+    for path in sorted((ROOT / "milpverify").rglob("*.py")):
+        if path.name != "__main__.py":
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+
+
+def test_the_catalogue_folder_holds_no_python() -> None:
+    assert not list((ROOT / "encodings").rglob("*.py"))
+
+
+def test_wheel_and_editable_wheel_carry_the_catalogue(tmp_path: Path) -> None:
+    build = pytest.importorskip("hatchling.build", reason="hatchling is not installed here; the wheel is tested by .ci/run too")
+    tables = {path.name for path in (ROOT / "encodings").glob("*.toml")}
+    assert tables
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        wheel = tmp_path / build.build_wheel(str(tmp_path))
+        (tmp_path / "editable").mkdir()
+        editable = tmp_path / "editable" / build.build_editable(str(tmp_path / "editable"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert tables <= {name.removeprefix("milpverify/encodings/") for name in names if name.startswith("milpverify/encodings/")}
+    assert "milpverify/py.typed" in names
+    assert not [name for name in names if name.startswith(("encodings/", "tests/", "examples/"))]
+    # An editable install points back at the checkout, where the catalogue lies beside the package.
+    assert [name for name in zipfile.ZipFile(editable).namelist() if name.endswith(".pth")]
