@@ -186,10 +186,19 @@ def _stop_signals(deadline: Deadline) -> Iterator[None]:
 def info(network: Network, debug: Debug = False) -> None:
     """Show a network's shapes, operators, nonlinearities, and what is supported."""
     with _reported(debug):
-        from milpverify.frontends.onnx import SUPPORTED, read_onnx
+        from milpverify.frontends.onnx import read_onnx
+        from milpverify.frontends.overview import overview
 
-        model = read_onnx(network)
-        typer.echo(_columns([("solver",)]))
+        found = overview(read_onnx(network))
+        tables = [
+            _columns([("tensor", "name", "type", "shape"), *found.tensors]),
+            _columns([("operator", "count", "supported"), *((name, count, _yes(ok)) for name, count, ok in found.operators)]),
+        ]
+        if found.obstacle:
+            tables.append(f"It cannot be verified: {found.obstacle}")
+        else:
+            tables.append(_columns([("nonlinearity", "neurons"), *found.neurons.items()]))
+        typer.echo("\n\n".join(tables))
 
 
 @app.command()
@@ -199,10 +208,13 @@ def solvers(debug: Debug = False) -> None:
         from milpverify.solvers.registry import available
 
         rows = [
-            (s.name, s.version or "-", "yes" if s.licensed else "no", ", ".join(sorted(c.value for c in s.capabilities)), s.note)
-            for s in available()
+            (s.name, s.version or "-", _yes(s.licensed), ", ".join(sorted(c.value for c in s.capabilities)), s.note) for s in available()
         ]
         typer.echo(_columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _columns(rows: Sequence[Sequence[object]]) -> str:

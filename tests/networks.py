@@ -51,7 +51,7 @@ def absolute_value(path: Path) -> Path:
 
 
 def hard_pair(folder: Path) -> tuple[Path, Path]:
-    """A network and a property that no solver decides within minutes: a wide random network, a threshold just below its attainable minimum."""
+    """What no solver decides within minutes: a wide random network, and a threshold just below what descent attains."""
     rng = np.random.default_rng(0)
     sizes = [24, 64, 64, 64, 1]
     layers = [(rng.normal(0, (2 / n) ** 0.5, (m, n)), rng.normal(0, 0.3, m)) for n, m in pairwise(sizes)]
