@@ -1,0 +1,145 @@
+"""What a graph's output is in real arithmetic: rigorous intervals at a point, and exact rationals for piecewise-linear graphs.
+
+`enclose` carries a centre and a radius through the graph (running error analysis; Higham, Accuracy and Stability of
+Numerical Algorithms, section 3.3): it says what is true of the reals whatever the order of summation. It is not meant for boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from milpverify.interval import down, up
+from milpverify.operators import Affine, Elementwise, Input
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from milpverify.graph import Graph, Node
+    from milpverify.pieces import Pieces
+
+_UNIT = 2.0**-53
+_UNDERFLOW = 2.0**-1020  # what a product may lose by underflow, flushing to zero included, and more
+_MAX_DENSE = 200_000_000
+
+
+def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Intervals that contain f(x) in real arithmetic on the stored weights, at the points x (N, nx) float64.
+
+    For an affine node with an inner product of n terms and inputs c -+ r,
+
+        centre = fl(W c + b),    radius = |W| r + gamma(n) (|W| |c| + |b|),    gamma(n) = n u / (1 - n u),
+
+    enlarged for the rounding of the radius itself; nonlinearities go through their outward-rounded interval rule.
+
+    Returns:
+        lower, upper: (N, ny) float64; infinite where the arithmetic overflows.
+    """
+    if graph.dtype != torch.float64 or x.dtype != torch.float64:
+        raise ValueError("an enclosure needs the float64 graph, whose weights are exact, and float64 points")
+    centres: list[Tensor] = []
+    radii: list[Tensor] = []
+    with torch.no_grad():
+        for node in graph.nodes:
+            match node.op:
+                case Input():
+                    centre, radius = x, torch.zeros_like(x)
+                case Affine() as op:
+                    centre, radius = _affine(op, [centres[i] for i in node.inputs], [radii[i] for i in node.inputs])
+                case Elementwise(function):
+                    lower, upper = function.interval(*_ends(centres[node.inputs[0]], radii[node.inputs[0]]))
+                    centre = lower + (upper - lower) / 2
+                    radius = up(torch.maximum(upper - centre, centre - lower))
+                case _:
+                    raise NotImplementedError(f"no enclosure rule for {type(node.op).__name__} ({node.name})")
+            centres.append(centre.expand(len(x), *node.shape))
+            radii.append(radius.expand(len(x), *node.shape))
+        lower, upper = _ends(centres[graph.output], radii[graph.output])
+    return lower.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf), upper.nan_to_num(
+        nan=math.inf, posinf=math.inf, neginf=-math.inf
+    )
+
+
+def _affine(op: Affine, centres: list[Tensor], radii: list[Tensor]) -> tuple[Tensor, Tensor]:
+    absolute = op.absolute()
+    terms = op.terms + 3
+    gamma = terms * _UNIT / (1 - terms * _UNIT)
+    size = absolute.forward([c.abs() for c in centres])
+    # 4 gamma covers that |W| r, |W| |c| and their sum are rounded too.
+    radius = (absolute.linear(radii) + gamma * size) * (1 + 4 * gamma) + terms * _UNDERFLOW
+    return op.forward(centres), radius
+
+
+def _ends(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    return down(centre - radius), up(centre + radius)
+
+
+def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) -> list[Fraction] | None:
+    """f(x) in rational arithmetic at one point x (nx,), None where that is impossible or too expensive.
+
+    The rows of an affine node are exact, for they are multiplied by ones and zeros only; what is evaluated exactly besides are
+    piecewise-linear functions, whose pieces are exact in binary64.
+
+    Args:
+        limit: the number of multiplications that are affordable (about a microsecond each).
+    """
+    needed = graph.ancestors[graph.output]
+    sources = {node.id: [graph.nodes[i] for i in node.inputs] for node in graph.nodes}
+    affine = [node for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
+    products = sum(node.size * node.op.terms for node in affine if isinstance(node.op, Affine))
+    dense = sum(node.size * source.size for node in affine for source in sources[node.id])
+    if products > limit or dense > _MAX_DENSE or not np.isfinite(x).all():
+        return None
+    values: dict[int, list[Fraction]] = {}
+    for node in graph.nodes:
+        if node.id not in needed:
+            continue
+        match node.op:
+            case Input():
+                values[node.id] = [Fraction(v) for v in x.tolist()]
+            case Affine():
+                values[node.id] = _exact_affine(node, sources[node.id], values)
+            case Elementwise(function):
+                if function.pieces is None:
+                    return None
+                values[node.id] = [_exact_value(function.pieces, v) for v in values[node.inputs[0]]]
+            case _:
+                return None
+    return values[graph.output]
+
+
+def _exact_value(pieces: Pieces, x: Fraction) -> Fraction:
+    k = bisect_left(pieces.breakpoints, x)
+    if k < len(pieces.breakpoints) and pieces.breakpoints[k] == x:
+        return Fraction(pieces.values[k])
+    return Fraction(pieces.slopes[k]) * x + Fraction(pieces.intercepts[k])
+
+
+def _exact_affine(node: Node, sources: list[Node], values: dict[int, list[Fraction]]) -> list[Fraction]:
+    op = node.op
+    assert isinstance(op, Affine)
+    bias = [0.0] * node.size if op.bias is None else op.bias.expand(node.shape).reshape(-1).tolist()
+    # Integers over one denominator per source: the inner loop has no fractions to reduce.
+    denominators = [math.lcm(*(v.denominator for v in values[s.id])) for s in sources]
+    integers = [[v.numerator * (d // v.denominator) for v in values[s.id]] for s, d in zip(sources, denominators, strict=True)]
+    chunk = max(1, 4_000_000 // max(1, sum(s.size for s in sources)))
+    out: list[Fraction] = []
+    for start in range(0, node.size, chunk):
+        index = torch.arange(start, min(start + chunk, node.size))
+        parts = [p.reshape(len(index), -1).numpy() for p in op.rows(index, node.shape)]
+        for r in range(len(index)):
+            total = Fraction(bias[start + r])
+            for part, entries, denominator in zip(parts, integers, denominators, strict=True):
+                columns = np.flatnonzero(part[r])
+                ratios = [w.as_integer_ratio() for w in part[r, columns].tolist()]
+                scale = max((d for _, d in ratios), default=1)  # of powers of two
+                product = sum(n * (scale // d) * entries[c] for (n, d), c in zip(ratios, columns.tolist(), strict=True))
+                total += Fraction(product, scale * denominator)
+            out.append(total)
+    return out

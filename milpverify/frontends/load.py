@@ -1,0 +1,34 @@
+"""A problem from an ONNX network and a VNN-LIB property."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from milpverify.frontends import onnx_check
+from milpverify.frontends.onnx import lower, read_onnx
+from milpverify.frontends.runtime import OnnxRuntime
+from milpverify.frontends.vnnlib import parse_vnnlib, read_vnnlib
+from milpverify.spec import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load(network_path: str | Path, property_path: str | Path) -> Problem:
+    """The problem of an ONNX network and a VNN-LIB 1.0 property (either may be compressed: .gz).
+
+    The lowered network is compared with ONNX Runtime on points of the property's first box. Counterexamples are re-run in
+    ONNX Runtime on the network as it was read.
+
+    Raises:
+        InvalidModel: the network cannot be read, or what it was lowered to differs from ONNX Runtime.
+        UnsupportedOperator: an operator of the network has no rule.
+        InvalidProperty: the property cannot be read, or is about other inputs and outputs than the network's.
+    """
+    text = read_vnnlib(property_path)
+    model = read_onnx(network_path)
+    graph = lower(model)
+    disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
+    if disjuncts:
+        onnx_check.check(graph, model, disjuncts[0].box)
+    return Problem(graph, disjuncts, OnnxRuntime(model), (str(network_path), str(property_path)))

@@ -1,0 +1,1 @@
+"""The exact search: deciding disjuncts by bounds, branching and solvers."""

@@ -1,0 +1,354 @@
+"""Looking for counterexamples: batched projected gradient on the disjunctive property, and a local search around a point.
+
+What is found here is only a candidate: `witness.judge` alone makes a counterexample of it.
+
+Projected sign gradient after Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (arXiv 1706.06083);
+output-diversified starts after Tashiro et al., Diversity can be Transferred (arXiv 2003.06878).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milpverify.graph import evaluate
+from milpverify.search.witness import Judgement, Status, exact_residuals, holds, judge, representable, rounded
+from milpverify.spec import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from milpverify.config import Deadline
+    from milpverify.graph import Graph
+    from milpverify.result import Counterexample
+    from milpverify.spec import Array, Disjunct, Problem
+
+_MAX_DISJUNCTS = 128  # attacked in one batch
+_MAX_STARTS = 512  # in one batch
+_MAX_ENTRIES = 30_000_000  # of all node values and rows of a batch
+_MAX_JUDGEMENTS = 16  # per batch: a runtime that denies this many points would deny the next
+_FIRST_STEP, _LAST_STEP = 0.25, 0.003  # of the box width
+_DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
+_NEAR = 0.01  # of the spread of the margins: near enough for a local search
+
+
+@dataclass(frozen=True, eq=False)
+class AttackOutcome:
+    """What an attack found.
+
+    `points` (D, nx) float64 are the best inputs per disjunct and `margins` (D,) their margins as the search computed them, inf
+    where a disjunct was not reached. `disagreement` is a point whose violation the runtime and the reals do not agree on.
+    """
+
+    points: Array
+    margins: Array
+    counterexample: Counterexample | None = None
+    disagreement: Judgement | None = None
+
+
+def attack(
+    problem: Problem,
+    graph: Graph,
+    disjuncts: Sequence[Disjunct],
+    deadline: Deadline,
+    seed: int = 0,
+    *,
+    starts: int = 32,
+    steps: int = 24,
+    rounds: int = 2,
+) -> AttackOutcome:
+    """Projected sign-gradient descent on the margin, for all disjuncts at once; ends at the first counterexample.
+
+    Every start belongs to one disjunct and stays in its box, on numbers of the graph's precision. The first round starts from
+    the centre, the corner that the centre's gradient points to, random points and random corners; later rounds from points
+    that a random direction of the output was followed from. Half of the starts descend the largest residual, the other half the sum of
+    the positive ones. Linear constraints between inputs are projected on. The same seed gives the same result unless the deadline cuts it.
+
+    Args:
+        graph: `problem.graph` in the precision and on the device to search in.
+        starts: per disjunct and round, fewer where disjuncts are many or the network is large.
+    """
+    generator = torch.Generator(graph.device).manual_seed(seed)
+    batches: list[_Batch] = []
+    for first in range(0, len(disjuncts), _MAX_DISJUNCTS):
+        batch = _Batch(problem, graph, disjuncts[first : first + _MAX_DISJUNCTS], generator)
+        batches.append(batch)
+        for number in range(rounds):
+            if batch.counterexample is None and not deadline.expired():
+                batch.descend(deadline, starts, steps, diversify=number > 0)
+        if batch.counterexample is None and not deadline.expired():
+            batch.refine()
+        if batch.counterexample is not None or deadline.expired():
+            break
+    reached = sum(len(b.margins) for b in batches)
+    return AttackOutcome(
+        np.concatenate([*(b.points for b in batches), _centres(disjuncts[reached:], graph.nx)]),
+        np.concatenate([*(b.margins for b in batches), np.full(len(disjuncts) - reached, np.inf)]),
+        batches[-1].counterexample if batches else None,
+        next((b.disagreement for b in batches if b.disagreement is not None), None),
+    )
+
+
+class _Batch:
+    """Some disjuncts under attack, with the best point of each."""
+
+    def __init__(self, problem: Problem, graph: Graph, disjuncts: Sequence[Disjunct], generator: torch.Generator) -> None:
+        self.problem, self.graph, self.disjuncts, self.generator = problem, graph, disjuncts, generator
+        self.lower, self.upper = (_tensor(side, graph) for side in _inner_boxes(disjuncts, graph.dtype))
+        self.unsafe = _Table.pad([d.unsafe for d in disjuncts], graph)
+        self.domain = _Table.pad([d.domain for d in disjuncts], graph) if any(len(d.domain) for d in disjuncts) else None
+        self.points = _centres(disjuncts, graph.nx)
+        self.margins = np.full(len(disjuncts), np.inf)
+        self.spread = 0.0  # of the margins at the starts: what a small margin is compared with
+        self.judgements = 0
+        self.counterexample: Counterexample | None = None
+        self.disagreement: Judgement | None = None
+
+    def descend(self, deadline: Deadline, starts: int, steps: int, diversify: bool) -> None:
+        """One round of projected sign-gradient descent."""
+        count = len(self.disjuncts)
+        entries = sum(node.size for node in self.graph.nodes) + self.unsafe.entries + (self.domain.entries if self.domain else 0)
+        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count)))
+        owner = torch.arange(count, device=self.graph.device).repeat_interleave(each)
+        kind = torch.arange(len(owner), device=self.graph.device) % each
+        lower, upper, unsafe = self.lower[owner], self.upper[owner], self.unsafe.of(owner)
+        domain = self.domain.of(owner) if self.domain else None
+        width = upper - lower
+
+        def project(x: Tensor) -> Tensor:
+            x = torch.minimum(torch.maximum(x, lower), upper)
+            for _ in range(3 if domain else 0):
+                x = torch.minimum(torch.maximum(domain.project(x, width > 0), lower), upper) if domain else x
+            return x
+
+        x = project(self.start(owner, kind, lower, width, diversify))
+        if diversify:
+            direction = torch.randn(len(owner), self.graph.ny, generator=self.generator, device=x.device, dtype=x.dtype)
+            for _ in range(2):
+                gradient, _ = _gradient(self.graph, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
+                x = torch.where((kind == 0)[:, None], x, project(x + _FIRST_STEP * width * gradient.sign()))
+        best, best_margin = x, x.new_full((len(owner),), math.inf)
+        for step in range(steps):
+            gradient, margin = _gradient(self.graph, x, unsafe.residual, kind % 2 == 0)
+            if domain is not None:
+                margin = margin.masked_fill(domain.distance(x).amax(1) > _DOMAIN_TOLERANCE, math.inf)
+            if step == 0 and (finite := margin[margin.isfinite()]).numel():
+                self.spread = max(self.spread, float(finite.max() - finite.min()))
+            better = margin < best_margin
+            best, best_margin = torch.where(better[:, None], x, best), torch.where(better, margin, best_margin)
+            value, index = torch.where(better, margin, math.inf).min(0)
+            if value.item() <= 0 and self.found(int(owner[index]), x[index]):
+                return
+            if deadline.expired():
+                break
+            size = _FIRST_STEP * (_LAST_STEP / _FIRST_STEP) ** (step / max(1, steps - 1)) * width
+            if step == 0 and not diversify:
+                size = torch.where((kind == 1)[:, None], width, size)  # to the corner
+            x = project(x - size * gradient.sign())
+        margins, places = best_margin.reshape(count, each).min(1)
+        improved = margins.double().cpu().numpy() < self.margins
+        chosen = best[torch.arange(count, device=places.device) * each + places].double().cpu().numpy()
+        self.points[improved] = chosen[improved]
+        self.margins[improved] = margins.double().cpu().numpy()[improved]
+
+    def start(self, owner: Tensor, kind: Tensor, lower: Tensor, width: Tensor, diversify: bool) -> Tensor:
+        """The centre twice, then random points and corners in turns; later the neighbourhood of the best point and random points."""
+        unit = torch.rand(lower.shape, generator=self.generator, device=lower.device, dtype=lower.dtype)
+        if diversify:
+            near = _tensor(self.points, self.graph)[owner] + 0.1 * (unit - 0.5) * width
+            return torch.where((kind == 0)[:, None], near, lower + unit * width)
+        unit = torch.where((kind % 2 == 1)[:, None], unit.round(), unit)
+        return lower + torch.where((kind < 2)[:, None], 0.5, unit) * width
+
+    def found(self, index: int, x: Tensor) -> bool:
+        """Judge a point of one disjunct; whether it is a counterexample."""
+        if self.judgements == _MAX_JUDGEMENTS:
+            return False
+        self.judgements += 1
+        disjunct = self.disjuncts[index]
+        judgement = judge(self.problem, disjunct, restore(disjunct, x.double().cpu().numpy()))
+        if judgement.status is Status.FLOAT_SEMANTICS and self.disagreement is None:
+            self.disagreement = judgement
+        self.counterexample = judgement.counterexample
+        return self.counterexample is not None
+
+    def refine(self) -> None:
+        """Polish the best two points that come near to a violation."""
+        for index in np.argsort(self.margins, kind="stable")[:2].tolist():
+            if self.counterexample is None and self.margins[index] <= _NEAR * self.spread:
+                self.counterexample = polish(self.problem, self.disjuncts[index], self.points[index])
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The rows of several disjuncts, padded with rows that always hold: (D, R, nx), (D, R, ny), (D, R)."""
+
+    x_rows: Tensor | None
+    y_rows: Tensor
+    rhs: Tensor
+
+    @staticmethod
+    def pad(tables: Sequence[Rows], graph: Graph) -> _Table:
+        height = max(1, *(len(t) for t in tables))
+        x_rows = np.zeros((len(tables), height, graph.nx)) if any(t.mentions_x.any() for t in tables) else None
+        y_rows, rhs = np.zeros((len(tables), height, graph.ny)), np.full((len(tables), height), np.inf)
+        for i, table in enumerate(tables):
+            y_rows[i, : len(table)], rhs[i, : len(table)] = table.y_rows, table.rhs
+            if x_rows is not None:
+                x_rows[i, : len(table)] = table.x_rows
+        return _Table(None if x_rows is None else _tensor(x_rows, graph), _tensor(y_rows, graph), _tensor(rhs, graph))
+
+    @property
+    def entries(self) -> int:
+        """Numbers per disjunct."""
+        return self.y_rows[0].numel() + (0 if self.x_rows is None else self.x_rows[0].numel())
+
+    def of(self, owner: Tensor) -> _Table:
+        """The rows of the disjunct that each start belongs to."""
+        return _Table(None if self.x_rows is None else self.x_rows[owner], self.y_rows[owner], self.rhs[owner])
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        linear = (self.y_rows @ y[:, :, None])[:, :, 0] - self.rhs
+        return linear if self.x_rows is None else linear + (self.x_rows @ x[:, :, None])[:, :, 0]
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far x violates rows on inputs alone, in units of their largest coefficient."""
+        assert self.x_rows is not None
+        excess = (self.x_rows @ x[:, :, None])[:, :, 0] - self.rhs
+        return excess.clamp(min=0) / self.x_rows.abs().amax(2).clamp(min=1e-30)
+
+    def project(self, x: Tensor, free: Tensor) -> Tensor:
+        """Project x onto one row on inputs after the other, moving the free coordinates only."""
+        assert self.x_rows is not None
+        for row, rhs in zip(self.x_rows.unbind(1), self.rhs.unbind(1), strict=True):
+            normal = row * free
+            excess = ((row * x).sum(1) - rhs).clamp(min=0)
+            x = x - (excess / (normal * normal).sum(1).clamp(min=1e-30))[:, None] * normal
+        return x
+
+
+def _gradient(graph: Graph, x: Tensor, residual: Callable[[Tensor, Tensor], Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the largest residual (where `largest`) or of the sum of the positive ones, and the margins (N,)."""
+    x = x.detach().requires_grad_()
+    residuals = residual(x, evaluate(graph, x))
+    margin, total = residuals.amax(1), residuals.clamp(min=0).sum(1)
+    (gradient,) = torch.autograd.grad(torch.where(largest | (total == 0), margin, total).sum(), x)
+    return gradient.nan_to_num(), margin.detach().nan_to_num(nan=math.inf, neginf=-math.inf)
+
+
+def _tensor(values: Array, graph: Graph) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(graph.device, graph.dtype)
+
+
+def _centres(disjuncts: Sequence[Disjunct], nx: int) -> Array:
+    return np.array([(d.box.lower + d.box.upper) / 2 for d in disjuncts], dtype=np.float64).reshape(-1, nx)
+
+
+def _inner_boxes(disjuncts: Sequence[Disjunct], dtype: torch.dtype) -> tuple[Array, Array]:
+    """The bounds (D, nx) moved inward to the precision of the search; where nothing is left, both are the nearest number."""
+    lower, upper = np.array([d.box.lower for d in disjuncts]), np.array([d.box.upper for d in disjuncts])
+    if dtype == torch.float64:
+        return lower, upper
+    low, high = lower.astype(np.float32), upper.astype(np.float32)
+    low = np.where(low < lower, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > upper, np.nextafter(high, np.float32(-np.inf)), high)
+    nearest = lower.astype(np.float32)
+    return np.where(low > high, nearest, low).astype(np.float64), np.where(low > high, nearest, high).astype(np.float64)
+
+
+def restore(disjunct: Disjunct, x: Array) -> Array:
+    """A point near x that satisfies the disjunct's linear constraints between inputs exactly, or x where none is found.
+
+    One coordinate after the other is moved to where a violated row holds. Equations can only be met where the other terms
+    add up to a float64, so a coarse grid is tried where x itself does not lead there.
+    """
+    if not len(disjunct.domain):
+        return x
+    box = disjunct.box
+    unit = 2.0 ** (math.frexp(float(np.abs(np.stack([box.lower, box.upper])).max()))[1] - 20)
+    for start in (x, np.round(x / unit) * unit):
+        point = np.clip(start, box.lower, box.upper)
+        if _repair(disjunct, point):
+            return point
+    return x
+
+
+def _repair(disjunct: Disjunct, point: Array) -> bool:
+    """Move coordinates of `point` until every row of the domain holds exactly; whether that succeeded."""
+    box, domain = disjunct.box, disjunct.domain
+    nothing = [0.0] * domain.y_rows.shape[1]
+    for _ in range(4):
+        residuals = exact_residuals(domain, point, nothing)
+        if holds(domain, residuals):
+            return True
+        for r in range(len(domain)):
+            row = Rows(domain.x_rows[r : r + 1], domain.y_rows[r : r + 1], domain.rhs[r : r + 1], domain.strict[r : r + 1])
+            (residual,) = exact_residuals(row, point, nothing)
+            if holds(row, [residual]):
+                continue
+            for j in sorted(np.flatnonzero(row.x_rows[0]).tolist(), key=lambda j: -abs(domain.x_rows[r, j])):
+                coefficient = Fraction(domain.x_rows[r, j])
+                exact = Fraction(point[j]) - Fraction(residual) / coefficient
+                towards = -math.inf if coefficient > 0 else math.inf
+                moved = rounded(exact, towards)
+                if domain.strict[r] and moved == exact:
+                    moved = math.nextafter(moved, towards)
+                if box.lower[j] <= moved <= box.upper[j]:
+                    point[j] = moved
+                    break
+    return holds(domain, exact_residuals(domain, point, nothing))
+
+
+def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12) -> Counterexample | None:
+    """A counterexample near x (nx,), such as the point of a solver whose tolerances let it miss by a little, or None.
+
+    Each iteration evaluates, in float64, a geometric sequence of steps along the gradient of the largest residual and along its
+    sign, with the coordinates held back that their bounds block, and moves to the best; what has a margin <= 0 is judged.
+    """
+    graph, box, rows = problem.graph, disjunct.box, disjunct.unsafe
+    x = restore(disjunct, representable(graph, box, x))
+    judgement = judge(problem, disjunct, x)
+    if judgement.counterexample is not None or not len(rows):
+        return judgement.counterexample
+    width = box.upper - box.lower
+    scales = 0.5 ** np.arange(0.0, 40.0, min(8.0, 1.0 + sum(n.size for n in graph.nodes) / 20_000))
+    for _ in range(iterations):
+        gradient, margin = _descent(graph, rows, x)
+        blocked = np.where(gradient > 0, x <= box.lower, x >= box.upper) | (width == 0)
+        free = np.where(blocked, 0.0, gradient)
+        slope = float(free @ free)
+        if not 0.0 < slope < math.inf:
+            return None
+        # The first direction leads to minus the present margin in one step, were the graph linear.
+        newton = -2.0 * max(abs(margin), 1e-9) / slope * free
+        steps = np.concatenate([np.outer(16.0 * scales, newton), np.outer(scales, -width * np.sign(free))])
+        candidates = representable(graph, box, x + steps)
+        if len(disjunct.domain):
+            candidates = np.array([restore(disjunct, c) for c in candidates])
+        with torch.no_grad():
+            y = evaluate(graph, torch.from_numpy(candidates)).numpy()
+        margins = np.max(candidates @ rows.x_rows.T + y @ rows.y_rows.T - rows.rhs, axis=1)
+        best = int(np.argmin(np.nan_to_num(margins, nan=np.inf)))
+        if not margins[best] < margin:
+            return None
+        x = candidates[best]
+        if margins[best] <= 0.0 and (example := judge(problem, disjunct, x).counterexample) is not None:
+            return example
+    return None
+
+
+def _descent(graph: Graph, rows: Rows, x: Array) -> tuple[Array, float]:
+    """The gradient in float64 of the largest residual, smoothed so that rows within a margin of it count, and the margin."""
+    point = torch.from_numpy(x)[None].requires_grad_()
+    y = evaluate(graph, point)[0]
+    residual = torch.from_numpy(rows.x_rows.copy()) @ point[0] + torch.from_numpy(rows.y_rows) @ y - torch.from_numpy(rows.rhs)
+    margin = float(residual.max())
+    temperature = max(abs(margin), 1e-12)
+    (gradient,) = torch.autograd.grad(temperature * torch.logsumexp(residual / temperature, 0), point)
+    return gradient[0].nan_to_num().numpy(), margin
