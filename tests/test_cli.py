@@ -343,3 +343,33 @@ def test_a_killed_run_leaves_no_child(solving: tuple[subprocess.Popen[str], set[
     process.kill()
     process.wait(timeout=2)
     assert all_gone(children, 2.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- progress
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_shown_on_a_terminal_and_only_there(tmp_path: Path, environment: dict[str, str], quiet: bool) -> None:
+    """Standard error is a pseudo-terminal, standard output a pipe that holds the verdict and nothing else."""
+    network, spec = hard_pair(tmp_path)
+    terminal, slave = os.openpty()
+    command = [sys.executable, "-m", "milpverify", "verify", str(network), str(spec), "--timeout", "3", *(["--quiet"] if quiet else [])]
+    env = {**environment, "TERM": "xterm-256color", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=env, text=True) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:  # the process closed the terminal
+                break
+            if process.poll() is not None and not quiet and b"UNKNOWN" in shown:
+                break
+        out, _ = process.communicate(timeout=20)
+    os.close(terminal)
+    assert out == "timeout\n"
+    if quiet:
+        assert shown == b""
+    else:
+        assert len(re.findall(rb"\d+\.\d s", shown)) > 5
+        assert b"UNKNOWN" in shown
