@@ -1,0 +1,1 @@
+"""Readers of networks and properties: everything is lowered to the core operators here, once."""

@@ -1,0 +1,312 @@
+"""Grows a graph of core operators: what every frontend lowers with.
+
+The rewrites are exact in real arithmetic; a constant that they compute (a quotient, a reciprocal of a count) is the
+nearest float64 number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from milpverify.catalogue import catalogue
+from milpverify.graph import Graph, Node, TensorSpec
+from milpverify.operators import Concat, Conv, Elementwise, Input, Linear, Operator, Permute, ReduceSum, Reshape, Scale, Select, Shape, Sum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+    from milpverify.catalogue import Function
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+def weights(array: ArrayLike) -> Tensor:
+    """A float64 tensor of its own."""
+    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+
+
+class Builder:
+    """Appends nodes to a graph whose node 0 is the flat input x (nx,); every method returns the node that holds its result.
+
+    Nodes are called after `name`, the source tensor in work; `finish` tells apart the one that holds it.
+    """
+
+    def __init__(self, nx: int) -> None:
+        self.name = ""
+        self.nodes = [Node(0, Input(), (), (nx,), "x")]
+
+    def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
+        """Append one operation."""
+        node = Node(len(self.nodes), op, tuple(i.id for i in inputs), tuple(map(int, shape)), f"{self.name} (part)")
+        self.nodes.append(node)
+        return node
+
+    def finish(self, node: Node, since: int) -> Node:
+        """Call a node by the source tensor that it holds, if it is new: not among the first `since` nodes."""
+        if node.id < since:
+            return node
+        self.nodes[node.id] = replace(node, name=self.name)
+        return self.nodes[node.id]
+
+    # Moving entries
+
+    def reshape(self, x: Node, shape: Iterable[int]) -> Node:
+        """The same entries in another shape."""
+        target = tuple(map(int, shape))
+        if math.prod(target) != x.size:
+            raise ValueError(f"{x.shape} cannot be reshaped to {target}")
+        return self.add(Reshape(x.shape, target), [x], target)
+
+    def permute(self, x: Node, axes: Sequence[int]) -> Node:
+        """The axes in another order; only a reshape where just axes of length 1 move."""
+        shape = [x.shape[a] for a in axes]
+        moved = [a for a in axes if x.shape[a] != 1]
+        if moved == sorted(moved):
+            return self.reshape(x, shape)
+        return self.add(Permute(tuple(axes)), [x], shape)
+
+    def transpose(self, x: Node) -> Node:
+        """The last two axes swapped."""
+        n = len(x.shape)
+        return self.permute(x, [*range(n - 2), n - 1, n - 2])
+
+    def select(self, x: Node, index: Index, bias: Array | None = None) -> Node:
+        """y_i = x[index_i] of the flattened x, 0 where index_i is -1, plus the bias; a reshape where that is all it is."""
+        if bias is None and index.size == x.size and np.array_equal(index.reshape(-1), np.arange(x.size)):
+            return self.reshape(x, index.shape)
+        places = torch.from_numpy(np.array(index, dtype=np.int64, order="C"))
+        return self.add(Select(places, x.shape, None if bias is None else weights(bias)), [x], index.shape)
+
+    def constant(self, value: Array) -> Node:
+        """A constant, as a node that reads nothing of x."""
+        return self.select(self.nodes[0], np.full(value.shape, -1, dtype=np.int64), value)
+
+    def broadcast(self, x: Node, shape: Shape) -> Node:
+        """Numpy's broadcasting to a shape."""
+        return x if x.shape == shape else self.select(x, np.broadcast_to(entries(x.shape), shape))
+
+    def concat(self, xs: Sequence[Node], axis: int) -> Node:
+        """Joined along an axis >= 0."""
+        if len(xs) == 1:
+            return xs[0]
+        rests = {x.shape[:axis] + x.shape[axis + 1 :] for x in xs}
+        if len(rests) != 1 or not all(axis < len(x.shape) for x in xs):
+            raise ValueError(f"shapes {', '.join(str(x.shape) for x in xs)} cannot be joined along axis {axis}")
+        sizes = tuple(x.shape[axis] for x in xs)
+        return self.add(Concat(axis, sizes), xs, (*xs[0].shape[:axis], sum(sizes), *xs[0].shape[axis + 1 :]))
+
+    # Arithmetic
+
+    def scale(self, x: Node, weight: ArrayLike | None = None, bias: ArrayLike | None = None) -> Node:
+        """weight * x + bias with numpy's broadcasting; factors of 1 and terms of 0 vanish."""
+        w, b = (None if v is None else np.asarray(v, dtype=np.float64) for v in (weight, bias))
+        x = self.broadcast(x, np.broadcast_shapes(x.shape, *(v.shape for v in (w, b) if v is not None)))
+        w = None if w is None or np.all(w == 1) else w
+        b = None if b is None or np.all(b == 0) else b
+        if w is None and b is None:
+            return x
+        return self.add(Scale(None if w is None else weights(w), None if b is None else weights(b)), [x], x.shape)
+
+    def sum(self, xs: Sequence[Node], signs: Sequence[int] | None = None) -> Node:
+        """The signed sum, with numpy's broadcasting."""
+        shape = np.broadcast_shapes(*(x.shape for x in xs))
+        return self.add(Sum(tuple(signs or [1] * len(xs))), [self.broadcast(x, shape) for x in xs], shape)
+
+    def reduce_sum(self, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
+        """The sum over some axes >= 0."""
+        if not axes:
+            return x
+        kept = [1 if a in axes else n for a, n in enumerate(x.shape)]
+        y = self.add(ReduceSum(tuple(axes), x.shape), [x], kept)
+        return y if keepdims else self.reshape(y, [n for a, n in enumerate(x.shape) if a not in axes])
+
+    def matmul(self, x: Node, w: Array) -> Node:
+        """numpy's x @ w."""
+        if w.ndim == 0 or not x.shape or x.shape[-1] != w.shape[max(0, w.ndim - 2)]:
+            raise ValueError(f"shapes {x.shape} and {w.shape} cannot be multiplied")
+        if w.ndim == 1:
+            y = self.matmul(x, w[:, None])
+            return self.reshape(y, y.shape[:-1])
+        batch = w.shape[:-2]
+        if math.prod(batch) == 1 and len(batch) + 2 <= max(2, len(x.shape)):
+            matrix = w.reshape(w.shape[-2], w.shape[-1]).T
+            return self.add(Linear(weights(matrix)), [x], (*x.shape[:-1], w.shape[-1]))
+        if len(x.shape) == 1:
+            y = self.matmul(self.reshape(x, (1, x.size)), w)
+            return self.reshape(y, (*y.shape[:-2], y.shape[-1]))
+        # One matrix per batch entry: a convolution of kernel 1 with one group per entry.
+        batch = np.broadcast_shapes(batch, x.shape[:-2])
+        groups, p, n, m = math.prod(batch), x.shape[-2], x.shape[-1], w.shape[-1]
+        kernels = np.broadcast_to(w, (*batch, n, m)).swapaxes(-1, -2).reshape(groups * m, n, 1)
+        columns = self.reshape(self.transpose(self.broadcast(x, (*batch, p, n))), (1, groups * n, p))
+        y = self.conv(columns, kernels, groups=groups)
+        return self.transpose(self.reshape(y, (*batch, m, p)))
+
+    def conv(
+        self,
+        x: Node,
+        weight: Array,
+        stride: Sequence[int] | None = None,
+        pads: Sequence[tuple[int, int]] | None = None,
+        dilation: Sequence[int] | None = None,
+        groups: int = 1,
+    ) -> Node:
+        """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as in `operators.Conv`."""
+        n = len(x.shape) - 2
+        stride, dilation, pads = tuple(stride or [1] * n), tuple(dilation or [1] * n), tuple(pads or [(0, 0)] * n)
+        if weight.ndim != n + 2 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+            raise ValueError(f"a kernel of shape {weight.shape} in {groups} group(s) does not fit an input of shape {x.shape}")
+        space = [
+            (s + sum(p) - d * (k - 1) - 1) // st + 1
+            for s, p, d, k, st in zip(x.shape[2:], pads, dilation, weight.shape[2:], stride, strict=True)
+        ]
+        if min(space) < 1:
+            raise ValueError(f"a kernel of shape {weight.shape} is larger than its input of shape {x.shape}")
+        op = Conv(weights(weight), stride, pads, dilation, groups, x.shape)
+        return self.add(op, [x], (x.shape[0], weight.shape[0], *space))
+
+    # Nonlinearities
+
+    def apply(self, function: Function, x: Node) -> Node:
+        """A function of the catalogue, elementwise."""
+        return self.add(Elementwise(function), [x], x.shape)
+
+    def relu(self, x: Node) -> Node:
+        """max(x, 0)."""
+        return self.apply(catalogue()["relu"].bind(), x)
+
+    def larger(self, a: Node, b: Node, sign: int = 1) -> Node:
+        """max(a, b) = a + relu(b - a) for sign 1, min(a, b) = a - relu(a - b) for sign -1."""
+        return self.sum([a, self.relu(self.sum([b, a], [sign, -sign]))], [1, sign])
+
+    def larger_constant(self, x: Node, c: Array, sign: int = 1) -> Node:
+        """max(x, c) = c + relu(x - c) for sign 1, min(x, c) = c - relu(c - x) for sign -1."""
+        if c.size and np.all(c == c.flat[0]):
+            bound = float(c.flat[0])
+            x = self.broadcast(x, np.broadcast_shapes(x.shape, c.shape))
+            return self.clip(x, bound, math.inf) if sign > 0 else self.clip(x, -math.inf, bound)
+        return self.scale(self.relu(self.scale(x, sign, -sign * c)), sign, c)
+
+    def clip(self, x: Node, lower: float, upper: float) -> Node:
+        """min(max(x, lower), upper); an infinite bound is none."""
+        if lower > upper or math.isnan(lower + upper):
+            raise ValueError(f"the bounds to clip to are [{lower}, {upper}]")
+        if lower == upper:
+            return self.constant(np.full(x.shape, lower))
+        if (lower, upper) == (-math.inf, math.inf):
+            return x
+        if (lower, upper) == (0.0, math.inf):
+            return self.relu(x)
+        return self.apply(catalogue()["clip"].bind(min=lower, max=upper), x)
+
+    def extremum(self, x: Node, rows: Index, shape: Iterable[int], sign: int = 1) -> Node:
+        """The largest (sign 1) or smallest (sign -1) entry of each of some sets, by a balanced tournament.
+
+        A tournament of k entries costs ceil(log2 k) elementwise nodes and k - 1 comparisons, fewer where sets share pairs.
+
+        Args:
+            x: (planes, entries), each plane treated alike.
+            rows: (sets, k), the entries of a plane that each set holds; repeated entries cost nothing.
+            shape: of the result, with planes * sets entries.
+        """
+        while rows.shape[1] > 1:
+            rows = np.concatenate([rows, rows[:, -1:]], 1) if rows.shape[1] % 2 else rows
+            pairs = np.sort(rows.reshape(-1, 2), axis=1)
+            unique, place = np.unique(pairs, axis=0, return_inverse=True)
+            rows = place.reshape(len(rows), -1)
+            real = unique[:, 0] != unique[:, 1]  # an entry against itself, from padding, passes as it is
+            low, first, second = (self._columns(x, c) for c in (unique[:, 0], unique[real, 0], unique[real, 1]))
+            if not real.any():
+                x = low
+                continue
+            first = low if real.all() else first
+            gain = self.relu(self.sum([second, first], [sign, -sign]))
+            x = self.sum([low, self._columns(gain, np.where(real, np.cumsum(real) - 1, -1))], [1, sign])
+        return self.reshape(self._columns(x, rows[:, 0]), shape)
+
+    def _columns(self, x: Node, columns: Index) -> Node:
+        """Columns of x (planes, entries); -1 reads 0."""
+        planes, size = x.shape
+        return self.select(x, np.where(columns < 0, -1, columns + size * np.arange(planes)[:, None]))
+
+    # The graph
+
+    def graph(self, outputs: Sequence[Node], inputs: tuple[TensorSpec, ...], specs: tuple[TensorSpec, ...]) -> Graph:
+        """The finished graph, whose y is the outputs flattened and joined."""
+        flat = [self.reshape(node, (node.size,)) for node in outputs]
+        self.name = ", ".join(spec.name for spec in specs)
+        end = self.concat(flat, 0)
+        nodes = _fuse_biases(_drop_reshapes(self.nodes[: end.id + 1]))
+        return Graph(nodes, len(nodes) - 1, inputs, specs)
+
+
+def entries(shape: Shape) -> Index:
+    """The places of a tensor's entries in its flattened form, in its shape."""
+    return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+
+
+def _renumber(nodes: Iterable[Node], alias: dict[int, int]) -> tuple[Node, ...]:
+    """The nodes that the last one needs, and the input, numbered anew; `alias` names the stand-ins of what was dropped."""
+
+    def stand_in(i: int) -> int:
+        while i in alias:
+            i = alias[i]
+        return i
+
+    known = {node.id: replace(node, inputs=tuple(map(stand_in, node.inputs))) for node in nodes}
+    needed = {0}
+    pending = [stand_in(max(known))]
+    while pending:
+        i = pending.pop()
+        if i not in needed:
+            needed.add(i)
+            pending += known[i].inputs
+    number = {i: n for n, i in enumerate(sorted(needed))}
+    return tuple(replace(known[i], id=n, inputs=tuple(number[j] for j in known[i].inputs)) for i, n in number.items())
+
+
+def _drop_reshapes(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Two reshapes in a row become one, and one that changes nothing vanishes."""
+    kept: dict[int, Node] = {}
+    alias: dict[int, int] = {}
+    for node in nodes:
+        if isinstance(node.op, Reshape):
+            source = kept[alias.get(node.inputs[0], node.inputs[0])]
+            if isinstance(source.op, Reshape):
+                source = kept[source.inputs[0]]
+            if source.shape == node.shape:
+                alias[node.id] = source.id
+            node = replace(node, op=Reshape(source.shape, node.shape), inputs=(source.id,))
+        kept[node.id] = node
+    return _renumber(kept.values(), alias)
+
+
+def _fuse_biases(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """A constant added to a map without bias, which nothing else reads, becomes its bias: nothing is rounded."""
+    readers = Counter(i for node in nodes for i in node.inputs)
+    kept: dict[int, Node] = {}
+    for node in nodes:
+        kept[node.id] = node
+        if not isinstance(node.op, Scale) or node.op.weight is not None or node.op.bias is None:
+            continue
+        source, bias = kept[node.inputs[0]], node.op.bias
+        if readers[source.id] > 1 or not isinstance(source.op, (Linear, Conv)) or source.op.bias is not None:
+            continue
+        axis = 1 if isinstance(source.op, Conv) else len(node.shape) - 1
+        full = bias.reshape((1,) * (len(node.shape) - bias.ndim) + tuple(bias.shape))
+        if any(n != 1 for a, n in enumerate(full.shape) if a != axis):
+            continue
+        shape = (-1,) if isinstance(source.op, Linear) else (-1, *[1] * (len(node.shape) - 2))
+        fused = full.reshape(-1).expand(node.shape[axis]).reshape(shape).contiguous()
+        kept[node.id] = replace(node, op=replace(source.op, bias=fused), inputs=source.inputs)
+    return _renumber(kept.values(), {})

@@ -1,0 +1,248 @@
+"""ONNX networks: reading them, and lowering them to the graph of core operators.
+
+The graph means real arithmetic on the stored weights: constants fold in float64, which holds every float32 weight.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.defs
+import onnx.helper
+import onnx.numpy_helper
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from milpverify.catalogue import catalogue
+from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
+from milpverify.frontends import onnx_windows  # noqa: F401 (registers its rules)
+from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.onnx_node import RULES, Operation, Value, attribute, describe, evaluate
+from milpverify.frontends.onnx_ops import FLOATS
+from milpverify.graph import Graph, Node, TensorSpec
+
+OLDEST_OPSET = 7
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """Read a network from an `.onnx` or `.onnx.gz` file.
+
+    Raises:
+        InvalidModel: the file is missing, truncated or no ONNX network.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".gz":
+            model = onnx.load_model_from_string(gzip.decompress(path.read_bytes()))
+        else:
+            model = onnx.load(path)  # with the weights that lie in files of their own
+    except FileNotFoundError as error:
+        raise InvalidModel(f"there is no network file {error.filename or path}") from error
+    except (OSError, EOFError, zlib.error, DecodeError, onnx.checker.ValidationError) as error:
+        raise InvalidModel(f"{path} is truncated or no ONNX network: {error}") from error
+    if not model.graph.output or not model.opset_import:
+        raise InvalidModel(f"{path} is truncated or no ONNX network: it has no outputs or no opset version")
+    return model
+
+
+def static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The shape of a graph input, with 1 for an unknown batch (first) dimension.
+
+    Raises:
+        InvalidModel: the shape is left out, or another dimension is unknown.
+    """
+    tensor = info.type.tensor_type
+    if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise InvalidModel(f"the network's input '{info.name}' has no shape; export the network with static shapes")
+    sizes = [max(0, d.dim_value) for d in tensor.shape.dim]
+    if 0 in sizes[1:]:
+        axis = sizes.index(0, 1)
+        unknown = tensor.shape.dim[axis].dim_param or "?"
+        raise InvalidModel(f"axis {axis} of the network's input '{info.name}' has an unknown length ({unknown}); export it static")
+    return tuple(n or 1 for n in sizes)
+
+
+def spec_of(info: onnx.ValueInfoProto, shape: tuple[int, ...]) -> TensorSpec:
+    """An input or output of the network, which must hold real numbers.
+
+    Raises:
+        InvalidModel: it holds something else.
+    """
+    kind = info.type.tensor_type.elem_type
+    if kind not in FLOATS:
+        name = onnx.TensorProto.DataType.Name(kind)
+        raise InvalidModel(f"the network's tensor '{info.name}' is of type {name}; inputs and outputs must be float32, float64 or float16")
+    return TensorSpec(info.name, shape, FLOATS[kind])
+
+
+def lower(model: onnx.ModelProto) -> Graph:
+    """Lower a network to the core operators.
+
+    Node 0 is the flat x (nx,), the network's inputs one after the other; the last node is the flat y (ny,). A node is called
+    after the ONNX tensor that it holds; what a rewrite puts in between is called after it too, with " (part)" behind.
+
+    Raises:
+        InvalidModel: the network contradicts itself, or a weight is NaN or infinite (the message names it).
+        UnsupportedOperator: an operator, or an attribute of it, has no rule.
+    """
+    if model.functions:
+        from onnx.inliner import inline_local_functions
+
+        model = inline_local_functions(model)
+    return _Lowering(model).run()
+
+
+class _Lowering:
+    """The state of one lowering: what every ONNX tensor has become."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.proto = model.graph
+        versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+        self.opset = versions[0] if versions else 0
+        if not OLDEST_OPSET <= self.opset <= NEWEST_OPSET:
+            raise UnsupportedOperator(
+                f"the network uses ONNX opset {self.opset}; {OLDEST_OPSET} to {NEWEST_OPSET} are supported (see onnx.version_converter)"
+            )
+        if self.proto.sparse_initializer:
+            name = self.proto.sparse_initializer[0].values.name
+            raise UnsupportedOperator(f"the sparse initializer '{name}' is not supported: store it dense")
+        self.values: dict[str, Value] = {}
+        # A bound to clip to may be infinite; a weight may not.
+        readers = [(n.op_type, name) for n in self.proto.node for name in n.input]
+        self.bounds = {name for op, name in readers if op == "Clip"} - {name for op, name in readers if op != "Clip"}
+
+    def run(self) -> Graph:
+        needed = self.needed()
+        for tensor in self.proto.initializer:
+            if tensor.name in needed:
+                self.define(tensor.name, onnx.numpy_helper.to_array(tensor), "initializer")
+        infos = [i for i in self.proto.input if i.name not in self.values and not any(t.name == i.name for t in self.proto.initializer)]
+        inputs = tuple(spec_of(info, static_shape(info)) for info in infos)
+        self.builder = Builder(sum(spec.size for spec in inputs))
+        x, offset = self.builder.nodes[0], 0
+        for spec in inputs:
+            self.builder.name = spec.name
+            part = self.builder.select(x, offset + entries(spec.shape))
+            self.values[spec.name] = self.builder.finish(part, 1)
+            offset += spec.size
+        for node in self.proto.node:
+            if not needed.isdisjoint(node.output):
+                self.lower_node(node)
+        outputs = []
+        for info in self.proto.output:
+            value = self.lookup(info.name, "the network's output")
+            outputs.append(value if isinstance(value, Node) else self.builder.constant(value))
+        specs = tuple(spec_of(info, node.shape) for info, node in zip(self.proto.output, outputs, strict=True))
+        return self.builder.graph(outputs, inputs, specs)
+
+    def needed(self) -> set[str]:
+        """The tensors that the outputs depend on: what else the file holds means nothing."""
+        names = {info.name for info in self.proto.output}
+        for node in reversed(self.proto.node):
+            if not names.isdisjoint(node.output):
+                names.update(node.input)
+        return names - {""}
+
+    def lookup(self, name: str, reader: str) -> Value:
+        if name not in self.values:
+            raise InvalidModel(f"{reader} reads the tensor '{name}', which nothing before it computes")
+        return self.values[name]
+
+    def define(self, name: str, array: NDArray[Any], origin: str) -> None:
+        """Keep a constant: real numbers in float64."""
+        if array.dtype.kind == "f" or "float" in array.dtype.name:
+            array = array.astype(np.float64)
+            finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
+            if not finite.all():
+                raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+        self.values[name] = array
+
+    def lower_node(self, node: onnx.NodeProto) -> None:
+        """Lower one ONNX node, or evaluate it where all it reads is constant."""
+        op = self.operation(node)
+        if node.op_type == "Constant":
+            results: list[Value] = [_constant(node)]
+        elif not any(isinstance(v, Node) for v in op.inputs) and not _is_random(node, self.opset):
+            results = list(evaluate(node, [_array(v) for v in op.inputs], self.opset))
+        else:
+            results = self.apply_rule(op)
+        if any(name and self.is_read(name) for name in node.output[len(results) :]):
+            raise op.refuse(f"its output '{node.output[len(results)]}' has no rule")
+        for name, value in zip(node.output, results, strict=False):
+            if isinstance(value, Node):
+                self.values[name] = value
+            else:
+                self.define(name, value, "constant")
+
+    def is_read(self, name: str) -> bool:
+        """Whether anything reads a tensor."""
+        return any(name in n.input for n in self.proto.node) or any(name == i.name for i in self.proto.output)
+
+    def operation(self, node: onnx.NodeProto) -> Operation:
+        """A node with its inputs and with the standard's defaults for the attributes that it leaves out."""
+        inputs = tuple(self.lookup(name, describe(node)) if name else None for name in node.input)
+        given = {a.name: attribute(a) for a in node.attribute}
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, self.opset, ""):
+            why = f"opset {self.opset} of the domain '{node.domain or 'ai.onnx'}' has no rule for it; express it by standard operators"
+            raise Operation(node, self.opset, inputs, given).refuse(why)
+        known = onnx.defs.get_schema(node.op_type, self.opset, "").attributes
+        defaults = {name: attribute(a.default_value) for name, a in known.items() if a.default_value.type}
+        op = Operation(node, self.opset, inputs, {**defaults, **given})
+        rule = RULES.get(node.op_type)
+        for name, value in given.items():
+            heeded = rule is None or rule.attributes is None or name in rule.attributes
+            if name not in known or (not heeded and value != defaults.get(name)):
+                raise op.refuse(f"its attribute {name} = {value} has no rule")
+        return op
+
+    def apply_rule(self, op: Operation) -> list[Value]:
+        node = op.proto
+        rule = RULES.get(node.op_type)
+        since = len(self.builder.nodes)
+        self.builder.name = node.output[0]
+        try:
+            if rule is not None:
+                result = rule.lower(self.builder, op)
+            elif (entry := catalogue().by_onnx(node.op_type)) is not None and len(op.inputs) == 1:
+                result = self.builder.apply(entry.bind(**op.attributes), op.node())
+            else:
+                raise op.refuse("it has no rule; express it by supported operators (`milpverify info` lists them)")
+        except MilpverifyError:
+            raise
+        except (ValueError, IndexError, KeyError) as error:
+            raise InvalidModel(f"{op} does not fit its inputs: {error}") from error
+        return self.finished(node, [result] if isinstance(result, (Node, np.ndarray)) else list(result), since)
+
+    def finished(self, node: onnx.NodeProto, results: list[Value], since: int) -> list[Value]:
+        """Call the new nodes by the tensors that they hold."""
+        for i, (name, value) in enumerate(zip(node.output, results, strict=False)):
+            if isinstance(value, Node):
+                self.builder.name = name
+                results[i] = self.builder.finish(value, since)
+        return results
+
+
+def _constant(node: onnx.NodeProto) -> NDArray[Any]:
+    """The value of a Constant node, in whichever attribute it stands."""
+    for proto in node.attribute:
+        if proto.name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+            value = np.asarray(attribute(proto))
+            return value.astype(np.int64) if proto.name.startswith("value_int") else value
+    raise UnsupportedOperator(f"{describe(node)} is not supported: its value is neither a dense tensor nor numbers")
+
+
+def _is_random(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether an operator may draw random numbers, so that it must not be folded."""
+    return "seed" in onnx.defs.get_schema(node.op_type, opset, "").attributes
+
+
+def _array(value: Value | None) -> NDArray[Any] | None:
+    assert not isinstance(value, Node)
+    return value

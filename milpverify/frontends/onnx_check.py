@@ -1,0 +1,124 @@
+"""The comparison of a lowered network with ONNX Runtime, which no misread attribute survives.
+
+Every ONNX tensor that a node of the graph is called after is recomputed from the tensors that ONNX Runtime itself computed
+before it, so that a difference cannot hide behind the rounding errors of earlier layers. Between the two the rounding error
+of a run is bounded as usual (Higham, Accuracy and Stability of Numerical Algorithms, section 3): an inner product of n terms
+differs by at most gamma(n) sum |w||x|, and gamma(n) = n u / (1 - n u) with the unit roundoff u of the tensor's type.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from milpverify.errors import InvalidModel
+from milpverify.frontends.onnx_node import describe
+from milpverify.frontends.runtime import Array, OnnxRuntime
+from milpverify.graph import Graph, Node, evaluate_all
+from milpverify.operators import Affine, Elementwise, Input
+from milpverify.spec import Box
+
+SLACK_TERMS = 16
+"""Operations around an inner product that the graph computes otherwise: a quotient, a folded constant, a bias."""
+FUNCTION_ULPS = 32
+"""A float32 function of ONNX Runtime is good to this many units roundoff of max(1, |f|); piecewise-linear ones are far better."""
+TINY = 2.0**-126
+"""What underflow can cost an operation, amply."""
+
+
+def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None:
+    """Compare the graph with ONNX Runtime at the centre, at three corners and at random points of the box.
+
+    Raises:
+        InvalidModel: they differ beyond rounding, or ONNX Runtime cannot run the network. The message names the first node.
+    """
+    points = _points(box, seed)
+    known = {t.name for t in model.graph.output}
+    computed = {name for node in model.graph.node for name in node.output}
+    extra = list(dict.fromkeys(n.name for n in graph.nodes if n.name in computed and n.name not in known))
+    # Serialised messages merge when they are joined: the same model with more outputs, without a copy of its weights.
+    more = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra]))
+    runtime = OnnxRuntime(model.SerializeToString() + more.SerializeToString())
+    # Points that float16 and float32 hold: the rounding of x is no difference.
+    dtypes = {s.dtype for s in graph.inputs}
+    dtype = np.dtype(min(dtypes, key=lambda d: np.dtype(d).itemsize, default="float64"))
+    largest = float(np.finfo(dtype).max)
+    points = np.clip(points, -largest, largest).astype(dtype).astype(np.float64)
+    runs = [runtime.tensors(x) for x in points]
+    kept = [n for n, run in enumerate(runs) if all(np.isfinite(t).all() for t in run) or not _overflows(graph, points[n], largest)]
+    if not kept:
+        raise InvalidModel(f"the network cannot be compared with ONNX Runtime: in {dtype} it overflows everywhere in the box")
+    names = [spec.name for spec in graph.outputs] + extra
+    tensors = {name: np.stack([runs[n][i] for n in kept]) for i, name in enumerate(names)}
+    _Comparison(graph, model, tensors).compare(torch.from_numpy(points[kept]))
+
+
+def _overflows(graph: Graph, x: Array, largest: float) -> bool:
+    """Whether the network's real values at a point are too large for its type."""
+    return any(not bool((v.abs() < largest / 2).all()) for v in evaluate_all(graph, torch.from_numpy(x)[None]))
+
+
+def _points(box: Box, seed: int) -> Array:
+    """The centre, three corners, two random points: (6, nx)."""
+    random = np.random.default_rng(seed)
+    inside = box.lower + random.random((2, box.size)) * (box.upper - box.lower)
+    corner = np.where(random.random(box.size) < 0.5, box.lower, box.upper)
+    centre = 0.5 * box.lower + 0.5 * box.upper
+    return np.stack([centre, box.lower, box.upper, corner, *np.clip(inside, box.lower, box.upper)])
+
+
+class _Comparison:
+    """Values and rounding-error bounds of every node, both (N, *shape), as ONNX Runtime's tensors come in."""
+
+    def __init__(self, graph: Graph, model: onnx.ModelProto, tensors: dict[str, Array]) -> None:
+        self.graph = graph
+        self.model = model
+        self.tensors = tensors
+        self.roundoff = max(float(np.finfo(t.dtype).eps) / 2 for t in tensors.values())
+
+    def compare(self, points: Tensor) -> None:
+        values: list[tuple[Tensor, Tensor]] = []
+        for node in self.graph.nodes:
+            value, error = self.step(node, [values[i] for i in node.inputs], points)
+            if node.name in self.tensors and not isinstance(node.op, Input):
+                run = torch.from_numpy(self.tensors[node.name].astype(np.float64)).reshape(len(points), *node.shape)
+                self.judge(node.name, value, error, run)
+                value, error = run, torch.zeros_like(run)
+            values.append((value, error))
+        outputs = [self.tensors[spec.name].astype(np.float64).reshape(len(points), -1) for spec in self.graph.outputs]
+        self.judge(self.graph.outputs[-1].name, *values[self.graph.output], torch.from_numpy(np.concatenate(outputs, 1)))
+
+    def step(self, node: Node, args: list[tuple[Tensor, Tensor]], points: Tensor) -> tuple[Tensor, Tensor]:
+        """A node's value, and by how much a run's may differ from it."""
+        xs, errors = [v for v, _ in args], [e for _, e in args]
+        match node.op:
+            case Input():
+                return points, torch.zeros_like(points)
+            case Affine():
+                size = node.op.absolute()
+                value = node.op.forward(xs).expand(-1, *node.shape)
+                magnitude = size.forward([x.abs() + e for x, e in args])
+                gamma = (node.op.terms + SLACK_TERMS) * self.roundoff
+                return value, size.linear(errors) + gamma * magnitude + node.op.terms * TINY
+            case Elementwise(function):
+                value = function(xs[0])
+                moved = torch.maximum((function(xs[0] + errors[0]) - value).abs(), (function(xs[0] - errors[0]) - value).abs())
+                own = value.abs() if function.pieces is not None else value.abs().clamp(min=1.0)
+                return value, 2 * moved + FUNCTION_ULPS * self.roundoff * own
+            case _:
+                raise NotImplementedError(f"no rounding-error bound for {type(node.op).__name__} ({node.name})")
+
+    def judge(self, name: str, value: Tensor, error: Tensor, run: Tensor) -> None:
+        """Refuse the network where a tensor of the run differs from the graph's value beyond rounding."""
+        difference = (run - value).abs()
+        bad = ~(difference <= 2 * error)  # NaN too
+        if bad.any():
+            place = int(torch.where(bad, difference.nan_to_num(torch.inf), -1.0).argmax())
+            source = next((describe(n) for n in self.model.graph.node if name in n.output), "the input")
+            raise InvalidModel(
+                f"the network as read differs from ONNX Runtime at {source}, tensor '{name}': "
+                f"{value.reshape(-1)[place].item():.9g} against {run.reshape(-1)[place].item():.9g}, "
+                f"beyond a rounding error of {error.reshape(-1)[place].item():.1g}"
+            )

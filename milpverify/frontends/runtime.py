@@ -1,0 +1,122 @@
+"""The network's own runtime, in which counterexamples are re-run: ONNX Runtime, unoptimised, on one thread."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from milpverify.errors import InvalidModel
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = NDArray[np.float64]
+
+_DTYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+
+
+class OnnxRuntime:
+    """A network given as the bytes of its ONNX file, run on flat vectors. The session is built on the first run.
+
+    Graph optimisations are off, so that every operator is computed as the file has it.
+    """
+
+    def __init__(self, model_bytes: bytes) -> None:
+        self.model_bytes = model_bytes
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The session.
+
+        Raises:
+            InvalidModel: ONNX Runtime refuses the network.
+        """
+        session = _session(self.model_bytes)
+        if any(isinstance(n, int) and n < 1 for info in session.get_inputs() for n in info.shape):
+            return _session(_with_symbolic_batch(self.model_bytes))
+        return session
+
+    @cached_property
+    def _inputs(self) -> list[tuple[str, tuple[int, ...], type[np.floating[Any]]]]:
+        """Name, shape (unknown lengths are 1) and type of every input."""
+        known: list[tuple[str, tuple[int, ...], type[np.floating[Any]]]] = []
+        for info in self.session.get_inputs():
+            if info.type not in _DTYPES:
+                raise InvalidModel(f"the network's input '{info.name}' is a {info.type}; inputs must be real numbers")
+            known.append((info.name, tuple(n if isinstance(n, int) else 1 for n in info.shape), _DTYPES[info.type]))
+        return known
+
+    def tensors(self, x: Array) -> list[NDArray[np.floating[Any]]]:
+        """The network's outputs at the flat point x (nx,), as ONNX Runtime returns them.
+
+        Raises:
+            InvalidModel: ONNX Runtime refuses the network or fails at the point.
+            ValueError: x has the wrong length.
+        """
+        feeds: dict[str, NDArray[np.floating[Any]]] = {}
+        offset = 0
+        for name, shape, dtype in self._inputs:
+            size = math.prod(shape)
+            with np.errstate(over="ignore"):  # beyond float32 it is infinite, as it is to the network
+                feeds[name] = x[offset : offset + size].astype(dtype).reshape(shape)
+            offset += size
+        if offset != len(x):
+            raise ValueError(f"the network has {offset} inputs, the point {len(x)}")
+        try:
+            results: list[NDArray[np.floating[Any]]] = self.session.run(None, feeds)
+        except _errors() as error:
+            raise InvalidModel(f"ONNX Runtime cannot run the network: {_line(error)}") from error
+        return results
+
+    def run(self, x: Array) -> Array:
+        """y (ny,) at the point x (nx,), both float64; x is rounded to the inputs' type.
+
+        Raises:
+            InvalidModel: ONNX Runtime refuses the network or fails at the point.
+        """
+        return np.concatenate([np.asarray(t, dtype=np.float64).reshape(-1) for t in self.tensors(x)])
+
+    def run_batch(self, points: Array) -> Array:
+        """y (N, ny) at the points (N, nx), one after the other: the batch dimension that the file has is kept."""
+        return np.stack([self.run(x) for x in points])
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes of its own, and RuntimeError."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
+    return (RuntimeError, ValueError, *own)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _session(model_bytes: bytes) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
+    except _errors() as error:
+        raise InvalidModel(f"ONNX Runtime refuses the network: {_line(error)}") from error
+
+
+def _with_symbolic_batch(model_bytes: bytes) -> bytes:
+    """The model with lengths of 0 and below, by which some exporters mean an unknown batch, made symbolic."""
+    model = onnx.load_model_from_string(model_bytes)
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 1:
+                dim.dim_param = "batch"
+    changed: bytes = model.SerializeToString()
+    return changed
