@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Network = Annotated[Path, typer.Argument(metavar="NET.onnx", help="The network, ONNX (.onnx or .onnx.gz).")]
+Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (.onnx or .onnx.gz).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 
@@ -98,7 +98,7 @@ def _root(
 @app.command()
 def verify(
     network: Network,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", help="The property, VNN-LIB (.vnnlib or .vnnlib.gz).")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (.vnnlib or .vnnlib.gz).")],
     timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
     method: Annotated[Literal["auto", "bab", "milp", "smt"], typer.Option(help="What decides what bounds and attack leave open.")] = "auto",
     solver: Annotated[Literal["scip", "highs", "gurobi", "z3"], typer.Option(help="The exact solver.")] = "scip",
@@ -109,7 +109,7 @@ def verify(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where bounds and attack are computed.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of everything random.")] = 0,
     attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples first.")] = True,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole result as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")] = False,
     debug: Debug = False,
 ) -> None:
