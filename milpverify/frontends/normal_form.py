@@ -19,7 +19,7 @@ import numpy as np
 from milpverify.errors import InvalidProperty
 from milpverify.spec import Array, Box, Disjunct, Rows
 
-_MAX_CONJUNCTIONS = 1_000_000
+_MAX_CONJUNCTIONS = 200_000
 _RANGE = 2**1000  # what a quotient may come to, for its numerator and denominator to be binary64 numbers
 ZERO, ONE = Fraction(0), Fraction(1)
 

@@ -143,7 +143,7 @@ class _Batch:
             better = margin < best_margin
             best, best_margin = torch.where(better[:, None], x, best), torch.where(better, margin, best_margin)
             value, index = torch.where(better, margin, math.inf).min(0)
-            if value.item() <= 0 and self.found(int(owner[index]), x[index]):
+            if value.item() <= 0 and self.found(int(owner[index]), x[index], value.item()):
                 return
             if deadline.expired():
                 break
@@ -166,7 +166,7 @@ class _Batch:
         unit = torch.where((kind % 2 == 1)[:, None], unit.round(), unit)
         return lower + torch.where((kind < 2)[:, None], 0.5, unit) * width
 
-    def found(self, index: int, x: Tensor) -> bool:
+    def found(self, index: int, x: Tensor, margin: float) -> bool:
         """Judge a point of one disjunct; whether it is a counterexample."""
         if self.judgements == _MAX_JUDGEMENTS:
             return False
@@ -175,8 +175,9 @@ class _Batch:
         judgement = judge(self.problem, disjunct, restore(disjunct, x.double().cpu().numpy()))
         if judgement.status is Status.FLOAT_SEMANTICS and self.disagreement is None:
             self.disagreement = judgement
-        self.counterexample = judgement.counterexample
-        return self.counterexample is not None
+        if judgement.counterexample is not None:
+            self.counterexample, self.points[index], self.margins[index] = judgement.counterexample, judgement.x, margin
+        return judgement.counterexample is not None
 
     def refine(self) -> None:
         """Polish the best two points that come near to a violation."""
