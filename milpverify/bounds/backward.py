@@ -160,8 +160,10 @@ class Backward:
             if wide.dim() == 2:
                 return torch.bmm(flat, wide.unsqueeze(2)).squeeze(2).double()
             return (flat * wide).sum(2).double()
-        # Rows are sorted by owner: one product with the few boxes that own them is cheaper than a copy of the vector per row.
         first, last = self._span
+        if last - first > 16:
+            return (flat * vector[self.owner].flatten(1).unsqueeze(1)).sum(2).double()
+        # Rows are sorted by owner: one product with the few boxes that own them is cheaper than a copy of the vector per row.
         products = flat.squeeze(1) @ vector[first:last].flatten(1).T
         return products.gather(1, (self.owner - first).unsqueeze(1)).double()
 

@@ -1,0 +1,85 @@
+"""Deciding what the presolve and the attack left open, by the method that was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from milpverify.result import Counterexample, Reason, Trust
+from milpverify.search import input_split
+from milpverify.search.witness import Status
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline, Options
+    from milpverify.events import Event
+    from milpverify.graph import Graph
+    from milpverify.search.margin import Group
+    from milpverify.search.relaxer import Bounded
+    from milpverify.spec import Array, Problem
+
+METHODS = ("auto", "bab", "milp", "smt")
+FEW_INPUTS = 12
+"""With at most this many inputs that vary, bisecting inputs is tried first."""
+
+OnEvent = Callable[["Event"], None] | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How the search ended: verified, a counterexample, or neither with the reason. `lower_bound` is proved for what was open."""
+
+    verified: bool
+    lower_bound: float
+    trust: Trust
+    counterexample: Counterexample | None = None
+    reason: Reason = Reason.UNDECIDED
+    note: str = ""
+    disagreement: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def decide(
+    problem: Problem,
+    graph: Graph,
+    open_groups: Sequence[tuple[Group, Bounded]],
+    points: Mapping[int, Array],
+    options: Options,
+    deadline: Deadline,
+    on_event: OnEvent,
+) -> Decision:
+    """Decide the open disjuncts.
+
+    Args:
+        graph: in float64.
+        open_groups: groups with their root bounds, open disjuncts only.
+        points: per disjunct, the best input known.
+    """
+    if options.method == "smt":
+        from milpverify.search.smt import decide_by_smt
+
+        return decide_by_smt(problem, open_groups, options, deadline, on_event)
+    varying = max(int((g.box.upper > g.box.lower).sum()) for g, _ in open_groups)
+    if options.method == "bab" or (options.method == "auto" and varying <= FEW_INPUTS):
+        return _by_input_split(problem, graph, open_groups, deadline, on_event)
+    from milpverify.search.milp import decide_by_milp
+
+    return decide_by_milp(problem, open_groups, points, options, deadline, on_event)
+
+
+def _by_input_split(problem: Problem, graph: Graph, open_groups: Sequence[tuple[Group, Bounded]], deadline: Deadline, on_event: OnEvent) -> Decision:
+    bounds: list[float] = []
+    detail: dict[str, Any] = {"method": "input split", "subproblems": 0, "open": 0}
+    disagreement = ""
+    verified = True
+    for group, root in open_groups:
+        outcome = input_split.search(problem, graph, group, deadline, on_event=on_event, root=root)
+        detail["subproblems"] += outcome.subproblems
+        detail["open"] += outcome.open_boxes
+        bounds.append(outcome.lower_bound)
+        verified &= outcome.closed
+        if outcome.judgement is not None and outcome.judgement.status is Status.HOLDS:
+            return Decision(False, outcome.lower_bound, Trust.ROUNDED, outcome.judgement.counterexample, detail=detail)
+        disagreement = disagreement or (str(outcome.judgement) if outcome.judgement is not None else "")
+    return Decision(verified, min(bounds, default=math.inf), Trust.ROUNDED, disagreement=disagreement, detail=detail)

@@ -1,0 +1,195 @@
+"""Branch-and-bound on the inputs: boxes are bisected until their bounds decide them. Strong where inputs are few.
+
+The input to bisect is the one whose interval moves the linear bounds of the open rows most (sensitivity, as in arXiv
+2103.06624, section on input splitting): |coefficient| times width, summed over the open rows.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milpverify.bounds.crown import refinable
+from milpverify.bounds.state import Bounds
+from milpverify.events import Event
+from milpverify.graph import evaluate
+from milpverify.search.relaxer import Bounded, bound_batch
+from milpverify.search.witness import Judgement, Status, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.config import Deadline
+    from milpverify.graph import Graph
+    from milpverify.search.margin import Group
+    from milpverify.spec import Problem
+
+
+@dataclass(eq=False)
+class Frontier:
+    """Open boxes, compactly: (n, nx) float64 ends, (n, D) margins, and per pre-activation node the bounds that hold there.
+
+    Inherited bounds are kept in float32, rounded outwards.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    margins: Tensor
+    scores: Tensor  # (n, nx): how much an input's interval moves the open rows
+    known: dict[int, tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def take(self, index: Tensor) -> Frontier:
+        """Some of the boxes."""
+        known = {i: (low[index], high[index]) for i, (low, high) in self.known.items()}
+        return Frontier(self.lower[index], self.upper[index], self.margins[index], self.scores[index], known)
+
+    def join(self, other: Frontier) -> Frontier:
+        """Both sets of boxes."""
+        if not len(self):
+            return other
+        known = {i: tuple(torch.cat(pair) for pair in zip(ends, other.known[i], strict=True)) for i, ends in self.known.items()}
+        pairs = ((self.lower, other.lower), (self.upper, other.upper), (self.margins, other.margins), (self.scores, other.scores))
+        return Frontier(*(torch.cat(p) for p in pairs), known)  # type: ignore[arg-type]
+
+
+@dataclass(eq=False)
+class SplitOutcome:
+    """How the search over a group ended. `margins` (D,): proved lower bounds; open disjuncts are those not `closed`."""
+
+    closed: bool
+    lower_bound: float
+    judgement: Judgement | None
+    subproblems: int
+    seconds: float
+    open_boxes: int
+    smallest_width: float
+
+
+def search(
+    problem: Problem,
+    graph: Graph,
+    group: Group,
+    deadline: Deadline,
+    dtype: torch.dtype = torch.float32,
+    on_event: Callable[[Event], None] | None = None,
+    root: Bounded | None = None,
+    largest_batch: int = 1024,
+) -> SplitOutcome:
+    """Bisect the group's box until every disjunct is proved, a counterexample holds, or the deadline.
+
+    Args:
+        graph: in float64.
+    """
+    start = time.monotonic()
+    fast = graph.to(torch.float32, graph.device)
+    closed_bound = float("inf")
+    lower = torch.tensor(group.box.lower, device=graph.device)[None]
+    upper = torch.tensor(group.box.upper, device=graph.device)[None]
+    found = root or bound_batch(graph, group, lower, upper, dtype, deadline=deadline)
+    frontier, closed_bound = _open(graph, group, found, lower, upper, closed_bound)
+    subproblems, batch, reported = 1, 32, 0.0
+    judgement: Judgement | None = None
+    while len(frontier) and not deadline.expired():
+        order = torch.argsort(frontier.margins.amin(1))
+        chosen, rest = order[: batch // 2], order[batch // 2 :]
+        parents, frontier = frontier.take(chosen), frontier.take(rest)
+        children = _bisect(parents)
+        known = {i: Bounds(low.double(), high.double()) for i, (low, high) in children.known.items()}
+        found = bound_batch(graph, group, children.lower, children.upper, dtype, known)
+        subproblems += len(children)
+        fresh, closed_bound = _open(graph, group, found, children.lower, children.upper, closed_bound, children.margins)
+        judgement = _attack(problem, fast, group, found, children) or judgement
+        if judgement is not None and judgement.status is Status.HOLDS:
+            return SplitOutcome(False, judgement.margin_real[0], judgement, subproblems, time.monotonic() - start, len(frontier), 0.0)
+        frontier = frontier.join(fresh)
+        batch = min(2 * batch, largest_batch)
+        if on_event is not None and time.monotonic() - reported > 0.2:
+            reported = time.monotonic()
+            bound = min(closed_bound, float(frontier.margins.amin())) if len(frontier) else closed_bound
+            rate = subproblems / max(1e-9, reported - start)
+            on_event(
+                Event(
+                    "search",
+                    f"{len(frontier)} open, {subproblems} bounded, {rate:.0f}/s",
+                    {"open": len(frontier), "subproblems": subproblems, "bound": bound},
+                )
+            )
+    bound = min(closed_bound, float(frontier.margins.amin())) if len(frontier) else closed_bound
+    width = float((frontier.upper - frontier.lower).amax(1).amin()) if len(frontier) else 0.0
+    return SplitOutcome(not len(frontier), bound, judgement, subproblems, time.monotonic() - start, len(frontier), width)
+
+
+def _open(
+    graph: Graph, group: Group, found: Bounded, lower: Tensor, upper: Tensor, closed_bound: float, parents: Tensor | None = None
+) -> tuple[Frontier, float]:
+    """The boxes that are still open, and the lower bound over those closed so far."""
+    margins = found.margins if parents is None else torch.maximum(found.margins, parents)
+    closed = group.closed(margins)
+    done = closed.all(1)
+    if bool(done.any()):
+        closed_bound = min(closed_bound, float(margins[done].amin()))
+    left = (~done).nonzero(as_tuple=True)[0]
+    # A row counts as open where its disjunct is; only the best row of a disjunct matters, but all of them hint at it.
+    weights = (~closed).double()[:, group.disjunct]
+    scores = (found.rows.coefficients.double().abs() * weights.unsqueeze(2)).sum(1) * (upper - lower)
+    known = {}
+    for node in refinable(graph):
+        b = found.state[node.id].bounds
+        known[node.id] = (_outward(b.lower[left], -1.0), _outward(b.upper[left], 1.0))
+    return Frontier(lower[left], upper[left], margins[left], scores[left], known), closed_bound
+
+
+def _outward(x: Tensor, direction: float) -> Tensor:
+    y = x.float()
+    return torch.nextafter(y, y.new_full((), direction * torch.inf))
+
+
+def _bisect(parents: Frontier) -> Frontier:
+    """Both halves of every box, cut at the middle of its most sensitive input."""
+    n = len(parents)
+    width = parents.upper - parents.lower
+    axis = torch.where(width > 0, parents.scores.clamp(min=1e-300), -1.0).argmax(1)
+    rows = torch.arange(n, device=axis.device)
+    middle = parents.lower[rows, axis] + 0.5 * width[rows, axis]
+    low, high = parents.lower.clone(), parents.upper.clone()
+    high[rows, axis] = middle
+    low[rows, axis] = middle
+    known = {i: (torch.cat([a, a]), torch.cat([b, b])) for i, (a, b) in parents.known.items()}
+    two = lambda t: torch.cat([t, t])  # noqa: E731
+    return Frontier(torch.cat([parents.lower, low]), torch.cat([high, parents.upper]), two(parents.margins), two(parents.scores), known)
+
+
+def _attack(problem: Problem, fast: Graph, group: Group, found: Bounded, children: Frontier) -> Judgement | None:
+    """Try the corner that minimises each open row's linear bound, and the centre; judge the best of them."""
+    open_rows = ~group.closed(found.margins)[:, group.disjunct]
+    box, row = open_rows.nonzero(as_tuple=True)
+    if not len(box):
+        return None
+    corner = torch.where(found.rows.coefficients[box, row] > 0, children.lower[box], children.upper[box])
+    points = torch.cat([corner, 0.5 * (children.lower + children.upper)])
+    y = evaluate(fast, points.float()).double()
+    residual = y @ group.y_rows.T - group.rhs
+    if group.x_rows is not None:
+        residual = residual + points @ group.x_rows.T
+    margin = residual.new_full((len(points), group.count), -torch.inf).scatter_reduce(
+        1, group.disjunct.expand_as(residual), residual, "amax"
+    )
+    best: Judgement | None = None
+    for flat in torch.argsort(margin.flatten())[:4].tolist():
+        point, disjunct = divmod(flat, group.count)
+        if float(margin[point, disjunct]) > 1e-6:
+            break
+        judgement = judge(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
+        if judgement.status is Status.HOLDS:
+            return judgement
+        if judgement.status is Status.FLOAT_SEMANTICS:
+            best = judgement
+    return best

@@ -1,0 +1,78 @@
+"""Disjuncts that share a box, and how bounds of their rows become bounds of the margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.bounds.rounding import down
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milpverify.spec import Box, Disjunct, Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Disjuncts over one box, with all their unsafe rows stacked: x_rows x + y_rows y - rhs.
+
+    `members` are their places in `Problem.disjuncts`. `y_rows` (S, ny), `x_rows` (S, nx) or None where no row mentions an
+    input, `rhs` (S,), `disjunct` (S,) the place within the group of the disjunct that a row belongs to, `strict` (D,) whether
+    all rows of a disjunct are strict, so that a margin of exactly 0 is safe. float64.
+    """
+
+    box: Box
+    members: tuple[int, ...]
+    disjuncts: tuple[Disjunct, ...]
+    y_rows: Tensor
+    x_rows: Tensor | None
+    rhs: Tensor
+    disjunct: Tensor
+    strict: Tensor
+
+    @staticmethod
+    def of(members: Sequence[int], disjuncts: Sequence[Disjunct], device: torch.device) -> Group:
+        """Stack the rows of disjuncts that share a box."""
+        rows = [d.unsafe for d in disjuncts]
+        mentions = any(r.mentions_x.any() for r in rows)
+        return Group(
+            disjuncts[0].box,
+            tuple(members),
+            tuple(disjuncts),
+            torch.cat([torch.tensor(r.y_rows) for r in rows]).to(device),
+            torch.cat([torch.tensor(r.x_rows) for r in rows]).to(device) if mentions else None,
+            torch.cat([torch.tensor(r.rhs) for r in rows]).to(device),
+            torch.cat([torch.full((len(r),), k) for k, r in enumerate(rows)]).to(device),
+            torch.tensor([bool(len(r)) and bool(r.strict.all()) for r in rows], device=device),
+        )
+
+    @property
+    def count(self) -> int:
+        """The number of disjuncts."""
+        return len(self.disjuncts)
+
+    def select(self, keep: Sequence[int]) -> Group:
+        """The group with some of its disjuncts only."""
+        return Group.of([self.members[k] for k in keep], [self.disjuncts[k] for k in keep], self.rhs.device)
+
+    def margins(self, lower: Tensor) -> Tensor:
+        """Proved lower bounds of the margins: bounds of the rows (batch, S) -> (batch, D) float64; -inf where there are no rows."""
+        residual = down(lower - self.rhs)
+        margin = residual.new_full((lower.shape[0], self.count), -torch.inf)
+        return margin.scatter_reduce(1, self.disjunct.expand_as(residual), residual, "amax")
+
+    def closed(self, margins: Tensor) -> Tensor:
+        """Which margins prove their disjunct, (batch, D) bool."""
+        return (margins > 0) | (self.strict & (margins >= 0))
+
+
+def groups(problem: Problem, device: torch.device | str = "cpu") -> list[Group]:
+    """The disjuncts of a problem by the box they share."""
+    shared: dict[int, list[int]] = {}
+    for k, d in enumerate(problem.disjuncts):
+        shared.setdefault(id(d.box), []).append(k)
+    return [Group.of(members, [problem.disjuncts[k] for k in members], torch.device(device)) for members in shared.values()]

@@ -1,0 +1,240 @@
+"""verify(): presolve -> attack -> search, one readable page.
+
+1. Presolve: CROWN in float64 bounds every pre-activation over each box; disjuncts whose margin is proved positive are closed.
+2. Attack: projected gradient looks for a counterexample; only one that holds in the network's runtime and in real arithmetic counts.
+3. Search: what is still open is decided by branching, by whole mixed-integer models, or by SMT, as the method says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from milpverify.config import Deadline, Milp, Options
+from milpverify.errors import InvalidInput
+from milpverify.events import Event
+from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
+from milpverify.search.attack import attack
+from milpverify.search.decide import METHODS, Decision, decide
+from milpverify.search.margin import Group, groups
+from milpverify.search.relaxer import Bounded, bound_batch
+
+if TYPE_CHECKING:
+    from milpverify.spec import Problem
+
+OnEvent = Callable[[Event], None]
+
+
+def verify(
+    problem: Problem,
+    timeout: float | None = None,
+    method: str | Milp = "auto",
+    *,
+    deadline: Deadline | None = None,
+    options: Options | None = None,
+    on_event: OnEvent | None = None,
+) -> Result:
+    """Decide whether the unsafe set of a problem is empty over real arithmetic.
+
+    Args:
+        problem: from `load`.
+        timeout: seconds of wall clock; None for no limit.
+        method: "auto", "bab" (branch-and-bound), "milp" or "smt", or a `Milp(solver)`.
+        deadline: in place of `timeout`, a deadline that the caller can cancel.
+        options: the rest; `method` here wins over the one there unless it is "auto".
+        on_event: called with progress events.
+
+    Returns:
+        the verdict with its reason, what it rests on (`Trust`), and a proved lower bound of the margin that is valid however the
+        run ended. VERIFIED is proved with bounds that hold under rounding unless the trust is SOLVER; FALSIFIED comes with a point
+        that violates the property in the network's own runtime and in real arithmetic.
+
+    Raises:
+        InvalidInput: an unknown method, solver or trust.
+    """
+    settings = _settings(options or Options(), method)
+    run = _Run(problem, settings, deadline or Deadline(math.inf if timeout is None else timeout), on_event)
+    with torch.no_grad(), _threads(settings.threads):
+        return run.result(_decide(run))
+
+
+def _decide(run: _Run) -> _Answer:
+    """The algorithm."""
+    if not run.problem.disjuncts:
+        return _Answer(Verdict.VERIFIED, Reason.EMPTY_INPUT_SET, Trust.EXACT, math.inf)
+    with run.phase("presolve") as detail:
+        open_groups = run.presolve()
+        detail.update(disjuncts=len(run.problem.disjuncts), open=sum(g.count for g, _ in open_groups))
+    if not open_groups:
+        return _Answer(Verdict.VERIFIED, Reason.PROVED, Trust.ROUNDED, run.closed_bound)
+    if run.options.attack:
+        with run.phase("attack") as detail:
+            found = run.attack(open_groups)
+            detail.update(found=found is not None)
+        if found is not None:
+            return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, run.bound(open_groups), found)
+    with run.phase("search") as detail:
+        decision = decide(run.problem, run.graph, open_groups, run.points, run.options, run.deadline, run.on_event)
+        detail.update(decision.detail)
+    return run.conclude(open_groups, decision)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    verdict: Verdict
+    reason: Reason
+    trust: Trust
+    lower_bound: float
+    counterexample: Counterexample | None = None
+    note: str = ""
+
+
+@dataclass
+class _Run:
+    """A run under way: what every phase needs, and the ledger."""
+
+    problem: Problem
+    options: Options
+    deadline: Deadline
+    on_event: OnEvent | None
+    phases: list[Phase] = field(default_factory=list)
+    closed_bound: float = math.inf
+    points: dict[int, Any] = field(default_factory=dict)  # per disjunct, the best input the attack saw
+    disagreement: str = ""
+
+    def __post_init__(self) -> None:
+        self.device = _device(self.options.device)
+        self.graph = self.problem.graph.to(torch.float64, self.device)
+        self.began = time.monotonic()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[dict[str, Any]]:
+        """A line of the ledger."""
+        self.tell(name, "")
+        detail: dict[str, Any] = {}
+        began = time.monotonic()
+        try:
+            yield detail
+        finally:
+            self.phases.append(Phase(name, time.monotonic() - began, detail))
+
+    def tell(self, phase: str, message: str) -> None:
+        """An event for whoever watches."""
+        if self.on_event is not None:
+            self.on_event(Event(phase, message))
+
+    def presolve(self) -> list[tuple[Group, Bounded]]:
+        """Bound every box; returns the groups with a disjunct still open, reduced to the open ones."""
+        still_open = []
+        for group in groups(self.problem, self.device):
+            box = group.box
+            lower, upper = (torch.tensor(side, device=self.device)[None] for side in (box.lower, box.upper))
+            found = bound_batch(self.graph, group, lower, upper, torch.float64, deadline=self.deadline)
+            closed = group.closed(found.margins)[0].tolist()
+            self.closed_bound = min([self.closed_bound, *(float(m) for m, c in zip(found.margins[0], closed, strict=True) if c)])
+            keep = [k for k, c in enumerate(closed) if not c]
+            if keep:
+                rows = torch.tensor([c for c in group.disjunct.tolist()], device=self.device)
+                chosen = torch.isin(rows, torch.tensor(keep, device=self.device))
+                linear = dataclasses.replace(
+                    found.rows, coefficients=found.rows.coefficients[:, chosen], constant=found.rows.constant[:, chosen], lower=found.rows.lower[:, chosen]
+                )
+                still_open.append((group.select(keep), dataclasses.replace(found, rows=linear, margins=found.margins[:, keep])))
+        return still_open
+
+    def attack(self, open_groups: list[tuple[Group, Bounded]]) -> Counterexample | None:
+        """Look for a counterexample of any open disjunct."""
+        members = [m for g, _ in open_groups for m in g.members]
+        outcome = attack(
+            self.problem,
+            self.graph.to(torch.float32, self.device),
+            [self.problem.disjuncts[m] for m in members],
+            self.deadline,
+            self.options.seed,
+        )
+        self.points = {m: outcome.points[k] for k, m in enumerate(members)}
+        if outcome.disagreement is not None:
+            self.disagreement = str(outcome.disagreement)
+        return outcome.counterexample
+
+    def bound(self, open_groups: list[tuple[Group, Bounded]]) -> float:
+        """The proved lower bound of the margin after the presolve."""
+        return min([self.closed_bound, *(float(found.margins.amin()) for _, found in open_groups)])
+
+    def conclude(self, open_groups: list[tuple[Group, Bounded]], decision: Decision) -> _Answer:
+        """The search's decision as the run's answer."""
+        bound = min(self.closed_bound, max(self.bound(open_groups), decision.lower_bound))
+        if decision.counterexample is not None:
+            return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, bound, decision.counterexample, decision.note)
+        if decision.verified:
+            trust = Trust.weakest(Trust.ROUNDED, decision.trust) if self.closed_bound < math.inf else decision.trust
+            return _Answer(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, decision.note)
+        disagreement = decision.disagreement or self.disagreement
+        if self.deadline.cancelled:
+            reason = Reason.INTERRUPTED
+        elif disagreement:
+            return _Answer(Verdict.UNKNOWN, Reason.FLOAT_SEMANTICS, Trust.ROUNDED, bound, None, disagreement)
+        else:
+            reason = Reason.TIMEOUT if self.deadline.expired() else decision.reason
+        return _Answer(Verdict.UNKNOWN, reason, decision.trust, bound, None, decision.note)
+
+    def result(self, answer: _Answer) -> Result:
+        """Everything about the run."""
+        return Result(
+            **{f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)},
+            seconds=time.monotonic() - self.began,
+            phases=tuple(self.phases),
+            versions=_versions(),
+            options=dataclasses.asdict(self.options),
+            files={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.problem.files},
+        )
+
+
+def _settings(options: Options, method: str | Milp) -> Options:
+    if isinstance(method, Milp):
+        options = dataclasses.replace(options, method="milp", solver=method.solver, threads=method.threads, memory_mb=method.memory_mb)
+    elif method != "auto":
+        options = dataclasses.replace(options, method=method)
+    if options.method not in METHODS:
+        raise InvalidInput(f"unknown method {options.method!r}; there are {', '.join(METHODS)}")
+    if options.trust not in {t.value for t in Trust}:
+        raise InvalidInput(f"unknown trust {options.trust!r}; there are {', '.join(t.value for t in Trust)}")
+    return options
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    found = {"python": python_version()}
+    for package in ("milpverify", "torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
