@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
@@ -28,6 +28,7 @@ from milpverify.terms import (
     ball_algebra,
     differentiate,
     evaluate,
+    operators,
     parse,
     substitute,
     symbols,
@@ -131,8 +132,12 @@ class Nonlinearity:
             rational = self.rational_pieces({name: _number(value) for name, value in bound})
             pieces = None if rational is None else rational.exact()
         except InvalidInput as error:
-            raise InvalidModel(f"{self.name}({', '.join(f'{n}={v}' for n, v in bound)}): {error}") from error
+            raise InvalidModel(f"{_call(self.name, bound)}: {error}") from error
         return Function(self.name, tuple(bound), self, pieces)
+
+    def trial(self) -> Function:
+        """The function with its default parameters, and some allowed value where there is no default."""
+        return self.bind(**{name: limit.trial for name, limit in self.limits.items()})
 
     def rational_pieces(self, parameters: Mapping[str, Number]) -> RationalPieces | None:
         """The exact pieces under these parameters; None where the function is not piecewise linear.
@@ -147,6 +152,10 @@ class Nonlinearity:
             if Constant(jump) not in declared:
                 raise InvalidInput(f"the term is discontinuous at {jump}, which jumps does not declare")
         return pieces
+
+
+def _call(name: str, parameters: Sequence[tuple[str, float]]) -> str:
+    return f"{name}({', '.join(f'{key}={value}' for key, value in parameters)})" if parameters else name
 
 
 def _number(value: float) -> Number:
@@ -168,6 +177,10 @@ class Function:
     definition: Nonlinearity = field(compare=False, repr=False)
     pieces: Pieces | None = field(compare=False, repr=False)
 
+    def __str__(self) -> str:
+        """Such as leaky_relu(alpha=0.25)."""
+        return _call(self.name, self.parameters)
+
     def _bound(self, term: Term) -> Term:
         return substitute(term, {name: Constant(_number(value)) for name, value in self.parameters})
 
@@ -185,7 +198,7 @@ class Function:
     def derivative_term(self) -> Term:
         """f' in x and the output y."""
         given = self.definition.derivative
-        return differentiate(self.term) if given is None else self._bound(given)
+        return differentiate(self.numeric) if given is None else self._bound(given)
 
     def _enclosures(self, numbers: tuple[Enclosure, ...]) -> tuple[tuple[float, float], ...]:
         return tuple((_enclose(self._bound(a))[0], _enclose(self._bound(b))[1]) for a, b in numbers)
@@ -285,6 +298,8 @@ def _enclose(term: Term) -> tuple[float, float]:
 
     with flint.ctx.workprec(128):
         ball = evaluate(term, ball_algebra(), {})
+        if not ball.is_finite():
+            raise InvalidInput(f"the constant {term} is not finite")
         return math.nextafter(float(ball.lower()), -math.inf), math.nextafter(float(ball.upper()), math.inf)
 
 
@@ -347,7 +362,7 @@ def register_nonlinearity(path: str | Path) -> Nonlinearity:
     """
     from milpverify.selfcheck import check
 
-    check(load_nonlinearity(Path(path)), str(path))
+    check(load_nonlinearity(Path(path)).trial(), str(path))
     return catalogue().register(path)
 
 
@@ -418,8 +433,8 @@ def _check_shape(entry: Nonlinearity, data: dict[str, Any]) -> None:
     for key in _SMOOTH:
         if key not in data:
             raise InvalidInput(f"the key {key!r} is missing, which a function that is not piecewise linear needs")
-    if entry.jumps:
-        raise InvalidInput("jumps: only piecewise-linear functions may have jumps")
+    if entry.jumps or "sign" in operators(entry.term):
+        raise InvalidInput("only piecewise-linear functions may have jumps, so no other term may use sign")
     for key, ends in (("domain", entry.domain), ("range", entry.range)):
         if len(ends) != 2:
             raise InvalidInput(f"{key}: two ends are needed")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from milpverify.interval import Interval, add, div, interval_algebra, mul, point, sub
+from milpverify.interval import Interval, add, div, enclose, interval_algebra, point, product, sub
 from milpverify.terms import evaluate
 
 if TYPE_CHECKING:
@@ -32,22 +34,44 @@ def _hull(a: Interval, b: Interval) -> Interval:
 
 
 def _linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
-    """Each piece's line at the ends of its part of the box, and the values at the breakpoints."""
+    """The lines that hold the ends of the box, there, and the values and one-sided limits at the breakpoints inside."""
     found = Interval(torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf))
+
+    def include(found: Interval, met: Tensor, low: Tensor, high: Tensor) -> Interval:
+        return _hull(found, Interval(torch.where(met, low, math.inf), torch.where(met, high, -math.inf)))
+
     edges = (-math.inf, *pieces.breakpoints, math.inf)
     for (left, right), slope, intercept in zip(pairwise(edges), pieces.slopes, pieces.intercepts, strict=True):
-        met = (lower <= right) & (upper >= left)
-        part = _hull(*(_line(slope, intercept, x.clamp(left, right)) for x in (lower, upper)))
-        found = _hull(found, Interval(torch.where(met, part.lower, math.inf), torch.where(met, part.upper, -math.inf)))
-    for at, value in zip(pieces.breakpoints, pieces.values, strict=True):
-        met = (lower <= at) & (upper >= at)
-        found = _hull(found, Interval(torch.where(met, value, math.inf), torch.where(met, value, -math.inf)))
+        for end in (lower, upper):
+            held = torch.ones_like(end, dtype=torch.bool)
+            if left > -math.inf:
+                held &= end > left
+            if right < math.inf:
+                held &= end < right
+            value = _line(slope, intercept, end)
+            found = include(found, held, value.lower, value.upper)
+    for at, (low, high) in zip(pieces.breakpoints, _extremes(pieces), strict=True):
+        found = include(found, (lower <= at) & (upper >= at), torch.full_like(lower, low), torch.full_like(lower, high))
     return found
 
 
 def _line(slope: float, intercept: float, x: Tensor) -> Interval:
-    k, c = x.new_tensor(slope), x.new_tensor(intercept)
-    return add(mul(Interval(k, k), Interval(x, x)), Interval(c, c))
+    c = torch.full_like(x, intercept)
+    if slope == 0:
+        return Interval(c, c)
+    rise = Interval(x, x) if slope == 1 else product(torch.full_like(x, slope), x)
+    return add(rise, Interval(c, c)) if intercept else rise
+
+
+@functools.lru_cache(maxsize=1024)
+def _extremes(pieces: Pieces) -> tuple[tuple[float, float], ...]:
+    """Per breakpoint, floats around the value and both one-sided limits."""
+    lines = [(Fraction(k), Fraction(c)) for k, c in zip(pieces.slopes, pieces.intercepts, strict=True)]
+    extremes = []
+    for at, value, sides in zip(pieces.breakpoints, pieces.values, pairwise(lines), strict=True):
+        numbers = [Fraction(value), *(k * Fraction(at) + c for k, c in sides)]
+        extremes.append((enclose(min(numbers))[0], enclose(max(numbers))[1]))
+    return tuple(extremes)
 
 
 def _curved_range(function: Function, lower: Tensor, upper: Tensor) -> Interval:

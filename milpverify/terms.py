@@ -148,6 +148,11 @@ def symbols(term: Term) -> frozenset[str]:
     return frozenset()
 
 
+def operators(term: Term) -> frozenset[str]:
+    """The operators that occur in the term."""
+    return frozenset({term.op}).union(*map(operators, term.args)) if isinstance(term, Apply) else frozenset()
+
+
 def substitute(term: Term, values: Mapping[str, Term]) -> Term:
     """The term with symbols replaced, and simplified."""
     match term:
