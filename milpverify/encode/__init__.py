@@ -1,0 +1,1 @@
+"""Solver-neutral models and the encodings of networks as MILP and SMT."""

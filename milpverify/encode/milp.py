@@ -1,0 +1,410 @@
+"""The margin of one disjunct as a mixed-integer linear model.
+
+Minimise t subject to t >= every unsafe row, over the box, the domain rows and the network: feasible by construction, so that the
+dual bound alone decides. Every pre-activation is written over the nearest cut nodes (nonlinear outputs and the input), which
+needs no knowledge of affine operators; rounding in that composition is bounded and moved outwards into the rows. Neurons
+that are stable within their bounds are linear or constant; the rest take binaries:
+
+- one kink: the big-M form, which is the convex hull of one neuron over [l, u] (Tjeng et al., arXiv 1711.07356, eq. 11 to 15 for ReLU);
+- otherwise: one binary per piece, the multiple-choice form (Vielma, Mixed Integer Linear Programming Formulation Techniques,
+  SIAM Review 2015), also for jumps: each piece on its closed interval, and the value at a jump as a piece of length zero. It
+  holds the closure of the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit, power_of_two
+from milpverify.errors import UnsupportedOperator
+from milpverify.graph import affine_form, evaluate_all
+from milpverify.operators import Affine, Elementwise
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph, Node
+    from milpverify.pieces import Pieces
+    from milpverify.spec import Disjunct, Rows
+
+Bounds = Sequence[tuple[Tensor, Tensor]]
+"""Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
+
+_CHUNK = 2**22  # entries of the dense rows that are formed at a time
+_CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this multiple of its largest term
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """A model and the way back: column `columns[i]` of the model is x_i / scale[i]; -1 where nothing depends on x_i.
+
+    The model's objective is in units of the margin (of the objective row). `unstable` counts the neurons with binaries.
+    """
+
+    model: Model
+    columns: Index  # (nx,)
+    scale: Array  # (nx,)
+    lower: Array  # (nx,), the box
+    upper: Array
+    unstable: int
+
+    def x_of(self, point: Array) -> Array:
+        """The input (nx,) of a solver's point (n,), clipped into the box; the middle of the box where it does not matter."""
+        middle = self.lower + 0.5 * (self.upper - self.lower)
+        x: Array = np.clip(np.where(self.columns >= 0, point[self.columns] * self.scale, middle), self.lower, self.upper)
+        return x
+
+
+def encode(
+    graph: Graph,
+    bounds: Bounds,
+    disjunct: Disjunct,
+    objective: Rows | None = None,
+    start: Array | None = None,
+    constraints: Rows | None = None,
+) -> Encoding:
+    """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
+
+    Args:
+        graph: in float64 on the CPU.
+        bounds: of every node, proved over the disjunct's box.
+        objective: the rows whose largest residual x_rows x + y_rows y - rhs is minimised; the disjunct's unsafe rows unless given. One row
+            with rhs 0 minimises a linear function of (x, y); negate the row to maximise. No row at all: a feasibility model.
+        start: (nx,) an input to start from.
+        constraints: rows over x and y to hold besides the domain rows; none unless given.
+
+    Raises:
+        UnsupportedOperator: a function that is not piecewise linear.
+        NumericallyUnfit: bounds that are not finite.
+    """
+    rows = disjunct.unsafe if objective is None else objective
+    return _Encoder(graph, bounds, disjunct, start).encode(rows, disjunct.domain, constraints)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forms:
+    """R affine forms over cut nodes, sparse: per cut node (row, flat index there, coefficient); `error` bounds their rounding."""
+
+    entries: dict[int, tuple[Index, Index, Array]]
+    constant: Array  # (R,)
+    error: Array  # (R,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The neurons of one nonlinear node that matter and are not constant, with their pre-activations."""
+
+    node: Node
+    index: Index  # (R,) flat
+    first: Index  # (R,) the first and the last piece that their bounds touch
+    last: Index
+    lower: Array  # (R,) of the pre-activation
+    upper: Array
+    forms: list[tuple[int, _Forms]]  # the pre-activations, in chunks with their offset into index
+
+
+class _Encoder:
+    def __init__(self, graph: Graph, bounds: Bounds, disjunct: Disjunct, start: Array | None) -> None:
+        self.graph = graph
+        self.box = disjunct.box
+        self.absolute = replace(
+            graph, nodes=tuple(replace(n, op=n.op.absolute()) if isinstance(n.op, Affine) else n for n in graph.nodes)
+        )
+        cuts = (0, *graph.nonlinear)
+        self.lower: dict[int, Array] = {0: self.box.lower}
+        self.upper: dict[int, Array] = {0: self.box.upper}
+        for node in graph.nonlinear:
+            for i in {node, graph.nodes[node].inputs[0]} - {0}:
+                a, b = (t.detach().reshape(-1).numpy().astype(np.float64) for t in bounds[i])
+                if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                    raise NumericallyUnfit(f"node {i} ({graph.nodes[i].name}) has no finite bounds")
+                self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
+        self.needed = {i: np.zeros(graph.nodes[i].size, dtype=bool) for i in cuts}
+        self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in cuts}
+        self.scale = {i: np.ones(graph.nodes[i].size) for i in cuts}
+        self.fixed = {i: np.zeros(graph.nodes[i].size) for i in cuts}  # the values of constant neurons
+        self.builder = ModelBuilder()
+        self.unstable = 0
+        self.start = None if start is None else np.clip(start, self.box.lower, self.box.upper)
+        self.values = None if self.start is None else [
+            v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])
+        ]
+
+    def encode(self, objective: Rows, domain: Rows, constraints: Rows | None) -> Encoding:
+        top = self._top_rows(objective)
+        extra = [] if constraints is None else [self._top_rows(constraints)]
+        self.needed[0] |= domain.x_rows.any(axis=0)
+        blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
+        self._add_values(0, np.flatnonzero(self.needed[0]), None, self.values)
+        for block in reversed(blocks):
+            self._add_block(block)
+        used = np.flatnonzero(self.needed[0])
+        for row, rhs in zip(domain.x_rows, domain.rhs, strict=True):
+            self.builder.row(self.column[0][used], row[used] * self.scale[0][used], upper=float(rhs))
+        for rows, forms in zip([constraints] if constraints is not None else [], extra, strict=True):
+            for columns, values, constant, error, rhs in self._over_columns(forms, rows.rhs):
+                self.builder.row(columns, values, upper=math.nextafter(rhs - constant + error, math.inf))
+        costs = self._add_margin(top, objective) if len(objective) else {}
+        model = self.builder.build(costs)
+        return Encoding(model, self.column[0], self.scale[0], self.box.lower, self.box.upper, self.unstable)
+
+    # --- backwards: what is needed, and its affine forms ---
+
+    def _forms(self, node: int, rows: Tensor, x_rows: Array | None = None) -> _Forms:
+        """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1)."""
+        form = affine_form(self.graph, node, rows)
+        size = affine_form(self.absolute, node, rows.abs())
+        coefficients = {cut: c.reshape(len(rows), -1).numpy() for cut, c in form.coefficients.items()}
+        weights = {cut: c.reshape(len(rows), -1).numpy() for cut, c in size.coefficients.items()}
+        if x_rows is not None:
+            coefficients[0] = coefficients[0] + x_rows if 0 in coefficients else np.array(x_rows)
+            weights[0] = weights[0] + np.abs(x_rows) if 0 in weights else np.abs(x_rows)
+        reach = size.constant.numpy().copy()
+        for cut, weight in weights.items():
+            reach += weight @ np.maximum(np.abs(self.lower[cut]), np.abs(self.upper[cut]))
+        entries = {}
+        for cut, c in coefficients.items():
+            row, column = np.nonzero(c)
+            entries[cut] = (row.astype(np.int64), column.astype(np.int64), c[row, column])
+            self.needed[cut][column] = True
+        terms = self._terms(node)
+        error = np.zeros(len(rows)) if terms == 0 else reach * ((terms + 8) * 2.0**-52)
+        return _Forms(entries, form.constant.numpy(), error)
+
+    def _terms(self, node: int) -> int:
+        """How many roundings a composed coefficient can see between a node and the cut nodes behind it."""
+        total, pending, seen = 0, [node], set()
+        while pending:
+            i = pending.pop()
+            op = self.graph.nodes[i].op
+            if i in seen or not isinstance(op, Affine):
+                continue
+            seen.add(i)
+            total += op.terms + 2
+            pending.extend(self.graph.nodes[i].inputs)
+        return total
+
+    def _top_rows(self, rows: Rows) -> _Forms:
+        y = torch.from_numpy(np.array(rows.y_rows, dtype=np.float64))
+        return self._forms(self.graph.output, y, rows.x_rows if rows.mentions_x.any() else None)
+
+    def _block(self, node: Node) -> _Block | None:
+        """Sort the neurons of a node by what their bounds say; constants are fixed and need nothing behind them."""
+        need = np.flatnonzero(self.needed[node.id])
+        if not need.size:
+            return None
+        pieces = pieces_of(node)
+        source = node.inputs[0]
+        low, high = self.lower[source][need], self.upper[source][need]
+        first, last = touched_pieces(pieces, low, high)
+        slopes, intercepts = np.array(pieces.slopes), np.array(pieces.intercepts)
+        constant = (first == last) & (slopes[first] == 0.0)
+        self.fixed[node.id][need[constant]] = intercepts[first[constant]]
+        keep = np.flatnonzero(~constant)
+        index = need[keep]
+        if not index.size:
+            return None
+        size = self.graph.nodes[source].size
+        width = max(size, *(self.graph.nodes[i].size for i in self.graph.ancestors[source]))
+        step = max(1, _CHUNK // width)
+        forms = []
+        for offset in range(0, len(index), step):
+            part = index[offset : offset + step]
+            units = torch.zeros(len(part), size, dtype=torch.float64)
+            units[torch.arange(len(part)), torch.from_numpy(part)] = 1.0
+            forms.append((offset, self._forms(source, units.reshape(len(part), *self.graph.nodes[source].shape))))
+        return _Block(node, index, first[keep], last[keep], low[keep], high[keep], forms)
+
+    # --- forwards: variables and rows ---
+
+    def _add_values(self, cut: int, index: Index, least: Array | None, values: list[Array] | None) -> None:
+        """Variables for entries of a cut node, in units of `least` or of the power of two above their magnitude."""
+        low, high = self.lower[cut][index], self.upper[cut][index]
+        magnitude = np.maximum(np.abs(low), np.abs(high))
+        scale = power_of_two(magnitude if least is None else np.maximum(magnitude, least))
+        first = np.nan if values is None else np.clip(values[cut][index], low, high) / scale
+        self.scale[cut][index] = scale
+        self.column[cut][index] = self.builder.variables(low / scale, high / scale, start=first)
+
+    def _over_columns(self, forms: _Forms, rhs: Array) -> list[tuple[Index, Array, float, float, float]]:
+        """Each form as (columns, coefficients per column, constant, error, right-hand side), constants of fixed neurons included."""
+        constant, error = forms.constant.copy(), forms.error.copy()
+        count = len(constant)
+        owners, columns, values = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+        for cut, (row, index, value) in forms.entries.items():
+            column = self.column[cut][index]
+            free = column >= 0
+            gone = value[~free] * self.fixed[cut][index[~free]]
+            constant += np.bincount(row[~free], gone, count)
+            error += np.bincount(row[~free], np.abs(gone), count) * (2.0**-52 * (1 + (~free).sum()))
+            owners.append(row[free])
+            columns.append(column[free])
+            values.append(value[free] * self.scale[cut][index[free]])
+        owner, column, value = np.concatenate(owners), np.concatenate(columns), np.concatenate(values)
+        order = np.argsort(owner, kind="stable")
+        cuts = np.searchsorted(owner[order], np.arange(1, count))
+        parts = zip(np.split(column[order], cuts), np.split(value[order], cuts), strict=True)
+        return [(c, v, float(constant[i]), float(error[i]), float(rhs[i])) for i, (c, v) in enumerate(parts)] if count else []
+
+    def _add_block(self, block: _Block) -> None:
+        node, pieces = block.node, pieces_of(block.node)
+        self._add_values(node.id, block.index, None, self.values)
+        for offset, forms in block.forms:
+            rows = self._over_columns(forms, np.zeros(len(forms.constant)))
+            for i, (columns, values, constant, error, _) in enumerate(rows, start=offset):
+                k, y = int(block.first[i]), int(block.index[i])
+                if block.first[i] == block.last[i]:
+                    slope, intercept = pieces.slopes[k], pieces.intercepts[k]
+                    target = slope * constant + intercept
+                    slack = abs(slope) * error + 2.0**-51 * (abs(slope * constant) + abs(intercept) + float(np.abs(slope * values).sum()))
+                    self._equal(self.column[node.id][y], self.scale[node.id][y], columns, slope * values, target, slack)
+                else:
+                    self._add_unstable(block, i, columns, values, constant, error)
+
+    def _equal(self, column: int, scale: float, columns: Index, values: Array, constant: float, error: float) -> None:
+        """scale v[column] = values . v[columns] + constant, up to `error`."""
+        low, high = math.nextafter(constant - error, -math.inf), math.nextafter(constant + error, math.inf)
+        exact = error == 0.0
+        self.builder.row(np.append(columns, column), np.append(-values, scale), constant if exact else low, constant if exact else high)
+
+    def _add_unstable(self, block: _Block, i: int, columns: Index, values: Array, constant: float, error: float) -> None:
+        node, pieces = block.node, pieces_of(block.node)
+        entry, low, high = int(block.index[i]), float(block.lower[i]), float(block.upper[i])
+        largest = float(np.abs(values).max(initial=0.0))
+        sx = float(power_of_two(max(abs(low), abs(high), _CONDITION * largest)))
+        at = math.nan if self.values is None else min(max(float(self.values[node.inputs[0]][entry]), low), high)
+        x = int(self.builder.variables(low / sx, high / sx, start=at / sx)[0])
+        self._equal(x, sx, columns, values, constant, error)
+        y, sy = int(self.column[node.id][entry]), float(self.scale[node.id][entry])
+        first, last = int(block.first[i]), int(block.last[i])
+        self.unstable += 1
+        if last == first + 1 and _continuous(pieces, first):
+            self._add_kink(pieces, first, (low, high), (x, sx), (y, sy), at)
+        else:
+            self._add_choice(segments(pieces, first, last, low, high), (x, sx), (y, sy), at)
+
+    def _add_kink(
+        self, pieces: Pieces, k: int, interval: tuple[float, float], x: tuple[int, float], y: tuple[int, float], at: float
+    ) -> None:
+        """Two pieces that meet at p, with slopes a, b, s = 1 if convex and -1 if concave, and z = 1 right of p.
+
+        s y >= s (a x + c_a), s y <= s (a x + c_a) + |b - a| (u - p) z,
+        s y >= s (b x + c_b), s y <= s (b x + c_b) + |b - a| (p - l) (1 - z).
+        """
+        p, (a, b), (ca, cb) = pieces.breakpoints[k], pieces.slopes[k : k + 2], pieces.intercepts[k : k + 2]
+        sign = 1.0 if b > a else -1.0
+        grow = (1.0 + 2.0**-50) * abs(b - a)
+        right, left = grow * (interval[1] - p), grow * (p - interval[0])
+        z = int(self.builder.variables(0.0, 1.0, integer=True, start=math.nan if math.isnan(at) else float(at > p))[0])
+        (jx, sx), (jy, sy) = x, y
+        rows = self.builder.row
+        rows([jy, jx], [sign * sy, -sign * a * sx], lower=sign * ca)
+        rows([jy, jx], [sign * sy, -sign * b * sx], lower=sign * cb)
+        rows([jy, jx, z], [sign * sy, -sign * a * sx, -right], upper=sign * ca)
+        rows([jy, jx, z], [sign * sy, -sign * b * sx, left], upper=left if cb == 0.0 else math.nextafter(left + sign * cb, math.inf))
+
+    def _add_choice(self, parts: list[Segment], x: tuple[int, float], y: tuple[int, float], at: float) -> None:
+        """x = sum x_k, y = sum a_k x_k + c_k z_k, l_k z_k <= x_k <= u_k z_k, sum z_k = 1."""
+        (jx, sx), (jy, sy) = x, y
+        chosen = -1 if math.isnan(at) else next((k for k, part in enumerate(parts) if part.lower <= at <= part.upper), 0)
+        low, high = np.array([p.lower for p in parts]), np.array([p.upper for p in parts])
+        if chosen < 0:
+            z = self.builder.variables(np.zeros(len(parts)), 1.0, integer=True)
+            xs = self.builder.variables(np.minimum(low, 0.0) / sx, np.maximum(high, 0.0) / sx)
+        else:
+            hot = np.arange(len(parts)) == chosen
+            z = self.builder.variables(np.zeros(len(parts)), 1.0, integer=True, start=hot.astype(float))
+            xs = self.builder.variables(np.minimum(low, 0.0) / sx, np.maximum(high, 0.0) / sx, start=hot * at / sx)
+        self.builder.row(z, np.ones(len(parts)), 1.0, 1.0)
+        self.builder.row([*xs, jx], [1.0] * len(parts) + [-1.0], 0.0, 0.0)
+        slopes, intercepts = np.array([p.slope for p in parts]), np.array([p.intercept for p in parts])
+        self.builder.row([*xs, *z, jy], [*(slopes * sx), *intercepts, -sy], 0.0, 0.0)
+        for k in range(len(parts)):
+            self.builder.row([xs[k], z[k]], [sx, -low[k]], lower=0.0)
+            self.builder.row([xs[k], z[k]], [sx, -high[k]], upper=0.0)
+
+    def _add_margin(self, forms: _Forms, rows: Rows) -> dict[int, float]:
+        """t >= every row, in units of the largest term; returns the costs."""
+        lines = self._over_columns(forms, rows.rhs)
+        lows, highs, largest = [], [], 0.0
+        low, high = self.builder.ranges()
+        for columns, values, constant, error, rhs in lines:
+            ends = np.stack([values * low[columns], values * high[columns]])
+            slack = error + 1e-12 * (float(np.abs(ends).max(axis=0).sum()) + abs(constant) + abs(rhs))
+            lows.append(constant - rhs + float(ends.min(axis=0).sum()) - slack)
+            highs.append(constant - rhs + float(ends.max(axis=0).sum()) + slack)
+            largest = max(largest, float(np.abs(values).max(initial=0.0)))
+        scale = float(power_of_two(max(largest, abs(max(lows)), abs(max(highs)))))
+        first = math.nan
+        if self.start is not None and self.values is not None:
+            first = float(rows.residual(self.start, self.values[self.graph.output]).max()) / scale
+        t = int(self.builder.variables(max(lows) / scale, max(highs) / scale, start=first)[0])
+        for columns, values, constant, error, rhs in lines:
+            self.builder.row(np.append(columns, t), np.append(-values, scale), lower=math.nextafter(constant - rhs - error, -math.inf))
+        return {t: scale}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """y = slope x + intercept for x in [lower, upper]."""
+
+    lower: float
+    upper: float
+    slope: float
+    intercept: float
+
+
+def touched_pieces(pieces: Pieces, lower: Array, upper: Array) -> tuple[Index, Index]:
+    """The first and the last piece that each interval touches; at a jump that an interval ends on, both sides count."""
+    first, last = np.zeros(lower.shape, dtype=np.int64), np.zeros(lower.shape, dtype=np.int64)
+    for k, p in enumerate(pieces.breakpoints):
+        smooth = _continuous(pieces, k)
+        first += (lower >= p) if smooth else (lower > p)
+        last += (upper > p) if smooth else (upper >= p)
+    return first, np.maximum(first, last)
+
+
+def segments(pieces: Pieces, first: int, last: int, lower: float, upper: float) -> list[Segment]:
+    """The closure of the graph over [lower, upper] as segments, the values at jumps as segments of length zero."""
+    ends = [-math.inf, *pieces.breakpoints, math.inf]
+    found = [
+        Segment(max(lower, ends[k]), min(upper, ends[k + 1]), pieces.slopes[k], pieces.intercepts[k]) for k in range(first, last + 1)
+    ]
+    for k in range(first, last):
+        p, value = pieces.breakpoints[k], pieces.values[k]
+        if Fraction(value) not in _limits(pieces, k):
+            found.append(Segment(p, p, 0.0, value))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _limits(pieces: Pieces, k: int) -> tuple[Fraction, Fraction]:
+    """The limits from the left and from the right at breakpoint k."""
+    p = Fraction(pieces.breakpoints[k])
+    left, right = (Fraction(pieces.slopes[i]) * p + Fraction(pieces.intercepts[i]) for i in (k, k + 1))
+    return left, right
+
+
+def _continuous(pieces: Pieces, k: int) -> bool:
+    """Whether breakpoint k is a kink, not a jump."""
+    left, right = _limits(pieces, k)
+    return left == right == Fraction(pieces.values[k])
+
+
+def pieces_of(node: Node) -> Pieces:
+    """The pieces of a nonlinear node; raises UnsupportedOperator where its function is curved."""
+    if isinstance(node.op, Elementwise):
+        pieces = node.op.function.pieces
+        if pieces is not None:
+            return pieces
+    what = node.op.function.name if isinstance(node.op, Elementwise) else type(node.op).__name__
+    raise UnsupportedOperator(
+        f"{what} ({node.name or f'node {node.id}'}) is not piecewise linear, so it has no mixed-integer linear form; use method bab"
+    )

@@ -1,0 +1,1 @@
+"""Adapters of external solvers, reached through `registry` and run in worker processes."""

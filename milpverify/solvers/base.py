@@ -1,0 +1,152 @@
+"""What every solver adapter speaks: limits in, progress on the way, an outcome out. Imports neither torch nor a solver.
+
+What a solver says is trusted in one place only, `encode.model.safe_dual_bound`: a finite dual bound, less a margin above the
+solver's tolerances, bounds the optimum from below. A status proves nothing, and neither does a point.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from milpverify.encode.model import Capability
+
+
+class Status(Enum):
+    """How a solve ended. The values are the words shown to people. Only a dual bound proves anything, whatever the status."""
+
+    OPTIMAL = "solved to optimality"
+    TARGET = "stopped at the bound or the value that was asked for"
+    INFEASIBLE = "the solver found no feasible point"
+    UNBOUNDED = "unbounded, or infeasible or unbounded"
+    TIME_LIMIT = "time limit"
+    MEMORY_LIMIT = "memory limit"
+    INTERRUPTED = "interrupted"
+    UNAVAILABLE = "the solver cannot take this model"
+    CRASHED = "the solver process died"
+    UNKNOWN = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a solve: wall-clock seconds, MiB of memory, threads; a minimisation may also stop once it is decided.
+
+    The solve ends with TARGET when the dual bound rises to `dual_target` or a point of value <= `primal_target` is found.
+    """
+
+    seconds: float = math.inf
+    memory_mb: int = 8192
+    threads: int = 1
+    seed: int = 0
+    dual_target: float = math.inf
+    primal_target: float = -math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """One report during a solve, in units of the objective. `point` (n,) is given when it is new and the best so far."""
+
+    dual_bound: float
+    primal: float
+    nodes: int
+    seconds: float
+    point: NDArray[np.float64] | None = None
+
+    @property
+    def gap(self) -> float:
+        """primal - dual_bound, infinite while one of them is missing."""
+        return self.primal - self.dual_bound if math.isfinite(self.primal) and math.isfinite(self.dual_bound) else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class SolveOutcome:
+    """What a solve returned, in units of the objective: the proved side `dual_bound`, the best `point` (n,) and its value."""
+
+    status: Status
+    dual_bound: float = -math.inf
+    primal: float = math.inf
+    point: NDArray[np.float64] | None = None
+    nodes: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+
+class Answer(Enum):
+    """The answer of an SMT solver."""
+
+    UNSAT = "unsat"
+    SAT = "sat"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class SmtOutcome:
+    """The answer of an SMT solver; on SAT, `point` holds the exact value of every variable asked for, as "p/q"."""
+
+    answer: Answer
+    point: tuple[str, ...] = ()
+    status: Status = Status.OPTIMAL
+    seconds: float = 0.0
+    message: str = ""
+
+    def values(self) -> list[Fraction]:
+        """The point in rationals."""
+        return [Fraction(value) for value in self.point]
+
+
+OnProgress = Callable[[Progress], bool]
+"""Called with each report; a true return asks the solver to stop."""
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class Solver(ABC, Generic[M, R]):
+    """A solver for one kind of model. Final classes live in modules of their own, each the only one to import its library."""
+
+    name: str
+    package: str  # the distribution whose version is reported
+    capabilities: frozenset[Capability]
+
+    @abstractmethod
+    def solve(self, model: M, limits: Limits, on_progress: OnProgress) -> R:
+        """Solve in this process, without a word on standard output.
+
+        Raises:
+            SolverUnavailable: the library is missing, or its licence or abilities do not cover the model.
+        """
+
+    @abstractmethod
+    def licence(self) -> str:
+        """What it may be used for, in words; raises SolverUnavailable where it cannot be used at all."""
+
+
+class Stop:
+    """The stopping rule that MILP adapters share: says when a minimisation is decided, by its targets or by request."""
+
+    def __init__(self, limits: Limits, on_progress: OnProgress) -> None:
+        self.limits = limits
+        self.on_progress = on_progress
+        self.requested = False
+
+    def report(self, progress: Progress) -> bool:
+        """Pass a report on; returns whether the solver must stop now."""
+        self.requested |= self.on_progress(progress)
+        return self.requested or self.decided(progress.dual_bound, progress.primal)
+
+    def decided(self, dual_bound: float, primal: float) -> bool:
+        """Whether a target is reached."""
+        return dual_bound >= self.limits.dual_target or primal <= self.limits.primal_target
+
+    def status(self, interrupted: Status, dual_bound: float, primal: float) -> Status:
+        """What a stop that this rule asked for is called."""
+        return Status.TARGET if not self.requested and self.decided(dual_bound, primal) else interrupted

@@ -1,0 +1,165 @@
+"""Gurobi through gurobipy. The licence that comes with the wheel allows 2000 variables and 2000 rows."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from milpverify.encode.model import TOLERANCE, Capability, Model
+from milpverify.errors import SolverUnavailable
+from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver, Status, Stop
+
+_STATUS = {
+    2: Status.OPTIMAL,
+    3: Status.INFEASIBLE,
+    4: Status.UNBOUNDED,  # infeasible or unbounded
+    5: Status.UNBOUNDED,
+    9: Status.TIME_LIMIT,
+    11: Status.INTERRUPTED,
+    15: Status.TARGET,  # objective or bound target reached
+    17: Status.MEMORY_LIMIT,
+}
+_OVER_LICENCE = 10010
+_REPORT_EVERY = 0.1  # seconds
+
+
+def status_of(code: int) -> Status:
+    """The status of Gurobi's `Status` attribute; NUMERIC, SUBOPTIMAL, CUTOFF and whatever is not listed are inconclusive."""
+    return _STATUS.get(code, Status.UNKNOWN)
+
+
+class Gurobi(Solver[Model, SolveOutcome]):
+    """Minimises mixed-integer linear models with Gurobi."""
+
+    name = "gurobi"
+    package = "gurobipy"
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.INDICATOR, Capability.NONLINEAR})
+
+    def licence(self) -> str:
+        gurobipy: Any = importlib.import_module("gurobipy")
+        try:
+            with _environment(gurobipy) as env, gurobipy.Model(env=env) as model:
+                model.addVars(2001)
+                model.update()
+                try:
+                    model.optimize()
+                except gurobipy.GurobiError as error:
+                    if error.errno != _OVER_LICENCE:
+                        raise
+                    return "size-limited: 2000 variables and rows, 200 variables with nonlinear terms"
+        except gurobipy.GurobiError as error:
+            raise SolverUnavailable(f"Gurobi: {error}") from error
+        return "full"
+
+    def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+        gurobipy: Any = importlib.import_module("gurobipy")
+        try:
+            with _environment(gurobipy) as env, gurobipy.Model(env=env) as gurobi:
+                return _solve(gurobipy, gurobi, model, limits, on_progress)
+        except gurobipy.GurobiError as error:
+            if error.errno == _OVER_LICENCE:
+                raise SolverUnavailable(
+                    f"Gurobi: the model ({model.num_variables} variables, {model.num_rows} rows) is too large for its licence"
+                ) from error
+            if error.errno == 10001:
+                return SolveOutcome(Status.MEMORY_LIMIT, message=f"Gurobi: {error}")
+            if error.errno == 10009:
+                raise SolverUnavailable(f"Gurobi: {error}") from error
+            return SolveOutcome(Status.UNKNOWN, message=f"Gurobi: {error}")
+
+
+def _environment(gurobipy: Any) -> Any:
+    env = gurobipy.Env(empty=True)
+    env.setParam("OutputFlag", 0)  # before start, which prints the licence
+    env.start()
+    return env
+
+
+def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+    began = time.monotonic()
+    stop = Stop(limits, on_progress)
+    kinds = ["I" if flag else "C" for flag in model.integer]
+    n = model.num_variables
+    low, high, costs = model.lower.tolist(), model.upper.tolist(), model.objective.tolist()
+    variables = list(gurobi.addVars(n, lb=low, ub=high, obj=costs, vtype=kinds).values())
+    for i in range(model.num_rows):
+        columns, values = model.row(i)
+        row = gurobipy.LinExpr(values.tolist(), [variables[j] for j in columns])
+        lower, upper = model.row_lower[i], model.row_upper[i]
+        if lower == upper:
+            gurobi.addLConstr(row, "=", lower)
+            continue
+        if lower > -math.inf:
+            gurobi.addLConstr(row, ">", lower)
+        if upper < math.inf:
+            gurobi.addLConstr(row, "<", upper)
+    if model.start is not None:
+        for variable, first in zip(variables, model.start.tolist(), strict=True):
+            variable.Start = first
+    for name, value in _parameters(limits).items():
+        gurobi.setParam(name, value)
+    call = gurobipy.GRB.Callback
+    last = [-math.inf]
+
+    def watch(m: Any, where: int) -> None:
+        now = time.monotonic()
+        if where == call.MIPSOL:
+            point = np.array(m.cbGetSolution(variables), dtype=np.float64)
+            primal, dual = m.cbGet(call.MIPSOL_OBJ), m.cbGet(call.MIPSOL_OBJBND)
+            if stop.report(Progress(_finite(dual), primal, int(m.cbGet(call.MIPSOL_NODCNT)), now - began, point)):
+                m.terminate()
+        elif where == call.MIP:
+            primal, dual = m.cbGet(call.MIP_OBJBST), _finite(m.cbGet(call.MIP_OBJBND))
+            if now - last[0] < _REPORT_EVERY and not stop.decided(dual, primal):
+                return
+            last[0] = now
+            if stop.report(Progress(dual, -_finite(-primal), int(m.cbGet(call.MIP_NODCNT)), now - began)):
+                m.terminate()
+        elif now - last[0] >= _REPORT_EVERY and where in (call.PRESOLVE, call.SIMPLEX, call.BARRIER, call.POLLING):
+            last[0] = now
+            if stop.report(Progress(-math.inf, math.inf, 0, now - began)):
+                m.terminate()
+
+    gurobi.setParam("TimeLimit", max(0.0, limits.seconds - (time.monotonic() - began)))
+    gurobi.optimize(watch)
+    status = status_of(gurobi.Status)
+    whole = bool(model.integer.any())
+    point, primal, dual = None, math.inf, -math.inf
+    if gurobi.SolCount > 0 and status is not Status.UNBOUNDED:
+        point = np.array([v.X for v in variables], dtype=np.float64)
+        primal = float(model.objective @ point)
+    if whole:
+        dual = _finite(gurobi.ObjBound)
+    elif status is Status.OPTIMAL:
+        dual = float(gurobi.ObjVal)  # a linear program ends with a dual feasible basis
+    if status is Status.INTERRUPTED:
+        status = stop.status(status, dual, primal)
+    if status in (Status.INFEASIBLE, Status.UNBOUNDED):
+        dual = -math.inf
+    nodes = int(gurobi.NodeCount) if whole else 0
+    return SolveOutcome(status, dual, primal, point, nodes, time.monotonic() - began, f"Gurobi: status {gurobi.Status}")
+
+
+def _finite(bound: float) -> float:
+    """Gurobi writes -1e100 for no bound; an infinite one proves nothing."""
+    return float(bound) if abs(bound) < 1e100 else -math.inf
+
+
+def _parameters(limits: Limits) -> dict[str, float]:
+    return {
+        "FeasibilityTol": TOLERANCE,
+        "IntFeasTol": TOLERANCE,
+        "OptimalityTol": TOLERANCE,
+        "MIPGap": 0.0,
+        "MIPGapAbs": TOLERANCE,
+        "IntegralityFocus": 1,
+        "Threads": limits.threads,
+        "Seed": limits.seed,
+        "SoftMemLimit": 0.8 * limits.memory_mb / 1000,  # gigabytes
+        "BestBdStop": limits.dual_target,
+        "BestObjStop": limits.primal_target,
+    }

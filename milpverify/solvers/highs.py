@@ -1,0 +1,128 @@
+"""HiGHS through highspy."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from milpverify.encode.model import TOLERANCE, Capability, Model
+from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver, Status, Stop
+
+_STATUS = {
+    "kOptimal": Status.OPTIMAL,
+    "kModelEmpty": Status.OPTIMAL,
+    "kObjectiveTarget": Status.TARGET,
+    "kObjectiveBound": Status.TARGET,
+    "kInfeasible": Status.INFEASIBLE,
+    "kUnbounded": Status.UNBOUNDED,
+    "kUnboundedOrInfeasible": Status.UNBOUNDED,
+    "kTimeLimit": Status.TIME_LIMIT,
+    "kMemoryLimit": Status.MEMORY_LIMIT,
+    "kInterrupt": Status.INTERRUPTED,
+    "kHighsInterrupt": Status.INTERRUPTED,
+}
+_REPORT_EVERY = 0.1  # seconds
+
+
+def status_of(word: str) -> Status:
+    """The status of `HighsModelStatus.name`; errors, iteration limits and unknown words are inconclusive."""
+    return _STATUS.get(word, Status.UNKNOWN)
+
+
+class Highs(Solver[Model, SolveOutcome]):
+    """Minimises mixed-integer linear models with HiGHS."""
+
+    name = "highs"
+    package = "highspy"
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER})
+
+    def licence(self) -> str:
+        return "free (MIT), no limits"
+
+    def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+        highspy: Any = importlib.import_module("highspy")
+        began = time.monotonic()
+        stop = Stop(limits, on_progress)
+        highs = highspy.Highs()
+        for option, value in _parameters(limits).items():
+            if highs.setOptionValue(option, value) != highspy.HighsStatus.kOk:
+                return SolveOutcome(Status.UNKNOWN, message=f"HiGHS refuses the option {option} = {value}")
+        if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
+            return SolveOutcome(Status.UNKNOWN, message="HiGHS refuses the model")
+        if model.start is not None:
+            solution = highspy.HighsSolution()
+            solution.col_value = model.start.tolist()
+            highs.setSolution(solution)
+        whole = bool(model.integer.any())
+        last = [-math.inf]
+
+        def watch(event: Any) -> None:
+            now, out = time.monotonic(), event.data_out
+            found = event.callback_type == highspy.cb.HighsCallbackType.kCallbackMipImprovingSolution
+            dual, primal = (float(out.mip_dual_bound), float(out.mip_primal_bound)) if whole else (-math.inf, math.inf)
+            if found:
+                primal = float(out.objective_function_value)
+            if not found and now - last[0] < _REPORT_EVERY and not stop.decided(dual, primal):
+                return
+            last[0] = now
+            point = np.array(out.mip_solution, dtype=np.float64) if found else None
+            if stop.report(Progress(dual, primal, max(0, int(out.mip_node_count)) if whole else 0, now - began, point)):
+                event.interrupt()
+
+        highs.cbMipInterrupt += watch
+        highs.cbMipImprovingSolution += watch
+        highs.cbSimplexInterrupt += watch
+        highs.setOptionValue("time_limit", max(0.0, limits.seconds - (time.monotonic() - began)))
+        highs.run()
+        word = highs.getModelStatus().name
+        status, info = status_of(word), highs.getInfo()
+        point, primal, dual = None, math.inf, -math.inf
+        if info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
+            point = np.array(highs.getSolution().col_value, dtype=np.float64)
+            primal = float(model.objective @ point)
+        if whole:
+            dual = float(info.mip_dual_bound)
+        elif status is Status.OPTIMAL:
+            dual = primal  # a linear program ends with a dual feasible basis
+        if status is Status.INTERRUPTED:
+            status = stop.status(status, dual, primal)
+        if status in (Status.INFEASIBLE, Status.UNBOUNDED) or not math.isfinite(dual):
+            dual = -math.inf
+        nodes = max(0, int(info.mip_node_count)) if whole else 0
+        message = f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}"
+        return SolveOutcome(status, dual, primal, point, nodes, time.monotonic() - began, message)
+
+
+def _parameters(limits: Limits) -> dict[str, object]:
+    return {
+        "output_flag": False,
+        "primal_feasibility_tolerance": TOLERANCE,
+        "dual_feasibility_tolerance": TOLERANCE,
+        "mip_feasibility_tolerance": TOLERANCE,
+        "small_matrix_value": 1e-12,
+        "mip_rel_gap": 0.0,
+        "mip_abs_gap": TOLERANCE,
+        "threads": limits.threads,
+        "parallel": "on" if limits.threads > 1 else "off",
+        "random_seed": limits.seed,
+        "objective_target": limits.primal_target,
+    }
+
+
+def _lp(highspy: Any, model: Model) -> Any:
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = model.num_variables, model.num_rows
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = model.objective, model.lower, model.upper
+    lp.row_lower_, lp.row_upper_ = model.row_lower, model.row_upper
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = model.row_start.astype(np.int32)
+    lp.a_matrix_.index_ = model.column.astype(np.int32)
+    lp.a_matrix_.value_ = model.value
+    if model.integer.any():
+        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
+        lp.integrality_ = [kinds[int(flag)] for flag in model.integer]
+    return lp

@@ -1,0 +1,149 @@
+"""SCIP through PySCIPOpt: the default solver, free and embedded."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milpverify.encode.model import TOLERANCE, Capability, Model
+from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver, Status, Stop
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_STATUS = {
+    "optimal": Status.OPTIMAL,
+    "gaplimit": Status.OPTIMAL,
+    "duallimit": Status.TARGET,
+    "primallimit": Status.TARGET,
+    "infeasible": Status.INFEASIBLE,
+    "unbounded": Status.UNBOUNDED,
+    "inforunbd": Status.UNBOUNDED,
+    "timelimit": Status.TIME_LIMIT,
+    "memlimit": Status.MEMORY_LIMIT,
+    "userinterrupt": Status.INTERRUPTED,
+    "terminate": Status.INTERRUPTED,
+}
+_REPORT_EVERY = 0.1  # seconds
+
+
+def status_of(word: str) -> Status:
+    """SCIP's status; every word not listed (node limits, "unknown", words of later versions) is inconclusive."""
+    return _STATUS.get(word, Status.UNKNOWN)
+
+
+class Scip(Solver[Model, SolveOutcome]):
+    """Minimises mixed-integer linear models with SCIP."""
+
+    name = "scip"
+    package = "PySCIPOpt"
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.INDICATOR, Capability.NONLINEAR})
+
+    def licence(self) -> str:
+        return "free (Apache 2.0), no limits"
+
+    def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+        pyscipopt: Any = importlib.import_module("pyscipopt")
+        began = time.monotonic()
+        stop = Stop(limits, on_progress)
+        scip = pyscipopt.Model()
+        scip.hideOutput()
+        scip.setParams(_parameters(limits))
+        infinity = scip.infinity()
+
+        def clip(value: float) -> float | None:
+            return None if abs(value) >= infinity else float(value)
+
+        variables = [
+            scip.addVar(lb=clip(low), ub=clip(high), obj=float(cost), vtype="I" if whole else "C")
+            for low, high, cost, whole in zip(model.lower, model.upper, model.objective, model.integer, strict=True)
+        ]
+        for i in range(model.num_rows):
+            _add_row(scip, variables, *model.row(i), clip(model.row_lower[i]), clip(model.row_upper[i]))
+        scip.setMinimize()
+        if model.start is not None:
+            solution = scip.createSol()
+            for variable, first in zip(variables, model.start, strict=True):
+                scip.setSolVal(solution, variable, float(first))
+            scip.addSol(solution)
+
+        def values(solution: Any) -> NDArray[np.float64]:
+            return np.array([scip.getSolVal(solution, v) for v in variables])
+
+        def bound() -> float:
+            value = scip.getDualbound()
+            return float(value) if abs(value) < infinity else math.copysign(math.inf, value)
+
+        kind = pyscipopt.SCIP_EVENTTYPE
+
+        class Watch(pyscipopt.Eventhdlr):  # type: ignore[misc]
+            """Reports and stops. SCIP drops exceptions of callbacks, hence nothing here raises on purpose."""
+
+            last = -math.inf
+            events = (kind.BESTSOLFOUND, kind.LPSOLVED, kind.NODESOLVED)
+
+            def eventinit(self) -> None:
+                for event in self.events:
+                    self.model.catchEvent(event, self)
+
+            def eventexit(self) -> None:
+                for event in self.events:
+                    self.model.dropEvent(event, self)
+
+            def eventexec(self, event: Any) -> None:
+                now = time.monotonic()
+                found = event.getType() == kind.BESTSOLFOUND
+                dual, primal = bound(), float(self.model.getPrimalbound())
+                if not found and now - self.last < _REPORT_EVERY and not stop.decided(dual, primal):
+                    return
+                self.last = now
+                point = values(self.model.getBestSol()) if found else None
+                nodes = int(self.model.getNTotalNodes())
+                if stop.report(Progress(dual, primal if primal < infinity else math.inf, nodes, now - began, point)):
+                    self.model.interruptSolve()
+
+        scip.includeEventhdlr(Watch(), "milpverify", "progress and early stopping")
+        scip.setParam("limits/time", min(max(0.0, limits.seconds - (time.monotonic() - began)), 1e20))
+        scip.optimizeNogil()
+        status, dual = status_of(scip.getStatus()), bound()
+        point, primal = None, math.inf
+        if scip.getNSols() and status is not Status.UNBOUNDED:
+            best = scip.getBestSol()
+            point, primal = values(best), float(scip.getSolObjVal(best))
+        if status is Status.INTERRUPTED:
+            status = stop.status(status, dual, primal)
+        if status in (Status.INFEASIBLE, Status.UNBOUNDED):
+            dual = -math.inf  # SCIP calls the bound of an infeasible model +inf, which proves nothing here
+        return SolveOutcome(status, dual, primal, point, int(scip.getNTotalNodes()), time.monotonic() - began, f"SCIP: {scip.getStatus()}")
+
+
+def _parameters(limits: Limits) -> dict[str, object]:
+    return {
+        "numerics/feastol": TOLERANCE,
+        "numerics/dualfeastol": TOLERANCE,
+        "limits/memory": 0.8 * limits.memory_mb,
+        "lp/threads": limits.threads,
+        "parallel/maxnthreads": limits.threads,
+        "randomization/randomseedshift": limits.seed,
+        "misc/catchctrlc": False,
+        "separating/maxrounds": 0,  # the rows of a neuron are its convex hull already: cuts cost 5 times what they save
+        "separating/maxroundsroot": 0,
+    }
+
+
+def _add_row(scip: Any, variables: list[Any], columns: Any, values: Any, lower: float | None, upper: float | None) -> None:
+    """Add one row coefficient by coefficient: expressions of thousands of terms take far longer to build."""
+    row_type: Any = importlib.import_module("pyscipopt.scip").ExprCons
+    if not len(columns):
+        if (lower or 0.0) > 0.0 or (upper or 0.0) < 0.0:  # a row without entries is true or false
+            scip.addCons(0.0 * variables[0] >= 1.0)
+        return
+    if lower is None and upper is None:
+        return
+    row = scip.addCons(row_type(float(values[0]) * variables[columns[0]], lower, upper))
+    for j, value in zip(columns[1:].tolist(), values[1:].tolist(), strict=True):
+        scip.addConsCoeff(row, variables[j], value)

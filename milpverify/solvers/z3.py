@@ -1,0 +1,52 @@
+"""z3, for SMT scripts in exact rational arithmetic."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from typing import Any
+
+from milpverify.encode.model import Capability, SmtScript
+from milpverify.solvers.base import Answer, Limits, OnProgress, SmtOutcome, Solver, Status
+
+
+def status_of(reason: str) -> Status:
+    """The status of z3's reason for "unknown" or of its error message; what is not recognised is inconclusive."""
+    if "timeout" in reason or "canceled" in reason:
+        return Status.TIME_LIMIT
+    return Status.MEMORY_LIMIT if "memory" in reason else Status.UNKNOWN
+
+
+class Z3(Solver[SmtScript, SmtOutcome]):
+    """Decides SMT-LIB scripts over linear real arithmetic; its `unsat` rests on rational arithmetic (trust EXACT)."""
+
+    name = "z3"
+    package = "z3-solver"
+    capabilities = frozenset({Capability.SMT})
+
+    def licence(self) -> str:
+        return "free (MIT), no limits"
+
+    def solve(self, model: SmtScript, limits: Limits, on_progress: OnProgress) -> SmtOutcome:
+        z3: Any = importlib.import_module("z3")
+        began = time.monotonic()
+        z3.set_param("memory_max_size", limits.memory_mb)
+        solver = z3.SolverFor("QF_LRA")
+        if math.isfinite(limits.seconds):
+            solver.set("timeout", max(1, int(1000 * limits.seconds)))
+        solver.set("random_seed", limits.seed % 2**31)
+        try:
+            solver.from_string(model.text)
+            answer = solver.check()
+        except z3.Z3Exception as error:
+            return SmtOutcome(Answer.UNKNOWN, (), status_of(str(error)), time.monotonic() - began, f"z3: {error}")
+        seconds = time.monotonic() - began
+        if answer == z3.unsat:
+            return SmtOutcome(Answer.UNSAT, (), Status.OPTIMAL, seconds, "z3: unsat")
+        if answer == z3.unknown:
+            why = solver.reason_unknown()
+            return SmtOutcome(Answer.UNKNOWN, (), status_of(why), seconds, f"z3: {why}")
+        values = solver.model()
+        point = tuple(str(values.eval(z3.Real(name), model_completion=True).as_fraction()) for name in model.inputs)
+        return SmtOutcome(Answer.SAT, point, Status.OPTIMAL, seconds, "z3: sat")
