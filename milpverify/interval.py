@@ -80,7 +80,7 @@ def sub(a: Interval, b: Interval) -> Interval:
     return add(a, neg(b))
 
 
-def _product(a: Tensor, b: Tensor) -> Interval:
+def product(a: Tensor, b: Tensor) -> Interval:
     """The float neighbours of a * b, with 0 * inf = 0; exact where a factor is 0 or +-1, and never across zero."""
     zero = (a == 0) | (b == 0)
     p = torch.where(zero, 0.0, a * b)
@@ -95,7 +95,7 @@ def _product(a: Tensor, b: Tensor) -> Interval:
 
 def mul(a: Interval, b: Interval) -> Interval:
     """a * b."""
-    products = [_product(x, y) for x in a for y in b]
+    products = [product(x, y) for x in a for y in b]
     return Interval(
         functools.reduce(torch.minimum, (p.lower for p in products)), functools.reduce(torch.maximum, (p.upper for p in products))
     )
