@@ -14,7 +14,7 @@ from torch import Tensor
 from milpverify.bounds import relaxation
 from milpverify.bounds.backward import LineTable, lines
 from milpverify.bounds.crown import bound_rows, chunks, crown, functions_of, refinable, undecided
-from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
+from milpverify.bounds.state import Bounds, LinearBound, State, select
 from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
@@ -111,14 +111,6 @@ def alpha_crown(graph: Graph, state: State, table: LineTable, dtype: torch.dtype
         # Later layers see what this one gained.
         state, table = crown(graph, lower, upper, dtype, known=known, deadline=deadline)
     return state, table
-
-
-def select(state: State, owner: Tensor) -> State:
-    """The state with the boxes `owner` as its batch."""
-    return {
-        i: NodeState(Bounds(s.bounds.lower[owner], s.bounds.upper[owner]), s.center[owner], None if s.charge is None else s.charge[owner])
-        for i, s in state.items()
-    }
 
 
 def _select_lines(around, owner: Tensor):  # type: ignore[no-untyped-def]

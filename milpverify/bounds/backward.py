@@ -19,7 +19,7 @@ from torch import Tensor
 
 from milpverify.bounds import relaxation
 from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
-from milpverify.bounds.state import Lines, State
+from milpverify.bounds.state import Lines, SplitConstraints, State
 from milpverify.operators import Affine, Elementwise, Input
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 LineTable = dict[int, Lines]
 """Nonlinear node id -> its lines."""
+
+SplitTable = dict[int, SplitConstraints]
+"""Node id -> the split constraints on its entries."""
 
 UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
 """Per entry of the graph: what products that underflow (also when flushed to zero) can cost a bound."""
@@ -84,6 +87,34 @@ def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) ->
     return lines(graph, node, state, dtype, slope, slope)
 
 
+def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
+    """Sums over all paths from an input to a row of the products of absolute coefficients: an influence that nothing cancels.
+
+    Args:
+        graph: in the precision of the matrices.
+        table: lines; the larger of their two slopes counts.
+        rows: on the output, (batch, r, ny).
+
+    Returns:
+        (batch, r, nx).
+    """
+    batch, count = rows.shape[:2]
+    waiting = {graph.output: rows.abs().to(graph.dtype).reshape(batch, count, *graph.nodes[graph.output].shape)}
+    for node in reversed(graph.nodes):
+        if node.id not in waiting or node.id == 0:
+            continue
+        weight = waiting.pop(node.id)
+        if node.id in table:
+            slope = torch.maximum(table[node.id].k_lower.abs(), table[node.id].k_upper.abs())
+            parts: tuple[Tensor, ...] = (weight * slope.unsqueeze(1),)
+        else:
+            parts = graph.absolutes[node.id].adjoint(weight.reshape(-1, *node.shape))
+        for source, part in zip(node.inputs, parts, strict=True):
+            part = part.reshape(batch, count, *graph.nodes[source].shape)
+            waiting[source] = waiting[source] + part if source in waiting else part
+    return waiting[0]
+
+
 def _interval(graph: Graph, node: int, state: State) -> tuple[Function, Tensor, Tensor]:
     op = graph.nodes[node].op
     assert isinstance(op, Elementwise)
@@ -97,10 +128,12 @@ class Backward:
     Args:
         graph: in the precision of the matrices.
         parallel: the lines have one slope for both sides, so that upper bounds come along.
+        splits: split constraints that hold on the boxes, for passes whose groups are the boxes (`owner` None).
     """
 
-    def __init__(self, graph: Graph, state: State, table: LineTable, groups: int, rows: int, owner: Tensor | None, parallel: bool) -> None:
+    def __init__(self, graph: Graph, state: State, table: LineTable, groups: int, rows: int, owner: Tensor | None, parallel: bool, splits: SplitTable | None = None) -> None:
         self.graph, self.state, self.table, self.owner, self.parallel = graph, state, table, owner, parallel
+        self.splits = splits or {}
         self._span = (0, 0) if owner is None or not len(owner) else (int(owner[0]), int(owner[-1]) + 1)
         self.waiting: dict[int, Tensor] = {}
         device = state[0].center.device
@@ -123,6 +156,8 @@ class Backward:
         if isinstance(node.op, Input):
             return False
         rows = self.waiting.pop(last)
+        if last in self.splits:
+            rows = self._split(rows, last, self.splits[last])
         match node.op:
             case Affine():
                 flat = rows.reshape(-1, *node.shape)
@@ -147,6 +182,21 @@ class Backward:
             return rows * self._wide(around.k_lower, rows)
         mean = 0.5 * (around.k_lower + around.k_upper)
         return torch.addcmul(rows * self._wide(mean, rows), magnitude, self._wide(0.5 * (around.k_lower - around.k_upper), rows))
+
+    def _split(self, rows: Tensor, node: int, split: SplitConstraints) -> Tensor:
+        """Subtract beta * side * (z - point), which is >= 0 on the subproblem, from the bounded function (arXiv 2103.06624, eq. 8)."""
+        known = self.state[node]
+        signed = split.beta * split.side.unsqueeze(1)
+        offset = split.point - known.center.flatten(1).gather(1, split.index)
+        charge = 8 * UNIT_ROUNDOFF[rows.dtype] * known.deviation
+        if known.charge is not None:
+            charge = charge + known.charge
+        lost = charge.flatten(1).gather(1, split.index) + 4 * U64 * (split.point.abs() + offset.abs())
+        gained = (signed.double() * offset.unsqueeze(1)).sum(2)
+        self.lower = self.lower + gained - (split.beta.double() * lost.unsqueeze(1)).sum(2) * (1 + 2.0**-20)
+        self.size = self.size + (signed.double() * offset.unsqueeze(1)).abs().sum(2).detach()
+        flat = rows.flatten(2)
+        return flat.scatter_add(2, split.index.unsqueeze(1).expand_as(signed), -signed.to(flat.dtype)).reshape(rows.shape)
 
     def _wide(self, vector: Tensor, rows: Tensor) -> Tensor:
         vector = self.take(vector)

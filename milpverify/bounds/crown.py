@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds import relaxation
-from milpverify.bounds.backward import Backward, LineTable, default_lines, parallel_lines
+from milpverify.bounds.backward import Backward, LineTable, SplitTable, default_lines, parallel_lines
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
@@ -59,7 +59,7 @@ def crown(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch
     return state, table
 
 
-def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node: int | None = None, x_rows: Tensor | None = None) -> LinearBound:
+def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node: int | None = None, x_rows: Tensor | None = None, splits: SplitTable | None = None) -> LinearBound:
     """Lower bounds of `rows . value(node) + x_rows . x` on every box.
 
     Args:
@@ -67,12 +67,13 @@ def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node:
         rows: (batch, r, size of the node) float64.
         node: the output by default.
         x_rows: (batch, r, nx) float64, zero by default.
+        splits: split constraints that hold on the boxes; the bounds then hold where they do.
     """
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]
     start = state[node]
     flat = rows.to(graph.dtype)
-    sweep = Backward(graph, state, table, batch, count, None, parallel=False)
+    sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
     sweep.add(node, flat.reshape(batch, count, *graph.nodes[node].shape))
     base, pad = _base(start, rows, flat)
     if x_rows is not None:

@@ -53,6 +53,14 @@ State = dict[int, NodeState]
 """Node id -> what is known of it. Filled in topological order."""
 
 
+def select(state: State, owner: Tensor) -> State:
+    """The state with the boxes `owner` as its batch."""
+    return {
+        i: NodeState(Bounds(s.bounds.lower[owner], s.bounds.upper[owner]), s.center[owner], None if s.charge is None else s.charge[owner])
+        for i, s in state.items()
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class Lines:
     """Two lines around an elementwise nonlinearity y = f(z), in deviations from the reference values.
@@ -66,6 +74,20 @@ class Lines:
     k_upper: Tensor
     b_lower: Tensor
     b_upper: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SplitConstraints:
+    """Split constraints side * (z - point) >= 0 on entries of one node, with their multipliers (beta-CROWN, arXiv 2103.06624).
+
+    `index` (batch, K) flat entries of the node, `side` (batch, K) +1, -1, or 0 where a subproblem has fewer than K,
+    `point` (batch, K) float64, `beta` (batch, rows, K) >= 0 in the precision of the matrices.
+    """
+
+    index: Tensor
+    side: Tensor
+    point: Tensor
+    beta: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,4 +31,4 @@ def load(network_path: str | Path, property_path: str | Path) -> Problem:
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
     if disjuncts:
         onnx_check.check(graph, model, disjuncts[0].box)
-    return Problem(graph, disjuncts, OnnxRuntime(model), (str(network_path), str(property_path)))
+    return Problem(graph, disjuncts, OnnxRuntime(model.SerializeToString()), (str(network_path), str(property_path)))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from milpverify.graph import evaluate
+from milpverify.operators import Affine
 from milpverify.search.witness import Judgement, Status, exact_residuals, holds, judge, representable, rounded
 from milpverify.spec import Rows
 
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 _MAX_DISJUNCTS = 128  # attacked in one batch
 _MAX_STARTS = 512  # in one batch
 _MAX_ENTRIES = 30_000_000  # of all node values and rows of a batch
+_MAX_PRODUCTS = 40_000_000  # of one evaluation of a batch, so that a round takes a fraction of a second
 _MAX_JUDGEMENTS = 16  # per batch: a runtime that denies this many points would deny the next
-_FIRST_STEP, _LAST_STEP = 0.25, 0.003  # of the box width
+_FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; the second begins the later rounds
+_SCOUTS = 8  # random points of which the best becomes a start
 _DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
 _NEAR = 0.01  # of the spread of the margins: near enough for a local search
 
@@ -59,15 +62,15 @@ def attack(
     deadline: Deadline,
     seed: int = 0,
     *,
-    starts: int = 32,
+    starts: int = 128,
     steps: int = 24,
-    rounds: int = 2,
+    rounds: int = 6,
 ) -> AttackOutcome:
     """Projected sign-gradient descent on the margin, for all disjuncts at once; ends at the first counterexample.
 
     Every start belongs to one disjunct and stays in its box, on numbers of the graph's precision. The first round starts from
-    the centre, the corner that the centre's gradient points to, random points and random corners; later rounds from points
-    that a random direction of the output was followed from. Half of the starts descend the largest residual, the other half the sum of
+    the centre, the corner that the centre's gradient points to, random points and random corners; later rounds from around the
+    best point, from the best of some random points, and from where a random direction of the output leads. Half of the starts descend the largest residual, the other half the sum of
     the positive ones. Linear constraints between inputs are projected on. The same seed gives the same result unless the deadline cuts it.
 
     Args:
@@ -76,12 +79,13 @@ def attack(
     """
     generator = torch.Generator(graph.device).manual_seed(seed)
     batches: list[_Batch] = []
-    for first in range(0, len(disjuncts), _MAX_DISJUNCTS):
-        batch = _Batch(problem, graph, disjuncts[first : first + _MAX_DISJUNCTS], generator)
+    together = min(_MAX_DISJUNCTS, _MAX_ENTRIES // _entries(graph) + 1)
+    for first in range(0, len(disjuncts), together):
+        batch = _Batch(problem, graph, disjuncts[first : first + together], generator)
         batches.append(batch)
         for number in range(rounds):
             if batch.counterexample is None and not deadline.expired():
-                batch.descend(deadline, starts, steps, diversify=number > 0)
+                batch.descend(deadline, starts, steps, number)
         if batch.counterexample is None and not deadline.expired():
             batch.refine()
         if batch.counterexample is not None or deadline.expired():
@@ -110,13 +114,16 @@ class _Batch:
         self.counterexample: Counterexample | None = None
         self.disagreement: Judgement | None = None
 
-    def descend(self, deadline: Deadline, starts: int, steps: int, diversify: bool) -> None:
-        """One round of projected sign-gradient descent."""
+    def descend(self, deadline: Deadline, starts: int, steps: int, number: int) -> None:
+        """Round `number` of projected sign-gradient descent."""
         count = len(self.disjuncts)
-        entries = sum(node.size for node in self.graph.nodes) + self.unsafe.entries + (self.domain.entries if self.domain else 0)
-        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count)))
+        entries = _entries(self.graph) + self.unsafe.entries + (self.domain.entries if self.domain else 0)
+        products = sum(node.size * node.op.terms for node in self.graph.nodes if isinstance(node.op, Affine))
+        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count), _MAX_PRODUCTS // (products * count + 1)))
         owner = torch.arange(count, device=self.graph.device).repeat_interleave(each)
-        kind = torch.arange(len(owner), device=self.graph.device) % each
+        diversify = number > 0
+        # Where there are few starts, their kinds take turns from round to round.
+        kind = torch.arange(len(owner), device=self.graph.device) % each + (number if each < 4 else 0)
         lower, upper, unsafe = self.lower[owner], self.upper[owner], self.unsafe.of(owner)
         domain = self.domain.of(owner) if self.domain else None
         width = upper - lower
@@ -132,7 +139,14 @@ class _Batch:
             direction = torch.randn(len(owner), self.graph.ny, generator=self.generator, device=x.device, dtype=x.dtype)
             for _ in range(2):
                 gradient, _ = _gradient(self.graph, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
-                x = torch.where((kind == 0)[:, None], x, project(x + _FIRST_STEP * width * gradient.sign()))
+                x = torch.where((kind % 2 == 0)[:, None], x, project(x + _FIRST_STEP * width * gradient.sign()))
+            with torch.no_grad():
+                margin = unsafe.residual(x, evaluate(self.graph, x)).amax(1)
+                for _ in range(_SCOUTS):
+                    other = project(self.start(owner, kind, lower, width, diversify))
+                    other_margin = unsafe.residual(other, evaluate(self.graph, other)).amax(1)
+                    better = (other_margin < margin) & (kind % 2 == 0)
+                    x, margin = torch.where(better[:, None], other, x), torch.where(better, other_margin, margin)
         best, best_margin = x, x.new_full((len(owner),), math.inf)
         for step in range(steps):
             gradient, margin = _gradient(self.graph, x, unsafe.residual, kind % 2 == 0)
@@ -147,7 +161,8 @@ class _Batch:
                 return
             if deadline.expired():
                 break
-            size = _FIRST_STEP * (_LAST_STEP / _FIRST_STEP) ** (step / max(1, steps - 1)) * width
+            first = _LATER_STEP if diversify else _FIRST_STEP
+            size = first * (_LAST_STEP / first) ** (step / max(1, steps - 1)) * width
             if step == 0 and not diversify:
                 size = torch.where((kind == 1)[:, None], width, size)  # to the corner
             x = project(x - size * gradient.sign())
@@ -234,6 +249,7 @@ class _Table:
         return x
 
 
+@torch.enable_grad()
 def _gradient(graph: Graph, x: Tensor, residual: Callable[[Tensor, Tensor], Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of the largest residual (where `largest`) or of the sum of the positive ones, and the margins (N,)."""
     x = x.detach().requires_grad_()
@@ -241,6 +257,10 @@ def _gradient(graph: Graph, x: Tensor, residual: Callable[[Tensor, Tensor], Tens
     margin, total = residuals.amax(1), residuals.clamp(min=0).sum(1)
     (gradient,) = torch.autograd.grad(torch.where(largest | (total == 0), margin, total).sum(), x)
     return gradient.nan_to_num(), margin.detach().nan_to_num(nan=math.inf, neginf=-math.inf)
+
+
+def _entries(graph: Graph) -> int:
+    return sum(node.size for node in graph.nodes)
 
 
 def _tensor(values: Array, graph: Graph) -> Tensor:
@@ -344,12 +364,13 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
     return None
 
 
+@torch.enable_grad()
 def _descent(graph: Graph, rows: Rows, x: Array) -> tuple[Array, float]:
     """The gradient in float64 of the largest residual, smoothed so that rows within a margin of it count, and the margin."""
     point = torch.from_numpy(x)[None].requires_grad_()
     y = evaluate(graph, point)[0]
     residual = torch.from_numpy(rows.x_rows.copy()) @ point[0] + torch.from_numpy(rows.y_rows) @ y - torch.from_numpy(rows.rhs)
-    margin = float(residual.max())
+    margin = float(residual.detach().max())
     temperature = max(abs(margin), 1e-12)
     (gradient,) = torch.autograd.grad(temperature * torch.logsumexp(residual / temperature, 0), point)
     return gradient[0].nan_to_num().numpy(), margin

@@ -1,7 +1,8 @@
 """Branch-and-bound on the inputs: boxes are bisected until their bounds decide them. Strong where inputs are few.
 
-The input to bisect is the one whose interval moves the linear bounds of the open rows most (sensitivity, as in arXiv
-2103.06624, section on input splitting): |coefficient| times width, summed over the open rows.
+The input to bisect is the one whose interval moves the open rows most. Three estimates of that are added up, each as a share
+of the whole: the coefficients of the rows' lower bounds (what the bound depends on now, as alpha-beta-CROWN scores), those of the
+pass with parallel slopes (which no zero slope hides), and the products of absolute values along all paths (which nothing cancels).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.bounds.crown import refinable
-from milpverify.bounds.state import Bounds
+from milpverify.bounds.backward import parallel_lines, path_weights
+from milpverify.bounds.crown import bound_rows, refinable
+from milpverify.bounds.state import Bounds, select
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.search.relaxer import Bounded, bound_batch
@@ -137,14 +139,27 @@ def _open(
     if bool(done.any()):
         closed_bound = min(closed_bound, float(margins[done].amin()))
     left = (~done).nonzero(as_tuple=True)[0]
-    # A row counts as open where its disjunct is; only the best row of a disjunct matters, but all of them hint at it.
-    weights = (~closed).double()[:, group.disjunct]
-    scores = (found.rows.coefficients.double().abs() * weights.unsqueeze(2)).sum(1) * (upper - lower)
+    weights = (~closed)[left][:, group.disjunct].unsqueeze(2)
+    width = (upper - lower)[left].unsqueeze(1)
+    scores = torch.zeros_like(lower[left])
+    for weight, coefficients in ((1.0, found.rows.coefficients[left]), *_influences(graph, group, found, left)):
+        moved = coefficients.double().abs() * width * weights
+        scores += weight * (moved / moved.sum(2, keepdim=True).clamp(min=1e-300)).sum(1)
     known = {}
     for node in refinable(graph):
         b = found.state[node.id].bounds
         known[node.id] = (_outward(b.lower[left], -1.0), _outward(b.upper[left], 1.0))
     return Frontier(lower[left], upper[left], margins[left], scores[left], known), closed_bound
+
+
+def _influences(graph: Graph, group: Group, found: Bounded, left: Tensor) -> list[tuple[float, Tensor]]:
+    """Weighted estimates of what an input does to the rows, (boxes left, rows, nx): with parallel slopes, and along all paths."""
+    fast = graph.to(torch.float32, graph.device)
+    state = select(found.state, left)
+    table = {i: parallel_lines(graph, i, state, torch.float32) for i in graph.nonlinear}
+    rows = group.y_rows.expand(len(left), -1, -1)
+    x_rows = None if group.x_rows is None else group.x_rows.expand(len(left), -1, -1)
+    return [(1.0, bound_rows(fast, state, table, rows, x_rows=x_rows).coefficients), (0.5, path_weights(fast, table, rows))]
 
 
 def _outward(x: Tensor, direction: float) -> Tensor:
@@ -156,7 +171,7 @@ def _bisect(parents: Frontier) -> Frontier:
     """Both halves of every box, cut at the middle of its most sensitive input."""
     n = len(parents)
     width = parents.upper - parents.lower
-    axis = torch.where(width > 0, parents.scores.clamp(min=1e-300), -1.0).argmax(1)
+    axis = torch.where(width > 0, parents.scores, -1.0).argmax(1)
     rows = torch.arange(n, device=axis.device)
     middle = parents.lower[rows, axis] + 0.5 * width[rows, axis]
     low, high = parents.lower.clone(), parents.upper.clone()
