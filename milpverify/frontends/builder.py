@@ -199,7 +199,7 @@ class Builder:
 
     def clip(self, x: Node, lower: float, upper: float) -> Node:
         """min(max(x, lower), upper); an infinite bound is none."""
-        if lower > upper or math.isnan(lower + upper):
+        if not lower <= upper:
             raise ValueError(f"the bounds to clip to are [{lower}, {upper}]")
         if lower == upper:
             return self.constant(np.full(x.shape, lower))
@@ -246,7 +246,7 @@ class Builder:
         flat = [self.reshape(node, (node.size,)) for node in outputs]
         self.name = ", ".join(spec.name for spec in specs)
         end = self.concat(flat, 0)
-        nodes = _fuse_biases(_drop_reshapes(self.nodes[: end.id + 1]))
+        nodes = _fuse_biases(_drop_reshapes(map(_with_axis, self.nodes[: end.id + 1])))
         return Graph(nodes, len(nodes) - 1, inputs, specs)
 
 
@@ -275,7 +275,17 @@ def _renumber(nodes: Iterable[Node], alias: dict[int, int]) -> tuple[Node, ...]:
     return tuple(replace(known[i], id=n, inputs=tuple(number[j] for j in known[i].inputs)) for i, n in number.items())
 
 
-def _drop_reshapes(nodes: Sequence[Node]) -> tuple[Node, ...]:
+def _with_axis(node: Node) -> Node:
+    """A lone number gets an axis of length 1, so that every node of a graph has one."""
+    op = node.op
+    if isinstance(op, Reshape) and () in (op.in_shape, op.shape):
+        op = Reshape(op.in_shape or (1,), op.shape or (1,))
+    elif isinstance(op, Select):
+        op = replace(op, index=op.index.reshape(node.shape or (1,)), in_shape=op.in_shape or (1,))
+    return replace(node, op=op, shape=node.shape or (1,))
+
+
+def _drop_reshapes(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """Two reshapes in a row become one, and one that changes nothing vanishes."""
     kept: dict[int, Node] = {}
     alias: dict[int, int] = {}

@@ -77,7 +77,7 @@ def spec_of(info: onnx.ValueInfoProto, shape: tuple[int, ...]) -> TensorSpec:
     """
     kind = info.type.tensor_type.elem_type
     if kind not in FLOATS:
-        name = onnx.TensorProto.DataType.Name(kind)
+        name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else f"number {kind}"
         raise InvalidModel(f"the network's tensor '{info.name}' is of type {name}; inputs and outputs must be float32, float64 or float16")
     return TensorSpec(info.name, shape, FLOATS[kind])
 
@@ -113,6 +113,10 @@ class _Lowering:
         if self.proto.sparse_initializer:
             name = self.proto.sparse_initializer[0].values.name
             raise UnsupportedOperator(f"the sparse initializer '{name}' is not supported: store it dense")
+        for node in self.proto.node:
+            # Protocol buffers hand over text that is no text as bytes.
+            if not all(isinstance(text, str) for text in (node.op_type, node.name, node.domain, *node.input, *node.output)):
+                raise InvalidModel(f"the network is damaged: a {node.op_type!r} node has names that are no text")
         self.values: dict[str, Value] = {}
         # A bound to clip to may be infinite; a weight may not.
         readers = [(n.op_type, name) for n in self.proto.node for name in n.input]
@@ -122,7 +126,7 @@ class _Lowering:
         needed = self.needed()
         for tensor in self.proto.initializer:
             if tensor.name in needed:
-                self.define(tensor.name, onnx.numpy_helper.to_array(tensor), "initializer")
+                self.define(tensor.name, _weight(tensor), "initializer")
         infos = [i for i in self.proto.input if i.name not in self.values and not any(t.name == i.name for t in self.proto.initializer)]
         inputs = tuple(spec_of(info, static_shape(info)) for info in infos)
         self.builder = Builder(sum(spec.size for spec in inputs))
@@ -158,7 +162,8 @@ class _Lowering:
     def define(self, name: str, array: NDArray[Any], origin: str) -> None:
         """Keep a constant: real numbers in float64."""
         if array.dtype.kind == "f" or "float" in array.dtype.name:
-            array = array.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN: refused below
+                array = array.astype(np.float64)
             finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
             if not finite.all():
                 raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
@@ -227,6 +232,16 @@ class _Lowering:
                 self.builder.name = name
                 results[i] = self.builder.finish(value, since)
         return results
+
+
+def _weight(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The value of an initializer."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise InvalidModel(f"the initializer '{tensor.name}' lies in a file of its own, which only an uncompressed network can name")
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidModel(f"the initializer '{tensor.name}' is damaged: {error}") from error
 
 
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:

@@ -58,6 +58,8 @@ def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
         size, k, stride, dilation, begin, end = space[a], kernel[a], strides[a], dilations[a], pads[a], pads[a + n]
         span = (k - 1) * dilation + 1
         if auto in ("SAME_UPPER", "SAME_LOWER"):
+            if dilation != 1:
+                raise op.refuse(f"auto_pad {auto} with dilations means different things to different runtimes; export explicit pads")
             windows = -(-size // stride)
             padding = max(0, (windows - 1) * stride + span - size)
             begin = padding // 2 if auto == "SAME_UPPER" else padding - padding // 2

@@ -58,6 +58,9 @@ class OnnxRuntime:
             InvalidModel: ONNX Runtime refuses the network or fails at the point.
             ValueError: x has the wrong length.
         """
+        expected = sum(math.prod(shape) for _, shape, _ in self._inputs)
+        if x.shape != (expected,):
+            raise ValueError(f"the network has {expected} inputs, the point has shape {x.shape}")
         feeds: dict[str, NDArray[np.floating[Any]]] = {}
         offset = 0
         for name, shape, dtype in self._inputs:
@@ -65,8 +68,6 @@ class OnnxRuntime:
             with np.errstate(over="ignore"):  # beyond float32 it is infinite, as it is to the network
                 feeds[name] = x[offset : offset + size].astype(dtype).reshape(shape)
             offset += size
-        if offset != len(x):
-            raise ValueError(f"the network has {offset} inputs, the point {len(x)}")
         try:
             results: list[NDArray[np.floating[Any]]] = self.session.run(None, feeds)
         except _errors() as error:
