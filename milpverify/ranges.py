@@ -15,7 +15,7 @@ from milpverify.interval import Interval, add, div, enclose, interval_algebra, p
 from milpverify.terms import evaluate
 
 if TYPE_CHECKING:
-    from milpverify.catalogue import Function
+    from milpverify.nonlinearity import Function
     from milpverify.pieces import Pieces
 
 

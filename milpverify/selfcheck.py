@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import flint
 
-from milpverify.catalogue import Curvature
 from milpverify.errors import InvalidInput
+from milpverify.nonlinearity import Curvature
 from milpverify.terms import ball_algebra, differentiate, evaluate
 
 if TYPE_CHECKING:
-    from milpverify.catalogue import Function
+    from milpverify.nonlinearity import Function
 
 _PRECISION = 256
 
@@ -64,9 +64,11 @@ def _check_shape(function: Function, points: list[flint.arb], where: str) -> Non
     """f' keeps its sign between extrema, and rises or falls between inflections as the curvature says."""
     slopes = [function.derivative_ball(x) for x in points]
     extrema, inflections = (_unrolled(function, pairs) for pairs in (function.extrema, function.inflections))
+    direction = 0  # of f since the last extremum; 0 while every slope was zero
     for (a, slope_a), (b, slope_b) in pairwise(zip(points, slopes, strict=True)):
         here = f"between {float(a)} and {float(b)}"
-        if not _between(extrema, a, b) and (slope_a * slope_b) < 0:
+        direction = 0 if _between(extrema, a, b) else direction or _sign(slope_a)
+        if direction * _sign(slope_b) < 0:
             raise InvalidInput(f"{where}: extrema: the monotonicity changes {here}")
         if _between(inflections, a, b):
             continue
@@ -79,6 +81,11 @@ def _check_shape(function: Function, points: list[flint.arb], where: str) -> Non
         }[function.curvature[index]]
         if wrong:
             raise InvalidInput(f"{where}: curvature: not {function.curvature[index].value} {here}")
+
+
+def _sign(x: flint.arb) -> int:
+    """The certain sign of a ball, 0 if it is not certain."""
+    return 1 if x > 0 else -1 if x < 0 else 0
 
 
 def _unrolled(function: Function, pairs: tuple[tuple[float, float], ...]) -> list[tuple[flint.arb, flint.arb]]:
