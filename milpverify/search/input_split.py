@@ -149,7 +149,7 @@ def _open(
     for node in refinable(graph):
         b = found.state[node.id].bounds
         known[node.id] = (_outward(b.lower[left], -1.0), _outward(b.upper[left], 1.0))
-    return Frontier(lower[left], upper[left], margins[left], scores[left], known), closed_bound
+    return Frontier(lower[left], upper[left], margins[left], scores, known), closed_bound
 
 
 def _influences(graph: Graph, group: Group, found: Bounded, left: Tensor) -> list[tuple[float, Tensor]]:
