@@ -75,7 +75,7 @@ def _decide(run: _Run) -> _Answer:
         open_groups = run.presolve()
         detail.update(disjuncts=len(run.problem.disjuncts), open=sum(g.count for g, _ in open_groups))
     if not open_groups:
-        return _Answer(Verdict.VERIFIED, Reason.PROVED, Trust.ROUNDED, run.closed_bound)
+        return run.conclude([], Decision(True, run.closed_bound, Trust.ROUNDED))
     if run.options.attack:
         with run.phase("attack") as detail:
             found = run.attack(open_groups)
@@ -176,7 +176,9 @@ class _Run:
         if decision.counterexample is not None:
             return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, bound, decision.counterexample, decision.note)
         if decision.verified:
-            trust = Trust.weakest(Trust.ROUNDED, decision.trust) if self.closed_bound < math.inf else decision.trust
+            trust = Trust.weakest(decision.trust, *([Trust.ROUNDED] if self.closed_bound < math.inf else []))
+            if trust.rank < Trust(self.options.trust).rank:
+                return _Answer(Verdict.UNKNOWN, Reason.TRUST, trust, self.bound(open_groups), None, decision.note)
             return _Answer(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, decision.note)
         disagreement = decision.disagreement or self.disagreement
         if self.deadline.cancelled:

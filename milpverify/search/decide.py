@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from milpverify.result import Counterexample, Reason, Trust
+from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search import input_split
 from milpverify.search.witness import Status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from milpverify.config import Deadline, Options
     from milpverify.events import Event
     from milpverify.graph import Graph
@@ -56,16 +59,37 @@ def decide(
         open_groups: groups with their root bounds, open disjuncts only.
         points: per disjunct, the best input known.
     """
-    if options.method == "smt":
-        from milpverify.search.smt import decide_by_smt
-
-        return decide_by_smt(problem, open_groups, options, deadline, on_event)
+    if options.method in ("milp", "smt"):
+        return _by_models(problem, open_groups, points, options, deadline, on_event)
     varying = max(int((g.box.upper > g.box.lower).sum()) for g, _ in open_groups)
-    if options.method == "bab" or (options.method == "auto" and varying <= FEW_INPUTS):
+    if options.method == "bab" or varying <= FEW_INPUTS:
         return _by_input_split(problem, graph, open_groups, deadline, on_event)
-    from milpverify.search.milp import decide_by_milp
+    return _by_models(problem, open_groups, points, options, deadline, on_event)
 
-    return decide_by_milp(problem, open_groups, points, options, deadline, on_event)
+
+def _by_models(
+    problem: Problem, open_groups: Sequence[tuple[Group, Bounded]], points: Mapping[int, Array], options: Options, deadline: Deadline, on_event: OnEvent
+) -> Decision:
+    from milpverify.search.milp import OpenDisjunct, decide_by_milp
+    from milpverify.search.smt import decide_by_smt
+
+    disjuncts = [
+        OpenDisjunct(member, disjunct, partial(_root_bounds, root), points.get(member))
+        for group, root in open_groups
+        for member, disjunct in zip(group.members, group.disjuncts, strict=True)
+    ]
+    by = decide_by_smt if options.method == "smt" else decide_by_milp
+    outcome = by(problem, disjuncts, options, deadline, on_event)
+    solvers = sorted({leaf.solver for leaf in outcome.leaves if leaf.solver})
+    detail = {"method": "smt" if options.method == "smt" else "milp", "solver": ",".join(solvers), "nodes": sum(leaf.nodes for leaf in outcome.leaves)}
+    return Decision(
+        outcome.verdict is Verdict.VERIFIED, outcome.lower_bound, outcome.trust, outcome.counterexample, outcome.reason, "; ".join(outcome.notes), detail=detail
+    )
+
+
+def _root_bounds(root: Bounded) -> list[tuple[Tensor, Tensor]]:
+    """Per node, the proved bounds over the group's box, without the batch axis."""
+    return [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(root.state.items())]
 
 
 def _by_input_split(problem: Problem, graph: Graph, open_groups: Sequence[tuple[Group, Bounded]], deadline: Deadline, on_event: OnEvent) -> Decision:
