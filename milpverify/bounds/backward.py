@@ -134,6 +134,7 @@ class Backward:
     def __init__(self, graph: Graph, state: State, table: LineTable, groups: int, rows: int, owner: Tensor | None, parallel: bool, splits: SplitTable | None = None) -> None:
         self.graph, self.state, self.table, self.owner, self.parallel = graph, state, table, owner, parallel
         self.splits = splits or {}
+        self.seen: dict[int, Tensor] | None = None  # set to {} to record the multipliers that arrive at nonlinear nodes
         self._span = (0, 0) if owner is None or not len(owner) else (int(owner[0]), int(owner[-1]) + 1)
         self.waiting: dict[int, Tensor] = {}
         device = state[0].center.device
@@ -164,6 +165,8 @@ class Backward:
                 for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
                     self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
             case Elementwise():
+                if self.seen is not None:
+                    self.seen[last] = rows
                 self.add(node.inputs[0], self._relax(rows, self.table[last]))
             case _:
                 raise NotImplementedError(f"no backward rule for {type(node.op).__name__} ({node.name})")

@@ -59,7 +59,7 @@ def crown(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch
     return state, table
 
 
-def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node: int | None = None, x_rows: Tensor | None = None, splits: SplitTable | None = None) -> LinearBound:
+def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node: int | None = None, x_rows: Tensor | None = None, splits: SplitTable | None = None, seen: dict[int, Tensor] | None = None) -> LinearBound:
     """Lower bounds of `rows . value(node) + x_rows . x` on every box.
 
     Args:
@@ -68,12 +68,14 @@ def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node:
         node: the output by default.
         x_rows: (batch, r, nx) float64, zero by default.
         splits: split constraints that hold on the boxes; the bounds then hold where they do.
+        seen: filled with the multipliers that arrive at each nonlinear node, (batch, r, *shape), where given.
     """
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]
     start = state[node]
     flat = rows.to(graph.dtype)
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
+    sweep.seen = seen
     sweep.add(node, flat.reshape(batch, count, *graph.nodes[node].shape))
     base, pad = _base(start, rows, flat)
     if x_rows is not None:

@@ -101,6 +101,21 @@ def upper_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Ten
     return _extreme_intercept(function, lower, upper, slope, torch.maximum, 1.0)
 
 
+def gap(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """How far a function strays from a slope on [lower, upper]: the height of the parallelogram around it."""
+    return upper_intercept(function, lower, upper, slope) - lower_intercept(function, lower, upper, slope)
+
+
+def split_point(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where to split [lower, upper]: the breakpoint inside that is nearest to the middle (the middle where there is none)."""
+    middle = 0.5 * (lower + upper)
+    best, distance = middle, torch.full_like(middle, torch.inf)
+    for p in _pieces(function).breakpoints:
+        nearer = (lower < p) & (upper > p) & ((p - middle).abs() < distance)
+        best, distance = torch.where(nearer, p, best), torch.where(nearer, (p - middle).abs(), distance)
+    return best
+
+
 def _extreme_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor, extreme, sign: float) -> Tensor:  # type: ignore[no-untyped-def]
     pieces = _pieces(function)
     best: Tensor | None = None
