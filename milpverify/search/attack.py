@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 _MAX_DISJUNCTS = 128  # attacked in one batch
 _MAX_STARTS = 512  # in one batch
 _MAX_ENTRIES = 30_000_000  # of all node values and rows of a batch
-_MAX_PRODUCTS = 40_000_000  # of one evaluation of a batch, so that a round takes a fraction of a second
+_MAX_PRODUCTS = 100_000_000  # of one evaluation of a batch, so that a round takes a fraction of a second
 _MAX_JUDGEMENTS = 16  # per batch: a runtime that denies this many points would deny the next
 _FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; the second begins the later rounds
 _SCOUTS = 8  # random points of which the best becomes a start
 _DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
+_RIDGE = 4  # rows that may meet at a minimum of the margin
 _NEAR = 0.01  # of the spread of the margins: near enough for a local search
 
 
@@ -70,8 +71,9 @@ def attack(
 
     Every start belongs to one disjunct and stays in its box, on numbers of the graph's precision. The first round starts from
     the centre, the corner that the centre's gradient points to, random points and random corners; later rounds from around the
-    best point, from the best of some random points, and from where a random direction of the output leads. Half of the starts descend the largest residual, the other half the sum of
-    the positive ones. Linear constraints between inputs are projected on. The same seed gives the same result unless the deadline cuts it.
+    best point, from the best of some random points, and from where a random direction of the output leads. Half of the starts
+    descend the largest residual, the other half the sum of the positive ones. Linear constraints between inputs are projected
+    on. The same seed gives the same result unless the deadline cuts it short.
 
     Args:
         graph: `problem.graph` in the precision and on the device to search in.
@@ -305,32 +307,32 @@ def _repair(disjunct: Disjunct, point: Array) -> bool:
     box, domain = disjunct.box, disjunct.domain
     nothing = [0.0] * domain.y_rows.shape[1]
     for _ in range(4):
-        residuals = exact_residuals(domain, point, nothing)
-        if holds(domain, residuals):
-            return True
         for r in range(len(domain)):
             row = Rows(domain.x_rows[r : r + 1], domain.y_rows[r : r + 1], domain.rhs[r : r + 1], domain.strict[r : r + 1])
             (residual,) = exact_residuals(row, point, nothing)
             if holds(row, [residual]):
                 continue
             for j in sorted(np.flatnonzero(row.x_rows[0]).tolist(), key=lambda j: -abs(domain.x_rows[r, j])):
-                coefficient = Fraction(domain.x_rows[r, j])
-                exact = Fraction(point[j]) - Fraction(residual) / coefficient
-                towards = -math.inf if coefficient > 0 else math.inf
+                coefficient = float(domain.x_rows[r, j])
+                exact = Fraction(float(point[j])) - Fraction(residual) / Fraction(coefficient)
+                towards = -math.copysign(math.inf, coefficient)
                 moved = rounded(exact, towards)
                 if domain.strict[r] and moved == exact:
                     moved = math.nextafter(moved, towards)
                 if box.lower[j] <= moved <= box.upper[j]:
                     point[j] = moved
                     break
-    return holds(domain, exact_residuals(domain, point, nothing))
+        if holds(domain, exact_residuals(domain, point, nothing)):
+            return True
+    return False
 
 
 def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12) -> Counterexample | None:
     """A counterexample near x (nx,), such as the point of a solver whose tolerances let it miss by a little, or None.
 
-    Each iteration evaluates, in float64, a geometric sequence of steps along the gradient of the largest residual and along its
-    sign, with the coordinates held back that their bounds block, and moves to the best; what has a margin <= 0 is judged.
+    Each iteration evaluates, in float64, geometric sequences of steps and moves to the best point; what has a margin <= 0 is
+    judged. The steps go along the sum of the unit gradients of the largest one, two, ... rows, for a conjunction mostly has its
+    minimum where some rows meet, and along the signs of that; coordinates that their bounds block are held back.
     """
     graph, box, rows = problem.graph, disjunct.box, disjunct.unsafe
     x = restore(disjunct, representable(graph, box, x))
@@ -338,18 +340,20 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
     if judgement.counterexample is not None or not len(rows):
         return judgement.counterexample
     width = box.upper - box.lower
-    scales = 0.5 ** np.arange(0.0, 40.0, min(8.0, 1.0 + sum(n.size for n in graph.nodes) / 20_000))
+    scales = 0.5 ** np.arange(0.0, 40.0, min(8.0, 2.0 + _entries(graph) / 20_000))[:, None]
     for _ in range(iterations):
-        gradient, margin = _descent(graph, rows, x)
-        blocked = np.where(gradient > 0, x <= box.lower, x >= box.upper) | (width == 0)
-        free = np.where(blocked, 0.0, gradient)
-        slope = float(free @ free)
-        if not 0.0 < slope < math.inf:
+        gradients, margin = _row_gradients(graph, rows, x)
+        steps = []
+        for gradient in np.cumsum(gradients / np.maximum(np.linalg.norm(gradients, axis=1, keepdims=True), 1e-300), axis=0):
+            free = np.where(np.where(gradient > 0, x <= box.lower, x >= box.upper), 0.0, gradient)
+            slope = float(free @ gradients[0])
+            if slope > 0.0:
+                # Where the network is linear, an eighth of the longest of the first steps turns the sign of the margin.
+                steps.append(-16.0 * max(abs(margin), 1e-9) / slope * free * scales)
+                steps.append(-width * np.sign(free) * scales)
+        if not steps:
             return None
-        # The first direction leads to minus the present margin in one step, were the graph linear.
-        newton = -2.0 * max(abs(margin), 1e-9) / slope * free
-        steps = np.concatenate([np.outer(16.0 * scales, newton), np.outer(scales, -width * np.sign(free))])
-        candidates = representable(graph, box, x + steps)
+        candidates = representable(graph, box, x + np.concatenate(steps))
         if len(disjunct.domain):
             candidates = np.array([restore(disjunct, c) for c in candidates])
         with torch.no_grad():
@@ -364,13 +368,12 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
     return None
 
 
-@torch.enable_grad()
-def _descent(graph: Graph, rows: Rows, x: Array) -> tuple[Array, float]:
-    """The gradient in float64 of the largest residual, smoothed so that rows within a margin of it count, and the margin."""
-    point = torch.from_numpy(x)[None].requires_grad_()
-    y = evaluate(graph, point)[0]
-    residual = torch.from_numpy(rows.x_rows.copy()) @ point[0] + torch.from_numpy(rows.y_rows) @ y - torch.from_numpy(rows.rhs)
-    margin = float(residual.detach().max())
-    temperature = max(abs(margin), 1e-12)
-    (gradient,) = torch.autograd.grad(temperature * torch.logsumexp(residual / temperature, 0), point)
-    return gradient[0].nan_to_num().numpy(), margin
+def _row_gradients(graph: Graph, rows: Rows, x: Array) -> tuple[Array, float]:
+    """The gradients (k, nx) in float64 of the largest residuals, the largest first, and the margin at x (nx,)."""
+    with torch.no_grad():
+        residual = rows.residual(x, evaluate(graph, torch.from_numpy(x)[None])[0].numpy())
+    largest = np.argsort(-residual, kind="stable")[:_RIDGE]
+    points = torch.from_numpy(np.repeat(x[None], len(largest), axis=0)).requires_grad_()
+    weights = torch.from_numpy(rows.y_rows[largest])
+    (gradients,) = torch.autograd.grad((weights * evaluate(graph, points)).sum(), points)
+    return gradients.nan_to_num().numpy() + rows.x_rows[largest], float(residual.max())

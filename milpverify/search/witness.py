@@ -158,14 +158,18 @@ def _real_margin(graph: Graph, rows: Rows, x: Array) -> tuple[float, float, bool
 
 def _residual_intervals(rows: Rows, x: Array, lower: Sequence[_Number], upper: Sequence[_Number]) -> list[tuple[_Number, _Number]]:
     """The range of each row's residual for lower <= y <= upper, in rational arithmetic; only infinite ends are floats."""
+    # Python's numbers throughout: a Fraction made of numpy's integers would overflow.
     out: list[tuple[_Number, _Number]] = []
+    point = x.tolist()
     for x_row, y_row, rhs in zip(rows.x_rows, rows.y_rows, rows.rhs.tolist(), strict=True):
-        fixed = sum((Fraction(x_row[i]) * Fraction(x[i]) for i in np.flatnonzero(x_row).tolist()), start=-Fraction(rhs))
-        low: _Number = fixed
-        high: _Number = fixed
-        for j in np.flatnonzero(y_row).tolist():
-            ends = (lower[j], upper[j]) if y_row[j] > 0 else (upper[j], lower[j])
-            low, high = (_add_product(total, Fraction(y_row[j]), end) for total, end in zip((low, high), ends, strict=True))
+        columns = np.flatnonzero(x_row)
+        products = (Fraction(a) * Fraction(point[i]) for i, a in zip(columns.tolist(), x_row[columns].tolist(), strict=True))
+        low: _Number = sum(products, start=-Fraction(rhs))
+        high = low
+        columns = np.flatnonzero(y_row)
+        for j, a in zip(columns.tolist(), y_row[columns].tolist(), strict=True):
+            ends = (lower[j], upper[j]) if a > 0 else (upper[j], lower[j])
+            low, high = (_add_product(total, Fraction(a), end) for total, end in zip((low, high), ends, strict=True))
         out.append((low, high))
     return out
 
