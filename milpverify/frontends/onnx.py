@@ -127,8 +127,8 @@ class _Lowering:
         for tensor in self.proto.initializer:
             if tensor.name in needed:
                 self.define(tensor.name, _weight(tensor), "initializer")
-        infos = [i for i in self.proto.input if i.name not in self.values and not any(t.name == i.name for t in self.proto.initializer)]
-        inputs = tuple(spec_of(info, static_shape(info)) for info in infos)
+        weights = {tensor.name for tensor in self.proto.initializer}
+        inputs = tuple(spec_of(info, static_shape(info)) for info in self.proto.input if info.name not in weights)
         self.builder = Builder(sum(spec.size for spec in inputs))
         x, offset = self.builder.nodes[0], 0
         for spec in inputs:
