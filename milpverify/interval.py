@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from milpverify.errors import InvalidInput
-from milpverify.terms import Algebra, Number
+from milpverify.terms import Algebra, Number, enclose
 
 LARGEST = torch.finfo(torch.float64).max
 _RELATIVE = 2.0**-49  # 8 units in the last place
@@ -33,14 +33,6 @@ class Interval(NamedTuple):
 def point(x: Tensor) -> Interval:
     """[x, x]; an infinite x stands for everything beyond the largest float."""
     return Interval(x.clamp(max=LARGEST), x.clamp(min=-LARGEST))
-
-
-def enclose(value: Number) -> tuple[float, float]:
-    """The neighbouring floats of a rational number: equal if it is one."""
-    nearest = float(value)
-    if nearest == value:
-        return nearest, nearest
-    return (nearest, math.nextafter(nearest, math.inf)) if nearest < value else (math.nextafter(nearest, -math.inf), nearest)
 
 
 def down(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from milpverify.terms import (
     Term,
     ball_algebra,
     differentiate,
+    enclose,
     evaluate,
     substitute,
     symbols,
@@ -33,6 +34,8 @@ from milpverify.terms import (
 if TYPE_CHECKING:
     import flint
     from torch import Tensor
+
+_PRECISION = 128  # bits, of the balls around constants
 
 
 class Curvature(Enum):
@@ -209,6 +212,15 @@ class Function:
         return self._enclosures(self.definition.extrema)
 
     @cached_property
+    def extreme_values(self) -> tuple[tuple[float, float], ...]:
+        """f at the extrema, enclosed."""
+        import flint
+
+        with flint.ctx.workprec(_PRECISION):
+            balls = [flint.arb(low).union(flint.arb(high)) for low, high in self.extrema]
+            return tuple(_outward(self.ball(ball), f"{self}: the value at the extremum {ball}") for ball in balls)
+
+    @cached_property
     def inflections(self) -> tuple[tuple[float, float], ...]:
         """Where the curvature changes, kinks and poles included, enclosed (within one period)."""
         return self._enclosures(self.definition.inflections)
@@ -278,16 +290,14 @@ class Function:
 def _enclose(term: Term) -> tuple[float, float]:
     """The floats around a constant term: exactly rational ones are rounded correctly, others are enclosed by balls."""
     if isinstance(term, Constant):
-        number = term.value
-        if isinstance(number, float):
-            return number, number
-        nearest = float(number)
-        below, above = math.nextafter(nearest, -math.inf), math.nextafter(nearest, math.inf)
-        return (nearest, nearest) if nearest == number else (nearest, above) if nearest < number else (below, nearest)
+        return enclose(term.value)
     import flint
 
-    with flint.ctx.workprec(128):
-        ball = evaluate(term, ball_algebra(), {})
-        if not ball.is_finite():
-            raise InvalidInput(f"the constant {term} is not finite")
-        return math.nextafter(float(ball.lower()), -math.inf), math.nextafter(float(ball.upper()), math.inf)
+    with flint.ctx.workprec(_PRECISION):
+        return _outward(evaluate(term, ball_algebra(), {}), f"the constant {term}")
+
+
+def _outward(ball: flint.arb, what: str) -> tuple[float, float]:
+    if not ball.is_finite():
+        raise InvalidInput(f"{what} is not finite")
+    return math.nextafter(float(ball.lower()), -math.inf), math.nextafter(float(ball.upper()), math.inf)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.interval import Interval, add, div, enclose, interval_algebra, point, product, sub
-from milpverify.terms import evaluate
+from milpverify.interval import Interval, add, div, interval_algebra, point, product, sub
+from milpverify.terms import enclose, evaluate
 
 if TYPE_CHECKING:
     from milpverify.nonlinearity import Function
@@ -33,13 +33,19 @@ def _hull(a: Interval, b: Interval) -> Interval:
     return Interval(torch.minimum(a.lower, b.lower), torch.maximum(a.upper, b.upper))
 
 
+def _include(found: Interval, met: Tensor, values: Interval) -> Interval:
+    """The hull with the values, where they are met."""
+    return _hull(found, Interval(torch.where(met, values.lower, math.inf), torch.where(met, values.upper, -math.inf)))
+
+
+def _same(like: Tensor, lower: float, upper: float) -> Interval:
+    """One interval everywhere, in float64 as `like` is (a bare Python number would become float32 in torch.where)."""
+    return Interval(torch.full_like(like, lower), torch.full_like(like, upper))
+
+
 def _linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
     """The lines that hold the ends of the box, there, and the values and one-sided limits at the breakpoints inside."""
-    found = Interval(torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf))
-
-    def include(found: Interval, met: Tensor, low: Tensor, high: Tensor) -> Interval:
-        return _hull(found, Interval(torch.where(met, low, math.inf), torch.where(met, high, -math.inf)))
-
+    found = _same(lower, math.inf, -math.inf)
     edges = (-math.inf, *pieces.breakpoints, math.inf)
     for (left, right), slope, intercept in zip(pairwise(edges), pieces.slopes, pieces.intercepts, strict=True):
         for end in (lower, upper):
@@ -48,10 +54,9 @@ def _linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
                 held &= end > left
             if right < math.inf:
                 held &= end < right
-            value = _line(slope, intercept, end)
-            found = include(found, held, value.lower, value.upper)
+            found = _include(found, held, _line(slope, intercept, end))
     for at, (low, high) in zip(pieces.breakpoints, _extremes(pieces), strict=True):
-        found = include(found, (lower <= at) & (upper >= at), torch.full_like(lower, low), torch.full_like(lower, high))
+        found = _include(found, (lower <= at) & (upper >= at), _same(lower, low, high))
     return found
 
 
@@ -59,7 +64,8 @@ def _line(slope: float, intercept: float, x: Tensor) -> Interval:
     c = torch.full_like(x, intercept)
     if slope == 0:
         return Interval(c, c)
-    rise = Interval(x, x) if slope == 1 else product(torch.full_like(x, slope), x)
+    exact = x if slope == 1 else -x if slope == -1 else None
+    rise = product(torch.full_like(x, slope), x) if exact is None else Interval(exact, exact)
     return add(rise, Interval(c, c)) if intercept else rise
 
 
@@ -81,11 +87,9 @@ def _curved_range(function: Function, lower: Tensor, upper: Tensor) -> Interval:
         return evaluate(function.numeric, interval_algebra(), {"x": x})
 
     found = _hull(values(point(lower)), values(point(upper)))
-    for low, high in function.extrema:
-        at = Interval(lower.new_tensor(low), lower.new_tensor(high))
+    for (low, high), (least, most) in zip(function.extrema, function.extreme_values, strict=True):
         met = _meets(lower, upper, low, high, function.period)
-        extreme = values(at)
-        found = _hull(found, Interval(torch.where(met, extreme.lower, math.inf), torch.where(met, extreme.upper, -math.inf)))
+        found = _include(found, met, _same(lower, least, most))
     (least, _), (_, most) = function.range
     (_, start), (end, _) = function.domain
     # The ends of the domain are inner roundings of it, so a box that might leave the domain counts as leaving.

@@ -280,6 +280,14 @@ def evaluate(term: Term, algebra: Algebra[T], values: Mapping[str, T]) -> T:
             return function(*(evaluate(a, algebra, values) for a in args))
 
 
+def enclose(value: Number) -> tuple[float, float]:
+    """The neighbouring floats of a rational number: equal if it is one."""
+    nearest = float(value)
+    if nearest == value:
+        return nearest, nearest
+    return (nearest, math.nextafter(nearest, math.inf)) if nearest < value else (math.nextafter(nearest, -math.inf), nearest)
+
+
 def _sign(a: Number) -> Fraction:
     return Fraction((a > 0) - (a < 0))
 

@@ -131,7 +131,7 @@ def test_unbounded_arguments_give_no_nan(op: str) -> None:
 
 def test_overflow_says_only_beyond_the_largest_float() -> None:
     lower, upper = OPERATORS["exp"](whole(1000.0, 1000.0))
-    assert math.isfinite(lower)
+    assert 1.7e308 < lower < math.inf
     assert upper == math.inf
     lower, upper = OPERATORS["*"](whole(1e300, 1e300), whole(1e300, 1e300))
     assert math.isfinite(lower)
