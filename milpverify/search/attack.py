@@ -368,6 +368,7 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
     return None
 
 
+@torch.enable_grad()
 def _row_gradients(graph: Graph, rows: Rows, x: Array) -> tuple[Array, float]:
     """The gradients (k, nx) in float64 of the largest residuals, the largest first, and the margin at x (nx,)."""
     with torch.no_grad():
