@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import absolute_value, write_property
+
+from milpverify.config import Deadline
+from milpverify.errors import InvalidModel, InvalidProperty
+from milpverify.frontends.load import load
+from milpverify.search.attack import attack
+from milpverify.search.witness import Status, judge
+
+
+def packed(path: Path) -> Path:
+    target = path.with_name(path.name + ".gz")
+    target.write_bytes(gzip.compress(path.read_bytes()))
+    return target
+
+
+def test_a_problem_from_files(tmp_path: Path) -> None:
+    network, prop = absolute_value(tmp_path / "abs.onnx"), write_property(tmp_path / "p.vnnlib", [-1.0, 0.25], [1.0, 2.0], "(<= Y_0 0.5)")
+    for paths in ((network, prop), (str(packed(network)), packed(prop))):
+        problem = load(*paths)
+        assert (problem.graph.nx, problem.graph.ny) == (2, 1)
+        assert problem.files == tuple(map(str, paths))
+        (disjunct,) = problem.disjuncts
+        assert disjunct.box.lower.tolist() == [-1.0, 0.25]
+        assert judge(problem, disjunct, np.array([0.25, 0.25])).status is Status.HOLDS
+        assert judge(problem, disjunct, np.array([-0.25, 0.5])).status is Status.NOT_A_COUNTEREXAMPLE
+        example = attack(problem, problem.graph, problem.disjuncts, Deadline(10.0)).counterexample
+        assert example is not None
+        assert abs(example.x).sum() <= 0.5
+
+
+def test_what_does_not_fit_together(tmp_path: Path) -> None:
+    network = absolute_value(tmp_path / "abs.onnx")
+    three = write_property(tmp_path / "three.vnnlib", [0.0] * 3, [1.0] * 3, "(<= Y_0 0.5)")
+    with pytest.raises(InvalidProperty, match=r"three\.vnnlib, line 3: the property names input X_2, but the network has 2 inputs"):
+        load(network, three)
+    one = write_property(tmp_path / "one.vnnlib", [0.0], [1.0], "(<= Y_0 0.5)")
+    with pytest.raises(InvalidProperty, match="declares 1 inputs, but the network has 2"):
+        load(network, one)
+    output = write_property(tmp_path / "output.vnnlib", [0.0] * 2, [1.0] * 2, "(<= Y_7 0.5)", ny=1)
+    with pytest.raises(InvalidProperty, match="names output Y_7, but the network has 1 outputs"):
+        load(network, output)
+    with pytest.raises(InvalidProperty, match=r"missing\.vnnlib"):
+        load(network, tmp_path / "missing.vnnlib")
+    with pytest.raises(InvalidModel, match=r"missing\.onnx"):
+        load(tmp_path / "missing.onnx", one)
