@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (.onnx or .onnx.gz).")]
+Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 
@@ -98,7 +98,7 @@ def _root(
 @app.command()
 def verify(
     network: Network,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (.vnnlib or .vnnlib.gz).")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
     timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
     method: Annotated[Literal["auto", "bab", "milp", "smt"], typer.Option(help="What decides what bounds and attack leave open.")] = "auto",
     solver: Annotated[Literal["scip", "highs", "gurobi", "z3"], typer.Option(help="The exact solver.")] = "scip",

@@ -55,8 +55,8 @@ def hard_pair(folder: Path) -> tuple[Path, Path]:
     rng = np.random.default_rng(0)
     sizes = [24, 64, 64, 64, 1]
     layers = [(rng.normal(0, (2 / n) ** 0.5, (m, n)), rng.normal(0, 0.3, m)) for n, m in pairwise(sizes)]
-    x = rng.uniform(-1, 1, (4096, sizes[0]))
-    for _ in range(200):  # projected gradient descent with signs
+    x = rng.uniform(-1, 1, (256, sizes[0]))
+    for _ in range(60):  # projected gradient descent with signs
         values, masks = x, []
         for w, b in layers[:-1]:
             z = values @ w.T + b
@@ -65,7 +65,7 @@ def hard_pair(folder: Path) -> tuple[Path, Path]:
         gradient = np.broadcast_to(layers[-1][0], (len(x), sizes[-2]))
         for (w, _), mask in zip(reversed(layers[:-1]), reversed(masks), strict=True):
             gradient = (gradient * mask) @ w
-        x = np.clip(x - 0.02 * np.sign(gradient), -1, 1)
+        x = np.clip(x - 0.05 * np.sign(gradient), -1, 1)
     for w, b in layers[:-1]:
         x = np.maximum(x @ w.T + b, 0)
     minimum = float((x @ layers[-1][0].T + layers[-1][1]).min())
