@@ -100,7 +100,7 @@ def _by_input_split(problem: Problem, graph: Graph, open_groups: Sequence[tuple[
     for group, root in open_groups:
         outcome = input_split.search(problem, graph, group, deadline, on_event=on_event, root=root)
         detail["subproblems"] += outcome.subproblems
-        detail["open"] += outcome.open_boxes
+        detail["open"] += outcome.open_boxes + outcome.points
         bounds.append(outcome.lower_bound)
         verified &= outcome.closed
         if outcome.judgement is not None and outcome.judgement.status is Status.HOLDS:

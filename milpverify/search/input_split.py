@@ -17,9 +17,11 @@ from torch import Tensor
 
 from milpverify.bounds.backward import parallel_lines, path_weights
 from milpverify.bounds.crown import bound_rows, refinable
+from milpverify.bounds.rounding import down
 from milpverify.bounds.state import Bounds, select
 from milpverify.events import Event
 from milpverify.graph import evaluate
+from milpverify.search.clip import clip
 from milpverify.search.relaxer import Bounded, bound_batch
 from milpverify.search.witness import Judgement, Status, judge
 
@@ -64,7 +66,7 @@ class Frontier:
 
 @dataclass(eq=False)
 class SplitOutcome:
-    """How the search over a group ended. `margins` (D,): proved lower bounds; open disjuncts are those not `closed`."""
+    """How the search over a group ended. `points` counts boxes too small to bisect in float64 that stay open: ties."""
 
     closed: bool
     lower_bound: float
@@ -72,7 +74,7 @@ class SplitOutcome:
     subproblems: int
     seconds: float
     open_boxes: int
-    smallest_width: float
+    points: int
 
 
 def search(
@@ -99,10 +101,17 @@ def search(
     frontier, closed_bound = _open(graph, group, found, lower, upper, closed_bound)
     subproblems, batch, reported = 1, 32, 0.0
     judgement: Judgement | None = None
+    stuck = frontier.take(torch.zeros(0, dtype=torch.long, device=graph.device))
     while len(frontier) and not deadline.expired():
         order = torch.argsort(frontier.margins.amin(1))
         chosen, rest = order[: batch // 2], order[batch // 2 :]
         parents, frontier = frontier.take(chosen), frontier.take(rest)
+        divisible = _divisible(parents)
+        if not bool(divisible.all()):
+            stuck = stuck.join(parents.take((~divisible).nonzero(as_tuple=True)[0]))
+            parents = parents.take(divisible.nonzero(as_tuple=True)[0])
+            if not len(parents):
+                continue
         children = _bisect(parents)
         known = {i: Bounds(low.double(), high.double()) for i, (low, high) in children.known.items()}
         found = bound_batch(graph, group, children.lower, children.upper, dtype, known)
@@ -110,7 +119,7 @@ def search(
         fresh, closed_bound = _open(graph, group, found, children.lower, children.upper, closed_bound, children.margins)
         judgement = _attack(problem, fast, group, found, children) or judgement
         if judgement is not None and judgement.status is Status.HOLDS:
-            return SplitOutcome(False, judgement.margin_real[0], judgement, subproblems, time.monotonic() - start, len(frontier), 0.0)
+            return SplitOutcome(False, judgement.margin_real[0], judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
         frontier = frontier.join(fresh)
         batch = min(2 * batch, largest_batch)
         if on_event is not None and time.monotonic() - reported > 0.2:
@@ -124,9 +133,9 @@ def search(
                     {"open": len(frontier), "subproblems": subproblems, "bound": bound},
                 )
             )
-    bound = min(closed_bound, float(frontier.margins.amin())) if len(frontier) else closed_bound
-    width = float((frontier.upper - frontier.lower).amax(1).amin()) if len(frontier) else 0.0
-    return SplitOutcome(not len(frontier), bound, judgement, subproblems, time.monotonic() - start, len(frontier), width)
+    left = frontier.join(stuck) if len(stuck) else frontier
+    bound = min(closed_bound, float(left.margins.amin())) if len(left) else closed_bound
+    return SplitOutcome(not len(left), bound, judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
 
 
 def _open(
@@ -149,7 +158,25 @@ def _open(
     for node in refinable(graph):
         b = found.state[node.id].bounds
         known[node.id] = (_outward(b.lower[left], -1.0), _outward(b.upper[left], 1.0))
-    return Frontier(lower[left], upper[left], margins[left], scores, known), closed_bound
+    return _clip(group, found, Frontier(lower[left], upper[left], margins[left], scores, known), closed, left, closed_bound)
+
+
+def _clip(group: Group, found: Bounded, frontier: Frontier, closed: Tensor, left: Tensor, closed_bound: float) -> tuple[Frontier, float]:
+    """Cut from boxes with one open disjunct what that disjunct's rows prove safe; its margin there is > 0, by an unknown amount."""
+    is_open = ~closed[left]
+    single = (is_open.sum(1) == 1).nonzero(as_tuple=True)[0]
+    if not len(single) or group.places is None:
+        return frontier, closed_bound
+    rows = group.places[is_open[single].int().argmax(1)]
+    minima = down(found.rows.lower - group.rhs)[left[single]].gather(1, rows)
+    coefficients = found.rows.coefficients[left[single].unsqueeze(1), rows]
+    low, high, refuted = clip(frontier.lower[single], frontier.upper[single], minima, coefficients)
+    if bool(((low > frontier.lower[single]) | (high < frontier.upper[single])).any()) or bool(refuted.any()):
+        closed_bound = min(closed_bound, 0.0)
+    frontier.lower[single], frontier.upper[single] = low, high
+    keep = torch.ones(len(frontier), dtype=torch.bool, device=low.device)
+    keep[single[refuted]] = False
+    return frontier.take(keep.nonzero(as_tuple=True)[0]), closed_bound
 
 
 def _influences(graph: Graph, group: Group, found: Bounded, left: Tensor) -> list[tuple[float, Tensor]]:
@@ -167,13 +194,20 @@ def _outward(x: Tensor, direction: float) -> Tensor:
     return torch.nextafter(y, y.new_full((), direction * torch.inf))
 
 
+def _divisible(boxes: Frontier) -> Tensor:
+    """Which boxes have an input whose interval has a float64 strictly inside, (n,) bool."""
+    middle = boxes.lower + 0.5 * (boxes.upper - boxes.lower)
+    return ((middle > boxes.lower) & (middle < boxes.upper)).any(1)
+
+
 def _bisect(parents: Frontier) -> Frontier:
     """Both halves of every box, cut at the middle of its most sensitive input."""
     n = len(parents)
     width = parents.upper - parents.lower
-    axis = torch.where(width > 0, parents.scores, -1.0).argmax(1)
+    middles = parents.lower + 0.5 * width
+    axis = torch.where((middles > parents.lower) & (middles < parents.upper), parents.scores + 1e-9 * width, -1.0).argmax(1)
     rows = torch.arange(n, device=axis.device)
-    middle = parents.lower[rows, axis] + 0.5 * width[rows, axis]
+    middle = middles[rows, axis]
     low, high = parents.lower.clone(), parents.upper.clone()
     high[rows, axis] = middle
     low[rows, axis] = middle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +50,13 @@ class Group:
             torch.cat([torch.full((len(r),), k) for k, r in enumerate(rows)]).to(device),
             torch.tensor([bool(len(r)) and bool(r.strict.all()) for r in rows], device=device),
         )
+
+    @cached_property
+    def places(self) -> Tensor | None:
+        """The rows of every disjunct, (D, most rows), shorter lists padded with their first row; None if a disjunct has none."""
+        rows = [(self.disjunct == d).nonzero(as_tuple=True)[0] for d in range(self.count)]
+        most = max(len(r) for r in rows)
+        return torch.stack([torch.cat([r, r[:1].expand(most - len(r))]) for r in rows]) if all(len(r) for r in rows) else None
 
     @property
     def count(self) -> int:

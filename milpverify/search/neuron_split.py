@@ -124,9 +124,9 @@ class Search:
     def _stack_rows(self) -> None:
         """The rows of every disjunct, padded to one number by repeating the first: (D, r, ny), (D, r, nx) or None, (D, r)."""
         group = self.group
-        places = [(group.disjunct == d).nonzero(as_tuple=True)[0] for d in range(group.count)]
-        most = max(len(p) for p in places)
-        table = torch.stack([torch.cat([p, p[:1].expand(most - len(p))]) for p in places])
+        table = group.places
+        if table is None:
+            raise ValueError("a disjunct without rows has no margin to bound")
         self.y_rows, self.rhs = group.y_rows[table], group.rhs[table]
         self.x_rows = None if group.x_rows is None else group.x_rows[table]
 
