@@ -111,8 +111,8 @@ class Result:
             else {
                 "x": example.x.tolist(),
                 "y": example.y.tolist(),
-                "margin_runtime": example.margin_runtime,
-                "margin_real": example.margin_real,
+                "margin_runtime": _number(example.margin_runtime),
+                "margin_real": _number(example.margin_real),
             },
             "seconds": self.seconds,
             "phases": [{"name": p.name, "seconds": p.seconds, **p.detail} for p in self.phases],
