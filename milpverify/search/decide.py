@@ -104,6 +104,7 @@ def _by_input_split(problem: Problem, graph: Graph, open_groups: Sequence[tuple[
         bounds.append(outcome.lower_bound)
         verified &= outcome.closed
         if outcome.judgement is not None and outcome.judgement.status is Status.HOLDS:
-            return Decision(False, outcome.lower_bound, Trust.ROUNDED, outcome.judgement.counterexample, detail=detail)
+            bound = min([*bounds, *(float(root.margins.amin()) for _, root in open_groups[len(bounds) :])])
+            return Decision(False, bound, Trust.ROUNDED, outcome.judgement.counterexample, detail=detail)
         disagreement = disagreement or (str(outcome.judgement) if outcome.judgement is not None else "")
     return Decision(verified, min(bounds, default=math.inf), Trust.ROUNDED, disagreement=disagreement, detail=detail)

@@ -119,7 +119,7 @@ def search(
         fresh, closed_bound = _open(graph, group, found, children.lower, children.upper, closed_bound, children.margins)
         judgement = _attack(problem, fast, group, found, children) or judgement
         if judgement is not None and judgement.status is Status.HOLDS:
-            return SplitOutcome(False, judgement.margin_real[0], judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
+            return SplitOutcome(False, _least(closed_bound, frontier, fresh), judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
         frontier = frontier.join(fresh)
         batch = min(2 * batch, largest_batch)
         if on_event is not None and time.monotonic() - reported > 0.2:
@@ -136,6 +136,11 @@ def search(
     left = frontier.join(stuck) if len(stuck) else frontier
     bound = min(closed_bound, float(left.margins.amin())) if len(left) else closed_bound
     return SplitOutcome(not len(left), bound, judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
+
+
+def _least(closed_bound: float, *frontiers: Frontier) -> float:
+    """The lower bound over what is closed and what is open."""
+    return min([closed_bound, *(float(f.margins.amin()) for f in frontiers if len(f))])
 
 
 def _open(

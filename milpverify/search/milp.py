@@ -109,17 +109,18 @@ def decide_by_milp(
                     leaf = replace(leaf, lower_bound=max(leaf.lower_bound, known.lower_bound))
                 leaves[item.index] = leaf
                 if leaf.verdict is Verdict.FALSIFIED:
-                    return conclude(tuple(leaves.values()), tuple(runner.notes))
+                    return conclude(tuple(leaves.values()), len(disjuncts), tuple(runner.notes))
                 if leaf.reason is Reason.TIMEOUT:
                     stuck.append(item)
             waiting = stuck if deadline.remaining() > _LEAST_RETRY else []
-        return conclude(tuple(leaves.values()), tuple(runner.notes))
+        return conclude(tuple(leaves.values()), len(disjuncts), tuple(runner.notes))
 
 
-def conclude(leaves: tuple[Leaf, ...], notes: tuple[str, ...] = ()) -> MilpOutcome:
-    """The verdict over some disjuncts: one counterexample falsifies, and only all of them closed verify."""
+def conclude(leaves: tuple[Leaf, ...], count: int, notes: tuple[str, ...] = ()) -> MilpOutcome:
+    """The verdict over `count` disjuncts: one counterexample falsifies, and only all of them closed verify."""
     trust = Trust.weakest(*(leaf.trust for leaf in leaves))
-    bound = min((leaf.lower_bound for leaf in leaves), default=math.inf)
+    # A counterexample leaves the disjuncts after it without a bound.
+    bound = min((leaf.lower_bound for leaf in leaves), default=math.inf) if len(leaves) == count else -math.inf
     broken = next((leaf for leaf in leaves if leaf.verdict is Verdict.FALSIFIED), None)
     if broken is not None:
         return MilpOutcome(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, broken.trust, bound, broken.counterexample, leaves, notes)

@@ -46,7 +46,7 @@ def decide_by_smt(
                 on_event(Event("smt", f"z3: disjunct {item.index} {leaf.verdict.value}", {"disjunct": item.index, "seconds": leaf.seconds}))
             if leaf.verdict is Verdict.FALSIFIED:
                 break
-    return conclude(tuple(leaves))
+    return conclude(tuple(leaves), len(disjuncts))
 
 
 def _decide(
