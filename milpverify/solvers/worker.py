@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from milpverify.errors import SolverUnavailable
 
 if TYPE_CHECKING:
-    from milpverify.solvers.base import Progress
+    from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver
 
 MAGIC = b"mvwk"
 _HEADER = struct.Struct("<4sQ")
@@ -86,6 +86,22 @@ def limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
+def _solve(solver: Solver[Any, Any], model: object, limits: Limits, on_progress: OnProgress) -> object:
+    """Solve; a MILP with its largest cost scaled to about 1: solvers take costs below their dual tolerance for nothing."""
+    from milpverify.encode.model import Model, power_of_two
+
+    if not isinstance(model, Model):
+        return solver.solve(model, limits, on_progress)
+    unit = float(power_of_two(max(abs(model.objective), default=0.0)))
+
+    def report(progress: Progress) -> bool:
+        return on_progress(replace(progress, dual_bound=progress.dual_bound * unit, primal=progress.primal * unit))
+
+    targets = {"dual_target": limits.dual_target / unit, "primal_target": limits.primal_target / unit}
+    outcome: SolveOutcome = solver.solve(replace(model, objective=model.objective / unit), replace(limits, **targets), report)
+    return replace(outcome, dual_bound=outcome.dual_bound * unit, primal=outcome.primal * unit)
+
+
 def main() -> None:
     """Serve requests until the input ends."""
     memory_mb, parent = int(sys.argv[1]), int(sys.argv[2])
@@ -121,7 +137,7 @@ def main() -> None:
     while True:
         _, name, model, limits = requests.get()
         try:
-            answer: tuple[str, object] = ("outcome", registry.load(name).solve(model, replace(limits, memory_mb=memory_mb), report))
+            answer: tuple[str, object] = ("outcome", _solve(registry.load(name), model, replace(limits, memory_mb=memory_mb), report))
         except (SolverUnavailable, ImportError) as error:
             answer = ("unavailable", str(error))
         except MemoryError:
