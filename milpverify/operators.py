@@ -144,7 +144,7 @@ class Conv(Affine):
         flat = F.pad(self._fold(x), [p for pair in reversed(self.pads) for p in pair])
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
         y = conv(flat, self.weight, None, self.stride, 0, self.dilation, self.groups)
-        return y.reshape(x.shape[0], -1, *y.shape[1:])
+        return y.reshape(x.shape[0], self.in_shape[0], *y.shape[1:])
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         space = self.in_shape[2:]
@@ -245,12 +245,12 @@ class Select(Affine):
     bias: Tensor | None = None
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
-        flat = xs[0].reshape(xs[0].shape[0], -1)
+        flat = xs[0].reshape(xs[0].shape[0], math.prod(self.in_shape))
         flat = F.pad(flat, (0, 1))  # the zero that index -1 reads
         return flat[:, self.index.reshape(-1)].reshape(flat.shape[0], *self.index.shape)
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
-        flat = y.reshape(y.shape[0], -1)
+        flat = y.reshape(y.shape[0], self.index.numel())
         size = math.prod(self.in_shape)
         index = self.index.reshape(-1)
         index = torch.where(index < 0, size, index)
