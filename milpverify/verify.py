@@ -1,8 +1,9 @@
-"""verify(): presolve -> attack -> search, one readable page.
+"""verify(): presolve -> attack -> refine -> search, one readable page.
 
 1. Presolve: CROWN in float64 bounds every pre-activation over each box; disjuncts whose margin is proved positive are closed.
 2. Attack: projected gradient looks for a counterexample; only one that holds in the network's runtime and in real arithmetic counts.
-3. Search: what is still open is decided by branching, by whole mixed-integer models, or by SMT, as the method says.
+3. Refine: where inputs are many, alpha-CROWN tightens the pre-activations and the margins.
+4. Search: what is still open is decided by branching, by whole mixed-integer models, or by SMT, as the method says.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from milpverify.bounds.alpha import AlphaOptions
 from milpverify.config import Deadline, Milp, Options
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
 from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
 from milpverify.search.attack import attack
 from milpverify.search.decide import METHODS, Decision, decide
-from milpverify.search.margin import Group, groups
-from milpverify.search.relaxer import Bounded, bound_batch
+from milpverify.search.margin import Group, few_inputs, groups
+from milpverify.search.relaxer import Bounded, bound_batch, reduce, refine
 
 if TYPE_CHECKING:
     from milpverify.spec import Problem
 
 OnEvent = Callable[[Event], None]
+REFINE = AlphaOptions(iterations=15)
+REFINE_SHARE = 0.15
+"""The share of the time left that optimising the root's slopes may take."""
 
 
 def verify(
@@ -82,6 +87,11 @@ def _decide(run: _Run) -> _Answer:
             detail.update(found=found is not None)
         if found is not None:
             return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, run.bound(open_groups), found)
+    with run.phase("refine") as detail:
+        open_groups = run.refine(open_groups)
+        detail.update(open=sum(g.count for g, _ in open_groups))
+    if not open_groups:
+        return run.conclude([], Decision(True, run.closed_bound, Trust.ROUNDED))
     with run.phase("search") as detail:
         decision = decide(run.problem, run.graph, open_groups, run.points, run.options, run.deadline, run.on_event)
         detail.update(decision.detail)
@@ -139,17 +149,26 @@ class _Run:
             box = group.box
             lower, upper = (torch.tensor(side, device=self.device)[None] for side in (box.lower, box.upper))
             found = bound_batch(self.graph, group, lower, upper, torch.float64, deadline=self.deadline)
-            closed = group.closed(found.margins)[0].tolist()
-            self.closed_bound = min([self.closed_bound, *(float(m) for m, c in zip(found.margins[0], closed, strict=True) if c)])
-            keep = [k for k, c in enumerate(closed) if not c]
-            if keep:
-                rows = torch.tensor([c for c in group.disjunct.tolist()], device=self.device)
-                chosen = torch.isin(rows, torch.tensor(keep, device=self.device))
-                linear = dataclasses.replace(
-                    found.rows, coefficients=found.rows.coefficients[:, chosen], constant=found.rows.constant[:, chosen], lower=found.rows.lower[:, chosen]
-                )
-                still_open.append((group.select(keep), dataclasses.replace(found, rows=linear, margins=found.margins[:, keep])))
+            still_open += self.open_part(group, found)
         return still_open
+
+    def refine(self, open_groups: list[tuple[Group, Bounded]]) -> list[tuple[Group, Bounded]]:
+        """Optimise slopes where inputs are many; where they are few, smaller boxes are the better investment."""
+        still_open = []
+        for group, found in open_groups:
+            if few_inputs(group):
+                still_open.append((group, found))
+            else:
+                share = self.deadline.within(max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups)))
+                still_open += self.open_part(group, refine(self.graph, group, found, REFINE, share))
+        return still_open
+
+    def open_part(self, group: Group, found: Bounded) -> list[tuple[Group, Bounded]]:
+        """What bounds leave open of a group (nothing, or one reduced group); what they close counts towards the bound."""
+        margins = found.margins[0][group.closed(found.margins)[0]]
+        self.closed_bound = min([self.closed_bound, *margins.tolist()])
+        left = reduce(group, found)
+        return [] if left is None else [left]
 
     def attack(self, open_groups: list[tuple[Group, Bounded]]) -> Counterexample | None:
         """Look for a counterexample of any open disjunct."""

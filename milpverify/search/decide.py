@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search import input_split
+from milpverify.search.margin import few_inputs
 from milpverify.search.witness import Status
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Problem
 
 METHODS = ("auto", "bab", "milp", "smt")
-FEW_INPUTS = 12
-"""With at most this many inputs that vary, bisecting inputs is tried first."""
-
 OnEvent = Callable[["Event"], None] | None
 
 
@@ -61,8 +59,7 @@ def decide(
     """
     if options.method in ("milp", "smt"):
         return _by_models(problem, open_groups, points, options, deadline, on_event)
-    varying = max(int((g.box.upper > g.box.lower).sum()) for g, _ in open_groups)
-    if options.method == "bab" or varying <= FEW_INPUTS:
+    if options.method == "bab" or all(few_inputs(group) for group, _ in open_groups):
         return _by_input_split(problem, graph, open_groups, deadline, on_event)
     return _by_models(problem, open_groups, points, options, deadline, on_event)
 

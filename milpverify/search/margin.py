@@ -78,6 +78,15 @@ class Group:
         return (margins > 0) | (self.strict & (margins >= 0))
 
 
+FEW_INPUTS = 12
+"""With at most this many inputs that vary, bisecting inputs beats splitting neurons."""
+
+
+def few_inputs(group: Group) -> bool:
+    """Whether the group's box varies in few enough inputs to bisect them."""
+    return int((group.box.upper > group.box.lower).sum()) <= FEW_INPUTS
+
+
 def groups(problem: Problem, device: torch.device | str = "cpu") -> list[Group]:
     """The disjuncts of a problem by the box they share."""
     shared: dict[int, list[int]] = {}

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.bounds.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.bounds.crown import bound_rows, crown
+from milpverify.bounds.state import LinearBound
 
 if TYPE_CHECKING:
     from milpverify.bounds.backward import LineTable
-    from milpverify.bounds.state import Bounds, LinearBound, State
+    from milpverify.bounds.state import Bounds, State
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
@@ -51,3 +53,27 @@ def bound_batch(
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
     rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows)
     return Bounded(state, table, rows, group.margins(rows.lower))
+
+
+def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, deadline: Deadline) -> Bounded:
+    """The same boxes with slopes optimised, first for every undecided pre-activation, then for the rows (float32)."""
+    lower, upper = found.state[0].bounds.lower, found.state[0].bounds.upper
+    known = {i: s.bounds for i, s in found.state.items()}
+    state, table = crown(graph, lower, upper, torch.float32, known, deadline)
+    state, table = alpha_crown(graph, state, table, torch.float32, options, deadline)
+    batch = lower.shape[0]
+    x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
+    fast = graph.to(torch.float32, graph.device)
+    threshold = group.rhs.expand(batch, -1)
+    rows, _ = optimise(fast, state, table, group.y_rows.expand(batch, -1, -1), None, options, deadline, threshold, x_rows)
+    return Bounded(state, table, rows, torch.maximum(found.margins, group.margins(rows.lower)))
+
+
+def reduce(group: Group, found: Bounded) -> tuple[Group, Bounded] | None:
+    """One box's group and bounds with the disjuncts that are still open; None where all are closed."""
+    keep = [k for k, closed in enumerate(group.closed(found.margins)[0].tolist()) if not closed]
+    if not keep:
+        return None
+    chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
+    linear = LinearBound(found.rows.coefficients[:, chosen], found.rows.constant[:, chosen], found.rows.lower[:, chosen])
+    return group.select(keep), Bounded(found.state, found.table, linear, found.margins[:, keep])
