@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,18 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
     assert [(n.op_type, list(n.input), list(n.output)) for n in made.graph.node] == [
         (n.op_type, list(n.input), list(n.output)) for n in kept.graph.node
     ]
+
+
+def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The Python of the README, block after block, with a box for its `lower` and `upper`."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper\n"
+    check = "assert (bounds.output.lower <= bounds.output.upper).all()\n"
+    code = box.join(blocks).replace('"examples/', f'"{EXAMPLES}/') + check
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("VERIFIED")
+    assert (tmp_path / "r.json").is_file()
