@@ -173,12 +173,16 @@ class _Run:
     def attack(self, open_groups: list[tuple[Group, Bounded]]) -> Counterexample | None:
         """Look for a counterexample of any open disjunct."""
         members = [m for g, _ in open_groups for m in g.members]
+        # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
+        starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
         outcome = attack(
             self.problem,
             self.graph.to(torch.float32, self.device),
             [self.problem.disjuncts[m] for m in members],
             self.deadline,
             self.options.seed,
+            starts=starts,
+            rounds=rounds,
         )
         self.points = {m: outcome.points[k] for k, m in enumerate(members)}
         if outcome.disagreement is not None:
