@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit, power_of_two
+from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit
 from milpverify.errors import UnsupportedOperator
 from milpverify.graph import affine_form, evaluate_all
 from milpverify.operators import Affine, Elementwise
@@ -43,14 +43,15 @@ _CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this mult
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """A model and the way back: column `columns[i]` of the model is x_i / scale[i]; -1 where nothing depends on x_i.
+    """A model and the way back: x_i = centre[i] + unit[i] v[columns[i]], where columns[i] is -1 if nothing depends on x_i.
 
     The model's objective is in units of the margin (of the objective row). `unstable` counts the neurons with binaries.
     """
 
     model: Model
     columns: Index  # (nx,)
-    scale: Array  # (nx,)
+    centre: Array  # (nx,)
+    unit: Array  # (nx,)
     lower: Array  # (nx,), the box
     upper: Array
     unstable: int
@@ -58,7 +59,8 @@ class Encoding:
     def x_of(self, point: Array) -> Array:
         """The input (nx,) of a solver's point (n,), clipped into the box; the middle of the box where it does not matter."""
         middle = self.lower + 0.5 * (self.upper - self.lower)
-        x: Array = np.clip(np.where(self.columns >= 0, point[self.columns] * self.scale, middle), self.lower, self.upper)
+        values = self.centre + self.unit * point[self.columns]
+        x: Array = np.clip(np.where(self.columns >= 0, values, middle), self.lower, self.upper)
         return x
 
 
@@ -128,7 +130,6 @@ class _Encoder:
                 self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
         self.needed = {i: np.zeros(graph.nodes[i].size, dtype=bool) for i in cuts}
         self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in cuts}
-        self.scale = {i: np.ones(graph.nodes[i].size) for i in cuts}
         self.fixed = {i: np.zeros(graph.nodes[i].size) for i in cuts}  # the values of constant neurons
         self.builder = ModelBuilder()
         self.unstable = 0
@@ -142,22 +143,23 @@ class _Encoder:
         extra = [] if constraints is None else [self._top_rows(constraints)]
         self.needed[0] |= domain.x_rows.any(axis=0)
         blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
-        self._add_values(0, np.flatnonzero(self.needed[0]), None, self.values)
+        self._add_values(0, np.flatnonzero(self.needed[0]))
         for block in reversed(blocks):
             self._add_block(block)
         used = np.flatnonzero(self.needed[0])
         for row, rhs in zip(domain.x_rows, domain.rhs, strict=True):
-            self.builder.row(self.column[0][used], row[used] * self.scale[0][used], upper=float(rhs))
+            self.builder.row(self.column[0][used], row[used], upper=float(rhs))
         for rows, forms in zip([constraints] if constraints is not None else [], extra, strict=True):
-            for columns, values, constant, error, rhs in self._over_columns(forms, rows.rhs):
-                self.builder.row(columns, values, upper=math.nextafter(rhs - constant + error, math.inf))
+            for line, rhs in zip(self._lines(forms), rows.rhs.tolist(), strict=True):
+                self.builder.row(line.columns, line.values, upper=rhs - line.constant, error=line.error)
         costs = self._add_margin(top, objective) if len(objective) else {}
         model = self.builder.build(costs)
-        return Encoding(model, self.column[0], self.scale[0], self.box.lower, self.box.upper, self.unstable)
+        centre, unit = self.builder.centre[self.column[0]], self.builder.unit[self.column[0]]
+        return Encoding(model, self.column[0], centre, unit, self.box.lower, self.box.upper, self.unstable)
 
     # --- backwards: what is needed, and its affine forms ---
 
-    def _forms(self, node: int, rows: Tensor, x_rows: Array | None = None) -> _Forms:
+    def _forms(self, node: int, rows: Tensor, x_rows: Array | None = None, units: bool = False) -> _Forms:
         """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1)."""
         form = affine_form(self.graph, node, rows)
         size = affine_form(self.absolute, node, rows.abs())
@@ -174,9 +176,14 @@ class _Encoder:
             row, column = np.nonzero(c)
             entries[cut] = (row.astype(np.int64), column.astype(np.int64), c[row, column])
             self.needed[cut][column] = True
-        terms = self._terms(node)
+        terms = 0 if units and self._one_step(node) else self._terms(node)
         error = np.zeros(len(rows)) if terms == 0 else reach * ((terms + 8) * 2.0**-52)
         return _Forms(entries, form.constant.numpy(), error)
+
+    def _one_step(self, node: int) -> bool:
+        """Whether one affine operator on distinct cut nodes makes the node, so that unit rows of it are its own, exact coefficients."""
+        inputs = self.graph.nodes[node].inputs
+        return len(set(inputs)) == len(inputs) and not any(isinstance(self.graph.nodes[i].op, Affine) for i in inputs)
 
     def _terms(self, node: int) -> int:
         """How many roundings a composed coefficient can see between a node and the cut nodes behind it."""
@@ -219,22 +226,18 @@ class _Encoder:
             part = index[offset : offset + step]
             units = torch.zeros(len(part), size, dtype=torch.float64)
             units[torch.arange(len(part)), torch.from_numpy(part)] = 1.0
-            forms.append((offset, self._forms(source, units.reshape(len(part), *self.graph.nodes[source].shape))))
+            forms.append((offset, self._forms(source, units.reshape(len(part), *self.graph.nodes[source].shape), units=True)))
         return _Block(node, index, first[keep], last[keep], low[keep], high[keep], forms)
 
     # --- forwards: variables and rows ---
 
-    def _add_values(self, cut: int, index: Index, least: Array | None, values: list[Array] | None) -> None:
-        """Variables for entries of a cut node, in units of `least` or of the power of two above their magnitude."""
-        low, high = self.lower[cut][index], self.upper[cut][index]
-        magnitude = np.maximum(np.abs(low), np.abs(high))
-        scale = power_of_two(magnitude if least is None else np.maximum(magnitude, least))
-        first = np.nan if values is None else np.clip(values[cut][index], low, high) / scale
-        self.scale[cut][index] = scale
-        self.column[cut][index] = self.builder.variables(low / scale, high / scale, start=first)
+    def _add_values(self, cut: int, index: Index) -> None:
+        """Variables for entries of a cut node."""
+        first = math.nan if self.values is None else self.values[cut][index]
+        self.column[cut][index] = self.builder.variables(self.lower[cut][index], self.upper[cut][index], start=first)
 
-    def _over_columns(self, forms: _Forms, rhs: Array) -> list[tuple[Index, Array, float, float, float]]:
-        """Each form as (columns, coefficients per column, constant, error, right-hand side), constants of fixed neurons included."""
+    def _lines(self, forms: _Forms) -> list[_Line]:
+        """The forms over the columns of the model, with the constant neurons in the constants."""
         constant, error = forms.constant.copy(), forms.error.copy()
         count = len(constant)
         owners, columns, values = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
@@ -243,56 +246,48 @@ class _Encoder:
             free = column >= 0
             gone = value[~free] * self.fixed[cut][index[~free]]
             constant += np.bincount(row[~free], gone, count)
-            error += np.bincount(row[~free], np.abs(gone), count) * (2.0**-52 * (1 + (~free).sum()))
+            error += np.bincount(row[~free], np.abs(gone), count) * (2.0**-52 * (2 + len(gone)))
             owners.append(row[free])
             columns.append(column[free])
-            values.append(value[free] * self.scale[cut][index[free]])
+            values.append(value[free])
+        error += np.where(error > 0, 2.0**-52 * np.abs(constant), 0.0)
         owner, column, value = np.concatenate(owners), np.concatenate(columns), np.concatenate(values)
         order = np.argsort(owner, kind="stable")
-        cuts = np.searchsorted(owner[order], np.arange(1, count))
-        parts = zip(np.split(column[order], cuts), np.split(value[order], cuts), strict=True)
-        return [(c, v, float(constant[i]), float(error[i]), float(rhs[i])) for i, (c, v) in enumerate(parts)] if count else []
+        cuts = np.searchsorted(owner[order], np.arange(1, max(count, 1)))
+        parts = zip(np.split(column[order], cuts), np.split(value[order], cuts), constant.tolist(), error.tolist(), strict=True)
+        return [_Line(*part) for part in parts] if count else []
 
     def _add_block(self, block: _Block) -> None:
         node, pieces = block.node, pieces_of(block.node)
-        self._add_values(node.id, block.index, None, self.values)
+        self._add_values(node.id, block.index)
         for offset, forms in block.forms:
-            rows = self._over_columns(forms, np.zeros(len(forms.constant)))
-            for i, (columns, values, constant, error, _) in enumerate(rows, start=offset):
-                k, y = int(block.first[i]), int(block.index[i])
+            for i, line in enumerate(self._lines(forms), start=offset):
+                k, y = int(block.first[i]), int(self.column[node.id][block.index[i]])
                 if block.first[i] == block.last[i]:
-                    slope, intercept = pieces.slopes[k], pieces.intercepts[k]
-                    target = slope * constant + intercept
-                    slack = abs(slope) * error + 2.0**-51 * (abs(slope * constant) + abs(intercept) + float(np.abs(slope * values).sum()))
-                    self._equal(self.column[node.id][y], self.scale[node.id][y], columns, slope * values, target, slack)
+                    self._equal(y, line.through(pieces.slopes[k], pieces.intercepts[k], self.builder))
                 else:
-                    self._add_unstable(block, i, columns, values, constant, error)
+                    self._add_unstable(block, i, y, line)
 
-    def _equal(self, column: int, scale: float, columns: Index, values: Array, constant: float, error: float) -> None:
-        """scale v[column] = values . v[columns] + constant, up to `error`."""
-        low, high = math.nextafter(constant - error, -math.inf), math.nextafter(constant + error, math.inf)
-        exact = error == 0.0
-        self.builder.row(np.append(columns, column), np.append(-values, scale), constant if exact else low, constant if exact else high)
+    def _equal(self, column: int, line: _Line) -> None:
+        """The quantity of a column is the line."""
+        row = np.append(line.columns, column), np.append(line.values, -1.0)
+        self.builder.row(*row, lower=-line.constant, upper=-line.constant, error=line.error)
 
-    def _add_unstable(self, block: _Block, i: int, columns: Index, values: Array, constant: float, error: float) -> None:
+    def _add_unstable(self, block: _Block, i: int, y: int, line: _Line) -> None:
         node, pieces = block.node, pieces_of(block.node)
-        entry, low, high = int(block.index[i]), float(block.lower[i]), float(block.upper[i])
-        largest = float(np.abs(values).max(initial=0.0))
-        sx = float(power_of_two(max(abs(low), abs(high), _CONDITION * largest)))
-        at = math.nan if self.values is None else min(max(float(self.values[node.inputs[0]][entry]), low), high)
-        x = int(self.builder.variables(low / sx, high / sx, start=at / sx)[0])
-        self._equal(x, sx, columns, values, constant, error)
-        y, sy = int(self.column[node.id][entry]), float(self.scale[node.id][entry])
+        low, high = float(block.lower[i]), float(block.upper[i])
+        terms = np.abs(line.values) * self.builder.unit[line.columns]
+        at = math.nan if self.values is None else min(max(float(self.values[node.inputs[0]][block.index[i]]), low), high)
+        x = int(self.builder.variables(low, high, least=_CONDITION * float(terms.max(initial=0.0)), start=at)[0])
+        self._equal(x, line)
         first, last = int(block.first[i]), int(block.last[i])
         self.unstable += 1
-        if last == first + 1 and _continuous(pieces, first):
-            self._add_kink(pieces, first, (low, high), (x, sx), (y, sy), at)
+        if last == first + 1 and is_continuous(pieces, first):
+            self._add_kink(pieces, first, low, high, x, y, at)
         else:
-            self._add_choice(segments(pieces, first, last, low, high), (x, sx), (y, sy), at)
+            self._add_choice(segments(pieces, first, last, low, high), x, y, at)
 
-    def _add_kink(
-        self, pieces: Pieces, k: int, interval: tuple[float, float], x: tuple[int, float], y: tuple[int, float], at: float
-    ) -> None:
+    def _add_kink(self, pieces: Pieces, k: int, low: float, high: float, x: int, y: int, at: float) -> None:
         """Two pieces that meet at p, with slopes a, b, s = 1 if convex and -1 if concave, and z = 1 right of p.
 
         s y >= s (a x + c_a), s y <= s (a x + c_a) + |b - a| (u - p) z,
@@ -301,54 +296,71 @@ class _Encoder:
         p, (a, b), (ca, cb) = pieces.breakpoints[k], pieces.slopes[k : k + 2], pieces.intercepts[k : k + 2]
         sign = 1.0 if b > a else -1.0
         grow = (1.0 + 2.0**-50) * abs(b - a)
-        right, left = grow * (interval[1] - p), grow * (p - interval[0])
-        z = int(self.builder.variables(0.0, 1.0, integer=True, start=math.nan if math.isnan(at) else float(at > p))[0])
-        (jx, sx), (jy, sy) = x, y
-        rows = self.builder.row
-        rows([jy, jx], [sign * sy, -sign * a * sx], lower=sign * ca)
-        rows([jy, jx], [sign * sy, -sign * b * sx], lower=sign * cb)
-        rows([jy, jx, z], [sign * sy, -sign * a * sx, -right], upper=sign * ca)
-        rows([jy, jx, z], [sign * sy, -sign * b * sx, left], upper=left if cb == 0.0 else math.nextafter(left + sign * cb, math.inf))
+        right, left = grow * (high - p), grow * (p - low)
+        z = int(self.builder.binaries(1, start=math.nan if math.isnan(at) else float(at > p))[0])
+        row = self.builder.row
+        row([y, x], [sign, -sign * a], lower=sign * ca)
+        row([y, x], [sign, -sign * b], lower=sign * cb)
+        row([y, x, z], [sign, -sign * a, -right], upper=sign * ca)
+        row([y, x, z], [sign, -sign * b, left], upper=left + sign * cb, error=2.0**-52 * abs(cb) if cb else 0.0)
 
-    def _add_choice(self, parts: list[Segment], x: tuple[int, float], y: tuple[int, float], at: float) -> None:
-        """x = sum x_k, y = sum a_k x_k + c_k z_k, l_k z_k <= x_k <= u_k z_k, sum z_k = 1."""
-        (jx, sx), (jy, sy) = x, y
-        chosen = -1 if math.isnan(at) else next((k for k, part in enumerate(parts) if part.lower <= at <= part.upper), 0)
-        low, high = np.array([p.lower for p in parts]), np.array([p.upper for p in parts])
-        if chosen < 0:
-            z = self.builder.variables(np.zeros(len(parts)), 1.0, integer=True)
-            xs = self.builder.variables(np.minimum(low, 0.0) / sx, np.maximum(high, 0.0) / sx)
-        else:
-            hot = np.arange(len(parts)) == chosen
-            z = self.builder.variables(np.zeros(len(parts)), 1.0, integer=True, start=hot.astype(float))
-            xs = self.builder.variables(np.minimum(low, 0.0) / sx, np.maximum(high, 0.0) / sx, start=hot * at / sx)
-        self.builder.row(z, np.ones(len(parts)), 1.0, 1.0)
-        self.builder.row([*xs, jx], [1.0] * len(parts) + [-1.0], 0.0, 0.0)
-        slopes, intercepts = np.array([p.slope for p in parts]), np.array([p.intercept for p in parts])
-        self.builder.row([*xs, *z, jy], [*(slopes * sx), *intercepts, -sy], 0.0, 0.0)
+    def _add_choice(self, parts: list[Segment], x: int, y: int, at: float) -> None:
+        """x = r + sum d_k, y = sum a_k d_k + (a_k r + c_k) z_k, (l_k - r) z_k <= d_k <= (u_k - r) z_k, sum z_k = 1; r is x's centre."""
+        r = float(self.builder.centre[x])
+        low, high = (np.array(ends) - r for ends in zip(*((p.lower, p.upper) for p in parts), strict=True))
+        if r:
+            low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+        slopes, intercepts = (np.array(part) for part in zip(*((p.slope, p.intercept) for p in parts), strict=True))
+        chosen = next((k for k, p in enumerate(parts) if p.lower <= at <= p.upper), 0)
+        hot = np.where(np.arange(len(parts)) == chosen, 1.0, 0.0)
+        z = self.builder.binaries(len(parts), start=math.nan if math.isnan(at) else hot)
+        d = self.builder.variables(np.minimum(low, 0.0), np.maximum(high, 0.0), start=hot * (at - r), least=float(self.builder.unit[x]))
+        ones = np.ones(len(parts))
+        self.builder.row(z, ones, 1.0, 1.0)
+        self.builder.row([*d, x], [*ones, -1.0], -r, -r)
+        rounding = 2.0**-50 * float(np.abs(slopes * r).max() + np.abs(intercepts).max()) if r else 0.0
+        self.builder.row([*d, *z, y], [*slopes, *(slopes * r + intercepts), -1.0], 0.0, 0.0, error=rounding)
         for k in range(len(parts)):
-            self.builder.row([xs[k], z[k]], [sx, -low[k]], lower=0.0)
-            self.builder.row([xs[k], z[k]], [sx, -high[k]], upper=0.0)
+            self.builder.row([d[k], z[k]], [1.0, -low[k]], lower=0.0)
+            self.builder.row([d[k], z[k]], [1.0, -high[k]], upper=0.0)
 
     def _add_margin(self, forms: _Forms, rows: Rows) -> dict[int, float]:
         """t >= every row, in units of the largest term; returns the costs."""
-        lines = self._over_columns(forms, rows.rhs)
+        lines = self._lines(forms)
         lows, highs, largest = [], [], 0.0
-        low, high = self.builder.ranges()
-        for columns, values, constant, error, rhs in lines:
-            ends = np.stack([values * low[columns], values * high[columns]])
-            slack = error + 1e-12 * (float(np.abs(ends).max(axis=0).sum()) + abs(constant) + abs(rhs))
-            lows.append(constant - rhs + float(ends.min(axis=0).sum()) - slack)
-            highs.append(constant - rhs + float(ends.max(axis=0).sum()) + slack)
-            largest = max(largest, float(np.abs(values).max(initial=0.0)))
-        scale = float(power_of_two(max(largest, abs(max(lows)), abs(max(highs)))))
+        for line, rhs in zip(lines, rows.rhs.tolist(), strict=True):
+            ends = np.stack([line.values * end for end in self.builder.range(line.columns)])
+            slack = line.error + 1e-12 * (float(np.abs(ends).max(axis=0).sum()) + abs(line.constant) + abs(rhs))
+            lows.append(line.constant - rhs + float(ends.min(axis=0).sum()) - slack)
+            highs.append(line.constant - rhs + float(ends.max(axis=0).sum()) + slack)
+            largest = max(largest, float((np.abs(line.values) * self.builder.unit[line.columns]).max(initial=0.0)))
         first = math.nan
         if self.start is not None and self.values is not None:
-            first = float(rows.residual(self.start, self.values[self.graph.output]).max()) / scale
-        t = int(self.builder.variables(max(lows) / scale, max(highs) / scale, start=first)[0])
-        for columns, values, constant, error, rhs in lines:
-            self.builder.row(np.append(columns, t), np.append(-values, scale), lower=math.nextafter(constant - rhs - error, -math.inf))
-        return {t: scale}
+            first = float(rows.residual(self.start, self.values[self.graph.output]).max())
+        t = int(self.builder.variables(max(lows), max(highs), least=largest, start=first, centred=False)[0])
+        for line, rhs in zip(lines, rows.rhs.tolist(), strict=True):
+            row = np.append(line.columns, t), np.append(-line.values, 1.0)
+            self.builder.row(*row, lower=line.constant - rhs, error=line.error + 2.0**-52 * (abs(rhs) + abs(line.constant)))
+        return {t: 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """values . quantities[columns] + constant, up to `error`."""
+
+    columns: Index
+    values: Array
+    constant: float
+    error: float
+
+    def through(self, slope: float, intercept: float, builder: ModelBuilder) -> _Line:
+        """slope times this line plus intercept."""
+        if slope == 1.0 and intercept == 0.0:
+            return self
+        values = slope * self.values
+        low, high = builder.range(self.columns)
+        size = float(np.abs(values) @ np.maximum(np.abs(low), np.abs(high))) + abs(slope * self.constant) + abs(intercept)
+        return _Line(self.columns, values, slope * self.constant + intercept, abs(slope) * self.error + 2.0**-51 * size)
 
 
 @dataclass(frozen=True)
@@ -365,7 +377,7 @@ def touched_pieces(pieces: Pieces, lower: Array, upper: Array) -> tuple[Index, I
     """The first and the last piece that each interval touches; at a jump that an interval ends on, both sides count."""
     first, last = np.zeros(lower.shape, dtype=np.int64), np.zeros(lower.shape, dtype=np.int64)
     for k, p in enumerate(pieces.breakpoints):
-        smooth = _continuous(pieces, k)
+        smooth = is_continuous(pieces, k)
         first += (lower >= p) if smooth else (lower > p)
         last += (upper > p) if smooth else (upper >= p)
     return first, np.maximum(first, last)
@@ -392,7 +404,7 @@ def _limits(pieces: Pieces, k: int) -> tuple[Fraction, Fraction]:
     return left, right
 
 
-def _continuous(pieces: Pieces, k: int) -> bool:
+def is_continuous(pieces: Pieces, k: int) -> bool:
     """Whether breakpoint k is a kink, not a jump."""
     left, right = _limits(pieces, k)
     return left == right == Fraction(pieces.values[k])

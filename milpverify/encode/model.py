@@ -1,6 +1,6 @@
 """The solver-neutral mixed-integer model: numpy arrays only, so that worker processes need neither torch nor the graph.
 
-Models are well scaled by construction: every variable is a quantity divided by a power of two near its largest magnitude, every
+Models are well scaled by construction: every variable is a quantity in units of a power of two near the size of its range, every
 row is divided by a power of two so that its largest coefficient is about 1, and coefficients too small for a solver's arithmetic
 are moved into the row's bounds, outwards. A solver's absolute tolerance is then a relative one in the network's units.
 """
@@ -27,7 +27,8 @@ Index = NDArray[np.int64]
 TOLERANCE = 1e-9
 """The feasibility, integrality and optimality tolerance asked of every MILP solver, in units of the scaled model."""
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
-THIN = 2.0**-37  # a row this thin, a hundredth of the solvers' tolerance, is an equality, which presolve can substitute
+THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
+FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
 SAFETY = 16.0  # the multiple of the tolerance that a dual bound must clear
 
 
@@ -87,7 +88,9 @@ class Model:
     def activity(self, point: Array) -> Array:
         """rows v, (m,)."""
         owner = np.repeat(np.arange(self.num_rows), np.diff(self.row_start))
-        return np.bincount(owner, self.value * point[self.column], self.num_rows)
+        total = np.zeros(self.num_rows)
+        np.add.at(total, owner, self.value * point[self.column])
+        return total
 
     def violation(self, point: Array) -> float:
         """The largest violation of any row, bound or integrality at a point (n,)."""
@@ -129,53 +132,88 @@ def power_of_two(magnitude: ArrayLike) -> Array:
     """The smallest power of two >= each magnitude (1 where it is 0), so that dividing by it is exact."""
     m = np.abs(np.asarray(magnitude, dtype=np.float64))
     fraction, exponent = np.frexp(np.where(m > 0, m, 1.0))
-    return np.ldexp(np.ones_like(m), (exponent - (fraction == 0.5)).astype(np.int32))
+    scale: Array = np.ldexp(np.ones_like(m), exponent - (fraction == 0.5))
+    return scale
 
 
 class ModelBuilder:
-    """Collects variables and rows, then scales the rows. Quantities are given in units of the variables."""
+    """Collects variables and rows in the network's units, and changes to units in which a solver's tolerance is a relative one.
+
+    A quantity q becomes v = (q - centre) / unit with a power of two as unit. The centre is 0, and the change exact, unless the
+    quantity is far from 0 for its range: then it is the middle of the range, and what that rounds is moved outwards into the rows.
+    """
 
     def __init__(self) -> None:
-        self._variables: list[tuple[Array, Array, NDArray[np.bool_], Array]] = []
-        self._rows: list[tuple[Index, Array]] = []
-        self._bounds: list[tuple[float, float]] = []
-        self._count = 0
+        self._variables: list[tuple[Array, Array, Array, bool]] = []  # lower, upper, start in units, whether integer
+        self._rows: list[tuple[Index, Array, float, float]] = []
+        self.centre: Array = np.zeros(0)  # (n,)
+        self.unit: Array = np.zeros(0)  # (n,)
 
-    def variables(self, lower: ArrayLike, upper: ArrayLike, *, integer: bool = False, start: ArrayLike = math.nan) -> Index:
-        """Add variables; returns their columns. `start` values are NaN where no starting point is known."""
+    def variables(
+        self, lower: ArrayLike, upper: ArrayLike, *, least: float = 0.0, start: ArrayLike = math.nan, centred: bool = True
+    ) -> Index:
+        """Add quantities within bounds, in units not smaller than `least`; returns their columns. `start` is NaN where unknown.
+
+        Raises:
+            NumericallyUnfit: a bound is not finite.
+        """
         low, high, first = (np.array(a, dtype=np.float64) for a in np.broadcast_arrays(np.atleast_1d(lower), upper, start))
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise NumericallyUnfit("a variable of the model has no finite bounds")
-        self._variables.append((low, high, np.full(low.shape, integer), first))
-        self._count += len(low)
-        return np.arange(self._count - len(low), self._count, dtype=np.int64)
+        reach, half = np.maximum(np.abs(low), np.abs(high)), 0.5 * high - 0.5 * low
+        far = (reach > FAR * half) & centred
+        centre = np.where(far, low + half, 0.0)
+        unit = power_of_two(np.maximum(np.where(far, half, reach), least))
+        down, up = (low - centre) / unit, (high - centre) / unit
+        down[far], up[far] = np.nextafter(down[far], -np.inf), np.nextafter(up[far], np.inf)
+        fixed = far & (low == high)
+        down[fixed] = up[fixed] = 0.0
+        return self._add(down, up, np.clip((first - centre) / unit, down, up), centre, unit, integer=False)
 
-    def ranges(self) -> tuple[Array, Array]:
-        """The bounds of the variables so far, (n,) each."""
-        none = [np.zeros(0)]
-        return np.concatenate(none + [v[0] for v in self._variables]), np.concatenate(none + [v[1] for v in self._variables])
+    def binaries(self, count: int, start: ArrayLike = math.nan) -> Index:
+        """Add 0-1 variables; returns their columns."""
+        first = np.array(np.broadcast_to(start, count), dtype=np.float64)
+        return self._add(np.zeros(count), np.ones(count), first, np.zeros(count), np.ones(count), integer=True)
 
-    def row(self, columns: Iterable[int] | Index, values: ArrayLike, lower: float = -math.inf, upper: float = math.inf) -> None:
-        """Add the row lower <= values . v[columns] <= upper."""
-        entries = np.asarray(values, dtype=np.float64)
-        keep = entries != 0
-        self._rows.append((np.asarray(columns, dtype=np.int64)[keep], entries[keep]))
-        self._bounds.append((lower, upper))
+    def _add(self, low: Array, high: Array, first: Array, centre: Array, unit: Array, integer: bool) -> Index:
+        self._variables.append((low, high, first, integer))
+        self.centre, self.unit = np.append(self.centre, centre), np.append(self.unit, unit)
+        return np.arange(len(self.unit) - len(low), len(self.unit), dtype=np.int64)
+
+    def range(self, columns: Index) -> tuple[Array, Array]:
+        """The bounds of some quantities, a rounding error wide at most."""
+        low, high = (np.concatenate([np.zeros(0), *(v[i] for v in self._variables)])[columns] for i in (0, 1))
+        return self.centre[columns] + self.unit[columns] * low, self.centre[columns] + self.unit[columns] * high
+
+    def row(
+        self, columns: Iterable[int] | Index, coefficients: ArrayLike, lower: float = -math.inf, upper: float = math.inf, error: float = 0.0
+    ) -> None:
+        """Add lower - error <= coefficients . quantities <= upper + error."""
+        index, c = np.asarray(columns, dtype=np.int64), np.asarray(coefficients, dtype=np.float64)
+        keep = c != 0
+        index, c = index[keep], c[keep]
+        shifts = c * self.centre[index]
+        shift, spread = float(shifts.sum()), float(np.abs(shifts).sum())
+        if spread or error:
+            known = max(abs(e) for e in (lower, upper) if math.isfinite(e)) if math.isfinite(max(lower, -upper)) else 0.0
+            error += (len(c) + 4) * 2.0**-52 * (spread + error + known)
+            lower, upper = lower - shift - error, upper - shift + error
+        self._rows.append((index, c * self.unit[index], lower, upper))
 
     def build(self, costs: dict[int, float]) -> Model:
-        """The finished model, minimising sum costs[j] v_j."""
+        """The finished model, minimising the sum of cost times quantity; quantities with a cost must have centre 0."""
         empty = np.zeros(0)
-        low, high, integer, first = (np.concatenate(part) for part in zip((empty,) * 4, *self._variables, strict=True))
-        lengths = [len(columns) for columns, _ in self._rows]
-        column = np.concatenate([columns for columns, _ in self._rows]) if lengths else np.zeros(0, dtype=np.int64)
-        value = np.concatenate([values for _, values in self._rows]) if lengths else empty
-        bounds = np.array(self._bounds, dtype=np.float64).reshape(-1, 2)
-        objective = np.zeros(self._count)
+        low, high, first = (np.concatenate([empty, *(v[i] for v in self._variables)]) for i in range(3))
+        integer = np.concatenate([empty.astype(bool), *(np.full(len(v[0]), v[3]) for v in self._variables)])
+        column = np.concatenate([empty.astype(np.int64), *(row[0] for row in self._rows)])
+        value = np.concatenate([empty, *(row[1] for row in self._rows)])
+        row_start = np.cumsum([0, *(len(row[0]) for row in self._rows)]).astype(np.int64)
+        bounds = np.array([row[2:] for row in self._rows], dtype=np.float64).reshape(-1, 2)
+        objective = np.zeros(len(low))
         for j, cost in costs.items():
-            objective[j] = cost
+            objective[j] = cost * self.unit[j]
         start = first if len(first) and not np.isnan(first).any() else None
-        row_start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return scaled(Model(low, high, integer.astype(bool), row_start, column, value, bounds[:, 0], bounds[:, 1], objective, start))
+        return scaled(Model(low, high, integer, row_start, column, value, bounds[:, 0].copy(), bounds[:, 1].copy(), objective, start))
 
 
 def scaled(model: Model) -> Model:

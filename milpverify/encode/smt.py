@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.encode.milp import pieces_of, touched_pieces
+from milpverify.encode.milp import is_continuous, pieces_of, touched_pieces
 from milpverify.encode.model import SmtScript
 from milpverify.errors import SolverUnavailable
 from milpverify.operators import Affine
@@ -146,12 +146,26 @@ class _Writer:
                 value = f"(ite (= {pre} {point}) {_number(Fraction(pieces.values[k]))} {value})"
                 value = f"(ite (< {pre} {point}) {_line(slopes[k], intercepts[k], pre)} {value})"
             self.lines.append(f"(assert (= {name} {value}))")
+            if last == first + 1 and is_continuous(pieces, first):
+                self._relax(name, pieces, first, interval)
         ends = [Fraction(e) for e in interval]
         inner = [Fraction(p) for p in pieces.breakpoints[first:last]]
         values = [slopes[k] * e + intercepts[k] for k, e in ((first, ends[0]), (last, ends[1]))]
         values += [slopes[k + d] * p + intercepts[k + d] for k, p in zip(range(first, last), inner, strict=True) for d in (0, 1)]
         values += [Fraction(v) for v in pieces.values[first:last]]
         self.intervals[key] = (_down(min(values)), _up(max(values)))
+
+    def _relax(self, name: str, pieces: Pieces, k: int, interval: _Interval) -> None:
+        """The convex hull of a kink, implied by it: both lines on one side, a line over the ends on the other. It prunes much."""
+        lines = [(Fraction(pieces.slopes[i]), Fraction(pieces.intercepts[i])) for i in (k, k + 1)]
+        low, high = (Fraction(e) for e in interval)
+        first, last = lines[0][0] * low + lines[0][1], lines[1][0] * high + lines[1][1]
+        chord = Fraction(float((last - first) / (high - low))).limit_denominator(2**16)  # any slope is sound; short ones are fast
+        rests = [first - chord * low, last - chord * high]
+        convex = lines[1][0] > lines[0][0]
+        near, far, rest = (">=", "<=", _up(max(rests))) if convex else ("<=", ">=", _down(min(rests)))
+        self.lines += [f"(assert ({near} {name} {_line(*line, f'p{name}')}))" for line in lines]
+        self.lines.append(f"(assert ({far} {name} {_line(chord, Fraction(rest), f'p{name}')}))")
 
     def _range(self, form: _Form) -> _Interval:
         low = high = form[1]

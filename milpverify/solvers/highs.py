@@ -64,12 +64,12 @@ class Highs(Solver[Model, SolveOutcome]):
             now, out = time.monotonic(), event.data_out
             found = event.callback_type == highspy.cb.HighsCallbackType.kCallbackMipImprovingSolution
             dual, primal = (float(out.mip_dual_bound), float(out.mip_primal_bound)) if whole else (-math.inf, math.inf)
-            if found:
-                primal = float(out.objective_function_value)
+            point = np.array(out.mip_solution, dtype=np.float64) if found else None
+            if point is not None:
+                primal = float(model.objective @ point)
             if not found and now - last[0] < _REPORT_EVERY and not stop.decided(dual, primal):
                 return
             last[0] = now
-            point = np.array(out.mip_solution, dtype=np.float64) if found else None
             if stop.report(Progress(dual, primal, max(0, int(out.mip_node_count)) if whole else 0, now - began, point)):
                 event.interrupt()
 

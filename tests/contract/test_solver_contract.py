@@ -1,0 +1,207 @@
+"""The same models for every MILP solver: what they report is the same, and what we conclude from it is never more than the truth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import highspy
+import numpy as np
+import pytest
+from random_nets import hard_model
+
+from milpverify.encode.model import SMALLEST_COEFFICIENT, Model, ModelBuilder, power_of_two, safe_dual_bound, scaled
+from milpverify.errors import InvalidInput, SolverUnavailable
+from milpverify.solvers import gurobi, highs, scip, z3
+from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
+from milpverify.solvers.registry import MILP_SOLVERS, available, load
+
+Row = tuple[list[int], list[float], float, float]
+INF = math.inf
+
+
+def model(lower: list[float], upper: list[float], rows: list[Row], costs: list[float], integer: tuple[int, ...] = ()) -> Model:
+    columns = [np.array(r[0], dtype=np.int64) for r in rows]
+    flags = np.zeros(len(lower), dtype=bool)
+    flags[list(integer)] = True
+    raw = Model(
+        np.array(lower, dtype=float),
+        np.array(upper, dtype=float),
+        flags,
+        np.concatenate([[0], np.cumsum([len(c) for c in columns])]).astype(np.int64),
+        np.concatenate([*columns, np.zeros(0, dtype=np.int64)]),
+        np.concatenate([*(np.array(r[1], dtype=float) for r in rows), np.zeros(0)]),
+        np.array([r[2] for r in rows]),
+        np.array([r[3] for r in rows]),
+        np.array(costs, dtype=float),
+    )
+    return scaled(raw)
+
+
+# name: (model, truth, the statuses allowed)
+MODELS: dict[str, tuple[Model, float, set[Status]]] = {
+    "linear": (model([0, 0], [4, 4], [([0, 1], [1, 2], 3, INF), ([0, 1], [3, 1], 4, INF)], [1, 1]), 2.0, {Status.OPTIMAL}),
+    "mixed": (model([0, 0, 0], [1, 1, 1], [([0, 1, 2], [5, 4, 3], -INF, 8)], [-8, -6, -3], (0, 1, 2)), -11.0, {Status.OPTIMAL}),
+    "no rows": (model([-1, 2], [1, 3], [], [1, -1]), -4.0, {Status.OPTIMAL}),
+    "equalities that repeat": (
+        model([0, 0, 0], [2, 2, 2], [([0, 1, 2], [1, 1, 1], 3, 3), ([0, 1, 2], [2, 2, 2], 6, 6), ([0, 1], [1, -1], 0, 0)], [1, 0, 2], (1,)),
+        3.0,
+        {Status.OPTIMAL},
+    ),
+    "all fixed": (model([1, 2], [1, 2], [([0, 1], [1, 1], 3, 3)], [1, 1]), 3.0, {Status.OPTIMAL}),
+    "no objective": (model([0, 0], [1, 1], [([0, 1], [1, 1], 1, 1)], [0, 0], (0,)), 0.0, {Status.OPTIMAL}),
+    # Gurobi's presolve may leave it at "infeasible or unbounded".
+    "infeasible linear": (model([0, 0], [1, 1], [([0, 1], [1, 1], 3, INF)], [1, 0]), INF, {Status.INFEASIBLE, Status.UNBOUNDED}),
+    "infeasible mixed": (
+        model([0, 0], [1, 1], [([0, 1], [2, 2], 1, 1)], [1, 0], (0, 1)),
+        INF,
+        {Status.INFEASIBLE, Status.UNBOUNDED},
+    ),
+    "unbounded": (model([0, 0], [INF, 1], [([0, 1], [-1, 1], -INF, 1)], [-1, 0]), -INF, {Status.UNBOUNDED}),
+    # x <= 1e7 z with z = 0 forced by a cost: a loose integrality tolerance would find x = 10.
+    "big-M": (model([0, 0], [1e7, 1], [([0, 1], [1, -1e7], -INF, 0), ([1], [1], -INF, 0.5)], [-1, 0], (1,)), 0.0, {Status.OPTIMAL}),
+    # A chain of nearly fixed quantities: one of SCIP's presolve reductions loses the optimum by 4 % of it (or calls it infeasible).
+    "nearly fixed": (
+        model(
+            [0.25622957835112437, -0.5239391218036934, 0.7562519369827432, 0.00048693704639904189],
+            [0.5474490920770473, -0.5020117655063555, 0.7562541423743478, 0.0005236208377825425],
+            [
+                ([0, 1], [0.07529494166374207, 1.0], -0.48271897435188293, -0.48271897435188293),
+                ([1, 2], [0.00010057717736344784, 1.0], 0.756201446056366, 0.756201446056366),
+                ([2, 0, 3], [0.7588597733843779, 0.00012021930007423003, 1.0], 0.5744435980974189, INF),
+            ],
+            [0, 0, 0, 1024.0],
+        ),
+        0.49862354,
+        {Status.OPTIMAL},
+    ),
+    "badly scaled rows": (
+        model([0, 0], [1, 1], [([0, 1], [1e9, 1e9], 1e9, INF), ([0, 1], [1e-9, -1e-9], 0, 0)], [1, 2]),
+        1.5,
+        {Status.OPTIMAL},
+    ),
+}
+
+
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_statuses_and_bounds(solver: str, name: str) -> None:
+    problem, truth, allowed = MODELS[name]
+    outcome = load(solver).solve(problem, Limits(30), lambda _: False)
+    assert outcome.status in allowed
+    assert safe_dual_bound(outcome, problem) <= truth
+    if outcome.status is Status.OPTIMAL:
+        scale = max(1.0, float(np.abs(problem.objective * np.where(np.isfinite(problem.upper), problem.upper, 1)).max()))
+        assert outcome.dual_bound == pytest.approx(truth, abs=1e-7 * scale)
+        assert outcome.primal == pytest.approx(truth, abs=1e-7 * scale)
+        assert outcome.point is not None
+        assert problem.violation(outcome.point) < 1e-7
+        assert float(problem.objective @ outcome.point) == pytest.approx(outcome.primal, abs=1e-7 * scale)
+    else:
+        assert outcome.dual_bound == -INF  # an infeasible or unbounded model proves nothing
+
+
+@pytest.fixture(scope="module")
+def hard() -> Model:
+    return hard_model()
+
+
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
+def test_limits_and_targets(solver: str, hard: Model) -> None:
+    start = float(hard.objective @ hard.start)  # a feasible value
+    run = load(solver).solve
+    stopped = run(hard, Limits(0.0), lambda _: False)
+    assert stopped.status is Status.TIME_LIMIT
+    assert safe_dual_bound(stopped, hard) <= start
+    short = run(hard, Limits(1.0), lambda _: False)
+    assert short.status is Status.TIME_LIMIT
+    assert safe_dual_bound(short, hard) <= short.primal <= start + 1e-6  # the start was taken
+    asked = run(hard, Limits(30), lambda _: True)
+    assert asked.status is Status.INTERRUPTED
+    assert asked.seconds < 10
+    found = run(hard, Limits(30, primal_target=start + 1e-6), lambda _: False)
+    assert found.status is Status.TARGET
+    assert found.primal <= start + 1e-6
+    bounded = run(hard, Limits(30, dual_target=-1e6), lambda _: False)
+    assert bounded.status is Status.TARGET
+    assert bounded.dual_bound >= -1e6
+
+
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
+def test_progress_is_true_at_every_step(solver: str) -> None:
+    """Every better point is reported, and no bound on the way exceeds the optimum."""
+    problem = replace(hard_model([4, 12, 12, 3]), start=None)
+    seen: list[Progress] = []
+
+    def watch(progress: Progress) -> bool:
+        seen.append(progress)
+        return False
+
+    outcome = load(solver).solve(problem, Limits(30), watch)
+    assert outcome.status is Status.OPTIMAL
+    found = [p for p in seen if p.point is not None]
+    assert min(p.primal for p in found) == pytest.approx(outcome.primal, abs=1e-6)
+    for p in found:
+        assert p.point is not None
+        assert problem.violation(p.point) < 1e-6
+        assert float(problem.objective @ p.point) == pytest.approx(p.primal, abs=1e-6)
+    assert all(p.dual_bound <= outcome.primal + 1e-6 for p in seen)
+
+
+def test_words_that_are_not_known_decide_nothing() -> None:
+    assert {w for w in _highs_words() if highs.status_of(w) is Status.OPTIMAL} == {"kOptimal", "kModelEmpty"}
+    assert all(scip.status_of(w) is Status.UNKNOWN for w in ("unknown", "nodelimit", "stallnodelimit", "sollimit", "a new word", ""))
+    assert [code for code in range(-1, 40) if gurobi.status_of(code) is Status.OPTIMAL] == [2]
+    assert all(gurobi.status_of(code) is Status.UNKNOWN for code in (1, 6, 7, 8, 10, 12, 13, 14, 16, 99))
+    assert scip.status_of("inforunbd") is highs.status_of("kUnboundedOrInfeasible") is gurobi.status_of(4) is Status.UNBOUNDED
+    assert z3.status_of("timeout") is Status.TIME_LIMIT
+    assert z3.status_of("(incomplete quantifiers)") is Status.UNKNOWN
+
+
+def _highs_words() -> list[str]:
+    return [name for name in dir(highspy.HighsModelStatus) if name.startswith("k")]
+
+
+def test_safe_bounds_need_a_finite_dual_bound() -> None:
+    problem = MODELS["linear"][0]
+    assert safe_dual_bound(SolveOutcome(Status.OPTIMAL, math.nan), problem) == -INF
+    assert safe_dual_bound(SolveOutcome(Status.INFEASIBLE, math.inf), problem) == -INF
+    assert safe_dual_bound(SolveOutcome(Status.OPTIMAL, primal=3.0), problem) == -INF
+    assert 1.99999 < safe_dual_bound(SolveOutcome(Status.TIME_LIMIT, 2.0), problem) < 2.0
+
+
+def test_scaling_only_relaxes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = 6
+        builder = ModelBuilder()
+        far = 10.0 ** rng.integers(-2, 6) * (rng.random() < 0.5)
+        point = far + rng.uniform(-0.01, 0.01, n)
+        columns = builder.variables(far - rng.uniform(0.02, 1, n), far + rng.uniform(0.02, 1, n), start=point)
+        values = rng.normal(0, 1, n) * 10.0 ** rng.integers(-14, 8, n)
+        at = float(values @ point)
+        rounding = 1e-15 * float(np.abs(values) @ np.abs(point))
+        builder.row(columns, values, at, at + abs(at), error=rounding)
+        built = builder.build({})
+        kept = built.row(0)[1]
+        assert 0.5 < np.abs(kept).max() <= 1.0
+        assert np.abs(kept).min() >= SMALLEST_COEFFICIENT
+        assert built.start is not None
+        assert built.violation(built.start) < 1e-15
+    assert power_of_two([0.0, 1.0, 1.5, 2.0, 0.3]).tolist() == [1.0, 1.0, 2.0, 2.0, 0.5]
+
+
+def test_gurobi_over_its_licence_is_unavailable() -> None:
+    if not load("gurobi").licence().startswith("size-limited"):
+        pytest.skip("this Gurobi has a full licence")
+    n = 2100
+    with pytest.raises(SolverUnavailable, match="too large for its licence"):
+        load("gurobi").solve(model([0.0] * n, [1.0] * n, [], [1.0] * n), Limits(30), lambda _: False)
+
+
+def test_registry_describes_every_solver() -> None:
+    infos = {info.name: info for info in available()}
+    assert set(infos) == {"scip", "highs", "gurobi", "z3"}
+    assert all(info.version and info.note for info in infos.values())
+    with pytest.raises(InvalidInput, match="there is no solver 'cplex'"):
+        load("cplex")
