@@ -72,8 +72,11 @@ def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, de
 def reduce(group: Group, found: Bounded) -> tuple[Group, Bounded] | None:
     """One box's group and bounds with the disjuncts that are still open; None where all are closed."""
     keep = [k for k, closed in enumerate(group.closed(found.margins)[0].tolist()) if not closed]
-    if not keep:
-        return None
+    return choose(group, found, keep) if keep else None
+
+
+def choose(group: Group, found: Bounded, keep: list[int]) -> tuple[Group, Bounded]:
+    """One box's group and bounds with some of the disjuncts only."""
     chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
     linear = LinearBound(found.rows.coefficients[:, chosen], found.rows.constant[:, chosen], found.rows.lower[:, chosen])
     return group.select(keep), Bounded(found.state, found.table, linear, found.margins[:, keep])
