@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from milpverify.pieces import Pieces
     from milpverify.spec import Disjunct, Rows
 
-LARGEST = 2_000_000  # coefficients; beyond that no SMT solver answers in time
+LARGEST = 200_000  # coefficients; beyond that no SMT solver answers in time
 
 _Key = tuple[int, int]  # cut node, flat index
 _Form = tuple[dict[_Key, Fraction], Fraction]  # coefficients over cut entries, constant
@@ -103,13 +103,13 @@ class _Writer:
             for source, part in zip(self.graph.nodes[node].inputs, op.rows(torch.tensor(missing), shape), strict=True):
                 weights = part.reshape(len(missing), -1).numpy()
                 row, column = np.nonzero(weights)
+                self.count += len(row)
+                if self.count > LARGEST:
+                    raise SolverUnavailable(f"more than {LARGEST} coefficients are too many for an SMT solver; use method milp or bab")
                 behind = self._resolve(source, np.unique(column).tolist())
                 for r, c, w in zip(row.tolist(), column.tolist(), weights[row, column].tolist(), strict=True):
                     _add(totals, r, Fraction(w), behind[c])
             self.forms.update({(node, i): total for i, total in zip(missing, totals, strict=True)})
-            self.count += sum(len(total[0]) for total in totals)
-            if self.count > LARGEST:
-                raise SolverUnavailable(f"more than {LARGEST} coefficients are too many for an SMT solver; use method milp or bab")
         return {i: self.forms[node, i] for i in entries}
 
     def _define(self, needed: dict[int, list[int]]) -> None:
