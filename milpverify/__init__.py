@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from milpverify.events import Event
     from milpverify.frontends.load import load
     from milpverify.graph import Graph, Node
+    from milpverify.optimize import Optimum, maximize, minimize
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
     from milpverify.spec import Box, Disjunct, Problem, Rows
     from milpverify.verify import verify
@@ -40,6 +41,9 @@ __all__ = [
     "load",
     "verify",
     "bounds",
+    "minimize",
+    "maximize",
+    "Optimum",
     "Box",
     "Rows",
     "Disjunct",
@@ -70,6 +74,7 @@ _HOMES = {
     "load": "frontends.load",
     "verify": "verify",
     "bounds": "bounds",
+    **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
     **dict.fromkeys(("Box", "Rows", "Disjunct", "Problem"), "spec"),
     **dict.fromkeys(("Graph", "Node"), "graph"),
     **dict.fromkeys(("Milp", "Options", "Deadline"), "config"),

@@ -84,7 +84,8 @@ class Rows:
     @property
     def mentions_x(self) -> NDArray[np.bool_]:
         """Which rows have a nonzero coefficient on an input, (r,)."""
-        return self.x_rows.any(axis=1)
+        mentioned: NDArray[np.bool_] = np.any(self.x_rows != 0.0, axis=1)
+        return mentioned
 
     def residual(self, x: Array, y: Array) -> Array:
         """x_rows @ x + y_rows @ y - rhs in plain float64, (r,)."""

@@ -71,7 +71,7 @@ def judge(problem: Problem, disjunct: Disjunct, x: Array) -> Judgement:
     """
     box = disjunct.box
     candidates = (representable(problem.graph, box, x), np.clip(x, box.lower, box.upper))
-    point = next((c for c in candidates if _inside(disjunct, c)), None)
+    point = next((c for c in candidates if inside(disjunct, c)), None)
     if point is None:
         return Judgement(Status.NOT_A_COUNTEREXAMPLE, candidates[0])
     rows = disjunct.unsafe
@@ -127,7 +127,8 @@ def format_counterexample(example: Counterexample) -> str:
     return "(" + "\n ".join(entries) + ")"
 
 
-def _inside(disjunct: Disjunct, x: Array) -> bool:
+def inside(disjunct: Disjunct, x: Array) -> bool:
+    """Whether x (nx,) lies in the disjunct's box and satisfies its constraints between inputs, exactly."""
     box, domain = disjunct.box, disjunct.domain
     in_box = bool(np.all((box.lower <= x) & (x <= box.upper)))
     return in_box and holds(domain, exact_residuals(domain, x, [Fraction(0)] * domain.y_rows.shape[1]))
