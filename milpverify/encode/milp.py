@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -24,18 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit
+from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit, OutOfTime
 from milpverify.errors import UnsupportedOperator
 from milpverify.graph import affine_form, evaluate_all
 from milpverify.operators import Affine, Elementwise
 
 if TYPE_CHECKING:
+    from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
     from milpverify.pieces import Pieces
     from milpverify.spec import Disjunct, Rows
 
 Bounds = Sequence[tuple[Tensor, Tensor]]
 """Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
+
+Decision = tuple[int, int, float, float]
+"""A split decision side * (z - point) >= 0 as (node of z, flat index of z, side, point)."""
 
 _CHUNK = 2**22  # entries of the dense rows that are formed at a time
 _CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this multiple of its largest term
@@ -71,6 +75,8 @@ def encode(
     objective: Rows | None = None,
     start: Array | None = None,
     constraints: Rows | None = None,
+    decisions: Sequence[Decision] = (),
+    deadline: Deadline | None = None,
 ) -> Encoding:
     """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
 
@@ -81,13 +87,16 @@ def encode(
             with rhs 0 minimises a linear function of (x, y); negate the row to maximise. No row at all: a feasibility model.
         start: (nx,) an input to start from.
         constraints: rows over x and y to hold besides the domain rows; none unless given.
+        decisions: split decisions to hold; the bounds may then be those of the subproblem that they make.
+        deadline: when to give up; large networks take seconds.
 
     Raises:
         UnsupportedOperator: a function that is not piecewise linear.
         NumericallyUnfit: bounds that are not finite.
+        OutOfTime: the deadline came first.
     """
     rows = disjunct.unsafe if objective is None else objective
-    return _Encoder(graph, bounds, disjunct, start).encode(rows, disjunct.domain, constraints)
+    return _Encoder(graph, bounds, disjunct, start, deadline).encode(rows, disjunct.domain, constraints, decisions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +122,10 @@ class _Block:
 
 
 class _Encoder:
-    def __init__(self, graph: Graph, bounds: Bounds, disjunct: Disjunct, start: Array | None) -> None:
+    def __init__(self, graph: Graph, bounds: Bounds, disjunct: Disjunct, start: Array | None, deadline: Deadline | None) -> None:
         self.graph = graph
+        self.deadline = deadline
         self.box = disjunct.box
-        self.absolute = replace(
-            graph, nodes=tuple(replace(n, op=n.op.absolute()) if isinstance(n.op, Affine) else n for n in graph.nodes)
-        )
         cuts = (0, *graph.nonlinear)
         self.lower: dict[int, Array] = {0: self.box.lower}
         self.upper: dict[int, Array] = {0: self.box.upper}
@@ -128,6 +135,7 @@ class _Encoder:
                 if not (np.isfinite(a).all() and np.isfinite(b).all()):
                     raise NumericallyUnfit(f"node {i} ({graph.nodes[i].name}) has no finite bounds")
                 self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
+        self.reach = self._reaches()
         self.needed = {i: np.zeros(graph.nodes[i].size, dtype=bool) for i in cuts}
         self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in cuts}
         self.fixed = {i: np.zeros(graph.nodes[i].size) for i in cuts}  # the values of constant neurons
@@ -138,8 +146,9 @@ class _Encoder:
             v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])
         ]
 
-    def encode(self, objective: Rows, domain: Rows, constraints: Rows | None) -> Encoding:
+    def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Decision]) -> Encoding:
         top = self._top_rows(objective)
+        split = self._decided(decisions)
         extra = [] if constraints is None else [self._top_rows(constraints)]
         self.needed[0] |= domain.x_rows.any(axis=0)
         blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
@@ -152,6 +161,10 @@ class _Encoder:
         for rows, forms in zip([constraints] if constraints is not None else [], extra, strict=True):
             for line, rhs in zip(self._lines(forms), rows.rhs.tolist(), strict=True):
                 self.builder.row(line.columns, line.values, upper=rhs - line.constant, error=line.error)
+        for forms, sides, points in split:
+            for line, side, point in zip(self._lines(forms), sides, points, strict=True):
+                low, high = (point, math.inf) if side > 0 else (-math.inf, point)
+                self.builder.row(line.columns, line.values, low - line.constant, high - line.constant, error=line.error)
         costs = self._add_margin(top, objective) if len(objective) else {}
         model = self.builder.build(costs)
         centre, unit = self.builder.centre[self.column[0]], self.builder.unit[self.column[0]]
@@ -161,16 +174,13 @@ class _Encoder:
 
     def _forms(self, node: int, rows: Tensor, x_rows: Array | None = None, units: bool = False) -> _Forms:
         """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1)."""
+        self._check_time()
         form = affine_form(self.graph, node, rows)
-        size = affine_form(self.absolute, node, rows.abs())
         coefficients = {cut: c.reshape(len(rows), -1).numpy() for cut, c in form.coefficients.items()}
-        weights = {cut: c.reshape(len(rows), -1).numpy() for cut, c in size.coefficients.items()}
+        reach = rows.reshape(len(rows), -1).abs().numpy() @ self.reach[node]
         if x_rows is not None:
             coefficients[0] = coefficients[0] + x_rows if 0 in coefficients else np.array(x_rows)
-            weights[0] = weights[0] + np.abs(x_rows) if 0 in weights else np.abs(x_rows)
-        reach = size.constant.numpy().copy()
-        for cut, weight in weights.items():
-            reach += weight @ np.maximum(np.abs(self.lower[cut]), np.abs(self.upper[cut]))
+            reach += np.abs(x_rows) @ self.reach[0]
         entries = {}
         for cut, c in coefficients.items():
             row, column = np.nonzero(c)
@@ -179,6 +189,22 @@ class _Encoder:
         terms = 0 if units and self._one_step(node) else self._terms(node)
         error = np.zeros(len(rows)) if terms == 0 else reach * ((terms + 8) * 2.0**-52)
         return _Forms(entries, form.constant.numpy(), error)
+
+    def _reaches(self) -> list[Array]:
+        """Per node, sums of absolute values that no composition of its entries from the nearest cut nodes exceeds."""
+        reaches: list[Array] = []
+        for node in self.graph.nodes:
+            if isinstance(node.op, Affine):
+                inputs = [torch.from_numpy(reaches[i]).reshape(1, *self.graph.nodes[i].shape) for i in node.inputs]
+                sums = node.op.absolute().forward(inputs)
+                reaches.append(sums.expand(1, *node.shape).reshape(-1).numpy())
+            else:
+                reaches.append(np.maximum(np.abs(self.lower[node.id]), np.abs(self.upper[node.id])))
+        return reaches
+
+    def _check_time(self) -> None:
+        if self.deadline is not None and self.deadline.expired():
+            raise OutOfTime("the time is over before the model is built")
 
     def _one_step(self, node: int) -> bool:
         """Whether one affine operator on distinct cut nodes makes the node, so that unit rows of it are its own, exact coefficients."""
@@ -201,6 +227,17 @@ class _Encoder:
     def _top_rows(self, rows: Rows) -> _Forms:
         y = torch.from_numpy(np.array(rows.y_rows, dtype=np.float64))
         return self._forms(self.graph.output, y, rows.x_rows if rows.mentions_x.any() else None)
+
+    def _decided(self, decisions: Sequence[Decision]) -> list[tuple[_Forms, list[float], list[float]]]:
+        """Per node, the forms of the pre-activations with decisions, their sides and their points."""
+        found = []
+        for node in sorted({d[0] for d in decisions}):
+            here = [d for d in decisions if d[0] == node]
+            units = torch.zeros(len(here), self.graph.nodes[node].size, dtype=torch.float64)
+            units[torch.arange(len(here)), torch.tensor([d[1] for d in here])] = 1.0
+            forms = self._forms(node, units.reshape(len(here), *self.graph.nodes[node].shape), units=True)
+            found.append((forms, [d[2] for d in here], [d[3] for d in here]))
+        return found
 
     def _block(self, node: Node) -> _Block | None:
         """Sort the neurons of a node by what their bounds say; constants are fixed and need nothing behind them."""
@@ -261,6 +298,7 @@ class _Encoder:
         node, pieces = block.node, pieces_of(block.node)
         self._add_values(node.id, block.index)
         for offset, forms in block.forms:
+            self._check_time()
             for i, line in enumerate(self._lines(forms), start=offset):
                 k, y = int(block.first[i]), int(self.column[node.id][block.index[i]])
                 if block.first[i] == block.last[i]:

@@ -46,6 +46,10 @@ class NumericallyUnfit(MilpverifyError, ArithmeticError):
     """The model's numbers are beyond what a solver's tolerance carries: it is refused, not solved on faith."""
 
 
+class OutOfTime(MilpverifyError, TimeoutError):
+    """The run's deadline came, or it was cancelled, before the model was built."""
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """Minimise objective . v subject to row_lower <= rows v <= row_upper, lower <= v <= upper, v integer where flagged.
@@ -146,8 +150,18 @@ class ModelBuilder:
     def __init__(self) -> None:
         self._variables: list[tuple[Array, Array, Array, bool]] = []  # lower, upper, start in units, whether integer
         self._rows: list[tuple[Index, Array, float, float]] = []
-        self.centre: Array = np.zeros(0)  # (n,)
-        self.unit: Array = np.zeros(0)  # (n,)
+        self._count = 0
+        self._units: Array = np.zeros((2, 64))  # centre and unit, with room to grow
+
+    @property
+    def centre(self) -> Array:
+        """The centres, (n,)."""
+        return self._units[0, : self._count]
+
+    @property
+    def unit(self) -> Array:
+        """The units, (n,), powers of two."""
+        return self._units[1, : self._count]
 
     def variables(
         self, lower: ArrayLike, upper: ArrayLike, *, least: float = 0.0, start: ArrayLike = math.nan, centred: bool = True
@@ -177,8 +191,11 @@ class ModelBuilder:
 
     def _add(self, low: Array, high: Array, first: Array, centre: Array, unit: Array, integer: bool) -> Index:
         self._variables.append((low, high, first, integer))
-        self.centre, self.unit = np.append(self.centre, centre), np.append(self.unit, unit)
-        return np.arange(len(self.unit) - len(low), len(self.unit), dtype=np.int64)
+        first_column, self._count = self._count, self._count + len(low)
+        if self._count > self._units.shape[1]:
+            self._units = np.concatenate([self._units, np.zeros((2, self._count))], axis=1)
+        self.centre[first_column:], self.unit[first_column:] = centre, unit
+        return np.arange(first_column, self._count, dtype=np.int64)
 
     def range(self, columns: Index) -> tuple[Array, Array]:
         """The bounds of some quantities, a rounding error wide at most."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.encode.milp import Encoding, encode
-from milpverify.encode.model import NumericallyUnfit, safe_dual_bound, safety_margin
+from milpverify.encode.model import NumericallyUnfit, OutOfTime, safe_dual_bound, safety_margin
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
 from milpverify.events import Event
@@ -166,14 +166,16 @@ class _Runner:
         if not len(item.disjunct.unsafe):
             return self._decide_input_set(item, unknown)
         try:
-            encoding = encode(self.problem.graph, item.bounds(), item.disjunct, start=item.start)
+            encoding = encode(self.problem.graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
-        judging = _Judging(self.problem, item.disjunct, encoding)
+        except OutOfTime:
+            return replace(unknown, reason=Reason.INTERRUPTED if self.deadline.cancelled else Reason.TIMEOUT)
+        judging = Judging(self.problem, item.disjunct, encoding)
         outcome = self._solve(item, encoding, judging, seconds)
         return self._leaf(item, encoding, outcome, judging, unknown)
 
-    def _solve(self, item: OpenDisjunct, encoding: Encoding, judging: _Judging, seconds: float) -> SolveOutcome:
+    def _solve(self, item: OpenDisjunct, encoding: Encoding, judging: Judging, seconds: float) -> SolveOutcome:
         def watch(progress: Progress) -> bool:
             if self.on_event is not None:
                 message = f"{self.process.solver}: bound {progress.dual_bound:.6g}, {progress.nodes} nodes"
@@ -196,7 +198,7 @@ class _Runner:
             outcome = self.process.solve(encoding.model, limits, self.deadline, watch)
         return outcome
 
-    def _leaf(self, item: OpenDisjunct, encoding: Encoding, outcome: SolveOutcome, judging: _Judging, unknown: Leaf) -> Leaf:
+    def _leaf(self, item: OpenDisjunct, encoding: Encoding, outcome: SolveOutcome, judging: Judging, unknown: Leaf) -> Leaf:
         if outcome.point is not None and judging.counterexample is None:
             judging.consider(outcome.point, outcome.primal)
             judging.polish(outcome.point, outcome.primal)
@@ -242,7 +244,7 @@ class _Runner:
         return replace(unknown, reason=Reason.FLOAT_SEMANTICS, note=note)
 
 
-class _Judging:
+class Judging:
     """Judges a solver's points as they come."""
 
     def __init__(self, problem: Problem, disjunct: Disjunct, encoding: Encoding) -> None:

@@ -124,7 +124,9 @@ class Scip(Solver[Model, SolveOutcome]):
 
 
 def _parameters(limits: Limits) -> dict[str, object]:
+    targets = {"limits/dual": limits.dual_target, "limits/primal": limits.primal_target}
     return {
+        **{name: value for name, value in targets.items() if math.isfinite(value)},
         "numerics/feastol": TOLERANCE,
         "numerics/dualfeastol": TOLERANCE,
         "limits/memory": 0.8 * limits.memory_mb,

@@ -11,8 +11,9 @@ import torch
 from random_nets import CONTINUOUS, Stack, dense, enumerated_minimum, function, proved_bounds, random_problem, relu_network
 
 from milpverify.catalogue import catalogue
+from milpverify.config import Deadline
 from milpverify.encode.milp import encode, segments, touched_pieces
-from milpverify.encode.model import NumericallyUnfit, safe_dual_bound
+from milpverify.encode.model import NumericallyUnfit, OutOfTime, safe_dual_bound
 from milpverify.encode.smt import smt_script
 from milpverify.errors import UnsupportedOperator
 from milpverify.graph import Graph, evaluate
@@ -155,6 +156,12 @@ def test_what_cannot_be_encoded_is_refused_by_name() -> None:
     unbounded = [(torch.full(n.shape, -math.inf), torch.full(n.shape, math.inf)) for n in relu.nodes]
     with pytest.raises(NumericallyUnfit):
         encode(relu, unbounded, disjunct)
+
+
+def test_building_a_model_ends_with_the_deadline() -> None:
+    graph, disjunct = random_problem(0)
+    with pytest.raises(OutOfTime):
+        encode(graph, proved_bounds(graph, disjunct.box), disjunct, deadline=Deadline(0))
 
 
 @pytest.mark.parametrize(("strict", "answer"), [(False, Answer.SAT), (True, Answer.UNSAT)])
