@@ -6,6 +6,7 @@ more than the last progress report did.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import signal
@@ -14,10 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, overload
+
+import numpy as np
 
 from milpverify.encode.model import Model, SmtScript
 from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, Status
@@ -40,11 +43,14 @@ class SolverProcess:
     Args:
         solver: "scip", "highs", "gurobi" or "z3".
         memory_mb: MiB of address space that the worker may take.
+        niceness: how far the worker stands back for others, where the platform knows that (POSIX).
     """
 
-    def __init__(self, solver: str, memory_mb: int = 8192) -> None:
+    def __init__(self, solver: str, memory_mb: int = 8192, niceness: int = 0) -> None:
         self.solver = solver
         self.memory_mb = memory_mb
+        self.niceness = niceness
+        self._task: _Task | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._writing = threading.Lock()
@@ -81,51 +87,90 @@ class SolverProcess:
 
         The limits' seconds and the deadline both hold. Never raises for what the worker does: see `Status`.
         """
-        began = time.monotonic()
-        seconds = min(limits.seconds, deadline.remaining())
-        last = Progress(-float("inf"), float("inf"), 0, 0.0)
-
-        def failed(status: Status, message: str) -> SolveOutcome | SmtOutcome:
-            spent = time.monotonic() - began
-            if not isinstance(model, Model):
-                return SmtOutcome(Answer.UNKNOWN, (), status, spent, message)
-            return SolveOutcome(status, last.dual_bound, last.primal, last.point, last.nodes, spent, message)
-
-        if seconds <= 0.0:
-            return failed(*_expired(deadline))
-        stopping = float("inf")
         try:
-            self._start()
-            self._post(("solve", self.solver, model, replace(limits, seconds=seconds)))
-            while True:
-                try:
-                    kind, content = self._inbox.get(timeout=POLL)
-                except queue.Empty:
-                    kind, content = "nothing", None
-                if kind == "progress":
-                    point = last.point if content.point is None else content.point
-                    dual = max(last.dual_bound, content.dual_bound)
-                    last = replace(content, dual_bound=dual, primal=min(last.primal, content.primal), point=point)
-                    if stopping == float("inf") and on_progress is not None and on_progress(content):
-                        self._post(("stop",))
-                        stopping = time.monotonic() + GRACE
-                elif kind == "outcome":
-                    outcome: SolveOutcome | SmtOutcome = content
-                    return outcome
-                elif kind in _ENDINGS:
-                    if kind == "dead":
-                        content = f"{self.solver}: {content}{self._burial()}"
-                    return failed(_ENDINGS[kind], content)
-                now = time.monotonic()
-                if deadline.cancelled or now > stopping:
-                    self.kill()
-                    return failed(Status.INTERRUPTED, f"{self.solver}: interrupted")
-                if now > began + seconds + GRACE:
-                    self.kill()
-                    return failed(Status.TIME_LIMIT, f"{self.solver}: killed at the deadline")
+            self.start(model, limits, deadline, on_progress)
+            while (outcome := self.poll(POLL)) is None:
+                pass
+            return outcome
         except BaseException:  # Ctrl-C above all, and errors of the callback: leave no child behind, then pass it on
             self.kill()
             raise
+
+    def start(
+        self, model: Model | SmtScript, limits: Limits, deadline: Deadline, on_progress: Callable[[Progress], bool] | None = None
+    ) -> None:
+        """Begin to solve without waiting; `poll` has the outcome. A solve that is still under way is dropped."""
+        if self._task is not None:
+            self.kill()
+        seconds = min(limits.seconds, deadline.remaining())
+        self._task = _Task(model, deadline, on_progress, seconds)
+        if seconds > 0.0:
+            self._start()
+            self._post(("solve", self.solver, model, replace(limits, seconds=seconds)))
+
+    def poll(self, wait: float = 0.0) -> SolveOutcome | SmtOutcome | None:
+        """Pass on what the worker reported; its outcome once there is one, None while the solve goes on.
+
+        Args:
+            wait: seconds to wait for a first report.
+
+        Raises:
+            ValueError: nothing was started.
+        """
+        task = self._task
+        if task is None:
+            raise ValueError("no solve was started")
+        outcome = self._next(task, wait)
+        if outcome is not None:
+            self._task = None
+        return outcome
+
+    def stop(self) -> None:
+        """Ask for the end of the solve under way; `poll` still has its outcome, within GRACE."""
+        if self._task is not None and self._task.stopping == math.inf:
+            self._task.stopping = time.monotonic() + GRACE
+            if self._child is not None:
+                self._post(("stop",))
+
+    def _next(self, task: _Task, wait: float) -> SolveOutcome | SmtOutcome | None:
+        if task.seconds <= 0.0:
+            return task.failed(*_expired(task.deadline))
+        while True:
+            try:
+                message = self._inbox.get(timeout=wait)
+            except queue.Empty:
+                message = None
+            if message is not None and (outcome := self._receive(task, message)) is not None:
+                return outcome
+            now = time.monotonic()
+            if task.deadline.cancelled or now > task.stopping:
+                self.kill()
+                return task.failed(Status.INTERRUPTED, f"{self.solver}: interrupted")
+            if now > task.began + task.seconds + GRACE:
+                self.kill()
+                return task.failed(Status.TIME_LIMIT, f"{self.solver}: killed at the deadline")
+            if message is None:
+                return None
+            wait = 0.0
+
+    def _receive(self, task: _Task, message: object) -> SolveOutcome | SmtOutcome | None:
+        """What one message means; one that means nothing ends the worker."""
+        match message:
+            case ("progress", Progress() as progress) if _well_formed(progress, task.model):
+                task.note(progress)
+                if task.stopping == math.inf and task.on_progress is not None and task.on_progress(progress):
+                    self.stop()
+                return None
+            case ("outcome", SolveOutcome() as solved) if _well_formed(solved, task.model):
+                return solved
+            case ("outcome", SmtOutcome() as answer) if not isinstance(task.model, Model):
+                return answer
+            case ("dead", str(text)):
+                return task.failed(Status.CRASHED, f"{self.solver}: {text}{self._burial()}")
+            case (str(kind), str(text)) if kind in _ENDINGS:
+                return task.failed(_ENDINGS[kind], text)
+        self.kill()
+        return task.failed(Status.CRASHED, f"{self.solver}: the solver process broke the protocol: a malformed message")
 
     def close(self) -> None:
         """End the worker; it holds nothing that needs a farewell."""
@@ -159,6 +204,8 @@ class SolverProcess:
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
         )
+        if self.niceness and hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, self._child.pid, self.niceness)
         self._inbox, self._writing = queue.SimpleQueue(), threading.Lock()
         assert self._child.stdout is not None
         threading.Thread(target=_listen, args=(self._child.stdout, self._inbox), daemon=True).start()
@@ -180,11 +227,47 @@ class SolverProcess:
         return f" (signal {-code})" if code < 0 else f" (exit status {code})" if code else ""
 
 
+@dataclass(eq=False)
+class _Task:
+    """A solve under way: what it is, when it must end, and the best that was reported."""
+
+    model: Model | SmtScript
+    deadline: Deadline
+    on_progress: Callable[[Progress], bool] | None
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    last: Progress = field(default_factory=lambda: Progress(-math.inf, math.inf, 0, 0.0))
+    stopping: float = math.inf  # when it is killed after a request to stop
+
+    def note(self, now: Progress) -> None:
+        """Keep the best of the reports."""
+        point = self.last.point if now.point is None else now.point
+        dual, primal = max(self.last.dual_bound, now.dual_bound), min(self.last.primal, now.primal)
+        self.last = replace(now, dual_bound=dual, primal=primal, point=point)
+
+    def failed(self, status: Status, message: str) -> SolveOutcome | SmtOutcome:
+        """The outcome of a solve that ended without one."""
+        spent = time.monotonic() - self.began
+        if not isinstance(self.model, Model):
+            return SmtOutcome(Answer.UNKNOWN, (), status, spent, message)
+        return SolveOutcome(status, self.last.dual_bound, self.last.primal, self.last.point, self.last.nodes, spent, message)
+
+
+def _well_formed(report: Progress | SolveOutcome, model: Model | SmtScript) -> bool:
+    """Whether a report's fields are what they should be; whether they are true is another question."""
+    if not isinstance(model, Model) or not all(isinstance(v, float) and not math.isnan(v) for v in (report.dual_bound, report.primal)):
+        return False
+    point = report.point
+    if point is None:
+        return True
+    fits = isinstance(point, np.ndarray) and point.dtype == np.float64 and point.shape == (model.num_variables,)
+    return fits and bool(np.isfinite(point).all())
+
+
 _ENDINGS = {
     "unavailable": Status.UNAVAILABLE,
     "memory": Status.MEMORY_LIMIT,
     "failed": Status.UNKNOWN,
-    "dead": Status.CRASHED,
 }
 
 
