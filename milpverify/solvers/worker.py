@@ -97,8 +97,8 @@ def _solve(solver: Solver[Any, Any], model: object, limits: Limits, on_progress:
     def report(progress: Progress) -> bool:
         return on_progress(replace(progress, dual_bound=progress.dual_bound * unit, primal=progress.primal * unit))
 
-    targets = {"dual_target": limits.dual_target / unit, "primal_target": limits.primal_target / unit}
-    outcome: SolveOutcome = solver.solve(replace(model, objective=model.objective / unit), replace(limits, **targets), report)
+    limits = replace(limits, dual_target=limits.dual_target / unit, primal_target=limits.primal_target / unit)
+    outcome: SolveOutcome = solver.solve(replace(model, objective=model.objective / unit), limits, report)
     return replace(outcome, dual_bound=outcome.dual_bound * unit, primal=outcome.primal * unit)
 
 
