@@ -75,10 +75,13 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
 def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The Python of the README, block after block, with a box for its `lower` and `upper`."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper\n"
-    check = "assert (bounds.output.lower <= bounds.output.upper).all()\n"
-    code = box.join(blocks).replace('"examples/', f'"{EXAMPLES}/') + check
+    assert len(blocks) == 3
+    box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper"
+    check = (
+        "assert (bounds.output.lower <= bounds.output.upper).all()\n"
+        "assert bounds.output.lower[0, 4] <= best.lower_bound <= best.upper_bound <= bounds.output.upper[0, 4] + 0.01\n"
+    )
+    code = "\n".join([blocks[0], box, *blocks[1:]]).replace('"examples/', f'"{EXAMPLES}/') + check
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60, check=False
     )
