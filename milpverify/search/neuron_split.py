@@ -44,11 +44,12 @@ _CANDIDATES = 4  # splits bounded for real per subproblem
 class Subproblems:
     """Subproblems as arrays over n. K is the largest number of splits, C of candidates; slot k means `Search.slots[k]`.
 
-    `disjunct` (n,) the place in the group; `bound` (n,) float64, proved; `slot`, `index`, `side`, `point`, `beta` (n, K)
+    `box` (n,) the place in the root's batch of boxes; `disjunct` (n,) the place in the group; `bound` (n,) float64, proved; `slot`, `index`, `side`, `point`, `beta` (n, K)
     (`beta` (n, r, K)) the split decisions, side 0 where there is none; `slopes` per nonlinear node; `best` (n, C) the flat
     numbers of the splits to consider, -1 where there is none left.
     """
 
+    box: Tensor
     disjunct: Tensor
     bound: Tensor
     slot: Tensor
@@ -88,21 +89,22 @@ class Subproblems:
 
 @dataclass(eq=False)
 class NeuronOutcome:
-    """How the search ended. `stuck` are subproblems without a split left that bounds do not close: linear programs."""
+    """How the search ended. `open` is what is left to split; `stuck` are subproblems without a split left that bounds do not close: linear programs."""
 
     closed: bool
     lower_bound: float
     judgement: Judgement | None
+    open: Subproblems
     stuck: Subproblems
     detail: dict[str, Any]
 
 
 class Search:
-    """Branch-and-bound over one group.
+    """Branch-and-bound over one group, from one box or from many at once.
 
     Args:
         graph: in float64.
-        root: the state of the group's box, from `crown` in float64 or float32.
+        root: the state of a batch of boxes within the group's, from `crown` in float64 or float32.
     """
 
     def __init__(self, problem: Problem, graph: Graph, group: Group, root: State, deadline: Deadline, on_event: Callable[[Event], None] | None = None) -> None:
@@ -132,31 +134,49 @@ class Search:
 
     # -- bounding ---------------------------------------------------------------------------------------------------------
 
-    def first(self) -> Subproblems:
-        """One subproblem per disjunct, without splits."""
-        count, rows = self.rhs.shape
+    def first(self, box: Tensor | None = None, disjunct: Tensor | None = None) -> Subproblems:
+        """Subproblems without splits: the (box, disjunct) pairs given, or every disjunct on every box."""
         device = self.graph.device
-        slopes = {}
+        boxes = self.root[0].center.shape[0]
+        if box is None or disjunct is None:
+            box = torch.arange(boxes, device=device).repeat_interleave(self.group.count)
+            disjunct = torch.arange(self.group.count, device=device).repeat(boxes)
+        count, rows = len(box), self.rhs.shape[1]
+        slopes: dict[int, tuple[Tensor, Tensor]] = {}
         for i in self.graph.nonlinear:
             op = self.graph.nodes[i].op
             assert isinstance(op, Elementwise)
             b = self.root[self.graph.nodes[i].inputs[0]].bounds
-            low, high = relaxation.default_slopes(op.function, b.lower, b.upper)
-            slopes[i] = tuple(k.float().unsqueeze(1).expand(count, rows, *k.shape[1:]).contiguous() for k in (low, high))
+            low, high = (
+                k[box].float().unsqueeze(1).expand(count, rows, *k.shape[1:]).contiguous()
+                for k in relaxation.default_slopes(op.function, b.lower, b.upper)
+            )
+            slopes[i] = (low, high)
         none = torch.zeros(count, 0, device=device)
         return Subproblems(
-            torch.arange(count, device=device), torch.full((count,), -torch.inf, dtype=torch.float64, device=device), none.long(), none.long(),
-            none.float(), none.double(), torch.zeros(count, rows, 0, device=device), torch.full((count, _CANDIDATES), -1, device=device), slopes,
-        )  # fmt: skip
+            box=box,
+            disjunct=disjunct,
+            bound=torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
+            slot=none.long(),
+            index=none.long(),
+            side=none.float(),
+            point=none.double(),
+            beta=torch.zeros(count, rows, 0, device=device),
+            best=torch.full((count, _CANDIDATES), -1, device=device),
+            slopes=slopes,
+        )
 
     def state_of(self, subs: Subproblems) -> State:
-        """The root's state with the split pre-activations clamped."""
+        """The states of the subproblems' boxes with the split pre-activations clamped."""
         n = len(subs)
 
-        def wide(t: Tensor) -> Tensor:
-            return t.expand(n, *t.shape[1:])
+        def own(t: Tensor) -> Tensor:
+            return t.expand(n, *t.shape[1:]) if len(t) == 1 else t[subs.box]
 
-        state = {i: NodeState(Bounds(wide(s.bounds.lower), wide(s.bounds.upper)), wide(s.center), None if s.charge is None else wide(s.charge)) for i, s in self.root.items()}
+        state = {
+            i: NodeState(Bounds(own(s.bounds.lower), own(s.bounds.upper)), own(s.center), None if s.charge is None else own(s.charge))
+            for i, s in self.root.items()
+        }
         for k, z in enumerate(self.slots):
             here = (subs.slot == k) & (subs.side != 0)
             box, column = here.nonzero(as_tuple=True)
@@ -292,15 +312,19 @@ class Search:
 
     # -- the loop ---------------------------------------------------------------------------------------------------------
 
-    def run(self, iterations: int = 10, root_iterations: int = 20, largest: int = 256) -> NeuronOutcome:
-        """Split until everything is closed or stuck, a counterexample holds, or the deadline."""
+    def run(
+        self, iterations: int = 10, root_iterations: int = 20, largest: int = 256, start: Subproblems | None = None, limit: int | None = None
+    ) -> NeuronOutcome:
+        """Split until everything is closed or stuck, a counterexample holds, `limit` subproblems were bounded, or the deadline."""
         began = time.monotonic()
-        closed_bound, reported, batch = math.inf, 0.0, 8
-        frontier, found = self.bound(self.first(), root_iterations, choose=True)
-        judgement = self._attack(found, frontier)
+        closed_bound, reported, batch = math.inf, 0.0, 8 if start is None else largest
+        frontier, found = self.bound_in_chunks(self.first() if start is None else start, root_iterations, choose=True)
+        judgement = None if found is None else self._attack(found, frontier)
         stuck = frontier.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
         frontier, stuck, closed_bound = self._sift(frontier, stuck, closed_bound)
         while len(frontier) and not self.deadline.expired() and not (judgement and judgement.status is Status.HOLDS):
+            if limit is not None and self.bounded >= limit:
+                break
             order = torch.argsort(frontier.bound)
             parents, frontier = frontier.take(order[:batch]), frontier.take(order[batch:])
             children = self.branch(parents)
@@ -316,7 +340,7 @@ class Search:
                 self.on_event(Event("search", f"{len(frontier)} open, {self.bounded} bounded", {"open": len(frontier), "subproblems": self.bounded, "bound": bound}))
         bound = min([closed_bound, *frontier.bound.tolist(), *stuck.bound.tolist()])
         detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(frontier), "stuck": len(stuck), "bab_seconds": round(time.monotonic() - began, 3)}
-        return NeuronOutcome(not len(frontier) and not len(stuck), bound, judgement, stuck, detail)
+        return NeuronOutcome(not len(frontier) and not len(stuck), bound, judgement, frontier, stuck, detail)
 
     def _sift(self, subs: Subproblems, stuck: Subproblems, closed_bound: float) -> tuple[Subproblems, Subproblems, float]:
         """Take out what is closed and what cannot be split further."""
@@ -329,9 +353,10 @@ class Search:
 
     def _attack(self, found: LinearBound, subs: Subproblems) -> Judgement | None:
         """Try the corners that minimise the rows' linear bounds; judge the best."""
-        box = self.root[0].bounds
-        n, r = found.lower.shape
-        points = torch.where(found.coefficients > 0, box.lower.unsqueeze(1), box.upper.unsqueeze(1)).flatten(0, 1)
+        ends = self.root[0].bounds
+        lower, upper = ends.lower[subs.box].unsqueeze(1), ends.upper[subs.box].unsqueeze(1)
+        r = found.lower.shape[1]
+        points = torch.where(found.coefficients > 0, lower, upper).flatten(0, 1)
         disjunct = subs.disjunct.repeat_interleave(r)
         residual = (self.y_rows[disjunct] @ evaluate(self.fast, points.float()).double().unsqueeze(2)).squeeze(2) - self.rhs[disjunct]
         if self.x_rows is not None:
