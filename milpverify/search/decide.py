@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,8 +11,8 @@ from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search import input_split
 from milpverify.search.margin import few_inputs
 from milpverify.search.neuron_split import NeuronOutcome, Search
+from milpverify.search.oracle import Oracle
 from milpverify.search.relaxer import choose
-from milpverify.search.witness import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
     from milpverify.search.relaxer import Bounded
+    from milpverify.search.witness import Judgement
     from milpverify.spec import Array, Problem
 
 METHODS = ("auto", "bab", "milp", "smt")
@@ -68,7 +68,9 @@ def decide(
             chosen = [k for k, d in enumerate(group.disjuncts) if bool(len(d.unsafe)) is has_rows]
             if chosen:
                 part.append((group, root) if len(chosen) == group.count else choose(group, root, chosen))
-    by_tree = _by_tree(problem, graph, bounded, deadline, on_event) if bounded else None
+    with Oracle(problem, options, deadline, on_event) as oracle:
+        helper = oracle if options.method == "auto" else None
+        by_tree = _by_tree(problem, graph, bounded, points, deadline, on_event, helper) if bounded else None
     # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
     broken = by_tree is not None and by_tree.counterexample is not None
     by_models = _by_models(problem, bare, points, options, deadline, on_event) if bare and not broken else None
@@ -106,31 +108,48 @@ def _root_bounds(root: Bounded) -> list[tuple[Tensor, Tensor]]:
 
 
 def _by_tree(
-    problem: Problem, graph: Graph, open_groups: Sequence[tuple[Group, Bounded]], deadline: Deadline, on_event: OnEvent
+    problem: Problem,
+    graph: Graph,
+    open_groups: Sequence[tuple[Group, Bounded]],
+    points: Mapping[int, Array],
+    deadline: Deadline,
+    on_event: OnEvent,
+    oracle: Oracle | None,
 ) -> Decision:
-    """Branch-and-bound, one group after the other: on the inputs where few vary, otherwise on neurons."""
-    bounds: list[float] = []
-    detail: dict[str, Any] = {"method": "", "subproblems": 0, "open": 0}
-    disagreement = ""
-    verified = True
-    for group, root in open_groups:
-        outcome: input_split.SplitOutcome | NeuronOutcome
+    """Branch-and-bound, one group after the other: on the inputs where few vary, otherwise on neurons with an oracle beside them."""
+    parts: list[Decision] = []
+    for k, (group, root) in enumerate(open_groups):
         if few_inputs(group):
-            outcome = input_split.search(problem, graph, group, deadline, on_event=on_event, root=root)
-            counts = {"subproblems": outcome.subproblems, "open": outcome.open_boxes + outcome.points}
-            name = "input split"
+            part = _of_boxes(input_split.search(problem, graph, group, deadline, on_event=on_event, root=root))
         else:
-            outcome = Search(problem, graph, group, root.state, deadline, on_event).run()
-            counts = {"subproblems": outcome.detail["subproblems"], "open": outcome.detail["open"] + outcome.detail["stuck"]}
-            name = "neuron split"
-        detail.update({key: detail[key] + count for key, count in counts.items()}, method=name)
-        bounds.append(outcome.lower_bound)
-        verified &= outcome.closed
-        if outcome.judgement is not None and outcome.judgement.status is Status.HOLDS:
-            bound = min([*bounds, *(float(root.margins.amin()) for _, root in open_groups[len(bounds) :])])
-            return Decision(False, bound, Trust.ROUNDED, outcome.judgement.counterexample, detail=detail)
-        disagreement = disagreement or (str(outcome.judgement) if outcome.judgement is not None else "")
-    return Decision(verified, min(bounds, default=math.inf), Trust.ROUNDED, disagreement=disagreement, detail=detail)
+            share = deadline.within(deadline.remaining() / (len(open_groups) - k))
+            part = _of_neurons(Search(problem, graph, group, root.state, share, on_event, points, oracle).run(), oracle)
+        parts.append(part)
+        if part.counterexample is not None:
+            untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
+            return replace(part, lower_bound=min([*(p.lower_bound for p in parts), *untouched]))
+    return _together(parts)
+
+
+def _of_boxes(outcome: input_split.SplitOutcome) -> Decision:
+    detail = {"method": "input split", "subproblems": outcome.subproblems, "open": outcome.open_boxes + outcome.points}
+    example, disagreement = _verdict_of(outcome.judgement)
+    return Decision(outcome.closed, outcome.lower_bound, Trust.ROUNDED, example, disagreement=disagreement, detail=detail)
+
+
+def _of_neurons(outcome: NeuronOutcome, oracle: Oracle | None) -> Decision:
+    example, disagreement = _verdict_of(outcome.judgement)
+    if oracle is not None:
+        example, disagreement = example or oracle.counterexample, disagreement or oracle.disagreement
+    trust = outcome.trust if example is None else Trust.ROUNDED
+    return Decision(outcome.closed, outcome.lower_bound, trust, example, outcome.reason, outcome.note, disagreement, outcome.detail)
+
+
+def _verdict_of(judgement: Judgement | None) -> tuple[Counterexample | None, str]:
+    """The counterexample, or the disagreement of semantics in words."""
+    if judgement is None:
+        return None, ""
+    return judgement.counterexample, "" if judgement.counterexample is not None else str(judgement)
 
 
 def _together(parts: Sequence[Decision]) -> Decision:
@@ -140,7 +159,8 @@ def _together(parts: Sequence[Decision]) -> Decision:
     bound = min(p.lower_bound for p in parts)
     trust = Trust.weakest(*(p.trust for p in parts))
     detail: dict[str, Any] = {}
-    for part in reversed(parts):
-        detail.update(part.detail)
+    for part in parts:
+        numbers = {k: detail.get(k, 0) + v for k, v in part.detail.items() if isinstance(v, int)}
+        detail = {**detail, **part.detail, **numbers}
     weakest = next((p for p in parts if p.counterexample is not None), next((p for p in parts if not p.verified), parts[0]))
     return replace(weakest, lower_bound=bound, trust=trust, detail=detail)

@@ -9,106 +9,87 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from milpverify.bounds import relaxation
-from milpverify.bounds.alpha import AlphaOptions
+from milpverify.bounds.alpha import AlphaOptions, Slopes
 from milpverify.bounds.beta import Multipliers, optimise, relaxed
 from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import down
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, SplitConstraints, State
+from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.operators import Elementwise
+from milpverify.result import Reason, Trust
+from milpverify.search.oracle import Finding, Oracle, Task
+from milpverify.search.subproblems import Frontier, Literal, Subproblems
 from milpverify.search.witness import Judgement, Status, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from milpverify.bounds.backward import SplitTable
+    from milpverify.catalogue import Function
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
-    from milpverify.spec import Problem
+    from milpverify.spec import Array, Problem
 
 _ENTRIES = 1 << 22  # of one matrix of multipliers, over a batch
 _CANDIDATES = 4  # splits bounded for real per subproblem
-
-
-@dataclass(eq=False)
-class Subproblems:
-    """Subproblems as arrays over n. K is the largest number of splits, C of candidates; slot k means `Search.slots[k]`.
-
-    `box` (n,) the place in the root's batch of boxes; `disjunct` (n,) the place in the group; `bound` (n,) float64, proved; `slot`, `index`, `side`, `point`, `beta` (n, K)
-    (`beta` (n, r, K)) the split decisions, side 0 where there is none; `slopes` per nonlinear node; `best` (n, C) the flat
-    numbers of the splits to consider, -1 where there is none left.
-    """
-
-    box: Tensor
-    disjunct: Tensor
-    bound: Tensor
-    slot: Tensor
-    index: Tensor
-    side: Tensor
-    point: Tensor
-    beta: Tensor
-    best: Tensor
-    slopes: dict[int, tuple[Tensor, Tensor]]
-
-    def __len__(self) -> int:
-        return len(self.disjunct)
-
-    def take(self, chosen: Tensor) -> Subproblems:
-        """Some of them, in the order given (repetition allowed)."""
-        plain = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "slopes"}
-        return Subproblems(**plain, slopes={i: (a[chosen], b[chosen]) for i, (a, b) in self.slopes.items()})
-
-    def join(self, other: Subproblems) -> Subproblems:
-        """Both together; the shorter list of splits is padded."""
-        if not len(self):
-            return other
-        width = max(self.slot.shape[1], other.slot.shape[1])
-        a, b = self.padded(width), other.padded(width)
-        plain = {f.name: torch.cat([getattr(a, f.name), getattr(b, f.name)]) for f in fields(self) if f.name != "slopes"}
-        slopes = {i: (torch.cat([a.slopes[i][0], b.slopes[i][0]]), torch.cat([a.slopes[i][1], b.slopes[i][1]])) for i in self.slopes}
-        return Subproblems(**plain, slopes=slopes)
-
-    def padded(self, width: int) -> Subproblems:
-        """With room for `width` splits."""
-        more = width - self.slot.shape[1]
-        if not more:
-            return self
-        pad = {name: torch.nn.functional.pad(getattr(self, name), (0, more)) for name in ("slot", "index", "side", "point", "beta")}
-        return replace(self, **pad)
+_FRONTIER_BYTES = 1 << 30  # beyond this much, the search dives
+_HEAD_START = 1.0  # seconds for the tree alone: easy problems need no solver
+_ORACLE_UNSTABLE = 3000  # the largest model that is worth encoding, in unstable neurons
+_LEAST_TASK = 2.0  # seconds
 
 
 @dataclass(eq=False)
 class NeuronOutcome:
-    """How the search ended. `open` is what is left to split; `stuck` are subproblems without a split left that bounds do not close: linear programs."""
+    """How the search ended. `open` is what is left to split, `stuck` what cannot be split and nothing closed.
+
+    `lower_bound` and a closure rest on `trust`. A counterexample is in `judgement`, or else the last disagreement of semantics.
+    """
 
     closed: bool
     lower_bound: float
     judgement: Judgement | None
     open: Subproblems
     stuck: Subproblems
+    trust: Trust
+    reason: Reason
+    note: str
     detail: dict[str, Any]
 
 
 class Search:
-    """Branch-and-bound over one group, from one box or from many at once.
+    """Branch-and-bound over one group, from one box or from many at once; `run` can be called again with more time.
 
     Args:
         graph: in float64.
         root: the state of a batch of boxes within the group's, from `crown` in float64 or float32.
+        points: per disjunct of the problem, the best input known.
+        oracle: a solver to work beside the tree, or None; only where the root is the group's box alone.
     """
 
-    def __init__(self, problem: Problem, graph: Graph, group: Group, root: State, deadline: Deadline, on_event: Callable[[Event], None] | None = None) -> None:
-        self.problem, self.graph, self.group, self.deadline, self.on_event = problem, graph, group, deadline, on_event
+    def __init__(
+        self,
+        problem: Problem,
+        graph: Graph,
+        group: Group,
+        root: State,
+        deadline: Deadline,
+        on_event: Callable[[Event], None] | None = None,
+        points: Mapping[int, Array] | None = None,
+        oracle: Oracle | None = None,
+    ) -> None:
+        self.problem, self.graph, self.group, self.deadline, self.on_event, self.oracle = problem, graph, group, deadline, on_event, oracle
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
         self.root: State = {}
@@ -119,18 +100,38 @@ class Search:
         self.consumers = [[c for c in graph.consumers[z] if isinstance(graph.nodes[c].op, Elementwise)] for z in self.slots]
         sizes = [graph.nodes[z].size for z in self.slots]
         self.offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()], device=graph.device)
-        self.width = max(node.size for node in graph.nodes)
-        self._stack_rows()
-        self.bounded = 0
-
-    def _stack_rows(self) -> None:
-        """The rows of every disjunct, padded to one number by repeating the first: (D, r, ny), (D, r, nx) or None, (D, r)."""
-        group = self.group
         table = group.places
         if table is None:
             raise ValueError("a disjunct without rows has no margin to bound")
-        self.y_rows, self.rhs = group.y_rows[table], group.rhs[table]
+        self.y_rows, self.rhs = group.y_rows[table], group.rhs[table]  # (D, r, ny), (D, r), padded by repeating the first row
         self.x_rows = None if group.x_rows is None else group.x_rows[table]
+        self._free = {
+            i: (~relaxation.is_exact(self._function(i), *self._ends(i))).any(0).flatten().nonzero(as_tuple=True)[0] for i in graph.nonlinear
+        }
+        self.per = max(2, _ENTRIES // (max(node.size for node in graph.nodes) * self.rhs.shape[1]))
+        self.best: dict[int, tuple[float, Array]] = {}
+        for place, member in enumerate(group.members):
+            if points and member in points:
+                self._remember(place, points[member])
+        self.bounded, self.closed_bound, self.batch, self.reported = 0, math.inf, 8, 0.0
+        self.judgement: Judgement | None = None
+        self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
+        self.tried: set[int] = set()  # disjuncts that the oracle had as a whole
+        self.began = time.monotonic()
+        none = torch.zeros(0, dtype=torch.long, device=graph.device)
+        self.stuck = self.first(none, none)
+        self.frontier = Frontier(self.stuck)
+        self.waiting: Subproblems | None = None  # not bounded yet
+        self.fresh = True
+
+    def _function(self, node: int) -> Function:
+        op = self.graph.nodes[node].op
+        assert isinstance(op, Elementwise)
+        return op.function
+
+    def _ends(self, node: int) -> tuple[Tensor, Tensor]:
+        bounds = self.root[self.graph.nodes[node].inputs[0]].bounds
+        return bounds.lower, bounds.upper
 
     # -- bounding ---------------------------------------------------------------------------------------------------------
 
@@ -142,15 +143,10 @@ class Search:
             box = torch.arange(boxes, device=device).repeat_interleave(self.group.count)
             disjunct = torch.arange(self.group.count, device=device).repeat(boxes)
         count, rows = len(box), self.rhs.shape[1]
-        slopes: dict[int, tuple[Tensor, Tensor]] = {}
+        slopes: Slopes = {}
         for i in self.graph.nonlinear:
-            op = self.graph.nodes[i].op
-            assert isinstance(op, Elementwise)
-            b = self.root[self.graph.nodes[i].inputs[0]].bounds
-            low, high = (
-                k[box].float().unsqueeze(1).expand(count, rows, *k.shape[1:]).contiguous()
-                for k in relaxation.default_slopes(op.function, b.lower, b.upper)
-            )
+            sides = relaxation.default_slopes(self._function(i), *self._ends(i))
+            low, high = (k[box].float().unsqueeze(1).expand(count, rows, *k.shape[1:]) for k in sides)
             slopes[i] = (low, high)
         none = torch.zeros(count, 0, device=device)
         return Subproblems(
@@ -163,8 +159,26 @@ class Search:
             point=none.double(),
             beta=torch.zeros(count, rows, 0, device=device),
             best=torch.full((count, _CANDIDATES), -1, device=device),
-            slopes=slopes,
+            slopes=self._pack(slopes, count),
         )
+
+    def _pack(self, slopes: Slopes, count: int) -> Tensor:
+        """The slopes of neurons that are unstable at the root, (n, r, 2, U)."""
+        parts = [torch.stack([k.flatten(2)[:, :, self._free[i]] for k in pair], 2) for i, pair in slopes.items()]
+        return torch.cat(parts, 3) if parts else torch.zeros(count, self.rhs.shape[1], 2, 0, device=self.graph.device)
+
+    def _unpack(self, packed: Tensor) -> Slopes:
+        """All slopes; 0 stands for those of neurons that are stable at the root, which are the function's own."""
+        slopes: Slopes = {}
+        start = 0
+        for i, free in self._free.items():
+            part = packed[..., start : start + len(free)]
+            start += len(free)
+            full = packed.new_zeros(*packed.shape[:3], self.graph.nodes[i].size)
+            full[..., free] = part
+            low, high = full.reshape(*packed.shape[:3], *self.graph.nodes[i].shape).unbind(2)
+            slopes[i] = (low, high)
+        return slopes
 
     def state_of(self, subs: Subproblems) -> State:
         """The states of the subproblems' boxes with the split pre-activations clamped."""
@@ -206,19 +220,21 @@ class Search:
                 table[z] = SplitConstraints(index, side, torch.where(here, subs.point, 0.0).gather(1, order), beta)
         return table
 
-    def bound(self, subs: Subproblems, iterations: int, choose: bool) -> tuple[Subproblems, LinearBound]:
-        """Bound subproblems, with some iterations of the optimiser; with `choose` also rank their splits."""
+    def bound(self, subs: Subproblems, iterations: int, choose: bool) -> Subproblems:
+        """Bound subproblems, with some iterations of the optimiser; with `choose` also try points and rank their splits."""
         self.bounded += len(subs)
         state = self.state_of(subs)
-        start = Multipliers(subs.slopes, self.splits_of(subs))
+        start = Multipliers(self._unpack(subs.slopes), self.splits_of(subs))
         rows, rhs = self.y_rows[subs.disjunct], self.rhs[subs.disjunct]
         x_rows = None if self.x_rows is None else self.x_rows[subs.disjunct]
-        found, kept = optimise(self.fast, state, rows, start, AlphaOptions(iterations, 0.1 if subs.slot.shape[1] else 0.25), x_rows, rhs, self.deadline)
+        options = AlphaOptions(iterations, 0.1 if subs.slot.shape[1] else 0.25)
+        found, kept = optimise(self.fast, state, rows, start, options, x_rows, rhs, self.deadline)
         margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
-        subs = replace(subs, bound=margin, slopes=kept.slopes, beta=self._betas(subs, kept.splits))
+        subs = replace(subs, bound=margin, slopes=self._pack(kept.slopes, len(subs)), beta=self._betas(subs, kept.splits))
         if choose:
+            self._attack(found, subs)
             subs = replace(subs, best=self._rank(subs, state, kept, rows, x_rows))
-        return subs, found
+        return subs
 
     def _betas(self, subs: Subproblems, splits: SplitTable) -> Tensor:
         beta = subs.beta.clone()
@@ -232,6 +248,8 @@ class Search:
 
     def _rank(self, subs: Subproblems, state: State, kept: Multipliers, rows: Tensor, x_rows: Tensor | None) -> Tensor:
         """The flat numbers of the best splits, (n, C)."""
+        if not self.slots:
+            return subs.best
         seen: dict[int, Tensor] = {}
         table = relaxed(self.fast, state, kept)
         bound_rows(self.fast, state, table, rows, x_rows=x_rows, splits=kept.splits, seen=seen)
@@ -282,92 +300,240 @@ class Search:
         both.beta[every, :, column] = 0.0
         return both
 
-    def branch(self, parents: Subproblems) -> Subproblems:
+    def branch(self, parents: Subproblems) -> Subproblems | None:
         """The children of the best of each parent's candidate splits, judged by one pass with the parent's multipliers."""
         n, best = len(parents), parents.best
-        several = best[:, 1] >= 0
-        if not bool(several.any()):
+        if not bool((best[:, 1:] >= 0).any()):
             return self.children(parents, best[:, 0])
         rows = torch.arange(n, device=best.device).repeat_interleave(_CANDIDATES)
         number = torch.where(best >= 0, best, best[:, :1]).flatten()
-        trial, _ = self.bound_in_chunks(self.children(parents.take(rows), number), 0, choose=False)
+        trial = self.bound_in_chunks(self.children(parents.take(rows), number), 0, choose=False)
+        if trial is None:
+            return None
         gains = trial.bound.reshape(2, n, _CANDIDATES)
         # The smaller child decides; the other counts a little.
         value = gains.amin(0) + 0.1 * gains.amax(0).clamp(max=0.0)
-        pick = value.argmax(1)
-        chosen = torch.arange(n, device=best.device) * _CANDIDATES + pick
+        chosen = torch.arange(n, device=best.device) * _CANDIDATES + value.argmax(1)
         return trial.take(torch.cat([chosen, chosen + n * _CANDIDATES]))
 
-    def bound_in_chunks(self, subs: Subproblems, iterations: int, choose: bool) -> tuple[Subproblems, LinearBound | None]:
-        """`bound`, a few at a time where they are many."""
-        per = max(2, _ENTRIES // (self.width * self.rhs.shape[1]))
-        if len(subs) <= per:
-            return self.bound(subs, iterations, choose)
-        done: Subproblems | None = None
-        for part in torch.arange(len(subs), device=self.graph.device).split(per):
-            now, _ = self.bound(subs.take(part), iterations, choose)
-            done = now if done is None else done.join(now)
-        assert done is not None
-        return done, None
+    def bound_in_chunks(self, subs: Subproblems, iterations: int, choose: bool) -> Subproblems | None:
+        """`bound`, as many at a time as memory allows; None when the deadline comes first."""
+        done: list[Subproblems] = []
+        start = 0
+        while start < len(subs):
+            if self.deadline.expired():
+                return None
+            part = subs.take(torch.arange(start, min(start + self.per, len(subs)), device=subs.bound.device))
+            try:
+                done.append(self.bound(part, iterations, choose))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.per == 1:
+                    raise
+                self.per = max(1, min(self.per, len(part)) // 2)
+                continue
+            start += len(part)
+        return done[0].join(*done[1:]) if done else subs
 
     # -- the loop ---------------------------------------------------------------------------------------------------------
 
     def run(
         self, iterations: int = 10, root_iterations: int = 20, largest: int = 256, start: Subproblems | None = None, limit: int | None = None
     ) -> NeuronOutcome:
-        """Split until everything is closed or stuck, a counterexample holds, `limit` subproblems were bounded, or the deadline."""
-        began = time.monotonic()
-        closed_bound, reported, batch = math.inf, 0.0, 8 if start is None else largest
-        frontier, found = self.bound_in_chunks(self.first() if start is None else start, root_iterations, choose=True)
-        judgement = None if found is None else self._attack(found, frontier)
-        stuck = frontier.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
-        frontier, stuck, closed_bound = self._sift(frontier, stuck, closed_bound)
-        while len(frontier) and not self.deadline.expired() and not (judgement and judgement.status is Status.HOLDS):
-            if limit is not None and self.bounded >= limit:
-                break
-            order = torch.argsort(frontier.bound)
-            parents, frontier = frontier.take(order[:batch]), frontier.take(order[batch:])
-            children = self.branch(parents)
-            fresh, found = self.bound_in_chunks(children, iterations, choose=True)
-            if found is not None:
-                judgement = self._attack(found, fresh) or judgement
-            fresh, stuck, closed_bound = self._sift(fresh, stuck, closed_bound)
-            frontier = frontier.join(fresh)
-            batch = min(2 * batch, largest)
-            if self.on_event is not None and time.monotonic() - reported > 0.2:
-                reported = time.monotonic()
-                bound = min([closed_bound, *frontier.bound.tolist(), *stuck.bound.tolist()])
-                self.on_event(Event("search", f"{len(frontier)} open, {self.bounded} bounded", {"open": len(frontier), "subproblems": self.bounded, "bound": bound}))
-        bound = min([closed_bound, *frontier.bound.tolist(), *stuck.bound.tolist()])
-        detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(frontier), "stuck": len(stuck), "bab_seconds": round(time.monotonic() - began, 3)}
-        return NeuronOutcome(not len(frontier) and not len(stuck), bound, judgement, frontier, stuck, detail)
+        """Split until everything is closed or stuck, a counterexample holds, `limit` subproblems were bounded, or the deadline.
 
-    def _sift(self, subs: Subproblems, stuck: Subproblems, closed_bound: float) -> tuple[Subproblems, Subproblems, float]:
-        """Take out what is closed and what cannot be split further."""
+        Args:
+            start: what to begin with, instead of every disjunct on every box.
+        """
+        if self.fresh:
+            self.waiting, self.batch, self.fresh = self.first() if start is None else start, 8 if start is None else largest, False
+        try:
+            if self.waiting is not None and (bounded := self.bound_in_chunks(self.waiting, root_iterations, choose=True)) is not None:
+                self.waiting = None
+                self._sift(bounded)
+            while self._going() and (limit is None or self.bounded < limit):
+                if not len(self.frontier):
+                    time.sleep(0.01)  # the oracle is at work on what the tree cannot split
+                    self._consult()
+                    continue
+                nearest = len(self.frontier) * self.frontier.store.bytes_each > _FRONTIER_BYTES
+                parents = self.frontier.pop(self.batch, nearest)
+                if not self._expand(parents, iterations):
+                    self.frontier.push(parents)
+                    break
+                self.batch = min(2 * self.batch, largest)
+                self._consult()
+                self._report()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.out_of_memory = True
+        return self._outcome()
+
+    def _going(self) -> bool:
+        """Whether there is anything left to do and time to do it."""
+        broken = self._broken or (self.oracle is not None and self.oracle.counterexample is not None)
+        if self.waiting is not None or broken or self.deadline.expired():
+            return False
+        helps = self.oracle is not None and self.oracle.usable and self.oracle.options.trust == "solver"
+        return bool(len(self.frontier)) or (helps and bool(len(self.stuck)))
+
+    def _expand(self, parents: Subproblems, iterations: int) -> bool:
+        """Split, bound and sift; False when the deadline comes first. What memory cannot hold goes back to the frontier."""
+        try:
+            children = self.branch(parents)
+            children = None if children is None else self._open(children)
+            fresh = None if children is None else self.bound_in_chunks(children, iterations, choose=True)
+        except (MemoryError, RuntimeError):
+            self.frontier.push(parents)
+            raise
+        if fresh is None:
+            return False
+        self._sift(fresh)
+        return True
+
+    def _open(self, subs: Subproblems) -> Subproblems:
+        """Those that are not closed; what is closed counts towards the bound."""
         closed = (subs.bound > 0) | (self.group.strict[subs.disjunct] & (subs.bound >= 0))
         if bool(closed.any()):
-            closed_bound = min(closed_bound, float(subs.bound[closed].amin()))
-        final = ~closed & (subs.best[:, 0] < 0)
-        left = (~closed & ~final).nonzero(as_tuple=True)[0]
-        return subs.take(left), stuck.join(subs.take(final.nonzero(as_tuple=True)[0])), closed_bound
+            self.closed_bound = min(self.closed_bound, float(subs.bound[closed].amin()))
+        return subs.take(~closed)
 
-    def _attack(self, found: LinearBound, subs: Subproblems) -> Judgement | None:
+    def _sift(self, subs: Subproblems) -> None:
+        """Into the frontier goes what is open and can be split; the rest are linear programs."""
+        subs = self._open(subs)
+        final = subs.best[:, 0] < 0
+        self.frontier.push(subs.take(~final))
+        self.stuck = self.stuck.join(subs.take(final)) if bool(final.any()) else self.stuck
+
+    def _outcome(self) -> NeuronOutcome:
+        unbounded = [] if self.waiting is None else [-math.inf]
+        bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *unbounded])
+        closed = not len(self.frontier) and not len(self.stuck) and self.waiting is None
+        detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(self.frontier) + len(self.stuck)}
+        if self.oracle is not None:
+            detail.update(self.oracle.counts)
+        reason = Reason.MEMORY if self.out_of_memory else Reason.UNDECIDED
+        note = "; ".join(filter(None, [self.note, *(self.oracle.notes if self.oracle else [])]))
+        return NeuronOutcome(closed, bound, self.judgement, self.frontier.all(), self.stuck, self.trust, reason, note, detail)
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if self.on_event is not None and now - self.reported > 0.2:
+            self.reported = now
+            bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist()])
+            data = {"open": len(self.frontier), "subproblems": self.bounded, "bound": bound}
+            self.on_event(Event("search", f"{len(self.frontier)} open, {self.bounded} bounded", data))
+
+    # -- points -----------------------------------------------------------------------------------------------------------
+
+    def _attack(self, found: LinearBound, subs: Subproblems) -> None:
         """Try the corners that minimise the rows' linear bounds; judge the best."""
         ends = self.root[0].bounds
         lower, upper = ends.lower[subs.box].unsqueeze(1), ends.upper[subs.box].unsqueeze(1)
-        r = found.lower.shape[1]
         points = torch.where(found.coefficients > 0, lower, upper).flatten(0, 1)
-        disjunct = subs.disjunct.repeat_interleave(r)
+        disjunct = subs.disjunct.repeat_interleave(found.lower.shape[1])
         residual = (self.y_rows[disjunct] @ evaluate(self.fast, points.float()).double().unsqueeze(2)).squeeze(2) - self.rhs[disjunct]
         if self.x_rows is not None:
             residual = residual + (self.x_rows[disjunct] @ points.unsqueeze(2)).squeeze(2)
         margin = residual.amax(1)
-        seen: Judgement | None = None
         for k in torch.argsort(margin)[:2].tolist():
             if float(margin[k]) > 1e-6:
-                break
-            judgement = judge(self.problem, self.group.disjuncts[int(disjunct[k])], points[k].cpu().numpy())
-            if judgement.status is Status.HOLDS:
-                return judgement
-            seen = judgement if judgement.status is Status.FLOAT_SEMANTICS else seen
-        return seen
+                return
+            self._judge(int(disjunct[k]), points[k].cpu().numpy())
+
+    def _judge(self, place: int, x: Array) -> None:
+        """Judge a point; a counterexample ends the search."""
+        judgement = judge(self.problem, self.group.disjuncts[place], x)
+        if judgement.status is Status.HOLDS or (judgement.status is Status.FLOAT_SEMANTICS and not self._broken):
+            self.judgement = judgement
+
+    @property
+    def _broken(self) -> bool:
+        return self.judgement is not None and self.judgement.status is Status.HOLDS
+
+    def _remember(self, place: int, x: Array) -> None:
+        """Keep a point that is better than what is known of its disjunct and satisfies the domain rows."""
+        disjunct = self.group.disjuncts[place]
+        x = np.clip(x, disjunct.box.lower, disjunct.box.upper)
+        if len(disjunct.domain) and not bool((disjunct.domain.x_rows @ x <= disjunct.domain.rhs).all()):
+            return
+        y = evaluate(self.graph, torch.from_numpy(x)[None].to(self.graph.device))[0].cpu().numpy()
+        margin = float(disjunct.unsafe.residual(x, y).max())
+        if place not in self.best or margin < self.best[place][0]:
+            self.best[place] = (margin, x)
+
+    # -- the oracle -------------------------------------------------------------------------------------------------------
+
+    def _consult(self) -> None:
+        """Hear what the oracle found, and keep it busy with what is hardest."""
+        oracle = self.oracle
+        if oracle is None or not oracle.usable:
+            return
+        finding = oracle.poll()
+        if oracle.counterexample is not None:
+            return
+        if finding is not None:
+            self._apply(finding)
+        if oracle.task is None:
+            if oracle.usable and time.monotonic() - self.began > _HEAD_START and self.deadline.remaining() > 1.0:
+                self._give(oracle)
+        elif not self._under(oracle.task)[2]:
+            oracle.stop()
+
+    def _literals(self, task: Task) -> tuple[Literal, ...]:
+        return tuple((self.slots.index(node), index, side, point) for node, index, side, point in task.decisions)
+
+    def _under(self, task: Task) -> tuple[Tensor, Tensor, bool]:
+        """What a task's answer is about: in the frontier, among those stuck, and whether there is anything."""
+        literals = self._literals(task)
+        waiting, stuck = self.frontier.under(task.disjunct, literals), self.stuck.under(task.disjunct, literals)
+        return waiting, stuck, bool(waiting.any()) or bool(stuck.any())
+
+    def _apply(self, finding: Finding) -> None:
+        """Close what a finding closes, or raise bounds by it."""
+        assert self.oracle is not None
+        task, bound = finding.task, finding.bound
+        if bound == -math.inf:
+            return
+        if not task.decisions and task.disjunct in self.best:
+            margin = self.best[task.disjunct][0]
+            if bound > margin + 1e-6 * max(1.0, abs(margin)):
+                text = f"the solver says that the margin is at least {bound:.9g}, a point has {margin:.9g}"
+                if self.oracle.counts["oracle_closed"]:
+                    raise Contradiction(text)
+                return self.oracle.give_up(text)
+        waiting, stuck, some = self._under(task)
+        if not some:
+            return
+        if bound > 0 or (bound >= 0 and bool(self.group.strict[task.disjunct])):
+            self.trust = Trust.SOLVER
+            self.oracle.counts["oracle_closed"] += 1
+            self.closed_bound = min(self.closed_bound, bound)
+            self.frontier.remove(waiting)
+            self.stuck = self.stuck.take(~stuck)
+            self.oracle.stop()
+        for subs, mask in ((self.frontier.store, waiting), (self.stuck, stuck)):
+            if len(mask) == len(subs):
+                subs.bound = torch.where(mask & (subs.bound < bound), bound, subs.bound)
+
+    def _give(self, oracle: Oracle) -> None:
+        """The next task: the whole disjunct with the hardest subproblem, or that subproblem where the whole was tried."""
+        pool = self.frontier.hardest() if len(self.frontier) else self.stuck.take(self.stuck.bound.argmin().unsqueeze(0))
+        place = int(pool.disjunct[0])
+        whole = place not in self.tried
+        if whole:
+            pool = pool.padded(0)
+        self.tried.add(place)
+        state = self.state_of(pool)
+        if sum(len(free) for free in self._free.values()) > _ORACLE_UNSTABLE:
+            return oracle.give_up("the network has too many unstable neurons for a solver's model")
+        bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
+        decisions = tuple((self.slots[slot], index, side, point) for slot, index, side, point in pool.literals(0))
+        seconds = max(_LEAST_TASK, (0.5 if whole else 0.1) * self.deadline.remaining())
+        start = self.best[place][1] if whole and place in self.best else None
+        oracle.give(Task(place, decisions, seconds), self.group.disjuncts[place], bounds, start)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, which has several types for it, says that memory is short."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower() or "out of memory" in str(error).lower()

@@ -1,0 +1,185 @@
+"""The oracle: a MILP solver in a process of its own that works beside the tree, on a whole disjunct or on one of its subproblems.
+
+A solve never blocks: the tree polls it between batches. What comes back is a dual bound less a safety margin (trust SOLVER, and
+only where the options allow that) and points, which are judged like all others. Whatever happens to the process, the tree goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from milpverify.encode.milp import Decision, Encoding, encode
+from milpverify.encode.model import NumericallyUnfit, safe_dual_bound, safety_margin
+from milpverify.errors import UnsupportedOperator
+from milpverify.events import Event
+from milpverify.search.milp import Judging
+from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
+from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.config import Deadline, Options
+    from milpverify.encode.milp import Bounds
+    from milpverify.result import Counterexample
+    from milpverify.spec import Array, Disjunct, Problem
+
+NICENESS = 5  # on a single core the tree gets about three quarters
+CRASHES = 3  # a solver that dies this often is left alone
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A subproblem: a disjunct by its place in the group, split decisions, and the seconds that it may take."""
+
+    disjunct: int
+    decisions: tuple[Decision, ...] = ()
+    seconds: float = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What the oracle knows of its task: a lower bound of the margin (trust SOLVER; -inf if none may be used), and whether it has ended."""
+
+    task: Task
+    bound: float
+    ended: bool
+
+
+@dataclass(eq=False)
+class _Work:
+    """A task under way."""
+
+    task: Task
+    encoding: Encoding
+    judging: Judging
+    bound: float = -math.inf
+    told: float = -math.inf
+
+
+@dataclass(eq=False)
+class Oracle:
+    """One solver process beside the tree; a context manager that leaves no child behind.
+
+    `counterexample` is the first that held, `disagreement` describes a point on which runtime and reals differ, `notes` say what
+    went wrong with the solver, `counts` are for the ledger.
+    """
+
+    problem: Problem
+    options: Options
+    deadline: Deadline
+    on_event: Callable[[Event], None] | None = None
+    counterexample: Counterexample | None = None
+    disagreement: str = ""
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"oracle_tasks": 0, "oracle_closed": 0})
+    usable: bool = True
+    _process: SolverProcess | None = None
+    _work: _Work | None = None
+    _crashes: int = 0
+
+    def __enter__(self) -> Oracle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.close()
+        self._process = self._work = None
+
+    @property
+    def task(self) -> Task | None:
+        """What it works on."""
+        return None if self._work is None else self._work.task
+
+    @property
+    def pid(self) -> int | None:
+        """The solver's process id."""
+        return None if self._process is None else self._process.pid
+
+    def give_up(self, note: str) -> None:
+        """Use the solver no more."""
+        self.usable = False
+        self.notes.append(note)
+        self.close()
+
+    def give(self, task: Task, disjunct: Disjunct, bounds: Bounds, start: Array | None = None) -> None:
+        """Begin with a task.
+
+        Args:
+            bounds: of every node, proved where the task's split decisions hold, on the CPU.
+            start: (nx,) an input that satisfies them, to begin with.
+        """
+        try:
+            encoding = encode(self.problem.graph, bounds, disjunct, start=start, decisions=task.decisions)
+        except (NumericallyUnfit, UnsupportedOperator) as error:
+            self.give_up(str(error))
+            return
+        if self._process is None:
+            solver = self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
+            self._process = SolverProcess(solver, self.options.memory_mb, NICENESS)
+        self._work = _Work(task, encoding, Judging(self.problem, disjunct, encoding))
+        self.counts["oracle_tasks"] += 1
+        # Once the bound clears the safety margin twice over the task is closed, and raising it further is idle.
+        target = 2.0 * safety_margin(encoding.model)
+        limits = Limits(task.seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target)
+        self._process.start(encoding.model, limits, self.deadline, self._watch)
+
+    def stop(self) -> None:
+        """End the task under way: it is of no more use."""
+        if self._process is not None:
+            self._process.stop()
+
+    def poll(self) -> Finding | None:
+        """What is new about the task, if anything. Never waits."""
+        work, process = self._work, self._process
+        if work is None or process is None:
+            return None
+        outcome = process.poll()
+        if outcome is not None:
+            assert isinstance(outcome, SolveOutcome)
+            self._work = None
+            self._end(work, process, outcome)
+        self.counterexample = self.counterexample or work.judging.counterexample
+        self.disagreement = self.disagreement or work.judging.disagreement
+        if outcome is None and work.bound <= work.told:
+            return None
+        work.told = work.bound
+        may_close = self.options.trust == "solver"
+        return Finding(work.task, work.bound if may_close else -math.inf, outcome is not None)
+
+    def _watch(self, progress: Progress) -> bool:
+        work = self._work
+        assert work is not None
+        known = SolveOutcome(Status.UNKNOWN, progress.dual_bound)
+        work.bound = max(work.bound, safe_dual_bound(known, work.encoding.model))
+        if progress.point is not None:
+            work.judging.consider(progress.point, progress.primal)
+        if self.on_event is not None:
+            message = f"{self.options.solver}: bound {progress.dual_bound:.6g}, {progress.nodes} nodes"
+            data = {"bound": progress.dual_bound, "nodes": progress.nodes, "splits": len(work.task.decisions)}
+            self.on_event(Event("oracle", message, data))
+        return work.judging.counterexample is not None
+
+    def _end(self, work: _Work, process: SolverProcess, outcome: SolveOutcome) -> None:
+        work.bound = max(work.bound, safe_dual_bound(outcome, work.encoding.model))
+        if outcome.point is not None and work.judging.counterexample is None:
+            work.judging.consider(outcome.point, outcome.primal)
+            work.judging.polish(outcome.point, outcome.primal)
+        match outcome.status:
+            case Status.UNAVAILABLE if process.solver == FALLBACK:
+                self.give_up(outcome.message)
+            case Status.UNAVAILABLE:
+                self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
+                process.close()
+                self._process = SolverProcess(FALLBACK, self.options.memory_mb, NICENESS)
+            case Status.CRASHED | Status.MEMORY_LIMIT:
+                self._crashes += 1
+                if self._crashes >= CRASHES:
+                    self.give_up(outcome.message)
