@@ -276,7 +276,7 @@ class Search:
 
     def children(self, parents: Subproblems, number: Tensor) -> Subproblems:
         """Both children of every parent for the split with the flat number given: (2 n), lower sides first."""
-        slot = torch.searchsorted(self.offsets, number, right=True) - 1
+        slot = torch.searchsorted(self.offsets, number.contiguous(), right=True) - 1
         index = number - self.offsets[slot]
         point = torch.zeros(len(parents), dtype=torch.float64, device=number.device)
         state = self.state_of(parents)
