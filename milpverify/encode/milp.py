@@ -146,6 +146,7 @@ class _Encoder:
             v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])
         ]
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as NumericallyUnfit
     def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Decision]) -> Encoding:
         top = self._top_rows(objective)
         split = self._decided(decisions)

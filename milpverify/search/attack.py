@@ -327,6 +327,7 @@ def _repair(disjunct: Disjunct, point: Array) -> bool:
     return False
 
 
+@np.errstate(over="ignore", invalid="ignore")  # values beyond the largest float lead nowhere, and nothing follows from them
 def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12) -> Counterexample | None:
     """A counterexample near x (nx,), such as the point of a solver whose tolerances let it miss by a little, or None.
 
