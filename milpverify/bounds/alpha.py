@@ -13,7 +13,8 @@ from torch import Tensor
 
 from milpverify.bounds import relaxation
 from milpverify.bounds.backward import LineTable, lines
-from milpverify.bounds.crown import bound_rows, chunks, crown, functions_of, refinable, undecided
+from milpverify.bounds.crown import bound_rows, chunks, crown, functions_of, refinable
+from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import Bounds, LinearBound, State, select
 from milpverify.operators import Elementwise
 

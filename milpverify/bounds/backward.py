@@ -5,8 +5,8 @@ All rounding is charged: what a multiplication by an adjoint loses was prepared 
 sits in the intercepts of the lines (`lines`) or is taken off at the start node, so that the bound returned holds for real
 arithmetic whatever the precision of the matrices.
 
-Rows live in groups: (groups, rows, *shape). Either the groups are the boxes of the batch (`owner` None), or every group holds
-one row and `owner`, ascending, says of which box, so that boxes may have different numbers of rows.
+Rows live in groups: (groups, rows, *shape). The rows of a group belong to one box: either the groups are the boxes of the batch
+(`owner` None), or `owner` says which box a group belongs to, so that boxes may have different numbers of rows.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ LineTable = dict[int, Lines]
 
 SplitTable = dict[int, SplitConstraints]
 """Node id -> the split constraints on its entries."""
+
+Intervals = dict[int, tuple[Tensor | None, Tensor]]
+"""Node id -> the interval of its deviation, as middle (None if zero) and radius, (batch, *shape) in the precision of the matrices."""
 
 UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
 """Per entry of the graph: what products that underflow (also when flushed to zero) can cost a bound."""
@@ -59,8 +62,10 @@ def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: Te
     def shifted(intercept: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         return intercept + slope * z - y, 8 * U64 * (intercept.detach().abs() + (slope.detach() * z).abs() + y.abs())
 
-    low, low_pad = shifted(relaxation.lower_intercept(op.function, z_lower, z_upper, k_lower.double()), k_lower.double())
-    high, high_pad = shifted(relaxation.upper_intercept(op.function, z_lower, z_upper, k_upper.double()), k_upper.double())
+    wide_lower = k_lower.double()
+    wide_upper = wide_lower if k_upper is k_lower else k_upper.double()
+    below, above = relaxation.intercepts(op.function, z_lower, z_upper, wide_lower, wide_upper)
+    (low, low_pad), (high, high_pad) = shifted(below, wide_lower), shifted(above, wide_upper)
     pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
     return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))
 
@@ -129,13 +134,25 @@ class Backward:
         graph: in the precision of the matrices.
         parallel: the lines have one slope for both sides, so that upper bounds come along.
         splits: split constraints that hold on the boxes, for passes whose groups are the boxes (`owner` None).
+        intervals: of the nodes where passes on this state ended, filled here; passes that share it need not form them again.
     """
 
-    def __init__(self, graph: Graph, state: State, table: LineTable, groups: int, rows: int, owner: Tensor | None, parallel: bool, splits: SplitTable | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        state: State,
+        table: LineTable,
+        groups: int,
+        rows: int,
+        owner: Tensor | None,
+        parallel: bool,
+        splits: SplitTable | None = None,
+        intervals: Intervals | None = None,
+    ) -> None:
         self.graph, self.state, self.table, self.owner, self.parallel = graph, state, table, owner, parallel
+        self.intervals = {} if intervals is None else intervals
         self.splits = splits or {}
         self.seen: dict[int, Tensor] | None = None  # set to {} to record the multipliers that arrive at nonlinear nodes
-        self._span = (0, 0) if owner is None or not len(owner) else (int(owner[0]), int(owner[-1]) + 1)
         self.waiting: dict[int, Tensor] = {}
         device = state[0].center.device
         self.lower = torch.zeros(groups, rows, dtype=torch.float64, device=device)
@@ -145,10 +162,6 @@ class Backward:
     def add(self, node: int, rows: Tensor) -> None:
         """Let multipliers (groups, rows, *shape) arrive at a node."""
         self.waiting[node] = self.waiting[node] + rows if node in self.waiting else rows
-
-    def take(self, vector: Tensor) -> Tensor:
-        """A (batch, ...) vector as it applies to the groups."""
-        return vector if self.owner is None else vector[self.owner]
 
     def step(self) -> bool:
         """Move the last waiting multipliers one node back; False when they have all reached the input."""
@@ -172,19 +185,23 @@ class Backward:
                 raise NotImplementedError(f"no backward rule for {type(node.op).__name__} ({node.name})")
         return True
 
+    def _take(self, vector: Tensor) -> Tensor:
+        """A (batch, ...) vector as it applies to the groups."""
+        return vector if self.owner is None else vector[self.owner]
+
     def _relax(self, rows: Tensor, around: Lines) -> Tensor:
-        magnitude = rows.abs()
-        middle = 0.5 * (around.b_lower + around.b_upper)
         # Half the sum and half the difference round: a unit each, far within the factor 2 of the intercepts' own margin.
-        half = 0.5 * (around.b_upper - around.b_lower)
-        linear, spread = self._dot(rows, middle), self._dot(magnitude, half)
+        mean, tilt, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
+        magnitude = rows.abs()
+        self._account(self._dot(rows, middle), self._dot(magnitude, half))
+        straight = rows * self._wide(mean, rows)
+        return straight if self.parallel else torch.addcmul(straight, magnitude, self._wide(tilt, rows))
+
+    def _account(self, linear: Tensor, spread: Tensor) -> None:
         self.lower = self.lower + (linear - spread)
-        self.size = self.size + (linear.abs() + spread.abs()).detach()
         if self.parallel:
             self.upper = self.upper + (linear + spread)
-            return rows * self._wide(around.k_lower, rows)
-        mean = 0.5 * (around.k_lower + around.k_upper)
-        return torch.addcmul(rows * self._wide(mean, rows), magnitude, self._wide(0.5 * (around.k_lower - around.k_upper), rows))
+        self.size = self.size + (linear.detach().abs() + spread.detach().abs())
 
     def _split(self, rows: Tensor, node: int, split: SplitConstraints) -> Tensor:
         """Subtract beta * side * (z - point), which is >= 0 on the subproblem, from the bounded function (arXiv 2103.06624, eq. 8)."""
@@ -201,39 +218,41 @@ class Backward:
         flat = rows.flatten(2)
         return flat.scatter_add(2, split.index.unsqueeze(1).expand_as(signed), -signed.to(flat.dtype)).reshape(rows.shape)
 
-    def _wide(self, vector: Tensor, rows: Tensor) -> Tensor:
-        vector = self.take(vector)
+    @staticmethod
+    def _wide(vector: Tensor, rows: Tensor) -> Tensor:
         return vector if vector.dim() == rows.dim() else vector.unsqueeze(1)
 
     def _dot(self, rows: Tensor, vector: Tensor) -> Tensor:
-        """Inner products with a (batch, ...) vector over the node's entries, (groups, rows) float64, summed in the rows' precision."""
-        flat = rows.flatten(2)
-        if self.owner is None:
-            wide = vector.flatten(vector.dim() - (rows.dim() - 2))
-            if wide.dim() == 2:
-                return torch.bmm(flat, wide.unsqueeze(2)).squeeze(2).double()
-            return (flat * wide).sum(2).double()
-        first, last = self._span
-        if last - first > 16:
-            return (flat * vector[self.owner].flatten(1).unsqueeze(1)).sum(2).double()
-        # Rows are sorted by owner: one product with the few boxes that own them is cheaper than a copy of the vector per row.
-        products = flat.squeeze(1) @ vector[first:last].flatten(1).T
-        return products.gather(1, (self.owner - first).unsqueeze(1)).double()
+        """Inner products with a vector per group over the node's entries, (groups, rows) float64, summed in the rows' precision.
+
+        A batched product of matrix and vector takes three times as long as the product and the sum, which stay in the caches.
+        """
+        return (rows * self._wide(vector, rows)).flatten(2).sum(2).double()
 
     def concretise(self) -> tuple[Tensor, Tensor]:
         """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel."""
         lower, upper, size = self.lower, self.upper, self.size
         for node, rows in self.waiting.items():
-            middle, radius = self._interval(node, rows.dtype)
-            reach = self._dot(rows.abs(), radius)
-            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, middle)
+            if node not in self.intervals:
+                self.intervals[node] = self._interval(node, rows.dtype)
+            middle, radius = self.intervals[node]
+            reach = self._dot(rows.abs(), self._take(radius))
+            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle))
             lower, upper = lower + (shift - reach), upper + (shift + reach)
             size = size + (shift.abs() + reach).detach()
-        pad = 16 * U64 * size + self.graph.entries * UNDERFLOW[self.graph.dtype]
+        pad = self._pad(size)
         return lower - pad, upper + pad
 
+    def accumulated(self, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds (lower, upper) if what still waits is known to be at most `reach` (groups, rows) in absolute value."""
+        pad = self._pad(self.size + reach)
+        return self.lower - reach - pad, self.upper + reach + pad
+
+    def _pad(self, size: Tensor) -> Tensor:
+        return 16 * U64 * size + self.graph.entries * UNDERFLOW[self.graph.dtype]
+
     def _interval(self, node: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-        """The interval of a node's deviation as middle (None if zero) and radius, with the charges of using them."""
+        """The interval of a node's deviation, with the charges of using it."""
         known = self.state[node]
         g = 2 * gamma(self.graph.nodes[node].size, dtype)
         if node == 0:
@@ -246,10 +265,13 @@ class Backward:
             radius = radius + known.charge
         return middle.to(dtype), cast_up(radius * (1 + g), dtype)
 
-    def narrow(self, keep: Tensor) -> None:
-        """Go on with some of the groups only (indices)."""
-        assert self.owner is not None
-        self.owner = self.owner[keep]
-        self._span = (int(self.owner[0]), int(self.owner[-1]) + 1)
-        self.waiting = {node: rows[keep] for node, rows in self.waiting.items()}
-        self.lower, self.upper, self.size = self.lower[keep], self.upper[keep], self.size[keep]
+    def gather(self, owner: Tensor, position: Tensor) -> None:
+        """Go on with some of the rows only, rearranged.
+
+        Args:
+            owner: (new groups,) the box of each.
+            position: (new groups, new rows) places of the rows among groups * rows.
+        """
+        self.owner = owner
+        self.waiting = {node: rows.flatten(0, 1)[position] for node, rows in self.waiting.items()}
+        self.lower, self.upper, self.size = (total.flatten()[position] for total in (self.lower, self.upper, self.size))

@@ -7,31 +7,35 @@ intervals on the way prove them stable. Only the survivors get the two-sided pas
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
-from milpverify.bounds.backward import Backward, LineTable, SplitTable, default_lines, parallel_lines
-from milpverify.bounds.interval_propagation import step
+from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, parallel_lines
+from milpverify.bounds.interval_propagation import input_state, step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
+from milpverify.bounds.screening import Gram, grouped, screen, summing_maps, undecided
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
 from milpverify.operators import Affine, Elementwise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from milpverify.catalogue import Function
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
-"""How large one matrix of multipliers may grow: on a CPU it should stay within the caches."""
+CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
 
 
-def crown(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch.float32, known: dict[int, Bounds] | None = None, deadline: Deadline | None = None) -> tuple[State, LineTable]:
+def crown(
+    graph: Graph,
+    lower: Tensor,
+    upper: Tensor,
+    dtype: torch.dtype = torch.float32,
+    known: dict[int, Bounds] | None = None,
+    deadline: Deadline | None = None,
+) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
     Args:
@@ -45,21 +49,37 @@ def crown(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch
     state: State = {}
     table: LineTable = {}
     parallel: LineTable = {}
+    intervals: Intervals = {}
     targets = {node.id for node in refinable(graph)}
+    # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
+    screened = targets - set(known or ())
+    gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if screened and len(lower) else None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, dtype)
         if known is not None and node.id in known:
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now
         if node.id in targets and not (deadline and deadline.expired()):
-            state[node.id] = NodeState(_refine(fast, fast.nodes[node.id], state, table, parallel), now.center, now.charge)
+            if node.id in screened:
+                state[node.id] = NodeState(_screened(fast, fast.nodes[node.id], state, parallel, intervals, gram), now.center, now.charge)
+            state[node.id] = NodeState(_refined(fast, fast.nodes[node.id], state, table, intervals), now.center, now.charge)
         if isinstance(node.op, Elementwise):
             table[node.id] = default_lines(graph, node.id, state, dtype)
-            parallel[node.id] = parallel_lines(graph, node.id, state, dtype)
+            if screened:
+                parallel[node.id] = parallel_lines(graph, node.id, state, dtype)
     return state, table
 
 
-def bound_rows(graph: Graph, state: State, table: LineTable, rows: Tensor, node: int | None = None, x_rows: Tensor | None = None, splits: SplitTable | None = None, seen: dict[int, Tensor] | None = None) -> LinearBound:
+def bound_rows(
+    graph: Graph,
+    state: State,
+    table: LineTable,
+    rows: Tensor,
+    node: int | None = None,
+    x_rows: Tensor | None = None,
+    splits: SplitTable | None = None,
+    seen: dict[int, Tensor] | None = None,
+) -> LinearBound:
     """Lower bounds of `rows . value(node) + x_rows . x` on every box.
 
     Args:
@@ -107,16 +127,8 @@ def refinable(graph: Graph) -> list[Node]:
 
     Interval propagation is exact where at most one summing map lies between the input and the node.
     """
-    depth: dict[int, int] = {0: 0}
-    for node in graph.nodes:
-        if isinstance(node.op, Affine) and len(node.inputs) == 1 and node.inputs[0] in depth:
-            depth[node.id] = depth[node.inputs[0]] + (node.op.terms > 1)
+    depth = summing_maps(graph)
     return [n for n in graph.nodes if isinstance(n.op, Affine) and depth.get(n.id, 2) > 1 and functions_of(graph, n)]
-
-
-def undecided(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the relaxation of some of the functions on [lower, upper] is not exact (bool)."""
-    return ~torch.stack([relaxation.is_exact(f, lower, upper) for f in functions]).all(0)
 
 
 def functions_of(graph: Graph, node: Node) -> list[Function]:
@@ -124,70 +136,77 @@ def functions_of(graph: Graph, node: Node) -> list[Function]:
     return [op.function for c in graph.consumers[node.id] if isinstance(op := graph.nodes[c].op, Elementwise)]
 
 
-def _refine(graph: Graph, node: Node, state: State, table: LineTable, parallel: LineTable) -> Bounds:
-    """Tighter bounds of a pre-activation node, where they matter."""
-    bounds, functions = state[node.id].bounds, functions_of(graph, node)
-    low, high = bounds.lower.flatten(1).clone(), bounds.upper.flatten(1).clone()
-    owner, index = undecided(functions, low, high).nonzero(as_tuple=True)
+def _screened(graph: Graph, node: Node, state: State, parallel: LineTable, intervals: Intervals, gram: Gram | None) -> Bounds:
+    """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
+    functions = functions_of(graph, node)
+    known = _Known(state[node.id])
     if all(f.pieces is not None for f in functions):
-        for part in chunks(graph, len(owner)):
-            _screen(graph, node, state, parallel, owner[part], index[part], low, high)
-        owner, index = undecided(functions, low, high).nonzero(as_tuple=True)
-    owner, index = owner.repeat_interleave(2), index.repeat_interleave(2)
-    sign = torch.ones(len(owner), dtype=graph.dtype, device=owner.device)
-    sign[1::2] = -1.0
-    for part in chunks(graph, len(owner)):
-        o, i, s = owner[part], index[part], sign[part]
-        sweep = _start(graph, node, state, table, o, i, s, parallel=False)
+        owner, index = undecided(functions, known.low, known.high).nonzero(as_tuple=True)
+        for box, place in grouped(owner, rows_at_once(graph)):
+            sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
+            screen(sweep, functions, gram, index[place], known.improve)
+    return known.bounds
+
+
+def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals) -> Bounds:
+    """Bounds of a pre-activation node, improved by a pass for both sides of every undecided neuron."""
+    known = _Known(state[node.id])
+    owner, index = undecided(functions_of(graph, node), known.low, known.high).nonzero(as_tuple=True)
+    for box, place in grouped(owner, rows_at_once(graph) // 2):
+        sweep = _start(graph, node, state, table, box, index[place], intervals, parallel=False)
         while sweep.step():
             pass
-        value = _at_start(state[node.id], o, i, sweep.concretise()[0].squeeze(1), s.double())
-        low[o[::2], i[::2]] = torch.maximum(low[o[::2], i[::2]], value[::2])
-        high[o[::2], i[::2]] = torch.minimum(high[o[::2], i[::2]], -value[1::2])
-    return Bounds(low.reshape(bounds.lower.shape), high.reshape(bounds.lower.shape))
+        below, above = sweep.concretise()[0].chunk(2, dim=1)
+        known.improve(box, index[place], below, -above)
+    return known.bounds
 
 
-def _screen(graph: Graph, node: Node, state: State, parallel: LineTable, owner: Tensor, index: Tensor, low: Tensor, high: Tensor) -> None:
-    """One pass with parallel slopes; tightens `low` and `high` in place and drops rows as soon as they are decided."""
-    sweep = _start(graph, node, state, parallel, owner, index, torch.ones(len(owner), dtype=graph.dtype, device=owner.device), parallel=True)
-    ones, functions = torch.ones((), dtype=torch.float64, device=owner.device), functions_of(graph, node)
-    while True:
-        went_on = sweep.step()
-        arrived = not went_on
-        waiting = max(sweep.waiting)
-        # Intervals say something new where the multipliers have just passed an affine map onto a nonlinear node's output.
-        if went_on and not isinstance(graph.nodes[waiting].op, Elementwise):
-            continue
-        lower, upper = (side.squeeze(1) for side in sweep.concretise())
-        start = state[node.id]
-        value_low = torch.maximum(low[owner, index], _at_start(start, owner, index, lower, ones))
-        value_high = torch.minimum(high[owner, index], -_at_start(start, owner, index, -upper, -ones))
-        low[owner, index], high[owner, index] = value_low, value_high
-        if arrived:
-            return
-        keep = undecided(functions, value_low, value_high).nonzero(as_tuple=True)[0]
-        if not len(keep):
-            return
-        if len(keep) < 0.8 * len(owner):
-            sweep.narrow(keep)
-            owner, index = owner[keep], index[keep]
+class _Known:
+    """What is known of one node so far: `low` and `high` (batch, size), improved in place."""
+
+    def __init__(self, node: NodeState) -> None:
+        self.node = node
+        bounds = node.bounds
+        self.low, self.high = (side.flatten(1).clone(memory_format=torch.contiguous_format) for side in (bounds.lower, bounds.upper))
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds as they are now."""
+        shape = self.node.bounds.lower.shape
+        return Bounds(self.low.reshape(shape), self.high.reshape(shape))
+
+    def improve(self, box: Tensor, index: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in bounds of the deviations of entries `index` (groups, rows) on boxes (groups,), with the node's charges.
+
+        Returns:
+            the bounds of these entries as they are then known, (groups, rows).
+        """
+        place = box.unsqueeze(1) * self.low.shape[1] + index
+        center = self.node.center.flatten()[place]
+        charge = self.node.charge.flatten()[place] if self.node.charge is not None else 0.0
+        lost = charge * (1 + 2.0**-40) + 4 * U64 * center.abs()
+        lower = torch.maximum(self.low.view(-1)[place], _finite(center + lower - (lost + 4 * U64 * lower.abs())))
+        upper = torch.minimum(self.high.view(-1)[place], -_finite(-center - upper - (lost + 4 * U64 * upper.abs())))
+        # Padding repeats entries: the best of them is taken, whatever the order in which they are written.
+        self.low.view(-1).scatter_reduce_(0, place.flatten(), lower.flatten(), "amax")
+        self.high.view(-1).scatter_reduce_(0, place.flatten(), upper.flatten(), "amin")
+        return lower, upper
 
 
-def _start(graph: Graph, node: Node, state: State, table: LineTable, owner: Tensor, index: Tensor, sign: Tensor, parallel: bool) -> Backward:
-    """A pass that starts with signed unit vectors at an affine node, already moved through its adjoint."""
-    sweep = Backward(graph, state, table, len(owner), 1, owner, parallel)
+def _start(
+    graph: Graph, node: Node, state: State, table: LineTable, box: Tensor, index: Tensor, intervals: Intervals, parallel: bool
+) -> Backward:
+    """A pass for entries `index` (groups, rows) of an affine node, already moved through its adjoint.
+
+    Unless it is parallel, which bounds both sides, the negatives follow the entries.
+    """
+    count, rows = index.shape
+    sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
     assert isinstance(node.op, Affine)
-    for source, part in zip(node.inputs, node.op.rows(index, node.shape), strict=True):
-        sweep.add(source, (part * sign.reshape(-1, *[1] * (part.dim() - 1))).unsqueeze(1))
+    for source, part in zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True):
+        part = part.reshape(count, rows, *part.shape[1:]).to(graph.dtype)
+        sweep.add(source, part if parallel else torch.cat([part, -part], dim=1))
     return sweep
-
-
-def _at_start(start: NodeState, owner: Tensor, index: Tensor, bound: Tensor, sign: Tensor) -> Tensor:
-    """A bound of sign * deviation turned into one of sign * value, with the start node's charges."""
-    center = start.center.flatten(1)[owner, index]
-    charge = start.charge.flatten(1)[owner, index] if start.charge is not None else 0.0
-    total = sign * center + bound
-    return _finite(total - charge * (1 + 2.0**-40) - 4 * U64 * (center.abs() + bound.abs()))
 
 
 def _finite(bound: Tensor) -> Tensor:
@@ -195,10 +214,13 @@ def _finite(bound: Tensor) -> Tensor:
     return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
+def rows_at_once(graph: Graph) -> int:
+    """How many rows of multipliers make one matrix of the size that suits the device."""
+    mean = -(-graph.entries // len(graph.nodes))
+    return max(16, CHUNK_BYTES[graph.device.type] // (mean * torch.finfo(graph.dtype).bits // 8)) // 2 * 2
+
+
 def chunks(graph: Graph, rows: int) -> list[slice]:
     """Slices of a number of rows, each small enough for one matrix of multipliers; their starts are even."""
-    widest = max(node.size for node in graph.nodes)
-    size = torch.finfo(graph.dtype).bits // 8
-    per = max(16, CHUNK_BYTES[graph.device.type] // (widest * size)) // 2 * 2
-    count = math.ceil(rows / per) if rows else 0
-    return [slice(k * per, min(rows, (k + 1) * per)) for k in range(count)]
+    per = rows_at_once(graph)
+    return [slice(k, min(rows, k + per)) for k in range(0, rows, per)]

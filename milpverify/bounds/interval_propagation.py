@@ -57,17 +57,16 @@ def _affine(graph: Graph, node: Node, state: State, dtype: torch.dtype) -> NodeS
     op = node.op
     assert isinstance(op, Affine)
     sources = [state[i] for i in node.inputs]
-    batch = sources[0].center.shape[0]
     middles = [s.bounds.lower + 0.5 * (s.bounds.upper - s.bounds.lower) for s in sources]
     radii = [up(torch.maximum(s.bounds.upper - m, m - s.bounds.lower)) for s, m in zip(sources, middles, strict=True)]
     sizes = [torch.maximum(s.center.abs(), m.abs()) for s, m in zip(sources, middles, strict=True)]
     charges = [_incoming_charge(graph, i, s, op.terms, dtype) for i, s in zip(node.inputs, sources, strict=True)]
 
     moved = op.forward([torch.cat([s.center, m]) for s, m in zip(sources, middles, strict=True)])
-    center, middle = _shaped(moved, node).split(batch)
+    center, middle = _shaped(moved, node).tensor_split(2)
     absolute = graph.absolutes[node.id]
     spread = absolute.linear([torch.cat(parts) for parts in zip(radii, sizes, charges, strict=True)])
-    radius, size, charge = _shaped(spread, node).split(batch)
+    radius, size, charge = _shaped(spread, node).tensor_split(3)
     if absolute.bias is not None:
         size = size + absolute.bias
     # Rounding of the centres themselves, and of the three products with |W|.

@@ -8,6 +8,7 @@ rounding charges scale with the size of the box, not with the size of the values
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,6 +75,15 @@ class Lines:
     k_upper: Tensor
     b_lower: Tensor
     b_upper: Tensor
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """Mean slope, half of lower less upper slope, mean intercept, half of upper less lower intercept: (4, batch, ...).
+
+        The lines enter a backward pass as lambda . mean and |lambda| . half difference, so that no pass tells signs apart.
+        """
+        slopes = 0.5 * (self.k_lower + self.k_upper), 0.5 * (self.k_lower - self.k_upper)
+        return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), 0.5 * (self.b_upper - self.b_lower)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,146 @@
+"""Speed of CROWN with all intermediate bounds on a 784-6x100-10 ReLU network, and a check against a dense two-sided pass.
+
+64 boxes around uniform random inputs, radius 0.005; torch's default initialisation with seed 0; one core; float32.
+Run: python tests/benchmarks/crown_speed.py [--repeats N] [--device cuda]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
+
+from milpverify.bounds.alpha import optimise
+from milpverify.bounds.backward import LineTable
+from milpverify.bounds.crown import bound_rows, crown
+from milpverify.bounds.interval_propagation import propagate
+from milpverify.bounds.state import State
+from milpverify.catalogue import catalogue
+from milpverify.graph import Graph, Node
+from milpverify.operators import Elementwise, Input, Linear
+
+SIZES, BOXES, RADIUS = (784, *[100] * 6, 10), 64, 0.005
+LOOSER = {torch.float32: 1e-2, torch.float64: 1e-8}
+"""How much looser than the plain dense pass a bound may be, by its rounding charges, in units of its width."""
+
+
+def network() -> tuple[Graph, list[nn.Linear], Tensor, Tensor]:
+    """The graph in float64, its layers, and the boxes (64, 784) float64."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(m, n) for m, n in itertools.pairwise(SIZES)]
+    nodes = [Node(0, Input(), (), (SIZES[0],))]
+    for layer in layers:
+        if len(nodes) > 1:
+            nodes.append(Node(len(nodes), Elementwise(catalogue()["relu"].bind()), (len(nodes) - 1,), nodes[-1].shape))
+        op = Linear(layer.weight.detach().double(), layer.bias.detach().double())
+        nodes.append(Node(len(nodes), op, (len(nodes) - 1,), (layer.out_features,)))
+    centres = torch.rand(BOXES, SIZES[0]).double()
+    return Graph(tuple(nodes), len(nodes) - 1), layers, centres - RADIUS, centres + RADIUS
+
+
+def dense(layers: list[nn.Linear], lower: Tensor, upper: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """CROWN in plain float64, both sides of every neuron, met with intervals: the bounds (64, m) of every linear layer."""
+    weights = [(layer.weight.detach().double(), layer.bias.detach().double()) for layer in layers]
+    centre, radius = (lower + upper) / 2, (upper - lower) / 2
+    bounds: list[tuple[Tensor, Tensor]] = []
+    lines: list[tuple[Tensor, Tensor, Tensor]] = []  # lower slope, upper slope, upper intercept
+    for k, (weight, bias) in enumerate(weights):
+        if k:
+            low, high = bounds[-1]
+            unstable = (low < 0) & (high > 0)
+            on = (low >= 0).double()
+            chord = torch.where(unstable, high / (high - low), on)
+            lines.append((torch.where(unstable, (high >= -low).double(), on), chord, torch.where(unstable, -chord * low, 0.0)))
+        sides = []
+        for sign in (1.0, -1.0):
+            rows, offset = sign * weight.expand(len(lower), -1, -1), sign * bias.expand(len(lower), -1)
+            for (below, above, intercept), (w, b) in zip(reversed(lines), reversed(weights[:k]), strict=True):
+                plus, minus = rows.clamp(min=0), rows.clamp(max=0)
+                offset = offset + (minus @ intercept.unsqueeze(2)).squeeze(2)
+                rows = plus * below.unsqueeze(1) + minus * above.unsqueeze(1)
+                offset = offset + rows @ b
+                rows = rows @ w
+            sides.append((rows @ centre.unsqueeze(2) - rows.abs() @ radius.unsqueeze(2)).squeeze(2) + offset)
+        found = sides[0], -sides[1]
+        if k:
+            low, high = (side.clamp(min=0) for side in bounds[-1])
+            middle, reach = (low + high) / 2 @ weight.T + bias, (high - low) / 2 @ weight.abs().T
+            found = torch.maximum(found[0], middle - reach), torch.minimum(found[1], middle + reach)
+        bounds.append(found)
+    return bounds
+
+
+def clock(task: Callable[[], object], repeats: int, device: str) -> float:
+    """The shortest of some runs, in milliseconds."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        task()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 1e3 * min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    graph, layers, lower, upper = network()
+    reference = dense(layers, lower, upper)
+    graph, lower, upper = graph.to(torch.float64, options.device), lower.to(options.device), upper.to(options.device)
+    fast = graph.to(torch.float32, options.device)
+    unit = torch.eye(graph.ny, dtype=torch.float64, device=options.device)
+    sides = torch.cat([unit, -unit]).expand(BOXES, -1, -1)
+    margins = (unit[:1] - unit[1:]).expand(BOXES, -1, -1)
+
+    def whole() -> tuple[State, LineTable, Tensor]:
+        state, table = crown(graph, lower, upper, torch.float32)
+        return state, table, bound_rows(fast, state, table, sides).lower
+
+    with torch.no_grad():
+        state, table, _ = whole()
+        interval = clock(lambda: propagate(graph, lower, upper, torch.float32), options.repeats, options.device)
+        print(f"interval bounds          {interval:8.1f} ms")
+        print(f"CROWN with outputs       {clock(whole, options.repeats, options.device):8.1f} ms")
+        one = clock(lambda: crown(graph, lower[:1], upper[:1], torch.float32), options.repeats, options.device)
+        print(f"CROWN, one box           {one:8.1f} ms")
+        alpha = clock(lambda: optimise(fast, state, table, margins), max(1, options.repeats // 5), options.device)
+        print(f"alpha-CROWN, 9 margins   {alpha:8.1f} ms")
+        plain, best = bound_rows(fast, state, table, margins).lower, optimise(fast, state, table, margins)[0].lower
+        print(f"mean margin bound        {float(plain.mean()):8.5f} CROWN, {float(best.mean()):.5f} alpha-CROWN")
+
+        for dtype, looser in LOOSER.items():
+            state, table = crown(graph, lower, upper, dtype)
+            compare(graph, state, bound_rows(graph.to(dtype, options.device), state, table, sides).lower, reference, looser)
+
+
+def compare(graph: Graph, state: State, found: Tensor, reference: list[tuple[Tensor, Tensor]], looser: float) -> None:
+    """Print how the bounds compare with those of the dense pass; exit where they are looser by more than is allowed."""
+    total = kept = extra = 0
+    for node, (low, high) in zip((i - 1 for i in graph.nonlinear), reference[:-1], strict=True):
+        bounds = state[node].bounds
+        ours, theirs = ((b[0] < 0) & (b[1] > 0) for b in ((bounds.lower.cpu(), bounds.upper.cpu()), (low, high)))
+        near = looser * (high - low)
+        total, kept = total + ours.numel(), kept + int(ours.sum())
+        extra += int((ours & ~theirs & (low < -near) & (high > near)).sum())
+    low, high = reference[-1]
+    worst = float((torch.maximum(low - found[:, : graph.ny].cpu(), -found[:, graph.ny :].cpu() - high) / (high - low)).max())
+    name = f"float{32 if looser > 1e-5 else 64}"
+    print(f"{name}: {100 * kept / total:.2f} % of the neurons unstable; outputs looser than the dense pass by {worst:.1e} of their width")
+    if extra or worst > looser:
+        sys.exit(f"looser than the dense pass ({extra} neurons)")
+
+
+if __name__ == "__main__":
+    main()
