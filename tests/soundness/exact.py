@@ -9,6 +9,7 @@ at the mean of the vertices: a linear function that is <= 0 on a polytope is 0 t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,6 +20,14 @@ import numpy as np
 Form = tuple[Fraction, ...]  # coefficients of x, then the constant
 Vertex = tuple[tuple[Fraction, ...], frozenset[int]]
 ZERO, ONE = Fraction(0), Fraction(1)
+
+
+def as_float(value: Fraction) -> float:
+    """The nearest float, infinite beyond the largest one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 class Pieces(NamedTuple):
@@ -270,12 +279,14 @@ class Disjunct:
 
 
 class Truth(NamedTuple):
-    """Whether an unsafe point exists; the smallest margin (of the closure, None if there is no input); the largest |row term| seen.
+    """Whether an unsafe point exists, and the infimum of the margin, None if there is no input.
 
-    `outside` is how far the box is from the domain rows at least, one row at a time.
+    `optimum` is the smallest margin where strict constraints on inputs and the sides of jumps are taken as closed, as solvers
+    take them; `scale` is the largest |row term| seen; `outside` is how far the box is from the domain rows at least.
     """
 
     unsafe: bool
+    infimum: Fraction | None
     optimum: Fraction | None
     scale: float
     outside: Fraction
@@ -291,13 +302,14 @@ def truth(network: Network, disjunct: Disjunct) -> Truth:
     for form, _ in domain:
         box = box.cut(form)
     outside = [form for form, strict in domain if strict]
-    unsafe, optimum, scale = False, None, max([1e-300, *(abs(row.rhs) for row in disjunct.unsafe)])
+    unsafe, infimum, optimum, scale = False, None, None, max([1e-300, *(abs(row.rhs) for row in disjunct.unsafe)])
     for cell, strict, outputs in cells(network, box) if box.vertices else ():
         forms = [row.form(outputs, nx) for row in disjunct.unsafe]
         for vertex, _ in cell.vertices:
             y = [at(f, vertex) for f in outputs]
             for row in disjunct.unsafe:
-                scale = max(scale, *(abs(float(c) * float(v)) for c, v in zip((*row.x_row, *row.y_row), (*vertex, *y), strict=True)))
+                scale = max(scale, *(abs(float(c) * as_float(v)) for c, v in zip((*row.x_row, *row.y_row), (*vertex, *y), strict=True)))
+        real = cell.allows(strict + outside)
         for form in forms:
             part = cell
             for other in forms:
@@ -306,9 +318,10 @@ def truth(network: Network, disjunct: Disjunct) -> Truth:
             if part.vertices:
                 value = part.smallest(form)
                 optimum = value if optimum is None else min(optimum, value)
+                infimum = infimum if not real else value if infimum is None else min(infimum, value)
         if not unsafe:
             part = cell
             for form in forms:
                 part = part.cut(form)
             unsafe = part.allows(strict + outside + [f for f, row in zip(forms, disjunct.unsafe, strict=True) if row.strict])
-    return Truth(unsafe, optimum, scale, distance)
+    return Truth(unsafe, infimum, optimum, scale, distance)

@@ -1,6 +1,6 @@
 """300 random small networks: SCIP, HiGHS, Gurobi and branch-and-bound against exact enumeration of the activation patterns.
 
-Networks and properties are read from ONNX and VNN-LIB. No disagreement is filtered out: a proved bound above the exact optimum,
+Networks and properties are read from ONNX and VNN-LIB. No disagreement is filtered out: a proved bound above the exact infimum,
 a verdict against the truth, or a counterexample that is none fails, whatever its size. What is checked with a tolerance is
 completeness alone.
 """
@@ -8,7 +8,6 @@ completeness alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,70 +16,19 @@ import exact
 import numpy as np
 import pytest
 import torch
+from judging import Lasting, contradictions
 from random_networks import Case, random_case
 
 import milpverify as mv
 from milpverify.encode.milp import encode
 from milpverify.encode.model import safe_dual_bound
 from milpverify.frontends.runtime import OnnxRuntime
-from milpverify.search import milp
 from milpverify.search.margin import groups
 from milpverify.search.relaxer import bound_batch
 from milpverify.solvers.base import Limits, Status
-from milpverify.solvers.process import SolverProcess
 
 RELATIVE = 1e-6
 SOLVERS = ("scip", "highs", "gurobi")
-
-
-class Lasting(SolverProcess):
-    """A solver process that outlives a run, for starting one costs more than a hundred of these models."""
-
-    kept: dict[str, Lasting]
-
-    def __new__(cls, solver: str, memory_mb: int = 8192) -> Lasting:
-        return cls.kept.setdefault(solver, super().__new__(cls))
-
-    def __init__(self, solver: str, memory_mb: int = 8192) -> None:
-        if "solver" not in self.__dict__:
-            super().__init__(solver, memory_mb)
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[None]:
-    Lasting.kept = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(milp, "SolverProcess", Lasting)
-        yield
-    for process in Lasting.kept.values():
-        process.kill()
-
-
-def contradictions(case: Case, truths: list[exact.Truth], result: mv.Result, method: str) -> list[str]:
-    """What a result says that is not true."""
-    wrong = []
-    unsafe = any(t.unsafe for t in truths)
-    optimum = min((t.optimum for t in truths if t.optimum is not None), default=None)
-    if result.verdict is (mv.Verdict.VERIFIED if unsafe else mv.Verdict.FALSIFIED):
-        wrong.append(f"{method}: {result.verdict.name}, but the property is {'violated' if unsafe else 'true'}")
-    bound = result.lower_bound
-    if math.isnan(bound) or (optimum is not None and (bound == math.inf or Fraction(max(bound, -1e300)) > optimum)):
-        wrong.append(f"{method}: lower bound {bound!r} above the optimum {float(optimum or 0)!r}")
-    if result.verdict is mv.Verdict.FALSIFIED:
-        assert result.counterexample is not None
-        x = [Fraction(float(v)) for v in result.counterexample.x]
-        if not any(is_counterexample(case.network, d, x) for d in case.disjuncts):
-            wrong.append(f"{method}: {result.counterexample.x.tolist()} is no counterexample")
-    return wrong
-
-
-def is_counterexample(network: exact.Network, disjunct: exact.Disjunct, x: list[Fraction]) -> bool:
-    inside = all(Fraction(a) <= v <= Fraction(b) for a, v, b in zip(disjunct.lower, x, disjunct.upper, strict=True))
-    y = network(x)
-    return inside and all(row.holds(x, y) for row in (*disjunct.domain, *disjunct.unsafe))
 
 
 def optima(problem: mv.Problem, truths: list[exact.Truth]) -> list[str]:
@@ -142,7 +90,7 @@ def test_a_wrong_answer_would_be_seen() -> None:
     cases = (random_case(seed) for seed in range(100))
     case = next(c for c in cases if any(exact.truth(c.network, d).unsafe for d in c.disjuncts))
     truths = [exact.truth(case.network, d) for d in case.disjuncts]
-    optimum = min(t.optimum for t in truths if t.optimum is not None)
+    optimum = min(t.infimum for t in truths if t.infimum is not None)
     right = mv.Result(mv.Verdict.UNKNOWN, mv.Reason.TIMEOUT, mv.Trust.ROUNDED, math.nextafter(float(optimum), -math.inf))
     assert not contradictions(case, truths, right, "it")
     above = math.nextafter(float(optimum), math.inf)
@@ -153,7 +101,7 @@ def test_a_wrong_answer_would_be_seen() -> None:
 
 
 def test_enumeration_agrees_with_sampling() -> None:
-    """No sampled point is below the optimum, and the network evaluated exactly is the one that ONNX Runtime runs."""
+    """No sampled point is below the infimum, and the network evaluated exactly is the one that ONNX Runtime runs."""
     for seed in range(0, 60, 3):
         case = random_case(seed)
         runtime = OnnxRuntime(case.model)
@@ -167,8 +115,8 @@ def test_enumeration_agrees_with_sampling() -> None:
                 point = [Fraction(v) for v in x.tolist()]
                 y = case.network(point)
                 if all(row.holds(point, y) for row in disjunct.domain):
-                    assert true.optimum is not None
-                    assert max(row.residual(point, y) for row in disjunct.unsafe) >= true.optimum
+                    assert true.infimum is not None
+                    assert max(row.residual(point, y) for row in disjunct.unsafe) >= true.infimum
                     assert true.unsafe or not all(row.holds(point, y) for row in disjunct.unsafe)
                 single = x.astype(np.float32).astype(np.float64)
                 there = np.array([float(v) for v in case.network([Fraction(v) for v in single.tolist()])])
