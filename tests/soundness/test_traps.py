@@ -10,11 +10,13 @@ from pathlib import Path
 import exact
 import numpy as np
 import pytest
-from judging import contradictions
+from judging import Lasting, contradictions
 from random_networks import ABS, SIGN, Builder, Case, spec_text
 
 import milpverify as mv
 from milpverify import Verdict
+from milpverify.encode.model import Model, safe_dual_bound
+from milpverify.solvers.base import Limits
 
 METHODS: dict[str, str | mv.Milp] = {"auto": "auto", "bab": "bab", "smt": "smt", **{s: mv.Milp(s) for s in ("scip", "highs", "gurobi")}}
 
@@ -271,3 +273,23 @@ def test_never_wrong(name: str, tmp_path: Path, processes: None) -> None:
                 wrong.append(f"{label}, attack {attack}: {result.verdict.name}, but {trap.kind.value[0]}")
     assert not wrong, "\n".join(wrong)
     assert verdicts != {Verdict.UNKNOWN} or not trap.easy
+
+
+@pytest.mark.parametrize("solver", ["scip", "highs", "gurobi"])
+@pytest.mark.parametrize("unit", [2.0**-60, 2.0**-40, 2.0**-20, 1.0, 2.0**20, 2.0**40])
+def test_a_small_objective_is_not_taken_for_nothing(solver: str, unit: float, processes: None) -> None:
+    """Minimise unit * t where t >= z / 2 - 1/4 and z is binary: a cost below the dual tolerance must not make every t optimal."""
+    model = Model(
+        lower=np.array([0.0, -1.0]),
+        upper=np.array([1.0, 1.0]),
+        integer=np.array([True, False]),
+        row_start=np.array([0, 2]),
+        column=np.array([0, 1]),
+        value=np.array([-0.5, 1.0]),
+        row_lower=np.array([-0.25]),
+        row_upper=np.array([np.inf]),
+        objective=np.array([0.0, unit]),
+    )
+    outcome = Lasting(solver).solve(model, Limits(10.0), mv.Deadline())
+    assert safe_dual_bound(outcome, model) <= -0.25 * unit
+    assert abs(outcome.dual_bound + 0.25 * unit) <= 1e-6 * unit
