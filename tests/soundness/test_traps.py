@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -293,3 +294,13 @@ def test_a_small_objective_is_not_taken_for_nothing(solver: str, unit: float, pr
     outcome = Lasting(solver).solve(model, Limits(10.0), mv.Deadline())
     assert safe_dual_bound(outcome, model) <= -0.25 * unit
     assert abs(outcome.dual_bound + 0.25 * unit) <= 1e-6 * unit
+
+
+def test_a_violation_by_inputs_alone_is_json(tmp_path: Path, processes: None) -> None:
+    result = mv.verify(mv.load(*TRAPS["no row on outputs"]().case().write(tmp_path)), 10.0)
+    assert result.verdict is Verdict.FALSIFIED
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    assert json.loads(result.to_json(), parse_constant=refuse)["counterexample"]["margin_runtime"] == "-inf"
