@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search import input_split
+from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import few_inputs
 from milpverify.search.neuron_split import NeuronOutcome, Search
 from milpverify.search.oracle import Oracle
@@ -68,9 +69,9 @@ def decide(
             chosen = [k for k, d in enumerate(group.disjuncts) if bool(len(d.unsafe)) is has_rows]
             if chosen:
                 part.append((group, root) if len(chosen) == group.count else choose(group, root, chosen))
-    with Oracle(problem, options, deadline, on_event) as oracle:
+    with Oracle(problem, options, deadline, on_event) as oracle, Leaves(problem, deadline) as leaves:
         helper = oracle if options.method == "auto" else None
-        by_tree = _by_tree(problem, graph, bounded, points, deadline, on_event, helper) if bounded else None
+        by_tree = _by_tree(problem, graph, bounded, points, deadline, on_event, helper, leaves) if bounded else None
     # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
     broken = by_tree is not None and by_tree.counterexample is not None
     by_models = _by_models(problem, bare, points, options, deadline, on_event) if bare and not broken else None
@@ -115,6 +116,7 @@ def _by_tree(
     deadline: Deadline,
     on_event: OnEvent,
     oracle: Oracle | None,
+    leaves: Leaves,
 ) -> Decision:
     """Branch-and-bound, one group after the other: on the inputs where few vary, otherwise on neurons with an oracle beside them."""
     parts: list[Decision] = []
@@ -123,7 +125,7 @@ def _by_tree(
             part = _of_boxes(input_split.search(problem, graph, group, deadline, on_event=on_event, root=root))
         else:
             share = deadline.within(deadline.remaining() / (len(open_groups) - k))
-            part = _of_neurons(Search(problem, graph, group, root.state, share, on_event, points, oracle).run(), oracle)
+            part = _of_neurons(Search(problem, graph, group, root.state, share, on_event, points, oracle, leaves).run(), oracle)
         parts.append(part)
         if part.counterexample is not None:
             untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]

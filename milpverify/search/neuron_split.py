@@ -23,13 +23,12 @@ from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import down
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, SplitConstraints, State
-from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.operators import Elementwise
 from milpverify.result import Reason, Trust
-from milpverify.search.oracle import Finding, Oracle, Task
-from milpverify.search.subproblems import Frontier, Literal, Subproblems
+from milpverify.search.exchange import exchange
+from milpverify.search.subproblems import Frontier, Subproblems
 from milpverify.search.witness import Judgement, Status, judge
 
 if TYPE_CHECKING:
@@ -38,16 +37,16 @@ if TYPE_CHECKING:
     from milpverify.bounds.backward import SplitTable
     from milpverify.catalogue import Function
     from milpverify.config import Deadline
+    from milpverify.encode.milp import Decision
     from milpverify.graph import Graph
+    from milpverify.search.lp_leaf import Leaves
     from milpverify.search.margin import Group
+    from milpverify.search.oracle import Oracle
     from milpverify.spec import Array, Problem
 
 _ENTRIES = 1 << 22  # of one matrix of multipliers, over a batch
 _CANDIDATES = 4  # splits bounded for real per subproblem
 _FRONTIER_BYTES = 1 << 30  # beyond this much, the search dives
-_HEAD_START = 1.0  # seconds for the tree alone: easy problems need no solver
-_ORACLE_UNSTABLE = 3000  # the largest model that is worth encoding, in unstable neurons
-_LEAST_TASK = 2.0  # seconds
 
 
 @dataclass(eq=False)
@@ -76,6 +75,7 @@ class Search:
         root: the state of a batch of boxes within the group's, from `crown` in float64 or float32.
         points: per disjunct of the problem, the best input known.
         oracle: a solver to work beside the tree, or None; only where the root is the group's box alone.
+        leaves: what decides subproblems without a split left, or None.
     """
 
     def __init__(
@@ -88,8 +88,10 @@ class Search:
         on_event: Callable[[Event], None] | None = None,
         points: Mapping[int, Array] | None = None,
         oracle: Oracle | None = None,
+        leaves: Leaves | None = None,
     ) -> None:
-        self.problem, self.graph, self.group, self.deadline, self.on_event, self.oracle = problem, graph, group, deadline, on_event, oracle
+        self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
+        self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
         self.root: State = {}
@@ -105,7 +107,7 @@ class Search:
             raise ValueError("a disjunct without rows has no margin to bound")
         self.y_rows, self.rhs = group.y_rows[table], group.rhs[table]  # (D, r, ny), (D, r), padded by repeating the first row
         self.x_rows = None if group.x_rows is None else group.x_rows[table]
-        self._free = {
+        self.free = {
             i: (~relaxation.is_exact(self._function(i), *self._ends(i))).any(0).flatten().nonzero(as_tuple=True)[0] for i in graph.nonlinear
         }
         self.per = max(2, _ENTRIES // (max(node.size for node in graph.nodes) * self.rhs.shape[1]))
@@ -116,11 +118,15 @@ class Search:
         self.bounded, self.closed_bound, self.batch, self.reported = 0, math.inf, 8, 0.0
         self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
+        self.raised = False  # whether open bounds rest on the oracle
         self.tried: set[int] = set()  # disjuncts that the oracle had as a whole
         self.began = time.monotonic()
         none = torch.zeros(0, dtype=torch.long, device=graph.device)
         self.stuck = self.first(none, none)
         self.frontier = Frontier(self.stuck)
+        self.per_box: int | None = None  # after so many branchings a box is given up
+        self.spent = torch.zeros(lower.shape[0], dtype=torch.long, device=graph.device)
+        self.given_up = self.stuck
         self.waiting: Subproblems | None = None  # not bounded yet
         self.fresh = True
 
@@ -164,14 +170,14 @@ class Search:
 
     def _pack(self, slopes: Slopes, count: int) -> Tensor:
         """The slopes of neurons that are unstable at the root, (n, r, 2, U)."""
-        parts = [torch.stack([k.flatten(2)[:, :, self._free[i]] for k in pair], 2) for i, pair in slopes.items()]
+        parts = [torch.stack([k.flatten(2)[:, :, self.free[i]] for k in pair], 2) for i, pair in slopes.items()]
         return torch.cat(parts, 3) if parts else torch.zeros(count, self.rhs.shape[1], 2, 0, device=self.graph.device)
 
     def _unpack(self, packed: Tensor) -> Slopes:
         """All slopes; 0 stands for those of neurons that are stable at the root, which are the function's own."""
         slopes: Slopes = {}
         start = 0
-        for i, free in self._free.items():
+        for i, free in self.free.items():
             part = packed[..., start : start + len(free)]
             start += len(free)
             full = packed.new_zeros(*packed.shape[:3], self.graph.nodes[i].size)
@@ -337,13 +343,15 @@ class Search:
     # -- the loop ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, iterations: int = 10, root_iterations: int = 20, largest: int = 256, start: Subproblems | None = None, limit: int | None = None
+        self, iterations: int = 10, root_iterations: int = 20, largest: int = 256, start: Subproblems | None = None, limit: int | None = None, per_box: int | None = None
     ) -> NeuronOutcome:
         """Split until everything is closed or stuck, a counterexample holds, `limit` subproblems were bounded, or the deadline.
 
         Args:
             start: what to begin with, instead of every disjunct on every box.
+            per_box: a box that has branched so often is given up, and stays open.
         """
+        self.per_box = per_box
         if self.fresh:
             self.waiting, self.batch, self.fresh = self.first() if start is None else start, 8 if start is None else largest, False
         try:
@@ -371,14 +379,16 @@ class Search:
 
     def _going(self) -> bool:
         """Whether there is anything left to do and time to do it."""
-        broken = self._broken or (self.oracle is not None and self.oracle.counterexample is not None)
-        if self.waiting is not None or broken or self.deadline.expired():
+        if self.waiting is not None or self.broken or self.deadline.expired():
             return False
         helps = self.oracle is not None and self.oracle.usable and self.oracle.options.trust == "solver"
         return bool(len(self.frontier)) or (helps and bool(len(self.stuck)))
 
     def _expand(self, parents: Subproblems, iterations: int) -> bool:
         """Split, bound and sift; False when the deadline comes first. What memory cannot hold goes back to the frontier."""
+        parents = self._spend(parents)
+        if not len(parents):
+            return True
         try:
             children = self.branch(parents)
             children = None if children is None else self._open(children)
@@ -390,6 +400,22 @@ class Search:
             return False
         self._sift(fresh)
         return True
+
+    def _spend(self, parents: Subproblems) -> Subproblems:
+        """Charge the boxes of some parents for a branching; whatever belongs to a box that has spent its share is given up."""
+        if self.per_box is None:
+            return parents
+        self.spent += torch.bincount(parents.box, minlength=len(self.spent))
+        over = self.spent > self.per_box
+        waiting = self.frontier.alive & over[self.frontier.store.box]
+        self.given_up = self.given_up.join(self.frontier.store.take(waiting), parents.take(over[parents.box]))
+        self.frontier.remove(waiting)
+        return parents.take(~over[parents.box])
+
+    def _consult(self) -> None:
+        """Let the oracle and the tree tell each other what they know."""
+        if self.oracle is not None and self.oracle.usable:
+            exchange(self, self.oracle)
 
     def _open(self, subs: Subproblems) -> Subproblems:
         """Those that are not closed; what is closed counts towards the bound."""
@@ -403,18 +429,40 @@ class Search:
         subs = self._open(subs)
         final = subs.best[:, 0] < 0
         self.frontier.push(subs.take(~final))
-        self.stuck = self.stuck.join(subs.take(final)) if bool(final.any()) else self.stuck
+        for n in final.nonzero(as_tuple=True)[0].tolist():
+            self._decide_leaf(subs.take(torch.tensor([n], device=subs.bound.device)))
+
+    def _decide_leaf(self, leaf: Subproblems) -> None:
+        """Decide a subproblem without a split left by a linear program, or keep it."""
+        disjunct = self.group.disjuncts[int(leaf.disjunct)]
+        if self.leaves is not None and not self.broken and not self.deadline.expired():
+            outcome = self.leaves.decide(disjunct, self.state_of(leaf), self.decisions(leaf))
+            if outcome.judgement is not None:
+                self._note(outcome.judgement)
+            self.note = outcome.note or self.note
+            leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
+            if not outcome.note and not self.broken:
+                self.closed_bound = min(self.closed_bound, outcome.bound)
+                return
+        self.stuck = self.stuck.join(leaf)
+
+    def decisions(self, one: Subproblems) -> tuple[Decision, ...]:
+        """The split decisions of one subproblem by node."""
+        return tuple((self.slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
 
     def _outcome(self) -> NeuronOutcome:
         unbounded = [] if self.waiting is None else [-math.inf]
-        bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *unbounded])
-        closed = not len(self.frontier) and not len(self.stuck) and self.waiting is None
+        bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *self.given_up.bound.tolist(), *unbounded])
+        left = self.frontier.all().join(self.given_up, *([] if self.waiting is None else [self.waiting]))
+        closed = not len(left) and not len(self.stuck) and self.waiting is None
         detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(self.frontier) + len(self.stuck)}
+        detail.update({} if self.leaves is None else {"leaves": self.leaves.solved})
         if self.oracle is not None:
             detail.update(self.oracle.counts)
+        trust = Trust.SOLVER if self.raised and not closed else self.trust
         reason = Reason.MEMORY if self.out_of_memory else Reason.UNDECIDED
         note = "; ".join(filter(None, [self.note, *(self.oracle.notes if self.oracle else [])]))
-        return NeuronOutcome(closed, bound, self.judgement, self.frontier.all(), self.stuck, self.trust, reason, note, detail)
+        return NeuronOutcome(closed, bound, self.judgement, left, self.stuck, trust, reason, note, detail)
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -443,13 +491,17 @@ class Search:
 
     def _judge(self, place: int, x: Array) -> None:
         """Judge a point; a counterexample ends the search."""
-        judgement = judge(self.problem, self.group.disjuncts[place], x)
-        if judgement.status is Status.HOLDS or (judgement.status is Status.FLOAT_SEMANTICS and not self._broken):
+        self._note(judge(self.problem, self.group.disjuncts[place], x))
+
+    def _note(self, judgement: Judgement) -> None:
+        if judgement.status is Status.HOLDS or (judgement.status is Status.FLOAT_SEMANTICS and not self.broken):
             self.judgement = judgement
 
     @property
-    def _broken(self) -> bool:
-        return self.judgement is not None and self.judgement.status is Status.HOLDS
+    def broken(self) -> bool:
+        """Whether a counterexample was found."""
+        by_oracle = self.oracle is not None and self.oracle.counterexample is not None
+        return by_oracle or (self.judgement is not None and self.judgement.status is Status.HOLDS)
 
     def _remember(self, place: int, x: Array) -> None:
         """Keep a point that is better than what is known of its disjunct and satisfies the domain rows."""
@@ -461,77 +513,6 @@ class Search:
         margin = float(disjunct.unsafe.residual(x, y).max())
         if place not in self.best or margin < self.best[place][0]:
             self.best[place] = (margin, x)
-
-    # -- the oracle -------------------------------------------------------------------------------------------------------
-
-    def _consult(self) -> None:
-        """Hear what the oracle found, and keep it busy with what is hardest."""
-        oracle = self.oracle
-        if oracle is None or not oracle.usable:
-            return
-        finding = oracle.poll()
-        if oracle.counterexample is not None:
-            return
-        if finding is not None:
-            self._apply(finding)
-        if oracle.task is None:
-            if oracle.usable and time.monotonic() - self.began > _HEAD_START and self.deadline.remaining() > 1.0:
-                self._give(oracle)
-        elif not self._under(oracle.task)[2]:
-            oracle.stop()
-
-    def _literals(self, task: Task) -> tuple[Literal, ...]:
-        return tuple((self.slots.index(node), index, side, point) for node, index, side, point in task.decisions)
-
-    def _under(self, task: Task) -> tuple[Tensor, Tensor, bool]:
-        """What a task's answer is about: in the frontier, among those stuck, and whether there is anything."""
-        literals = self._literals(task)
-        waiting, stuck = self.frontier.under(task.disjunct, literals), self.stuck.under(task.disjunct, literals)
-        return waiting, stuck, bool(waiting.any()) or bool(stuck.any())
-
-    def _apply(self, finding: Finding) -> None:
-        """Close what a finding closes, or raise bounds by it."""
-        assert self.oracle is not None
-        task, bound = finding.task, finding.bound
-        if bound == -math.inf:
-            return
-        if not task.decisions and task.disjunct in self.best:
-            margin = self.best[task.disjunct][0]
-            if bound > margin + 1e-6 * max(1.0, abs(margin)):
-                text = f"the solver says that the margin is at least {bound:.9g}, a point has {margin:.9g}"
-                if self.oracle.counts["oracle_closed"]:
-                    raise Contradiction(text)
-                return self.oracle.give_up(text)
-        waiting, stuck, some = self._under(task)
-        if not some:
-            return
-        if bound > 0 or (bound >= 0 and bool(self.group.strict[task.disjunct])):
-            self.trust = Trust.SOLVER
-            self.oracle.counts["oracle_closed"] += 1
-            self.closed_bound = min(self.closed_bound, bound)
-            self.frontier.remove(waiting)
-            self.stuck = self.stuck.take(~stuck)
-            self.oracle.stop()
-        for subs, mask in ((self.frontier.store, waiting), (self.stuck, stuck)):
-            if len(mask) == len(subs):
-                subs.bound = torch.where(mask & (subs.bound < bound), bound, subs.bound)
-
-    def _give(self, oracle: Oracle) -> None:
-        """The next task: the whole disjunct with the hardest subproblem, or that subproblem where the whole was tried."""
-        pool = self.frontier.hardest() if len(self.frontier) else self.stuck.take(self.stuck.bound.argmin().unsqueeze(0))
-        place = int(pool.disjunct[0])
-        whole = place not in self.tried
-        if whole:
-            pool = pool.padded(0)
-        self.tried.add(place)
-        state = self.state_of(pool)
-        if sum(len(free) for free in self._free.values()) > _ORACLE_UNSTABLE:
-            return oracle.give_up("the network has too many unstable neurons for a solver's model")
-        bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
-        decisions = tuple((self.slots[slot], index, side, point) for slot, index, side, point in pool.literals(0))
-        seconds = max(_LEAST_TASK, (0.5 if whole else 0.1) * self.deadline.remaining())
-        start = self.best[place][1] if whole and place in self.best else None
-        oracle.give(Task(place, decisions, seconds), self.group.disjuncts[place], bounds, start)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from milpverify.encode.milp import Decision, Encoding, encode
-from milpverify.encode.model import NumericallyUnfit, safe_dual_bound, safety_margin
+from milpverify.encode.model import NumericallyUnfit, OutOfTime, safe_dual_bound, safety_margin
 from milpverify.errors import UnsupportedOperator
 from milpverify.events import Event
 from milpverify.search.milp import Judging
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from milpverify.result import Counterexample
     from milpverify.spec import Array, Disjunct, Problem
 
-NICENESS = 5  # on a single core the tree gets about three quarters
+NICENESS = 2  # on a single core the tree gets the larger part
 CRASHES = 3  # a solver that dies this often is left alone
 
 
@@ -117,7 +117,9 @@ class Oracle:
             start: (nx,) an input that satisfies them, to begin with.
         """
         try:
-            encoding = encode(self.problem.graph, bounds, disjunct, start=start, decisions=task.decisions)
+            encoding = encode(self.problem.graph, bounds, disjunct, start=start, decisions=task.decisions, deadline=self.deadline)
+        except OutOfTime:
+            return
         except (NumericallyUnfit, UnsupportedOperator) as error:
             self.give_up(str(error))
             return

@@ -69,7 +69,11 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class SolveOutcome:
-    """What a solve returned, in units of the objective: the proved side `dual_bound`, the best `point` (n,) and its value."""
+    """What a solve returned, in units of the objective: the proved side `dual_bound`, the best `point` (n,) and its value.
+
+    A linear program solved to a basis also has the `multipliers` (m,) of its rows, >= 0 for one that its lower end holds, and
+    `basic` (n + m,): which variables and which rows are basic. To be checked like all else.
+    """
 
     status: Status
     dual_bound: float = -math.inf
@@ -78,6 +82,8 @@ class SolveOutcome:
     nodes: int = 0
     seconds: float = 0.0
     message: str = ""
+    multipliers: NDArray[np.float64] | None = None
+    basic: NDArray[np.bool_] | None = None
 
 
 class Answer(Enum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,16 @@ class Highs(Solver[Model, SolveOutcome]):
             dual = -math.inf
         nodes = max(0, int(info.mip_node_count)) if whole else 0
         message = f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}"
-        return SolveOutcome(status, dual, primal, point, nodes, time.monotonic() - began, message)
+        outcome = SolveOutcome(status, dual, primal, point, nodes, time.monotonic() - began, message)
+        return outcome if whole or status is not Status.OPTIMAL else _with_basis(highspy, highs, outcome)
+
+
+def _with_basis(highspy: Any, highs: Any, outcome: SolveOutcome) -> SolveOutcome:
+    """The outcome of a linear program with its multipliers and its basis, where there is one."""
+    multipliers, basis = np.array(highs.getSolution().row_dual, dtype=np.float64), highs.getBasis()
+    states = [*basis.col_status, *basis.row_status] if basis.valid else []
+    basic = np.array([s == highspy.HighsBasisStatus.kBasic for s in states], dtype=bool) if states else None
+    return replace(outcome, multipliers=multipliers, basic=basic)
 
 
 def _parameters(limits: Limits) -> dict[str, object]:

@@ -99,7 +99,8 @@ def _solve(solver: Solver[Any, Any], model: object, limits: Limits, on_progress:
 
     limits = replace(limits, dual_target=limits.dual_target / unit, primal_target=limits.primal_target / unit)
     outcome: SolveOutcome = solver.solve(replace(model, objective=model.objective / unit), limits, report)
-    return replace(outcome, dual_bound=outcome.dual_bound * unit, primal=outcome.primal * unit)
+    multipliers = None if outcome.multipliers is None else outcome.multipliers * unit
+    return replace(outcome, dual_bound=outcome.dual_bound * unit, primal=outcome.primal * unit, multipliers=multipliers)
 
 
 def main() -> None:
