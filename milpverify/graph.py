@@ -75,12 +75,18 @@ class Graph:
         return self.nodes[self.output].size
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Graph:
-        """The same graph with its tensors in another precision and on another device."""
+        """The same graph with its tensors in another precision and on another device; made once and kept."""
         device = torch.device(device)
         if dtype == self.dtype and device == self.device:
             return self
-        nodes = tuple(replace(node, op=node.op.to(dtype, device)) for node in self.nodes)
-        return replace(self, nodes=nodes, dtype=dtype, device=device)
+        if (dtype, device) not in self._copies:
+            nodes = tuple(replace(node, op=node.op.to(dtype, device)) for node in self.nodes)
+            self._copies[dtype, device] = replace(self, nodes=nodes, dtype=dtype, device=device)
+        return self._copies[dtype, device]
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.dtype, torch.device], Graph]:
+        return {}
 
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from milpverify.interval import Interval, add, div, interval_algebra, point, product, sub
+from milpverify.pieces import Pieces
 from milpverify.terms import enclose, evaluate
 
 if TYPE_CHECKING:
     from milpverify.nonlinearity import Function
-    from milpverify.pieces import Pieces
+
+_RELU = Pieces(breakpoints=(0.0,), slopes=(0.0, 1.0), intercepts=(0.0, 0.0), values=(0.0,))
 
 
 def function_range(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,8 @@ def _same(like: Tensor, lower: float, upper: float) -> Interval:
 
 def _linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
     """The lines that hold the ends of the box, there, and the values and one-sided limits at the breakpoints inside."""
+    if pieces == _RELU:  # the most frequent by far, and exact
+        return Interval(lower.clamp(min=0.0), upper.clamp(min=0.0))
     found = _same(lower, math.inf, -math.inf)
     edges = (-math.inf, *pieces.breakpoints, math.inf)
     for (left, right), slope, intercept in zip(pairwise(edges), pieces.slopes, pieces.intercepts, strict=True):
