@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.backward import parallel_lines, path_weights
-from milpverify.bounds.crown import bound_rows, refinable
+from milpverify.bounds.crown import bound_rows, functions_of, refinable
 from milpverify.bounds.rounding import down
+from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import Bounds, select
 from milpverify.events import Event
 from milpverify.graph import evaluate
+from milpverify.search.attack import polish
 from milpverify.search.clip import clip
+from milpverify.search.finish import Finisher
 from milpverify.search.relaxer import Bounded, bound_batch
 from milpverify.search.witness import Judgement, Status, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph
@@ -45,6 +48,8 @@ class Frontier:
     upper: Tensor
     margins: Tensor
     scores: Tensor  # (n, nx): how much an input's interval moves the open rows
+    unstable: Tensor  # (n,) the number of pre-activations whose relaxation is not exact
+    tried: Tensor  # (n,) whether neuron splits were tried on the box
     known: dict[int, tuple[Tensor, Tensor]]
 
     def __len__(self) -> int:
@@ -53,15 +58,29 @@ class Frontier:
     def take(self, index: Tensor) -> Frontier:
         """Some of the boxes."""
         known = {i: (low[index], high[index]) for i, (low, high) in self.known.items()}
-        return Frontier(self.lower[index], self.upper[index], self.margins[index], self.scores[index], known)
+        return Frontier.of((t[index] for t in self.plain), known)
 
     def join(self, other: Frontier) -> Frontier:
         """Both sets of boxes."""
         if not len(self):
             return other
-        known = {i: tuple(torch.cat(pair) for pair in zip(ends, other.known[i], strict=True)) for i, ends in self.known.items()}
-        pairs = ((self.lower, other.lower), (self.upper, other.upper), (self.margins, other.margins), (self.scores, other.scores))
-        return Frontier(*(torch.cat(p) for p in pairs), known)  # type: ignore[arg-type]
+        known = {i: (torch.cat([low, other.known[i][0]]), torch.cat([high, other.known[i][1]])) for i, (low, high) in self.known.items()}
+        return Frontier.of((torch.cat(pair) for pair in zip(self.plain, other.plain, strict=True)), known)
+
+    @property
+    def plain(self) -> tuple[Tensor, ...]:
+        """Everything but the inherited bounds."""
+        return self.lower, self.upper, self.margins, self.scores, self.unstable, self.tried
+
+    @staticmethod
+    def of(plain: Iterable[Tensor], known: dict[int, tuple[Tensor, Tensor]]) -> Frontier:
+        """The frontier of what `plain` gives, and inherited bounds."""
+        lower, upper, margins, scores, unstable, tried = plain
+        return Frontier(lower, upper, margins, scores, unstable, tried, known)
+
+    def bounds(self) -> dict[int, Bounds]:
+        """The inherited bounds, float64."""
+        return {i: Bounds(low.double(), high.double()) for i, (low, high) in self.known.items()}
 
 
 @dataclass(eq=False)
@@ -101,6 +120,7 @@ def search(
     frontier, closed_bound = _open(graph, group, found, lower, upper, closed_bound)
     subproblems, batch, reported = 1, 32, 0.0
     judgement: Judgement | None = None
+    finisher = Finisher(problem, graph, group, deadline)
     stuck = frontier.take(torch.zeros(0, dtype=torch.long, device=graph.device))
     while len(frontier) and not deadline.expired():
         order = torch.argsort(frontier.margins.amin(1))
@@ -113,15 +133,34 @@ def search(
             if not len(parents):
                 continue
         children = _bisect(parents)
-        known = {i: Bounds(low.double(), high.double()) for i, (low, high) in children.known.items()}
-        found = bound_batch(graph, group, children.lower, children.upper, dtype, known)
+        found = bound_batch(graph, group, children.lower, children.upper, dtype, children.bounds())
         subproblems += len(children)
         fresh, closed_bound = _open(graph, group, found, children.lower, children.upper, closed_bound, children.margins)
         judgement = _attack(problem, fast, group, found, children) or judgement
         if judgement is not None and judgement.status is Status.HOLDS:
-            return SplitOutcome(False, _least(closed_bound, frontier, fresh), judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
+            return SplitOutcome(
+                False,
+                _least(closed_bound, frontier, fresh, stuck),
+                judgement,
+                subproblems,
+                time.monotonic() - start,
+                len(frontier),
+                len(stuck),
+            )
         frontier = frontier.join(fresh)
         batch = min(2 * batch, largest_batch)
+        small = finisher.candidates(frontier.unstable, frontier.tried, subproblems)
+        if len(small):
+            boxes = frontier.take(small)
+            proved, verdict = finisher.run(boxes.lower, boxes.upper, boxes.margins, boxes.bounds())
+            closed_bound = min(closed_bound, 0.0) if bool(proved.any()) else closed_bound
+            judgement = verdict or judgement
+            frontier.tried[small] = True
+            keep = torch.ones(len(frontier), dtype=torch.bool, device=proved.device)
+            keep[small[proved]] = False
+            frontier = frontier.take(keep.nonzero(as_tuple=True)[0])
+            if judgement is not None and judgement.status is Status.HOLDS:
+                break
         if on_event is not None and time.monotonic() - reported > 0.2:
             reported = time.monotonic()
             bound = min(closed_bound, float(frontier.margins.amin())) if len(frontier) else closed_bound
@@ -135,6 +174,7 @@ def search(
             )
     left = frontier.join(stuck) if len(stuck) else frontier
     bound = min(closed_bound, float(left.margins.amin())) if len(left) else closed_bound
+    subproblems += finisher.bounded
     return SplitOutcome(not len(left), bound, judgement, subproblems, time.monotonic() - start, len(frontier), len(stuck))
 
 
@@ -163,7 +203,14 @@ def _open(
     for node in refinable(graph):
         b = found.state[node.id].bounds
         known[node.id] = (_outward(b.lower[left], -1.0), _outward(b.upper[left], 1.0))
-    return _clip(group, found, Frontier(lower[left], upper[left], margins[left], scores, known), closed, left, closed_bound)
+    unstable = sum(
+        undecided(functions_of(graph, graph.nodes[z]), found.state[z].bounds.lower[left], found.state[z].bounds.upper[left])
+        .flatten(1)
+        .sum(1)
+        for z in sorted({graph.nodes[i].inputs[0] for i in graph.nonlinear})
+    ) + torch.zeros_like(left)
+    frontier = Frontier(lower[left], upper[left], margins[left], scores, unstable, torch.zeros_like(left, dtype=torch.bool), known)
+    return _clip(group, found, frontier, closed, left, closed_bound)
 
 
 def _clip(group: Group, found: Bounded, frontier: Frontier, closed: Tensor, left: Tensor, closed_bound: float) -> tuple[Frontier, float]:
@@ -217,12 +264,12 @@ def _bisect(parents: Frontier) -> Frontier:
     high[rows, axis] = middle
     low[rows, axis] = middle
     known = {i: (torch.cat([a, a]), torch.cat([b, b])) for i, (a, b) in parents.known.items()}
-    two = lambda t: torch.cat([t, t])  # noqa: E731
-    return Frontier(torch.cat([parents.lower, low]), torch.cat([high, parents.upper]), two(parents.margins), two(parents.scores), known)
+    margins, scores, unstable, tried = (torch.cat([t, t]) for t in (parents.margins, parents.scores, parents.unstable, parents.tried))
+    return Frontier(torch.cat([parents.lower, low]), torch.cat([high, parents.upper]), margins, scores, unstable, tried, known)
 
 
 def _attack(problem: Problem, fast: Graph, group: Group, found: Bounded, children: Frontier) -> Judgement | None:
-    """Try the corner that minimises each open row's linear bound, and the centre; judge the best of them."""
+    """Try the corner that minimises each open row's linear bound, and the centre; judge the best of them, and polish the best."""
     open_rows = ~group.closed(found.margins)[:, group.disjunct]
     box, row = open_rows.nonzero(as_tuple=True)
     if not len(box):
@@ -246,4 +293,7 @@ def _attack(problem: Problem, fast: Graph, group: Group, found: Bounded, childre
             return judgement
         if judgement.status is Status.FLOAT_SEMANTICS:
             best = judgement
-    return best
+    # The best point of a batch starts a descent: in boxes this small it is often next to a counterexample.
+    point, disjunct = divmod(int(margin.argmin()), group.count)
+    example = polish(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
+    return best if example is None else judge(problem, group.disjuncts[disjunct], example.x)
