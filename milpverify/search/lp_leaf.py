@@ -103,7 +103,8 @@ class Leaves:
         exact = leaf.exact_bound(outcome, elastic=False)
         if exact is not None and leaf.closes(exact):
             return LeafOutcome(exact)
-        note = f"a leaf's margin goes down to {outcome.primal:.9g}, at a point that is no counterexample ({judgement})"
+        least = outcome.primal * float(leaf.scale[0])
+        note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({judgement})"
         return LeafOutcome(max(bound, -math.inf if exact is None else exact), judgement, note)
 
     def _solve(self, model: Model) -> SolveOutcome:

@@ -1,4 +1,4 @@
-"""The search over neurons decides random piecewise-linear problems as enumeration does, tie for tie, and its bounds hold whenever it stops."""
+"""The search over neurons decides random piecewise-linear problems as enumeration does, and its bounds hold whenever it stops."""
 
 from __future__ import annotations
 
@@ -64,3 +64,91 @@ def test_the_search_decides_what_enumeration_decides(seed: int, leaves: Leaves) 
         else:
             assert not outcome.closed
             assert outcome.judgement is not None and outcome.judgement.status is not Status.NOT_A_COUNTEREXAMPLE
+
+
+def test_leaves_closer_to_a_tie_than_float64_can_tell_are_decided_in_rationals(leaves: Leaves) -> None:
+    solved = []
+    for seed in range(12):
+        graph, disjunct = random_problem(seed, CONTINUOUS)
+        least = enumerated_minimum(graph, disjunct)
+        if not np.isfinite(least):
+            continue
+        for by in (least - 1e-15 * max(1.0, abs(least)), least + 1e-15 * max(1.0, abs(least))):
+            near = shifted(disjunct, by)
+            leaves.problem = Problem(graph, (near,))
+            outcome = run(searching(graph, [near], leaves))
+            solved.append(outcome.closed)
+            assert outcome.closed or outcome.stuck.bound.tolist() or outcome.judgement is not None
+            if outcome.closed:
+                assert outcome.lower_bound >= 0
+    assert any(solved) and not all(solved)
+
+
+def hard(seed: int = 3, by: float = 0.0) -> tuple[Graph, Disjunct]:
+    """A conjunction over a network that takes thousands of subproblems."""
+    graph, box = relu_network([16, 40, 40, 3], seed), Box(-np.ones(16), np.ones(16))
+    return graph, Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [by, by], 16), Rows.none(16, 3))
+
+
+def test_the_deadline_is_kept_and_the_bound_holds() -> None:
+    graph, disjunct = hard()
+    points = torch.rand(2000, 16, dtype=torch.float64) * 2 - 1
+    least = float(disjunct.unsafe.residual(points[0].numpy(), evaluate(graph, points[:1])[0].numpy()).max())
+    deadline = Deadline(1.5)
+    search = searching(graph, [shifted(disjunct, -20.0)], None, deadline)
+    search.frontier.push(search.stuck)
+    outcome = run(search)
+    assert deadline.elapsed() < 2.2
+    assert outcome.lower_bound <= least + 20.0
+    again = searching(graph, [shifted(disjunct, least - 1e-3)], None, Deadline(0.0))
+    assert run(again).lower_bound == -np.inf and not run(again).closed
+
+
+def test_short_memory_halves_the_batch_and_at_worst_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, disjunct = random_problem(4, CONTINUOUS)
+    near = shifted(disjunct, enumerated_minimum(graph, disjunct) - 0.05)
+    plain, sizes = neuron_split.optimise, []
+
+    def short(graph: Graph, state: object, rows: torch.Tensor, *rest: object) -> object:
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return plain(graph, state, rows, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(neuron_split, "optimise", short)
+    with Leaves(Problem(graph, (near,)), Deadline(60)) as leaves:
+        outcome = run(searching(graph, [near], leaves))
+    assert outcome.closed and max(sizes) > 2
+
+    def never(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(neuron_split, "optimise", never)
+    outcome = run(searching(graph, [near], None))
+    assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == -np.inf
+    monkeypatch.setattr(neuron_split, "optimise", plain)
+    search = searching(graph, [near], None)
+    run(search, limit=1)
+    monkeypatch.setattr(neuron_split, "optimise", never)
+    known = search.frontier.lowest
+    outcome = run(search)
+    assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == known
+
+
+def test_the_frontier_gives_back_what_it_took() -> None:
+    graph, disjunct = hard()
+    search = searching(graph, [disjunct], None)
+    with torch.no_grad():
+        root = search.bound(search.first(), 2, choose=True)
+        both = search.children(root, root.best[:, 0])
+        four = search.children(both, root.best[:1, 1].expand(2))
+    frontier = Frontier(root)
+    frontier.push(both)
+    frontier.push(four)
+    assert len(frontier) == 6
+    literals = both.literals(0)
+    assert int(frontier.under(0, literals).sum()) == 3 and int(frontier.under(0, ()).sum()) == 6 and not bool(frontier.under(1, ()).any())
+    frontier.remove(frontier.under(0, literals))
+    taken = frontier.pop(10)
+    assert sorted(taken.depth.tolist()) == [1, 2, 2] and len(frontier) == 0
+    assert all(literals[0] not in taken.literals(n) for n in range(3))

@@ -1,0 +1,162 @@
+"""The solver beside the tree: what it finds reaches the tree, and whatever it does, the verdict is right or missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_nets import relu_network
+
+from milpverify.config import Deadline, Options
+from milpverify.errors import Contradiction
+from milpverify.events import Event
+from milpverify.graph import Graph, evaluate
+from milpverify.result import Trust
+from milpverify.search import exchange
+from milpverify.search.margin import groups
+from milpverify.search.neuron_split import NeuronOutcome, Search
+from milpverify.search.oracle import CRASHES, Oracle
+from milpverify.search.relaxer import bound_batch
+from milpverify.spec import Box, Disjunct, Problem, Rows
+
+NX = 6
+DEFAULT = Options()
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Graph, Box, float]:
+    """A network that takes the tree seconds and a solver less, with the least margin found by sampling."""
+    graph, box = relu_network([NX, 24, 24, 3], 5), Box(-np.ones(NX), np.ones(NX))
+    x = torch.rand(20000, NX, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    y = evaluate(graph, x).numpy()
+    return graph, box, float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
+
+
+def disjunct_of(box: Box, threshold: float) -> Disjunct:
+    return Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], NX), Rows.none(NX, 3))
+
+
+def run(
+    graph: Graph,
+    disjunct: Disjunct,
+    seconds: float,
+    options: Options = DEFAULT,
+    on_event: Callable[[Oracle], Callable[[Event], None]] | None = None,
+    point: np.ndarray | None = None,
+) -> tuple[NeuronOutcome, Oracle]:
+    problem, deadline = Problem(graph, (disjunct,)), Deadline(seconds)
+    (group,) = groups(problem)
+    with torch.no_grad(), Oracle(problem, options, deadline) as oracle:
+        oracle.on_event = None if on_event is None else on_event(oracle)
+        found = bound_batch(graph, group, torch.tensor(group.box.lower)[None], torch.tensor(group.box.upper)[None], torch.float64)
+        points = {} if point is None else {0: point}
+        search = Search(problem, graph, group, found.state, deadline, oracle.on_event, points, oracle)
+        # A tree that cannot close anything by itself: the oracle decides, or nobody.
+        search.per = 2
+        return search.run(largest=1), oracle
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "HEAD_START", 0.0)
+
+
+def test_a_solver_closes_what_the_tree_would_take_long_for(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60)
+    assert outcome.closed and outcome.trust is Trust.SOLVER and oracle.counts["oracle_closed"] >= 1
+    assert 0 < outcome.lower_bound <= 0.3 + 1e-9
+    assert oracle.pid is None
+
+
+def test_a_point_of_the_solver_ends_the_run(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    outcome, oracle = run(graph, disjunct_of(box, least + 0.01), 60)
+    assert not outcome.closed
+    example = oracle.counterexample or (outcome.judgement.counterexample if outcome.judgement else None)
+    assert example is not None and example.margin_real <= 0
+
+
+def test_trust_that_forbids_solvers_gets_points_only(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 4, Options(trust="rounded"))
+    assert oracle.counts == {"oracle_tasks": oracle.counts["oracle_tasks"], "oracle_closed": 0} and oracle.counts["oracle_tasks"] >= 1
+    assert outcome.trust is Trust.ROUNDED
+
+
+def test_a_solver_that_is_killed_costs_nothing_but_time(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    killed: list[int] = []
+
+    def killing(oracle: Oracle) -> Callable[[Event], None]:
+        def on_event(event: Event) -> None:
+            if oracle.pid is not None and oracle.pid not in killed:
+                killed.append(oracle.pid)
+                os.killpg(oracle.pid, signal.SIGKILL)
+
+        return on_event
+
+    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 5, on_event=killing)
+    assert len(killed) == CRASHES and not oracle.usable and "died" in outcome.note
+    assert oracle.counts["oracle_closed"] == 0 and outcome.trust is Trust.ROUNDED
+    assert outcome.lower_bound <= 0.3 + 1e-9
+
+
+FAKE = """#!{python}
+import sys
+sys.path[:0] = {path!r}
+from milpverify.solvers.base import Progress, SolveOutcome, Status
+from milpverify.solvers.worker import receive, send
+out = sys.stdout.buffer
+while True:
+    message = receive(sys.stdin.buffer)
+    if message[0] == "solve":
+        n = message[2].num_variables
+        {say}
+"""
+NONSENSE = {
+    "no message": "out.write(b'no message at all'); out.flush()",
+    "no tuple": "send(out, 7)",
+    "unknown": "send(out, ('outcome', 'solved'))",
+    "text for a bound": "send(out, ('progress', Progress('high', 0.0, 1, 0.0)))",
+    "no number": "send(out, ('outcome', SolveOutcome(Status.OPTIMAL, float('nan'), 0.0)))",
+    "infinite": "send(out, ('outcome', SolveOutcome(Status.OPTIMAL, float('inf'), 0.0)))",
+    "short point": "import numpy; send(out, ('outcome', SolveOutcome(Status.OPTIMAL, -1.0, -1.0, numpy.zeros(1))))",
+    "infeasible": "send(out, ('outcome', SolveOutcome(Status.INFEASIBLE)))",
+    "too good a bound": "send(out, ('outcome', SolveOutcome(Status.OPTIMAL, 1e6, 1e6)))",
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_from_the_solver_never_makes_a_verdict(
+    kind: str, network: tuple[Graph, Box, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, box, least = network
+    fake = tmp_path / "python"
+    fake.write_text(FAKE.format(python=sys.executable, path=sys.path, say=NONSENSE[kind]))
+    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    outcome, oracle = run(graph, disjunct_of(box, least + 0.01), 3, point=np.zeros(NX))
+    assert not outcome.closed and oracle.counts["oracle_closed"] == 0
+    assert outcome.lower_bound <= 0.0
+    assert oracle.counterexample is None
+
+
+def test_a_bound_that_a_point_contradicts_after_closures_stops_everything(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    (group,) = groups(problem)
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+        search = Search(problem, graph, group, found.state, Deadline(60), points={0: np.zeros(NX)}, oracle=oracle)
+        oracle.counts["oracle_closed"] = 1
+        finding = exchange.Finding(exchange.Task(0), 1e6, True)
+        with pytest.raises(Contradiction):
+            exchange._apply(search, oracle, finding)
