@@ -216,10 +216,9 @@ def _pieces(function: Function) -> Pieces:
 
 @functools.lru_cache(maxsize=256)
 def _has_jumps(pieces: Pieces) -> bool:
-    return any(
-        pieces.slopes[i] * p + pieces.intercepts[i] != pieces.slopes[i + 1] * p + pieces.intercepts[i + 1] or v != pieces.slopes[i] * p + pieces.intercepts[i]
-        for i, (p, v) in enumerate(zip(pieces.breakpoints, pieces.values, strict=True))
-    )
+    lines = list(zip(pieces.slopes, pieces.intercepts, strict=True))
+    at = zip(pieces.breakpoints, pieces.values, pairwise(lines), strict=True)
+    return any(slope * p + intercept != value for p, value, sides in at for slope, intercept in sides)
 
 
 def _steepest(pieces: Pieces) -> float:

@@ -105,7 +105,8 @@ class Batch:
         spent = {e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total, e.count) for e in events}
         total = sum(t for t, _ in spent.values())
         products = sum(t for name, (t, _) in spent.items() if any(word in name for word in PRODUCTS))
-        print(f"matrix products take {100 * products / total:.0f} % of the operators' {total / 1e3:.1f} ms ({wall / 1e3:.1f} ms while profiling)")
+        share = 100 * products / total
+        print(f"matrix products: {share:.0f} % of the operators' {total / 1e3:.1f} ms ({wall / 1e3:.1f} ms while profiling)")
         for name, (t, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:rows]:
             print(f"  {name[:60]:<60} {100 * t / total:5.1f} % {count:6d} calls")
 
