@@ -256,8 +256,10 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
 
-    found = {"python": python_version()}
-    for package in ("milpverify", "torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
+    import milpverify
+
+    found = {"milpverify": milpverify.__version__, "python": python_version()}
+    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -10,7 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milpverify.bounds.rounding import down, up
+from milpverify.bounds.rounding import U64, down, up
+
+
+def least(rows: Tensor, rhs: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Proved minima of rows . x - rhs over boxes: rows (batch, r, nx), rhs (batch, r), ends (batch, nx) -> (batch, r), float64."""
+    ends = torch.where(rows > 0, lower.unsqueeze(1), upper.unsqueeze(1))
+    terms = torch.where(rows == 0, 0.0, rows * ends)
+    size = terms.abs().sum(2) + rhs.abs()
+    minimum = terms.sum(2) - rhs - 2 * (rows.shape[2] + 4) * U64 * size
+    return torch.where(torch.isnan(minimum), -torch.inf, minimum)
 
 
 def clip(lower: Tensor, upper: Tensor, minima: Tensor, coefficients: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from milpverify.bounds.state import Bounds, select
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.search.attack import polish
-from milpverify.search.clip import clip
+from milpverify.search.clip import clip, least
 from milpverify.search.finish import Finisher
 from milpverify.search.relaxer import Bounded, bound_batch
 from milpverify.search.witness import Judgement, Status, judge
@@ -219,10 +219,16 @@ def _clip(group: Group, found: Bounded, frontier: Frontier, closed: Tensor, left
     single = (is_open.sum(1) == 1).nonzero(as_tuple=True)[0]
     if not len(single) or group.places is None:
         return frontier, closed_bound
-    rows = group.places[is_open[single].int().argmax(1)]
+    disjunct = is_open[single].int().argmax(1)
+    rows = group.places[disjunct]
     minima = down(found.rows.lower - group.rhs)[left[single]].gather(1, rows)
     coefficients = found.rows.coefficients[left[single].unsqueeze(1), rows]
-    low, high, refuted = clip(frontier.lower[single], frontier.upper[single], minima, coefficients)
+    low, high = frontier.lower[single], frontier.upper[single]
+    domain, rhs = (t[disjunct] for t in group.domains)
+    if domain.shape[1]:  # what violates a constraint between inputs is no input at all
+        minima = torch.cat([minima, least(domain, rhs, low, high)], 1)
+        coefficients = torch.cat([coefficients.double(), domain], 1)
+    low, high, refuted = clip(low, high, minima, coefficients)
     if bool(((low > frontier.lower[single]) | (high < frontier.upper[single])).any()) or bool(refuted.any()):
         closed_bound = min(closed_bound, 0.0)
     frontier.lower[single], frontier.upper[single] = low, high

@@ -58,6 +58,17 @@ class Group:
         most = max(len(r) for r in rows)
         return torch.stack([torch.cat([r, r[:1].expand(most - len(r))]) for r in rows]) if all(len(r) for r in rows) else None
 
+    @cached_property
+    def domains(self) -> tuple[Tensor, Tensor]:
+        """The constraints between inputs of every disjunct, (D, q, nx) and (D, q); shorter lists padded with 0 <= inf."""
+        most = max(len(d.domain) for d in self.disjuncts)
+        rows = torch.zeros(self.count, most, self.box.size, dtype=torch.float64)
+        rhs = torch.full((self.count, most), torch.inf, dtype=torch.float64)
+        for k, d in enumerate(self.disjuncts):
+            rows[k, : len(d.domain)] = torch.tensor(d.domain.x_rows)
+            rhs[k, : len(d.domain)] = torch.tensor(d.domain.rhs)
+        return rows.to(self.rhs.device), rhs.to(self.rhs.device)
+
     @property
     def count(self) -> int:
         """The number of disjuncts."""
