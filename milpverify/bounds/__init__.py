@@ -45,7 +45,9 @@ class NetworkBounds:
         return self.by_node[self.graph.output]
 
 
-def bounds(graph: Graph, box: Box | Sequence[Box], method: str = "crown", dtype: torch.dtype | None = None, device: str = "cpu") -> NetworkBounds:
+def bounds(
+    graph: Graph, box: Box | Sequence[Box], method: str = "crown", dtype: torch.dtype | None = None, device: str = "cpu"
+) -> NetworkBounds:
     """Proved bounds of every node of a network over one or several boxes.
 
     Args:

@@ -36,8 +36,15 @@ class AlphaOptions:
 
 
 def optimise(
-    graph: Graph, state: State, table: LineTable, rows: Tensor, node: int | None = None, options: AlphaOptions = AlphaOptions(),
-    deadline: Deadline | None = None, stop_above: Tensor | None = None, x_rows: Tensor | None = None,
+    graph: Graph,
+    state: State,
+    table: LineTable,
+    rows: Tensor,
+    node: int | None = None,
+    options: AlphaOptions = AlphaOptions(),
+    deadline: Deadline | None = None,
+    stop_above: Tensor | None = None,
+    x_rows: Tensor | None = None,
 ) -> tuple[LinearBound, Slopes]:
     """Lower bounds of `rows . value(node)` with slopes optimised per box and row.
 
@@ -83,7 +90,14 @@ def optimise(
     return best, best_slopes
 
 
-def alpha_crown(graph: Graph, state: State, table: LineTable, dtype: torch.dtype, options: AlphaOptions = AlphaOptions(), deadline: Deadline | None = None) -> tuple[State, LineTable]:
+def alpha_crown(
+    graph: Graph,
+    state: State,
+    table: LineTable,
+    dtype: torch.dtype,
+    options: AlphaOptions = AlphaOptions(),
+    deadline: Deadline | None = None,
+) -> tuple[State, LineTable]:
     """Intermediate bounds with slopes of their own for every undecided neuron, layer by layer.
 
     Args:

@@ -92,7 +92,12 @@ def optimise(
             found = bound_rows(graph, state, table, rows, x_rows=x_rows, splits=splits)
             loss = -torch.where(torch.isfinite(found.lower), found.lower, 0.0).sum()
         best, kept = _keep_better(best, found, kept, free, splits)
-        if last or not loss.requires_grad or (deadline is not None and deadline.expired()) or (stop_above is not None and bool((best.lower > stop_above).any(1).all())):
+        if (
+            last
+            or not loss.requires_grad
+            or (deadline is not None and deadline.expired())
+            or (stop_above is not None and bool((best.lower > stop_above).any(1).all()))
+        ):
             break
         optimiser.zero_grad()
         loss.backward()

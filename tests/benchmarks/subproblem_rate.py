@@ -137,7 +137,9 @@ def main() -> None:
         group = groups(problem)[0]
         boxes = frontier(problem.graph, group, options.splits)
         batch = Batch(problem.graph, group, boxes, options.batch, options.device)
-        print(f"{len(boxes[0])} halves of the boxes open after {options.splits} splits; {options.batch} at once on {options.device}, float32")
+        print(
+            f"{len(boxes[0])} halves of the boxes open after {options.splits} splits; {options.batch} at once on {options.device}, float32"
+        )
         print(f"{batch.rate(options.repeats):.0f} subproblems per second")
         batch.profile()
         if options.device != "cpu":

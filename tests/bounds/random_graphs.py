@@ -109,5 +109,3 @@ def sample(lower: Tensor, upper: Tensor, count: int) -> Tensor:
     unit[:, ::2] = unit[:, ::2].round()
     points = lower.unsqueeze(1) + unit * (upper - lower).unsqueeze(1)
     return torch.minimum(torch.maximum(points, lower.unsqueeze(1)), upper.unsqueeze(1))
-
-

@@ -31,9 +31,9 @@ def parse(text: str) -> tuple[Disjunct, ...]:
 def truth(formula: Any, env: dict[str, Fraction]) -> bool:
     op, *args = formula
     if op == "and":
-        return all([truth(a, env) for a in args])
+        return all(truth(a, env) for a in args)
     if op == "or":
-        return any([truth(a, env) for a in args])
+        return any(truth(a, env) for a in args)
     if op == "not":
         return not truth(args[0], env)
     values = [value(a, env) for a in args]
@@ -198,7 +198,8 @@ def test_numerals_are_the_nearest_floats() -> None:
 
 
 def test_other_ways_to_write_it() -> None:
-    text = "(set-logic QF_LRA)\n(declare-fun X_0 () Real) ; first (\n(declare-fun Y_0 () Real)\n(assert(<= 0 X_0\n1))(assert (<= Y_0 0))(check-sat)\n"
+    text = "(set-logic QF_LRA)\n(declare-fun X_0 () Real) ; first (\n(declare-fun Y_0 () Real)\n"
+    text += "(assert(<= 0 X_0\n1))(assert (<= Y_0 0))(check-sat)\n"
     (d,) = parse_vnnlib(text, 1, 1)
     assert (d.box.lower.tolist(), d.box.upper.tolist()) == ([0.0], [1.0])
 
