@@ -142,9 +142,9 @@ class _Encoder:
         self.builder = ModelBuilder()
         self.unstable = 0
         self.start = None if start is None else np.clip(start, self.box.lower, self.box.upper)
-        self.values = None if self.start is None else [
-            v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])
-        ]
+        self.values = (
+            None if self.start is None else [v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])]
+        )
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as NumericallyUnfit
     def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Decision]) -> Encoding:
@@ -425,9 +425,7 @@ def touched_pieces(pieces: Pieces, lower: Array, upper: Array) -> tuple[Index, I
 def segments(pieces: Pieces, first: int, last: int, lower: float, upper: float) -> list[Segment]:
     """The closure of the graph over [lower, upper] as segments, the values at jumps as segments of length zero."""
     ends = [-math.inf, *pieces.breakpoints, math.inf]
-    found = [
-        Segment(max(lower, ends[k]), min(upper, ends[k + 1]), pieces.slopes[k], pieces.intercepts[k]) for k in range(first, last + 1)
-    ]
+    found = [Segment(max(lower, ends[k]), min(upper, ends[k + 1]), pieces.slopes[k], pieces.intercepts[k]) for k in range(first, last + 1)]
     for k in range(first, last):
         p, value = pieces.breakpoints[k], pieces.values[k]
         if Fraction(value) not in _limits(pieces, k):

@@ -260,6 +260,4 @@ def scaled(model: Model) -> Model:
     thin = width <= THIN
     row_lower[thin] = row_upper[thin] = row_lower[thin] + 0.5 * width[thin]
     row_start = np.concatenate([[0], np.cumsum(np.bincount(owner[keep], minlength=m))]).astype(np.int64)
-    return replace(
-        model, row_start=row_start, column=model.column[keep], value=value[keep], row_lower=row_lower, row_upper=row_upper
-    )
+    return replace(model, row_start=row_start, column=model.column[keep], value=value[keep], row_lower=row_lower, row_upper=row_upper)

@@ -49,9 +49,7 @@ def decide_by_smt(
     return conclude(tuple(leaves), len(disjuncts))
 
 
-def _decide(
-    problem: Problem, item: OpenDisjunct, options: Options, deadline: Deadline, seconds: float, process: SolverProcess
-) -> Leaf:
+def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: Deadline, seconds: float, process: SolverProcess) -> Leaf:
     exact = options.trust == "exact"
     trust = Trust.EXACT if exact else Trust.ROUNDED
     leaf = Leaf(item.index, Verdict.UNKNOWN, Reason.SOLVER_INCONCLUSIVE, -math.inf, trust, solver="z3")
