@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from support import BENCHMARKS, ROOT, Run
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT, Run
 from networks import absolute_value, hard_pair, write_graph, write_property, write_relu_network
 from onnx import helper
+from support import ROOT, Run
 
 BOX = ([-1.0, -1.0], [1.0, 1.0])
 

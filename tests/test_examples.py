@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import ROOT, Run
+from support import ROOT, Run
 
 EXAMPLES = ROOT / "examples"
 NUMBERED = sorted(path.name for path in EXAMPLES.glob("[0-9]*"))
