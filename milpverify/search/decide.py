@@ -11,9 +11,10 @@ from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search import input_split
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import few_inputs
-from milpverify.search.neuron_split import NeuronOutcome, Search
+from milpverify.search.neuron_split import Search
 from milpverify.search.oracle import Oracle
 from milpverify.search.relaxer import choose
+from milpverify.search.subproblems import NeuronOutcome
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from milpverify.search.witness import Judgement
     from milpverify.spec import Array, Problem
 
+CANDIDATES, ITERATIONS = 8, 15
+"""Of the search over neurons of whole boxes, where bounds are dear and splits must count."""
 METHODS = ("auto", "bab", "milp", "smt")
 OnEvent = Callable[["Event"], None] | None
 
@@ -125,7 +128,8 @@ def _by_tree(
             part = _of_boxes(input_split.search(problem, graph, group, deadline, on_event=on_event, root=root))
         else:
             share = deadline.within(deadline.remaining() / (len(open_groups) - k))
-            part = _of_neurons(Search(problem, graph, group, root.state, share, on_event, points, oracle, leaves).run(), oracle)
+            search = Search(problem, graph, group, root.state, share, on_event, points, oracle, leaves, CANDIDATES)
+            part = _of_neurons(search.run(ITERATIONS), oracle)
         parts.append(part)
         if part.counterexample is not None:
             untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]

@@ -44,11 +44,15 @@ _DENSE = 4_000_000  # entries of all matrices of a network whose leaves are wort
 
 @dataclass(frozen=True)
 class LeafOutcome:
-    """What became of a leaf: a lower bound of its margin (trust ROUNDED; inf if it is empty), a judged point, and words if it is open."""
+    """What became of a leaf: a lower bound of its margin (trust ROUNDED; inf if it is empty), a judged point, words if it is open.
+
+    `tie`: in rationals, too, the bound at the basis does not clear the threshold, and the network's own numbers show no violation.
+    """
 
     bound: float
     judgement: Judgement | None = None
     note: str = ""
+    tie: bool = False
 
 
 @dataclass(eq=False)
@@ -105,7 +109,7 @@ class Leaves:
             return LeafOutcome(exact)
         least = outcome.primal * float(leaf.scale[0])
         note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({judgement})"
-        return LeafOutcome(max(bound, -math.inf if exact is None else exact), judgement, note)
+        return LeafOutcome(max(bound, -math.inf if exact is None else exact), judgement, note, tie=exact is not None)
 
     def _solve(self, model: Model) -> SolveOutcome:
         return self._process.solve(model, Limits(), self.deadline)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from milpverify.graph import evaluate
 from milpverify.operators import Elementwise
 from milpverify.result import Reason, Trust
 from milpverify.search.exchange import exchange
-from milpverify.search.subproblems import Frontier, Subproblems
+from milpverify.search.relaxer import is_out_of_memory
+from milpverify.search.subproblems import Frontier, NeuronOutcome, Subproblems
 from milpverify.search.witness import Judgement, Status, judge
 
 if TYPE_CHECKING:
@@ -45,26 +46,7 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Problem
 
 _ENTRIES = 1 << 22  # of one matrix of multipliers, over a batch
-_CANDIDATES = 4  # splits bounded for real per subproblem
 _FRONTIER_BYTES = 1 << 30  # beyond this much, the search dives
-
-
-@dataclass(eq=False)
-class NeuronOutcome:
-    """How the search ended. `open` is what is left to split, `stuck` what cannot be split and nothing closed.
-
-    `lower_bound` and a closure rest on `trust`. A counterexample is in `judgement`, or else the last disagreement of semantics.
-    """
-
-    closed: bool
-    lower_bound: float
-    judgement: Judgement | None
-    open: Subproblems
-    stuck: Subproblems
-    trust: Trust
-    reason: Reason
-    note: str
-    detail: dict[str, Any]
 
 
 class Search:
@@ -76,6 +58,7 @@ class Search:
         points: per disjunct of the problem, the best input known.
         oracle: a solver to work beside the tree, or None; only where the root is the group's box alone.
         leaves: what decides subproblems without a split left, or None.
+        candidates: how many splits of a subproblem are bounded for real before one is taken.
     """
 
     def __init__(
@@ -89,9 +72,10 @@ class Search:
         points: Mapping[int, Array] | None = None,
         oracle: Oracle | None = None,
         leaves: Leaves | None = None,
+        candidates: int = 4,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
-        self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
+        self.on_event, self.oracle, self.leaves, self.candidates = on_event, oracle, leaves, candidates
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
         self.root: State = {}
@@ -118,7 +102,7 @@ class Search:
         self.bounded, self.closed_bound, self.batch, self.reported = 0, math.inf, 8, 0.0
         self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
-        self.raised = False  # whether open bounds rest on the oracle
+        self.tie, self.raised = False, False  # whether a leaf is a tie; whether open bounds rest on the oracle
         self.tried: set[int] = set()  # disjuncts that the oracle had as a whole
         self.began = time.monotonic()
         none = torch.zeros(0, dtype=torch.long, device=graph.device)
@@ -156,17 +140,10 @@ class Search:
             slopes[i] = (low, high)
         none = torch.zeros(count, 0, device=device)
         return Subproblems(
-            box=box,
-            disjunct=disjunct,
-            bound=torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
-            slot=none.long(),
-            index=none.long(),
-            side=none.float(),
-            point=none.double(),
-            beta=torch.zeros(count, rows, 0, device=device),
-            best=torch.full((count, _CANDIDATES), -1, device=device),
-            slopes=self._pack(slopes, count),
-        )
+            box, disjunct, torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
+            none.long(), none.long(), none.float(), none.double(), torch.zeros(count, rows, 0, device=device),
+            torch.full((count, self.candidates), -1, device=device), self._pack(slopes, count),
+        )  # fmt: skip
 
     def _pack(self, slopes: Slopes, count: int) -> Tensor:
         """The slopes of neurons that are unstable at the root, (n, r, 2, U)."""
@@ -274,9 +251,9 @@ class Search:
                 score = score + torch.where(open_here, (up - dn).sum(1) + 1e-9 * bounds.width, 0.0)
             scores.append(score.flatten(1))
         top = torch.cat(scores, 1)
-        values, best = top.topk(min(_CANDIDATES, top.shape[1]), dim=1)
+        values, best = top.topk(min(self.candidates, top.shape[1]), dim=1)
         best = torch.where(values > 0, best, -1)
-        return torch.nn.functional.pad(best, (0, _CANDIDATES - best.shape[1]), value=-1)
+        return torch.nn.functional.pad(best, (0, self.candidates - best.shape[1]), value=-1)
 
     # -- branching --------------------------------------------------------------------------------------------------------
 
@@ -311,16 +288,16 @@ class Search:
         n, best = len(parents), parents.best
         if not bool((best[:, 1:] >= 0).any()):
             return self.children(parents, best[:, 0])
-        rows = torch.arange(n, device=best.device).repeat_interleave(_CANDIDATES)
+        rows = torch.arange(n, device=best.device).repeat_interleave(self.candidates)
         number = torch.where(best >= 0, best, best[:, :1]).flatten()
         trial = self.bound_in_chunks(self.children(parents.take(rows), number), 0, choose=False)
         if trial is None:
             return None
-        gains = trial.bound.reshape(2, n, _CANDIDATES)
+        gains = trial.bound.reshape(2, n, self.candidates)
         # The smaller child decides; the other counts a little.
         value = gains.amin(0) + 0.1 * gains.amax(0).clamp(max=0.0)
-        chosen = torch.arange(n, device=best.device) * _CANDIDATES + value.argmax(1)
-        return trial.take(torch.cat([chosen, chosen + n * _CANDIDATES]))
+        chosen = torch.arange(n, device=best.device) * self.candidates + value.argmax(1)
+        return trial.take(torch.cat([chosen, chosen + n * self.candidates]))
 
     def bound_in_chunks(self, subs: Subproblems, iterations: int, choose: bool) -> Subproblems | None:
         """`bound`, as many at a time as memory allows; None when the deadline comes first."""
@@ -343,7 +320,13 @@ class Search:
     # -- the loop ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, iterations: int = 10, root_iterations: int = 20, largest: int = 256, start: Subproblems | None = None, limit: int | None = None, per_box: int | None = None
+        self,
+        iterations: int = 10,
+        root_iterations: int = 20,
+        largest: int = 256,
+        start: Subproblems | None = None,
+        limit: int | None = None,
+        per_box: int | None = None,
     ) -> NeuronOutcome:
         """Split until everything is closed or stuck, a counterexample holds, `limit` subproblems were bounded, or the deadline.
 
@@ -440,6 +423,7 @@ class Search:
             if outcome.judgement is not None:
                 self._note(outcome.judgement)
             self.note = outcome.note or self.note
+            self.tie |= outcome.tie
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
             if not outcome.note and not self.broken:
                 self.closed_bound = min(self.closed_bound, outcome.bound)
@@ -460,7 +444,8 @@ class Search:
         if self.oracle is not None:
             detail.update(self.oracle.counts)
         trust = Trust.SOLVER if self.raised and not closed else self.trust
-        reason = Reason.MEMORY if self.out_of_memory else Reason.UNDECIDED
+        tied = Reason.FLOAT_SEMANTICS if self.tie and not len(self.frontier) else Reason.UNDECIDED
+        reason = Reason.MEMORY if self.out_of_memory else tied
         note = "; ".join(filter(None, [self.note, *(self.oracle.notes if self.oracle else [])]))
         return NeuronOutcome(closed, bound, self.judgement, left, self.stuck, trust, reason, note, detail)
 
@@ -513,8 +498,3 @@ class Search:
         margin = float(disjunct.unsafe.residual(x, y).max())
         if place not in self.best or margin < self.best[place][0]:
             self.best[place] = (margin, x)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, which has several types for it, says that memory is short."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower() or "out of memory" in str(error).lower()

@@ -80,3 +80,8 @@ def choose(group: Group, found: Bounded, keep: list[int]) -> tuple[Group, Bounde
     chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
     linear = LinearBound(found.rows.coefficients[:, chosen], found.rows.constant[:, chosen], found.rows.lower[:, chosen])
     return group.select(keep), Bounded(found.state, found.table, linear, found.margins[:, keep])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, which has several types for it, says that memory is short."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower() or "out of memory" in str(error).lower()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from milpverify.result import Reason, Trust
+    from milpverify.search.witness import Judgement
 
 _PER_SPLIT = ("slot", "index", "side", "point", "beta")
 Literal = tuple[int, int, float, float]
@@ -147,3 +152,21 @@ class Frontier:
         old = [getattr(self.store, f.name) for f in fields(self.store)]
         self.store = Subproblems(*(torch.cat([t, t.new_zeros(more, *t.shape[1:])]) for t in old))
         self.alive = torch.cat([self.alive, self.alive.new_zeros(more)])
+
+
+@dataclass(eq=False)
+class NeuronOutcome:
+    """How the search ended. `open` is what is left to split, `stuck` what cannot be split and nothing closed.
+
+    `lower_bound` and a closure rest on `trust`. A counterexample is in `judgement`, or else the last disagreement of semantics.
+    """
+
+    closed: bool
+    lower_bound: float
+    judgement: Judgement | None
+    open: Subproblems
+    stuck: Subproblems
+    trust: Trust
+    reason: Reason
+    note: str
+    detail: dict[str, Any]

@@ -15,9 +15,9 @@ from milpverify.result import Reason
 from milpverify.search import neuron_split
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import groups
-from milpverify.search.neuron_split import NeuronOutcome, Search
+from milpverify.search.neuron_split import Search
 from milpverify.search.relaxer import bound_batch
-from milpverify.search.subproblems import Frontier
+from milpverify.search.subproblems import Frontier, NeuronOutcome
 from milpverify.search.witness import Status
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
