@@ -59,12 +59,13 @@ class Highs(Solver[Model, SolveOutcome]):
             solution.col_value = model.start.tolist()
             highs.setSolution(solution)
         whole = bool(model.integer.any())
-        last = [-math.inf]
+        last, proved = [-math.inf], [-math.inf]
 
         def watch(event: Any) -> None:
             now, out = time.monotonic(), event.data_out
             found = event.callback_type == highspy.cb.HighsCallbackType.kCallbackMipImprovingSolution
             dual, primal = (float(out.mip_dual_bound), float(out.mip_primal_bound)) if whole else (-math.inf, math.inf)
+            proved[0] = max(proved[0], dual)
             point = np.array(out.mip_solution, dtype=np.float64) if found else None
             if point is not None:
                 primal = float(model.objective @ point)
@@ -86,7 +87,8 @@ class Highs(Solver[Model, SolveOutcome]):
             point = np.array(highs.getSolution().col_value, dtype=np.float64)
             primal = float(model.objective @ point)
         if whole:
-            dual = float(info.mip_dual_bound)
+            # A run that ends before its tree begins (short of memory in presolve, say) leaves the bound in `info` at 0.
+            dual = float(info.mip_dual_bound) if status is Status.OPTIMAL else min(proved[0], float(info.mip_dual_bound))
         elif status is Status.OPTIMAL:
             dual = primal  # a linear program ends with a dual feasible basis
         if status is Status.INTERRUPTED:
