@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.bounds.rounding import ieee
 from milpverify.config import Deadline, Options
 from milpverify.enclosure import enclose
 from milpverify.errors import InvalidProperty
@@ -145,7 +146,8 @@ def _objective(graph: Graph, objective: ArrayLike | tuple[ArrayLike, ArrayLike])
 def _root_bound(problem: Problem) -> float:
     (group,) = groups(problem)
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    return float(bound_batch(problem.graph, group, lower, upper, torch.float64).margins)
+    with ieee():
+        return float(bound_batch(problem.graph, group, lower, upper, torch.float64).margins)
 
 
 def _first_point(problem: Problem, deadline: Deadline, options: Options | None) -> Array | None:

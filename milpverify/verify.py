@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from milpverify.bounds.alpha import AlphaOptions
+from milpverify.bounds.rounding import ieee
 from milpverify.config import Deadline, Milp, Options
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
@@ -68,7 +69,7 @@ def verify(
     """
     settings = _settings(options or Options(), method)
     run = _Run(problem, settings, deadline or Deadline(math.inf if timeout is None else timeout), on_event)
-    with torch.no_grad(), _threads(settings.threads):
+    with torch.no_grad(), ieee(), _threads(settings.threads):
         return run.result(_decide(run))
 
 

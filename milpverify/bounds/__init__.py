@@ -67,6 +67,7 @@ def bounds(
     from milpverify.bounds.alpha import alpha_crown
     from milpverify.bounds.crown import bound_rows, crown
     from milpverify.bounds.interval_propagation import propagate
+    from milpverify.bounds.rounding import ieee
     from milpverify.errors import InvalidProperty
     from milpverify.spec import Box
 
@@ -80,7 +81,7 @@ def bounds(
     graph = graph.to(torch.float64, device)
     lower = torch.stack([torch.tensor(b.lower) for b in boxes]).to(device)
     upper = torch.stack([torch.tensor(b.upper) for b in boxes]).to(device)
-    with torch.no_grad():
+    with torch.no_grad(), ieee():
         if method == "ibp":
             state = propagate(graph, lower, upper, dtype)
             return NetworkBounds(graph, method, {i: s.bounds for i, s in state.items()})

@@ -6,6 +6,9 @@ by at most gamma(n) sum |a_i||b_i|, apart from underflow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,21 @@ def gamma(terms: int, dtype: torch.dtype = torch.float64) -> float:
     if nu >= 0.5:
         raise OverflowError(f"inner products of {terms} terms are too long for rigorous bounds in {dtype}")
     return nu / (1.0 - nu)
+
+
+@contextmanager
+def ieee() -> Iterator[None]:
+    """Let products be formed as the error bounds assume: no TF32 or bfloat16 passes, no Winograd or FFT convolutions.
+
+    cuDNN picks such algorithms as it likes, so that convolutions on CUDA go without it. Everything is restored at the end.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=False, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def down(x: Tensor) -> Tensor:

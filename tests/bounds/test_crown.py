@@ -13,6 +13,7 @@ from milpverify.bounds import relaxation
 from milpverify.bounds.backward import lines
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.interval_propagation import input_state, propagate
+from milpverify.bounds.rounding import ieee
 from milpverify.bounds.screening import Gram, grouped
 from milpverify.catalogue import catalogue
 from milpverify.graph import Graph, affine_form, evaluate_all
@@ -196,3 +197,15 @@ def test_the_gradient_of_an_intercept_is_minus_the_supporting_point(name: str) -
         best = gap.amin(2) if side == 0 else gap.amax(2)
         attained = function(point) - slopes * point
         assert ((attained <= best + 1e-9) if side == 0 else (attained >= best - 1e-9)).all()
+
+
+def test_reduced_precision_that_a_user_chose_is_suspended_and_restored() -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with ieee():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cudnn.enabled
+    finally:
+        torch.set_float32_matmul_precision("highest")
