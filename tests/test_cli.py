@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from networks import absolute_value, hard_pair, write_graph, write_property, write_relu_network
-from onnx import helper
+from onnx import TensorProto, helper
 from support import ROOT, Run
 
 BOX = ([-1.0, -1.0], [1.0, 1.0])
@@ -375,3 +376,17 @@ def test_progress_is_shown_on_a_terminal_and_only_there(tmp_path: Path, environm
     else:
         assert len(re.findall(rb"\d+\.\d s", shown)) > 5
         assert b"UNKNOWN" in shown
+
+
+def test_smooth_functions_are_refused_in_one_line(run_cli: Run, tmp_path: Path) -> None:
+    node = helper.make_node("Sigmoid", ["x"], ["y"])
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "smooth", tensors[:1], tensors[1:])
+    net, spec = tmp_path / "smooth.onnx", tmp_path / "smooth.vnnlib"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), net)
+    spec.write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))(assert (>= Y_0 0.7))")
+    done = run_cli("verify", net, spec)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "'sigmoid' is smooth" in done.stderr
+    told = run_cli("info", net)
+    assert told.returncode == 0 and "cannot be verified" in told.stdout

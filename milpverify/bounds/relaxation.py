@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.rounding import U64
+from milpverify.errors import UnsupportedOperator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,7 +211,10 @@ def _bend(pieces: Pieces) -> _Bend | None:
 
 def _pieces(function: Function) -> Pieces:
     if function.pieces is None:
-        raise NotImplementedError(f"no relaxation for the smooth function {function.name!r} yet")
+        raise UnsupportedOperator(
+            f"the function '{function.name}' is smooth, and only networks of piecewise-linear functions can be verified so far;"
+            " `milpverify info` lists what a network uses"
+        )
     return function.pieces
 
 

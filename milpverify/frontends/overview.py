@@ -23,7 +23,7 @@ class Overview:
     """A network at a glance.
 
     `tensors` are ("input" or "output", name, type, shape); `operators` are (ONNX operator, count, supported); `neurons` counts the
-    entries of each nonlinearity after lowering; `obstacle` is why the network cannot be lowered, empty where it can.
+    entries of each nonlinearity after lowering; `obstacle` is why the network cannot be verified, empty where it can.
     """
 
     tensors: tuple[tuple[str, str, str, str], ...]
@@ -54,6 +54,8 @@ def overview(model: onnx.ModelProto) -> Overview:
         for node in graph.nodes:
             if isinstance(node.op, Elementwise):
                 neurons[node.op.function.name] += node.size
+                if node.op.function.pieces is None:
+                    obstacle = f"'{node.op.function.name}' is smooth, and only piecewise-linear networks can be verified so far"
     return Overview(
         tuple((kind, i.name, *_type(i)) for kind, infos in (("input", inputs), ("output", model.graph.output)) for i in infos),
         tuple(_operators(model, {info.name for info in inputs})),
@@ -67,7 +69,8 @@ def _operators(model: onnx.ModelProto, varying: set[str]) -> Iterable[tuple[str,
 
     `varying` are the tensors that depend on the network's inputs; it grows along the way.
     """
-    rules = RULES.keys() | {op for entry in catalogue().values() for op in entry.onnx}
+    linear = (e for e in catalogue().values() if e.rational_pieces({name: limit.trial for name, limit in e.limits.items()}) is not None)
+    rules = RULES.keys() | {op for entry in linear for op in entry.onnx}
     counts: Counter[str] = Counter()
     unknown = set()
     for node in model.graph.node:
