@@ -15,7 +15,7 @@ from milpverify.bounds import relaxation
 from milpverify.bounds.backward import LineTable, lines
 from milpverify.bounds.crown import bound_rows, chunks, crown, functions_of, refinable
 from milpverify.bounds.screening import undecided
-from milpverify.bounds.state import Bounds, LinearBound, State, select
+from milpverify.bounds.state import Bounds, LinearBound, State, select, select_lines
 from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
@@ -119,17 +119,13 @@ def alpha_crown(
             rows = torch.zeros(len(o), 2, node.size, dtype=torch.float64, device=low.device)
             rows[torch.arange(len(o)), 0, i], rows[torch.arange(len(o)), 1, i] = 1.0, -1.0
             own = select(state, o)
-            found, _ = optimise(fast, own, {k: _select_lines(v, o) for k, v in table.items()}, rows, node.id, options, deadline)
+            found, _ = optimise(fast, own, {k: select_lines(v, o) for k, v in table.items()}, rows, node.id, options, deadline)
             low[o, i] = torch.maximum(low[o, i], found.lower[:, 0])
             high[o, i] = torch.minimum(high[o, i], -found.lower[:, 1])
         known[node.id] = Bounds(low.reshape(bounds.lower.shape), high.reshape(bounds.lower.shape))
         # Later layers see what this one gained.
         state, table = crown(graph, lower, upper, dtype, known=known, deadline=deadline)
     return state, table
-
-
-def _select_lines(around, owner: Tensor):  # type: ignore[no-untyped-def]
-    return type(around)(around.k_lower[owner], around.k_upper[owner], around.b_lower[owner], around.b_upper[owner])
 
 
 def _free_slopes(graph: Graph, state: State, table: LineTable, rows: int, node: int) -> dict[int, tuple[Tensor, Tensor, Tensor]]:

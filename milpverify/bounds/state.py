@@ -86,6 +86,11 @@ class Lines:
         return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), 0.5 * (self.b_upper - self.b_lower)))
 
 
+def select_lines(around: Lines, owner: Tensor) -> Lines:
+    """The lines with the boxes `owner` as their batch."""
+    return Lines(around.k_lower[owner], around.k_upper[owner], around.b_lower[owner], around.b_upper[owner])
+
+
 @dataclass(frozen=True, eq=False)
 class SplitConstraints:
     """Split constraints side * (z - point) >= 0 on entries of one node, with their multipliers (beta-CROWN, arXiv 2103.06624).

@@ -24,6 +24,7 @@ from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.search.attack import polish
 from milpverify.search.clip import clip, least
+from milpverify.search.combine import combined
 from milpverify.search.finish import Finisher
 from milpverify.search.relaxer import Bounded, bound_batch
 from milpverify.search.witness import Judgement, Status, judge
@@ -210,10 +211,12 @@ def _open(
         for z in sorted({graph.nodes[i].inputs[0] for i in graph.nonlinear})
     ) + torch.zeros_like(left)
     frontier = Frontier(lower[left], upper[left], margins[left], scores, unstable, torch.zeros_like(left, dtype=torch.bool), known)
-    return _clip(group, found, frontier, closed, left, closed_bound)
+    return _clip(graph, group, found, frontier, closed, left, closed_bound)
 
 
-def _clip(group: Group, found: Bounded, frontier: Frontier, closed: Tensor, left: Tensor, closed_bound: float) -> tuple[Frontier, float]:
+def _clip(
+    graph: Graph, group: Group, found: Bounded, frontier: Frontier, closed: Tensor, left: Tensor, closed_bound: float
+) -> tuple[Frontier, float]:
     """Cut from boxes with one open disjunct what that disjunct's rows prove safe; its margin there is > 0, by an unknown amount."""
     is_open = ~closed[left]
     single = (is_open.sum(1) == 1).nonzero(as_tuple=True)[0]
@@ -223,6 +226,10 @@ def _clip(group: Group, found: Bounded, frontier: Frontier, closed: Tensor, left
     rows = group.places[disjunct]
     minima = down(found.rows.lower - group.rhs)[left[single]].gather(1, rows)
     coefficients = found.rows.coefficients[left[single].unsqueeze(1), rows]
+    if rows.shape[1] > 1:
+        same = graph.to(found.rows.coefficients.dtype, graph.device)  # the precision that the state's charges are for
+        least_sum, slopes = combined(same, group, found, left[single], rows, minima, coefficients)
+        minima, coefficients = torch.cat([minima, least_sum], 1), torch.cat([coefficients, slopes], 1)
     low, high = frontier.lower[single], frontier.upper[single]
     domain, rhs = (t[disjunct] for t in group.domains)
     if domain.shape[1]:  # what violates a constraint between inputs is no input at all
