@@ -70,6 +70,11 @@ class Affine(Operator):
         """The length of the longest inner product that `linear` or `adjoint` forms (1 where nothing is summed)."""
         return 1
 
+    @property
+    def adjoint_terms(self) -> int:
+        """The length of the longest inner product that `adjoint` forms: at most `terms`."""
+        return self.terms
+
     def absolute(self) -> Affine:
         """The operator with every coefficient of W and b replaced by its absolute value."""
         changes = {
@@ -114,6 +119,10 @@ class Linear(Affine):
     @property
     def terms(self) -> int:
         return max(self.weight.shape)
+
+    @property
+    def adjoint_terms(self) -> int:
+        return self.weight.shape[0]
 
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
         if math.prod(shape) != shape[-1]:

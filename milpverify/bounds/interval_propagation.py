@@ -60,7 +60,7 @@ def _affine(graph: Graph, node: Node, state: State, dtype: torch.dtype) -> NodeS
     middles = [s.bounds.lower + 0.5 * (s.bounds.upper - s.bounds.lower) for s in sources]
     radii = [up(torch.maximum(s.bounds.upper - m, m - s.bounds.lower)) for s, m in zip(sources, middles, strict=True)]
     sizes = [torch.maximum(s.center.abs(), m.abs()) for s, m in zip(sources, middles, strict=True)]
-    charges = [_incoming_charge(graph, i, s, op.terms, dtype) for i, s in zip(node.inputs, sources, strict=True)]
+    charges = [_incoming_charge(graph, i, s, op.adjoint_terms, dtype) for i, s in zip(node.inputs, sources, strict=True)]
 
     moved = op.forward([torch.cat([s.center, m]) for s, m in zip(sources, middles, strict=True)])
     center, middle = _shaped(moved, node).tensor_split(2)
