@@ -43,7 +43,7 @@ def crown(
         lower, upper: boxes, (batch, nx) float64.
         dtype: the precision of the matrix products; the bounds are rigorous in either.
         known: bounds of nodes that are known to hold on these boxes (from a parent subproblem, say), met with the new ones.
-        deadline: past it the remaining nodes keep their interval bounds.
+        deadline: past it the remaining neurons keep their interval bounds.
     """
     fast = graph.to(dtype, graph.device)
     state: State = {}
@@ -61,8 +61,10 @@ def crown(
         state[node.id] = now
         if node.id in targets and not (deadline and deadline.expired()):
             if node.id in screened:
-                state[node.id] = NodeState(_screened(fast, fast.nodes[node.id], state, parallel, intervals, gram), now.center, now.charge)
-            state[node.id] = NodeState(_refined(fast, fast.nodes[node.id], state, table, intervals), now.center, now.charge)
+                state[node.id] = NodeState(
+                    _screened(fast, fast.nodes[node.id], state, parallel, intervals, gram, deadline), now.center, now.charge
+                )
+            state[node.id] = NodeState(_refined(fast, fast.nodes[node.id], state, table, intervals, deadline), now.center, now.charge)
         if isinstance(node.op, Elementwise):
             table[node.id] = default_lines(graph, node.id, state, dtype)
             if screened:
@@ -136,23 +138,29 @@ def functions_of(graph: Graph, node: Node) -> list[Function]:
     return [op.function for c in graph.consumers[node.id] if isinstance(op := graph.nodes[c].op, Elementwise)]
 
 
-def _screened(graph: Graph, node: Node, state: State, parallel: LineTable, intervals: Intervals, gram: Gram | None) -> Bounds:
+def _screened(
+    graph: Graph, node: Node, state: State, parallel: LineTable, intervals: Intervals, gram: Gram | None, deadline: Deadline | None
+) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
     functions = functions_of(graph, node)
     known = _Known(state[node.id])
     if all(f.pieces is not None for f in functions):
         owner, index = undecided(functions, known.low, known.high).nonzero(as_tuple=True)
         for box, place in grouped(owner, rows_at_once(graph)):
+            if deadline is not None and deadline.expired():
+                break
             sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
             screen(sweep, functions, gram, index[place], known.improve)
     return known.bounds
 
 
-def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals) -> Bounds:
+def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, deadline: Deadline | None) -> Bounds:
     """Bounds of a pre-activation node, improved by a pass for both sides of every undecided neuron."""
     known = _Known(state[node.id])
     owner, index = undecided(functions_of(graph, node), known.low, known.high).nonzero(as_tuple=True)
     for box, place in grouped(owner, rows_at_once(graph) // 2):
+        if deadline is not None and deadline.expired():
+            break
         sweep = _start(graph, node, state, table, box, index[place], intervals, parallel=False)
         while sweep.step():
             pass
