@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event as _Flag
 
 
@@ -77,4 +77,3 @@ class Options:
     attack: bool = True
     threads: int = 1
     memory_mb: int = 8192
-    extra: dict[str, object] = field(default_factory=dict)
