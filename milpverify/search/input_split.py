@@ -120,7 +120,9 @@ def search(
     found = root or bound_batch(graph, group, lower, upper, dtype, deadline=deadline)
     frontier, closed_bound = _open(graph, group, found, lower, upper, closed_bound)
     subproblems, batch, reported = 1, 32, 0.0
-    judgement: Judgement | None = None
+    judgement = _attack(problem, fast, group, found, frontier) if len(frontier) and not deadline.expired() else None
+    if judgement is not None and judgement.status is Status.HOLDS:
+        return SplitOutcome(False, _least(closed_bound, frontier), judgement, subproblems, time.monotonic() - start, 1, 0)
     finisher = Finisher(problem, graph, group, deadline)
     stuck = frontier.take(torch.zeros(0, dtype=torch.long, device=graph.device))
     while len(frontier) and not deadline.expired():
