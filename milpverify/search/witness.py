@@ -178,7 +178,9 @@ def _residual_intervals(rows: Rows, x: Array, lower: Sequence[_Number], upper: S
 def _add_product(total: _Number, coefficient: Fraction, value: _Number) -> _Number:
     if isinstance(total, float):
         return total
-    return math.copysign(math.inf, value) * float(coefficient) if math.isinf(value) else total + coefficient * Fraction(value)
+    if isinstance(value, float) and math.isinf(value):  # a rational may be too large for a float
+        return value * math.copysign(1.0, coefficient)
+    return total + coefficient * Fraction(value)
 
 
 def rounded(value: _Number, towards: float) -> float:
@@ -186,5 +188,5 @@ def rounded(value: _Number, towards: float) -> float:
     try:
         nearest = float(value)
     except OverflowError:
-        nearest = math.copysign(math.inf, value)
+        nearest = math.inf if value > 0 else -math.inf
     return nearest if nearest == value or (nearest > value) == (towards > 0) else math.nextafter(nearest, towards)

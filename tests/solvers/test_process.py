@@ -119,9 +119,14 @@ def test_ctrl_c_leaves_no_child(hard: Model) -> None:
         pids.append(started(process))
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Timer(0.7, interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        process.solve(hard, Limits(), Deadline(60))
+    # A process that was started in the background may have inherited that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.7, interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            process.solve(hard, Limits(), Deadline(60))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert gone(pids[0])
 
 
