@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event as _Flag
 
 
@@ -65,6 +65,22 @@ class Milp:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved."""
+
+    oracle: bool = True  # a solver beside the tree
+    oracle_to_tree: bool = True  # its bounds and points reach the tree
+    tree_to_oracle: bool = True  # subproblems and bounds of the tree reach it, and what the tree closes stops it
+    clipping: bool = True  # boxes clipped by linear bounds of rows, domain rows and split constraints
+    output_constraints: bool = True  # "the point is unsafe" used in intermediate bounds
+    no_goods: bool = True  # closed leaves shrunk to conflicts
+    forward: bool = True  # linear forms carried forward where inputs are few
+    finishing: bool = True  # small boxes finished by neuron splits
+    leaves: bool = True  # linear programs at the leaves, rechecked in rationals
+    deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
+
+
+@dataclass(frozen=True)
 class Options:
     """The options of `verify`; every one of them is in the result's JSON."""
 
@@ -77,3 +93,4 @@ class Options:
     attack: bool = True
     threads: int = 1
     memory_mb: int = 8192
+    search: SearchOptions = field(default_factory=SearchOptions)
