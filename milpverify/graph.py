@@ -54,7 +54,7 @@ class Graph:
 
     `nodes[0]` is the `Input`; `output` is the id of the node that holds y, of shape (ny,). Weights are float64, which holds
     float32 weights exactly; `to` gives the copy that an algorithm computes with. `inputs` and `outputs` say how the source
-    network cuts x and y into named tensors.
+    network cuts x and y into named tensors. `inner` is the precision behind the first nonlinear nodes where it is not `dtype`.
     """
 
     nodes: tuple[Node, ...]
@@ -63,6 +63,7 @@ class Graph:
     outputs: tuple[TensorSpec, ...] = ()
     dtype: torch.dtype = torch.float64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    inner: torch.dtype | None = None
 
     @property
     def nx(self) -> int:
@@ -74,19 +75,36 @@ class Graph:
         """The number of output variables."""
         return self.nodes[self.output].size
 
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Graph:
-        """The same graph with its tensors in another precision and on another device; made once and kept."""
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu", inner: torch.dtype | None = None) -> Graph:
+        """The same graph with its tensors in another precision and on another device; made once and kept.
+
+        Args:
+            inner: the precision behind the first nonlinear nodes, where it differs. The affine nodes at the front are often the
+                dearest, and their rounding is the least that a backward pass loses.
+        """
         device = torch.device(device)
-        if dtype == self.dtype and device == self.device:
+        wanted = dtype, device, None if inner == dtype else inner
+        if wanted == (self.dtype, self.device, self.inner):
             return self
-        if (dtype, device) not in self._copies:
-            nodes = tuple(replace(node, op=node.op.to(dtype, device)) for node in self.nodes)
-            self._copies[dtype, device] = replace(self, nodes=nodes, dtype=dtype, device=device)
-        return self._copies[dtype, device]
+        if wanted not in self._copies:
+            nodes = tuple(
+                replace(node, op=node.op.to(dtype if inner is None or node.id in self.front else inner, device)) for node in self.nodes
+            )
+            self._copies[wanted] = replace(self, nodes=nodes, dtype=dtype, device=device, inner=wanted[2])
+        return self._copies[wanted]
 
     @cached_property
-    def _copies(self) -> dict[tuple[torch.dtype, torch.device], Graph]:
+    def _copies(self) -> dict[tuple[torch.dtype, torch.device, torch.dtype | None], Graph]:
         return {}
+
+    def precision(self, node: int) -> torch.dtype:
+        """The precision of a node's matrices, and of the multipliers that wait at it in a backward pass."""
+        return self.dtype if self.inner is None or node in self.front else self.inner
+
+    @cached_property
+    def front(self) -> frozenset[int]:
+        """The input and the nodes that are affine functions of it."""
+        return frozenset(affine_descendants(self, [0]))
 
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:

@@ -55,7 +55,8 @@ def bounds(
         box: the input box, or several of them as a batch.
         method: "ibp" (interval propagation), "crown" (arXiv 1811.00866, all intermediate bounds) or "alpha-crown"
             (arXiv 2011.13824, slopes optimised for every undecided neuron).
-        dtype: torch.float32 or torch.float64 (default) for the matrix products; the bounds are rigorous in either.
+        dtype: torch.float32 or torch.float64 (default) for the matrix products; the bounds are rigorous in either. CROWN in float32
+            multiplies the two-sided passes in float64 behind the first nonlinear nodes, where rounding charges would be felt.
         device: "cpu" or "cuda".
 
     Raises:
@@ -85,13 +86,14 @@ def bounds(
         if method == "ibp":
             state = propagate(graph, lower, upper, dtype)
             return NetworkBounds(graph, method, {i: s.bounds for i, s in state.items()})
-        state, table = crown(graph, lower, upper, dtype)
+        inner = torch.float64 if method == "crown" else None
+        state, table = crown(graph, lower, upper, dtype, inner=inner)
         if method == "alpha-crown":
             state, table = alpha_crown(graph, state, table, dtype)
         by_node = {i: s.bounds for i, s in state.items()}
         unit = torch.eye(graph.ny, dtype=torch.float64, device=device)
         rows = torch.cat([unit, -unit]).expand(len(boxes), -1, -1)
-        fast = graph.to(dtype, device)
+        fast = graph.to(dtype, device, inner)
         if method == "alpha-crown":
             from milpverify.bounds.alpha import optimise
 

@@ -174,7 +174,7 @@ class Backward:
             rows = self._split(rows, last, self.splits[last])
         match node.op:
             case Affine():
-                flat = rows.reshape(-1, *node.shape)
+                flat = rows.reshape(-1, *node.shape).to(self.graph.precision(last))
                 for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
                     self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
             case Elementwise():
@@ -223,11 +223,11 @@ class Backward:
         return vector if vector.dim() == rows.dim() else vector.unsqueeze(1)
 
     def _dot(self, rows: Tensor, vector: Tensor) -> Tensor:
-        """Inner products with a vector per group over the node's entries, (groups, rows) float64, summed in the rows' precision.
+        """Inner products with a vector per group over the node's entries, (groups, rows) float64, summed in the inner precision.
 
         A batched product of matrix and vector takes three times as long as the product and the sum, which stay in the caches.
         """
-        return (rows * self._wide(vector, rows)).flatten(2).sum(2).double()
+        return (rows * self._wide(vector, rows)).flatten(2).sum(2, dtype=self.graph.inner).double()
 
     def concretise(self) -> tuple[Tensor, Tensor]:
         """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel."""
@@ -254,7 +254,8 @@ class Backward:
     def _interval(self, node: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """The interval of a node's deviation, with the charges of using it."""
         known = self.state[node]
-        g = 2 * gamma(self.graph.nodes[node].size, dtype)
+        size = self.graph.nodes[node].size
+        g = 2 * (gamma(size, dtype) if self.graph.inner is None else gamma(1, dtype) + gamma(size, self.graph.inner))
         if node == 0:
             return None, cast_up(known.deviation * (1 + g), dtype)
         half = 0.5 * known.bounds.width

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, parallel_lines
-from milpverify.bounds.interval_propagation import input_state, step
+from milpverify.bounds.interval_propagation import charged, input_state, step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
 from milpverify.bounds.screening import Gram, grouped, screen, summing_maps, undecided
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
 
-CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
+CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
 
 
@@ -35,6 +35,7 @@ def crown(
     dtype: torch.dtype = torch.float32,
     known: dict[int, Bounds] | None = None,
     deadline: Deadline | None = None,
+    inner: torch.dtype | None = None,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -44,32 +45,43 @@ def crown(
         dtype: the precision of the matrix products; the bounds are rigorous in either.
         known: bounds of nodes that are known to hold on these boxes (from a parent subproblem, say), met with the new ones.
         deadline: past it the remaining neurons keep their interval bounds.
+        inner: the precision of the two-sided passes behind the first nonlinear nodes (`Graph.to`), where it is not `dtype`. The
+            state is then for passes on that copy of the graph. Rounding charges grow with the depth: in float64 they vanish where
+            they would be felt, while screening and the dearest step, onto the input, stay as fast as `dtype`.
     """
-    fast = graph.to(dtype, graph.device)
+    fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
+    coarse: State = state if wide is fast else {}
     table: LineTable = {}
     parallel: LineTable = {}
     intervals: Intervals = {}
+    coarse_intervals: Intervals = intervals if wide is fast else {}
     targets = {node.id for node in refinable(graph)}
     # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
     screened = targets - set(known or ())
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if screened and len(lower) else None
     for node in graph.nodes:
-        now = step(graph, node, state, lower, upper, dtype)
+        now = step(graph, node, state, lower, upper, wide)
         if known is not None and node.id in known:
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now
+        if coarse is not state:
+            coarse[node.id] = charged(graph, node, coarse, now, fast)
         if node.id in targets and not (deadline and deadline.expired()):
             if node.id in screened:
-                state[node.id] = NodeState(
-                    _screened(fast, fast.nodes[node.id], state, parallel, intervals, gram, deadline), now.center, now.charge
-                )
-            state[node.id] = NodeState(_refined(fast, fast.nodes[node.id], state, table, intervals, deadline), now.center, now.charge)
+                _improve(state, coarse, node.id, _screened(fast, fast.nodes[node.id], coarse, parallel, coarse_intervals, gram, deadline))
+            _improve(state, coarse, node.id, _refined(wide, wide.nodes[node.id], state, table, intervals, deadline))
         if isinstance(node.op, Elementwise):
-            table[node.id] = default_lines(graph, node.id, state, dtype)
+            table[node.id] = default_lines(graph, node.id, state, wide.precision(node.id))
             if screened:
-                parallel[node.id] = parallel_lines(graph, node.id, state, dtype)
+                parallel[node.id] = parallel_lines(graph, node.id, coarse, dtype)
     return state, table
+
+
+def _improve(state: State, coarse: State, node: int, bounds: Bounds) -> None:
+    """Replace the bounds of a node in both states (which may be the same one)."""
+    for one in (state, coarse):
+        one[node] = NodeState(bounds, one[node].center, one[node].charge)
 
 
 def bound_rows(
@@ -95,7 +107,7 @@ def bound_rows(
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]
     start = state[node]
-    flat = rows.to(graph.dtype)
+    flat = rows.to(graph.inner or graph.dtype)
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
     sweep.seen = seen
     sweep.add(node, flat.reshape(batch, count, *graph.nodes[node].shape))
@@ -212,7 +224,7 @@ def _start(
     sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
     assert isinstance(node.op, Affine)
     for source, part in zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True):
-        part = part.reshape(count, rows, *part.shape[1:]).to(graph.dtype)
+        part = part.reshape(count, rows, *part.shape[1:])
         sweep.add(source, part if parallel else torch.cat([part, -part], dim=1))
     return sweep
 

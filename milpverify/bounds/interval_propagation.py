@@ -27,19 +27,25 @@ def propagate(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = t
         lower, upper: the boxes, (batch, nx) float64.
         dtype: the precision of the backward passes that the charges are for.
     """
+    fast = graph.to(dtype, graph.device)
     state: State = {}
     for node in graph.nodes:
-        state[node.id] = step(graph, node, state, lower, upper, dtype)
+        state[node.id] = step(graph, node, state, lower, upper, fast)
     return state
 
 
-def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> NodeState:
-    """The state of one node from those of its inputs."""
+def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, fast: Graph) -> NodeState:
+    """The state of one node from those of its inputs.
+
+    Args:
+        graph: in float64.
+        fast: the copy that backward passes multiply with, whose precision the charges are for.
+    """
     match node.op:
         case Input():
             return input_state(lower, upper)
         case Affine():
-            return _affine(graph, node, state, dtype)
+            return _affine(graph, node, state, fast)
         case Elementwise(function):
             source = state[node.inputs[0]]
             low, high = function.interval(source.bounds.lower, source.bounds.upper)
@@ -53,14 +59,30 @@ def input_state(lower: Tensor, upper: Tensor) -> NodeState:
     return NodeState(Bounds(lower, upper), lower + 0.5 * (upper - lower), None)
 
 
-def _affine(graph: Graph, node: Node, state: State, dtype: torch.dtype) -> NodeState:
+def charged(graph: Graph, node: Node, state: State, known: NodeState, fast: Graph) -> NodeState:
+    """What is known of a node, with the charges for passes in the precision of `fast`, from the states of its inputs."""
+    if not isinstance(node.op, Affine):
+        return known
+    sources = [state[i] for i in node.inputs]
+    sizes = [s.center.abs() for s in sources]
+    charges = [_incoming_charge(fast, node, i, s) for i, s in zip(node.inputs, sources, strict=True)]
+    absolute = graph.absolutes[node.id]
+    moved = absolute.linear([torch.cat(parts) for parts in zip(sizes, charges, strict=True)])
+    size, charge = _shaped(moved, node).tensor_split(2)
+    if absolute.bias is not None:
+        size = size + absolute.bias
+    g = gamma(node.op.terms)
+    return _narrowed(NodeState(known.bounds, known.center, charge * (1 + 2 * g) + g * size * (1 + 2 * g)), node, fast)
+
+
+def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     op = node.op
     assert isinstance(op, Affine)
     sources = [state[i] for i in node.inputs]
     middles = [s.bounds.lower + 0.5 * (s.bounds.upper - s.bounds.lower) for s in sources]
     radii = [up(torch.maximum(s.bounds.upper - m, m - s.bounds.lower)) for s, m in zip(sources, middles, strict=True)]
     sizes = [torch.maximum(s.center.abs(), m.abs()) for s, m in zip(sources, middles, strict=True)]
-    charges = [_incoming_charge(graph, i, s, op.adjoint_terms, dtype) for i, s in zip(node.inputs, sources, strict=True)]
+    charges = [_incoming_charge(fast, node, i, s) for i, s in zip(node.inputs, sources, strict=True)]
 
     moved = op.forward([torch.cat([s.center, m]) for s, m in zip(sources, middles, strict=True)])
     center, middle = _shaped(moved, node).tensor_split(2)
@@ -74,12 +96,24 @@ def _affine(graph: Graph, node: Node, state: State, dtype: torch.dtype) -> NodeS
     loss = g * size * (1 + 2 * g)
     radius = (radius * (1 + 2 * g) + loss) * (1 + 4 * U64)
     bounds = Bounds(down(middle - radius), up(middle + radius))
-    return NodeState(bounds, center.contiguous(), charge * (1 + 2 * g) + loss)
+    return _narrowed(NodeState(bounds, center.contiguous(), charge * (1 + 2 * g) + loss), node, fast)
 
 
-def _incoming_charge(graph: Graph, source: int, state: NodeState, terms: int, dtype: torch.dtype) -> Tensor:
-    """What multipliers arriving at a source lose per unit: their own rounding (times the deviation) and the way on from there."""
-    per_unit = gamma(terms, dtype) + len(graph.consumers[source]) * UNIT_ROUNDOFF[dtype]
+def _narrowed(known: NodeState, node: Node, fast: Graph) -> NodeState:
+    """The state with the charge for rounding multipliers of the inner precision to that of a front node."""
+    if fast.inner is None or node.id not in fast.front or known.charge is None:
+        return known
+    return NodeState(known.bounds, known.center, known.charge + UNIT_ROUNDOFF[fast.dtype] * known.deviation)
+
+
+def _incoming_charge(fast: Graph, node: Node, source: int, state: NodeState) -> Tensor:
+    """What multipliers arriving at a source lose per unit: their own rounding (times the deviation) and the way on from there.
+
+    They are formed in the precision of the node, and meet others there, before they are rounded to that of the source.
+    """
+    assert isinstance(node.op, Affine)
+    dtype = fast.precision(node.id)
+    per_unit = gamma(node.op.adjoint_terms, dtype) + len(fast.consumers[source]) * UNIT_ROUNDOFF[dtype]
     deviation = state.deviation
     fresh = torch.where(deviation > LARGEST_DEVIATION, torch.inf, per_unit * deviation)
     return fresh if state.charge is None else fresh + (1 + 2 * per_unit) * state.charge

@@ -125,7 +125,7 @@ class _Leaf:
         self.lower, self.upper = (t[0].numpy() for t in (lower, upper))
         self.state: State = {}
         for node in graph.nodes:
-            now = step(graph, node, self.state, lower, upper, torch.float64)
+            now = step(graph, node, self.state, lower, upper, graph)
             self.state[node.id] = NodeState(now.bounds.meet(bounds[node.id].bounds), now.center, now.charge)
         self.table = {i: default_lines(graph, i, self.state, torch.float64) for i in graph.nonlinear}
         self.centre = self.state[0].center[0].numpy()

@@ -80,7 +80,7 @@ class Search:
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
         self.root: State = {}
         for node in graph.nodes:  # the charges of float32 passes, with the bounds that are known
-            now = step(graph, node, self.root, lower, upper, torch.float32)
+            now = step(graph, node, self.root, lower, upper, self.fast)
             self.root[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
         self.slots = sorted({graph.nodes[i].inputs[0] for i in graph.nonlinear})
         self.consumers = [[c for c in graph.consumers[z] if isinstance(graph.nodes[c].op, Elementwise)] for z in self.slots]
