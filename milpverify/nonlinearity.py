@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import flint
     from torch import Tensor
 
+    from milpverify.running import Near
+
 _PRECISION = 128  # bits, of the balls around constants
 
 
@@ -260,6 +262,24 @@ class Function:
         values = {"x": x, "y": self(x)} if "y" in symbols(self.derivative_term) else {"x": x}
         value = evaluate(self.derivative_term, tensor_algebra(), values)
         return x.new_full(x.shape, value) if isinstance(value, float) else value
+
+    def near(self, x: Tensor) -> Near:
+        """f(x) elementwise with a proved bound of its rounding error, float64; the error is infinite outside the domain."""
+        from milpverify.running import Near, exactly, known, running_algebra
+
+        found = known(evaluate(self.numeric, running_algebra(), {"x": exactly(x)}))
+        return Near(found.value.expand_as(x), found.error.expand_as(x))
+
+    def derivative_near(self, x: Tensor, y: Near) -> Near:
+        """f'(x) elementwise with a proved bound of its rounding error, float64; x is no kink.
+
+        Args:
+            y: f(x), from `near`.
+        """
+        from milpverify.running import Near, exactly, known, running_algebra
+
+        found = known(evaluate(self.derivative_term, running_algebra(), {"x": exactly(x), "y": y}))
+        return Near(found.value.expand_as(x), found.error.expand_as(x))
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The range of f over [lower, upper], elementwise and outward-rounded: no real x in it has f(x) outside.

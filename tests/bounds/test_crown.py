@@ -9,7 +9,7 @@ import torch
 from random_graphs import FUNCTIONS, boxes, crown_in_float64, dense_network, mixed_network, sample
 
 from milpverify.bounds import crown as crown_module
-from milpverify.bounds import relaxation
+from milpverify.bounds import piecewise, relaxation
 from milpverify.bounds.backward import lines
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.interval_propagation import input_state, propagate
@@ -174,8 +174,8 @@ def test_few_operations_give_what_the_general_rule_gives(name: str) -> None:
     upper = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, 4.0, 0.0, 0.5], dtype=torch.float64)
     below, above = (torch.linspace(a, b, 8, dtype=torch.float64) for a, b in ((-0.5, 1.2), (1.2, -1.0)))
     low, high = relaxation.intercepts(function, lower, upper, below, above)
-    torch.testing.assert_close(low, relaxation.lower_intercept(function, lower, upper, below), rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(high, relaxation.upper_intercept(function, lower, upper, above), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(low, piecewise.lower_intercept(function.pieces, lower, upper, below), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(high, piecewise.upper_intercept(function.pieces, lower, upper, above), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "hard_tanh"])

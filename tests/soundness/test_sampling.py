@@ -314,7 +314,7 @@ def test_lines_hold_in_rationals(name: str) -> None:
     low, high = torch.tensor(ends[:, 0]), torch.tensor(ends[:, 1])
     slopes = [torch.tensor(rng.normal(size=len(ends)) * 10.0 ** rng.integers(-3, 4, len(ends))) for _ in range(3)]
     for k in (*relaxation.default_slopes(function, low, high), relaxation.parallel_slope(function, low, high), *slopes):
-        below, above = relaxation.lower_intercept(function, low, high, k), relaxation.upper_intercept(function, low, high, k)
+        below, above = relaxation.intercepts(function, low, high, k, k)
         for a, b, slope, under, over in zip(*(t.tolist() for t in (low, high, k, below, above)), strict=True):
             inside = [p for p in pieces.breakpoints if a <= p <= b]
             for x in {a, b, *inside, *(np.nextafter(p, s) for p in inside for s in (a, b)), 0.5 * a + 0.5 * b}:
