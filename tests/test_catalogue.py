@@ -3,7 +3,6 @@ import pickle
 import random
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -481,12 +480,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_nonlinearity(tmp_path / "none.toml")
 
 
-def test_loading_is_fast_and_imports_neither_torch_nor_flint() -> None:
+def test_loading_imports_neither_torch_nor_flint() -> None:
     code = (
         "import sys; from milpverify.catalogue import catalogue; catalogue()['relu'].bind().pieces; "
         "print(sorted({'torch', 'flint', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    start = time.process_time()
-    catalogue.__wrapped__()
-    assert time.process_time() - start < 0.2

@@ -378,15 +378,19 @@ def test_progress_is_shown_on_a_terminal_and_only_there(tmp_path: Path, environm
         assert b"UNKNOWN" in shown
 
 
-def test_smooth_functions_are_refused_in_one_line(run_cli: Run, tmp_path: Path) -> None:
+def test_smooth_functions_are_bounded_and_branched_on_but_have_no_milp(run_cli: Run, tmp_path: Path) -> None:
     node = helper.make_node("Sigmoid", ["x"], ["y"])
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
     graph = helper.make_graph([node], "smooth", tensors[:1], tensors[1:])
     net, spec = tmp_path / "smooth.onnx", tmp_path / "smooth.vnnlib"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), net)
-    spec.write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))(assert (>= Y_0 0.7))")
-    done = run_cli("verify", net, spec)
+    text = "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))(assert (>= Y_0 {}))"
+    for threshold, verdict in ((0.74, "unsat"), (0.72, "sat")):  # sigmoid(1) is 0.731
+        spec.write_text(text.format(threshold))
+        assert run_cli("verify", net, spec).stdout.splitlines()[0] == verdict
+    spec.write_text(text.format(0.72))
+    done = run_cli("verify", net, spec, "--method", "smt", "--no-attack")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "'sigmoid' is smooth" in done.stderr
+    assert "sigmoid" in done.stderr
     told = run_cli("info", net)
-    assert told.returncode == 0 and "cannot be verified" in told.stdout
+    assert told.returncode == 0 and "cannot be verified" not in told.stdout

@@ -54,8 +54,6 @@ def overview(model: onnx.ModelProto) -> Overview:
         for node in graph.nodes:
             if isinstance(node.op, Elementwise):
                 neurons[node.op.function.name] += node.size
-                if node.op.function.pieces is None:
-                    obstacle = f"'{node.op.function.name}' is smooth, and only piecewise-linear networks can be verified so far"
     return Overview(
         tuple((kind, i.name, *_type(i)) for kind, infos in (("input", inputs), ("output", model.graph.output)) for i in infos),
         tuple(_operators(model, {info.name for info in inputs})),
