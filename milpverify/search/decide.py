@@ -74,7 +74,7 @@ def decide(
                 part.append((group, root) if len(chosen) == group.count else choose(group, root, chosen))
     with Oracle(problem, options, deadline, on_event) as oracle, Leaves(problem, deadline) as leaves:
         helper = oracle if options.method == "auto" else None
-        by_tree = _by_tree(problem, graph, bounded, points, deadline, on_event, helper, leaves) if bounded else None
+        by_tree = _by_tree(problem, graph, bounded, points, options, deadline, on_event, helper, leaves) if bounded else None
     # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
     broken = by_tree is not None and by_tree.counterexample is not None
     by_models = _by_models(problem, bare, points, options, deadline, on_event) if bare and not broken else None
@@ -116,6 +116,7 @@ def _by_tree(
     graph: Graph,
     open_groups: Sequence[tuple[Group, Bounded]],
     points: Mapping[int, Array],
+    options: Options,
     deadline: Deadline,
     on_event: OnEvent,
     oracle: Oracle | None,
@@ -125,7 +126,8 @@ def _by_tree(
     parts: list[Decision] = []
     for k, (group, root) in enumerate(open_groups):
         if few_inputs(group):
-            part = _of_boxes(input_split.search(problem, graph, group, deadline, on_event=on_event, root=root))
+            found = input_split.search(problem, graph, group, deadline, on_event=on_event, root=root, options=options.search, leaves=leaves)
+            part = _of_boxes(found)
         else:
             share = deadline.within(deadline.remaining() / (len(open_groups) - k))
             search = Search(problem, graph, group, root.state, share, on_event, points, oracle, leaves, CANDIDATES)
@@ -138,9 +140,10 @@ def _by_tree(
 
 
 def _of_boxes(outcome: input_split.SplitOutcome) -> Decision:
-    detail = {"method": "input split", "subproblems": outcome.subproblems, "open": outcome.open_boxes + outcome.points}
+    detail = {"method": "input split", "subproblems": outcome.subproblems, "open": outcome.open_boxes + outcome.points, **outcome.detail}
     example, disagreement = _verdict_of(outcome.judgement)
-    return Decision(outcome.closed, outcome.lower_bound, Trust.ROUNDED, example, disagreement=disagreement, detail=detail)
+    reason, note = outcome.reason, outcome.note
+    return Decision(outcome.closed, outcome.lower_bound, Trust.ROUNDED, example, reason, note, disagreement, detail)
 
 
 def _of_neurons(outcome: NeuronOutcome, oracle: Oracle | None) -> Decision:

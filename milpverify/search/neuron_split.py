@@ -103,6 +103,7 @@ class Search:
         self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tie, self.raised = False, False  # whether a leaf is a tie; whether open bounds rest on the oracle
+        self.tied: set[int] = set()  # the boxes with such leaves
         self.tried: set[int] = set()  # disjuncts that the oracle had as a whole
         self.began = time.monotonic()
         none = torch.zeros(0, dtype=torch.long, device=graph.device)
@@ -424,6 +425,7 @@ class Search:
                 self._note(outcome.judgement)
             self.note = outcome.note or self.note
             self.tie |= outcome.tie
+            self.tied |= {int(leaf.box)} if outcome.tie else set()
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
             if not outcome.note and not self.broken:
                 self.closed_bound = min(self.closed_bound, outcome.bound)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
-from milpverify.config import Deadline
+from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import evaluate
+from milpverify.operators import Linear
+from milpverify.result import Reason
 from milpverify.search import finish, input_split
+from milpverify.search.boxes import Boxes, BoxFrontier
 from milpverify.search.input_split import SplitOutcome
+from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import groups
 from milpverify.search.witness import Status
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -39,9 +44,9 @@ def finished_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     original = finish.Finisher.run
 
     def counting(self: finish.Finisher, *args: object) -> object:
-        proved, judgement = original(self, *args)  # type: ignore[arg-type]
-        closed.append(int(proved.sum()))
-        return proved, judgement
+        found = original(self, *args)  # type: ignore[arg-type]
+        closed.append(int(found.proved.sum()))
+        return found
 
     monkeypatch.setattr(finish.Finisher, "run", counting)
     return closed
@@ -86,5 +91,140 @@ def test_a_run_without_time_proves_nothing() -> None:
         group = groups(Problem(graph, (disjunct,)))[0]
         finisher = finish.Finisher(Problem(graph, (disjunct,)), graph, group, Deadline(0.0))
         lower, upper = (torch.tensor(side)[None] for side in (disjunct.box.lower, disjunct.box.upper))
-        proved, _ = finisher.run(lower, upper, torch.full((1, 1), -math.inf, dtype=torch.float64), {})
-    assert not bool(proved.any())
+        found = finisher.run(lower, upper, torch.full((1, 1), -math.inf, dtype=torch.float64), {})
+    assert not bool(found.proved.any())
+
+
+def decided(graph: object, near: Disjunct, seconds: float = 30.0, options: SearchOptions | None = None) -> SplitOutcome:
+    problem = Problem(graph, (near,))  # type: ignore[arg-type]
+    (group,) = groups(problem)
+    deadline = Deadline(seconds)
+    with torch.no_grad(), Leaves(problem, deadline) as leaves:
+        return input_split.search(problem, problem.graph, group, deadline, options=options, leaves=leaves)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_ties_end_in_a_verdict_or_a_disagreement_of_semantics(seed: int, finished_at_once: list[int]) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    least = enumerated_minimum(graph, disjunct)
+    if not math.isfinite(least):
+        pytest.skip("the input set is empty")
+    for by in (-1e-15, 0.0, 1e-15):
+        outcome = decided(graph, shifted(disjunct, least + by * max(1.0, abs(least))))
+        found = outcome.judgement is not None and outcome.judgement.status is Status.HOLDS
+        assert outcome.closed or found or (outcome.points and not outcome.open_boxes)
+        if not outcome.closed and not found:
+            assert outcome.reason is Reason.FLOAT_SEMANTICS or outcome.judgement is not None, (outcome.reason, outcome.note)
+            assert outcome.lower_bound <= 0
+
+
+def test_a_box_of_one_point_is_decided_in_rationals() -> None:
+    """At the only point the margin is less than a unit of float64's rounding, which only rationals tell from 0."""
+    graph = relu_network([2, 3, 1], 1)
+    point = np.array([0.3, -0.7])
+    exact = [[Fraction(v) for v in point]]
+    for node in graph.nodes[1:]:
+        if isinstance(node.op, Linear):
+            weight, bias = node.op.weight.tolist(), node.op.bias.tolist()  # type: ignore[union-attr]
+            products = [sum(Fraction(w) * x for w, x in zip(row, exact[-1], strict=True)) for row in weight]
+            exact.append([p + Fraction(b) for p, b in zip(products, bias, strict=True)])
+        else:
+            exact.append([max(x, Fraction(0)) for x in exact[-1]])
+    value = exact[-1][0]
+    rhs = float(value)
+    if Fraction(rhs) >= value:
+        rhs = math.nextafter(rhs, -math.inf)
+    safe = Disjunct(Box(point, point), Rows.on_outputs([[1.0]], [rhs], 2), Rows.none(2, 1))
+    assert 0 < value - Fraction(rhs) < Fraction(1, 2**50)
+    outcome = decided(graph, safe)
+    assert outcome.closed and 0 <= outcome.lower_bound <= float(value - Fraction(rhs))
+    assert not decided(graph, safe, options=SearchOptions(leaves=False)).closed
+
+
+@pytest.mark.parametrize("off", ["clipping", "finishing", "leaves"])
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_can_be_left_out(off: str, seed: int, finished_at_once: list[int]) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    least = enumerated_minimum(graph, disjunct)
+    if not math.isfinite(least):
+        pytest.skip("the input set is empty")
+    size = 1e-2 * max(1.0, abs(least))
+    for by, safe in ((least - size, True), (least + size, False)):
+        outcome = decided(graph, shifted(disjunct, by), options=SearchOptions(**{off: False}))  # type: ignore[arg-type]
+        assert outcome.closed is safe
+        assert safe or (outcome.judgement is not None and outcome.judgement.status is Status.HOLDS)
+        assert off != "finishing" or not finished_at_once
+
+
+def harder(sizes: list[int], seed: int) -> tuple[Problem, float]:
+    """A network with many boxes to go through, and an upper bound of its margin, which is positive."""
+    graph, n = relu_network(sizes, seed), sizes[0]
+    points = 2 * torch.rand(20_000, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    outputs = evaluate(graph, points)
+    seen = float((outputs[:, 0] - outputs[:, 1]).min())
+    disjunct = Disjunct(Box(-np.ones(n), np.ones(n)), Rows.on_outputs([[1.0, -1.0]], [0.0], n), Rows.none(n, 2))
+    return Problem(graph, (shifted(disjunct, seen - 0.05),)), 0.05
+
+
+def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, margin = harder([4, 20, 20, 20, 2], 2)
+    widest: list[int] = []
+    original = input_split.BoxFrontier.push
+
+    def watched(self: BoxFrontier, boxes: Boxes) -> None:
+        original(self, boxes)
+        widest.append(len(self))
+
+    monkeypatch.setattr(input_split.BoxFrontier, "push", watched)
+    options = SearchOptions(finishing=False)
+    (group,) = groups(problem)
+    with torch.no_grad():
+        free = input_split.search(problem, problem.graph, group, Deadline(60), options=options)
+        most = max(widest)
+        widest.clear()
+        monkeypatch.setattr(input_split, "FRONTIER_BYTES", 20_000)
+        monkeypatch.setattr(input_split, "FIXED_BATCH", 32)
+        diving = input_split.search(problem, problem.graph, group, Deadline(60), options=replace(options, deterministic=True))
+    assert free.closed and diving.closed and diving.lower_bound <= margin
+    assert max(widest) < 0.4 * most
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_short_memory_never_gives_a_wrong_verdict(safe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relaxer runs out of memory on more than some boxes, at random, from some time on, or on everything."""
+    problem, margin = harder([3, 16, 16, 16, 2], 0)
+    if not safe:
+        problem = Problem(problem.graph, (shifted(problem.disjuncts[0], 0.2),))
+        margin = -0.15
+    (group,) = groups(problem)
+    plain, random, sizes = input_split.bound_batch, np.random.default_rng(0), []
+
+    def failing(when: object) -> None:
+        def short(graph: object, group: object, lower: torch.Tensor, *rest: object) -> object:
+            sizes.append(len(lower))
+            if when(len(lower)):  # type: ignore[operator]
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            return plain(graph, group, lower, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(input_split, "bound_batch", short)
+        monkeypatch.setattr(finish, "bound_batch", short)
+
+    def outcome() -> SplitOutcome:
+        sizes.clear()
+        with torch.no_grad():
+            return input_split.search(problem, problem.graph, group, Deadline(60), root=root)
+
+    with torch.no_grad():
+        lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
+        root = plain(problem.graph, group, lower, upper, torch.float32)
+    for when in (lambda n: n > 3, lambda n: n > 1 and random.random() < 0.3):
+        failing(when)
+        found = outcome()
+        assert found.closed is safe and found.lower_bound <= margin + 0.01
+        assert safe or (found.judgement is not None and found.judgement.status is Status.HOLDS)
+    for when in (lambda _: True, lambda _: len(sizes) > 6):
+        failing(when)
+        found = outcome()
+        assert not found.closed and found.lower_bound <= min(margin, 0.0) + 0.01
+        if found.judgement is None or found.judgement.status is not Status.HOLDS:
+            assert found.reason is Reason.MEMORY and found.open_boxes > 0

@@ -1,0 +1,64 @@
+"""How many subproblems are bounded at a time: measured on the device, or by counts alone where a run must repeat exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LARGEST = {"cpu": 4096, "cuda": 1 << 17}
+PAYS = 1.04
+"""How much faster the larger of two neighbouring sizes must be to be kept: it makes the search less choosy, and costs memory."""
+ROUNDS = 3
+"""Full batches of one size before it is judged, by the fastest: what else the machine does only slows."""
+PLAIN = 1.25
+"""A gain over half the size that needs no second look."""
+AGAIN = 64
+"""Batches after which a settled size is compared with its neighbours anew, for subproblems change as the search goes on."""
+
+
+@dataclass(eq=False)
+class BatchSize:
+    """The number of subproblems to bound at a time; `size` is the present one.
+
+    Doubled while the measured rate rises, halved where it does not, until neither neighbour is better. With `fixed` it doubles with
+    every batch up to that many, whatever is measured.
+    """
+
+    size: int = 32
+    smallest: int = 16
+    largest: int = LARGEST["cpu"]
+    fixed: int | None = None
+    rates: dict[int, float] = field(default_factory=dict)  # subproblems per second by size, the best seen
+    settled: bool = False
+    _rounds: int = 0
+
+    def took(self, count: int, seconds: float) -> None:
+        """Learn that a batch of `count` took so long, and choose the size of the next."""
+        if self.fixed is not None:
+            self.size = min(2 * self.size, self.fixed)
+            return
+        if 4 * count < 3 * self.size:  # too few were left: it says nothing of the size
+            return
+        self.rates[self.size] = here = max(self.rates.get(self.size, 0.0), count / max(seconds, 1e-9))
+        self._rounds += 1
+        if self.settled and self._rounds >= AGAIN:
+            self.rates, self.settled, self._rounds = {}, False, 0
+        elif not self.settled and (self._rounds >= ROUNDS or here > PLAIN * self.rates.get(self.size // 2, here)):
+            self._rounds = 0
+            self._move(here)
+
+    def at_most(self, count: int) -> None:
+        """Memory holds no more than so many."""
+        self.largest = max(1, count)
+        self.smallest = min(self.smallest, self.largest)
+        self.size = min(self.size, self.largest)
+
+    def _move(self, here: float) -> None:
+        below, above = self.rates.get(self.size // 2), self.rates.get(2 * self.size)
+        if below is not None and here <= PAYS * below:
+            self.size //= 2
+        elif (above is None and 2 * self.size <= self.largest) or (above is not None and above > PAYS * here):
+            self.size *= 2
+        elif below is None and self.size // 2 >= self.smallest:
+            self.size //= 2
+        else:
+            self.settled = True
