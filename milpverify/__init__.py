@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from milpverify.bounds import bounds
-    from milpverify.config import Deadline, Milp, Options
+    from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.errors import (
         Contradiction,
         InvalidInput,
@@ -52,6 +52,7 @@ __all__ = [
     "Node",
     "Milp",
     "Options",
+    "SearchOptions",
     "Deadline",
     "Event",
     "Result",
@@ -77,7 +78,7 @@ _HOMES = {
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
     **dict.fromkeys(("Box", "Rows", "Disjunct", "Problem"), "spec"),
     **dict.fromkeys(("Graph", "Node"), "graph"),
-    **dict.fromkeys(("Milp", "Options", "Deadline"), "config"),
+    **dict.fromkeys(("Milp", "Options", "SearchOptions", "Deadline"), "config"),
     "Event": "events",
     **dict.fromkeys(("Result", "Verdict", "Reason", "Trust", "Counterexample", "Phase"), "result"),
     **dict.fromkeys(

@@ -80,6 +80,10 @@ class SearchOptions:
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
 
 
+EVERYTHING = SearchOptions()
+"""All parts on, choices by the clock."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of `verify`; every one of them is in the result's JSON."""

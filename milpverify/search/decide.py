@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from milpverify.result import Counterexample, Reason, Trust, Verdict
-from milpverify.search import input_split
+from milpverify.search.input_split import Bisection, SplitOutcome
 from milpverify.search.lp_leaf import Leaves
-from milpverify.search.margin import few_inputs
+from milpverify.search.margin import few_inputs, many_inputs
 from milpverify.search.neuron_split import Search
 from milpverify.search.oracle import Oracle
 from milpverify.search.relaxer import choose
 from milpverify.search.subproblems import NeuronOutcome
+from milpverify.search.trial import Trial
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from milpverify.config import Deadline, Options
+    from milpverify.config import Deadline, Options, SearchOptions
     from milpverify.events import Event
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
@@ -72,9 +75,11 @@ def decide(
             chosen = [k for k, d in enumerate(group.disjuncts) if bool(len(d.unsafe)) is has_rows]
             if chosen:
                 part.append((group, root) if len(chosen) == group.count else choose(group, root, chosen))
+    switches = options.search
     with Oracle(problem, options, deadline, on_event) as oracle, Leaves(problem, deadline) as leaves:
-        helper = oracle if options.method == "auto" else None
-        by_tree = _by_tree(problem, graph, bounded, points, options, deadline, on_event, helper, leaves) if bounded else None
+        helper = oracle if options.method == "auto" and switches.oracle else None
+        exact = leaves if switches.leaves else None
+        by_tree = _by_tree(problem, graph, bounded, points, deadline, on_event, helper, exact, switches) if bounded else None
     # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
     broken = by_tree is not None and by_tree.counterexample is not None
     by_models = _by_models(problem, bare, points, options, deadline, on_event) if bare and not broken else None
@@ -116,22 +121,17 @@ def _by_tree(
     graph: Graph,
     open_groups: Sequence[tuple[Group, Bounded]],
     points: Mapping[int, Array],
-    options: Options,
     deadline: Deadline,
     on_event: OnEvent,
     oracle: Oracle | None,
-    leaves: Leaves,
+    leaves: Leaves | None,
+    switches: SearchOptions,
 ) -> Decision:
-    """Branch-and-bound, one group after the other: on the inputs where few vary, otherwise on neurons with an oracle beside them."""
+    """Branch-and-bound, one group after the other."""
     parts: list[Decision] = []
     for k, (group, root) in enumerate(open_groups):
-        if few_inputs(group):
-            found = input_split.search(problem, graph, group, deadline, on_event=on_event, root=root, options=options.search, leaves=leaves)
-            part = _of_boxes(found)
-        else:
-            share = deadline.within(deadline.remaining() / (len(open_groups) - k))
-            search = Search(problem, graph, group, root.state, share, on_event, points, oracle, leaves, CANDIDATES)
-            part = _of_neurons(search.run(ITERATIONS), oracle)
+        share = deadline if few_inputs(group) else deadline.within(deadline.remaining() / (len(open_groups) - k))
+        part = _search(problem, graph, group, root, points, share, on_event, oracle, leaves, switches)
         parts.append(part)
         if part.counterexample is not None:
             untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
@@ -139,7 +139,37 @@ def _by_tree(
     return _together(parts)
 
 
-def _of_boxes(outcome: input_split.SplitOutcome) -> Decision:
+def _search(
+    problem: Problem,
+    graph: Graph,
+    group: Group,
+    root: Bounded,
+    points: Mapping[int, Array],
+    deadline: Deadline,
+    on_event: OnEvent,
+    oracle: Oracle | None,
+    leaves: Leaves | None,
+    switches: SearchOptions,
+) -> Decision:
+    """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
+    if many_inputs(group):
+        search = Search(problem, graph, group, root.state, deadline, on_event, points, oracle, leaves, CANDIDATES)
+        return _of_neurons(search.run(ITERATIONS), oracle)
+    boxes = Bisection(problem, graph, group, deadline, torch.float32, on_event, root, switches, leaves)
+    if few_inputs(group):
+        return _of_boxes(boxes.run())
+    search = Search(problem, graph, group, root.state, deadline, on_event, points, None, leaves, CANDIDATES)
+    trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
+    if trial.run(deadline, switches.deterministic) == "inputs":
+        part, other = _of_boxes(boxes.run(deadline)), search.bounded
+    else:
+        search.oracle = oracle
+        part, other = _of_neurons(search.run(ITERATIONS), oracle), boxes.subproblems
+    detail = {**part.detail, "trial": other}
+    return replace(part, lower_bound=max(part.lower_bound, trial.bound), detail=detail)
+
+
+def _of_boxes(outcome: SplitOutcome) -> Decision:
     detail = {"method": "input split", "subproblems": outcome.subproblems, "open": outcome.open_boxes + outcome.points, **outcome.detail}
     example, disagreement = _verdict_of(outcome.judgement)
     reason, note = outcome.reason, outcome.note

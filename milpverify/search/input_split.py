@@ -88,7 +88,7 @@ def search(
 
 
 class Bisection:
-    """The search over one group; `run` it once.
+    """The search over one group; `run` can be called again with more time.
 
     Args:
         see `search`.
@@ -114,7 +114,7 @@ class Bisection:
         self.inheritance = Inheritance(graph, self.root.state)
         self.closed_bound, self.subproblems, self.reported, self.began = math.inf, 1, 0.0, time.monotonic()
         self.judgement: Judgement | None = None
-        self.out_of_memory = False
+        self.out_of_memory, self.fresh = False, True
         self.per = LARGEST[graph.device.type]  # as many as memory holds
         # What else a machine does says nothing of the batch; but the time of several threads, or of a GPU, is that of the clock.
         alone = graph.device.type == "cpu" and torch.get_num_threads() == 1
@@ -124,15 +124,22 @@ class Bisection:
         whole = self._boxes(self.root, lower, upper, self.root.margins, torch.zeros(1, dtype=torch.long, device=lower.device))
         self.frontier, self.stuck, self.held = BoxFrontier(whole), whole.take(whole.tried), whole
 
-    def run(self) -> SplitOutcome:
-        """Search until all is closed, a counterexample holds, or a limit."""
+    def run(self, deadline: Deadline | None = None, limit: float = math.inf) -> SplitOutcome:
+        """Search until all is closed, a counterexample holds, so many boxes were bounded in all, or the deadline.
+
+        Args:
+            deadline: in place of the one given first.
+        """
+        self.deadline = self.finisher.deadline = deadline or self.deadline
         try:
-            self.frontier.push(self._sifted(self.root, self.held))
-            self.held = self.stuck
-            if len(self.frontier) and not self.deadline.expired():
-                ends = self.root.state[0].bounds
-                self._note(try_points(self.problem, self.fast, self.group, self.root, ends.lower, ends.upper))
-            while self._going() and len(self.frontier):
+            if self.fresh:
+                self.fresh = False
+                self.frontier.push(self._sifted(self.root, self.held))
+                self.held = self.stuck
+                if len(self.frontier) and not self.deadline.expired():
+                    ends = self.root.state[0].bounds
+                    self._note(try_points(self.problem, self.fast, self.group, self.root, ends.lower, ends.upper))
+            while self._going() and len(self.frontier) and self.subproblems < limit:
                 began = self.clock()
                 self.held = self.frontier.pop(max(1, self.batch.size // 2), self.frontier.bytes > FRONTIER_BYTES)
                 count = self._expand()
@@ -140,7 +147,8 @@ class Bisection:
                 if self._going() and self.options.finishing:
                     self._finish()
                 self._report()
-            self._settle()
+            if not len(self.frontier):
+                self._settle()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -89,13 +89,22 @@ class Group:
         return (margins > 0) | (self.strict & (margins >= 0))
 
 
-FEW_INPUTS = 12
-"""With at most this many inputs that vary, bisecting inputs beats splitting neurons."""
+FEW_INPUTS, MANY_INPUTS = 8, 64
+"""With at most so many inputs that vary bisecting inputs beats splitting neurons, with more than so many it is hopeless."""
 
 
 def few_inputs(group: Group) -> bool:
-    """Whether the group's box varies in few enough inputs to bisect them."""
-    return int((group.box.upper > group.box.lower).sum()) <= FEW_INPUTS
+    """Whether the group's box varies in few enough inputs to bisect them and nothing else."""
+    return _varying(group) <= FEW_INPUTS
+
+
+def many_inputs(group: Group) -> bool:
+    """Whether the group's box varies in too many inputs to bisect them."""
+    return _varying(group) > MANY_INPUTS
+
+
+def _varying(group: Group) -> int:
+    return int((group.box.upper > group.box.lower).sum())
 
 
 def groups(problem: Problem, device: torch.device | str = "cpu") -> list[Group]:
