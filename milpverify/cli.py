@@ -109,6 +109,8 @@ def verify(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where bounds and attack are computed.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of everything random.")] = 0,
     attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples first.")] = True,
+    without: Annotated[list[str] | None, typer.Option(metavar="PART", help="Turn a part of the search off (repeatable).")] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")] = False,
     debug: Debug = False,
@@ -120,13 +122,17 @@ def verify(
     """
     import math
 
-    from milpverify.config import Deadline, Options
+    from milpverify.config import Deadline, Options, SearchOptions
 
     deadline = Deadline(math.inf if timeout is None else timeout)
     with _stop_signals(deadline), _reported(debug):
         if json is not None and not os.access(json.absolute().parent, os.W_OK):
             raise InvalidInput(f"cannot write {json}: its folder is missing or not writable")
-        options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack)
+        try:
+            search = SearchOptions(deterministic=deterministic).without(*without or ())
+        except ValueError as error:
+            raise InvalidInput(f"--without: {error}") from error
+        options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack, search=search)
 
         from milpverify.progress import live
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from threading import Event as _Flag
 
 
@@ -79,9 +79,22 @@ class SearchOptions:
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
 
+    def without(self, *parts: str) -> SearchOptions:
+        """With some parts off.
+
+        Raises:
+            ValueError: a name that is no part's.
+        """
+        for part in parts:
+            if part not in PARTS:
+                raise ValueError(f"the search has no part {part!r}; there are {', '.join(PARTS)}")
+        return replace(self, **dict.fromkeys(parts, False))
+
 
 EVERYTHING = SearchOptions()
 """All parts on, choices by the clock."""
+PARTS = tuple(f.name for f in fields(SearchOptions) if f.default is True)
+"""The names of what can be turned off."""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ class _Run:
             if few_inputs(group):
                 still_open.append((group, found))
             else:
-                share = self.deadline.within(max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups)))
+                seconds = max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups))
+                share = self.deadline if self.options.search.deterministic else self.deadline.within(seconds)
                 still_open += self.open_part(group, refine(self.graph, group, found, REFINE, share))
         return still_open
 

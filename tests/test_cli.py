@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,33 @@ def test_a_time_limit_is_called_timeout(run_cli: Run, tmp_path: Path) -> None:
     assert time.perf_counter() - start < 10
     assert (done.returncode, done.stdout) == (0, "timeout\n")
     assert json.loads((tmp_path / "r.json").read_text())["reason"] == "TIMEOUT"
+
+
+def test_parts_turned_off_are_named_in_the_json(run_cli: Run, network: Path, tmp_path: Path) -> None:
+    spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_0 2.01)")
+    done = run_cli("verify", network, spec, "--without", "oracle", "--without", "no_goods", "--json", "r.json", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "unsat\n", "")
+    parts = json.loads((tmp_path / "r.json").read_text())["options"]["search"]
+    assert [name for name, on in parts.items() if not on] == ["oracle", "no_goods", "deterministic"]
+
+
+def test_a_deterministic_run_repeats(run_cli: Run, tmp_path: Path) -> None:
+    """Two runs with a time limit that neither reaches write the same JSON apart from times."""
+    rng, sizes, found = np.random.default_rng(5), [12, 16, 16, 1], []
+    layers = [(rng.normal(0, (2 / n) ** 0.5, (m, n)), rng.normal(0, 0.3, m)) for n, m in pairwise(sizes)]
+    y = rng.uniform(-1, 1, (20_000, sizes[0]))
+    for w, b in layers[:-1]:
+        y = np.maximum(y @ w.T + b, 0)
+    least = float((y @ layers[-1][0].T + layers[-1][1]).min())
+    network = write_relu_network(tmp_path / "net.onnx", layers)
+    spec = write_property(tmp_path / "p.vnnlib", [-1.0] * 12, [1.0] * 12, f"(<= Y_0 {least - 1.5!r})")
+    for k in range(2):
+        done = run_cli("verify", network, spec, "--deterministic", "--timeout", "50", "--json", f"{k}.json")
+        assert (done.returncode, done.stdout) == (0, "unsat\n"), done.stderr
+        text = (tmp_path / f"{k}.json").read_text()
+        found.append(re.sub(r'"seconds": [-+.\de]+', "", text))
+    assert found[0] == found[1]
+    assert json.loads(text)["phases"][-1]["subproblems"] > 50
 
 
 # -------------------------------------------------------------------------------------------------------- info, solvers
@@ -231,7 +259,8 @@ def test_missing_files(run_cli: Run, network: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     ["", "verify", "frobnicate", "verify net.onnx", *(f"verify net.onnx good.vnnlib --{option}" for option in (
-        "method guess", "solver guess", "timeout -1", "timeout nan", "timeout soon", "delta nan", "frobnicate", "json"))],
+        "method guess", "solver guess", "timeout -1", "timeout nan", "timeout soon", "delta nan", "frobnicate", "json", "without",
+        "without guess", "without deterministic"))],
 )  # fmt: skip
 def test_bad_arguments(run_cli: Run, network: Path, tmp_path: Path, arguments: str) -> None:
     good_property(tmp_path)

@@ -130,7 +130,8 @@ def _by_tree(
     """Branch-and-bound, one group after the other."""
     parts: list[Decision] = []
     for k, (group, root) in enumerate(open_groups):
-        share = deadline if few_inputs(group) else deadline.within(deadline.remaining() / (len(open_groups) - k))
+        whole = few_inputs(group) or switches.deterministic
+        share = deadline if whole else deadline.within(deadline.remaining() / (len(open_groups) - k))
         part = _search(problem, graph, group, root, points, share, on_event, oracle, leaves, switches)
         parts.append(part)
         if part.counterexample is not None:

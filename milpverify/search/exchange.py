@@ -2,12 +2,15 @@
 
 From the oracle: a bound closes everything of the tree that it is about, or raises it; points end the run. From the tree: what it has
 closed is taken from the oracle, which gets the hardest of what is open, first whole disjuncts, and the best point to start from.
+Without `oracle_to_tree` they race: only a disjunct that the oracle closes as a whole counts. Without `tree_to_oracle` it gets every
+disjunct as the presolve left it, and is not told what the tree closes. In deterministic mode they take turns by counts.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.search.neuron_split import Search
+    from milpverify.search.subproblems import Subproblems
 
 HEAD_START = 1.0
 """Seconds for the tree alone: easy problems need no solver."""
@@ -27,20 +31,38 @@ LARGEST = 3000
 """The largest model that is worth making, in unstable neurons."""
 WHOLE_SHARE, PART_SHARE, LEAST_TASK = 0.7, 0.1, 2.0
 """The shares of the time left that a whole disjunct and a single subproblem get, and the seconds that either gets at least."""
+TURN, NODES = 1000, 50
+"""In deterministic mode, the subproblems before the oracle's first turn, and the solver's nodes in it; both double from turn to turn."""
 
 
 def exchange(search: Search, oracle: Oracle) -> None:
-    """Hear what the oracle found, and keep it busy with what is hardest. Never waits."""
-    finding = oracle.poll()
+    """Hear what the oracle found, and keep it busy with what is hardest. Waits in deterministic mode alone."""
+    switches = oracle.options.search
+    if switches.deterministic and not _due(search):
+        return
+    if switches.deterministic:
+        _give(search, oracle)
+    finding = oracle.wait() if switches.deterministic else oracle.poll()
     if oracle.counterexample is not None:
         return
     if finding is not None and finding.bound > -math.inf:
         _apply(search, oracle, finding)
+    if finding is not None and finding.solved:
+        oracle.solved.add((search.group.members[finding.task.disjunct], finding.task.decisions))
     if oracle.task is not None:
-        if not _under(search, oracle.task)[2]:
+        if switches.tree_to_oracle and not _under(search, oracle.task)[2]:
             oracle.stop()
-    elif oracle.usable and (len(search.frontier) or len(search.stuck)) and time.monotonic() - search.began > HEAD_START:
+    elif not switches.deterministic and oracle.usable and _open(search) and time.monotonic() - search.began > HEAD_START:
         _give(search, oracle)
+
+
+def _open(search: Search) -> bool:
+    return bool(len(search.frontier)) or bool(len(search.stuck))
+
+
+def _due(search: Search) -> bool:
+    """Whether it is the oracle's turn, in deterministic mode."""
+    return _open(search) and (not len(search.frontier) or search.bounded >= TURN * 2 ** sum(search.tried.values()))
 
 
 def _under(search: Search, task: Task) -> tuple[Tensor, Tensor, bool]:
@@ -62,9 +84,10 @@ def _apply(search: Search, oracle: Oracle, finding: Finding) -> None:
             oracle.give_up(text)
             return
     waiting, stuck, some = _under(search, task)
-    if not some:
+    closes = bound > 0 or (bound >= 0 and bool(search.group.strict[task.disjunct]))
+    if not some or not (oracle.options.search.oracle_to_tree or (closes and not task.decisions)):
         return
-    if bound > 0 or (bound >= 0 and bool(search.group.strict[task.disjunct])):
+    if closes:
         search.trust = Trust.SOLVER
         oracle.counts["oracle_closed"] += 1
         search.closed_bound = min(search.closed_bound, bound)
@@ -82,12 +105,48 @@ def _give(search: Search, oracle: Oracle) -> None:
     if sum(len(free) for free in search.free.values()) > LARGEST:
         oracle.give_up("the network has too many unstable neurons for a solver's model")
         return
-    hardest = search.frontier.hardest() if len(search.frontier) else search.stuck.take(search.stuck.bound.argmin().unsqueeze(0))
+    switches, turn = oracle.options.search, sum(search.tried.values())
+    hardest = _hardest(search, oracle)
+    if hardest is None:
+        oracle.give_up("the solver has nothing more to say about what the tree cannot split")
+        return
     place = int(hardest.disjunct[0])
     whole = place not in search.tried
-    search.tried.add(place)
-    subproblem = hardest.padded(0) if whole else hardest
+    if switches.deterministic:
+        whole = len(search.frontier) > 0 and turn % 2 == 0 and (search.group.members[place], ()) not in oracle.solved
+    elif not (switches.tree_to_oracle and switches.oracle_to_tree) and not whole:
+        rest = [k for k in range(search.group.count) if k not in search.tried and (not switches.tree_to_oracle or _alive(search, k))]
+        if not rest:
+            return  # parts make sense only where both listen
+        place, whole = rest[0], True
+    search.tried[place] = search.tried.get(place, 0) + 1
+    subproblem = search.first(*_pair(search, place)) if whole else hardest
     bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(search.state_of(subproblem).items())]
     seconds = max(LEAST_TASK, (WHOLE_SHARE if whole else PART_SHARE) * search.deadline.remaining())
     start = search.best[place][1] if whole and place in search.best else None
-    oracle.give(Task(place, search.decisions(subproblem), seconds), search.group.disjuncts[place], bounds, start)
+    task = Task(place, search.decisions(subproblem), seconds)
+    if switches.deterministic:
+        task = replace(task, seconds=math.inf, nodes=NODES * 2**turn)
+    oracle.give(task, search.group.disjuncts[place], bounds, start)
+
+
+def _hardest(search: Search, oracle: Oracle) -> Subproblems | None:
+    """The subproblem of lowest bound; of those that cannot be split, the first that the solver is not done with."""
+    if len(search.frontier):
+        return search.frontier.hardest()
+    for n in search.stuck.bound.argsort(stable=True).tolist():
+        one = search.stuck.take(torch.tensor([n], device=search.stuck.bound.device))
+        if (search.group.members[int(one.disjunct[0])], search.decisions(one)) not in oracle.solved:
+            return one
+    return None
+
+
+def _alive(search: Search, place: int) -> bool:
+    """Whether a disjunct has anything open."""
+    return _under(search, Task(place))[2]
+
+
+def _pair(search: Search, place: int) -> tuple[Tensor, Tensor]:
+    """The whole box with one disjunct."""
+    device = search.stuck.bound.device
+    return torch.zeros(1, dtype=torch.long, device=device), torch.tensor([place], device=device)

@@ -103,7 +103,7 @@ def decide_by_milp(
         while waiting:
             stuck = []
             for left, item in zip(range(len(waiting), 0, -1), waiting, strict=True):
-                leaf = runner.decide(item, deadline.remaining() / left)
+                leaf = runner.decide(item, math.inf if options.search.deterministic else deadline.remaining() / left)
                 known = leaves.get(item.index)
                 if known is not None:
                     leaf = replace(leaf, lower_bound=max(leaf.lower_bound, known.lower_bound))
@@ -176,6 +176,8 @@ class _Runner:
         return self._leaf(item, encoding, outcome, judging, unknown)
 
     def _solve(self, item: OpenDisjunct, encoding: Encoding, judging: Judging, seconds: float) -> SolveOutcome:
+        nodes: list[int] = []  # when a counterexample came; the solver stops soon after, by the clock
+
         def watch(progress: Progress) -> bool:
             if self.on_event is not None:
                 message = f"{self.process.solver}: bound {progress.dual_bound:.6g}, {progress.nodes} nodes"
@@ -183,7 +185,9 @@ class _Runner:
                 self.on_event(Event("milp", message, dict(data)))
             if progress.point is not None:
                 judging.consider(progress.point, progress.primal)
-            return judging.counterexample is not None
+            if judging.counterexample is not None:
+                nodes.append(progress.nodes)
+            return bool(nodes)
 
         # Once the bound clears the safety margin twice over the disjunct is closed, and raising it further is idle.
         target = 2.0 * safety_margin(encoding.model)
@@ -196,7 +200,7 @@ class _Runner:
             self.process.close()
             self.process = SolverProcess(FALLBACK, self.options.memory_mb)
             outcome = self.process.solve(encoding.model, limits, self.deadline, watch)
-        return outcome
+        return replace(outcome, nodes=nodes[0]) if nodes else outcome
 
     def _leaf(self, item: OpenDisjunct, encoding: Encoding, outcome: SolveOutcome, judging: Judging, unknown: Leaf) -> Leaf:
         if outcome.point is not None and judging.counterexample is None:

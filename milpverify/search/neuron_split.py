@@ -104,7 +104,7 @@ class Search:
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tie, self.raised = False, False  # whether a leaf is a tie; whether open bounds rest on the oracle
         self.tied: set[int] = set()  # the boxes with such leaves
-        self.tried: set[int] = set()  # disjuncts that the oracle had as a whole
+        self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
         self.began = time.monotonic()
         none = torch.zeros(0, dtype=torch.long, device=graph.device)
         self.stuck = self.first(none, none)

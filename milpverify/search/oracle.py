@@ -1,6 +1,7 @@
 """The oracle: a MILP solver in a process of its own that works beside the tree, on a whole disjunct or on one of its subproblems.
 
-A solve never blocks: the tree polls it between batches. What comes back is a dual bound less a safety margin (trust SOLVER, and
+A solve never blocks: the tree polls it between batches, unless choices go by counts (`SearchOptions.deterministic`): then the tree
+waits for a solve that ends after a number of the solver's nodes. What comes back is a dual bound less a safety margin (trust SOLVER, and
 only where the options allow that) and points, which are judged like all others. Whatever happens to the process, the tree goes on.
 """
 
@@ -16,7 +17,7 @@ from milpverify.errors import UnsupportedOperator
 from milpverify.events import Event
 from milpverify.search.milp import Judging
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import POLL, SolverProcess
 from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS
 
 if TYPE_CHECKING:
@@ -33,20 +34,25 @@ CRASHES = 3  # a solver that dies this often is left alone
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A subproblem: a disjunct by its place in the group, split decisions, and the seconds that it may take."""
+    """A subproblem: a disjunct by its place in the group, split decisions, and the seconds and solver's nodes that it may take."""
 
     disjunct: int
     decisions: tuple[Decision, ...] = ()
     seconds: float = math.inf
+    nodes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What the oracle knows of its task: a lower bound of the margin (trust SOLVER; -inf if none may be used), and whether it has ended."""
+    """What the oracle knows of its task: a lower bound of the margin (trust SOLVER; -inf if none may be used), and whether it has ended.
+
+    `solved`: it ended because the solver has no more to say about it.
+    """
 
     task: Task
     bound: float
     ended: bool
+    solved: bool = False
 
 
 @dataclass(eq=False)
@@ -65,7 +71,8 @@ class Oracle:
     """One solver process beside the tree; a context manager that leaves no child behind.
 
     `counterexample` is the first that held, `disagreement` describes a point on which runtime and reals differ, `notes` say what
-    went wrong with the solver, `counts` are for the ledger.
+    went wrong with the solver, `counts` are for the ledger, `solved` are the tasks (disjunct of the problem, decisions) that a solver
+    has no more to say about.
     """
 
     problem: Problem
@@ -77,6 +84,7 @@ class Oracle:
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"oracle_tasks": 0, "oracle_closed": 0})
     usable: bool = True
+    solved: set[tuple[int, tuple[Decision, ...]]] = field(default_factory=set)
     _process: SolverProcess | None = None
     _work: _Work | None = None
     _crashes: int = 0
@@ -130,20 +138,28 @@ class Oracle:
         self.counts["oracle_tasks"] += 1
         # Once the bound clears the safety margin twice over the task is closed, and raising it further is idle.
         target = 2.0 * safety_margin(encoding.model)
-        limits = Limits(task.seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target)
-        self._process.start(encoding.model, limits, self.deadline, self._watch)
+        limits = Limits(task.seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=task.nodes)
+        # When a report arrives depends on the clock: where that must not matter, only outcomes count.
+        self._process.start(encoding.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
 
     def stop(self) -> None:
         """End the task under way: it is of no more use."""
         if self._process is not None:
             self._process.stop()
 
-    def poll(self) -> Finding | None:
-        """What is new about the task, if anything. Never waits."""
+    def wait(self) -> Finding | None:
+        """Wait for the end of the task under way; what was found."""
+        finding = None
+        while self._work is not None and (finding is None or not finding.ended):
+            finding = self.poll(POLL)
+        return finding
+
+    def poll(self, seconds: float = 0.0) -> Finding | None:
+        """What is new about the task, if anything. Waits so many seconds at most."""
         work, process = self._work, self._process
         if work is None or process is None:
             return None
-        outcome = process.poll()
+        outcome = process.poll(seconds)
         if outcome is not None:
             assert isinstance(outcome, SolveOutcome)
             self._work = None
@@ -154,7 +170,8 @@ class Oracle:
             return None
         work.told = work.bound
         may_close = self.options.trust == "solver"
-        return Finding(work.task, work.bound if may_close else -math.inf, outcome is not None)
+        solved = outcome is not None and outcome.status in (Status.OPTIMAL, Status.INFEASIBLE)
+        return Finding(work.task, work.bound if may_close else -math.inf, outcome is not None, solved)
 
     def _watch(self, progress: Progress) -> bool:
         work = self._work

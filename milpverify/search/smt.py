@@ -40,7 +40,8 @@ def decide_by_smt(
     leaves = []
     with SolverProcess("z3", options.memory_mb) as process:
         for left, item in zip(range(len(disjuncts), 0, -1), disjuncts, strict=True):
-            leaf = _decide(problem, item, options, deadline, deadline.remaining() / left, process)
+            seconds = math.inf if options.search.deterministic else deadline.remaining() / left
+            leaf = _decide(problem, item, options, deadline, seconds, process)
             leaves.append(leaf)
             if on_event is not None:
                 on_event(Event("smt", f"z3: disjunct {item.index} {leaf.verdict.value}", {"disjunct": item.index, "seconds": leaf.seconds}))

@@ -22,8 +22,8 @@ SECONDS, SHARE = 0.2, 0.01
 """What either has in the first round, and the share of the time left that this may be at most; it doubles from round to round."""
 BOXES, SPLITS = 1024, 512
 """In place of seconds, the subproblems of the first round."""
-AHEAD = 2.0
-"""Who closed so many times the other's share of the gap is ahead."""
+AHEAD, LEAST = 2.0, 0.02
+"""Who closed so many times the other's share of the gap, and at least so much of it, is ahead."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Trial:
                 return "inputs"
             shares = self._share(boxes.lower_bound), self._share(neurons.lower_bound)
             self.rounds.append(shares)
-            if max(shares) > AHEAD * min(shares):
+            if max(shares) > max(LEAST, AHEAD * min(shares)):
                 break
         return "inputs" if shares[0] > shares[1] else "neurons"
 

@@ -40,7 +40,8 @@ class Status(Enum):
 class Limits:
     """What bounds a solve: wall-clock seconds, MiB of memory, threads; a minimisation may also stop once it is decided.
 
-    The solve ends with TARGET when the dual bound rises to `dual_target` or a point of value <= `primal_target` is found.
+    The solve ends with TARGET when the dual bound rises to `dual_target` or a point of value <= `primal_target` is found. `nodes`
+    of a MILP solver's own tree are a limit that repeats exactly, where seconds do not.
     """
 
     seconds: float = math.inf
@@ -49,6 +50,7 @@ class Limits:
     seed: int = 0
     dual_target: float = math.inf
     primal_target: float = -math.inf
+    nodes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

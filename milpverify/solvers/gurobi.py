@@ -162,4 +162,5 @@ def _parameters(limits: Limits) -> dict[str, float]:
         "SoftMemLimit": 0.8 * limits.memory_mb / 1000,  # gigabytes
         "BestBdStop": limits.dual_target,
         "BestObjStop": limits.primal_target,
+        **({} if limits.nodes is None else {"NodeLimit": float(limits.nodes)}),
     }

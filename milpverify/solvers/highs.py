@@ -122,6 +122,7 @@ def _parameters(limits: Limits) -> dict[str, object]:
         "parallel": "on" if limits.threads > 1 else "off",
         "random_seed": limits.seed,
         "objective_target": limits.primal_target,
+        **({} if limits.nodes is None else {"mip_max_nodes": limits.nodes}),
     }
 
 

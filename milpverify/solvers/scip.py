@@ -127,6 +127,7 @@ def _parameters(limits: Limits) -> dict[str, object]:
     targets = {"limits/dual": limits.dual_target, "limits/primal": limits.primal_target}
     return {
         **{name: value for name, value in targets.items() if math.isfinite(value)},
+        **({} if limits.nodes is None else {"limits/totalnodes": limits.nodes}),
         "numerics/feastol": TOLERANCE,
         "numerics/dualfeastol": TOLERANCE,
         "limits/memory": 0.8 * limits.memory_mb,

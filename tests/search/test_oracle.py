@@ -14,7 +14,7 @@ import pytest
 import torch
 from random_nets import relu_network
 
-from milpverify.config import Deadline, Options
+from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
@@ -83,6 +83,61 @@ def test_a_point_of_the_solver_ends_the_run(network: tuple[Graph, Box, float]) -
     assert not outcome.closed
     example = oracle.counterexample or (outcome.judgement.counterexample if outcome.judgement else None)
     assert example is not None and example.margin_real <= 0
+
+
+def without(*parts: str) -> Options:
+    return Options(search=SearchOptions().without(*parts))
+
+
+def test_a_race_is_won_by_whole_disjuncts_alone(network: tuple[Graph, Box, float]) -> None:
+    """Without the oracle's words on parts, its word on the whole still counts; and it is given nothing else."""
+    graph, box, least = network
+    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60, without("oracle_to_tree"))
+    assert outcome.closed and (outcome.trust is Trust.SOLVER) == (oracle.counts["oracle_closed"] == 1)
+    assert oracle.counts["oracle_tasks"] == 1
+
+
+def test_without_the_tree_the_oracle_gets_every_disjunct_once(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60, without("tree_to_oracle"))
+    assert outcome.closed and oracle.counts == {"oracle_tasks": 1, "oracle_closed": 1}
+
+
+def test_a_finding_on_a_part_reaches_the_tree_or_not(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    (group,) = groups(problem)
+    for parts, left in (((), 1), (("oracle_to_tree",), 2)):
+        with torch.no_grad(), Oracle(problem, without(*parts), Deadline(60)) as oracle:
+            found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+            search = Search(problem, graph, group, found.state, Deadline(60), oracle=oracle)
+            root = search.bound(search.first(), 0, choose=True)
+            search.frontier.push(search.children(root, root.best[:, 0]))
+            one = search.frontier.hardest()
+            exchange._apply(search, oracle, exchange.Finding(exchange.Task(0, search.decisions(one)), 1.0, True))
+            assert len(search.frontier) == left
+            exchange._apply(search, oracle, exchange.Finding(exchange.Task(0, search.decisions(one)), 1e-9 - 1e-3, False))
+            exchange._apply(search, oracle, exchange.Finding(exchange.Task(0), 1.0, True))
+            assert not len(search.frontier)
+
+
+def test_what_a_solver_is_done_with_is_not_given_to_it_again(network: tuple[Graph, Box, float]) -> None:
+    """A tie that neither can close ends the run, without a time limit too."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    (group,) = groups(problem)
+    with torch.no_grad(), Oracle(problem, Options(), Deadline()) as oracle:
+        found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+        search = Search(problem, graph, group, found.state, Deadline(), oracle=oracle)
+        root = search.bound(search.first(), 0, choose=True)
+        search.stuck = search.children(root, root.best[:, 0])
+        assert exchange._hardest(search, oracle) is not None
+        for n in range(2):
+            oracle.solved.add((0, search.decisions(search.stuck.take(torch.tensor([n])))))
+        assert exchange._hardest(search, oracle) is None
+        search.tried[0] = 1
+        exchange._give(search, oracle)
+        assert not oracle.usable and oracle.notes
 
 
 def test_trust_that_forbids_solvers_gets_points_only(network: tuple[Graph, Box, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from random_networks import ABS, SIGN, Builder, Case, spec_text
 
 import milpverify as mv
 from milpverify import Verdict
+from milpverify.config import PARTS
 from milpverify.encode.model import Model, safe_dual_bound
 from milpverify.solvers.base import Limits
 
@@ -274,6 +275,29 @@ def test_never_wrong(name: str, tmp_path: Path, processes: None) -> None:
                 wrong.append(f"{label}, attack {attack}: {result.verdict.name}, but {trap.kind.value[0]}")
     assert not wrong, "\n".join(wrong)
     assert verdicts != {Verdict.UNKNOWN} or not trap.easy
+
+
+PART_SETS = [(name,) for name in PARTS] + [tuple(PARTS)]
+
+
+@pytest.mark.parametrize("off", PART_SETS, ids="+".join)
+def test_never_wrong_with_parts_off(off: tuple[str, ...], tmp_path: Path, processes: None) -> None:
+    """All parts of the search off at once, every part off alone on a third of the traps, and choices by counts in a third of the runs."""
+    wrong = []
+    for k, (name, make) in enumerate(TRAPS.items()):
+        if len(off) == 1 and (k + PARTS.index(off[0])) % 3:
+            continue
+        trap = make()
+        case = trap.case()
+        truths = [exact.truth(case.network, d) for d in case.disjuncts]
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        search = replace(mv.SearchOptions().without(*off), deterministic=k // 3 % 3 == 0)
+        result = mv.verify(mv.load(*case.write(folder)), 0.1, options=mv.Options(attack=k % 2 == 0, search=search))
+        wrong += contradictions(case, truths, result, f"{name}, without {off}")
+        if result.verdict not in trap.kind.value[1]:
+            wrong.append(f"{name}, without {off}: {result.verdict.name}, but {trap.kind.value[0]}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("solver", ["scip", "highs", "gurobi"])
