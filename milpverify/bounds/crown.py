@@ -20,6 +20,7 @@ from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
 from milpverify.operators import Affine, Elementwise
 
 if TYPE_CHECKING:
+    from milpverify.bounds.forward import Carried
     from milpverify.catalogue import Function
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
@@ -36,6 +37,7 @@ def crown(
     known: dict[int, Bounds] | None = None,
     deadline: Deadline | None = None,
     inner: torch.dtype | None = None,
+    carried: Carried | None = None,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -48,6 +50,7 @@ def crown(
         inner: the precision of the two-sided passes behind the first nonlinear nodes (`Graph.to`), where it is not `dtype`. The
             state is then for passes on that copy of the graph. Rounding charges grow with the depth: in float64 they vanish where
             they would be felt, while screening and the dearest step, onto the input, stay as fast as `dtype`.
+        carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -65,6 +68,8 @@ def crown(
         if known is not None and node.id in known:
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now
+        if carried is not None:
+            state[node.id] = now = carried.step(node, state, table)
         if coarse is not state:
             coarse[node.id] = charged(graph, node, coarse, now, fast)
         if node.id in targets and not (deadline and deadline.expired()):

@@ -32,6 +32,7 @@ from milpverify.search.boxes import Boxes, BoxFrontier, Inheritance
 from milpverify.search.clip import clip, least
 from milpverify.search.combine import combined
 from milpverify.search.finish import Finisher
+from milpverify.search.method import MethodChoice
 from milpverify.search.relaxer import Bounded, bound_batch, is_out_of_memory
 from milpverify.search.witness import Judgement, Status
 
@@ -120,6 +121,7 @@ class Bisection:
         alone = graph.device.type == "cpu" and torch.get_num_threads() == 1
         self.clock = time.process_time if alone else time.perf_counter
         self.batch = BatchSize(largest=self.per, fixed=FIXED_BATCH if options.deterministic else None)
+        self.method = MethodChoice(options.forward, options.deterministic)
         self.finisher = Finisher(problem, graph, group, deadline, leaves if options.leaves else None)
         whole = self._boxes(self.root, lower, upper, self.root.margins, torch.zeros(1, dtype=torch.long, device=lower.device))
         self.frontier, self.stuck, self.held = BoxFrontier(whole), whole.take(whole.tried), whole
@@ -173,7 +175,7 @@ class Bisection:
         closed = not waiting and not len(self.stuck)
         count = self.subproblems + self.finisher.bounded
         tied = Reason.FLOAT_SEMANTICS if self.finisher.ties and not waiting else Reason.UNDECIDED
-        detail = {"batch": self.batch.size, "finished": self.finisher.closed, **self.finisher.detail}
+        detail = {"batch": self.batch.size, "bounds": self.method.now.value, "finished": self.finisher.closed, **self.finisher.detail}
         return SplitOutcome(
             closed, bound, self.judgement, count, time.monotonic() - self.began, waiting, len(self.stuck),
             Reason.MEMORY if self.out_of_memory else tied, self.finisher.note, detail,
@@ -220,11 +222,26 @@ class Bisection:
     def _bound(self, boxes: Boxes) -> Boxes:
         """Bound some boxes and try their points; returns what stays open."""
         known = self.inheritance.unpack(boxes.ends)
-        found = bound_batch(self.graph, self.group, boxes.lower, boxes.upper, self.dtype, known, self.deadline)
+        if self.method.due(self.subproblems, len(boxes)):
+            self._compare(boxes)
+        found = bound_batch(self.graph, self.group, boxes.lower, boxes.upper, self.dtype, known, self.deadline, self.method.now)
         self.subproblems += len(boxes)
         fresh = self._sifted(found, boxes)
         self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper))
         return fresh
+
+    def _compare(self, boxes: Boxes) -> None:
+        """Bound a sample by every method, for the choice between them."""
+        sample = boxes.take(self.method.sample(len(boxes), boxes.lower.device))
+        known = self.inheritance.unpack(sample.ends)
+        for method in self.method.candidates:
+            if self.deadline.expired():
+                return
+            began = self.clock()
+            found = bound_batch(self.graph, self.group, sample.lower, sample.upper, self.dtype, known, self.deadline, method)
+            closed = int(self.group.closed(torch.maximum(found.margins, sample.margins)).all(1).sum())
+            self.method.took(method, len(sample), closed, self.clock() - began)
+        self.method.choose()
 
     def _sifted(self, found: Bounded, boxes: Boxes) -> Boxes:
         """The boxes that are still open, clipped; what is closed counts towards the bound."""

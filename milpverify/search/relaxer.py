@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from milpverify.bounds.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.bounds.crown import bound_rows, crown
+from milpverify.bounds.forward import Carried, forward
 from milpverify.bounds.state import LinearBound
 
 if TYPE_CHECKING:
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
+
+
+class Method(Enum):
+    """How pre-activations are bounded."""
+
+    BACKWARD = "backward"  # a pass for every undecided one
+    FORWARD = "forward"  # linear forms carried along, and inherited bounds
+    BOTH = "both"  # linear forms first, then a pass for what they leave undecided
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +48,7 @@ def bound_batch(
     dtype: torch.dtype,
     known: dict[int, Bounds] | None = None,
     deadline: Deadline | None = None,
+    method: Method = Method.BACKWARD,
 ) -> Bounded:
     """Bound the margins over a batch of boxes.
 
@@ -46,8 +57,13 @@ def bound_batch(
         lower, upper: (batch, nx) float64.
         dtype: the precision of the matrix products; the margins are rigorous in either.
         known: inherited bounds of pre-activations.
+        method: how the pre-activations are bounded; the rows get a backward pass in any case.
     """
-    state, table = crown(graph, lower, upper, dtype, known, deadline)
+    if method is Method.FORWARD:
+        state, table = forward(graph, lower, upper, dtype, known)
+    else:
+        carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
+        state, table = crown(graph, lower, upper, dtype, known, deadline, carried=carried)
     batch = lower.shape[0]
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
