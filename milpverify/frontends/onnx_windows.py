@@ -59,7 +59,10 @@ def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
         span = (k - 1) * dilation + 1
         if auto in ("SAME_UPPER", "SAME_LOWER"):
             if dilation != 1:
-                raise op.refuse(f"auto_pad {auto} with dilations means different things to different runtimes; export explicit pads")
+                # The standard pads for the dilated kernel. ONNX Runtime refuses such a Conv and pads poolings as if they were not dilated.
+                raise op.refuse(
+                    f"auto_pad {auto} with dilations is padded by ONNX Runtime otherwise than the standard says; export explicit pads"
+                )
             windows = -(-size // stride)
             padding = max(0, (windows - 1) * stride + span - size)
             begin = padding // 2 if auto == "SAME_UPPER" else padding - padding // 2

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from milpverify.errors import InvalidModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import onnxruntime
 
 Array = NDArray[np.float64]
@@ -31,14 +34,21 @@ class OnnxRuntime:
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
-        """The session.
+        """The session; a network of a newer ONNX than the runtime knows is declared older where that changes nothing.
 
         Raises:
             InvalidModel: ONNX Runtime refuses the network.
         """
-        session = _session(self.model_bytes)
+        model_bytes = self.model_bytes
+        try:
+            session = _session(model_bytes)
+        except InvalidModel:
+            older = declared_older(model_bytes, *_newest())
+            if older is None:
+                raise
+            model_bytes, session = older, _session(older)
         if any(isinstance(n, int) and n < 1 for info in session.get_inputs() for n in info.shape):
-            return _session(_with_symbolic_batch(self.model_bytes))
+            return _session(_with_symbolic_batch(model_bytes))
         return session
 
     @cached_property
@@ -121,3 +131,77 @@ def _with_symbolic_batch(model_bytes: bytes) -> bytes:
                 dim.dim_param = "batch"
     changed: bytes = model.SerializeToString()
     return changed
+
+
+def declared_older(model_bytes: bytes, opset: int, form: int) -> bytes | None:
+    """The same network for a runtime that knows ONNX up to an opset and a format version; None if it declares no newer ones.
+
+    Only what the model declares is changed. That is exact, for every operator must be defined in the same words by both opsets, of
+    which types that were added are no part; and what newer formats add are tensor types, which the runtime refuses by themselves.
+
+    Raises:
+        InvalidModel: an operator is new or was redefined.
+    """
+    model = onnx.load_model_from_string(model_bytes)
+    bodies = [
+        (part.opset_import, list(_inner(nodes))) for part, nodes in [(model, model.graph.node), *((f, f.node) for f in model.functions)]
+    ]
+    declared = [(o, nodes) for imports, nodes in bodies for o in imports if o.domain in ("", "ai.onnx") and o.version > opset]
+    if not declared and model.ir_version <= form:
+        return None
+    for entry, nodes in declared:
+        names = {n.op_type for n in nodes if n.domain in ("", "ai.onnx")}
+        changed = sorted(name for name in names if not _same(name, opset, entry.version))
+        if changed:
+            raise InvalidModel(
+                f"the network cannot be compared with ONNX Runtime, which knows opset {opset}: opset {entry.version} has another "
+                f"{', '.join(changed)}; export it with an older opset (see onnx.version_converter) or install a newer ONNX Runtime"
+            )
+        entry.version = opset
+    model.ir_version = min(model.ir_version, form)
+    older: bytes = model.SerializeToString()
+    return older
+
+
+def _inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of the graphs in their attributes."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _inner(graph.node)
+
+
+def _same(op_type: str, older: int, newer: int) -> bool:
+    """Whether two opsets define an operator of the standard alike."""
+    if not (onnx.defs.has(op_type, older, "") and onnx.defs.has(op_type, newer, "")):
+        return False
+    one, other = (onnx.defs.get_schema(op_type, opset, "") for opset in (older, newer))
+    return one.since_version == other.since_version or _definition(one) == _definition(other)
+
+
+def _definition(schema: onnx.defs.OpSchema) -> tuple[object, ...]:
+    """What a schema says that its operator does: its words, its attributes and their defaults, its inputs and outputs."""
+    attributes = {k: (a.type, a.required, str(a.default_value), a.description) for k, a in schema.attributes.items()}
+    ends = [[(p.name, p.option, p.description) for p in part] for part in (schema.inputs, schema.outputs)]
+    return schema.doc, attributes, ends
+
+
+@cache
+def _newest() -> tuple[int, int]:
+    """The newest opset and the newest format version that ONNX Runtime takes, by trying."""
+    return (
+        next(n for n in range(onnx.defs.onnx_opset_version(), 0, -1) if _takes(n, 8)),
+        next(n for n in range(int(onnx.IR_VERSION), 0, -1) if _takes(13, n)),
+    )
+
+
+def _takes(opset: int, form: int) -> bool:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "trial", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=form)
+    try:
+        _session(model.SerializeToString())
+    except InvalidModel:
+        return False
+    return True

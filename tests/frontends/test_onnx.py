@@ -15,7 +15,7 @@ from onnx_cases import agrees, build, floats, ints, single
 from milpverify.errors import InvalidInput, InvalidModel, UnsupportedOperator
 from milpverify.frontends.onnx import NEWEST_OPSET, lower, read_onnx
 from milpverify.frontends.onnx_check import check
-from milpverify.frontends.runtime import OnnxRuntime
+from milpverify.frontends.runtime import OnnxRuntime, declared_older
 from milpverify.graph import evaluate
 from milpverify.spec import Box
 
@@ -321,6 +321,41 @@ def test_attributes_without_a_rule_are_named() -> None:
 @pytest.mark.parametrize("opset", [6, NEWEST_OPSET + 1])
 def test_opsets_outside_the_range(opset: int) -> None:
     refused(single("Relu", (1, 3), opset=opset), UnsupportedOperator, f"opset {opset}")
+
+
+def test_the_newest_opset_is_compared_whether_the_runtime_knows_it_or_not() -> None:
+    model = dense(NEWEST_OPSET)
+    model.ir_version = onnx.IR_VERSION
+    graph = agrees(model)
+    x = RNG.normal(size=4).astype(np.float32).astype(np.float64)
+    np.testing.assert_allclose(
+        OnnxRuntime(model.SerializeToString()).run(x), evaluate(graph, torch.from_numpy(x)[None])[0].numpy(), atol=1e-5
+    )
+
+
+def test_only_what_opsets_define_alike_is_declared_older() -> None:
+    inner = helper.make_graph([node("Relu", ["x"], ["b"])], "branch", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, [1, 3])])
+    chosen = node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    branches = build([chosen], {"x": [1, 3]}, ["y"], {"c": np.array(True)}, opset=25)
+    data = declared_older(branches.SerializeToString(), 24, 8)
+    assert data is not None
+    older = onnx.load_model_from_string(data)
+    assert [o.version for o in older.opset_import] == [24]
+    assert older.ir_version == 8
+    assert older.graph == branches.graph
+    assert declared_older(data, 24, 8) is None
+    with pytest.raises(InvalidModel, match=r"opset 20.* Gelu"):  # new in 20
+        declared_older(single("Gelu", (1, 3), opset=20).SerializeToString(), 19, 10)
+    with pytest.raises(InvalidModel, match=r"opset 13.* ReduceSum"):  # its axes became an input
+        declared_older(single("ReduceSum", (1, 3), ints(1), opset=13).SerializeToString(), 12, 10)
+    with pytest.raises(InvalidModel, match=r"opset 13.* Squeeze"):  # within a branch
+        branch = helper.make_graph(
+            [node("Squeeze", ["x"], ["b"])], "branch", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+        )
+        hidden = build(
+            [node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)], {"x": [1, 3]}, ["y"], {"c": np.array(True)}, opset=13
+        )
+        declared_older(hidden.SerializeToString(), 12, 10)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
