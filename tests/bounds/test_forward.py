@@ -76,7 +76,7 @@ def test_forms_hold_at_every_sample(graph: Graph, dtype: torch.dtype) -> None:
     seen = 0
     reference, lines = forward(graph, lower, upper, dtype)
     for node in graph.nodes:
-        state[node.id] = step(graph, node, state, lower, upper, dtype)
+        state[node.id] = step(graph, node, state, lower, upper, graph.to(dtype))
         state[node.id] = carried.step(node, state, table)
         assert (state[node.id].bounds.lower == reference[node.id].bounds.lower).all()
         if node.id in lines:
@@ -120,7 +120,7 @@ def test_no_rational_point_is_outside_by_any_amount(dtype: torch.dtype, radius: 
     found: list[tuple[int, Bounds]] = []
     carried, state, table = Carried(graph, lower, upper, dtype), {}, {}
     for node in graph.nodes:
-        state[node.id] = step(graph, node, state, lower, upper, dtype)
+        state[node.id] = step(graph, node, state, lower, upper, graph.to(dtype))
         state[node.id] = carried.step(node, state, table)
         if node.id in graph.nonlinear:
             table[node.id] = default_lines(graph, node.id, state, dtype)
