@@ -67,8 +67,7 @@ def _operators(model: onnx.ModelProto, varying: set[str]) -> Iterable[tuple[str,
 
     `varying` are the tensors that depend on the network's inputs; it grows along the way.
     """
-    linear = (e for e in catalogue().values() if e.rational_pieces({name: limit.trial for name, limit in e.limits.items()}) is not None)
-    rules = RULES.keys() | {op for entry in linear for op in entry.onnx}
+    rules = RULES.keys() | {op for entry in catalogue().values() for op in entry.onnx}
     counts: Counter[str] = Counter()
     unknown = set()
     for node in model.graph.node:
