@@ -132,6 +132,39 @@ def safe_dual_bound(outcome: SolveOutcome, model: Model) -> float:
     return bound - safety_margin(model, bound) if math.isfinite(bound) else -math.inf
 
 
+def elastic(model: Model) -> Model:
+    """The emptiness model: minimise one slack s >= 0 by which every row may be violated. Feasible by construction.
+
+    s is in units of the rows, whose largest coefficient is about 1. Where the model has a feasible point the minimum is 0, so that a
+    dual bound above `safety_margin` proves that it has none, which a solver's word "infeasible" does not.
+    """
+    bounded = np.isfinite(model.lower) & np.isfinite(model.upper)
+    middle = np.where(bounded, model.lower + 0.5 * (np.where(bounded, model.upper, 0.0) - np.where(bounded, model.lower, 0.0)), 0.0)
+    middle = np.where(model.integer, np.floor(middle), middle)
+    activity = model.activity(middle)
+    below, above = np.isfinite(model.row_lower), np.isfinite(model.row_upper)
+    worst = max(
+        0.0, float((model.row_lower - activity)[below].max(initial=0.0)), float((activity - model.row_upper)[above].max(initial=0.0))
+    )
+    n, lengths = model.num_variables, np.diff(model.row_start)
+    rows = np.concatenate([np.flatnonzero(below), np.flatnonzero(above)])  # one for every finite end
+    sign = np.concatenate([np.ones(below.sum()), -np.ones(above.sum())])
+    row_start = np.concatenate([[0], np.cumsum(lengths[rows] + 1)]).astype(np.int64)
+    total = int(row_start[-1])
+    column, value, own = np.full(total, n, dtype=np.int64), np.empty(total), np.ones(total, dtype=bool)
+    own[row_start[1:] - 1] = False
+    value[~own] = sign
+    offset = np.arange(int(lengths[rows].sum())) - np.repeat(np.cumsum(lengths[rows]) - lengths[rows], lengths[rows])
+    source = np.repeat(model.row_start[rows], lengths[rows]) + offset
+    column[own], value[own] = model.column[source], model.value[source]
+    free = np.full(len(rows), math.inf)
+    return Model(
+        np.append(model.lower, 0.0), np.append(model.upper, 2.0 * worst + 1.0), np.append(model.integer, False), row_start, column, value,
+        np.where(sign > 0, model.row_lower[rows], -free), np.where(sign > 0, free, model.row_upper[rows]), np.append(np.zeros(n), 1.0),
+        np.append(middle, worst),
+    )  # fmt: skip
+
+
 def power_of_two(magnitude: ArrayLike) -> Array:
     """The smallest power of two >= each magnitude (1 where it is 0), so that dividing by it is exact."""
     m = np.abs(np.asarray(magnitude, dtype=np.float64))

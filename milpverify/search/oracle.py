@@ -8,11 +8,11 @@ only where the options allow that) and points, which are judged like all others.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from milpverify.encode.milp import Decision, Encoding, encode
-from milpverify.encode.model import NumericallyUnfit, OutOfTime, safe_dual_bound, safety_margin
+from milpverify.encode.milp import Decision, encode
+from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic, safe_dual_bound, safety_margin
 from milpverify.errors import UnsupportedOperator
 from milpverify.events import Event
 from milpverify.search.milp import Judging
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from milpverify.config import Deadline, Options
     from milpverify.encode.milp import Bounds
+    from milpverify.encode.model import Model
     from milpverify.result import Counterexample
     from milpverify.spec import Array, Disjunct, Problem
 
@@ -57,13 +58,21 @@ class Finding:
 
 @dataclass(eq=False)
 class _Work:
-    """A task under way."""
+    """A task under way: first its margin model, then the emptiness model of what the solver calls infeasible."""
 
     task: Task
-    encoding: Encoding
+    model: Model
     judging: Judging
+    emptiness: bool = False
     bound: float = -math.inf
     told: float = -math.inf
+
+    def raise_to(self, outcome: SolveOutcome) -> None:
+        """The bound that an outcome proves; a subproblem that is empty has every bound."""
+        bound = safe_dual_bound(outcome, self.model)
+        if self.emptiness:
+            bound = math.inf if bound > 0 else -math.inf
+        self.bound = max(self.bound, bound)
 
 
 @dataclass(eq=False)
@@ -134,13 +143,16 @@ class Oracle:
         if self._process is None:
             solver = self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
             self._process = SolverProcess(solver, self.options.memory_mb, NICENESS)
-        self._work = _Work(task, encoding, Judging(self.problem, disjunct, encoding))
         self.counts["oracle_tasks"] += 1
+        self._begin(_Work(task, encoding.model, Judging(self.problem, disjunct, encoding)), self._process, task.seconds)
+
+    def _begin(self, work: _Work, process: SolverProcess, seconds: float) -> None:
+        self._work = work
         # Once the bound clears the safety margin twice over the task is closed, and raising it further is idle.
-        target = 2.0 * safety_margin(encoding.model)
-        limits = Limits(task.seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=task.nodes)
+        target = 2.0 * safety_margin(work.model)
+        limits = Limits(seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=work.task.nodes)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
-        self._process.start(encoding.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
+        process.start(work.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
 
     def stop(self) -> None:
         """End the task under way: it is of no more use."""
@@ -170,14 +182,16 @@ class Oracle:
             return None
         work.told = work.bound
         may_close = self.options.trust == "solver"
-        solved = outcome is not None and outcome.status in (Status.OPTIMAL, Status.INFEASIBLE)
-        return Finding(work.task, work.bound if may_close else -math.inf, outcome is not None, solved)
+        ended = outcome is not None and self._work is None
+        solved = ended and outcome is not None and outcome.status in (Status.OPTIMAL, Status.INFEASIBLE)
+        return Finding(work.task, work.bound if may_close else -math.inf, ended, solved)
 
     def _watch(self, progress: Progress) -> bool:
         work = self._work
         assert work is not None
-        known = SolveOutcome(Status.UNKNOWN, progress.dual_bound)
-        work.bound = max(work.bound, safe_dual_bound(known, work.encoding.model))
+        work.raise_to(SolveOutcome(Status.UNKNOWN, progress.dual_bound))
+        if work.emptiness:
+            return False
         if progress.point is not None:
             work.judging.consider(progress.point, progress.primal)
         if self.on_event is not None:
@@ -187,11 +201,15 @@ class Oracle:
         return work.judging.counterexample is not None
 
     def _end(self, work: _Work, process: SolverProcess, outcome: SolveOutcome) -> None:
-        work.bound = max(work.bound, safe_dual_bound(outcome, work.encoding.model))
-        if outcome.point is not None and work.judging.counterexample is None:
+        work.raise_to(outcome)
+        if outcome.point is not None and work.judging.counterexample is None and not work.emptiness:
             work.judging.consider(outcome.point, outcome.primal)
             work.judging.polish(outcome.point, outcome.primal)
         match outcome.status:
+            case Status.INFEASIBLE if not work.emptiness and self.options.trust == "solver":
+                # Not to be taken at its word: that the subproblem is empty is proved by a dual bound, too.
+                rest = replace(work, model=elastic(work.model), emptiness=True)
+                self._begin(rest, process, work.task.seconds - outcome.seconds)
             case Status.UNAVAILABLE if process.solver == FALLBACK:
                 self.give_up(outcome.message)
             case Status.UNAVAILABLE:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from random_nets import hard_model
 
-from milpverify.encode.model import SMALLEST_COEFFICIENT, Model, ModelBuilder, power_of_two, safe_dual_bound, scaled
+from milpverify.encode.model import SMALLEST_COEFFICIENT, Model, ModelBuilder, elastic, power_of_two, safe_dual_bound, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers import gurobi, highs, scip, z3
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
@@ -205,3 +205,30 @@ def test_registry_describes_every_solver() -> None:
     assert all(info.version and info.note for info in infos.values())
     with pytest.raises(InvalidInput, match="there is no solver 'cplex'"):
         load("cplex")
+
+
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
+def test_the_emptiness_model_measures_the_least_violation(solver: str) -> None:
+    """Its minimum is the least slack over all integer points, by enumeration; above 0 exactly where the model has no point."""
+    rng = np.random.default_rng(5)
+    empty = 0
+    for _ in range(12):
+        rows: list[Row] = []
+        for _ in range(2):
+            middle, width = rng.integers(-4, 5), rng.choice([0.0, 0.5, INF])
+            rows.append(([0, 1, 2], rng.integers(-3, 4, 3).tolist(), middle - 0.5, middle - 0.5 + width))
+        rows.append(([0, 2], [1.0, 1.0], -INF, 2.0))
+        given = model([-1, 0, -2], [2, 2, 1], rows, [1, 0, 0], (0, 1, 2))
+        points = [np.array(p, dtype=float) for p in np.ndindex(4, 3, 4)]
+        least = min(
+            max(0.0, float((given.row_lower - a).max()), float((a - given.row_upper).max()))
+            for a in (given.activity(p + np.array([-1.0, 0.0, -2.0])) for p in points)
+        )
+        soft = elastic(given)
+        assert soft.start is not None and soft.violation(soft.start) <= 1e-12
+        outcome = load(solver).solve(soft, Limits(30), lambda _: False)
+        assert outcome.status is Status.OPTIMAL
+        assert outcome.dual_bound == pytest.approx(least, abs=1e-7)
+        assert (safe_dual_bound(outcome, soft) > 0) == (least > 0)
+        empty += least > 0
+    assert 3 <= empty <= 9

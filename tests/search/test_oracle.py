@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from random_nets import relu_network
+from random_nets import proved_bounds, relu_network
 
 from milpverify.config import Deadline, Options, SearchOptions
+from milpverify.encode.milp import Decision
 from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
@@ -22,9 +25,11 @@ from milpverify.result import Trust
 from milpverify.search import exchange
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import Search
-from milpverify.search.oracle import Oracle
+from milpverify.search.oracle import Oracle, Task
 from milpverify.search.relaxer import bound_batch
 from milpverify.search.subproblems import NeuronOutcome
+from milpverify.solvers.base import SmtOutcome, SolveOutcome, Status
+from milpverify.solvers.process import SolverProcess
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 NX = 6
@@ -216,3 +221,43 @@ def test_a_bound_that_a_point_contradicts_after_closures_stops_everything(networ
         finding = exchange.Finding(exchange.Task(0), 1e6, True)
         with pytest.raises(Contradiction):
             exchange._apply(search, oracle, finding)
+
+
+def ask(oracle: Oracle, problem: Problem, decisions: tuple[Decision, ...]) -> float:
+    """The best bound that the oracle finds for a subproblem."""
+    bound, box = -math.inf, problem.disjuncts[0].box
+    oracle.give(Task(0, decisions, 30.0), problem.disjuncts[0], proved_bounds(problem.graph, box, "ibp"))
+    while oracle.task is not None:
+        finding = oracle.poll()
+        bound = bound if finding is None else max(bound, finding.bound)
+        time.sleep(0.005)
+    return bound
+
+
+def test_an_empty_subproblem_is_closed_by_a_proof(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    with Oracle(problem, Options(), Deadline(60)) as oracle:
+        assert ask(oracle, problem, ((1, 0, 1.0, 0.5), (1, 0, -1.0, -0.5))) == math.inf
+        assert ask(oracle, problem, ((1, 0, 1.0, 0.0),)) < math.inf
+    with Oracle(problem, Options(trust="rounded"), Deadline(60)) as oracle:
+        assert ask(oracle, problem, ((1, 0, 1.0, 0.5), (1, 0, -1.0, -0.5))) == -math.inf
+
+
+def test_a_word_alone_makes_no_subproblem_empty(network: tuple[Graph, Box, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The solver calls a subproblem infeasible that is not: that is looked into, and found wrong."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    poll, told = SolverProcess.poll, []
+
+    def lying(process: SolverProcess, wait: float = 0.0) -> SolveOutcome | SmtOutcome | None:
+        outcome = poll(process, wait)
+        if outcome is None:
+            return None
+        told.append(outcome)
+        return SolveOutcome(Status.INFEASIBLE) if len(told) == 1 else outcome
+
+    monkeypatch.setattr(SolverProcess, "poll", lying)
+    with Oracle(problem, Options(), Deadline(60)) as oracle:
+        bound = ask(oracle, problem, ((1, 0, 1.0, 0.0),))
+    assert len(told) == 2 and bound < math.inf
