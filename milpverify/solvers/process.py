@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,13 +25,14 @@ import numpy as np
 
 from milpverify.encode.model import Model, SmtScript
 from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, Status
-from milpverify.solvers.worker import BrokenProtocol, receive, send
+from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 GRACE = 0.5  # seconds that a solver may overrun its time limit before it is killed
 POLL = 0.02  # seconds between looks at the deadline
+REAP = 5.0  # seconds that a killed worker may take to die; one that is stuck in the kernel is left to it
 
 _Message = tuple[Any, ...]
 
@@ -53,7 +55,9 @@ class SolverProcess:
         self._task: _Task | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._writing = threading.Lock()
+        self._outbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
+        self._farewell = weakref.finalize(self, self._outbox.put, None)  # a handle that is forgotten ends its worker, too
+        self._number = 0  # of the last solve
 
     def __enter__(self) -> SolverProcess:
         return self
@@ -106,7 +110,8 @@ class SolverProcess:
         self._task = _Task(model, deadline, on_progress, seconds)
         if seconds > 0.0:
             self._start()
-            self._post(("solve", self.solver, model, replace(limits, seconds=seconds)))
+            self._number += 1
+            self._outbox.put(("solve", self.solver, model, replace(limits, seconds=seconds), self._number))
 
     def poll(self, wait: float = 0.0) -> SolveOutcome | SmtOutcome | None:
         """Pass on what the worker reported; its outcome once there is one, None while the solve goes on.
@@ -129,8 +134,7 @@ class SolverProcess:
         """Ask for the end of the solve under way; `poll` still has its outcome, within GRACE."""
         if self._task is not None and self._task.stopping == math.inf:
             self._task.stopping = time.monotonic() + GRACE
-            if self._child is not None:
-                self._post(("stop",))
+            self._outbox.put(("stop", self._number))
 
     def _next(self, task: _Task, wait: float) -> SolveOutcome | SmtOutcome | None:
         if task.seconds <= 0.0:
@@ -166,7 +170,11 @@ class SolverProcess:
             case ("outcome", SmtOutcome() as answer) if not isinstance(task.model, Model):
                 return answer
             case ("dead", str(text)):
-                return task.failed(Status.CRASHED, f"{self.solver}: {text}{self._burial()}")
+                code = self._burial()
+                if code == NO_MEMORY:
+                    return task.failed(Status.MEMORY_LIMIT, f"{self.solver}: out of memory")
+                end = f" (signal {-code})" if code < 0 else f" (exit status {code})" if code else ""
+                return task.failed(Status.CRASHED, f"{self.solver}: {text}{end}")
             case (str(kind), str(text)) if kind in _ENDINGS:
                 return task.failed(_ENDINGS[kind], text)
         self.kill()
@@ -181,50 +189,49 @@ class SolverProcess:
         child, self._child = self._child, None
         if child is None:
             return
-        if hasattr(os, "killpg"):
-            try:
-                os.killpg(child.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                child.kill()  # the group is gone already; on macOS a dead group gives PermissionError
-        else:
-            child.kill()
-        child.wait()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                _close(stream)
+        self._farewell()
+        if child.returncode is None:  # once it is reaped, its number may be another process's
+            if hasattr(os, "killpg"):
+                try:
+                    os.killpg(child.pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    child.kill()  # the group is gone already; on macOS a dead group gives PermissionError
+            else:
+                child.kill()
+        try:
+            child.wait(timeout=REAP)
+        except subprocess.TimeoutExpired:
+            return  # its pipes are still open at the other end: closing ours could wait for it
 
     def _start(self) -> None:
-        if self._child is not None and self._child.poll() is None:
+        if self._child is not None and not _ended(self._child):
             return
         self.kill()
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-P", "-m", "milpverify.solvers.worker", str(self.memory_mb), str(os.getpid())]
-        self._child = subprocess.Popen(
+        self._child = child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         if self.niceness and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, self._child.pid, self.niceness)
-        self._inbox, self._writing = queue.SimpleQueue(), threading.Lock()
-        assert self._child.stdout is not None
-        threading.Thread(target=_listen, args=(self._child.stdout, self._inbox), daemon=True).start()
+            os.setpriority(os.PRIO_PROCESS, child.pid, self.niceness)
+        self._inbox, self._outbox = queue.SimpleQueue(), queue.SimpleQueue()
+        self._farewell = weakref.finalize(self, self._outbox.put, None)
+        assert child.stdout is not None and child.stdin is not None
+        # Threads of their own: a worker that does not read, or writes half a message, must not hold us beyond the deadline.
+        threading.Thread(target=_listen, args=(child.stdout, self._inbox), daemon=True).start()
+        threading.Thread(target=_write, args=(child.stdin, self._outbox, self._inbox), daemon=True).start()
 
-    def _post(self, message: _Message) -> None:
-        """Send from a thread of its own: a worker that does not read must not hold us beyond the deadline."""
-        assert self._child is not None and self._child.stdin is not None
-        threading.Thread(target=_write, args=(self._child.stdin, self._writing, message), daemon=True).start()
-
-    def _burial(self) -> str:
-        """Reap a worker that is dead or talks garbage; returns how it ended."""
+    def _burial(self) -> int:
+        """Reap a worker that is dead or talks garbage; returns its exit status, 0 for one that was still alive."""
         assert self._child is not None
-        child = self._child
-        try:
-            code = child.wait(timeout=GRACE)
-        except subprocess.TimeoutExpired:
-            code = 0
+        child, end = self._child, time.monotonic() + GRACE
+        while not _ended(child) and time.monotonic() < end:
+            time.sleep(POLL / 4)
+        dead = _ended(child)
         self.kill()
-        return f" (signal {-code})" if code < 0 else f" (exit status {code})" if code else ""
+        return child.returncode if dead and child.returncode is not None else 0
 
 
 @dataclass(eq=False)
@@ -275,26 +282,37 @@ def _expired(deadline: Deadline) -> tuple[Status, str]:
     return (Status.INTERRUPTED, "interrupted") if deadline.cancelled else (Status.TIME_LIMIT, "no time left")
 
 
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a child has ended. It is not reaped where the platform allows that: until then its number, and its group's, is its own."""
+    if child.returncode is not None:
+        return True
+    if not hasattr(os, "waitid"):
+        return child.poll() is not None
+    try:
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # a process that ignores SIGCHLD never sees its children end
+
+
 def _listen(source: IO[bytes], inbox: queue.SimpleQueue[_Message]) -> None:
-    while True:
-        try:
-            inbox.put(receive(source))
-        except EOFError:
-            return inbox.put(("dead", "the solver process died"))
-        except (BrokenProtocol, OSError, ValueError) as error:
-            return inbox.put(("dead", f"the solver process broke the protocol: {error}"))
+    """Pass on what comes until the other end is closed; the only one to read, and to close, this end."""
+    with source:
+        while True:
+            try:
+                inbox.put(receive(source))
+            except EOFError:
+                return inbox.put(("dead", "the solver process died"))
+            except (BrokenProtocol, OSError, ValueError, MemoryError) as error:
+                return inbox.put(("dead", f"the solver process broke the protocol: {error}"))
 
 
-def _write(target: IO[bytes], lock: threading.Lock, message: _Message) -> None:
+def _write(target: IO[bytes], outbox: queue.SimpleQueue[_Message | None], inbox: queue.SimpleQueue[_Message]) -> None:
+    """Send messages in their order until None comes; the only one to write to, and to close, this end."""
     try:
-        with lock:
-            send(target, message)
-    except (OSError, ValueError):
-        return  # the worker is gone, which the listening side reports
-
-
-def _close(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
+        with target:
+            while (message := outbox.get()) is not None:
+                send(target, message)
     except OSError:
-        return  # unflushed bytes for a dead worker
+        return  # the worker is gone, which the listening side reports
+    except MemoryError:
+        inbox.put(("dead", "the model does not fit into memory"))

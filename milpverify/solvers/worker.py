@@ -1,7 +1,8 @@
 """The child of a `SolverProcess`: `python -m milpverify.solvers.worker MEMORY_MB PARENT_PID`. It never imports torch.
 
-Messages are pickles framed by MAGIC and an 8-byte length. From the parent: ("solve", solver, model, limits) and ("stop",). To the parent:
-("progress", Progress), ("outcome", outcome), ("unavailable", text) and ("failed", text). End of input ends the process.
+Messages are pickles framed by MAGIC and an 8-byte length. From the parent: ("solve", solver, model, limits, number) and ("stop", number),
+which is about the solve of that number alone. To the parent: ("progress", Progress), ("outcome", outcome), ("unavailable", text) and
+("failed", text). End of input ends the process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver
 
 MAGIC = b"mvwk"
+LARGEST = 2**40  # bytes of a message; a longer one is garbage
+NO_MEMORY = 86  # the exit status of a worker that cannot hold what it was sent
 _HEADER = struct.Struct("<4sQ")
 
 
@@ -47,18 +50,21 @@ def receive(stream: IO[bytes]) -> Any:
     Raises:
         EOFError: the other end is gone.
         BrokenProtocol: the bytes are no message.
+        MemoryError: the message is too large for this process.
     """
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size:
         raise EOFError
     magic, length = _HEADER.unpack(header)
-    if magic != MAGIC:
+    if magic != MAGIC or length > LARGEST:
         raise BrokenProtocol(f"unexpected output {header!r}")
     body = stream.read(length)
     if len(body) < length:
         raise EOFError
     try:
         return pickle.loads(body)
+    except MemoryError:
+        raise
     except Exception as error:  # unpickling garbage can raise anything
         raise BrokenProtocol(f"a message that cannot be read: {error}") from error
 
@@ -112,31 +118,33 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a solver prints must not reach the protocol
     requests: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-    stop = threading.Event()
+    stopped: set[int] = set()  # the numbers of the solves to end
 
     def listen() -> None:
         source = sys.stdin.buffer
         while True:
             try:
                 message = receive(source)
+            except MemoryError:
+                os._exit(NO_MEMORY)
             except (EOFError, BrokenProtocol, OSError):
                 os._exit(0)  # the parent is gone: so is the reason to solve, native code included
             if message[0] == "stop":
-                stop.set()
+                stopped.add(message[1])
             else:
-                stop.clear()
                 requests.put(message)
 
     threading.Thread(target=listen, daemon=True).start()
 
-    def report(progress: Progress) -> bool:
-        send(output, ("progress", progress))
-        return stop.is_set()
-
     from milpverify.solvers import registry
 
     while True:
-        _, name, model, limits = requests.get()
+        _, name, model, limits, number = requests.get()
+
+        def report(progress: Progress, number: int = number) -> bool:
+            send(output, ("progress", progress))
+            return number in stopped
+
         try:
             answer: tuple[str, object] = ("outcome", _solve(registry.load(name), model, replace(limits, memory_mb=memory_mb), report))
         except (SolverUnavailable, ImportError) as error:

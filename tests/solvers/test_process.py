@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -20,10 +21,13 @@ from milpverify.encode.model import Model, SmtScript, safe_dual_bound
 from milpverify.encode.smt import smt_script
 from milpverify.solvers.base import Answer, Limits, Progress, Status
 from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.worker import receive, send
 from milpverify.spec import Box, Disjunct, Rows
 
 MILP = ("scip", "highs", "gurobi")
 EASY = SmtScript("(declare-const x_0 Real)(assert (< (/ 1.0 3.0) x_0))(assert (<= x_0 0.5))", ("x_0",))
+
+IDLE = "process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)); print(process.pid, flush=True); import time; time.sleep(60)"
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +173,15 @@ def test_workers_load_no_torch_and_lead_their_own_group(solver: str) -> None:
         assert os.getpgid(pid) == os.getsid(pid) == pid
 
 
-def test_a_worker_dies_with_its_parent() -> None:
+@pytest.mark.parametrize("then", ["process.solve(hard_model(), Limits(), Deadline(60), lambda p: print(process.pid, flush=True))", IDLE])
+def test_a_worker_dies_with_its_parent(then: str) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from random_nets import hard_model\n"
         "from milpverify.config import Deadline\n"
         "from milpverify.solvers.base import Limits\n"
         "from milpverify.solvers.process import SolverProcess\n"
-        "process = SolverProcess('scip')\n"
-        "process.solve(hard_model(), Limits(), Deadline(60), lambda p: print(process.pid, flush=True))\n"
+        f"process = SolverProcess('scip')\n{then}\n"
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -203,8 +207,62 @@ def _ended(pid: int) -> bool:
         return gone(pid, within=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_forgotten_handle_ends_its_worker() -> None:
+    process = SolverProcess("highs")
+    assert process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)).status is Status.OPTIMAL
+    child = started(process)
+    del process
+    gc.collect()
+    end = time.monotonic() + 5.0
+    while not _ended(child) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert _ended(child)
+
+
+def test_a_request_to_stop_is_about_one_solve(hard: Model) -> None:
+    """It may arrive when that solve is over: the next one goes on."""
+    command = [sys.executable, "-m", "milpverify.solvers.worker", "8192", str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        send(worker.stdin, ("solve", "highs", hard, Limits(1.0), 2))
+        send(worker.stdin, ("stop", 1))
+        while (message := receive(worker.stdout))[0] == "progress":
+            pass
+        assert message[1].status is Status.TIME_LIMIT
+        send(worker.stdin, ("solve", "highs", hard, Limits(60.0), 3))
+        send(worker.stdin, ("stop", 3))
+        while (message := receive(worker.stdout))[0] == "progress":
+            pass
+        assert message[1].status is Status.INTERRUPTED
+        worker.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_full_disk_costs_nothing() -> None:
+    """No process may write a byte to a file; what solvers would log or store goes nowhere."""
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "from random_nets import hard_model\n"
+        "from milpverify.config import Deadline\n"
+        "from milpverify.solvers.base import Limits\n"
+        "from milpverify.solvers.process import SolverProcess\n"
+        "for solver in ('scip', 'highs', 'gurobi'):\n"
+        "    with SolverProcess(solver) as process:\n"
+        "        print(process.solve(hard_model([4, 8, 8, 3]), Limits(), Deadline(60)).status.name)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code, str(root / "tests")], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["OPTIMAL"] * 3
+
+
+HUGE = "printf 'mvwk" + r"\377" * 8 + "rest'"  # a message of 2^64 - 1 bytes
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs /bin/sh")
-@pytest.mark.parametrize("script", ["echo this is no protocol, and it goes on", "exit 3", "kill -SEGV $$", "printf 'mvwk\\001'"])
+@pytest.mark.parametrize("script", ["echo this is no protocol, and it goes on", "exit 3", "kill -SEGV $$", "printf 'mvwk\\001'", HUGE])
 def test_garbage_and_crashes_are_outcomes(script: str, hard: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
@@ -227,6 +285,17 @@ def test_the_memory_limit_costs_the_model_only(solver: str) -> None:
         outcome = process.solve(model, Limits(20), Deadline(30))
     assert outcome.status in (Status.MEMORY_LIMIT, Status.CRASHED, Status.UNAVAILABLE)
     assert outcome.dual_bound == -np.inf
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space cannot be limited")
+def test_a_model_that_the_worker_cannot_hold_ends_at_once() -> None:
+    n = 20_000_000
+    zeros, none = np.zeros(n), np.zeros(1, dtype=np.int64)
+    model = Model(zeros, zeros, np.zeros(n, dtype=bool), none, none[:0], zeros[:0], zeros[:0], zeros[:0], zeros)
+    with SolverProcess("highs", memory_mb=128) as process:
+        outcome = process.solve(model, Limits(), Deadline(60))
+        assert outcome.status is Status.MEMORY_LIMIT
+        assert process.pid is None
 
 
 def test_z3_answers_with_exact_points() -> None:
