@@ -7,6 +7,7 @@ which is about the solve of that number alone. To the parent: ("progress", Progr
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import queue
@@ -156,6 +157,8 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - a failing adapter costs this model, not the run
             answer = ("failed", f"{name}: {type(error).__name__}: {error}")
         send(output, answer)
+        del model, answer
+        gc.collect()  # a solver's model and its callbacks know each other: left to themselves they pile up
 
 
 if __name__ == "__main__":

@@ -207,6 +207,24 @@ def _ended(pid: int) -> bool:
         return gone(pid, within=0.01)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("solver", MILP)
+def test_a_worker_does_not_grow_from_model_to_model(solver: str) -> None:
+    model = hard_model([6, 20, 20, 3])
+    sizes = []
+    with SolverProcess(solver) as process:
+        for _ in range(60):
+            process.solve(model, Limits(), Deadline(60), lambda _: True)
+            sizes.append(_resident(started(process)))
+    assert sizes[-1] - sizes[19] < 5_000
+
+
+def _resident(pid: int) -> int:
+    """kB."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1])
+
+
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_forgotten_handle_ends_its_worker() -> None:
     process = SolverProcess("highs")
