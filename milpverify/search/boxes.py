@@ -138,6 +138,7 @@ class BoxFrontier:
         self.store = like.take(torch.zeros(0, dtype=torch.long, device=like.lower.device))
         self.alive = torch.zeros(0, dtype=torch.bool, device=like.lower.device)
         self.bytes_each = like.bytes_each
+        self.lent: int | None = None  # the place of a box that something else works on, to be taken last
 
     def __len__(self) -> int:
         return int(self.alive.sum())
@@ -168,10 +169,17 @@ class BoxFrontier:
     def pop(self, count: int, nearest: bool = False) -> Boxes:
         """Take out those of lowest margin, or with `nearest` those of highest, which are the nearest to being closed."""
         place = self.alive.nonzero(as_tuple=True)[0]
+        if self.lent is not None and len(place) > 1:
+            place = place[place != self.lent]
         chosen = place[self.store.worst[place].topk(min(count, len(place)), largest=nearest).indices]
         taken = self.store.take(chosen)
         self.alive[chosen] = False
         return taken
+
+    def within(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The places of the open boxes that lie in a box (nx,)."""
+        inside = (self.store.lower >= lower).all(1) & (self.store.upper <= upper).all(1)
+        return (inside & self.alive).nonzero(as_tuple=True)[0]
 
     def remove(self, place: Tensor) -> None:
         """Take out those at some places."""

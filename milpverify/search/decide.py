@@ -134,6 +134,8 @@ def _by_tree(
         share = deadline if whole else deadline.within(deadline.remaining() / (len(open_groups) - k))
         part = _search(problem, graph, group, root, points, share, on_event, oracle, leaves, switches)
         parts.append(part)
+        if oracle is not None and oracle.task is not None:
+            oracle.close()  # its task belongs to this group: to the next it would be about another disjunct
         if part.counterexample is not None:
             untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
             return replace(part, lower_bound=min([*(p.lower_bound for p in parts), *untouched]))
@@ -158,11 +160,13 @@ def _search(
         return _of_neurons(search.run(ITERATIONS), oracle)
     boxes = Bisection(problem, graph, group, deadline, torch.float32, on_event, root, switches, leaves)
     if few_inputs(group):
-        return _of_boxes(boxes.run())
+        boxes.consult(oracle)
+        return _of_boxes(boxes.run(), oracle)
     search = Search(problem, graph, group, root.state, deadline, on_event, points, None, leaves, CANDIDATES)
     trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
     if trial.run(deadline, switches.deterministic) == "inputs":
-        part, other = _of_boxes(boxes.run(deadline)), search.bounded
+        boxes.consult(oracle)
+        part, other = _of_boxes(boxes.run(deadline), oracle), search.bounded
     else:
         search.oracle = oracle
         part, other = _of_neurons(search.run(ITERATIONS), oracle), boxes.subproblems
@@ -170,11 +174,13 @@ def _search(
     return replace(part, lower_bound=max(part.lower_bound, trial.bound), detail=detail)
 
 
-def _of_boxes(outcome: SplitOutcome) -> Decision:
+def _of_boxes(outcome: SplitOutcome, oracle: Oracle | None) -> Decision:
     detail = {"method": "input split", "subproblems": outcome.subproblems, "open": outcome.open_boxes + outcome.points, **outcome.detail}
     example, disagreement = _verdict_of(outcome.judgement)
-    reason, note = outcome.reason, outcome.note
-    return Decision(outcome.closed, outcome.lower_bound, Trust.ROUNDED, example, reason, note, disagreement, detail)
+    if oracle is not None:
+        example, disagreement = example or oracle.counterexample, disagreement or oracle.disagreement
+    trust = outcome.trust if example is None else Trust.ROUNDED
+    return Decision(outcome.closed, outcome.lower_bound, trust, example, outcome.reason, outcome.note, disagreement, detail)
 
 
 def _of_neurons(outcome: NeuronOutcome, oracle: Oracle | None) -> Decision:

@@ -25,8 +25,9 @@ from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import select
 from milpverify.config import SearchOptions
 from milpverify.events import Event
-from milpverify.result import Reason
+from milpverify.result import Reason, Trust
 from milpverify.search.batching import LARGEST, BatchSize
+from milpverify.search.box_exchange import BoxExchange
 from milpverify.search.box_points import try_points
 from milpverify.search.boxes import Boxes, BoxFrontier, Inheritance
 from milpverify.search.clip import clip, least
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.search.lp_leaf import Leaves
     from milpverify.search.margin import Group
+    from milpverify.search.oracle import Oracle
     from milpverify.spec import Problem
 
 FRONTIER_BYTES = 1 << 30
@@ -52,7 +54,10 @@ FIXED_BATCH = 1024
 
 @dataclass(eq=False)
 class SplitOutcome:
-    """How the search over a group ended. `points` counts boxes that cannot be bisected in float64 or are ties, and stay open."""
+    """How the search over a group ended. `points` counts boxes that cannot be bisected in float64 or are ties, and stay open.
+
+    `lower_bound` and a closure rest on `trust`.
+    """
 
     closed: bool
     lower_bound: float
@@ -64,6 +69,7 @@ class SplitOutcome:
     reason: Reason = Reason.UNDECIDED
     note: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+    trust: Trust = Trust.ROUNDED
 
 
 def search(
@@ -76,6 +82,7 @@ def search(
     root: Bounded | None = None,
     options: SearchOptions | None = None,
     leaves: Leaves | None = None,
+    oracle: Oracle | None = None,
 ) -> SplitOutcome:
     """Bisect the group's box until every disjunct is proved, a counterexample holds, or the deadline.
 
@@ -84,8 +91,9 @@ def search(
         dtype: the precision of the matrix products.
         root: the bounds over the group's box, if they are known.
         leaves: what decides boxes of which every neuron is on one piece, or None.
+        oracle: a solver to work beside the bisection, or None. A run that must repeat goes without.
     """
-    return Bisection(problem, graph, group, deadline, dtype, on_event, root, options or SearchOptions(), leaves).run()
+    return Bisection(problem, graph, group, deadline, dtype, on_event, root, options or SearchOptions(), leaves, oracle).run()
 
 
 class Bisection:
@@ -106,6 +114,7 @@ class Bisection:
         root: Bounded | None,
         options: SearchOptions,
         leaves: Leaves | None,
+        oracle: Oracle | None = None,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline, self.dtype = problem, graph, group, deadline, dtype
         self.on_event, self.options = on_event, options
@@ -124,7 +133,14 @@ class Bisection:
         self.method = MethodChoice(options.forward, options.deterministic)
         self.finisher = Finisher(problem, graph, group, deadline, leaves if options.leaves else None)
         whole = self._boxes(self.root, lower, upper, self.root.margins, torch.zeros(1, dtype=torch.long, device=lower.device))
-        self.frontier, self.stuck, self.held = BoxFrontier(whole), whole.take(whole.tried), whole
+        self.whole, self.held, self.stuck, self.frontier = whole, whole, whole.take(whole.tried), BoxFrontier(whole)
+        self.exchange: BoxExchange | None = None
+        self.consult(oracle)
+
+    def consult(self, oracle: Oracle | None) -> None:
+        """Let an oracle work beside the bisection from now on, where the options allow that."""
+        if oracle is not None and self.options.oracle and not self.options.deterministic:
+            self.exchange = BoxExchange(self, oracle)
 
     def run(self, deadline: Deadline | None = None, limit: float = math.inf) -> SplitOutcome:
         """Search until all is closed, a counterexample holds, so many boxes were bounded in all, or the deadline.
@@ -148,6 +164,8 @@ class Bisection:
                 self.batch.took(count, self.clock() - began)
                 if self._going() and self.options.finishing:
                     self._finish()
+                if self.exchange is not None:
+                    self.exchange.consult()
                 self._report()
             if not len(self.frontier):
                 self._settle()
@@ -163,7 +181,8 @@ class Bisection:
     @property
     def broken(self) -> bool:
         """Whether a counterexample was found."""
-        return self.judgement is not None and self.judgement.status is Status.HOLDS
+        by_oracle = self.exchange is not None and self.exchange.found
+        return by_oracle or (self.judgement is not None and self.judgement.status is Status.HOLDS)
 
     def _note(self, judgement: Judgement | None) -> None:
         if judgement is not None and not self.broken:
@@ -176,9 +195,13 @@ class Bisection:
         count = self.subproblems + self.finisher.bounded
         tied = Reason.FLOAT_SEMANTICS if self.finisher.ties and not waiting else Reason.UNDECIDED
         detail = {"batch": self.batch.size, "bounds": self.method.now.value, "finished": self.finisher.closed, **self.finisher.detail}
+        trust, exchange = Trust.ROUNDED, self.exchange
+        if exchange is not None:
+            detail.update(exchange.oracle.counts)
+            trust = Trust.SOLVER if exchange.raised and not closed else exchange.trust
         return SplitOutcome(
             closed, bound, self.judgement, count, time.monotonic() - self.began, waiting, len(self.stuck),
-            Reason.MEMORY if self.out_of_memory else tied, self.finisher.note, detail,
+            Reason.MEMORY if self.out_of_memory else tied, self.finisher.note, detail, trust,
         )  # fmt: skip
 
     def _report(self) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from milpverify.encode.milp import Bounds
     from milpverify.encode.model import Model
     from milpverify.result import Counterexample
-    from milpverify.spec import Array, Disjunct, Problem
+    from milpverify.spec import Array, Box, Disjunct, Problem
 
 NICENESS = 2  # on a single core the tree gets the larger part
 CRASHES = 3  # a solver that dies this often is left alone
@@ -35,12 +35,16 @@ CRASHES = 3  # a solver that dies this often is left alone
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A subproblem: a disjunct by its place in the group, split decisions, and the seconds and solver's nodes that it may take."""
+    """A subproblem: a disjunct by its place in the group, split decisions, the seconds and solver's nodes that it may take.
+
+    `box` is a part of the disjunct's box, where it is not the whole.
+    """
 
     disjunct: int
     decisions: tuple[Decision, ...] = ()
     seconds: float = math.inf
     nodes: int | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +137,9 @@ class Oracle:
             bounds: of every node, proved where the task's split decisions hold, on the CPU.
             start: (nx,) an input that satisfies them, to begin with.
         """
+        within = disjunct if task.box is None else replace(disjunct, box=task.box)
         try:
-            encoding = encode(self.problem.graph, bounds, disjunct, start=start, decisions=task.decisions, deadline=self.deadline)
+            encoding = encode(self.problem.graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
         except OutOfTime:
             return
         except (NumericallyUnfit, UnsupportedOperator) as error:

@@ -1,0 +1,141 @@
+"""What the bisection and the oracle tell each other, between two batches.
+
+The oracle takes the hardest box as a mixed-integer model over that box and disjunct. While it works the bisection leaves the box
+alone unless nothing else is left. A dual bound holds for all open boxes within the task's; a point ends the run; what the bisection
+closes is taken from the oracle.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.result import Trust
+from milpverify.search.exchange import LARGEST, LEAST_TASK, PART_SHARE
+from milpverify.search.oracle import Finding, Oracle, Task
+from milpverify.search.relaxer import bound_batch
+from milpverify.spec import Box
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from milpverify.search.boxes import Boxes
+    from milpverify.search.input_split import Bisection
+
+FIRST = 20_000
+"""Subproblems before the first task: easy problems need no solver."""
+FAILURES = 3
+"""After so many tasks in a row that closed nothing, the oracle waits until the subproblems have doubled."""
+SHARE = 0.1
+"""The most of the time that may go into making models."""
+
+
+@dataclass(eq=False)
+class BoxExchange:
+    """Both ways between a bisection and an oracle; `trust` is what the bounds and closures of the bisection rest on.
+
+    `closed` counts open boxes that the oracle closed.
+    """
+
+    search: Bisection
+    oracle: Oracle
+    trust: Trust = Trust.ROUNDED
+    closed: int = 0
+    raised: bool = False
+    start: int = field(default_factory=lambda: FIRST)
+    _failed: int = 0
+    _ends: tuple[Tensor, Tensor] | None = None  # of the task's box
+    _began: float = field(default_factory=time.monotonic)
+    _spent: float = 0.0
+
+    @property
+    def found(self) -> bool:
+        """Whether the oracle has a counterexample that the bisection may use."""
+        return self.search.options.oracle_to_tree and self.oracle.counterexample is not None
+
+    def consult(self) -> None:
+        """Hear what the oracle found, and give it the next task where it has none. Never waits."""
+        search, oracle = self.search, self.oracle
+        task, finding = oracle.task, oracle.poll()
+        if self.found:
+            return
+        if finding is not None:
+            self._hear(finding)
+        if oracle.task is not None and task is oracle.task:
+            if search.options.tree_to_oracle and not len(self._under()):
+                oracle.stop()
+        elif oracle.task is None and oracle.usable and search.subproblems >= self.start and len(search.frontier):
+            self._give()
+
+    def _under(self) -> Tensor:
+        """The places of the open boxes that the task is about."""
+        assert self._ends is not None
+        return self.search.frontier.within(*self._ends)
+
+    def _hear(self, finding: Finding) -> None:
+        search, bound = self.search, finding.bound
+        place = self._under() if search.options.oracle_to_tree and bound > -torch.inf else None
+        before = self.closed
+        if place is not None and len(place):
+            self._raise(place, finding.task.disjunct, bound)
+        if self.closed > before and not finding.ended:
+            self.oracle.stop()
+        if self.closed > before:
+            self._failed = 0
+        elif finding.ended and (place is None or len(place)):
+            self._failed += 1
+            if self._failed >= FAILURES:
+                self.start, self._failed = 2 * search.subproblems, 0
+        if finding.ended or self.closed > before:
+            search.frontier.lent = None
+
+    def _raise(self, place: Tensor, disjunct: int, bound: float) -> None:
+        """Raise the margins of one disjunct on some open boxes, and close what that closes."""
+        search, store = self.search, self.search.frontier.store
+        margins = store.margins[place]
+        self.raised = True
+        if bound > 0 or (bound >= 0 and bool(search.group.strict[disjunct])):
+            self.trust = Trust.SOLVER
+        margins[:, disjunct] = margins[:, disjunct].clamp(min=bound)
+        store.margins[place] = margins
+        done = search.group.closed(margins).all(1)
+        if bool(done.any()):
+            search.closed_bound = min(search.closed_bound, float(margins[done].amin()))
+            search.frontier.remove(place[done])
+            self.closed += int(done.sum())
+            self.oracle.counts["oracle_closed"] += 1
+
+    def _give(self) -> None:
+        began = time.monotonic()
+        if self._spent > SHARE * (began - self._began):
+            return
+        search = self.search
+        box, place = self._hardest() if search.options.tree_to_oracle else (search.whole, None)
+        if int(box.unstable[0]) > LARGEST:
+            self.oracle.give_up("the network has too many unstable neurons for a solver's model")
+            return
+        closed = search.group.closed(box.margins)[0]
+        disjunct = int(torch.where(closed, torch.inf, box.margins[0]).argmin())
+        known = search.inheritance.unpack(box.ends)
+        found = bound_batch(search.graph, search.group, box.lower, box.upper, torch.float64, known, search.deadline)
+        bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(found.state.items())]
+        ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
+        seconds = (
+            max(LEAST_TASK, PART_SHARE * search.deadline.remaining()) if search.options.tree_to_oracle else search.deadline.remaining()
+        )
+        self.oracle.give(Task(disjunct, (), seconds, box=ends), search.group.disjuncts[disjunct], bounds)
+        if self.oracle.task is not None:
+            self._ends = box.lower[0], box.upper[0]
+            search.frontier.lent = place if search.options.oracle_to_tree else None
+        self._spent += time.monotonic() - began
+
+    def _hardest(self) -> tuple[Boxes, int]:
+        """The open box of the lowest margin, and its place; the oldest of those that are alike."""
+        frontier = self.search.frontier
+        worst = torch.where(frontier.alive, frontier.store.worst, torch.inf)
+        tied = (worst == worst.amin()).nonzero(as_tuple=True)[0]
+        place = int(tied[frontier.store.age[tied].argmin()])
+        return frontier.store.take(torch.tensor([place], device=worst.device)), place
