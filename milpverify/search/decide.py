@@ -180,7 +180,8 @@ def _of_boxes(outcome: SplitOutcome, oracle: Oracle | None) -> Decision:
     if oracle is not None:
         example, disagreement = example or oracle.counterexample, disagreement or oracle.disagreement
     trust = outcome.trust if example is None else Trust.ROUNDED
-    return Decision(outcome.closed, outcome.lower_bound, trust, example, outcome.reason, outcome.note, disagreement, detail)
+    note = "; ".join(filter(None, [outcome.note, *(oracle.notes if oracle else [])]))
+    return Decision(outcome.closed, outcome.lower_bound, trust, example, outcome.reason, note, disagreement, detail)
 
 
 def _of_neurons(outcome: NeuronOutcome, oracle: Oracle | None) -> Decision:

@@ -33,6 +33,8 @@ ROUND = 256
 """The most boxes a round takes, and a quarter of the fewest."""
 BRANCHINGS = 5
 """What a round may spend on a box: some need far more than a handful, and go back to bisection."""
+LEAVES = 64
+"""The most linear programs of a round: each takes as long as many bisections."""
 SETTLED, SUBPROBLEMS = 32, 4096
 """How many boxes that cannot be bisected are split into linear programs at a time, and the most subproblems that may take."""
 
@@ -76,10 +78,14 @@ class Finisher:
         """Counts for the ledger."""
         return {} if self.leaves is None else {"leaves": self.leaves.solved}
 
+    def begins(self, subproblems: int) -> bool:
+        """Whether bisection has gone on for long enough."""
+        return self.group.places is not None and subproblems >= FIRST
+
     def candidates(self, unstable: Tensor, tried: Tensor, subproblems: int) -> Tensor:
         """The boxes to try now (indices), none unless they fill a round to a quarter, and none before `FIRST` subproblems."""
         most = min(self.most, ROUND)
-        if self.group.places is None or subproblems < FIRST or not most:
+        if not self.begins(subproblems) or not most:
             return torch.zeros(0, dtype=torch.long, device=unstable.device)
         fit = ((unstable <= self.threshold) & ~tried).nonzero(as_tuple=True)[0]
         return fit[:most] if 4 * len(fit) >= most else fit[:0]
@@ -87,7 +93,7 @@ class Finisher:
     def run(self, lower: Tensor, upper: Tensor, margins: Tensor, known: dict[int, Bounds]) -> Finished:
         """Split neurons on some boxes, a few times each. Where memory is short nothing is found, and fewer are tried in future."""
         try:
-            search, outcome = self._split(lower, upper, margins, known, torch.float32, BRANCHINGS, None)
+            search, outcome = self._split(lower, upper, margins, known, torch.float32, BRANCHINGS, None, LEAVES)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -104,8 +110,8 @@ class Finisher:
         self._count(search, outcome, proved, int(tied.sum()))
         return Finished(proved, tied, outcome.judgement)
 
-    def settle(self, lower: Tensor, upper: Tensor, margins: Tensor, known: dict[int, Bounds]) -> Finished:
-        """Split the neurons of boxes that cannot be bisected until linear programs are left, and solve these; ties stay open."""
+    def settle(self, lower: Tensor, upper: Tensor, margins: Tensor, known: dict[int, Bounds], leaves: int | None = None) -> Finished:
+        """Split the neurons of some boxes until linear programs are left, and solve these, at most `leaves`; ties stay open."""
         proved = torch.zeros(len(lower), dtype=torch.bool, device=lower.device)
         tied = torch.zeros_like(proved)
         judgement = None
@@ -114,7 +120,7 @@ class Finisher:
             if self.deadline.expired():
                 break
             mine = {i: Bounds(b.lower[here], b.upper[here]) for i, b in known.items()}
-            search, outcome = self._split(lower[here], upper[here], margins[here], mine, torch.float64, None, SUBPROBLEMS)
+            search, outcome = self._split(lower[here], upper[here], margins[here], mine, torch.float64, None, SUBPROBLEMS, leaves)
             proved[here], _ = self._left(outcome, len(proved[here]))
             tied[[start + k for k in sorted(search.tied)]] = True
             judgement = outcome.judgement or judgement
@@ -132,10 +138,13 @@ class Finisher:
         dtype: torch.dtype,
         per_box: int | None,
         limit: int | None,
+        leaves: int | None,
     ) -> tuple[Search, NeuronOutcome]:
         found = bound_batch(self.graph, self.group, lower, upper, dtype, known, self.deadline)
         box, disjunct = (~self.group.closed(torch.maximum(found.margins, margins))).nonzero(as_tuple=True)
         search = Search(self.problem, self.graph, self.group, found.state, self.deadline, leaves=self.leaves)
+        if self.leaves is not None:
+            self.leaves.left = leaves
         return search, search.run(4, 4, largest=2 * ROUND, start=search.first(box, disjunct), limit=limit, per_box=per_box)
 
     @staticmethod
@@ -151,4 +160,4 @@ class Finisher:
         self.closed += int(proved.sum())
         self.bounded += search.bounded
         self.ties += ties
-        self.note = outcome.note or self.note
+        self.note = outcome.note if search.tied else self.note

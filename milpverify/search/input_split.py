@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 FRONTIER_BYTES = 1 << 30
 """Beyond this much the search dives: it takes the boxes that are nearest to being closed, so that the frontier stops growing."""
 FIXED_BATCH = 1024
+SMALL, SMALL_LEAVES = 24, 256
+"""A network with so few unstable neurons is tried whole by neuron splits, with so many linear programs at most."""
 
 
 @dataclass(eq=False)
@@ -335,7 +337,13 @@ class Bisection:
     # -- neuron splits ----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Try neuron splits on small boxes where there are enough of them."""
+        """Try neuron splits on small boxes where there are enough of them, and once on the whole box of a small network."""
+        if self.finisher.begins(self.subproblems) and self.finisher.leaves is not None and not bool(self.whole.tried):
+            self.whole.tried[:] = True
+            if int(self.whole.unstable) <= SMALL and bool(self._settled(self.whole, SMALL_LEAVES).all()):
+                self.frontier.remove(self.frontier.alive)
+                self.stuck = self.stuck.take(torch.zeros_like(self.stuck.tried))
+                return
         store = self.frontier.store
         place = self.finisher.candidates(store.unstable, store.tried | ~self.frontier.alive, self.subproblems)
         if not len(place):
@@ -355,9 +363,14 @@ class Bisection:
         if not self._going() or not bool(hopeful.any()) or self.finisher.leaves is None:
             return
         boxes = self.stuck.take(hopeful)
-        found = self.finisher.settle(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends))
+        proved = self._settled(boxes, None)
+        boxes.tried[:] = True
+        self.stuck = self.stuck.take(~hopeful).join(boxes.take(~proved))
+
+    def _settled(self, boxes: Boxes, leaves: int | None) -> Tensor:
+        """Which boxes neuron splits and at most so many linear programs prove, (n,) bool."""
+        found = self.finisher.settle(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends), leaves)
         self._note(found.judgement)
         if bool(found.proved.any()):
             self.closed_bound = min(self.closed_bound, 0.0)
-        boxes.tried[:] = True
-        self.stuck = self.stuck.take(~hopeful).join(boxes.take(~found.proved))
+        return found.proved

@@ -57,11 +57,12 @@ class LeafOutcome:
 
 @dataclass(eq=False)
 class Leaves:
-    """Decides leaves; a context manager, for HiGHS runs in a process of its own."""
+    """Decides leaves; a context manager, for HiGHS runs in a process of its own. `left` is how many more may be solved (None: all)."""
 
     problem: Problem
     deadline: Deadline
     solved: int = 0
+    left: int | None = None
     _process: SolverProcess = field(default_factory=lambda: SolverProcess("highs"))
 
     def __enter__(self) -> Leaves:
@@ -76,6 +77,10 @@ class Leaves:
         Args:
             bounds: of every node, a batch of one, where the decisions hold; every neuron is on one piece within them.
         """
+        if self.left is not None:
+            if self.left <= 0:
+                return LeafOutcome(-math.inf, None, "a leaf's linear program was not solved: as many were as may be")
+            self.left -= 1
         self.solved += 1
         leaf = _Leaf(self.problem.graph, disjunct, _on_cpu(bounds), decisions)
         with torch.no_grad():

@@ -102,8 +102,7 @@ class Search:
         self.bounded, self.closed_bound, self.batch, self.reported = 0, math.inf, 8, 0.0
         self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
-        self.tie, self.raised = False, False  # whether a leaf is a tie; whether open bounds rest on the oracle
-        self.tied: set[int] = set()  # the boxes with such leaves
+        self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
         self.began = time.monotonic()
         none = torch.zeros(0, dtype=torch.long, device=graph.device)
@@ -424,7 +423,6 @@ class Search:
             if outcome.judgement is not None:
                 self._note(outcome.judgement)
             self.note = outcome.note or self.note
-            self.tie |= outcome.tie
             self.tied |= {int(leaf.box)} if outcome.tie else set()
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
             if not outcome.note and not self.broken:
@@ -446,7 +444,7 @@ class Search:
         if self.oracle is not None:
             detail.update(self.oracle.counts)
         trust = Trust.SOLVER if self.raised and not closed else self.trust
-        tied = Reason.FLOAT_SEMANTICS if self.tie and not len(self.frontier) else Reason.UNDECIDED
+        tied = Reason.FLOAT_SEMANTICS if self.tied and not len(self.frontier) else Reason.UNDECIDED
         reason = Reason.MEMORY if self.out_of_memory else tied
         note = "; ".join(filter(None, [self.note, *(self.oracle.notes if self.oracle else [])]))
         return NeuronOutcome(closed, bound, self.judgement, left, self.stuck, trust, reason, note, detail)

@@ -9,11 +9,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network
 
 from milpverify.config import Deadline, SearchOptions
-from milpverify.graph import evaluate
-from milpverify.operators import Linear
+from milpverify.graph import Graph, evaluate
+from milpverify.operators import Elementwise, Linear
 from milpverify.result import Reason
 from milpverify.search import finish, input_split
 from milpverify.search.boxes import Boxes, BoxFrontier
@@ -95,8 +95,8 @@ def test_a_run_without_time_proves_nothing() -> None:
     assert not bool(found.proved.any())
 
 
-def decided(graph: object, near: Disjunct, seconds: float = 30.0, options: SearchOptions | None = None) -> SplitOutcome:
-    problem = Problem(graph, (near,))  # type: ignore[arg-type]
+def decided(graph: Graph, near: Disjunct, seconds: float = 30.0, options: SearchOptions | None = None) -> SplitOutcome:
+    problem = Problem(graph, (near,))
     (group,) = groups(problem)
     deadline = Deadline(seconds)
     with torch.no_grad(), Leaves(problem, deadline) as leaves:
@@ -228,3 +228,33 @@ def test_short_memory_never_gives_a_wrong_verdict(safe: bool, monkeypatch: pytes
         assert not found.closed and found.lower_bound <= min(margin, 0.0) + 0.01
         if found.judgement is None or found.judgement.status is not Status.HOLDS:
             assert found.reason is Reason.MEMORY and found.open_boxes > 0
+
+
+def along_a_diagonal(shift: float) -> tuple[Graph, Disjunct]:
+    """y = |x_0 - x_1| + shift, unsafe where y <= 0: where the minimum is taken, 2^k boxes remain open after k bisections."""
+    first, last = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    stack = Stack(3)
+    stack.add(Linear(first.double(), torch.zeros(3, dtype=torch.float64)), 0, size=3)
+    stack.add(Elementwise(function("relu")), 1, size=3)
+    stack.add(Linear(last.double(), torch.tensor([shift], dtype=torch.float64)), 2, size=1)
+    return stack.graph(), Disjunct(Box([-1, -1, -1], [1, 0.75, 1]), Rows.on_outputs([[1.0]], [0.0], 3), Rows.none(3, 1))
+
+
+def test_what_is_closer_to_a_tie_than_bisection_can_tell_is_decided_by_linear_programs() -> None:
+    outcome = decided(*along_a_diagonal(2.0**-60))
+    assert outcome.closed and 0 <= outcome.lower_bound <= 2.0**-60 and outcome.detail["leaves"] > 0
+    assert not decided(*along_a_diagonal(2.0**-60), seconds=4.0, options=SearchOptions(leaves=False)).closed
+    violated = decided(*along_a_diagonal(0.0))
+    assert not violated.closed and violated.judgement is not None and violated.judgement.status is Status.HOLDS
+
+
+def test_a_deterministic_run_repeats() -> None:
+    problem, _ = harder([4, 20, 20, 20, 2], 2)
+    (group,) = groups(problem)
+    seen = []
+    for _ in range(2):
+        with torch.no_grad():
+            outcome = input_split.search(problem, problem.graph, group, Deadline(60), options=SearchOptions(deterministic=True))
+        assert outcome.closed
+        seen.append((outcome.subproblems, outcome.lower_bound, outcome.detail))
+    assert seen[0] == seen[1]
