@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FIRST, AGAIN = 4000, 8
 """Subproblems before the first comparison (easy problems end earlier), and the factor between one and the next."""
 SAMPLE = 256
-CLOSES, GAIN = 0.9, 1.1
+CLOSES, GAIN = 0.9, 1.2
 """A method must close at least this share of what backward passes close, and this much more for its time."""
 CLOSES_BY_COUNTS = 0.98
 
