@@ -64,18 +64,35 @@ def intercepts(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor
         lower, upper: float64, broadcastable against the slopes.
         k_lower, k_upper: float64; the results are differentiable in them, with gradient -x* at the extreme points x*.
     """
-    lower, upper, k_lower, k_upper = torch.broadcast_tensors(lower, upper, k_lower, k_upper)
     with torch.no_grad():
         ends = function.near(lower), function.near(upper)
         span = function.interval(lower, upper)
-        low, at_low = _least(_shape(function, 1.0), lower, upper, k_lower.detach(), ends, span[0])
-        high, at_high = _least(_shape(function, -1.0), lower, upper, -k_upper.detach(), ends, -span[1])
-    return _follow(low, at_low, k_lower), _follow(-high, at_high, k_upper)
+    return _intercept(_shape(function, 1.0), lower, upper, k_lower, ends, span[0]), -_intercept(
+        _shape(function, -1.0), lower, upper, -k_upper, ends, -span[1]
+    )
 
 
-def _follow(intercept: Tensor, at: Tensor, slope: Tensor) -> Tensor:
-    """The intercept with the gradient that it has in the slope."""
-    return intercept - at * (slope - slope.detach()) if slope.requires_grad else intercept
+def lower_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """The first of `intercepts`."""
+    with torch.no_grad():
+        ends, least = (function.near(lower), function.near(upper)), function.interval(lower, upper)[0]
+    return _intercept(_shape(function, 1.0), lower, upper, slope, ends, least)
+
+
+def upper_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """The second of `intercepts`."""
+    with torch.no_grad():
+        ends, most = (function.near(lower), function.near(upper)), function.interval(lower, upper)[1]
+    return -_intercept(_shape(function, -1.0), lower, upper, -slope, ends, -most)
+
+
+def _intercept(shape: _Shape, lower: Tensor, upper: Tensor, slope: Tensor, ends: tuple[Near, Near], least: Tensor) -> Tensor:
+    with torch.no_grad():
+        wide = torch.broadcast_shapes(lower.shape, slope.shape)
+        low, high, k = (t.expand(wide) for t in (lower, upper, slope.detach()))
+        first, last = (type(end)(end.value.expand(wide), end.error.expand(wide)) for end in ends)
+        bound, at = _least(shape, low, high, k, (first, last), least.expand(wide))
+    return bound - at * (slope - slope.detach()) if slope.requires_grad else bound
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,15 @@ def intercepts(pieces: Pieces, lower: Tensor, upper: Tensor, k_lower: Tensor, k_
     return bend.intercepts(lower, upper, k_lower, k_upper)
 
 
+def touched(pieces: Pieces, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor] | None:
+    """See `relaxation.touched`."""
+    bend = _bend(pieces)
+    if bend is None:
+        return None
+    kink = torch.maximum(lower, upper.clamp(max=0.0))
+    return kink, bend(kink)
+
+
 def split_point(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
     """Where to split [lower, upper]: the breakpoint inside that is nearest to the middle (the middle where there is none)."""
     middle = 0.5 * (lower + upper)

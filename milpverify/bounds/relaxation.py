@@ -64,6 +64,32 @@ def intercepts(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor
     return curved.intercepts(function, lower, upper, k_lower, k_upper)
 
 
+def touched(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor] | None:
+    """A point of the function, as x and f(x), that the best line of every slope within `slope_range` touches on its convex side.
+
+    For one breakpoint that is the breakpoint, moved to the nearer end where it is outside. None for other functions.
+    """
+    return piecewise.touched(function.pieces, lower, upper) if function.pieces else None
+
+
+def lower_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """The first of `intercepts`."""
+    return (
+        piecewise.lower_intercept(function.pieces, lower, upper, slope)
+        if function.pieces
+        else curved.lower_intercept(function, lower, upper, slope)
+    )
+
+
+def upper_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+    """The second of `intercepts`."""
+    return (
+        piecewise.upper_intercept(function.pieces, lower, upper, slope)
+        if function.pieces
+        else curved.upper_intercept(function, lower, upper, slope)
+    )
+
+
 def gap(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
     """How far a function strays from a slope on [lower, upper]: the height of the parallelogram around it."""
     low, high = intercepts(function, lower, upper, slope, slope)

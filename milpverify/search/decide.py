@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from milpverify.search.witness import Judgement
     from milpverify.spec import Array, Problem
 
-CANDIDATES, ITERATIONS = 8, 15
+CANDIDATES, ITERATIONS = 8, 8
 """Of the search over neurons of whole boxes, where bounds are dear and splits must count."""
 METHODS = ("auto", "bab", "milp", "smt")
 OnEvent = Callable[["Event"], None] | None

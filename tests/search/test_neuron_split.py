@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
+from milpverify.bounds.beta import Domain, Relaxations
 from milpverify.config import Deadline
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Reason
-from milpverify.search import neuron_split
+from milpverify.search.branching import children, rank
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import Search
@@ -107,15 +109,15 @@ def test_the_deadline_is_kept_and_the_bound_holds() -> None:
 def test_short_memory_halves_the_batch_and_at_worst_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, disjunct = random_problem(4, CONTINUOUS)
     near = shifted(disjunct, enumerated_minimum(graph, disjunct) - 0.05)
-    plain, sizes = neuron_split.optimise, []
+    plain, sizes = Relaxations.certify, []
 
-    def short(graph: Graph, state: object, rows: torch.Tensor, *rest: object) -> object:
-        sizes.append(len(rows))
-        if len(rows) > 2:
+    def short(self: Relaxations, domain: Domain, *rest: Any) -> object:
+        sizes.append(len(domain))
+        if len(domain) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return plain(graph, state, rows, *rest)  # type: ignore[arg-type]
+        return plain(self, domain, *rest)
 
-    monkeypatch.setattr(neuron_split, "optimise", short)
+    monkeypatch.setattr(Relaxations, "certify", short)
     with Leaves(Problem(graph, (near,)), Deadline(60)) as leaves:
         outcome = run(searching(graph, [near], leaves))
     assert outcome.closed and max(sizes) > 2
@@ -123,13 +125,13 @@ def test_short_memory_halves_the_batch_and_at_worst_ends_the_run(monkeypatch: py
     def never(*_: object) -> object:
         raise MemoryError
 
-    monkeypatch.setattr(neuron_split, "optimise", never)
+    monkeypatch.setattr(Relaxations, "certify", never)
     outcome = run(searching(graph, [near], None))
     assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == -np.inf
-    monkeypatch.setattr(neuron_split, "optimise", plain)
+    monkeypatch.setattr(Relaxations, "certify", plain)
     search = searching(graph, [near], None)
     run(search, limit=1)
-    monkeypatch.setattr(neuron_split, "optimise", never)
+    monkeypatch.setattr(Relaxations, "certify", never)
     known = search.frontier.lowest
     outcome = run(search)
     assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == known
@@ -139,9 +141,9 @@ def test_the_frontier_gives_back_what_it_took() -> None:
     graph, disjunct = hard()
     search = searching(graph, [disjunct], None)
     with torch.no_grad():
-        root = search.bound(search.first(), 2, choose=True)
-        both = search.children(root, root.best[:, 0])
-        four = search.children(both, root.best[:1, 1].expand(2))
+        root = search.bound(search.first(), 2)
+        both = children(search.bounder, root, root.best[:, 0])
+        four = children(search.bounder, both, root.best[:1, 1].expand(2))
     frontier = Frontier(root)
     frontier.push(both)
     frontier.push(four)
@@ -152,3 +154,35 @@ def test_the_frontier_gives_back_what_it_took() -> None:
     taken = frontier.pop(10)
     assert sorted(taken.depth.tolist()) == [1, 2, 2] and len(frontier) == 0
     assert all(literals[0] not in taken.literals(n) for n in range(3))
+
+
+def test_the_optimiser_raises_bounds_and_subproblems_without_it_keep_theirs() -> None:
+    graph, disjunct = hard()
+    bounder = searching(graph, [disjunct], None).bounder
+    with torch.no_grad():
+        plain, _, _ = bounder.bound(bounder.first(), 0)
+        root, domain, _ = bounder.bound(bounder.first(), 30)
+        assert float(root.bound) > float(plain.bound) + 0.01 * abs(float(plain.bound))
+        best = rank(bounder, root, domain)
+        both = children(bounder, root, best[:, 0])
+        bare, optimised = (bounder.bound(both, iterations)[0].bound for iterations in (0, 20))
+    assert bool((optimised >= bare).all()) and bool((optimised > bare).any())
+    assert bool((optimised >= root.bound).all())
+    assert float((bounder.estimate(root) - root.bound).abs()) < 1e-3 * abs(float(root.bound))  # what rounding charges
+
+
+def test_the_split_that_helps_most_is_found() -> None:
+    graph, disjunct = hard()
+    bounder = searching(graph, [disjunct], None).bounder
+    bounder.candidates = bounder.relaxations.count
+    with torch.no_grad():
+        root, domain, _ = bounder.bound(bounder.first(), 30)
+        every = rank(bounder, root, domain)[0]
+        every = every[every >= 0]
+        both = children(bounder, root.take(torch.zeros(len(every), dtype=torch.long)), every)
+        worst = bounder.estimate(both).reshape(2, -1).amin(0)
+        bounder.candidates = 8
+        few = rank(bounder, root, domain)[0]
+    assert len(every) > 40
+    assert float(worst.amax()) > float(root.bound)
+    assert int(every[worst.argmax()]) in few.tolist()
