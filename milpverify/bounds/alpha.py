@@ -53,14 +53,14 @@ def optimise(
     domain = relaxations.domain(torch.arange(len(rows), device=rows.device))
     start = relaxations.slopes(table, domain.box).unsqueeze(1).repeat(1, rows.shape[1], 1)
     dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, x_rows, stop_above, deadline)
-    found = relaxations.certify(domain, rows, dual, x_rows).linear
+    found = relaxations.certify(domain, rows, dual, x_rows)
     better = found.lower > first.lower
     best = LinearBound(
         torch.where(better.unsqueeze(2), found.coefficients, first.coefficients),
         torch.where(better, found.constant, first.constant),
         torch.maximum(found.lower, first.lower),
     )
-    return best, {i: (line.k_lower, line.k_upper) for i, line in relaxations.relaxed(domain, dual.slopes)[0].items()}
+    return best, {i: (line.k_lower, line.k_upper) for i, line in relaxations.relaxed(domain, dual.slopes).items()}
 
 
 def alpha_crown(
@@ -95,7 +95,7 @@ def alpha_crown(
             domain = relaxations.domain(o)
             start = relaxations.slopes(table, o).unsqueeze(1).repeat(1, 2, 1)
             dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, deadline=deadline)
-            found = relaxations.certify(domain, rows, dual).linear
+            found = relaxations.certify(domain, rows, dual)
             low[o, i] = torch.maximum(low[o, i], found.lower[:, 0])
             high[o, i] = torch.minimum(high[o, i], -found.lower[:, 1])
         known[node.id] = Bounds(low.reshape(bounds.lower.shape), high.reshape(bounds.lower.shape))

@@ -98,6 +98,7 @@ def bound_rows(
     x_rows: Tensor | None = None,
     splits: SplitTable | None = None,
     seen: dict[int, Tensor] | None = None,
+    also: dict[int, Tensor] | None = None,
 ) -> LinearBound:
     """Lower bounds of `rows . value(node) + x_rows . x` on every box.
 
@@ -107,6 +108,7 @@ def bound_rows(
         node: the output by default.
         x_rows: (batch, r, nx) float64, zero by default.
         splits: split constraints that hold on the boxes; the bounds then hold where they do.
+        also: rows on further nodes (batch, r, size of the node) float64, whose values are added.
         seen: filled with the multipliers that arrive at each nonlinear node, (batch, r, *shape), where given.
     """
     node = graph.output if node is None else node
@@ -117,9 +119,10 @@ def bound_rows(
     sweep.seen = seen
     sweep.add(node, flat.reshape(batch, count, *graph.nodes[node].shape))
     base, pad = _base(start, rows, flat)
-    if x_rows is not None:
-        sweep.add(0, x_rows.to(graph.dtype))
-        more, more_pad = _base(state[0], x_rows, sweep.waiting[0])
+    for other, other_rows in [*([] if x_rows is None else [(0, x_rows)]), *(also or {}).items()]:
+        sent = other_rows.to(graph.dtype)
+        sweep.add(other, sent.reshape(batch, count, *graph.nodes[other].shape))
+        more, more_pad = _base(state[other], other_rows, sent)
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass

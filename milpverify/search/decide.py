@@ -156,13 +156,13 @@ def _search(
 ) -> Decision:
     """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
     if many_inputs(group):
-        search = Search(problem, graph, group, root.state, deadline, on_event, points, oracle, leaves, CANDIDATES)
+        search = Search(problem, graph, group, root.state, deadline, on_event, points, oracle, leaves, CANDIDATES, switches)
         return _of_neurons(search.run(ITERATIONS), oracle)
     boxes = Bisection(problem, graph, group, deadline, torch.float32, on_event, root, switches, leaves)
     if few_inputs(group):
         boxes.consult(oracle)
         return _of_boxes(boxes.run(), oracle)
-    search = Search(problem, graph, group, root.state, deadline, on_event, points, None, leaves, CANDIDATES)
+    search = Search(problem, graph, group, root.state, deadline, on_event, points, None, leaves, CANDIDATES, switches)
     trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
     if trial.run(deadline, switches.deterministic) == "inputs":
         boxes.consult(oracle)

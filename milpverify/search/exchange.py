@@ -102,7 +102,7 @@ def _apply(search: Search, oracle: Oracle, finding: Finding) -> None:
 
 def _give(search: Search, oracle: Oracle) -> None:
     """The next task: the whole disjunct of the hardest subproblem, or that subproblem where the whole was tried."""
-    if search.bounder.relaxations.count > LARGEST:
+    if search.plain.relaxations.count > LARGEST:
         oracle.give_up("the network has too many unstable neurons for a solver's model")
         return
     switches, turn = oracle.options.search, sum(search.tried.values())
@@ -121,7 +121,9 @@ def _give(search: Search, oracle: Oracle) -> None:
         place, whole = rest[0], True
     search.tried[place] = search.tried.get(place, 0) + 1
     subproblem = search.first(*_pair(search, place)) if whole else hardest
-    bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(search.bounder.state_of(subproblem).items())]
+    # The solver's bound is to hold everywhere: it gets no conditional bounds.
+    state = search.plain.state_of(replace(subproblem, box=torch.zeros_like(subproblem.box)))
+    bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
     seconds = max(LEAST_TASK, (WHOLE_SHARE if whole else PART_SHARE) * search.deadline.remaining())
     start = search.best[place][1] if whole and place in search.best else None
     task = Task(place, search.decisions(subproblem), seconds)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.beta import AlphaOptions, Certified, Domain, Dual, Relaxations
+from milpverify.bounds.beta import AlphaOptions, Domain, Dual, Relaxations
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import down
-from milpverify.bounds.state import Bounds, NodeState, State
+from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
 from milpverify.operators import Elementwise
 from milpverify.search.subproblems import Subproblems
 
@@ -104,14 +104,14 @@ class Bounder:
             state[i] = NodeState(Bounds(low, high), of.own(s.center, subs.box), None if s.charge is None else of.own(s.charge, subs.box))
         return state
 
-    def bound(self, subs: Subproblems, iterations: int) -> tuple[Subproblems, Domain, Certified]:
+    def bound(self, subs: Subproblems, iterations: int) -> tuple[Subproblems, Domain, LinearBound]:
         """Bound subproblems, with some iterations of the optimiser."""
         domain = self.domain_of(subs)
         rows, rhs, x_rows = self.rows_of(subs.disjunct)
         options = AlphaOptions(iterations, STEP if subs.slot.shape[1] else ROOT_STEP)
         dual = self.relaxations.ascend(domain, rows, Dual(subs.slopes, subs.beta), options, x_rows, rhs, self.deadline)
         found = self.relaxations.certify(domain, rows, dual, x_rows)
-        margin = torch.maximum(subs.bound, down(found.linear.lower - rhs).amax(1))
+        margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
         return replace(subs, bound=margin, slopes=dual.slopes, beta=dual.beta), domain, found
 
     def estimate(self, subs: Subproblems) -> Tensor:

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milpverify.config import SearchOptions
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
 from milpverify.search.branching import children, decide, rank
+from milpverify.search.conditional import conditional_root
 from milpverify.search.exchange import exchange
 from milpverify.search.neuron_bounds import Bounder
 from milpverify.search.relaxer import is_out_of_memory
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from milpverify.search.oracle import Oracle
     from milpverify.spec import Array, Problem
 
+PLAIN = SearchOptions(output_constraints=False, no_goods=False)
 _ENTRIES = 1 << 22  # of one matrix of multipliers, over a batch
 _FRONTIER_BYTES = 1 << 30  # beyond this much, the search dives
 
@@ -51,6 +54,7 @@ class Search:
         oracle: a solver to work beside the tree, or None; only where the root is the group's box alone.
         leaves: what decides subproblems without a split left, or None.
         candidates: how many splits of a subproblem are compared by the bounds of their children.
+        options: which parts of the search are on; the default is a search that derives nothing under "the point is unsafe".
     """
 
     def __init__(
@@ -65,30 +69,59 @@ class Search:
         oracle: Oracle | None = None,
         leaves: Leaves | None = None,
         candidates: int = 4,
+        options: SearchOptions = PLAIN,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
         self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
-        self.bounder = Bounder(graph, group, root, deadline, candidates)
+        self.options = options
+        self.plain = self.bounder = Bounder(graph, group, root, deadline, candidates)  # `bounder` may come to hold conditional bounds
         self.slots = self.bounder.slots
         self.per = max(2, _ENTRIES // self.bounder.entries_each)
         self.best: dict[int, tuple[float, Array]] = {}
         for place, member in enumerate(group.members):
             if points and member in points:
                 self._remember(place, points[member])
+        self.refuted = 0  # disjuncts that output constraints left without a point
         self.bounded, self.closed_bound, self.batch, self.reported = 0, math.inf, 8, 0.0
         self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
         self.began = time.monotonic()
-        none = torch.zeros(0, dtype=torch.long, device=graph.device)
-        self.stuck = self.first(none, none)
-        self.frontier = Frontier(self.stuck)
+        self._nothing_yet()
         self.per_box: int | None = None  # after so many branchings a box is given up
         self.spent = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)
-        self.given_up = self.stuck
         self.waiting: Subproblems | None = None  # not bounded yet
         self.fresh = True
+
+    def _nothing_yet(self) -> None:
+        none = torch.zeros(0, dtype=torch.long, device=self.graph.device)
+        self.stuck = self.given_up = self.first(none, none)
+        self.frontier = Frontier(self.stuck)
+
+    def _condition(self) -> Subproblems:
+        """Where to begin: with the root's bounds as they are, or with those of every disjunct's unsafe points."""
+        root = conditional_root(self.plain, self.deadline) if self.options.output_constraints else None
+        if root is None:
+            return self.first()
+        self.refuted = len(root.refuted)
+        if root.refuted:
+            self.closed_bound = min(self.closed_bound, 0.0)
+        if not root.disjuncts:
+            return self.first().take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
+        self.bounder = Bounder(self.graph, self.group, root.state, self.deadline, self.plain.candidates)
+        self._nothing_yet()
+        place = torch.arange(len(root.disjuncts), device=self.graph.device)
+        return self.first(place, torch.tensor(root.disjuncts, device=self.graph.device))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the bounds hold at unsafe points only, so that what they close counts as 0 at most."""
+        return self.bounder is not self.plain
+
+    def _count(self, bound: float) -> None:
+        """What is closed counts towards the bound of everything."""
+        self.closed_bound = min(self.closed_bound, bound, 0.0 if self.conditional else math.inf)
 
     # -- bounding ---------------------------------------------------------------------------------------------------------
 
@@ -100,7 +133,7 @@ class Search:
         """Bound subproblems, with some iterations of the optimiser; try their points and rank their splits."""
         self.bounded += len(subs)
         subs, domain, found = self.bounder.bound(subs, iterations)
-        self._attack(found.linear, subs)
+        self._attack(found, subs)
         return replace(subs, best=rank(self.bounder, subs, domain))
 
     def branch(self, parents: Subproblems) -> Subproblems | None:
@@ -152,7 +185,7 @@ class Search:
         """
         self.per_box = per_box
         if self.fresh:
-            self.waiting, self.batch, self.fresh = self.first() if start is None else start, 8 if start is None else largest, False
+            self.waiting, self.batch, self.fresh = self._condition() if start is None else start, 8 if start is None else largest, False
         try:
             if self.waiting is not None and (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is not None:
                 self.waiting = None
@@ -220,7 +253,7 @@ class Search:
         """Those that are not closed; what is closed counts towards the bound."""
         closed = (subs.bound > 0) | (self.group.strict[subs.disjunct] & (subs.bound >= 0))
         if bool(closed.any()):
-            self.closed_bound = min(self.closed_bound, float(subs.bound[closed].amin()))
+            self._count(float(subs.bound[closed].amin()))
         return subs.take(~closed)
 
     def _sift(self, subs: Subproblems) -> None:
@@ -242,7 +275,7 @@ class Search:
             self.tied |= {int(leaf.box)} if outcome.tie else set()
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
             if not outcome.note and not self.broken:
-                self.closed_bound = min(self.closed_bound, outcome.bound)
+                self._count(outcome.bound)
                 return
         self.stuck = self.stuck.join(leaf)
 
@@ -253,9 +286,11 @@ class Search:
     def _outcome(self) -> NeuronOutcome:
         unbounded = [] if self.waiting is None else [-math.inf]
         bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *self.given_up.bound.tolist(), *unbounded])
+        bound = min(bound, 0.0) if self.conditional else bound
         left = self.frontier.all().join(self.given_up, *([] if self.waiting is None else [self.waiting]))
         closed = not len(left) and not len(self.stuck) and self.waiting is None
         detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(self.frontier) + len(self.stuck)}
+        detail.update({"refuted_at_root": self.refuted} if self.refuted else {})
         detail.update({} if self.leaves is None else {"leaves": self.leaves.solved})
         if self.oracle is not None:
             detail.update(self.oracle.counts)

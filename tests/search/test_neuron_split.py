@@ -11,26 +11,30 @@ import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
 from milpverify.bounds.beta import Domain, Relaxations
-from milpverify.config import Deadline
+from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Reason
 from milpverify.search.branching import children, rank
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import groups
-from milpverify.search.neuron_split import Search
+from milpverify.search.neuron_split import PLAIN, Search
 from milpverify.search.relaxer import bound_batch
 from milpverify.search.subproblems import Frontier, NeuronOutcome
 from milpverify.search.witness import Status
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
+ON = SearchOptions()
 
-def searching(graph: Graph, disjuncts: list[Disjunct], leaves: Leaves | None, deadline: Deadline | None = None) -> Search:
+
+def searching(
+    graph: Graph, disjuncts: list[Disjunct], leaves: Leaves | None, deadline: Deadline | None = None, options: SearchOptions = PLAIN
+) -> Search:
     problem = Problem(graph, tuple(disjuncts))
     (group,) = groups(problem)
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with torch.no_grad():
         found = bound_batch(graph, group, lower, upper, torch.float64)
-        return Search(problem, graph, group, found.state, deadline or Deadline(60), leaves=leaves)
+        return Search(problem, graph, group, found.state, deadline or Deadline(60), leaves=leaves, options=options)
 
 
 def run(search: Search, **options: int) -> NeuronOutcome:
@@ -49,8 +53,9 @@ def leaves() -> object:
         yield found
 
 
+@pytest.mark.parametrize("options", [PLAIN, ON], ids=["plain", "on"])
 @pytest.mark.parametrize("seed", range(40))
-def test_the_search_decides_what_enumeration_decides(seed: int, leaves: Leaves) -> None:
+def test_the_search_decides_what_enumeration_decides(seed: int, options: SearchOptions, leaves: Leaves) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
     least = enumerated_minimum(graph, disjunct)
     if not np.isfinite(least):
@@ -59,7 +64,7 @@ def test_the_search_decides_what_enumeration_decides(seed: int, leaves: Leaves) 
     for by, safe in ((least - size, True), (least + size, False)):
         near = shifted(disjunct, by)
         leaves.problem = Problem(graph, (near,))
-        outcome = run(searching(graph, [near], leaves))
+        outcome = run(searching(graph, [near], leaves, options=options))
         assert outcome.lower_bound <= least - by + 1e-6 * max(1.0, abs(least))
         if safe:
             assert outcome.closed, (outcome.note, outcome.detail)

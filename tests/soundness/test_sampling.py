@@ -301,7 +301,7 @@ def test_rows_hold_where_splits_do_with_optimised_multipliers(sampled: Sampled, 
         slopes = relaxations.slopes(table, domain.box).unsqueeze(1).repeat(1, 6, 1)
         start = beta.Dual(slopes, slopes.new_zeros(len(some), 6, splits))
         best = relaxations.ascend(domain, rows.y, start, alpha.AlphaOptions(iterations=6, step=1.0, beta_step=0.5), rows.x)
-        plain, found = (relaxations.certify(domain, rows.y, dual, rows.x).linear.lower for dual in (start, best))
+        plain, found = (relaxations.certify(domain, rows.y, dual, rows.x).lower for dual in (start, best))
         for k in range(len(some)):
             inside = torch.ones(len(xs[k]), dtype=torch.bool)
             for c, side, point in zip(domain.column[k].tolist(), domain.side[k].tolist(), domain.point[k].tolist(), strict=True):

@@ -1,0 +1,104 @@
+"""What bounds with slopes and multipliers are about: subproblems, parameters, constraints, and how to optimise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from milpverify.catalogue import Function
+
+
+@dataclass(frozen=True)
+class AlphaOptions:
+    """How long and how eagerly to optimise: Adam with steps for slopes and for multipliers that decay by `decay` an iteration."""
+
+    iterations: int = 20
+    step: float = 0.25
+    decay: float = 0.96
+    beta_step: float = 0.05
+    gamma_step: float = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Subproblems of a root's boxes. T is the number of open entries of all pre-activations, K the largest number of splits.
+
+    `box` (n,) the place in the root's batch; `low`, `high` (n, T) float64, the open entries' bounds; split constraints
+    side * (z - point) >= 0: `column` (n, K) the open entry, `side` (n, K) +1, -1, or 0 where there is none, `point` (n, K) float64.
+    """
+
+    box: Tensor
+    low: Tensor
+    high: Tensor
+    column: Tensor
+    side: Tensor
+    point: Tensor
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def take(self, chosen: Tensor) -> Domain:
+        """Some of them."""
+        return Domain(*(t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point)))
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """The parameters of bounds: slopes (n, r, P) of the lines that are worth optimising, multipliers (n, r, K) of the splits.
+
+    `gamma` (n, r, q): multipliers of output constraints, where there are any.
+    """
+
+    slopes: Tensor
+    beta: Tensor
+    gamma: Tensor | None = None
+
+    def take(self, chosen: Tensor) -> Dual:
+        """Those of some subproblems."""
+        return Dual(self.slopes[chosen], self.beta[chosen], None if self.gamma is None else self.gamma[chosen])
+
+    def mix(self, place: tuple[Tensor, ...], other: Dual) -> Dual:
+        """With the rows at `place` (subproblems, rows) taken from as many of another, one row each."""
+        gamma = None if self.gamma is None or other.gamma is None else self.gamma.index_put(place, other.gamma)
+        return Dual(self.slopes.index_put(place, other.slopes), self.beta.index_put(place, other.beta), gamma)
+
+
+@dataclass(frozen=True, eq=False)
+class OutputConstraints:
+    """rows . y + x_rows . x <= rhs: `rows` (n, q, ny), `x_rows` (n, q, nx) or None, `rhs` (n, q), float64."""
+
+    rows: Tensor
+    x_rows: Tensor | None
+    rhs: Tensor
+
+    def take(self, chosen: Tensor) -> OutputConstraints:
+        """Those of some subproblems."""
+        return OutputConstraints(self.rows[chosen], None if self.x_rows is None else self.x_rows[chosen], self.rhs[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Primal:
+    """Bounds without rounding charges (n, r), and of the open entries per nonlinear node, (n, r, U), what they come from.
+
+    `multipliers` arrive at the function; `deviation` is where its input would be, less the reference value, at the point that attains
+    the bound: the derivative of the bound with respect to what leaves the relaxation.
+    """
+
+    value: Tensor
+    multipliers: dict[int, Tensor]
+    deviation: dict[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """A nonlinear node's open entries: `index` (U,) flat, `columns` among all T, `lower` and `upper` slices of the slopes or None."""
+
+    node: int
+    function: Function
+    index: Tensor
+    columns: slice
+    lower: slice | None
+    upper: slice | None

@@ -1,0 +1,63 @@
+"""The root of the neuron search under "the point is unsafe": one state per disjunct, whose bounds belong to that disjunct alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.bounds.beta import OutputConstraints
+from milpverify.bounds.output_constraints import tightened
+from milpverify.bounds.state import Bounds, NodeState, State
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline
+    from milpverify.search.neuron_bounds import Bounder
+
+DISJUNCTS = 12
+"""More disjuncts than this share the unconditional root."""
+NEURONS = 6000
+"""How many neurons, over all disjuncts, are bounded under output constraints in every round."""
+SHARE = 0.15
+"""Of the time left, what it may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalRoot:
+    """A state with one batch entry for each disjunct that is open, `disjuncts` their places in the group; `refuted` those that are not."""
+
+    state: State
+    disjuncts: list[int]
+    refuted: list[int]
+
+
+def conditional_root(bounder: Bounder, deadline: Deadline) -> ConditionalRoot | None:
+    """The root of one box under the unsafe set of every disjunct; None where it would not pay.
+
+    The bounds hold at the unsafe points of a disjunct, so that a bound b of its margin below 0 is one of the margin everywhere, and a
+    bound above 0 says that there are no unsafe points, which is a margin of at least 0.
+    """
+    count = bounder.group.count
+    if count > DISJUNCTS or len(bounder.root[0].center) != 1 or not bounder.relaxations.count:
+        return None
+    states: list[State] = []
+    disjuncts: list[int] = []
+    refuted: list[int] = []
+    for d in range(count):
+        one = torch.tensor([d], device=bounder.graph.device)
+        rows, rhs, x_rows = bounder.rows_of(one)
+        share = deadline.within(SHARE * deadline.remaining() / (count - d))
+        found = tightened(bounder.fast, bounder.root, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
+        (refuted if found.empty else disjuncts).append(d)
+        if not found.empty:
+            states.append(found.state)
+    if not states:
+        return ConditionalRoot({}, disjuncts, refuted)
+    return ConditionalRoot({i: _stacked([s[i] for s in states]) for i in states[0]}, disjuncts, refuted)
+
+
+def _stacked(states: list[NodeState]) -> NodeState:
+    bounds = Bounds(torch.cat([s.bounds.lower for s in states]), torch.cat([s.bounds.upper for s in states]))
+    charges = [s.charge for s in states if s.charge is not None]
+    return NodeState(bounds, torch.cat([s.center for s in states]), torch.cat(charges) if charges else None)
