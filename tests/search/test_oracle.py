@@ -23,6 +23,7 @@ from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Trust
 from milpverify.search import exchange
+from milpverify.search.branching import children
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import Search
 from milpverify.search.oracle import Oracle, Task
@@ -116,8 +117,8 @@ def test_a_finding_on_a_part_reaches_the_tree_or_not(network: tuple[Graph, Box, 
         with torch.no_grad(), Oracle(problem, without(*parts), Deadline(60)) as oracle:
             found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
             search = Search(problem, graph, group, found.state, Deadline(60), oracle=oracle)
-            root = search.bound(search.first(), 0, choose=True)
-            search.frontier.push(search.children(root, root.best[:, 0]))
+            root = search.bound(search.first(), 0)
+            search.frontier.push(children(search.bounder, root, root.best[:, 0]))
             one = search.frontier.hardest()
             exchange._apply(search, oracle, exchange.Finding(exchange.Task(0, search.decisions(one)), 1.0, True))
             assert len(search.frontier) == left
@@ -134,8 +135,8 @@ def test_what_a_solver_is_done_with_is_not_given_to_it_again(network: tuple[Grap
     with torch.no_grad(), Oracle(problem, Options(), Deadline()) as oracle:
         found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
         search = Search(problem, graph, group, found.state, Deadline(), oracle=oracle)
-        root = search.bound(search.first(), 0, choose=True)
-        search.stuck = search.children(root, root.best[:, 0])
+        root = search.bound(search.first(), 0)
+        search.stuck = children(search.bounder, root, root.best[:, 0])
         assert exchange._hardest(search, oracle) is not None
         for n in range(2):
             oracle.solved.add((0, search.decisions(search.stuck.take(torch.tensor([n])))))
