@@ -112,6 +112,7 @@ class Bounder:
         dual = self.relaxations.ascend(domain, rows, Dual(subs.slopes, subs.beta), options, x_rows, rhs, self.deadline)
         found = self.relaxations.certify(domain, rows, dual, x_rows)
         margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
+        margin = torch.where((domain.low > domain.high).any(1), torch.inf, margin)  # decisions that the root's bounds contradict
         return replace(subs, bound=margin, slopes=dual.slopes, beta=dual.beta), domain, found
 
     def estimate(self, subs: Subproblems) -> Tensor:

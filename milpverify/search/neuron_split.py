@@ -23,6 +23,7 @@ from milpverify.search.branching import children, decide, rank
 from milpverify.search.conditional import conditional_root
 from milpverify.search.exchange import exchange
 from milpverify.search.neuron_bounds import Bounder
+from milpverify.search.no_goods import NoGoods
 from milpverify.search.relaxer import is_out_of_memory
 from milpverify.search.subproblems import Frontier, NeuronOutcome, Subproblems
 from milpverify.search.witness import Judgement, Status, judge
@@ -88,6 +89,7 @@ class Search:
         self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
         self.began = time.monotonic()
+        self.no_goods: NoGoods | None = None
         self._nothing_yet()
         self.per_box: int | None = None  # after so many branchings a box is given up
         self.spent = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)
@@ -98,6 +100,11 @@ class Search:
         none = torch.zeros(0, dtype=torch.long, device=self.graph.device)
         self.stuck = self.given_up = self.first(none, none)
         self.frontier = Frontier(self.stuck)
+
+    def _begin(self) -> Subproblems:
+        start = self._condition()
+        self.no_goods = NoGoods(self.bounder) if self.options.no_goods else None
+        return start
 
     def _condition(self) -> Subproblems:
         """Where to begin: with the root's bounds as they are, or with those of every disjunct's unsafe points."""
@@ -185,7 +192,7 @@ class Search:
         """
         self.per_box = per_box
         if self.fresh:
-            self.waiting, self.batch, self.fresh = self._condition() if start is None else start, 8 if start is None else largest, False
+            self.waiting, self.batch, self.fresh = self._begin() if start is None else start, 8 if start is None else largest, False
         try:
             if self.waiting is not None and (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is not None:
                 self.waiting = None
@@ -219,11 +226,13 @@ class Search:
     def _expand(self, parents: Subproblems, iterations: int) -> bool:
         """Split, bound and sift; False when the deadline comes first. What memory cannot hold goes back to the frontier."""
         parents = self._spend(parents)
+        if self.no_goods is not None:
+            parents = self._open(replace(parents, bound=torch.maximum(parents.bound, self.no_goods.refute(parents))))
         if not len(parents):
             return True
         try:
             children = self.branch(parents)
-            children = None if children is None else self._open(children)
+            children = None if children is None else self._pruned(children)
             fresh = None if children is None else self.bound_in_chunks(children, iterations)
         except (MemoryError, RuntimeError):
             self.frontier.push(parents)
@@ -232,6 +241,21 @@ class Search:
             return False
         self._sift(fresh)
         return True
+
+    def _pruned(self, subs: Subproblems) -> Subproblems:
+        """What no-goods leave, with the decisions that they force."""
+        if self.no_goods is None:
+            return subs
+        subs = self._open(replace(subs, bound=torch.maximum(subs.bound, self.no_goods.refute(subs))))
+        column, side, cut = self.no_goods.implied(subs)
+        forced = column >= 0
+        if bool(forced.any()):
+            self._count(cut)
+            some = subs.take(forced)
+            both = children(self.bounder, some, column[forced])
+            half = torch.arange(len(some), device=side.device) + torch.where(side[forced] > 0, len(some), 0)
+            subs = subs.take(~forced).join(both.take(half))
+        return subs
 
     def _spend(self, parents: Subproblems) -> Subproblems:
         """Charge the boxes of some parents for a branching; whatever belongs to a box that has spent its share is given up."""
@@ -258,6 +282,8 @@ class Search:
 
     def _sift(self, subs: Subproblems) -> None:
         """Into the frontier goes what is open and can be split; the rest are linear programs."""
+        if self.no_goods is not None:
+            self.no_goods.learn(subs.take(subs.bound > 0))
         subs = self._open(subs)
         final = subs.best[:, 0] < 0
         self.frontier.push(subs.take(~final))
@@ -290,6 +316,8 @@ class Search:
         left = self.frontier.all().join(self.given_up, *([] if self.waiting is None else [self.waiting]))
         closed = not len(left) and not len(self.stuck) and self.waiting is None
         detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(self.frontier) + len(self.stuck)}
+        if self.no_goods is not None:
+            detail.update(no_goods=self.no_goods.learned, pruned=self.no_goods.pruned, implied=self.no_goods.forced)
         detail.update({"refuted_at_root": self.refuted} if self.refuted else {})
         detail.update({} if self.leaves is None else {"leaves": self.leaves.solved})
         if self.oracle is not None:
