@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, field, fields, replace
 from threading import Event as _Flag
@@ -21,14 +22,15 @@ class Deadline:
         self.start = time.monotonic()
         self.end = self.start + seconds
         self._cancelled = _Flag()
+        self._memory = _Memory()
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self.start
 
     def remaining(self) -> float:
-        """Seconds left, 0 when over or cancelled."""
-        return 0.0 if self._cancelled.is_set() else max(0.0, self.end - time.monotonic())
+        """Seconds left, 0 when over or cancelled, or when the memory limit is reached."""
+        return 0.0 if self._cancelled.is_set() or self._memory.exceeded() else max(0.0, self.end - time.monotonic())
 
     def expired(self) -> bool:
         """Whether the run must end now."""
@@ -43,13 +45,48 @@ class Deadline:
         """Whether the run was asked to stop before its time."""
         return self._cancelled.is_set()
 
+    def watch_memory(self, limit_mb: float) -> None:
+        """End the run when this process has taken so many MiB more than it has now (where the platform tells: Linux)."""
+        self._memory.watch(limit_mb)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the memory limit ended the run."""
+        return self._memory.over
+
     def within(self, seconds: float) -> Deadline:
-        """A tighter deadline for one phase, which shares the request to stop."""
+        """A tighter deadline for one phase, which shares the request to stop and the memory limit."""
         inner = Deadline.__new__(Deadline)
         inner.start = time.monotonic()
         inner.end = min(self.end, inner.start + seconds)
-        inner._cancelled = self._cancelled
+        inner._cancelled, inner._memory = self._cancelled, self._memory
         return inner
+
+
+class _Memory:
+    """The memory limit of a run; looked at from time to time, for it costs a system call."""
+
+    def __init__(self) -> None:
+        self.limit, self.next, self.over = math.inf, 0.0, False
+
+    def watch(self, limit_mb: float) -> None:
+        self.limit = _resident() + limit_mb * 2**20
+
+    def exceeded(self) -> bool:
+        now = time.monotonic()
+        if not self.over and now >= self.next and self.limit < math.inf:
+            self.next = now + 0.05
+            self.over = _resident() > self.limit
+        return self.over
+
+
+def _resident() -> float:
+    """The bytes of memory that this process holds, 0 where the platform does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return float(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,9 @@ def live(deadline: Deadline, quiet: bool = False) -> Iterator[Callable[[Event], 
 
     def show(event: Event) -> None:
         numbers = "  ".join(f"[dim]{name}[/] {_number(value)}" for name, value in event.data.items() if isinstance(value, (int, float)))
+        closed = event.data.get("closed")
+        if isinstance(closed, dict) and closed:
+            numbers += "  [dim]closed by[/] " + ", ".join(f"{escape(part)} {count}" for part, count in closed.items())
         latest[0] = f"[cyan]{escape(event.phase)}[/]  {escape(event.message)}  {numbers}"
 
     with Live(get_renderable=line, console=console, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False):

@@ -82,6 +82,11 @@ class Result:
     """The result of `verify`.
 
     `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped.
+
+    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "presolve bounds", "attack",
+    "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds", "no-goods",
+    "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's process", which runs at the same
+    time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are the steps of the run.
     """
 
     verdict: Verdict
@@ -92,6 +97,7 @@ class Result:
     seconds: float = 0.0
     note: str = ""
     phases: tuple[Phase, ...] = ()
+    ledger: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
@@ -116,6 +122,7 @@ class Result:
             },
             "seconds": self.seconds,
             "phases": [{"name": p.name, "seconds": p.seconds, **p.detail} for p in self.phases],
+            "ledger": self.ledger,
             "versions": self.versions,
             "options": self.options,
             "files": self.files,
@@ -134,6 +141,7 @@ class Result:
             line += f" ({self.note})"
         parts = [line, f"  margin >= {self.lower_bound:.6g}, trust {self.trust.value}, {self.seconds:.2f} s"]
         parts += [f"  {p.name:<12s} {p.seconds:8.3f} s  " + " ".join(f"{k}={v}" for k, v in p.detail.items()) for p in self.phases]
+        parts += [f"    {part:<20s} {n['seconds']:8.3f} s  closed={n['closed']} bounded={n['bounded']}" for part, n in self.ledger.items()]
         return "\n".join(parts)
 
 

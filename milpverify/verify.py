@@ -28,8 +28,9 @@ from milpverify.events import Event
 from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
 from milpverify.search.attack import attack
 from milpverify.search.decide import METHODS, Decision, decide
+from milpverify.search.ledger import Reporter
 from milpverify.search.margin import Group, few_inputs, groups
-from milpverify.search.relaxer import Bounded, bound_batch, reduce, refine
+from milpverify.search.relaxer import Bounded, bound_batch, is_out_of_memory, reduce, refine
 
 if TYPE_CHECKING:
     from milpverify.spec import Problem
@@ -72,7 +73,13 @@ def verify(
     settings = _settings(options or Options(), method)
     run = _Run(problem, settings, deadline or Deadline(math.inf if timeout is None else timeout), on_event)
     with torch.no_grad(), ieee(), _threads(settings.threads):
-        return run.result(_decide(run))
+        try:
+            answer = _decide(run)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            answer = _Answer(Verdict.UNKNOWN, Reason.MEMORY, Trust.ROUNDED, run.reporter.lower_bound)
+        return run.result(answer)
 
 
 def _decide(run: _Run) -> _Answer:
@@ -96,7 +103,8 @@ def _decide(run: _Run) -> _Answer:
     if not open_groups:
         return run.conclude([], Decision(True, run.closed_bound, Trust.ROUNDED))
     with run.phase("search") as detail:
-        decision = decide(run.problem, run.graph, open_groups, run.points, run.options, run.deadline, run.on_event)
+        run.reporter.others = run.closed_bound
+        decision = decide(run.problem, run.graph, open_groups, run.points, run.options, run.deadline, run.reporter)
         detail.update(decision.detail)
     return run.conclude(open_groups, decision)
 
@@ -125,6 +133,8 @@ class _Run:
     disagreement: str = ""
 
     def __post_init__(self) -> None:
+        self.reporter = Reporter(self.on_event)
+        self.deadline.watch_memory(self.options.memory_mb)
         self.device = _device(self.options.device)
         self.graph = self.problem.graph.to(torch.float64, self.device)
         self.began = time.monotonic()
@@ -142,18 +152,21 @@ class _Run:
 
     def tell(self, phase: str, message: str) -> None:
         """An event for whoever watches."""
-        if self.on_event is not None:
-            self.on_event(Event(phase, message))
+        self.reporter(Event(phase, message))
 
     def presolve(self) -> list[tuple[Group, Bounded]]:
         """Bound every box; returns the groups with a disjunct still open, reduced to the open ones."""
         still_open = []
+        ledger = self.reporter.ledger
         for group in groups(self.problem, self.device):
             box = group.box
             lower, upper = (torch.tensor(side, device=self.device)[None] for side in (box.lower, box.upper))
             dtype = torch.float64 if self.graph.entries <= LARGE else torch.float32
-            found = bound_batch(self.graph, group, lower, upper, dtype, deadline=self.deadline)
-            still_open += self.open_part(group, found)
+            with ledger.spent("presolve bounds"):
+                found = bound_batch(self.graph, group, lower, upper, dtype, deadline=self.deadline)
+            ledger.bound("presolve bounds", group.count)
+            still_open += self.open_part(group, found, "presolve bounds")
+        self.reporter.prove(self.bound(still_open))
         return still_open
 
     def refine(self, open_groups: list[tuple[Group, Bounded]]) -> list[tuple[Group, Bounded]]:
@@ -165,13 +178,18 @@ class _Run:
             else:
                 seconds = max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups))
                 share = self.deadline if self.options.search.deterministic else self.deadline.within(seconds)
-                still_open += self.open_part(group, refine(self.graph, group, found, REFINE, share))
+                with self.reporter.ledger.spent("alpha-CROWN"):
+                    found = refine(self.graph, group, found, REFINE, share)
+                self.reporter.ledger.bound("alpha-CROWN", group.count)
+                still_open += self.open_part(group, found, "alpha-CROWN")
+        self.reporter.prove(self.bound(still_open))
         return still_open
 
-    def open_part(self, group: Group, found: Bounded) -> list[tuple[Group, Bounded]]:
+    def open_part(self, group: Group, found: Bounded, part: str) -> list[tuple[Group, Bounded]]:
         """What bounds leave open of a group (nothing, or one reduced group); what they close counts towards the bound."""
         margins = found.margins[0][group.closed(found.margins)[0]]
         self.closed_bound = min([self.closed_bound, *margins.tolist()])
+        self.reporter.ledger.close(part, len(margins))
         left = reduce(group, found)
         return [] if left is None else [left]
 
@@ -180,15 +198,16 @@ class _Run:
         members = [m for g, _ in open_groups for m in g.members]
         # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
         starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
-        outcome = attack(
-            self.problem,
-            self.graph.to(torch.float32, self.device),
-            [self.problem.disjuncts[m] for m in members],
-            self.deadline,
-            self.options.seed,
-            starts=starts,
-            rounds=rounds,
-        )
+        with self.reporter.ledger.spent("attack"):
+            outcome = attack(
+                self.problem,
+                self.graph.to(torch.float32, self.device),
+                [self.problem.disjuncts[m] for m in members],
+                self.deadline,
+                self.options.seed,
+                starts=starts,
+                rounds=rounds,
+            )
         self.points = {m: outcome.points[k] for k, m in enumerate(members)}
         if outcome.disagreement is not None:
             self.disagreement = str(outcome.disagreement)
@@ -211,6 +230,8 @@ class _Run:
         disagreement = decision.disagreement or self.disagreement
         if self.deadline.cancelled:
             reason = Reason.INTERRUPTED
+        elif self.deadline.out_of_memory:
+            reason = Reason.MEMORY
         elif disagreement:
             return _Answer(Verdict.UNKNOWN, Reason.FLOAT_SEMANTICS, Trust.ROUNDED, bound, None, disagreement)
         else:
@@ -218,9 +239,11 @@ class _Run:
         return _Answer(Verdict.UNKNOWN, reason, decision.trust, bound, None, decision.note)
 
     def result(self, answer: _Answer) -> Result:
-        """Everything about the run."""
+        """Everything about the run. What an event said is proved stays proved, however the search ended."""
+        answer = dataclasses.replace(answer, lower_bound=max(answer.lower_bound, self.reporter.lower_bound))
         return Result(
             **{f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)},
+            ledger=self.reporter.ledger.to_dict(),
             seconds=time.monotonic() - self.began,
             phases=tuple(self.phases),
             versions=_versions(),

@@ -106,6 +106,7 @@ class BoxExchange:
             search.closed_bound = min(search.closed_bound, float(margins[done].amin()))
             search.frontier.remove(place[done])
             self.closed += int(done.sum())
+            search.ledger.close("oracle", int(done.sum()))
             self.oracle.counts["oracle_closed"] += 1
 
     def _give(self) -> None:

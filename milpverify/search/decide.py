@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.input_split import Bisection, SplitOutcome
+from milpverify.search.ledger import Reporter
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import few_inputs, many_inputs
 from milpverify.search.neuron_split import Search
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.config import Deadline, Options, SearchOptions
-    from milpverify.events import Event
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
     from milpverify.search.relaxer import Bounded
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 CANDIDATES, ITERATIONS = 8, 8
 """Of the search over neurons of whole boxes, where bounds are dear and splits must count."""
+_PROCESS = "the solver's process"
 METHODS = ("auto", "bab", "milp", "smt")
-OnEvent = Callable[["Event"], None] | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def decide(
     points: Mapping[int, Array],
     options: Options,
     deadline: Deadline,
-    on_event: OnEvent,
+    reporter: Reporter,
 ) -> Decision:
     """Decide the open disjuncts.
 
@@ -65,9 +65,10 @@ def decide(
         graph: in float64.
         open_groups: groups with their root bounds, open disjuncts only.
         points: per disjunct, the best input known.
+        reporter: of events and the ledger; its `others` is a proved bound of what is not open any more.
     """
     if options.method in ("milp", "smt"):
-        return _by_models(problem, open_groups, points, options, deadline, on_event)
+        return _by_models(problem, open_groups, points, options, deadline, reporter)
     bounded: list[tuple[Group, Bounded]] = []
     bare: list[tuple[Group, Bounded]] = []
     for group, root in open_groups:
@@ -76,13 +77,15 @@ def decide(
             if chosen:
                 part.append((group, root) if len(chosen) == group.count else choose(group, root, chosen))
     switches = options.search
-    with Oracle(problem, options, deadline, on_event) as oracle, Leaves(problem, deadline) as leaves:
+    with Oracle(problem, options, deadline, reporter) as oracle, Leaves(problem, deadline) as leaves:
         helper = oracle if options.method == "auto" and switches.oracle else None
         exact = leaves if switches.leaves else None
-        by_tree = _by_tree(problem, graph, bounded, points, deadline, on_event, helper, exact, switches) if bounded else None
+        by_tree = _by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, switches) if bounded else None
+    if oracle.counts["oracle_tasks"]:
+        reporter.ledger.bounded[_PROCESS], reporter.ledger.seconds[_PROCESS] = oracle.nodes, oracle.seconds
     # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
     broken = by_tree is not None and by_tree.counterexample is not None
-    by_models = _by_models(problem, bare, points, options, deadline, on_event) if bare and not broken else None
+    by_models = _by_models(problem, bare, points, options, deadline, reporter) if bare and not broken else None
     return _together([d for d in (by_tree, by_models) if d is not None])
 
 
@@ -92,7 +95,7 @@ def _by_models(
     points: Mapping[int, Array],
     options: Options,
     deadline: Deadline,
-    on_event: OnEvent,
+    reporter: Reporter,
 ) -> Decision:
     from milpverify.search.milp import OpenDisjunct, decide_by_milp
     from milpverify.search.smt import decide_by_smt
@@ -103,7 +106,10 @@ def _by_models(
         for member, disjunct in zip(group.members, group.disjuncts, strict=True)
     ]
     by = decide_by_smt if options.method == "smt" else decide_by_milp
-    outcome = by(problem, disjuncts, options, deadline, on_event)
+    with reporter.ledger.spent("whole models"):
+        outcome = by(problem, disjuncts, options, deadline, reporter)
+    reporter.ledger.close("whole models", sum(leaf.verdict is Verdict.VERIFIED for leaf in outcome.leaves))
+    reporter.ledger.bound("whole models", len(outcome.leaves))
     solvers = sorted({leaf.solver for leaf in outcome.leaves if leaf.solver})
     method = "smt" if options.method == "smt" else "milp"
     detail = {"method": method, "solver": ",".join(solvers), "nodes": sum(leaf.nodes for leaf in outcome.leaves)}
@@ -122,22 +128,24 @@ def _by_tree(
     open_groups: Sequence[tuple[Group, Bounded]],
     points: Mapping[int, Array],
     deadline: Deadline,
-    on_event: OnEvent,
+    reporter: Reporter,
     oracle: Oracle | None,
     leaves: Leaves | None,
     switches: SearchOptions,
 ) -> Decision:
     """Branch-and-bound, one group after the other."""
     parts: list[Decision] = []
+    before = reporter.others
     for k, (group, root) in enumerate(open_groups):
+        untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
+        reporter.others, reporter.floor = min([before, *(p.lower_bound for p in parts), *untouched]), float(root.margins.amin())
         whole = few_inputs(group) or switches.deterministic
         share = deadline if whole else deadline.within(deadline.remaining() / (len(open_groups) - k))
-        part = _search(problem, graph, group, root, points, share, on_event, oracle, leaves, switches)
+        part = _search(problem, graph, group, root, points, share, reporter, oracle, leaves, switches)
         parts.append(part)
         if oracle is not None and oracle.task is not None:
             oracle.close()  # its task belongs to this group: to the next it would be about another disjunct
         if part.counterexample is not None:
-            untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
             return replace(part, lower_bound=min([*(p.lower_bound for p in parts), *untouched]))
     return _together(parts)
 
@@ -149,27 +157,34 @@ def _search(
     root: Bounded,
     points: Mapping[int, Array],
     deadline: Deadline,
-    on_event: OnEvent,
+    reporter: Reporter,
     oracle: Oracle | None,
     leaves: Leaves | None,
     switches: SearchOptions,
 ) -> Decision:
     """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
     if many_inputs(group):
-        search = Search(problem, graph, group, root.state, deadline, on_event, points, oracle, leaves, CANDIDATES, switches)
-        return _of_neurons(search.run(ITERATIONS), oracle)
-    boxes = Bisection(problem, graph, group, deadline, torch.float32, on_event, root, switches, leaves)
+        search = Search(problem, graph, group, root.state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches)
+        search.ledger = reporter.ledger
+        with reporter.ledger.spent("neuron-split bounds"):
+            return _of_neurons(search.run(ITERATIONS), oracle)
+    boxes = Bisection(problem, graph, group, deadline, torch.float32, reporter, root, switches, leaves)
+    boxes.ledger = reporter.ledger
     if few_inputs(group):
         boxes.consult(oracle)
-        return _of_boxes(boxes.run(), oracle)
-    search = Search(problem, graph, group, root.state, deadline, on_event, points, None, leaves, CANDIDATES, switches)
+        with reporter.ledger.spent("bisection bounds"):
+            return _of_boxes(boxes.run(), oracle)
+    search = Search(problem, graph, group, root.state, deadline, reporter, points, None, leaves, CANDIDATES, switches)
+    search.ledger = reporter.ledger
     trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
     if trial.run(deadline, switches.deterministic) == "inputs":
-        boxes.consult(oracle)
-        part, other = _of_boxes(boxes.run(deadline), oracle), search.bounded
+        boxes.consult(oracle)  # it is for the one that goes on
+        with reporter.ledger.spent("bisection bounds"):
+            part, other = _of_boxes(boxes.run(deadline), oracle), search.bounded
     else:
         search.oracle = oracle
-        part, other = _of_neurons(search.run(ITERATIONS), oracle), boxes.subproblems
+        with reporter.ledger.spent("neuron-split bounds"):
+            part, other = _of_neurons(search.run(ITERATIONS), oracle), boxes.subproblems
     detail = {**part.detail, "trial": other}
     return replace(part, lower_bound=max(part.lower_bound, trial.bound), detail=detail)
 

@@ -91,6 +91,7 @@ def _apply(search: Search, oracle: Oracle, finding: Finding) -> None:
         search.trust = Trust.SOLVER
         oracle.counts["oracle_closed"] += 1
         search.closed_bound = min(search.closed_bound, bound)
+        search.ledger.close("oracle", int(waiting.sum()) + int(stuck.sum()))
         search.frontier.remove(waiting)
         search.stuck = search.stuck.take(~stuck)
         oracle.stop()

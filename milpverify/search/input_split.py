@@ -33,6 +33,7 @@ from milpverify.search.boxes import Boxes, BoxFrontier, Inheritance
 from milpverify.search.clip import clip, least
 from milpverify.search.combine import combined
 from milpverify.search.finish import Finisher
+from milpverify.search.ledger import Ledger
 from milpverify.search.method import MethodChoice
 from milpverify.search.relaxer import Bounded, bound_batch, is_out_of_memory
 from milpverify.search.witness import Judgement, Status
@@ -126,7 +127,7 @@ class Bisection:
         self.inheritance = Inheritance(graph, self.root.state)
         self.closed_bound, self.subproblems, self.reported, self.began = math.inf, 1, 0.0, time.monotonic()
         self.judgement: Judgement | None = None
-        self.out_of_memory, self.fresh = False, True
+        self.out_of_memory, self.fresh, self.ledger = False, True, Ledger()
         self.per = LARGEST[graph.device.type]  # as many as memory holds
         # What else a machine does says nothing of the batch; but the time of several threads, or of a GPU, is that of the clock.
         alone = graph.device.type == "cpu" and torch.get_num_threads() == 1
@@ -167,7 +168,8 @@ class Bisection:
                 if self._going() and self.options.finishing:
                     self._finish()
                 if self.exchange is not None:
-                    self.exchange.consult()
+                    with self.ledger.spent("oracle"):
+                        self.exchange.consult()
                 self._report()
             if not len(self.frontier):
                 self._settle()
@@ -211,7 +213,7 @@ class Bisection:
         if self.on_event is None or now - self.reported < 0.2:
             return
         self.reported = now
-        bound = min(self.closed_bound, self.frontier.lowest, self.stuck.lowest)
+        bound = min(self.closed_bound, self.frontier.lowest, self.stuck.lowest, self.held.lowest)
         message = f"{len(self.frontier)} open, {self.subproblems} bounded, {self.subproblems / max(1e-9, now - self.began):.0f}/s"
         self.on_event(Event("search", message, {"open": len(self.frontier), "subproblems": self.subproblems, "bound": bound}))
 
@@ -251,8 +253,10 @@ class Bisection:
             self._compare(boxes)
         found = bound_batch(self.graph, self.group, boxes.lower, boxes.upper, self.dtype, known, self.deadline, self.method.now)
         self.subproblems += len(boxes)
+        self.ledger.bound("bisection bounds", len(boxes))
         fresh = self._sifted(found, boxes)
-        self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper))
+        with self.ledger.spent("attack"):
+            self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper))
         return fresh
 
     def _compare(self, boxes: Boxes) -> None:
@@ -275,9 +279,11 @@ class Bisection:
         done = closed.all(1)
         if bool(done.any()):
             self.closed_bound = min(self.closed_bound, float(margins[done].amin()))
+            self.ledger.close("bisection bounds", int(done.sum()))
         left = (~done).nonzero(as_tuple=True)[0]
         fresh = self._boxes(found, boxes.lower, boxes.upper, margins, left)
-        return self._clipped(found, fresh, closed, left)
+        with self.ledger.spent("clipping"):
+            return self._clipped(found, fresh, closed, left)
 
     def _boxes(self, found: Bounded, lower: Tensor, upper: Tensor, margins: Tensor, left: Tensor) -> Boxes:
         """Some boxes of a bounded batch as they wait in the frontier."""
@@ -329,6 +335,7 @@ class Bisection:
             refuted = (outside > 0).any(1)
         if bool(((low > boxes.lower[single]) | (high < boxes.upper[single])).any()) or bool(refuted.any()):
             self.closed_bound = min(self.closed_bound, 0.0)
+        self.ledger.close("clipping", int(refuted.sum()))
         boxes.lower[single], boxes.upper[single] = low, high
         keep = torch.ones(len(boxes), dtype=torch.bool, device=low.device)
         keep[single[refuted]] = False
@@ -350,7 +357,9 @@ class Bisection:
             return
         store.tried[place] = True
         boxes = store.take(place)
-        found = self.finisher.run(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends))
+        with self.ledger.spent("finishing"):
+            found = self.finisher.run(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends))
+        self.ledger.close("finishing", int(found.proved.sum()))
         self._note(found.judgement)
         if bool(found.proved.any()):
             self.closed_bound = min(self.closed_bound, 0.0)
@@ -369,7 +378,9 @@ class Bisection:
 
     def _settled(self, boxes: Boxes, leaves: int | None) -> Tensor:
         """Which boxes neuron splits and at most so many linear programs prove, (n,) bool."""
-        found = self.finisher.settle(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends), leaves)
+        with self.ledger.spent("finishing"):
+            found = self.finisher.settle(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends), leaves)
+        self.ledger.close("finishing", int(found.proved.sum()))
         self._note(found.judgement)
         if bool(found.proved.any()):
             self.closed_bound = min(self.closed_bound, 0.0)

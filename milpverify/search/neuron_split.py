@@ -22,6 +22,7 @@ from milpverify.result import Reason, Trust
 from milpverify.search.branching import children, decide, rank
 from milpverify.search.conditional import conditional_root
 from milpverify.search.exchange import exchange
+from milpverify.search.ledger import Ledger
 from milpverify.search.neuron_bounds import Bounder
 from milpverify.search.no_goods import NoGoods
 from milpverify.search.relaxer import is_out_of_memory
@@ -88,7 +89,7 @@ class Search:
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
-        self.began = time.monotonic()
+        self.began, self.ledger = time.monotonic(), Ledger()
         self.no_goods: NoGoods | None = None
         self._nothing_yet()
         self.per_box: int | None = None  # after so many branchings a box is given up
@@ -139,6 +140,7 @@ class Search:
     def bound(self, subs: Subproblems, iterations: int) -> Subproblems:
         """Bound subproblems, with some iterations of the optimiser; try their points and rank their splits."""
         self.bounded += len(subs)
+        self.ledger.bound("neuron-split bounds", len(subs))
         subs, domain, found = self.bounder.bound(subs, iterations)
         self._attack(found, subs)
         return replace(subs, best=rank(self.bounder, subs, domain))
@@ -227,7 +229,9 @@ class Search:
         """Split, bound and sift; False when the deadline comes first. What memory cannot hold goes back to the frontier."""
         parents = self._spend(parents)
         if self.no_goods is not None:
-            parents = self._open(replace(parents, bound=torch.maximum(parents.bound, self.no_goods.refute(parents))))
+            with self.ledger.spent("no-goods"):
+                refuted = self.no_goods.refute(parents)
+            parents = self._open(replace(parents, bound=torch.maximum(parents.bound, refuted)), "no-goods")
         if not len(parents):
             return True
         try:
@@ -246,7 +250,9 @@ class Search:
         """What no-goods leave, with the decisions that they force."""
         if self.no_goods is None:
             return subs
-        subs = self._open(replace(subs, bound=torch.maximum(subs.bound, self.no_goods.refute(subs))))
+        with self.ledger.spent("no-goods"):
+            refuted = self.no_goods.refute(subs)
+        subs = self._open(replace(subs, bound=torch.maximum(subs.bound, refuted)), "no-goods")
         column, side, cut = self.no_goods.implied(subs)
         forced = column >= 0
         if bool(forced.any()):
@@ -271,19 +277,22 @@ class Search:
     def _consult(self) -> None:
         """Let the oracle and the tree tell each other what they know."""
         if self.oracle is not None and self.oracle.usable:
-            exchange(self, self.oracle)
+            with self.ledger.spent("oracle"):
+                exchange(self, self.oracle)
 
-    def _open(self, subs: Subproblems) -> Subproblems:
+    def _open(self, subs: Subproblems, by: str = "neuron-split bounds") -> Subproblems:
         """Those that are not closed; what is closed counts towards the bound."""
         closed = (subs.bound > 0) | (self.group.strict[subs.disjunct] & (subs.bound >= 0))
         if bool(closed.any()):
             self._count(float(subs.bound[closed].amin()))
+            self.ledger.close(by, int(closed.sum()))
         return subs.take(~closed)
 
     def _sift(self, subs: Subproblems) -> None:
         """Into the frontier goes what is open and can be split; the rest are linear programs."""
         if self.no_goods is not None:
-            self.no_goods.learn(subs.take(subs.bound > 0))
+            with self.ledger.spent("no-goods"):
+                self.no_goods.learn(subs.take(subs.bound > 0))
         subs = self._open(subs)
         final = subs.best[:, 0] < 0
         self.frontier.push(subs.take(~final))
@@ -294,7 +303,9 @@ class Search:
         """Decide a subproblem without a split left by a linear program, or keep it."""
         disjunct = self.group.disjuncts[int(leaf.disjunct)]
         if self.leaves is not None and not self.broken and not self.deadline.expired():
-            outcome = self.leaves.decide(disjunct, self.bounder.state_of(leaf), self.decisions(leaf))
+            with self.ledger.spent("LP leaves"):
+                outcome = self.leaves.decide(disjunct, self.bounder.state_of(leaf), self.decisions(leaf))
+            self.ledger.bound("LP leaves")
             if outcome.judgement is not None:
                 self._note(outcome.judgement)
             self.note = outcome.note or self.note
@@ -302,6 +313,7 @@ class Search:
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
             if not outcome.note and not self.broken:
                 self._count(outcome.bound)
+                self.ledger.close("LP leaves")
                 return
         self.stuck = self.stuck.join(leaf)
 

@@ -8,6 +8,7 @@ only where the options allow that) and points, which are judged like all others.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ class _Work:
     emptiness: bool = False
     bound: float = -math.inf
     told: float = -math.inf
+    began: float = field(default_factory=time.monotonic)
 
     def raise_to(self, outcome: SolveOutcome) -> None:
         """The bound that an outcome proves; a subproblem that is empty has every bound."""
@@ -84,8 +86,8 @@ class Oracle:
     """One solver process beside the tree; a context manager that leaves no child behind.
 
     `counterexample` is the first that held, `disagreement` describes a point on which runtime and reals differ, `notes` say what
-    went wrong with the solver, `counts` are for the ledger, `solved` are the tasks (disjunct of the problem, decisions) that a solver
-    has no more to say about.
+    went wrong with the solver, `counts`, `seconds` and `nodes` of its process are for the ledger, `solved` are the tasks (disjunct of
+    the problem, decisions) that a solver has no more to say about.
     """
 
     problem: Problem
@@ -97,6 +99,8 @@ class Oracle:
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"oracle_tasks": 0, "oracle_closed": 0})
     usable: bool = True
+    seconds: float = 0.0
+    nodes: int = 0
     solved: set[tuple[int, tuple[Decision, ...]]] = field(default_factory=set)
     _process: SolverProcess | None = None
     _work: _Work | None = None
@@ -110,6 +114,8 @@ class Oracle:
 
     def close(self) -> None:
         """End the process."""
+        if self._work is not None:
+            self.seconds += time.monotonic() - self._work.began
         if self._process is not None:
             self._process.close()
         self._process = self._work = None
@@ -207,6 +213,8 @@ class Oracle:
 
     def _end(self, work: _Work, process: SolverProcess, outcome: SolveOutcome) -> None:
         work.raise_to(outcome)
+        self.seconds += outcome.seconds
+        self.nodes += outcome.nodes
         if outcome.point is not None and work.judging.counterexample is None and not work.emptiness:
             work.judging.consider(outcome.point, outcome.primal)
             work.judging.polish(outcome.point, outcome.primal)

@@ -50,14 +50,16 @@ class Trial:
         for k in range(ROUNDS):
             turn = math.inf if counted else seconds * 2**k
             limit = self.boxes.subproblems + BOXES * 2**k if counted else math.inf
-            boxes = self.boxes.run(deadline.within(turn), limit)
+            with self.boxes.ledger.spent("bisection bounds"):
+                boxes = self.boxes.run(deadline.within(turn), limit)
             self.bound = max(self.bound, boxes.lower_bound)
             if boxes.closed or self.boxes.broken or deadline.expired():
                 return "inputs"
             _tell_neurons(self.boxes, self.neurons)
             self.neurons.deadline = deadline.within(turn)
             more = self.neurons.bounded + SPLITS * 2**k if counted else None
-            neurons = self.neurons.run(self.iterations, limit=more)
+            with self.neurons.ledger.spent("neuron-split bounds"):
+                neurons = self.neurons.run(self.iterations, limit=more)
             self.neurons.deadline = deadline
             self.bound = max(self.bound, neurons.lower_bound)
             if neurons.closed or self.neurons.broken or self.boxes.out_of_memory:

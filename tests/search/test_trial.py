@@ -14,6 +14,7 @@ from milpverify.config import EVERYTHING, Deadline
 from milpverify.search import decide, trial
 from milpverify.search.decide import Decision
 from milpverify.search.input_split import Bisection
+from milpverify.search.ledger import Reporter
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import Group, groups
 from milpverify.search.neuron_split import Search
@@ -48,7 +49,7 @@ def decided(problem: Problem, leaves: Leaves) -> Decision:
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with torch.no_grad():
         root = bound_batch(problem.graph, group, lower, upper, torch.float64)
-        return decide._search(problem, problem.graph, group, root, {}, Deadline(60), None, None, leaves, COUNTED)
+        return decide._search(problem, problem.graph, group, root, {}, Deadline(60), Reporter(None), None, leaves, COUNTED)
 
 
 def several(seed: int) -> tuple[Problem, float]:

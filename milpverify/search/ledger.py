@@ -1,0 +1,98 @@
+"""The ledger of a run: who closed how many subproblems, how many were bounded, and where the time went, without a profiler.
+
+Times are exclusive: while an inner part runs, the outer one's clock stands still, so that the parts add up. The parts are
+
+    presolve bounds, attack, alpha-CROWN, bisection bounds, clipping, finishing, neuron-split bounds, no-goods, LP leaves, oracle,
+    whole models
+
+of which not every run has every one, and the solver's process beside the tree, whose seconds are its own. A subproblem is a disjunct
+on a box with its split decisions; of the bisection, a box.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from milpverify.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(eq=False)
+class Ledger:
+    """Counts and seconds per part: `closed` subproblems, `bounded` subproblems, wall-clock `seconds`."""
+
+    closed: dict[str, int] = field(default_factory=dict)
+    bounded: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _running: list[str] = field(default_factory=list)
+    _since: float = 0.0
+
+    def close(self, part: str, count: int = 1) -> None:
+        """Note that a part closed so many."""
+        if count:
+            self.closed[part] = self.closed.get(part, 0) + count
+
+    def bound(self, part: str, count: int = 1) -> None:
+        """Note that a part bounded so many."""
+        self.bounded[part] = self.bounded.get(part, 0) + count
+
+    @contextmanager
+    def spent(self, part: str) -> Iterator[None]:
+        """Charge what runs inside to a part, less what parts inside of it take."""
+        self._charge()
+        self._running.append(part)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._running.pop()
+
+    def _charge(self) -> None:
+        """Charge the time since the last change to the part that was running."""
+        now = time.perf_counter()
+        if self._running:
+            part = self._running[-1]
+            self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
+        self._since = now
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Per part what it closed and bounded, and its seconds."""
+        parts = dict.fromkeys([*self.seconds, *self.bounded, *self.closed])
+        return {
+            part: {"closed": self.closed.get(part, 0), "bounded": self.bounded.get(part, 0), "seconds": self.seconds.get(part, 0.0)}
+            for part in parts
+        }
+
+
+@dataclass(eq=False)
+class Reporter:
+    """Passes events on, with the proved lower bound of the whole run, which never falls, and who closed what.
+
+    Searches report bounds of the group that they work on: `others` is a proved bound of everything else, `floor` what is proved of
+    the group anyway.
+    """
+
+    on_event: Callable[[Event], None] | None
+    ledger: Ledger = field(default_factory=Ledger)
+    lower_bound: float = -math.inf
+    others: float = math.inf
+    floor: float = -math.inf
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on; a bound in one of phase "search" is proved."""
+        bound = event.data.get("bound")
+        if event.phase == "search" and isinstance(bound, float):
+            self.prove(min(self.others, max(self.floor, bound)))
+        if self.on_event is not None:
+            data = {**event.data, "lower_bound": self.lower_bound, "closed": dict(self.ledger.closed)}
+            self.on_event(Event(event.phase, event.message, data))
+
+    def prove(self, bound: float) -> None:
+        """Note a proved lower bound of the margin over everything."""
+        self.lower_bound = max(self.lower_bound, bound)

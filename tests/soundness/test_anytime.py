@@ -1,0 +1,158 @@
+"""Anytime: the lower bound rises as a run goes on, is true whenever it stops, and whatever stops it is named."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import exact
+import numpy as np
+import pytest
+import torch
+from exact import Disjunct, Row
+from random_networks import Builder, Case, spec_text
+
+import milpverify as mv
+from milpverify.search import margin
+from milpverify.search import relaxer as relaxer_module
+
+METHODS = [("inputs", 99, 99), ("neurons", -1, -1), ("trial", -1, 99)]
+
+
+def case(seed: int, nx: int = 3, width: int = 7, slack: float = 0.05) -> tuple[Case, float]:
+    """A network small enough for the exact infimum of its margin, and that infimum: positive by about `slack`, or negative."""
+    rng, b = np.random.default_rng(seed), Builder(nx)
+    h = b.relu(b.gemm("x", rng.normal(0, 1.2, (width, nx)), rng.normal(0, 0.4, width)))
+    h = b.relu(b.gemm(h, rng.normal(0, 0.8, (3, width)), rng.normal(0, 0.4, 3)))
+    y = b.gemm(h, rng.normal(0, 1, (2, 3)), rng.normal(0, 0.2, 2))
+    model, lower, upper = b.model(y), [-1.0] * nx, [1.0] * nx
+
+    def disjunct(rhs: float) -> Disjunct:
+        return Disjunct(lower, upper, [Row(np.zeros(nx), np.array([1.0, -1.0]), rhs, False)], [])
+
+    least = exact.truth(b.network, disjunct(0.0)).infimum
+    assert least is not None
+    rhs = float(np.float32(exact.as_float(least) - slack))
+    disjuncts = [disjunct(rhs)]
+    found = exact.truth(b.network, disjuncts[0]).infimum
+    assert found is not None
+    return Case(b.network, disjuncts, model, spec_text(nx, 2, disjuncts)), exact.as_float(found)
+
+
+@pytest.fixture(params=METHODS, ids=lambda m: m[0])
+def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every kind of search on the same problems."""
+    name, few, many = request.param
+    monkeypatch.setattr(margin, "FEW_INPUTS", few)
+    monkeypatch.setattr(margin, "MANY_INPUTS", many)
+    return str(name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("slack", [0.02, -0.02])
+def test_bounds_rise_and_are_true_whenever_a_run_stops(seed: int, slack: float, searched: str, tmp_path: Path) -> None:
+    made, infimum = case(seed, slack=slack)
+    problem = mv.load(*made.write(tmp_path))
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False))
+    for stop_after in (3, 5, math.inf):
+        deadline, bounds = mv.Deadline(20), [-math.inf]
+
+        def watch(event: mv.Event, deadline: mv.Deadline = deadline, bounds: list[float] = bounds, after: float = stop_after) -> None:
+            bounds.append(float(event.data["lower_bound"]))  # type: ignore[arg-type]
+            if len(bounds) > after:
+                deadline.cancel()
+
+        result = mv.verify(problem, deadline=deadline, options=options, on_event=watch)
+        bounds.append(result.lower_bound)
+        assert bounds == sorted(bounds)
+        assert result.lower_bound <= infimum
+        if result.verdict is mv.Verdict.UNKNOWN:
+            assert result.reason is mv.Reason.INTERRUPTED
+    assert result.verdict is (mv.Verdict.VERIFIED if slack > 0 else mv.Verdict.FALSIFIED)
+
+
+@pytest.mark.parametrize("searched", METHODS[:2], indirect=True, ids=lambda m: m[0])
+def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports after every batch: the bound rises step by step."""
+    from milpverify.search import input_split, neuron_split
+
+    for module in (input_split, neuron_split):
+        monkeypatch.setattr(module.time, "monotonic", _hurried(module.time.monotonic))
+    made, infimum = case(5, nx=3, width=8)
+    bounds: list[float] = []
+    events = []
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False))
+
+    def watch(event: mv.Event) -> None:
+        events.append(event)
+        bounds.append(float(event.data["lower_bound"]))  # type: ignore[arg-type]
+
+    result = mv.verify(mv.load(*made.write(tmp_path)), options=options, on_event=watch)
+    assert result.verdict is mv.Verdict.VERIFIED
+    steps = [e for e in events if e.phase == "search" and "bound" in e.data]
+    assert len(steps) > 2 and len(set(bounds)) > 2
+    assert bounds == sorted(bounds) and bounds[-1] <= infimum
+    assert isinstance(steps[-1].data["closed"], dict) and steps[-1].data["closed"]
+
+
+def _hurried(clock: object) -> object:
+    """A clock on which a second passes between any two looks."""
+    now = [0.0]
+
+    def monotonic() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    return monotonic
+
+
+def test_the_ledger_says_who_closed_what(searched: str, tmp_path: Path) -> None:
+    made, _ = case(1)
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False))
+    result = mv.verify(mv.load(*made.write(tmp_path)), 30, options=options)
+    assert result.verdict is mv.Verdict.VERIFIED
+    assert result.ledger["presolve bounds"]["bounded"] == 1
+    closed = {part for part, numbers in result.ledger.items() if numbers["closed"]}
+    expected = {"inputs": {"bisection bounds", "clipping", "finishing"}, "neurons": {"neuron-split bounds", "LP leaves", "alpha-CROWN"}}
+    assert closed and closed <= expected.get(searched, set.union(*expected.values()))
+    spent = sum(numbers["seconds"] for numbers in result.ledger.values())
+    assert all(numbers["seconds"] >= 0 for numbers in result.ledger.values()) and spent <= result.seconds
+
+
+@pytest.mark.parametrize("phase", ["presolve", "refine", "search"])
+def test_memory_that_runs_out_is_unknown_with_the_bound_so_far(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever an allocation fails, the run says so and keeps what was proved."""
+    import importlib
+
+    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
+    monkeypatch.setattr(margin, "MANY_INPUTS", -1)
+    verify_module = importlib.import_module("milpverify.verify")
+    made, infimum = case(2)
+    problem = mv.load(*made.write(tmp_path))
+
+    def fails(*_: object, **__: object) -> object:
+        return torch.empty(2**62, dtype=torch.uint8)
+
+    target = {"presolve": "bound_batch", "refine": "refine", "search": "decide"}[phase]
+    monkeypatch.setattr(verify_module, target, fails)
+    result = mv.verify(problem, 20, options=mv.Options(attack=False))
+    assert (result.verdict, result.reason) == (mv.Verdict.UNKNOWN, mv.Reason.MEMORY)
+    assert result.lower_bound <= infimum
+    assert (result.lower_bound == -math.inf) == (phase == "presolve")
+    assert relaxer_module.is_out_of_memory(MemoryError())
+
+
+def test_the_memory_limit_ends_a_run(searched: str, tmp_path: Path) -> None:
+    made, infimum = case(3)
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the platform does not tell a process its memory")
+    held = []
+
+    def watch(event: mv.Event) -> None:
+        if event.phase == "search" and not held:
+            held.append(np.ones(2**26 // 8))  # 64 MiB
+
+    options = mv.Options(attack=False, memory_mb=32, search=mv.SearchOptions(oracle=False))
+    result = mv.verify(mv.load(*made.write(tmp_path)), 20, options=options, on_event=watch)
+    assert held and result.lower_bound <= infimum
+    assert result.verdict is mv.Verdict.VERIFIED or result.reason is mv.Reason.MEMORY
