@@ -62,12 +62,13 @@ class Group:
     def domains(self) -> tuple[Tensor, Tensor]:
         """The constraints between inputs of every disjunct, (D, q, nx) and (D, q); shorter lists padded with 0 <= inf."""
         most = max(len(d.domain) for d in self.disjuncts)
-        rows = torch.zeros(self.count, most, self.box.size, dtype=torch.float64)
-        rhs = torch.full((self.count, most), torch.inf, dtype=torch.float64)
+        device = self.rhs.device
+        rows = torch.zeros(self.count, most, self.box.size, dtype=torch.float64, device=device)
+        rhs = torch.full((self.count, most), torch.inf, dtype=torch.float64, device=device)
         for k, d in enumerate(self.disjuncts):
-            rows[k, : len(d.domain)] = torch.tensor(d.domain.x_rows)
-            rhs[k, : len(d.domain)] = torch.tensor(d.domain.rhs)
-        return rows.to(self.rhs.device), rhs.to(self.rhs.device)
+            rows[k, : len(d.domain)] = torch.tensor(d.domain.x_rows, device=device)
+            rhs[k, : len(d.domain)] = torch.tensor(d.domain.rhs, device=device)
+        return rows, rhs
 
     @property
     def count(self) -> int:

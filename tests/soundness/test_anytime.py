@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import exact
@@ -156,3 +158,31 @@ def test_the_memory_limit_ends_a_run(searched: str, tmp_path: Path) -> None:
     result = mv.verify(mv.load(*made.write(tmp_path)), 20, options=options, on_event=watch)
     assert held and result.lower_bound <= infimum
     assert result.verdict is mv.Verdict.VERIFIED or result.reason is mv.Reason.MEMORY
+
+
+STARVED = """
+import resource, sys
+sys.path[:0] = {path!r}
+import numpy as np
+import milpverify as mv
+from random_nets import relu_network
+graph = relu_network([300, 3000, 3000, 2], 0)
+box = mv.Box(np.full(300, -1.0), np.full(300, 1.0))
+rows = mv.Rows.on_outputs([[1.0, -1.0]], [0.0], 300)
+problem = mv.Problem(graph, (mv.Disjunct(box, rows, mv.Rows.none(300, 2)),))
+graph.to(mv.bounds(relu_network([2, 2, 2], 0), mv.Box(np.zeros(2), np.ones(2)))[0].lower.dtype)  # what is imported on first use
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 4 * 2**20, resource.RLIM_INFINITY))
+result = mv.verify(problem, 60)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(result.verdict.name, result.reason.name, result.lower_bound)
+"""
+
+
+def test_a_presolve_that_the_system_denies_memory_is_no_crash(tmp_path: Path, environment: dict[str, str]) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the platform does not bound a process's memory")
+    here = Path(__file__).resolve().parents[1]
+    script = STARVED.format(path=[str(here), str(here.parent)])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.stdout.split() == ["UNKNOWN", "MEMORY", "-inf"], done.stdout + done.stderr
