@@ -13,7 +13,7 @@ from random_nets import relu_network
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Trust, Verdict
-from milpverify.search import box_exchange, input_split
+from milpverify.search import box_exchange, decide
 from milpverify.search.batching import BatchSize
 from milpverify.search.box_exchange import BoxExchange
 from milpverify.search.input_split import Bisection, SplitOutcome
@@ -188,19 +188,20 @@ def test_a_task_of_one_group_says_nothing_to_the_next(network: tuple[Graph, Box,
     graph, box, least = network
     part = Box(-np.ones(NX), np.array([-0.5, *np.ones(NX - 1)]))
     problem = Problem(graph, (disjunct_of(part, least - 0.3), disjunct_of(box, least + 0.05)))
-    plain, seen = input_split.search, []
+    seen: list[Task | None] = []
 
-    def searched(
-        problem: Problem, graph: Graph, group: object, deadline: Deadline, *, root: object, oracle: Oracle, **rest: object
-    ) -> object:
-        seen.append(oracle.task)
-        if len(seen) == 1:
-            bounds = [(s.bounds.lower[0], s.bounds.upper[0]) for _, s in sorted(root.state.items())]  # type: ignore[attr-defined]
+    class Searched(Bisection):
+        def run(self, *limits: object) -> SplitOutcome:
+            assert self.exchange is not None
+            oracle = self.exchange.oracle
+            seen.append(oracle.task)
+            if len(seen) > 1:
+                return super().run(*limits)  # type: ignore[arg-type]
+            bounds = [(s.bounds.lower[0], s.bounds.upper[0]) for _, s in sorted(self.root.state.items())]
             oracle.give(Task(0), problem.disjuncts[0], bounds)
             assert oracle.task is not None
             return SplitOutcome(True, 0.0, None, 1, 0.0, 0, 0)
-        return plain(problem, graph, group, deadline, root=root, oracle=oracle, **rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(input_split, "search", searched)
+    monkeypatch.setattr(decide, "Bisection", Searched)
     result = verify(problem, 60, options=Options(attack=False))
     assert result.verdict is Verdict.FALSIFIED and seen == [None, None]
