@@ -1,4 +1,4 @@
-"""Which neuron to split: candidates by what a split gains to first order, the best of them by bounding their children.
+"""Which neuron to split: loose relaxations, then what a split gains to first order, then bounds of the children.
 
 The bound under a neuron's relaxation is attained at some point of the relaxation; a child's own relaxation at the same point and under
 the same multiplier says what the child gains, to first order (an upper bound, for the minimum over a relaxation is concave in
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from milpverify.catalogue import Function
     from milpverify.search.neuron_bounds import Bounder
     from milpverify.search.subproblems import Subproblems
+
+LOOSEST = 16
+"""Candidates are taken from so many neurons at most: those whose relaxations are loosest under their multipliers."""
 
 
 def _function(bounder: Bounder, node: int) -> Function:
@@ -65,6 +68,10 @@ def rank(bounder: Bounder, subs: Subproblems, domain: Domain) -> Tensor:
     after = (margin.unsqueeze(2) + gains.clamp(min=0.0)).amax(2).clamp(max=0.0)
     score = after.amin(0) + 0.1 * after.amax(0)
     score = torch.where(still & torch.isfinite(score), score + 1e-9 * loose, -torch.inf)
+    # Gains alone favour early layers, whose many splits each move the bound a little and seldom close anything.
+    wanted = torch.where(still, loose, -torch.inf)
+    least = wanted.topk(min(max(LOOSEST, candidates), wanted.shape[1]), dim=1).values[:, -1:]
+    score = torch.where(wanted >= least, score, -torch.inf)
     values, best = score.topk(min(candidates, score.shape[1]), dim=1)
     best = torch.where(values > -torch.inf, best, -1)
     # Where no candidate moves the bound, the loosest is taken.
