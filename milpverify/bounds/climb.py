@@ -101,12 +101,13 @@ class Climb:
             slope = of.lines[i].k_lower.flatten(1).clone()
             slope[:, o.index] = 0.0
             self.stable[i] = of.own(slope, domain.box).unsqueeze(1)
-        low, high = torch.zeros(of.width, dtype=dtype), torch.ones(of.width, dtype=dtype)
+        low = torch.zeros(of.width, dtype=dtype, device=rows.device)
+        high = torch.ones_like(low)
         for o in of.opened.values():
             for part in (o.lower, o.upper):
                 if part is not None:
                     low[part], high[part] = relaxation.slope_range(o.function)
-        self.span = low.to(rows.device), high.to(rows.device)
+        self.span = low, high
         # Split constraints are subtracted where the first reader's multipliers come back.
         self.first: dict[int, int] = {}
         for i in of.opened:

@@ -10,9 +10,12 @@ import torch
 from milpverify.bounds.beta import OutputConstraints
 from milpverify.bounds.output_constraints import tightened
 from milpverify.bounds.state import Bounds, NodeState, State
+from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
+    from milpverify.encode.milp import Decision
+    from milpverify.graph import Graph
     from milpverify.search.neuron_bounds import Bounder
 
 DISJUNCTS = 12
@@ -32,11 +35,14 @@ class ConditionalRoot:
     refuted: list[int]
 
 
-def conditional_root(bounder: Bounder, deadline: Deadline) -> ConditionalRoot | None:
+def conditional_root(bounder: Bounder, deadline: Deadline, by_counts: bool = False) -> ConditionalRoot | None:
     """The root of one box under the unsafe set of every disjunct; None where it would not pay.
 
     The bounds hold at the unsafe points of a disjunct, so that a bound b of its margin below 0 is one of the margin everywhere, and a
     bound above 0 says that there are no unsafe points, which is a margin of at least 0.
+
+    Args:
+        by_counts: never look at the clock, but for the deadline itself.
     """
     count = bounder.group.count
     if count > DISJUNCTS or len(bounder.root[0].center) != 1 or not bounder.relaxations.count:
@@ -47,7 +53,7 @@ def conditional_root(bounder: Bounder, deadline: Deadline) -> ConditionalRoot | 
     for d in range(count):
         one = torch.tensor([d], device=bounder.graph.device)
         rows, rhs, x_rows = bounder.rows_of(one)
-        share = deadline.within(SHARE * deadline.remaining() / (count - d))
+        share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - d))
         found = tightened(bounder.fast, bounder.root, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:
@@ -55,6 +61,26 @@ def conditional_root(bounder: Bounder, deadline: Deadline) -> ConditionalRoot | 
     if not states:
         return ConditionalRoot({}, disjuncts, refuted)
     return ConditionalRoot({i: _stacked([s[i] for s in states]) for i in states[0]}, disjuncts, refuted)
+
+
+def implied(graph: Graph, plain: State, conditional: State) -> tuple[Decision, ...]:
+    """The decisions that hold at the unsafe points of a subproblem without having been taken.
+
+    What a linear program of its pieces says of other points is no more about the network: it needs them among its constraints.
+
+    Args:
+        plain, conditional: of the one subproblem, without and with the bounds that hold at unsafe points only.
+    """
+    found: dict[Decision, None] = {}
+    for y in graph.nonlinear:
+        op, z = graph.nodes[y].op, graph.nodes[y].inputs[0]
+        if not isinstance(op, Elementwise) or op.function.pieces is None:
+            continue
+        known, now = plain[z].bounds, conditional[z].bounds
+        for point in op.function.pieces.breakpoints:
+            for side, news in ((1.0, (now.lower >= point) & (known.lower < point)), (-1.0, (now.upper <= point) & (known.upper > point))):
+                found |= dict.fromkeys((z, index, side, point) for index in news[0].flatten().nonzero().flatten().tolist())
+    return tuple(found)
 
 
 def _stacked(states: list[NodeState]) -> NodeState:

@@ -20,7 +20,7 @@ from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
 from milpverify.search.branching import children, decide, rank
-from milpverify.search.conditional import conditional_root
+from milpverify.search.conditional import conditional_root, implied
 from milpverify.search.exchange import exchange
 from milpverify.search.ledger import Ledger
 from milpverify.search.neuron_bounds import Bounder
@@ -109,7 +109,7 @@ class Search:
 
     def _condition(self) -> Subproblems:
         """Where to begin: with the root's bounds as they are, or with those of every disjunct's unsafe points."""
-        root = conditional_root(self.plain, self.deadline) if self.options.output_constraints else None
+        root = conditional_root(self.plain, self.deadline, self.options.deterministic) if self.options.output_constraints else None
         if root is None:
             return self.first()
         self.refuted = len(root.refuted)
@@ -304,7 +304,11 @@ class Search:
         disjunct = self.group.disjuncts[int(leaf.disjunct)]
         if self.leaves is not None and not self.broken and not self.deadline.expired():
             with self.ledger.spent("LP leaves"):
-                outcome = self.leaves.decide(disjunct, self.bounder.state_of(leaf), self.decisions(leaf))
+                state, decisions = self.bounder.state_of(leaf), self.decisions(leaf)
+                if self.conditional:
+                    plain = self.plain.state_of(replace(leaf, box=torch.zeros_like(leaf.box)))
+                    decisions += implied(self.graph, plain, state)
+                outcome = self.leaves.decide(disjunct, state, decisions)
             self.ledger.bound("LP leaves")
             if outcome.judgement is not None:
                 self._note(outcome.judgement)

@@ -57,7 +57,7 @@ def twice(made: Problem, method: str = "auto", **parts: bool) -> mv.Result:
 
 
 def test_with_a_solver_beside_the_tree(many: None) -> None:
-    result = twice(problem(8, 16, 0.6, -2.6))
+    result = twice(problem(8, 16, 0.6, -2.3))
     found = detail(result)
     assert result.verdict is mv.Verdict.VERIFIED
     assert found["method"] == "neuron split" and found["oracle_tasks"] > 0
@@ -87,7 +87,7 @@ def test_whole_models(method: str) -> None:
 
 def test_no_choice_looks_at_the_clock(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, with clocks that jump."""
-    made = problem(8, 16, 0.6, -2.6)
+    made = problem(8, 16, 0.6, -2.3)
     first = twice(made)
     now = [0.0]
 

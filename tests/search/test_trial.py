@@ -77,22 +77,22 @@ def test_whoever_goes_on_the_answer_is_the_one_of_enumeration(seed: int, leaves:
         assert (found.counterexample is not None) == (not safe)
 
 
-@pytest.mark.parametrize(("nx", "winner"), [(10, "inputs"), (16, "neurons")])
-def test_who_goes_on_depends_on_the_problem(nx: int, winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "BOXES", 1024)
-    monkeypatch.setattr(trial, "SPLITS", 512)
-    tried, _ = _trial(halfway(nx))
+@pytest.mark.parametrize(("nx", "width", "share", "winner"), [(5, 60, 0.2, "inputs"), (24, 16, 0.4, "neurons")])
+def test_who_goes_on_depends_on_the_problem(nx: int, width: int, share: float, winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "BOXES", 64)
+    monkeypatch.setattr(trial, "SPLITS", 16)
+    tried, _ = _trial(part_way(nx, width, share))
     with torch.no_grad():
         assert tried.run(Deadline(60), counted=True) == winner
     assert (tried.rounds[-1][0] > tried.rounds[-1][1]) == (winner == "inputs")
 
 
-def halfway(nx: int, seed: int = 3) -> Problem:
-    """A network whose margin is to be proved above half of its first bound."""
-    graph = relu_network([nx, 16, 16, 2], seed)
+def part_way(nx: int, width: int = 16, share: float = 0.5, seed: int = 3) -> Problem:
+    """A network whose margin is to be proved above a share of its first bound."""
+    graph = relu_network([nx, width, width, 2], seed)
     disjunct = Disjunct(Box(np.full(nx, -0.6), np.full(nx, 0.6)), Rows.on_outputs([[1.0, -1.0]], [0.0], nx), Rows.none(nx, 2))
     tried, _ = _trial(Problem(graph, (disjunct,)))
-    return Problem(graph, (moved(disjunct, 0.5 * tried.root),))
+    return Problem(graph, (moved(disjunct, share * tried.root),))
 
 
 def _trial(problem: Problem) -> tuple[Trial, Group]:
@@ -124,7 +124,7 @@ def test_what_one_closed_is_closed_for_the_other(seed: int) -> None:
 
 
 def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:
-    problem = halfway(10)
+    problem = part_way(10)
     (group,) = groups(problem)
     with torch.no_grad():
         whole, parts = (Bisection(problem, problem.graph, group, Deadline(60), torch.float32, None, None, COUNTED, None) for _ in range(2))
@@ -140,6 +140,6 @@ def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:
 
 def test_groups_in_between_are_tried_and_the_ledger_says_so() -> None:
     options = Options(search=SearchOptions(deterministic=True), attack=False)
-    result = verify(halfway(10), 60, "bab", options=options)
+    result = verify(part_way(10), 60, "bab", options=options)
     search = next(p for p in result.phases if p.name == "search")
     assert result.verdict is Verdict.VERIFIED and search.detail["trial"] > 0
