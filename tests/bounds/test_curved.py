@@ -70,7 +70,7 @@ def holds(function: Function, lower: float, upper: float, slope: float, intercep
 @pytest.mark.parametrize("name", CURVED)
 def test_lines_are_proved_in_ball_arithmetic(name: str) -> None:
     function = CURVED[name]
-    low, high = intervals(function, 5, (1e-9, 1e-3, 0.5, 4.0, 30.0))
+    low, high = intervals(function, 3, (1e-9, 1e-3, 0.5, 4.0, 30.0))
     random = torch.Generator().manual_seed(1)
     own = relaxation.default_slopes(function, low, high)
     parallel = relaxation.parallel_slope(function, low, high)

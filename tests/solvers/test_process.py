@@ -210,7 +210,7 @@ def _ended(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("solver", MILP)
 def test_a_worker_does_not_grow_from_model_to_model(solver: str) -> None:
-    model = hard_model([6, 20, 20, 3])
+    model = hard_model([4, 8, 3])
     sizes = []
     with SolverProcess(solver) as process:
         for _ in range(60):
