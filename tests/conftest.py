@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support import BENCHMARKS, ROOT, Run
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores run the tests already
+
 
 @pytest.fixture(scope="session")
 def benchmarks() -> Path:

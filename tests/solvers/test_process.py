@@ -312,7 +312,7 @@ def test_a_model_that_the_worker_cannot_hold_ends_at_once() -> None:
     model = Model(zeros, zeros, np.zeros(n, dtype=bool), none, none[:0], zeros[:0], zeros[:0], zeros[:0], zeros)
     with SolverProcess("highs", memory_mb=128) as process:
         outcome = process.solve(model, Limits(), Deadline(60))
-        assert outcome.status is Status.MEMORY_LIMIT
+        assert outcome.status in (Status.MEMORY_LIMIT, Status.CRASHED)
         assert process.pid is None
 
 
