@@ -43,18 +43,22 @@ def known(near: Near) -> Near:
     return Near(torch.where(bad, 0.0, near.value), torch.where(bad, math.inf, near.error))
 
 
-def _near(value: Tensor, error: Tensor, *operands: Near) -> Near:
-    """The result of an operation, which may have overflowed."""
-    huge = value.isinf()
-    for operand in operands:
-        huge = huge & operand.error.isfinite()
-    return Near(value, torch.where(huge, 0.0, error * _SPARE))
+def _huge(a: Near) -> Tensor:
+    """Where a says that it is something huge."""
+    return a.value.isinf() & (a.error == 0)
+
+
+def _near(value: Tensor, error: Tensor, huge: Tensor) -> Near:
+    """The result of an operation: huge where that is sure, unknown where it overflowed otherwise."""
+    return Near(value, torch.where(huge & value.isinf(), 0.0, error * _SPARE))
 
 
 def add(a: Near, b: Near) -> Near:
-    """a + b."""
+    """a + b; what is huge stays so only if nothing of the other sign is added."""
     v = a.value + b.value
-    return _near(v, a.error + b.error + _UNIT * v.abs() + _TINY, a, b)
+    side = torch.sign(v)
+    huge = (_huge(a) & (side * b.value >= b.error)) | (_huge(b) & (side * a.value >= a.error))
+    return _near(v, a.error + b.error + _UNIT * v.abs() + _TINY, huge)
 
 
 def neg(a: Near) -> Near:
@@ -68,9 +72,10 @@ def sub(a: Near, b: Near) -> Near:
 
 
 def mul(a: Near, b: Near) -> Near:
-    """a * b."""
+    """a * b; what is huge stays so only if it is not made smaller."""
     v = a.value * b.value
-    return _near(v, a.value.abs() * b.error + (b.value.abs() + b.error) * a.error + _UNIT * v.abs() + _TINY, a, b)
+    huge = (_huge(a) & (b.value.abs() - b.error >= 1)) | (_huge(b) & (a.value.abs() - a.error >= 1))
+    return _near(v, a.value.abs() * b.error + (b.value.abs() + b.error) * a.error + _UNIT * v.abs() + _TINY, huge)
 
 
 def div(a: Near, b: Near) -> Near:
@@ -80,8 +85,8 @@ def div(a: Near, b: Near) -> Near:
     error = ((a.error + v.abs() * b.error) / room + 2 * _UNIT * v.abs() + _TINY) * _SPARE
     error = torch.where(room > 2 * _UNIT * b.value.abs(), error * (1 + 4 * _UNIT * b.value.abs() / room), math.inf)
     # A quotient that overflows is left unknown; one by something huge is next to nothing.
-    huge = b.value.isinf() & (b.error == 0) & a.value.isfinite()
-    return Near(v, torch.where(huge, (a.value.abs() + a.error) * 2.0**-1019 + _TINY, error))
+    small = torch.where(_huge(b) & a.value.isfinite(), (a.value.abs() + a.error) * 2.0**-1019 + _TINY, math.inf)
+    return Near(v, torch.where(b.value.isinf(), small, error))
 
 
 def power(a: Near, n: int) -> Near:

@@ -82,3 +82,15 @@ def test_what_overflows_in_between_is_next_to_nothing_in_the_end() -> None:
     found = evaluate(parse("(/ x (+ 1 (exp (* x x))))"), running_algebra(), {"x": exactly(x)})
     assert (found.error[:2] < 1e-300).all() and (found.value[:2].abs() < 1e-300).all()
     assert (known(evaluate(parse("(log (exp (* x x)))"), running_algebra(), {"x": exactly(x)})).error[:2] == torch.inf).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(/ 1e9 (* 1e-300 (exp x)))", "(/ 1 (+ (exp x) (* -1e-280 (exp x))))", "(/ 1 (max (exp x) (* x (sqrt 2))))", "(- (exp x) (exp x))"],
+)
+def test_what_overflows_claims_no_more_than_it_knows(text: str) -> None:
+    """Products with something small, sums of both signs and maxima may be far below the largest float, or unknown."""
+    term, points = parse(text), [720.0, 800.0]
+    found = known(evaluate(term, running_algebra(), {"x": exactly(torch.tensor(points, dtype=torch.float64))}))
+    with flint.ctx.workprec(PRECISION):
+        assert_near(found, [evaluate(term, ball_algebra(), {"x": flint.arb(x)}) for x in points])
