@@ -108,7 +108,7 @@ class SearchOptions:
     oracle: bool = True  # a solver beside the tree
     oracle_to_tree: bool = True  # its bounds and points reach the tree
     tree_to_oracle: bool = True  # subproblems and bounds of the tree reach it, and what the tree closes stops it
-    clipping: bool = True  # boxes clipped by linear bounds of rows, domain rows and split constraints
+    clipping: bool = True  # boxes clipped by linear bounds of rows and by domain rows
     output_constraints: bool = True  # "the point is unsafe" used in intermediate bounds
     no_goods: bool = True  # closed leaves shrunk to conflicts
     forward: bool = True  # linear forms carried forward where inputs are few
