@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.interval import down, up
-from milpverify.operators import Affine, Elementwise, Input
+from milpverify.interval import Interval, down, mul, up
+from milpverify.operators import Affine, Elementwise, Input, Product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,9 +53,9 @@ def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
                 case Affine() as op:
                     centre, radius = _affine(op, [centres[i] for i in node.inputs], [radii[i] for i in node.inputs])
                 case Elementwise(function):
-                    lower, upper = function.interval(*_ends(centres[node.inputs[0]], radii[node.inputs[0]]))
-                    centre = lower + (upper - lower) / 2
-                    radius = up(torch.maximum(upper - centre, centre - lower))
+                    centre, radius = _middle(*function.interval(*_ends(centres[node.inputs[0]], radii[node.inputs[0]])))
+                case Product():
+                    centre, radius = _middle(*mul(*(Interval(*_ends(centres[i], radii[i])) for i in node.inputs)))
                 case _:
                     raise NotImplementedError(f"no enclosure rule for {type(node.op).__name__} ({node.name})")
             centres.append(centre.expand(len(x), *node.shape))
@@ -78,6 +78,11 @@ def _affine(op: Affine, centres: list[Tensor], radii: list[Tensor]) -> tuple[Ten
 
 def _ends(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     return down(centre - radius), up(centre + radius)
+
+
+def _middle(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    centre = lower + (upper - lower) / 2
+    return centre, up(torch.maximum(upper - centre, centre - lower))
 
 
 def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) -> list[Fraction] | None:
@@ -109,6 +114,8 @@ def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) 
                 if function.pieces is None:
                     return None
                 values[node.id] = [_exact_value(function.pieces, v) for v in values[node.inputs[0]]]
+            case Product():
+                values[node.id] = [a * b for a, b in zip(*(values[i] for i in node.inputs), strict=True)]
             case _:
                 return None
     return values[graph.output]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.operators import Affine, Elementwise, Input, Operator, Shape
+from milpverify.operators import Affine, Elementwise, Input, Operator, Product, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -162,6 +162,8 @@ def evaluate_all(graph: Graph, x: Tensor) -> list[Tensor]:
                 values.append(y if y.shape[1:] == node.shape else y.expand(y.shape[0], *node.shape))
             case Elementwise(function):
                 values.append(function(args[0]))
+            case Product():
+                values.append(args[0] * args[1])
             case _:
                 raise NotImplementedError(f"no evaluation rule for {type(node.op).__name__} ({node.name})")
     return values

@@ -1,4 +1,4 @@
-"""The core operators that every network is lowered to: affine maps with their adjoints, and elementwise nonlinearities.
+"""The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products.
 
 Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its
 transpose, which is all that backward bound propagation needs), `absolute` (the same map with |W|, which is all that
@@ -50,6 +50,11 @@ class Elementwise(Operator):
     """y = f(x), elementwise, with a function of the catalogue."""
 
     function: Function
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Operator):
+    """y = a * b, elementwise, of two nodes of one shape. A square is an `Elementwise`, which knows that both factors are one."""
 
 
 class Affine(Operator):

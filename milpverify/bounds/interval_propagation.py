@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify import interval
 from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.bounds.state import Bounds, NodeState, State
-from milpverify.operators import Affine, Elementwise, Input
+from milpverify.operators import Affine, Elementwise, Input, Product
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
@@ -50,6 +51,10 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
             source = state[node.inputs[0]]
             low, high = function.interval(source.bounds.lower, source.bounds.upper)
             return NodeState(Bounds(low, high), function(source.center), None)
+        case Product():
+            a, b = (state[i] for i in node.inputs)
+            reach = interval.mul(*(interval.Interval(s.bounds.lower, s.bounds.upper) for s in (a, b)))
+            return NodeState(Bounds(*reach), a.center * b.center, None)
         case _:
             raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")
 

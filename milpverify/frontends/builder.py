@@ -17,7 +17,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from milpverify.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
-from milpverify.operators import Concat, Conv, Elementwise, Input, Linear, Operator, Permute, ReduceSum, Reshape, Scale, Select, Shape, Sum
+from milpverify.operators import (
+    Concat,
+    Conv,
+    Elementwise,
+    Input,
+    Linear,
+    Operator,
+    Permute,
+    Product,
+    ReduceSum,
+    Reshape,
+    Scale,
+    Select,
+    Shape,
+    Sum,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -180,6 +195,32 @@ class Builder:
     def apply(self, function: Function, x: Node) -> Node:
         """A function of the catalogue, elementwise."""
         return self.add(Elementwise(function), [x], x.shape)
+
+    def product(self, a: Node, b: Node) -> Node:
+        """a * b with numpy's broadcasting; a square where both are one node."""
+        if a.id == b.id:
+            return self.apply(catalogue()["square"].bind(), a)
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        return self.add(Product(), [self.broadcast(a, shape), self.broadcast(b, shape)], shape)
+
+    def matmul_nodes(self, a: Node, b: Node) -> Node:
+        """numpy's a @ b of two nodes: products, and their sums over the inner axis."""
+        if not a.shape or not b.shape:
+            raise ValueError(f"shapes {a.shape} and {b.shape} cannot be multiplied")
+        if len(a.shape) == 1:
+            y = self.matmul_nodes(self.reshape(a, (1, a.size)), b)
+            return self.reshape(y, (*y.shape[:-2], y.shape[-1]))
+        if len(b.shape) == 1:
+            y = self.matmul_nodes(a, self.reshape(b, (b.size, 1)))
+            return self.reshape(y, y.shape[:-1])
+        if a.shape[-1] != b.shape[-2]:
+            raise ValueError(f"shapes {a.shape} and {b.shape} cannot be multiplied")
+        # (..., n, 1, k) * (..., 1, m, k), summed over k
+        left = self.reshape(a, (*a.shape[:-1], 1, a.shape[-1]))
+        columns = self.transpose(b)
+        right = self.reshape(columns, (*columns.shape[:-2], 1, *columns.shape[-2:]))
+        products = self.product(left, right)
+        return self.reduce_sum(products, [len(products.shape) - 1], keepdims=False)
 
     def relu(self, x: Node) -> Node:
         """max(x, 0)."""
