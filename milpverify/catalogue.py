@@ -73,15 +73,20 @@ class Catalogue(Mapping[str, Nonlinearity]):
         return next((entry for entry in self._entries.values() if function in entry.torch), None)
 
 
-@functools.cache
-def catalogue() -> Catalogue:
-    """The process's catalogue, read from encodings/ on the first call: the installed package's data, else the checkout's."""
+def data_folder() -> Path:
+    """encodings/: the installed package's, else the checkout's."""
     package = Path(__file__).resolve().parent
     folder = next((f for f in (package / "encodings", package.parent / "encodings") if f.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"the installation lacks its encodings folder (looked in {package} and beside it)")
+    return folder
+
+
+@functools.cache
+def catalogue() -> Catalogue:
+    """The process's catalogue, read from encodings/ on the first call."""
     entries = Catalogue()
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(data_folder().glob("*.toml")):
         entries.register(path)
     return entries
 
