@@ -34,6 +34,20 @@ class Node:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One input of a nonlinear node `reader`, its `place`-th, traced to the variable that it copies.
+
+    Entry k of the input is entry index[k] of `node`, flat; None where they are the same. An operator of one input reads that input
+    itself; inputs of others are often broadcast, and a split or a bound belongs to the variable, not to one of its copies.
+    """
+
+    reader: int
+    place: int
+    node: int
+    index: Tensor | None
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A named tensor of the source network: how a stretch of the flat x or y is called, shaped and typed there."""
@@ -119,6 +133,31 @@ class Graph:
     def nonlinear(self) -> tuple[int, ...]:
         """The ids of the nonlinear nodes, in topological order."""
         return tuple(node.id for node in self.nodes if not isinstance(node.op, (Affine, Input)))
+
+    @cached_property
+    def readings(self) -> dict[int, tuple[Reading, ...]]:
+        """Per nonlinear node, what its inputs read."""
+        return {i: tuple(self._reading(i, place) for place in range(len(self.nodes[i].inputs))) for i in self.nonlinear}
+
+    def _reading(self, reader: int, place: int) -> Reading:
+        inputs = self.nodes[reader].inputs
+        node, index = inputs[place], None
+        while len(inputs) > 1 and isinstance(op := self.nodes[node].op, Affine) and op.copies:
+            (source,) = self.nodes[node].inputs
+            # Numbers below 2^53 are exact, and moved as any values are.
+            numbers = torch.arange(self.nodes[source].size, dtype=torch.float64, device=self.device)
+            moved = op.linear([numbers.reshape(1, *self.nodes[source].shape)]).flatten().long()
+            index, node = moved if index is None else moved[index], source
+        return Reading(reader, place, node, index)
+
+    @cached_property
+    def readers(self) -> dict[int, tuple[Reading, ...]]:
+        """Per variable that nonlinear nodes read, how they do, in topological order of the variables."""
+        found: dict[int, list[Reading]] = {}
+        for readings in self.readings.values():
+            for reading in readings:
+                found.setdefault(reading.node, []).append(reading)
+        return {node: tuple(found[node]) for node in sorted(found)}
 
     @cached_property
     def ancestors(self) -> tuple[frozenset[int], ...]:

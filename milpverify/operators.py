@@ -80,6 +80,11 @@ class Affine(Operator):
         """The length of the longest inner product that `adjoint` forms: at most `terms`."""
         return self.terms
 
+    @property
+    def copies(self) -> bool:
+        """Whether every entry is one of the entries of the one input."""
+        return False
+
     def absolute(self) -> Affine:
         """The operator with every coefficient of W and b replaced by its absolute value."""
         changes = {
@@ -229,6 +234,10 @@ class Reshape(Affine):
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0].reshape(xs[0].shape[0], *self.shape)
 
+    @property
+    def copies(self) -> bool:
+        return True
+
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y.reshape(y.shape[0], *self.in_shape),)
 
@@ -241,6 +250,10 @@ class Permute(Affine):
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0].permute(0, *(a + 1 for a in self.axes))
+
+    @property
+    def copies(self) -> bool:
+        return True
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
@@ -262,6 +275,10 @@ class Select(Affine):
         flat = xs[0].reshape(xs[0].shape[0], math.prod(self.in_shape))
         flat = F.pad(flat, (0, 1))  # the zero that index -1 reads
         return flat[:, self.index.reshape(-1)].reshape(flat.shape[0], *self.index.shape)
+
+    @property
+    def copies(self) -> bool:
+        return self.bias is None and bool((self.index >= 0).all())
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         flat = y.reshape(y.shape[0], self.index.numel())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Dual, Relaxations
-from milpverify.bounds.crown import bound_rows, chunks, crown, functions_of, refinable
+from milpverify.bounds.crown import bound_rows, chunks, crown, refinable
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import Bounds, LinearBound, State
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["AlphaOptions", "Slopes", "alpha_crown", "optimise"]
 
 _DEFAULT = AlphaOptions()
-Slopes = dict[int, tuple[Tensor, Tensor]]
-"""Nonlinear node id -> slopes of its lower and upper lines, (batch, rows, *shape) each."""
+Slopes = dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+"""Nonlinear node id -> slopes of its lower and upper lines, per input (batch, rows, *shape)."""
 
 
 def optimise(
@@ -83,7 +83,7 @@ def alpha_crown(
     for node in refinable(graph):
         bounds = state[node.id].bounds
         low, high = bounds.lower.flatten(1).clone(), bounds.upper.flatten(1).clone()
-        owner, index = undecided(functions_of(graph, node), low, high).nonzero(as_tuple=True)
+        owner, index = undecided(graph, node.id, state, low, high).nonzero(as_tuple=True)
         relaxations = Relaxations(fast, state, node.id)
         for part in chunks(fast, 8 * len(owner)):
             part = slice(part.start // 8, part.stop // 8)

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
 from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
+from milpverify.bounds.rules import Ends, rule_of
 from milpverify.bounds.state import Lines, SplitConstraints, State
-from milpverify.operators import Affine, Elementwise, Input
+from milpverify.operators import Affine, Input
 
 if TYPE_CHECKING:
-    from milpverify.catalogue import Function
     from milpverify.graph import Graph
 
 LineTable = dict[int, Lines]
@@ -39,32 +38,43 @@ UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float6
 """Per entry of the graph: what products that underflow (also when flushed to zero) can cost a bound."""
 
 
-def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: Tensor, k_upper: Tensor) -> Lines:
-    """Sound lines with the given slopes around an elementwise node, in deviations and with the charges taken out.
+def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: Ends, k_upper: Ends) -> Lines:
+    """Sound lines with the given slopes around a nonlinear node, in deviations and with the charges taken out.
 
     Args:
-        k_lower, k_upper: slopes in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
+        k_lower, k_upper: one slope per input in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
     """
-    op = graph.nodes[node].op
-    assert isinstance(op, Elementwise)
-    source, target = state[graph.nodes[node].inputs[0]], state[node]
-    z_lower, z_upper, z, y = source.bounds.lower, source.bounds.upper, source.center, target.center
-    deviation = source.deviation
-    if k_lower.dim() > z.dim():  # slopes of their own per row
-        z_lower, z_upper, z, y, deviation = (t.unsqueeze(1) for t in (z_lower, z_upper, z, y, deviation))
-    charge = torch.zeros_like(deviation) if source.charge is None else source.charge.reshape(deviation.shape)
+    known = graph.nodes[node]
+    sources = [state[i] for i in known.inputs]
+    y, rows = state[node].center, k_lower[0].dim() > state[node].center.dim()  # slopes of their own per row
+
+    def fit(t: Tensor) -> Tensor:
+        return t.unsqueeze(1) if rows else t
+
     u = UNIT_ROUNDOFF[dtype]
-    steepest = torch.maximum(k_lower.detach().abs(), k_upper.detach().abs()).double()
-    charge = steepest * (1 + 16 * u) * charge + 8 * u * steepest * deviation
+    charge: Tensor | float = 0.0
+    for place, source in enumerate(sources):
+        steepest = torch.maximum(k_lower[place].detach().abs(), k_upper[place].detach().abs()).double()
+        # Eight roundings, and one more for every further node whose multipliers are added to these.
+        several = u * (7 + len(graph.consumers[known.inputs[place]]))
+        charge = charge + several * steepest * fit(source.deviation)
+        if source.charge is not None:
+            charge = charge + steepest * (1 + 2 * several) * fit(source.charge)
     # A dot product with as many terms as the node has entries will be formed with the intercepts.
-    g = 2 * gamma(graph.nodes[node].size, dtype)
+    g = 2 * gamma(known.size, dtype)
+    y, centers = fit(y), [fit(source.center) for source in sources]
 
-    def shifted(intercept: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        return intercept + slope * z - y, 8 * U64 * (intercept.detach().abs() + (slope.detach() * z).abs() + y.abs())
+    def shifted(intercept: Tensor, slopes: Ends) -> tuple[Tensor, Tensor]:
+        moved = [slope * z for slope, z in zip(slopes, centers, strict=True)]
+        size = intercept.detach().abs() + y.abs()
+        for part in moved:
+            intercept, size = intercept + part, size + part.detach().abs()
+        return intercept - y, 8 * U64 * size
 
-    wide_lower = k_lower.double()
-    wide_upper = wide_lower if k_upper is k_lower else k_upper.double()
-    below, above = relaxation.intercepts(op.function, z_lower, z_upper, wide_lower, wide_upper)
+    wide_lower = tuple(k.double() for k in k_lower)
+    wide_upper = wide_lower if k_upper is k_lower else tuple(k.double() for k in k_upper)
+    ends = tuple(fit(source.bounds.lower) for source in sources), tuple(fit(source.bounds.upper) for source in sources)
+    below, above = rule_of(known.op).intercepts(*ends, wide_lower, wide_upper)
     (low, low_pad), (high, high_pad) = shifted(below, wide_lower), shifted(above, wide_upper)
     pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
     return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))
@@ -80,16 +90,14 @@ def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: t
 
 def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the default slopes."""
-    function, low, high = _interval(graph, node, state)
-    k_lower, k_upper = relaxation.default_slopes(function, low, high)
-    return lines(graph, node, state, dtype, k_lower.to(dtype), k_upper.to(dtype))
+    k_lower, k_upper = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
+    return lines(graph, node, state, dtype, tuple(k.to(dtype) for k in k_lower), tuple(k.to(dtype) for k in k_upper))
 
 
 def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
-    """The lines with one slope for both sides."""
-    function, low, high = _interval(graph, node, state)
-    slope = relaxation.parallel_slope(function, low, high).to(dtype)
-    return lines(graph, node, state, dtype, slope, slope)
+    """The lines with the same slopes for both sides."""
+    slopes = tuple(k.to(dtype) for k in rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state)))
+    return lines(graph, node, state, dtype, slopes, slopes)
 
 
 def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
@@ -110,8 +118,8 @@ def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
             continue
         weight = waiting.pop(node.id)
         if node.id in table:
-            slope = torch.maximum(table[node.id].k_lower.abs(), table[node.id].k_upper.abs())
-            parts: tuple[Tensor, ...] = (weight * slope.unsqueeze(1),)
+            both = zip(table[node.id].k_lower, table[node.id].k_upper, strict=True)
+            parts: tuple[Tensor, ...] = tuple(weight * torch.maximum(low.abs(), high.abs()).unsqueeze(1) for low, high in both)
         else:
             parts = graph.absolutes[node.id].adjoint(weight.reshape(-1, *node.shape))
         for source, part in zip(node.inputs, parts, strict=True):
@@ -120,11 +128,10 @@ def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
     return waiting[0]
 
 
-def _interval(graph: Graph, node: int, state: State) -> tuple[Function, Tensor, Tensor]:
-    op = graph.nodes[node].op
-    assert isinstance(op, Elementwise)
-    bounds = state[graph.nodes[node].inputs[0]].bounds
-    return op.function, bounds.lower, bounds.upper
+def ends_of(graph: Graph, node: int, state: State) -> tuple[Ends, Ends]:
+    """The lower and the upper bounds of a node's inputs."""
+    known = [state[i].bounds for i in graph.nodes[node].inputs]
+    return tuple(b.lower for b in known), tuple(b.upper for b in known)
 
 
 class Backward:
@@ -167,35 +174,38 @@ class Backward:
         """Move the last waiting multipliers one node back; False when they have all reached the input."""
         last = max(self.waiting)
         node = self.graph.nodes[last]
-        if isinstance(node.op, Input):
-            return False
-        rows = self.waiting.pop(last)
+        rows = self.waiting[last]
         if last in self.splits:
             rows = self._split(rows, last, self.splits[last])
-        match node.op:
-            case Affine():
-                flat = rows.reshape(-1, *node.shape).to(self.graph.precision(last))
-                for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
-                    self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
-            case Elementwise():
-                if self.seen is not None:
-                    self.seen[last] = rows
-                self.add(node.inputs[0], self._relax(rows, self.table[last]))
-            case _:
-                raise NotImplementedError(f"no backward rule for {type(node.op).__name__} ({node.name})")
+        if isinstance(node.op, Input):
+            self.waiting[last], self.splits = rows, {}
+            return False
+        del self.waiting[last]
+        if isinstance(node.op, Affine):
+            flat = rows.reshape(-1, *node.shape).to(self.graph.precision(last))
+            for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
+                self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
+        else:
+            if self.seen is not None:
+                self.seen[last] = rows
+            for source, part in zip(node.inputs, self._relax(rows, self.table[last]), strict=True):
+                self.add(source, part)
         return True
 
     def _take(self, vector: Tensor) -> Tensor:
         """A (batch, ...) vector as it applies to the groups."""
         return vector if self.owner is None else vector[self.owner]
 
-    def _relax(self, rows: Tensor, around: Lines) -> Tensor:
+    def _relax(self, rows: Tensor, around: Lines) -> list[Tensor]:
         # Half the sum and half the difference round: a unit each, far within the factor 2 of the intercepts' own margin.
-        mean, tilt, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
+        *slopes, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
         magnitude = rows.abs()
         self._account(self._dot(rows, middle), self._dot(magnitude, half))
-        straight = rows * self._wide(mean, rows)
-        return straight if self.parallel else torch.addcmul(straight, magnitude, self._wide(tilt, rows))
+        parts = []
+        for mean, tilt in zip(slopes[::2], slopes[1::2], strict=True):
+            straight = rows * self._wide(mean, rows)
+            parts.append(straight if self.parallel else torch.addcmul(straight, magnitude, self._wide(tilt, rows)))
+        return parts
 
     def _account(self, linear: Tensor, spread: Tensor) -> None:
         self.lower = self.lower + (linear - spread)

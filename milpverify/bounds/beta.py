@@ -1,7 +1,7 @@
 """beta-CROWN: slopes of relaxations and multipliers of split constraints optimised together (arXiv 2103.06624).
 
 Any slopes in range and any multipliers >= 0 give a sound bound, so nothing depends on the optimiser. It climbs a bound that is
-formed in the precision of the matrices and without rounding charges, and touches only the entries of pre-activations whose
+formed in the precision of the matrices and without rounding charges, and touches only the entries of variables whose
 relaxation the root leaves open: everything else keeps the root's lines. The best multipliers seen are certified by one rigorous pass.
 """
 
@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
-from milpverify.bounds.backward import LineTable, SplitTable, default_lines, lines
+from milpverify.bounds.backward import LineTable, SplitTable, default_lines, ends_of, lines
 from milpverify.bounds.climb import Adam, Climb
 from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Primal
 from milpverify.bounds.rounding import U64
-from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, SplitConstraints, State
-from milpverify.operators import Elementwise
+from milpverify.bounds.rules import Rule, rule_of
+from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, SplitConstraints, State, map_lines
 
 if TYPE_CHECKING:
-    from milpverify.catalogue import Function
     from milpverify.config import Deadline
     from milpverify.graph import Graph
 
@@ -41,36 +39,56 @@ class Relaxations:
     def __init__(self, graph: Graph, state: State, target: int | None = None) -> None:
         self.graph, self.state = graph, state
         self.target = graph.output if target is None else target
-        self.slots: list[int] = []
-        self.entries: dict[int, Tensor] = {}  # pre-activation -> its open entries
+        nonlinear = [i for i in graph.nonlinear if i in graph.ancestors[self.target]]
+        loose = {i: ~rule_of(graph.nodes[i].op).is_exact(*ends_of(graph, i, state)).all(0).flatten() for i in nonlinear}
+        still_open: dict[int, Tensor] = {}
+        for i in reversed(nonlinear):
+            # What a function makes of a variable that something else reads is open with it.
+            wanted = loose[i] | still_open[i] if i in still_open and len(graph.nodes[i].inputs) == 1 else loose[i]
+            for reading in graph.readings[i]:
+                mask = still_open.setdefault(
+                    reading.node, torch.zeros(graph.nodes[reading.node].size, dtype=torch.bool, device=graph.device)
+                )
+                mask[wanted if reading.index is None else reading.index[wanted]] = True
+        self.slots = sorted(still_open)
+        self.entries = {z: still_open[z].nonzero(as_tuple=True)[0] for z in self.slots}  # variable -> its open entries
         self.columns: dict[int, slice] = {}
         self.opened: dict[int, Open] = {}
-        self.lines: LineTable = {}
-        nonlinear = [i for i in graph.nonlinear if i in graph.ancestors[self.target]]
-        columns = slopes = 0
-        for z in sorted({graph.nodes[i].inputs[0] for i in nonlinear}):
-            bounds = state[z].bounds
-            readers = [i for i in nonlinear if graph.nodes[i].inputs[0] == z]
-            exact = [relaxation.is_exact(_function(graph, i), bounds.lower, bounds.upper) for i in readers]
-            index = (~torch.stack(exact).all(0)).any(0).flatten().nonzero(as_tuple=True)[0]
-            here = slice(columns, columns + len(index))
-            columns = here.stop
-            self.slots.append(z)
-            self.entries[z], self.columns[z] = index, here
-            for i in readers:
-                function, sides = _function(graph, i), []
-                for matters in relaxation.slopes_matter(function):
-                    sides.append(slice(slopes, slopes + len(index)) if matters else None)
-                    slopes += len(index) if matters else 0
-                self.opened[i] = Open(i, function, index, here, *sides)
+        self.lines: LineTable = {i: default_lines(graph, i, state, graph.dtype) for i in nonlinear}
+        self.count = self.width = 0
+        for z in self.slots:
+            self.columns[z] = slice(self.count, self.count + len(self.entries[z]))
+            self.count = self.columns[z].stop
+        place = {z: torch.cumsum(mask, 0) - 1 + self.columns[z].start for z, mask in still_open.items()}
         for i in nonlinear:
-            self.lines[i] = default_lines(graph, i, state, graph.dtype)
-        self.count, self.width = columns, slopes
+            rule, readings, sides = rule_of(graph.nodes[i].op), graph.readings[i], []
+            whole = len(readings) == 1 and readings[0].index is None
+            index = self.entries[readings[0].node] if whole else loose[i].nonzero(as_tuple=True)[0]
+            columns = [self.columns[r.node] if whole else place[r.node][index if r.index is None else r.index[index]] for r in readings]
+            for matters in rule.matters:
+                sides.append(slice(self.width, self.width + len(index)) if matters else None)
+                self.width += len(index) if matters else 0
+            self.opened[i] = Open(i, rule, index, tuple(columns), *sides)
         every = [(state[z].bounds.lower, state[z].bounds.upper, state[z].center) for z in self.slots]
         none = state[0].center[:, :0]
         self.low, self.high, self.center = (
             torch.cat([none, *(t[k].flatten(1)[:, self.entries[z]] for z, t in zip(self.slots, every, strict=True))], 1) for k in range(3)
         )
+        # Variables that are functions of others: their columns, and those of what they are functions of.
+        self.derived: list[tuple[Rule, slice, Tensor]] = []
+        self.root = torch.arange(self.count, device=graph.device)  # (T,): the column to split for each
+        for y in self.slots:
+            if y in self.opened and len(self.opened[y].columns) == 1:
+                source = place[graph.readings[y][0].node][self.entries[y]]
+                self.derived.append((self.opened[y].rule, self.columns[y], source))
+                self.root[self.columns[y]] = self.root[source]
+
+    def derive(self, low: Tensor, high: Tensor) -> None:
+        """Clamp the variables that are functions of others to what bounds (n, T) of these imply, in place."""
+        for rule, here, source in self.derived:
+            least, most = rule.range((low[:, source],), (high[:, source],))
+            low[:, here] = torch.maximum(low[:, here], least)
+            high[:, here] = torch.minimum(high[:, here], most)
 
     def own(self, values: Tensor, box: Tensor) -> Tensor:
         """What belongs to each subproblem's box, of values (batch, ...)."""
@@ -82,12 +100,13 @@ class Relaxations:
         return Domain(box, self.own(self.low, box), self.own(self.high, box), none.long(), none, none.double())
 
     def slopes(self, table: LineTable, box: Tensor) -> Tensor:
-        """The slopes of some lines without rows of their own, in the layout of `Dual.slopes` but for the rows: (n, P)."""
+        """The parameters of some lines without rows of their own, in the layout of `Dual.slopes` but for the rows: (n, P)."""
         parts = [self.low[:, :0].to(self.graph.dtype)]
         for i, o in self.opened.items():
-            for part, slope in ((o.lower, table[i].k_lower), (o.upper, table[i].k_upper)):
+            ends = tuple(self.low[:, c] for c in o.columns), tuple(self.high[:, c] for c in o.columns)
+            for which, (part, slopes) in enumerate(((o.lower, table[i].k_lower), (o.upper, table[i].k_upper))):
                 if part is not None:
-                    parts.append(slope.flatten(1)[:, o.index])
+                    parts.append(o.rule.parameters(*ends, which, tuple(k.flatten(1)[:, o.index] for k in slopes)))
         return self.own(torch.cat(parts, 1), box)
 
     # -- the optimiser ------------------------------------------------------------------------------------------------------
@@ -154,13 +173,13 @@ class Relaxations:
 
     def primal(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None) -> Primal:
         """Where the bounds are attained in the relaxation that some parameters define, as far as their gradients tell."""
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        seen: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
         with torch.enable_grad():
             value = Climb(self, domain, rows, x_rows).value(dual.slopes.detach().requires_grad_(), dual.beta, seen=seen)
             total = value.sum()
         arrived = {i: free for i, (free, _) in seen.items()}
-        at = torch.autograd.grad(total, [back for _, back in seen.values()]) if seen else ()
-        return Primal(value.detach(), {i: t.detach() for i, t in arrived.items()}, dict(zip(seen, at, strict=True)))
+        at = iter(torch.autograd.grad(total, [back for _, parts in seen.values() for back in parts]) if seen else ())
+        return Primal(value.detach(), {i: t.detach() for i, t in arrived.items()}, {i: tuple(next(at) for _ in seen[i][1]) for i in seen})
 
     # -- the rigorous pass --------------------------------------------------------------------------------------------------
 
@@ -200,39 +219,40 @@ class Relaxations:
         return LinearBound(found.coefficients, found.constant - paid, torch.where(torch.isnan(lower), -torch.inf, lower))
 
     def relaxed(self, domain: Domain, slopes: Tensor) -> LineTable:
-        """The lines with some slopes, (n, r, *shape)."""
+        """The lines with some parameters, (n, r, *shape)."""
         table: LineTable = {}
         n, r = slopes.shape[:2]
         for i, o in self.opened.items():
-            base = self.lines[i]
-            z = self.graph.nodes[i].inputs[0]
+            base = map_lines(self.lines[i], lambda t: self.own(t, domain.box))
             if not len(o.index):
-                table[i] = Lines(*(self.own(t, domain.box) for t in (base.k_lower, base.k_upper, base.b_lower, base.b_upper)))
+                table[i] = base
                 continue
             part: State = {}
-            low, high = domain.low[:, o.columns], domain.high[:, o.columns]
-            for k, bounds in ((z, Bounds(low, high)), (i, Bounds(low, high))):
+            low, high = (tuple(t[:, c] for c in o.columns) for t in (domain.low, domain.high))
+            for k, *ends in ((i, low[0], high[0]), *zip(self.graph.nodes[i].inputs, low, high, strict=True)):
                 known = self.state[k]
                 center = self.own(known.center.flatten(1)[:, o.index], domain.box)
                 charge = None if known.charge is None else self.own(known.charge.flatten(1)[:, o.index], domain.box)
-                part[k] = NodeState(bounds, center, charge)
-            sides = []
-            own = relaxation.default_slopes(o.function, low, high)
-            exact = relaxation.is_exact(o.function, low, high).unsqueeze(1)
-            for chosen, fixed in zip((o.lower, o.upper), own, strict=True):
-                slope = fixed.to(slopes.dtype).unsqueeze(1).expand(n, r, -1)
-                sides.append(slope if chosen is None else torch.where(exact, slope, slopes[:, :, chosen]))
-            around = lines(self.graph, i, part, self.graph.dtype, sides[0].contiguous(), sides[1].contiguous())
-            full = []
-            for name in ("k_lower", "k_upper", "b_lower", "b_upper"):
-                whole = self.own(getattr(base, name).flatten(1), domain.box).unsqueeze(1).repeat(1, r, 1)
-                whole[:, :, o.index] = getattr(around, name)
-                full.append(whole.reshape(n, r, *self.graph.nodes[i].shape))
-            table[i] = Lines(*full)
+                part[k] = NodeState(Bounds(*ends), center, charge)
+            sides = o.rule.slopes(tuple(t.unsqueeze(1) for t in low), tuple(t.unsqueeze(1) for t in high), o.chosen(slopes))
+            below, above = (tuple(k.to(slopes.dtype).expand(n, r, -1).contiguous() for k in side) for side in sides)
+            around = lines(self.graph, i, part, self.graph.dtype, below, above)
+
+            def whole(base: Tensor, open_part: Tensor, o: Open = o) -> Tensor:
+                full = base.flatten(1).unsqueeze(1).repeat(1, r, 1)
+                full[:, :, o.index] = open_part
+                return full.reshape(n, r, *base.shape[1:])
+
+            table[i] = Lines(
+                tuple(map(whole, base.k_lower, around.k_lower)),
+                tuple(map(whole, base.k_upper, around.k_upper)),
+                whole(base.b_lower, around.b_lower),
+                whole(base.b_upper, around.b_upper),
+            )
         return table
 
     def _splits(self, domain: Domain, beta: Tensor) -> SplitTable:
-        """The split constraints per pre-activation."""
+        """The split constraints per variable."""
         table: SplitTable = {}
         for z, here in self.columns.items():
             inside = (domain.side != 0) & (domain.column >= here.start) & (domain.column < here.stop)
@@ -253,12 +273,6 @@ class Relaxations:
             bounds = Bounds(self.own(s.bounds.lower, box), self.own(s.bounds.upper, box))
             state[i] = NodeState(bounds, self.own(s.center, box), None if s.charge is None else self.own(s.charge, box))
         return state
-
-
-def _function(graph: Graph, node: int) -> Function:
-    op = graph.nodes[node].op
-    assert isinstance(op, Elementwise)
-    return op.function
 
 
 def _keep(kept: Dual, value: Tensor, active: Tensor, better: Tensor, now: Dual, found: Tensor) -> tuple[Dual, Tensor]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
 from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints
-from milpverify.operators import Affine, Elementwise, Input
+from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.bounds.beta import Relaxations
+    from milpverify.bounds.rules import Side
 
 
 class Adam:
@@ -41,21 +40,6 @@ class Adam:
 
     def take(self, chosen: Tensor) -> None:
         self.moments = [(first[chosen], second[chosen]) for first, second in self.moments]
-
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """One side of the lines of a node's open entries, (n, 1, U) in the precision of the matrices.
-
-    `part` None: slopes `own` and intercepts `base` are what they are. Otherwise the slopes are parameters where `exact` is not set, and
-    intercepts are base + reach * slope where a vertex is known that every such line touches, or are formed by the relaxation.
-    """
-
-    part: slice | None
-    exact: Tensor
-    own: Tensor
-    base: Tensor | None
-    reach: Tensor | None
 
 
 class Climb:
@@ -96,60 +80,33 @@ class Climb:
         self.where = domain.column.unsqueeze(1).expand(n, r, -1)
         self.sides = {i: self._lines(o) for i, o in of.opened.items() if len(o.index)}
         # The slopes of what is stable at the root, zero at open entries.
-        self.stable = {}
+        self.stable: dict[int, list[Tensor]] = {}
         for i, o in of.opened.items():
-            slope = of.lines[i].k_lower.flatten(1).clone()
-            slope[:, o.index] = 0.0
-            self.stable[i] = of.own(slope, domain.box).unsqueeze(1)
+            slopes = [k.flatten(1).index_fill(1, o.index, 0.0) for k in of.lines[i].k_lower]
+            self.stable[i] = [of.own(k, domain.box).unsqueeze(1) for k in slopes]
         low = torch.zeros(of.width, dtype=dtype, device=rows.device)
         high = torch.ones_like(low)
         for o in of.opened.values():
             for part in (o.lower, o.upper):
                 if part is not None:
-                    low[part], high[part] = relaxation.slope_range(o.function)
+                    low[part], high[part] = o.rule.span
         self.span = low, high
-        # Split constraints are subtracted where the first reader's multipliers come back.
+        # Split constraints are subtracted where the multipliers of the first function of a variable come back; if there is none, later.
         self.first: dict[int, int] = {}
-        for i in of.opened:
-            self.first.setdefault(graph.nodes[i].inputs[0], i)
+        for i, o in of.opened.items():
+            if isinstance(o.columns[0], slice):
+                self.first.setdefault(graph.nodes[i].inputs[0], i)
+        self.later = {z: of.entries[z] for z in of.slots if z not in self.first}
 
-    def _lines(self, o: Open) -> tuple[_Line, _Line]:
-        of, domain, dtype = self.of, self.domain, self.graph.dtype
-        low, high = domain.low[:, o.columns], domain.high[:, o.columns]
-        z = self.of.own(of.center[:, o.columns], domain.box)
-        y = self.of.own(of.state[o.node].center.flatten(1)[:, o.index], domain.box)
-        exact = relaxation.is_exact(o.function, low, high)
-        sides = relaxation.default_slopes(o.function, low, high)
-        fixed = relaxation.intercepts(o.function, low, high, *sides)
-        touched = relaxation.touched(o.function, low, high)
-        made = []
-        for part, own, intercept in zip((o.lower, o.upper), sides, fixed, strict=True):
-            base: Tensor | None = None
-            reach: Tensor | None = None
-            if part is None:
-                base = (intercept + own * z - y).to(dtype).unsqueeze(1)
-            elif touched is not None:
-                base, reach = ((touched[1] - y).to(dtype).unsqueeze(1), (z - touched[0]).to(dtype).unsqueeze(1))
-            made.append(_Line(part, exact.unsqueeze(1), own.to(dtype).unsqueeze(1), base, reach))
-        return made[0], made[1]
-
-    def _line(self, o: Open, which: int, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes and intercepts, (n, r, U) or (n, 1, U)."""
-        side = self.sides[o.node][which]
-        if side.part is None:
-            assert side.base is not None
-            return side.own, side.base
-        k = torch.where(side.exact, side.own, alpha[:, :, side.part])
-        if side.base is not None and side.reach is not None:
-            return k, torch.addcmul(side.base, side.reach, k)
-        low, high = (t[:, o.columns].unsqueeze(1) for t in (self.domain.low, self.domain.high))
-        z = self.of.own(self.of.center[:, o.columns], self.domain.box).unsqueeze(1)
-        y = self.of.own(self.of.state[o.node].center.flatten(1)[:, o.index], self.domain.box).unsqueeze(1)
-        intercept = (relaxation.lower_intercept, relaxation.upper_intercept)[which](o.function, low, high, k.double())
-        return k, (intercept + k.double() * z - y).to(k.dtype)
+    def _lines(self, o: Open) -> tuple[Side, Side]:
+        of, box = self.of, self.domain.box
+        low, high = (tuple(t[:, c] for c in o.columns) for t in (self.domain.low, self.domain.high))
+        center = tuple(of.own(of.center[:, c], box) for c in o.columns)
+        value = of.own(of.state[o.node].center.flatten(1)[:, o.index], box)
+        return o.rule.sides(low, high, center, value, self.graph.dtype)
 
     def value(
-        self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, tuple[Tensor, Tensor]] | None = None
+        self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, tuple[Tensor, tuple[Tensor, ...]]] | None = None
     ) -> Tensor:
         """The bounds, (n, r); `seen` is filled with what arrives at open entries and what leaves them."""
         of, graph = self.of, self.graph
@@ -166,33 +123,33 @@ class Climb:
                 if matrix is not None:
                     sent = (gamma @ matrix).reshape(n, r, *graph.nodes[node_id].shape)
                     waiting[node_id] = waiting[node_id] + sent if node_id in waiting else sent
-        while (last := max(waiting)) > 0:
+        while True:
+            last = max(waiting)
             node, rows = graph.nodes[last], waiting.pop(last)
+            if signed is not None and last in self.later:
+                rows = rows.flatten(2).index_add(2, self.later[last], -signed[:, :, of.columns[last]]).reshape(rows.shape)
+            if last == 0:
+                return total - (rows.flatten(2).abs() * self.radius).sum(2)
             parts: tuple[Tensor, ...]
-            match node.op:
-                case Affine():
-                    parts = node.op.adjoint(rows.reshape(-1, *node.shape))
-                case Elementwise():
-                    flat, o = rows.flatten(2), of.opened[last]
-                    straight = flat * self.stable[last]
-                    if len(o.index):
-                        free = flat[:, :, o.index]
-                        up, down = free.clamp(min=0.0), free.clamp(max=0.0)
-                        (k_lower, b_lower), (k_upper, b_upper) = self._line(o, 0, alpha), self._line(o, 1, alpha)
-                        total = total + (up * b_lower + down * b_upper).sum(2)
-                        back = up * k_lower + down * k_upper
-                        z = node.inputs[0]
-                        if signed is not None and self.first[z] == last:
-                            back = back - signed[:, :, o.columns]
-                        if seen is not None:
-                            seen[last] = free, back
-                        straight = straight.index_add(2, o.index, back)
-                    parts = (straight,)
-                case Input():
-                    break
-                case _:
-                    raise NotImplementedError(f"no backward rule for {type(node.op).__name__} ({node.name})")
+            if isinstance(node.op, Affine):
+                parts = node.op.adjoint(rows.reshape(-1, *node.shape))
+            else:
+                flat, o = rows.flatten(2), of.opened[last]
+                parts = tuple(flat * slope for slope in self.stable[last])
+                if len(o.index):
+                    free = flat[:, :, o.index]
+                    up, down = free.clamp(min=0.0), free.clamp(max=0.0)
+                    below, above = self.sides[last]
+                    k_lower, b_lower = below(alpha if o.lower is None else alpha[:, :, o.lower])
+                    k_upper, b_upper = above(alpha if o.upper is None else alpha[:, :, o.upper])
+                    total = total + (up * b_lower + down * b_upper).sum(2)
+                    back = tuple(up * low + down * high for low, high in zip(k_lower, k_upper, strict=True))
+                    here = o.columns[0]
+                    if signed is not None and isinstance(here, slice) and self.first[node.inputs[0]] == last:
+                        back = (back[0] - signed[:, :, here],)
+                    if seen is not None:
+                        seen[last] = free, back
+                    parts = tuple(part.index_add(2, o.index, more) for part, more in zip(parts, back, strict=True))
             for source, part in zip(node.inputs, parts, strict=True):
                 part = part.reshape(n, r, *graph.nodes[source].shape)
                 waiting[source] = waiting[source] + part if source in waiting else part
-        return total - (waiting[0].flatten(2).abs() * self.radius).sum(2)

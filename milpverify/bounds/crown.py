@@ -15,7 +15,7 @@ from torch import Tensor
 from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, parallel_lines
 from milpverify.bounds.interval_propagation import charged, input_state, step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
-from milpverify.bounds.screening import Gram, grouped, screen, summing_maps, undecided
+from milpverify.bounds.screening import Gram, grouped, inexact, screen, summing_maps, undecided
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
 from milpverify.operators import Affine, Elementwise
 
@@ -72,14 +72,14 @@ def crown(
             state[node.id] = now = carried.step(node, state, table)
         if coarse is not state:
             coarse[node.id] = charged(graph, node, coarse, now, fast)
+        if node.id in graph.readings:
+            table[node.id] = default_lines(graph, node.id, state, wide.precision(node.id))
+            if screened:
+                parallel[node.id] = parallel_lines(graph, node.id, coarse, dtype)
         if node.id in targets and not (deadline and deadline.expired()):
             if node.id in screened:
                 _improve(state, coarse, node.id, _screened(fast, fast.nodes[node.id], coarse, parallel, coarse_intervals, gram, deadline))
             _improve(state, coarse, node.id, _refined(wide, wide.nodes[node.id], state, table, intervals, deadline))
-        if isinstance(node.op, Elementwise):
-            table[node.id] = default_lines(graph, node.id, state, wide.precision(node.id))
-            if screened:
-                parallel[node.id] = parallel_lines(graph, node.id, coarse, dtype)
     return state, table
 
 
@@ -127,7 +127,12 @@ def bound_rows(
     while sweep.step():
         pass
     lower, _ = sweep.concretise()
-    return LinearBound(sweep.waiting[0], base + sweep.lower, _finite(base + lower - pad - 8 * U64 * (base.abs() + lower.detach().abs())))
+    # Where nothing is known, infinite ends have left coefficients that are no numbers.
+    return LinearBound(
+        sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0),
+        base + sweep.lower,
+        _finite(base + lower - pad - 8 * U64 * (base.abs() + lower.detach().abs())),
+    )
 
 
 def _base(start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,27 +150,30 @@ def _base(start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]
 
 
 def refinable(graph: Graph) -> list[Node]:
-    """The pre-activation nodes that backward passes can improve, in topological order.
+    """The variables of nonlinear nodes that backward passes can improve, in topological order: pre-activations, and factors.
 
-    Interval propagation is exact where at most one summing map lies between the input and the node.
+    Interval propagation is exact where at most one summing map lies between the input and the node, and through functions of one input.
     """
     depth = summing_maps(graph)
-    return [n for n in graph.nodes if isinstance(n.op, Affine) and depth.get(n.id, 2) > 1 and functions_of(graph, n)]
+    improvable = (n for n in map(graph.nodes.__getitem__, graph.readers) if isinstance(n.op, Affine) or len(n.inputs) > 1)
+    return [n for n in improvable if depth.get(n.id, 2) > 1]
 
 
-def functions_of(graph: Graph, node: Node) -> list[Function]:
-    """The functions that read a node."""
-    return [op.function for c in graph.consumers[node.id] if isinstance(op := graph.nodes[c].op, Elementwise)]
+def functions_of(graph: Graph, node: int) -> list[Function] | None:
+    """The functions that read a variable; None where operators of several inputs do, too."""
+    ops = [graph.nodes[reading.reader].op for reading in graph.readers[node]]
+    functions = [op.function for op in ops if isinstance(op, Elementwise)]
+    return functions if len(functions) == len(ops) else None
 
 
 def _screened(
     graph: Graph, node: Node, state: State, parallel: LineTable, intervals: Intervals, gram: Gram | None, deadline: Deadline | None
 ) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
-    functions = functions_of(graph, node)
+    functions = functions_of(graph, node.id)
     known = _Known(state[node.id])
-    if all(f.pieces is not None for f in functions):
-        owner, index = undecided(functions, known.low, known.high).nonzero(as_tuple=True)
+    if functions is not None and all(f.pieces is not None for f in functions):
+        owner, index = inexact(functions, known.low, known.high).nonzero(as_tuple=True)
         for box, place in grouped(owner, rows_at_once(graph)):
             if deadline is not None and deadline.expired():
                 break
@@ -175,9 +183,9 @@ def _screened(
 
 
 def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, deadline: Deadline | None) -> Bounds:
-    """Bounds of a pre-activation node, improved by a pass for both sides of every undecided neuron."""
+    """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
     known = _Known(state[node.id])
-    owner, index = undecided(functions_of(graph, node), known.low, known.high).nonzero(as_tuple=True)
+    owner, index = undecided(graph, node.id, state, known.low, known.high).nonzero(as_tuple=True)
     for box, place in grouped(owner, rows_at_once(graph) // 2):
         if deadline is not None and deadline.expired():
             break
@@ -224,14 +232,18 @@ class _Known:
 def _start(
     graph: Graph, node: Node, state: State, table: LineTable, box: Tensor, index: Tensor, intervals: Intervals, parallel: bool
 ) -> Backward:
-    """A pass for entries `index` (groups, rows) of an affine node, already moved through its adjoint.
+    """A pass for entries `index` (groups, rows) of a node, already moved through its adjoint if it is affine.
 
     Unless it is parallel, which bounds both sides, the negatives follow the entries.
     """
     count, rows = index.shape
     sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
-    assert isinstance(node.op, Affine)
-    for source, part in zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True):
+    if isinstance(node.op, Affine):
+        parts = zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True)
+    else:
+        units = torch.zeros(index.numel(), node.size, dtype=graph.precision(node.id), device=index.device)
+        parts = zip((node.id,), (units.scatter_(1, index.reshape(-1, 1), 1.0).reshape(-1, *node.shape),), strict=True)
+    for source, part in parts:
         part = part.reshape(count, rows, *part.shape[1:])
         sweep.add(source, part if parallel else torch.cat([part, -part], dim=1))
     return sweep

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from milpverify.catalogue import Function
+    from milpverify.bounds.rules import Rule
+
+Columns = slice | Tensor
+"""Places among the open entries: a stretch, or a list (U,) that may repeat some."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class AlphaOptions:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Subproblems of a root's boxes. T is the number of open entries of all pre-activations, K the largest number of splits.
+    """Subproblems of a root's boxes. T is the number of open entries of all variables, K the largest number of splits.
 
     `box` (n,) the place in the root's batch; `low`, `high` (n, T) float64, the open entries' bounds; split constraints
     side * (z - point) >= 0: `column` (n, K) the open entry, `side` (n, K) +1, -1, or 0 where there is none, `point` (n, K) float64.
@@ -47,7 +50,7 @@ class Domain:
 
 @dataclass(frozen=True, eq=False)
 class Dual:
-    """The parameters of bounds: slopes (n, r, P) of the lines that are worth optimising, multipliers (n, r, K) of the splits.
+    """The parameters of bounds: those of the lines that are worth optimising (`slopes`, (n, r, P)), multipliers (n, r, K) of the splits.
 
     `gamma` (n, r, q): multipliers of output constraints, where there are any.
     """
@@ -83,22 +86,39 @@ class OutputConstraints:
 class Primal:
     """Bounds without rounding charges (n, r), and of the open entries per nonlinear node, (n, r, U), what they come from.
 
-    `multipliers` arrive at the function; `deviation` is where its input would be, less the reference value, at the point that attains
-    the bound: the derivative of the bound with respect to what leaves the relaxation.
+    `multipliers` arrive at the node; `deviation` is where its inputs would be, less the reference values, at the point that attains
+    the bound: the derivatives of the bound with respect to what leaves the relaxation.
     """
 
     value: Tensor
     multipliers: dict[int, Tensor]
-    deviation: dict[int, Tensor]
+    deviation: dict[int, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Open:
-    """A nonlinear node's open entries: `index` (U,) flat, `columns` among all T, `lower` and `upper` slices of the slopes or None."""
+    """A nonlinear node's open entries.
+
+    `index` (U,) flat; `columns`, per input, where the variables that they read are among all T; `lower` and `upper` are slices of the
+    parameters, or None.
+    """
 
     node: int
-    function: Function
+    rule: Rule
     index: Tensor
-    columns: slice
+    columns: tuple[Columns, ...]
     lower: slice | None
     upper: slice | None
+
+    def chosen(self, parameters: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The parameters (..., P) of the lower and of the upper lines, where these have some."""
+        lower, upper = (None if part is None else parameters[..., part] for part in (self.lower, self.upper))
+        return lower, upper
+
+
+def accumulate(total: Tensor, columns: Columns, values: Tensor) -> None:
+    """Add values (..., U) to some columns of (..., T), in place; columns may repeat."""
+    if isinstance(columns, slice):
+        total[..., columns] += values
+    else:
+        total.index_add_(-1, columns, values.to(total.dtype))

@@ -11,7 +11,7 @@ for each neuron's relaxation is concretised once and for all. Matrices A have th
 Rounding is charged to the intercepts of the node where it happens, once:
 - an affine node: |W| S gamma for the products of the matrices, where S bounds |A d| over the box (the error of a coefficient times the
   largest |d|), |W| (|b| + |c|) gamma and |bias| gamma in float64 for the intercepts and for the reference value, and underflow;
-- an elementwise node: S |slope| times a unit for the scaling of A, units of float64 for the intercepts, and underflow; its lines are
+- a nonlinear node: S |slope| times a unit for the scaling of A, units of float64 for the intercepts, and underflow; its lines are
   those of backward passes, whose intercepts have the charges of such a pass taken out, which only loosens them;
 - bounds of a node: S gamma for the sum over the inputs, and a unit for every addition.
 A NaN, which overflow may bring, gives no bound.
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
 from milpverify.bounds.backward import LineTable, default_lines
 from milpverify.bounds.crown import refinable
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF, cast_up, down, gamma, up
+from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, Lines, NodeState, State
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
@@ -132,13 +132,12 @@ class Carried:
         """The forms of a node; those of a nonlinear one are made when they are first asked for."""
         node = self.graph.nodes[i]
         if i not in self.forms:
-            assert isinstance(node.op, Elementwise)
-            self.forms[i] = _relaxed(node.op, self._form(node.inputs[0], table, inputs), table[i], inputs)
+            self.forms[i] = _relaxed(rule_of(node.op).rising, [self._form(s, table, inputs) for s in node.inputs], table[i], inputs)
         return self.forms[i]
 
     def _done(self, node: int, last: int) -> bool:
         """Whether a node needs the forms of its inputs no more once the nodes up to `last` have theirs."""
-        if node in self.wanted and isinstance(self.graph.nodes[node].op, Elementwise) and node not in self.forms:
+        if node in self.wanted and node in self.graph.readings and node not in self.forms:
             return all(self._done(c, last) for c in self.graph.consumers[node])
         return node not in self.wanted or node <= last
 
@@ -163,7 +162,7 @@ def forward(
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now
         state[node.id] = carried.step(node, state, table)
-        if isinstance(node.op, Elementwise):
+        if node.id in graph.readings:
             table[node.id] = default_lines(graph, node.id, state, dtype)
     return state, table
 
@@ -214,25 +213,30 @@ def _affine(graph: Graph, fast: Graph, node: Node, state: State, forms: dict[int
     return Forms(lower, upper, down(shift - spread), up(shift + spread), reach_lower, reach_upper)
 
 
-def _relaxed(op: Elementwise, z: Forms, around: Lines, inputs: _Inputs) -> Forms:
+def _relaxed(rising: bool, sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
     """Lines put around forms: the lower line takes the lower form where its slope is positive, otherwise the upper one."""
-    falling = relaxation.slope_range(op.function)[0] < 0
     sides = []
-    for sign, slope, intercept in ((-1.0, around.k_lower, around.b_lower), (1.0, around.k_upper, around.b_upper)):
-        own, other = (z.lower, z.upper) if sign < 0 else (z.upper, z.lower)
-        b, b_other = (z.b_lower, z.b_upper) if sign < 0 else (z.b_upper, z.b_lower)
-        reach, reach_other = (z.reach_lower, z.reach_upper) if sign < 0 else (z.reach_upper, z.reach_lower)
-        if falling:
-            turned = slope < 0
-            own = torch.where(turned.unsqueeze(1), other, own)
-            b, reach = torch.where(turned, b_other, b), torch.where(turned, reach_other, reach)
-        wide = slope.double()
-        size = wide.abs() * reach
-        moved = wide * b
-        pad = 4 * UNIT_ROUNDOFF[own.dtype] * size + 4 * U64 * (moved.abs() + intercept.double().abs())
-        pad = pad + inputs.underflow(1, intercept.dim() - 1, own.dtype)
-        end = moved + intercept.double() + sign * pad
-        sides.append((slope.unsqueeze(1) * own, up(end) if sign > 0 else down(end), size * (1 + 4 * UNIT_ROUNDOFF[own.dtype])))
+    for sign, slopes, intercept in ((-1.0, around.k_lower, around.b_lower), (1.0, around.k_upper, around.b_upper)):
+        matrix: Tensor | None = None
+        size, end, wide = torch.zeros_like(sources[0].b_lower), intercept.double(), 4 * U64 * intercept.double().abs()
+        for z, slope in zip(sources, slopes, strict=True):
+            own, other = (z.lower, z.upper) if sign < 0 else (z.upper, z.lower)
+            b, b_other = (z.b_lower, z.b_upper) if sign < 0 else (z.b_upper, z.b_lower)
+            reach, reach_other = (z.reach_lower, z.reach_upper) if sign < 0 else (z.reach_upper, z.reach_lower)
+            if not rising:
+                turned = slope < 0
+                own = torch.where(turned.unsqueeze(1), other, own)
+                b, reach = torch.where(turned, b_other, b), torch.where(turned, reach_other, reach)
+            steep = slope.double()
+            moved = steep * b
+            size, end, wide = size + steep.abs() * reach, end + moved, wide + 4 * U64 * moved.abs()
+            part = slope.unsqueeze(1) * own
+            matrix = part if matrix is None else matrix + part
+        assert matrix is not None
+        unit = (3 + len(sources)) * UNIT_ROUNDOFF[matrix.dtype]
+        pad = unit * size + len(sources) * (wide + inputs.underflow(1, intercept.dim() - 1, matrix.dtype))
+        end = end + sign * pad
+        sides.append((matrix, up(end) if sign > 0 else down(end), size * (1 + unit)))
     (lower, b_lower, reach_lower), (upper, b_upper, reach_upper) = sides
-    tiny = inputs.underflow(1, b_lower.dim() - 1, lower.dtype)
+    tiny = len(sources) * inputs.underflow(1, b_lower.dim() - 1, lower.dtype)
     return Forms(lower, upper, b_lower, b_upper, reach_lower + tiny, reach_upper + tiny)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from milpverify import interval
 from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, down, gamma, up
+from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, NodeState, State
 from milpverify.operators import Affine, Elementwise, Input, Product
 
@@ -50,13 +51,38 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
         case Elementwise(function):
             source = state[node.inputs[0]]
             low, high = function.interval(source.bounds.lower, source.bounds.upper)
-            return NodeState(Bounds(low, high), function(source.center), None)
+            center = function(source.center)
+            return NodeState(Bounds(low, high), center if function.pieces else _number(center), None)
         case Product():
             a, b = (state[i] for i in node.inputs)
             reach = interval.mul(*(interval.Interval(s.bounds.lower, s.bounds.upper) for s in (a, b)))
-            return NodeState(Bounds(*reach), a.center * b.center, None)
+            return NodeState(Bounds(*reach), _number(a.center * b.center), None)
         case _:
             raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")
+
+
+def follow(graph: Graph, state: State) -> None:
+    """Let bounds that have become tighter reach the copies of variables, and functions of one input that are variables, in place."""
+    for z, readings in graph.readers.items():
+        known = state[z]
+        if len(graph.readings.get(z, ())) == 1:
+            source = state[graph.nodes[z].inputs[0]].bounds
+            state[z] = known = _met(known, *rule_of(graph.nodes[z].op).range((source.lower,), (source.upper,)))
+        for reading in readings:
+            if reading.index is not None:
+                copy = graph.nodes[reading.reader].inputs[reading.place]
+                shape = state[copy].bounds.lower.shape
+                ends = (side.flatten(1)[:, reading.index].reshape(shape) for side in (known.bounds.lower, known.bounds.upper))
+                state[copy] = _met(state[copy], *ends)
+
+
+def _number(center: Tensor) -> Tensor:
+    """A reference value, which may be any number, in place of what is none."""
+    return center.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _met(known: NodeState, lower: Tensor, upper: Tensor) -> NodeState:
+    return NodeState(known.bounds.meet(Bounds(lower, upper)), known.center, known.charge)
 
 
 def input_state(lower: Tensor, upper: Tensor) -> NodeState:
@@ -100,7 +126,9 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     g = gamma(op.terms)
     loss = g * size * (1 + 2 * g)
     radius = (radius * (1 + 2 * g) + loss) * (1 + 4 * U64)
-    bounds = Bounds(down(middle - radius), up(middle + radius))
+    # NaN comes from infinite ends, and says nothing.
+    low, high = middle - radius, middle + radius
+    bounds = Bounds(down(low).nan_to_num(-torch.inf, torch.inf, -torch.inf), up(high).nan_to_num(torch.inf, torch.inf, -torch.inf))
     return _narrowed(NodeState(bounds, center.contiguous(), charge * (1 + 2 * g) + loss), node, fast)
 
 

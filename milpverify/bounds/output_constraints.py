@@ -15,6 +15,8 @@ from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Dual, OutputConstraints, Relaxations
 from milpverify.bounds.crown import rows_at_once
+from milpverify.bounds.dual import accumulate
+from milpverify.bounds.interval_propagation import follow
 from milpverify.bounds.state import Bounds, NodeState, State
 
 if TYPE_CHECKING:
@@ -64,15 +66,19 @@ def tightened(
     weight = torch.zeros(relaxations.count, dtype=torch.float64, device=graph.device)
     for i, o in relaxations.opened.items():
         if i in primal.multipliers:
-            weight[o.columns] += primal.multipliers[i].abs().double().sum((0, 1)) * (relaxations.high - relaxations.low)[0, o.columns]
+            for columns in o.columns:
+                felt = primal.multipliers[i].abs().double().sum((0, 1)) * (relaxations.high - relaxations.low)[0, columns]
+                accumulate(weight, columns, felt)
     chosen = torch.zeros(relaxations.count, dtype=torch.bool, device=graph.device)
     chosen[weight.topk(min(most, len(weight))).indices] = True
-    wanted = {z: relaxations.entries[z][chosen[here]] for z, here in relaxations.columns.items()}
+    # What is a function of another variable is bounded through that.
+    chosen &= relaxations.root == torch.arange(relaxations.count, device=graph.device)
+    wanted = {z: relaxations.entries[z][chosen[here]] for z, here in relaxations.columns.items() if z}
     for _ in range(ROUNDS):
         gained = False
         # Constraints are felt most by the last layers; what these gain helps the earlier ones, and themselves in the next round.
         for z, entries in reversed(wanted.items()):
-            entries = entries[torch.isin(entries, relaxations.entries[z])]
+            entries = entries[torch.isin(entries, relaxations.entries[z])] if z in relaxations.entries else entries[:0]
             if not len(entries) or (deadline is not None and deadline.expired()):
                 continue
             low, high = (side.flatten(1).clone() for side in (state[z].bounds.lower, state[z].bounds.upper))
@@ -88,6 +94,7 @@ def tightened(
                 return Conditional(state, True)
             shape = state[z].bounds.lower.shape
             state[z] = NodeState(Bounds(low.reshape(shape), high.reshape(shape)), state[z].center, state[z].charge)
+            follow(graph, state)
             relaxations = Relaxations(graph, state)
             if float((high - low)[0, entries].sum()) > (1 - LEAST_GAIN) * float(width.sum()):
                 break

@@ -16,12 +16,14 @@ from torch import Tensor
 from milpverify.bounds import relaxation
 from milpverify.bounds.backward import Backward
 from milpverify.bounds.rounding import gamma
+from milpverify.bounds.rules import rule_of
 from milpverify.graph import affine_form
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from milpverify.bounds.state import State
     from milpverify.catalogue import Function
     from milpverify.graph import Graph
 
@@ -82,7 +84,36 @@ def summing_maps(graph: Graph) -> dict[int, int]:
     return found
 
 
-def undecided(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
+def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where the relaxation of something that reads a variable within [lower, upper], (batch, size) float64, is not exact (bool).
+
+    Args:
+        state: of what else it reads; anything is possible of nodes that are not in it.
+    """
+    loose = torch.zeros_like(lower, dtype=torch.bool)
+    for reading in graph.readers[node]:
+        others = graph.readings[reading.reader]
+        shape = graph.nodes[reading.reader].size
+        ends: tuple[list[Tensor], list[Tensor]] = [], []
+        for other in others:
+            if other.node == node:
+                known = lower, upper
+            elif other.node in state:
+                known = state[other.node].bounds.lower.flatten(1), state[other.node].bounds.upper.flatten(1)
+            else:
+                everything = lower.new_full((), torch.inf).expand(len(lower), shape)
+                known = -everything, everything
+            for side, end in zip(ends, known, strict=True):
+                side.append(end if other.index is None or (other.node not in state and other.node != node) else end[:, other.index])
+        exact = rule_of(graph.nodes[reading.reader].op).is_exact(tuple(ends[0]), tuple(ends[1]))
+        if reading.index is None:
+            loose |= ~exact
+        else:
+            loose |= torch.zeros_like(lower).index_add_(1, reading.index, (~exact).to(lower.dtype)) > 0
+    return loose
+
+
+def inexact(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
     """Where the relaxation of some of the functions on [lower, upper] is not exact (bool)."""
     exact = [relaxation.is_exact(f, lower, upper) for f in functions]
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
@@ -105,7 +136,7 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         last = max(sweep.waiting)
         at_gram = gram is not None and last == gram.node and len(sweep.waiting) == 1
         # Intervals say something new where the multipliers have just passed an affine map onto a nonlinear node's output.
-        if not (arrived or at_gram or isinstance(nodes[last].op, Elementwise)):
+        if not (arrived or at_gram or not isinstance(nodes[last].op, Affine)):
             continue
         assert sweep.owner is not None
         below, above = sweep.accumulated(gram.reach(sweep.waiting[last])) if at_gram and gram is not None else sweep.concretise()
@@ -113,11 +144,11 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         low, high = improve(sweep.owner, place, below.masked_fill(~alive, -torch.inf), above.masked_fill(~alive, torch.inf))
         if arrived:
             return
-        alive &= undecided(functions, low, high)
+        alive &= inexact(functions, low, high)
         alive[:, 1:] &= place[:, 1:] != place[:, :-1]
         if at_gram:
             centre, half = 0.5 * (low + high), HOPELESS * 0.5 * (high - low)
-            alive &= ~undecided(functions, centre - half, centre + half)
+            alive &= ~inexact(functions, centre - half, centre + half)
         kept = alive.flatten().nonzero(as_tuple=True)[0]
         if not len(kept):
             return

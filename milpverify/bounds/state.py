@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,31 +68,37 @@ def select(state: State, owner: Tensor) -> State:
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Two lines around an elementwise nonlinearity y = f(z), in deviations from the reference values.
+    """Two lines (planes) around an entrywise nonlinearity y = f(z, ...), in deviations from the reference values.
 
-    k_lower (z - c_z) + b_lower <= y - c_y <= k_upper (z - c_z) + b_upper for every z within its bounds, with the rounding
-    charges of a backward step through this node already taken out of the intercepts. Tensors (batch, *shape), or with rows of
-    their own (batch, rows, *shape), in the precision of the matrices.
+    sum of k_lower (z - c_z) + b_lower <= y - c_y <= sum of k_upper (z - c_z) + b_upper for all inputs z within their bounds, with the
+    rounding charges of a backward step through this node already taken out of the intercepts. One slope per input; tensors
+    (batch, *shape), or with rows of their own (batch, rows, *shape), in the precision of the matrices.
     """
 
-    k_lower: Tensor
-    k_upper: Tensor
+    k_lower: tuple[Tensor, ...]
+    k_upper: tuple[Tensor, ...]
     b_lower: Tensor
     b_upper: Tensor
 
     @cached_property
     def centred(self) -> Tensor:
-        """Mean slope, half of lower less upper slope, mean intercept, half of upper less lower intercept: (4, batch, ...).
+        """Per input the mean slope and half of lower less upper slope; mean intercept, half of upper less lower: (2 m + 2, batch, ...).
 
         The lines enter a backward pass as lambda . mean and |lambda| . half difference, so that no pass tells signs apart.
         """
-        slopes = 0.5 * (self.k_lower + self.k_upper), 0.5 * (self.k_lower - self.k_upper)
+        slopes = (t for low, high in zip(self.k_lower, self.k_upper, strict=True) for t in (0.5 * (low + high), 0.5 * (low - high)))
         return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), 0.5 * (self.b_upper - self.b_lower)))
 
 
 def select_lines(around: Lines, owner: Tensor) -> Lines:
     """The lines with the boxes `owner` as their batch."""
-    return Lines(around.k_lower[owner], around.k_upper[owner], around.b_lower[owner], around.b_upper[owner])
+    return map_lines(around, lambda t: t[owner])
+
+
+def map_lines(around: Lines, change: Callable[[Tensor], Tensor]) -> Lines:
+    """The lines with every tensor changed alike."""
+    below, above = (tuple(map(change, slopes)) for slopes in (around.k_lower, around.k_upper))
+    return Lines(below, above, change(around.b_lower), change(around.b_upper))
 
 
 @dataclass(frozen=True, eq=False)

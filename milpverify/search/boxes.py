@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.crown import functions_of, refinable
+from milpverify.bounds.crown import refinable
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import Bounds
 
@@ -93,9 +93,9 @@ class Inheritance:
     def __init__(self, graph: Graph, root: State) -> None:
         self.root = {node.id: root[node.id].bounds for node in refinable(graph)}
         self.free = {
-            node.id: undecided(functions_of(graph, node), root[node.id].bounds.lower, root[node.id].bounds.upper)[0]
-            .flatten()
-            .nonzero(as_tuple=True)[0]
+            node.id: undecided(graph, node.id, root, *(t.flatten(1) for t in (root[node.id].bounds.lower, root[node.id].bounds.upper)))[
+                0
+            ].nonzero(as_tuple=True)[0]
             for node in refinable(graph)
         }
 

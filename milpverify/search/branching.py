@@ -12,24 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
 from milpverify.bounds.beta import Dual
-from milpverify.operators import Elementwise
+from milpverify.bounds.dual import accumulate
 
 if TYPE_CHECKING:
     from milpverify.bounds.beta import Domain
-    from milpverify.catalogue import Function
+    from milpverify.bounds.dual import Open
+    from milpverify.bounds.rules import Ends
     from milpverify.search.neuron_bounds import Bounder
     from milpverify.search.subproblems import Subproblems
 
 LOOSEST = 16
 """Candidates are taken from so many neurons at most: those whose relaxations are loosest under their multipliers."""
-
-
-def _function(bounder: Bounder, node: int) -> Function:
-    op = bounder.graph.nodes[node].op
-    assert isinstance(op, Elementwise)
-    return op.function
 
 
 def rank(bounder: Bounder, subs: Subproblems, domain: Domain) -> Tensor:
@@ -42,31 +36,54 @@ def rank(bounder: Bounder, subs: Subproblems, domain: Domain) -> Tensor:
     gains = domain.low.new_zeros(2, *margin.shape, of.count)
     width = domain.high - domain.low
     loose = 1e-9 * width
-    still = torch.zeros_like(domain.low, dtype=torch.bool)
+    open_still = torch.zeros_like(domain.low)
+    middle = domain.low.clone()
+    for slot, here in enumerate(map(of.columns.__getitem__, of.slots)):
+        middle[:, here] = bounder.split_point(slot, domain.low[:, here], domain.high[:, here])
+    halves = [(domain.low, middle), (middle, domain.high)]
+    if of.derived:
+        halves = [(left.clone(), right.clone()) for left, right in halves]
+        for left, right in halves:
+            for y in of.derived:  # a function of what is split is where that puts it
+                left[:, y[1]], right[:, y[1]] = domain.low[:, y[1]], domain.high[:, y[1]]
+            of.derive(left, right)
     for i, o in of.opened.items():
         if not len(o.index):
             continue
-        low, high = domain.low[:, o.columns].unsqueeze(1), domain.high[:, o.columns].unsqueeze(1)
-        z = (of.own(of.center[:, o.columns], domain.box).unsqueeze(1) + primal.deviation[i].double()).clamp(low, high)
+        low, high = (tuple(t[:, c].unsqueeze(1) for c in o.columns) for t in (domain.low, domain.high))
+        z = tuple(
+            (of.own(of.center[:, c], domain.box).unsqueeze(1) + at.double()).clamp(a, b)
+            for c, at, a, b in zip(o.columns, primal.deviation[i], low, high, strict=True)
+        )
         arrived = primal.multipliers[i].double()
-        still[:, o.columns] |= ~relaxation.is_exact(o.function, low, high).squeeze(1)
-        slopes = []
-        defaults = relaxation.default_slopes(o.function, low, high)
-        for part, default in zip((o.lower, o.upper), defaults, strict=True):
-            slopes.append(default if part is None else subs.slopes[:, :, part].double())
-        below, above = relaxation.intercepts(o.function, low, high, slopes[0], slopes[1])
-        now = arrived.clamp(min=0) * (slopes[0] * z + below) + arrived.clamp(max=0) * (slopes[1] * z + above)
-        loose[:, o.columns] += (arrived.clamp(min=0) * relaxation.gap(o.function, low, high, slopes[0])).sum(1)
-        loose[:, o.columns] -= (arrived.clamp(max=0) * relaxation.gap(o.function, low, high, slopes[1])).sum(1)
-        point = relaxation.split_point(o.function, low, high)
-        for k, (left, right) in enumerate(((low, point), (point, high))):
-            # The child's relaxation at the parent's point.
-            s_low, s_high = relaxation.default_slopes(o.function, left, right)
-            b_low, b_high = relaxation.intercepts(o.function, left, right, s_low, s_high)
-            then = arrived.clamp(min=0) * (s_low * z + b_low) + arrived.clamp(max=0) * (s_high * z + b_high)
-            gains[k][:, :, o.columns] += then - now
+        positive, negative = arrived.clamp(min=0), arrived.clamp(max=0)
+
+        def value(
+            ends: tuple[Ends, Ends], slopes: tuple[Ends, Ends], o: Open = o, z: Ends = z, up: Tensor = positive, down: Tensor = negative
+        ) -> Tensor:
+            """What the relaxation with some slopes makes of the point that attains the bound."""
+            below, above = o.rule.intercepts(*ends, *slopes)
+            for k_low, k_high, at in zip(*slopes, z, strict=True):
+                below, above = below + k_low * at, above + k_high * at
+            return up * below + down * above
+
+        chosen = o.rule.slopes(low, high, o.chosen(subs.slopes))
+        now = value((low, high), chosen)
+        lost = (positive * o.rule.gap(low, high, chosen[0]) - negative * o.rule.gap(low, high, chosen[1])).sum(1)
+        inexact = (~o.rule.is_exact(low, high)).squeeze(1).to(open_still.dtype)
+        for place, columns in enumerate(o.columns):
+            home = bounder.home[i][place]
+            accumulate(open_still, home, inexact)
+            accumulate(loose, home, lost)
+            for k, (left, right) in enumerate(halves):
+                # The child's relaxation at the parent's point.
+                ends = tuple(
+                    (*of_input[:place], t[:, columns].unsqueeze(1), *of_input[place + 1 :]) for of_input, t in ((low, left), (high, right))
+                )
+                accumulate(gains[k], home, value((ends[0], ends[1]), o.rule.default_slopes(ends[0], ends[1])) - now)
     after = (margin.unsqueeze(2) + gains.clamp(min=0.0)).amax(2).clamp(max=0.0)
     score = after.amin(0) + 0.1 * after.amax(0)
+    still = (open_still > 0) & (of.root == torch.arange(of.count, device=open_still.device))
     score = torch.where(still & torch.isfinite(score), score + 1e-9 * loose, -torch.inf)
     # Gains alone favour early layers, whose many splits each move the bound a little and seldom close anything.
     wanted = torch.where(still, loose, -torch.inf)
@@ -86,10 +103,10 @@ def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subprobl
     slot, index = bounder.slot_of[column], bounder.index_of[column]
     low, high = (t.gather(1, column.unsqueeze(1)).squeeze(1) for t in (domain.low, domain.high))
     point = torch.zeros(len(parents), dtype=torch.float64, device=column.device)
-    for k, consumers in enumerate(bounder.consumers):
+    for k in range(len(bounder.slots)):
         here = slot == k
         if bool(here.any()):
-            point[here] = relaxation.split_point(_function(bounder, consumers[0]), low[here], high[here])
+            point[here] = bounder.split_point(k, low[here], high[here])
     rows = torch.arange(len(parents), device=column.device)
     both = parents.take(torch.cat([rows, rows]))
     width = int((parents.side != 0).sum(1).max()) + 1 if parents.side.numel() else 1

@@ -73,9 +73,10 @@ def implied(graph: Graph, plain: State, conditional: State) -> tuple[Decision, .
     """
     found: dict[Decision, None] = {}
     for y in graph.nonlinear:
-        op, z = graph.nodes[y].op, graph.nodes[y].inputs[0]
+        op = graph.nodes[y].op
         if not isinstance(op, Elementwise) or op.function.pieces is None:
             continue
+        (z,) = graph.nodes[y].inputs
         known, now = plain[z].bounds, conditional[z].bounds
         for point in op.function.pieces.breakpoints:
             for side, news in ((1.0, (now.lower >= point) & (known.lower < point)), (-1.0, (now.upper <= point) & (known.upper > point))):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.backward import parallel_lines, path_weights
-from milpverify.bounds.crown import bound_rows, functions_of
+from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.rounding import down
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import select
@@ -294,9 +294,10 @@ class Bisection:
             moved = coefficients.double().abs() * width * open_rows
             scores += weight * (moved / moved.sum(2, keepdim=True).clamp(min=1e-300)).sum(1)
         unstable = torch.zeros_like(left, dtype=torch.int32)
-        for z in sorted({self.graph.nodes[i].inputs[0] for i in self.graph.nonlinear}):
-            bounds = found.state[z].bounds
-            unstable += undecided(functions_of(self.graph, self.graph.nodes[z]), bounds.lower[left], bounds.upper[left]).flatten(1).sum(1)
+        waiting = select(found.state, left)
+        for z in self.graph.readers:
+            bounds = waiting[z].bounds
+            unstable += undecided(self.graph, z, waiting, bounds.lower.flatten(1), bounds.upper.flatten(1)).sum(1)
         tried, age = torch.zeros_like(left, dtype=torch.bool), torch.full_like(left, self.subproblems)
         ends = self.inheritance.pack(found.state, left)
         return Boxes(lower[left], upper[left], margins[left], scores.float(), unstable, tried, age, ends)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Domain, Dual, Relaxations
-from milpverify.bounds.interval_propagation import step
+from milpverify.bounds.interval_propagation import follow, step
 from milpverify.bounds.rounding import down
+from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
-from milpverify.operators import Elementwise
 from milpverify.search.subproblems import Subproblems
 
 if TYPE_CHECKING:
+    from milpverify.bounds.dual import Columns
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
@@ -43,7 +44,15 @@ class Bounder:
             self.root[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
         self.relaxations = Relaxations(self.fast, self.root)
         self.slots = self.relaxations.slots
-        self.consumers = [[c for c in graph.consumers[z] if isinstance(graph.nodes[c].op, Elementwise)] for z in self.slots]
+        # What a split of a variable goes by: the first function that reads it, if there is one.
+        self.rules = [next((rule_of(graph.nodes[r.reader].op) for r in graph.readers[z] if r.index is None), None) for z in self.slots]
+        # Where what is gained at an input of a node counts: at the variable that is split for it.
+        self.home: dict[int, list[Columns]] = {}
+        for i, o in self.relaxations.opened.items():
+            roots = [self.relaxations.root[c] for c in o.columns]
+            self.home[i] = [
+                c if isinstance(c, slice) and not self.relaxations.derived else r for c, r in zip(o.columns, roots, strict=True)
+            ]
         table = group.places
         if table is None:
             raise ValueError("a disjunct without rows has no margin to bound")
@@ -88,7 +97,15 @@ class Bounder:
             point = torch.where(which, subs.point, -torch.inf if reduce == "amax" else torch.inf)
             clamped = target.scatter_reduce(1, column, point, reduce) if column.shape[1] else target
             low, high = (clamped, high) if reduce == "amax" else (low, clamped)
+        if of.derived:
+            low, high = low.clone(), high.clone()
+            of.derive(low, high)
         return Domain(subs.box, low, high, column, subs.side, subs.point)
+
+    def split_point(self, slot: int, low: Tensor, high: Tensor) -> Tensor:
+        """Where to split entries of a slot within [low, high], of any shape."""
+        rule = self.rules[slot]
+        return 0.5 * (low + high) if rule is None else rule.split_point(low, high)
 
     def state_of(self, subs: Subproblems) -> State:
         """The states of the subproblems' boxes with the split pre-activations clamped."""
@@ -102,6 +119,7 @@ class Bounder:
                 low[:, of.entries[i]], high[:, of.entries[i]] = domain.low[:, of.columns[i]], domain.high[:, of.columns[i]]
                 low, high = low.reshape(shape), high.reshape(shape)
             state[i] = NodeState(Bounds(low, high), of.own(s.center, subs.box), None if s.charge is None else of.own(s.charge, subs.box))
+        follow(self.graph, state)
         return state
 
     def bound(self, subs: Subproblems, iterations: int) -> tuple[Subproblems, Domain, LinearBound]:

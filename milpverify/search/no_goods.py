@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds import relaxation
-from milpverify.bounds.dual import Dual
+from milpverify.bounds.dual import Dual, accumulate
 from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
@@ -39,10 +38,12 @@ class NoGoods:
         self.bounder = bounder
         graph, device = bounder.graph, bounder.graph.device
         self.single = torch.zeros(bounder.relaxations.count, dtype=torch.bool, device=device)
-        for z, consumers in zip(bounder.slots, bounder.consumers, strict=True):
-            ops = [graph.nodes[c].op for c in consumers]
-            pieces = [op.function.pieces for op in ops if isinstance(op, Elementwise)]
+        for z in bounder.slots:
+            ops = [graph.nodes[reading.reader].op for reading in graph.readers[z]]
+            pieces = [op.function.pieces if isinstance(op, Elementwise) else None for op in ops]
             self.single[bounder.relaxations.columns[z]] = len(pieces) == 1 and pieces[0] is not None and len(pieces[0].breakpoints) == 1
+        for _, _, source in bounder.relaxations.derived:  # split for the sake of other readers, too
+            self.single[source] = False
         self.signs = torch.zeros(0, bounder.relaxations.count, device=device)  # (m, T): the side decided, 0 where nothing is
         self.scope = torch.zeros(0, 2, dtype=torch.long, device=device)  # (m, 2): box and disjunct
         self.bounds = torch.zeros(0, dtype=torch.float64, device=device)
@@ -141,11 +142,11 @@ class NoGoods:
             if i not in primal.multipliers:
                 continue
             arrived = primal.multipliers[i][every, best].double()
-            left, right = low[:, o.columns], high[:, o.columns]
-            chord = relaxation.default_slopes(o.function, left, right)
-            gaps = [relaxation.gap(o.function, left, right, slope) for slope in chord]
+            left, right = (tuple(t[:, c] for c in o.columns) for t in (low, high))
+            gaps = [o.rule.gap(left, right, slopes) for slopes in o.rule.default_slopes(left, right)]
             # How far the root's lines are from the function at the breakpoint, which is where they are furthest.
-            cost[:, o.columns] += arrived.clamp(min=0) * gaps[0] - arrived.clamp(max=0) * gaps[1]
+            for home in self.bounder.home[i]:
+                accumulate(cost, home, arrived.clamp(min=0) * gaps[0] - arrived.clamp(max=0) * gaps[1])
         if leaves.beta.shape[2]:
             paid = leaves.beta[every, best].double()
             reach = torch.where(leaves.side > 0, -low.gather(1, domain.column), high.gather(1, domain.column)).clamp(min=0.0)

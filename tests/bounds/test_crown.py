@@ -189,7 +189,7 @@ def test_the_gradient_of_an_intercept_is_minus_the_supporting_point(name: str) -
     for side in (0, 1):
         with torch.enable_grad():
             k = slopes.clone().requires_grad_()
-            around = lines(graph, 2, state, torch.float64, k, k)
+            around = lines(graph, 2, state, torch.float64, (k,), (k,))
             (gradient,) = torch.autograd.grad((around.b_lower, around.b_upper)[side].sum(), k)
         point = known.center - gradient
         assert (point >= known.bounds.lower - 1e-9).all()

@@ -7,7 +7,7 @@ import torch
 from random_nets import relu_network
 
 from milpverify.bounds.crown import crown, refinable
-from milpverify.bounds.screening import undecided
+from milpverify.bounds.screening import inexact
 from milpverify.catalogue import catalogue
 from milpverify.search.batching import BatchSize
 from milpverify.search.boxes import Boxes, BoxFrontier, Inheritance
@@ -73,7 +73,7 @@ def test_inherited_bounds_are_outside_those_of_the_parent_and_not_by_much() -> N
     assert set(known) == {node.id for node in refinable(graph)} and len(known) == 2
     for z, bounds in known.items():
         here, whole = state[z].bounds, root[z].bounds
-        free = undecided([relu], whole.lower, whole.upper)[0]
+        free = inexact([relu], whole.lower, whole.upper)[0]
         assert (bounds.lower <= here.lower)[:, free].all() and (bounds.upper >= here.upper)[:, free].all()
         assert torch.allclose(bounds.lower[:, free], here.lower[:, free], rtol=1e-6, atol=1e-30)
         assert (bounds.lower[:, ~free] == whole.lower[:, ~free]).all() and (bounds.upper[:, ~free] == whole.upper[:, ~free]).all()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import load_model_from_string
+from product_networks import attention_network, product_network, recurrent_network
 from random_networks import Builder, Generator
 from torch import Tensor
 
@@ -136,6 +137,11 @@ NETWORKS: dict[str, tuple[Callable[[], Graph], float]] = {
     "huge inputs": (lambda: random_graph(103, [1.0, 1.0, 1.0]), 1e6),
     "cancelling": (cancelling, 1.0),
     "reshaping": (reshaping, 1.0),
+    **{f"products {seed}": (lambda seed=seed: product_network(seed), 1.0) for seed in range(4)},  # type: ignore[misc]
+    "tiny products": (lambda: product_network(4), 1e-9),
+    "huge products": (lambda: product_network(5), 1e4),
+    "attention": (lambda: attention_network(0, sharp=0.3), 0.05),
+    "recurrent": (lambda: recurrent_network(0), 1.0),
 }
 
 
@@ -196,8 +202,9 @@ def tables(graph: Graph, state: State, table: LineTable, dtype: torch.dtype, bat
             shape = [batch, *rows]
             made = {}
             for i in graph.nonlinear:
-                k_lower, k_upper = (torch.randn(2, *shape, *graph.nodes[i].shape, generator=g) * size).to(dtype)
-                made[i] = lines(graph, i, state, dtype, k_lower, k_upper)
+                inputs = len(graph.nodes[i].inputs)
+                slopes = (torch.randn(2, inputs, *shape, *graph.nodes[i].shape, generator=g) * size).to(dtype)
+                made[i] = lines(graph, i, state, dtype, *(tuple(side) for side in slopes))
             found[f"{name}{' by row' if rows else ''}"] = made
     return found
 
@@ -234,10 +241,10 @@ def test_rows_hold_with_optimised_slopes(sampled: Sampled, dtype: str) -> None:
 
 
 def random_splits(graph: Graph, state: State, seed: int, dtype: torch.dtype) -> SplitTable:
-    """Two splits on every pre-activation of every box, one of them absent in some boxes, with random multipliers."""
+    """Two splits on every variable of every box, one of them absent in some boxes, with random multipliers."""
     g = torch.Generator().manual_seed(seed)
     splits = {}
-    for i in {graph.nodes[n].inputs[0] for n in graph.nonlinear}:
+    for i in graph.readers:
         low, high = state[i].bounds.lower.flatten(1), state[i].bounds.upper.flatten(1)
         index = torch.randint(low.shape[1], (len(low), 2), generator=g)
         share = 0.3 + 0.4 * torch.rand(index.shape, generator=g, dtype=torch.float64)

@@ -1,0 +1,296 @@
+"""How nonlinear operators are relaxed: what bound propagation asks of one, whatever the number of its inputs.
+
+A relaxation is a lower and an upper line (a plane, for two inputs), one slope per input. Slopes come first: whatever they are, the
+intercepts make the lines sound. A line that is worth optimising has one free parameter per entry, from which its slopes follow: the
+slope itself for a function of one input, the place between the two McCormick planes of its side for a product.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.bounds import relaxation
+from milpverify.bounds.rounding import U64
+from milpverify.interval import Interval, mul
+from milpverify.operators import Elementwise, Product
+
+if TYPE_CHECKING:
+    from milpverify.catalogue import Function
+    from milpverify.operators import Operator
+
+Ends = tuple[Tensor, ...]
+"""One tensor per input of an operator."""
+Side = Callable[[Tensor], tuple[Ends, Tensor]]
+"""From parameters (n, r, U) to the slopes and the intercepts, (n, r, U) or (n, 1, U), of one side's lines in deviations."""
+
+
+class Rule(ABC):
+    """The relaxation of an operator. Bounds `lower`, `upper` of the inputs are float64, of one shape."""
+
+    @property
+    @abstractmethod
+    def matters(self) -> tuple[bool, bool]:
+        """Whether the lower and the upper line are worth optimising."""
+
+    @property
+    @abstractmethod
+    def span(self) -> tuple[float, float]:
+        """The interval that useful parameters lie in."""
+
+    @property
+    @abstractmethod
+    def rising(self) -> bool:
+        """Whether no useful slope is negative."""
+
+    @abstractmethod
+    def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
+        """Where the relaxation is the operator itself, but for rounding (bool)."""
+
+    @abstractmethod
+    def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
+        """The slopes of the lower and of the upper line where nothing is optimised, float64."""
+
+    @abstractmethod
+    def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
+        """One slope per input for both lines, as zonotopes use them."""
+
+    @abstractmethod
+    def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
+        """The parameters of the lines of a side (0 lower, 1 upper) whose slopes are the given, in their precision."""
+
+    @abstractmethod
+    def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
+        """The slopes of both lines, float64, with given parameters (broadcastable against the bounds); None where they do not matter."""
+
+    @abstractmethod
+    def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
+        """The largest intercept of a lower line and the smallest of an upper one, with outward margins.
+
+        Args:
+            lower, upper: broadcastable against the slopes.
+            k_lower, k_upper: float64; the results are differentiable in them, with gradient -x* at the extreme points x*.
+        """
+
+    @abstractmethod
+    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype) -> tuple[Side, Side]:
+        """The lower and the upper line, differentiable in their parameters and without margins, in deviations.
+
+        Args:
+            lower, upper, center, value: (n, U) float64: bounds and reference values of the inputs, and that of the output.
+            dtype: of the parameters.
+        """
+
+    @abstractmethod
+    def range(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+        """Bounds of the values."""
+
+    @abstractmethod
+    def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where to split an input, whatever the others are."""
+
+    def gap(self, lower: Ends, upper: Ends, slopes: Ends) -> Tensor:
+        """How far the operator strays from some slopes: the height of the parallel lines around it."""
+        low, high = self.intercepts(lower, upper, slopes, slopes)
+        return high - low
+
+
+@dataclass(frozen=True)
+class Univariate(Rule):
+    """A function of the catalogue; the parameter of a line is its slope."""
+
+    function: Function
+
+    @property
+    def matters(self) -> tuple[bool, bool]:
+        return relaxation.slopes_matter(self.function)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return relaxation.slope_range(self.function)
+
+    @property
+    def rising(self) -> bool:
+        return relaxation.slope_range(self.function)[0] >= 0
+
+    def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
+        return relaxation.is_exact(self.function, lower[0], upper[0])
+
+    def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
+        below, above = relaxation.default_slopes(self.function, lower[0], upper[0])
+        return (below,), (above,)
+
+    def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
+        return (relaxation.parallel_slope(self.function, lower[0], upper[0]),)
+
+    def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
+        return slopes[0]
+
+    def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
+        exact = self.is_exact(lower, upper)
+        own = relaxation.default_slopes(self.function, lower[0], upper[0])
+        below, above = (k if t is None else torch.where(exact, k, t.double()) for k, t in zip(own, parameters, strict=True))
+        return (below,), (above,)
+
+    def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
+        return relaxation.intercepts(self.function, lower[0], upper[0], k_lower[0], k_upper[0])
+
+    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype) -> tuple[Side, Side]:
+        (low,), (high,), (z,) = lower, upper, center
+        exact = relaxation.is_exact(self.function, low, high).unsqueeze(1)
+        slopes = relaxation.default_slopes(self.function, low, high)
+        fixed = relaxation.intercepts(self.function, low, high, *slopes)
+        touched = relaxation.touched(self.function, low, high)
+        wide = tuple(t.unsqueeze(1) for t in (low, high, z, value))
+
+        def side(which: int) -> Side:
+            own = slopes[which].to(dtype).unsqueeze(1)
+            if not self.matters[which]:
+                base = (fixed[which] + slopes[which] * z - value).to(dtype).unsqueeze(1)
+                return lambda _: ((own,), base)
+            if touched is not None:  # every such line touches a vertex that is known
+                base, reach = (touched[1] - value).to(dtype).unsqueeze(1), (z - touched[0]).to(dtype).unsqueeze(1)
+
+                def through(t: Tensor) -> tuple[Ends, Tensor]:
+                    k = torch.where(exact, own, t)
+                    return (k,), torch.addcmul(base, reach, k)
+
+                return through
+            intercept = (relaxation.lower_intercept, relaxation.upper_intercept)[which]
+
+            def supporting(t: Tensor) -> tuple[Ends, Tensor]:
+                k = torch.where(exact, own, t)
+                free = k.double()
+                return (k,), (intercept(self.function, wide[0], wide[1], free) + free * wide[2] - wide[3]).to(dtype)
+
+            return supporting
+
+        return side(0), side(1)
+
+    def range(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+        low, high = self.function.interval(lower[0], upper[0])
+        return low, high
+
+    def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return relaxation.split_point(self.function, lower, upper)
+
+
+@dataclass(frozen=True)
+class McCormick(Rule):
+    """a * b. With the parameter t in [0, 1] the slopes (k_a, k_b) move from one McCormick plane of their side to the other.
+
+    Lower planes go from (l_b, l_a) to (u_b, u_a), upper ones from (u_b, l_a) to (l_b, u_a). All planes of a side enclose the same
+    volume and have the same value at the centre of the box. The default is between the places where k_a and where k_b is zero: there
+    the extreme value of the plane over the box is that of the product, so that a relaxed product is never worse than an interval.
+    """
+
+    @property
+    def matters(self) -> tuple[bool, bool]:
+        return True, True
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    @property
+    def rising(self) -> bool:
+        return False
+
+    def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
+        (l_a, l_b), (u_a, u_b) = lower, upper
+        size = torch.maximum(l_a.abs(), u_a.abs()) * torch.maximum(l_b.abs(), u_b.abs())
+        flat = (u_a <= l_a) | (u_b <= l_b)
+        return flat | ((u_a - l_a) * (u_b - l_b) < _NOTHING * size)
+
+    def _default(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+        zero_a, zero_b = ((-low / (high - low)).nan_to_num(nan=0.5).clamp(0.0, 1.0) for low, high in zip(lower, upper, strict=True))
+        return 0.5 * (zero_a + zero_b), 0.5 * (zero_a + 1.0 - zero_b)
+
+    def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
+        return self.slopes(lower, upper, (None, None))
+
+    def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
+        a, b = (_finite(0.5 * low + 0.5 * high) for low, high in zip(lower, upper, strict=True))
+        return b, a
+
+    def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
+        (l_a, l_b), (u_a, u_b) = lower, upper
+        w_a, w_b = u_a - l_a, u_b - l_b
+        by_b = (slopes[1] - l_a) / w_a
+        by_a = (slopes[0] - l_b) / w_b if which == 0 else (u_b - slopes[0]) / w_b
+        t = torch.where(w_b >= w_a, by_a, by_b)
+        return t.nan_to_num(nan=0.5).clamp(0.0, 1.0).to(slopes[0].dtype)
+
+    def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
+        (l_a, l_b), (u_a, u_b) = lower, upper
+        w_a, w_b = u_a - l_a, u_b - l_b
+        below, above = (own if t is None else t.double() for own, t in zip(self._default(lower, upper), parameters, strict=True))
+        first, second = (l_b + below * w_b, l_a + below * w_a), (u_b - above * w_b, l_a + above * w_a)
+        return tuple(map(_finite, first)), tuple(map(_finite, second))
+
+    def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
+        reach_a, reach_b = (torch.maximum(low.abs(), high.abs()) for low, high in zip(lower, upper, strict=True))
+        found = []
+        for (k_a, k_b), extreme, sign in ((k_lower, torch.minimum, -1.0), (k_upper, torch.maximum, 1.0)):
+            # A product less a plane is bilinear: extreme at corners.
+            corners = [a * b - k_a * a - k_b * b for a in (lower[0], upper[0]) for b in (lower[1], upper[1])]
+            best = extreme(extreme(corners[0], corners[1]), extreme(corners[2], corners[3]))
+            pad = 8 * U64 * (reach_a * reach_b + k_a.detach().abs() * reach_a + k_b.detach().abs() * reach_b) + _TINY
+            # NaN: an end is infinite.
+            found.append(torch.where(best.isnan() | pad.isnan(), sign * torch.inf, best + sign * pad))
+        return found[0], found[1]
+
+    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype) -> tuple[Side, Side]:
+        (l_a, l_b), (u_a, u_b), (a, b) = lower, upper, center
+        rest = (a * b - value).to(dtype).unsqueeze(1)
+        low_a, wide_a, from_a, wide_b = (t.to(dtype).unsqueeze(1) for t in (l_a, u_a - l_a, a - l_a, u_b - l_b))
+        area = wide_a * wide_b
+
+        def side(sign: float, start: Tensor) -> Side:
+            begin, from_b, slant = start.to(dtype).unsqueeze(1), (b - start).to(dtype).unsqueeze(1), sign * wide_b
+
+            def plane(t: Tensor) -> tuple[Ends, Tensor]:
+                # a b - k_a a - k_b b = (a - k_b) (b - k_a) - k_a k_b, and the first term is extreme at two opposite corners.
+                intercept = rest - (from_a - t * wide_a) * (from_b - t * slant) - sign * t * (1.0 - t) * area
+                return (begin + t * slant, low_a + t * wide_a), intercept
+
+            return plane
+
+        return side(1.0, l_b), side(-1.0, u_b)
+
+    def range(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+        low, high = mul(*(Interval(*ends) for ends in zip(lower, upper, strict=True)))
+        return low, high
+
+    def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return 0.5 * (lower + upper)
+
+
+_NOTHING = 2.0**-44
+"""A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
+_TINY = 2.0**-1000
+"""More than what underflow costs."""
+
+
+def _finite(slope: Tensor) -> Tensor:
+    return torch.where(slope.isfinite(), slope, 0.0)
+
+
+def rule_of(op: Operator) -> Rule:
+    """The relaxation of a nonlinear operator.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
+    match op:
+        case Elementwise(function):
+            return Univariate(function)
+        case Product():
+            return McCormick()
+        case _:
+            raise NotImplementedError(f"no relaxation of {type(op).__name__}")
