@@ -17,7 +17,7 @@ from milpverify.errors import InvalidModel
 from milpverify.frontends.onnx_node import describe
 from milpverify.frontends.runtime import Array, OnnxRuntime
 from milpverify.graph import Graph, Node, evaluate_all
-from milpverify.operators import Affine, Elementwise, Input
+from milpverify.operators import Affine, Elementwise, Input, Product
 from milpverify.spec import Box
 
 SLACK_TERMS = 16
@@ -104,9 +104,15 @@ class _Comparison:
                 return value, size.linear(errors) + gamma * magnitude + node.op.terms * TINY
             case Elementwise(function):
                 value = function(xs[0])
-                moved = torch.maximum((function(xs[0] + errors[0]) - value).abs(), (function(xs[0] - errors[0]) - value).abs())
+                # What lies outside the domain (sqrt a little below 0) is no value.
+                sides = [(function(xs[0] + e) - value).abs().nan_to_num(0.0, torch.inf) for e in (errors[0], -errors[0])]
+                moved = torch.maximum(*sides)
                 own = value.abs() if function.pieces is not None else value.abs().clamp(min=1.0)
                 return value, 2 * moved + FUNCTION_ULPS * self.roundoff * own
+            case Product():
+                (a, b), (da, db) = xs, errors
+                value = a * b
+                return value, da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY
             case _:
                 raise NotImplementedError(f"no rounding-error bound for {type(node.op).__name__} ({node.name})")
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel
+from milpverify.frontends import composites
 from milpverify.frontends.builder import Builder, entries
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
@@ -54,24 +56,24 @@ def _negate(g: Builder, op: Operation) -> Value:
 def _multiply(g: Builder, op: Operation) -> Value:
     a, b = op.value(0), op.value(1)
     if isinstance(a, Node) and isinstance(b, Node):
-        raise op.refuse("a product of two tensors that both depend on the network's input has no rule; only one by a constant has")
+        return composites.multiply(g, a, b)
     return g.scale(op.node(0), op.weight(1)) if isinstance(a, Node) else g.scale(op.node(1), op.weight(0))
 
 
 @rule("Div")
 def _divide(g: Builder, op: Operation) -> Value:
-    divisor = op.weight(1)
-    if not np.all(divisor):
+    a, b = op.value(0), op.value(1)
+    if isinstance(b, Node):
+        return composites.divide(g, a, b)
+    if not np.all(b):
         raise InvalidModel(f"{op} divides by zero: the constant '{op.proto.input[1]}' has a zero entry")
-    return g.scale(op.node(), 1.0 / divisor)
+    return g.scale(op.node(), 1.0 / b)
 
 
-def product(g: Builder, op: Operation, a: Value, b: Value) -> Node:
-    """numpy's a @ b, where one of them is a constant."""
+def product(g: Builder, a: Value, b: Value) -> Node:
+    """numpy's a @ b, where at least one of them is a node."""
     if isinstance(a, Node):
-        if isinstance(b, Node):
-            raise op.refuse("a product of two matrices that both depend on the network's input has no rule; only one by a constant has")
-        return g.matmul(a, b)
+        return g.matmul_nodes(a, b) if isinstance(b, Node) else g.matmul(a, b)
     assert isinstance(b, Node)
     if a.ndim < 2:
         return g.matmul(g.transpose(b) if len(b.shape) > 1 else b, a)
@@ -81,7 +83,7 @@ def product(g: Builder, op: Operation, a: Value, b: Value) -> Node:
 
 @rule("MatMul")
 def _matmul(g: Builder, op: Operation) -> Value:
-    return product(g, op, op.value(0), op.value(1))
+    return product(g, op.value(0), op.value(1))
 
 
 @rule("Gemm", attributes="alpha beta transA transB")
@@ -96,11 +98,14 @@ def _gemm(g: Builder, op: Operation) -> Value:
             value = g.transpose(value) if isinstance(value, Node) else value.T
         factors.append(value)
     c = op.optional(2)
-    if not any(isinstance(f, Node) for f in factors):
+    nodes = [isinstance(f, Node) for f in factors]
+    if not any(nodes):
         y: Value = alpha * (factors[0] @ factors[1])  # type: ignore[operator]
+    elif all(nodes):
+        y = g.scale(product(g, *factors), alpha)
     else:
         # A float32 factor times a float32 weight is exact in float64.
-        y = product(g, op, *(f if isinstance(f, Node) else alpha * f for f in factors))
+        y = product(g, *(f if isinstance(f, Node) else alpha * f for f in factors))
     if c is None:
         return y
     return total(g, [y, g.scale(c, beta) if isinstance(c, Node) else beta * c], [1, 1])
@@ -264,36 +269,28 @@ def reduced_axes(op: Operation, x: Node) -> list[int]:
 def _reduce_sum(g: Builder, op: Operation) -> Value:
     x = op.node()
     axes = reduced_axes(op, x)
-    y = g.reduce_sum(x, axes, bool(op.attributes["keepdims"]))
-    return y if op.proto.op_type == "ReduceSum" else g.scale(y, 1.0 / math.prod(x.shape[a] for a in axes))
+    reduce = g.reduce_sum if op.proto.op_type == "ReduceSum" else partial(composites.mean, g)
+    return reduce(x, axes, bool(op.attributes["keepdims"]))
 
 
 @rule("GlobalAveragePool")
 def _global_average_pool(g: Builder, op: Operation) -> Value:
     x = op.node()
-    return g.scale(g.reduce_sum(x, range(2, len(x.shape))), 1.0 / math.prod(x.shape[2:]))
-
-
-def reduce_extremum(g: Builder, x: Node, axes: Sequence[int], keepdims: bool, sign: int) -> Node:
-    """The largest (sign 1) or smallest (sign -1) entry over some axes."""
-    kept = [a for a in range(len(x.shape)) if a not in axes]
-    length = math.prod(x.shape[a] for a in axes)
-    planes = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
-    target = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
-    return g.extremum(planes, np.arange(length)[None], target, sign)
+    return composites.mean(g, x, range(2, len(x.shape)))
 
 
 @rule("ReduceMax", "ReduceMin", attributes="axes keepdims noop_with_empty_axes")
 def _reduce_max(g: Builder, op: Operation) -> Value:
     x = op.node()
     axes = reduced_axes(op, x)
-    return reduce_extremum(g, x, axes, bool(op.attributes["keepdims"]), 1 if op.proto.op_type == "ReduceMax" else -1) if axes else x
+    sign = 1 if op.proto.op_type == "ReduceMax" else -1
+    return composites.extremum(g, x, axes, bool(op.attributes["keepdims"]), sign) if axes else x
 
 
 @rule("GlobalMaxPool")
 def _global_max_pool(g: Builder, op: Operation) -> Value:
     x = op.node()
-    return reduce_extremum(g, x, range(2, len(x.shape)), True, 1)
+    return composites.extremum(g, x, range(2, len(x.shape)))
 
 
 # Piecewise-linear functions

@@ -12,7 +12,7 @@ from milpverify.catalogue import catalogue
 from milpverify.errors import UnsupportedOperator
 from milpverify.frontends.onnx import lower
 from milpverify.frontends.onnx_node import RULES
-from milpverify.operators import Elementwise
+from milpverify.operators import Elementwise, Product
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ class Overview:
     """A network at a glance.
 
     `tensors` are ("input" or "output", name, type, shape); `operators` are (ONNX operator, count, supported); `neurons` counts the
-    entries of each nonlinearity after lowering; `obstacle` is why the network cannot be verified, empty where it can.
+    entries of each nonlinearity after lowering, products of two variables among them; `obstacle` is why the network cannot be verified, empty where it can.
     """
 
     tensors: tuple[tuple[str, str, str, str], ...]
@@ -54,6 +54,8 @@ def overview(model: onnx.ModelProto) -> Overview:
         for node in graph.nodes:
             if isinstance(node.op, Elementwise):
                 neurons[node.op.function.name] += node.size
+            elif isinstance(node.op, Product):
+                neurons["product"] += node.size
     return Overview(
         tuple((kind, i.name, *_type(i)) for kind, infos in (("input", inputs), ("output", model.graph.output)) for i in infos),
         tuple(_operators(model, {info.name for info in inputs})),

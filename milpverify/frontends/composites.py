@@ -1,0 +1,195 @@
+"""Composite operators as core operators, for every frontend: quotients, powers, softmax, normalisation, extrema.
+
+Of several forms that are equal in the reals the one is taken whose relaxation is tightest:
+
+- a quotient is a product with a reciprocal, and the reciprocal of a square root is one convex function;
+- softmax is 1 / (1 + sum_{j != i} exp(x_j - x_i)) (Bonaert et al., Fast and Precise Certification of Transformers, PLDI 2021,
+  section 5.2): no product, bounded by 0 and 1 whatever the relaxation, and its interval is the range over a box of x;
+- powers with small integer exponents have functions of their own, whose curvature is known.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.catalogue import catalogue
+from milpverify.frontends.builder import Builder, entries
+from milpverify.graph import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from milpverify.catalogue import Function
+
+PAIRS = 200_000
+"""Softmax compares every two entries of a row while that takes no more exponentials than this; a longer one shares them."""
+
+
+def function(name: str, **parameters: float) -> Function:
+    """A function of the catalogue."""
+    return catalogue()[name].bind(**parameters)
+
+
+def apply(g: Builder, name: str, x: Node, **parameters: float) -> Node:
+    """A function of the catalogue, elementwise."""
+    return g.apply(function(name, **parameters), x)
+
+
+# Quotients and powers
+
+
+def multiply(g: Builder, a: Node, b: Node) -> Node:
+    """a * b with numpy's broadcasting."""
+    return g.product(a, b)
+
+
+def reciprocal(g: Builder, x: Node) -> Node:
+    """1 / x."""
+    return apply(g, "reciprocal", x)
+
+
+def divide(g: Builder, a: Node | ArrayLike, b: Node) -> Node:
+    """a / b with numpy's broadcasting; a may be a constant."""
+    inverse = reciprocal(g, b)
+    return g.scale(inverse, a) if not isinstance(a, Node) else g.product(a, inverse)
+
+
+def power(g: Builder, x: Node, n: float) -> Node:
+    """x ** n for a constant n. A real power that is no integer, 1/2 or -1/2 is exp(n log x), which needs x > 0."""
+    if n == 0:
+        return g.constant(np.ones(x.shape))
+    if n == 1:
+        return x
+    if n in (0.5, -0.5):
+        return apply(g, "sqrt" if n > 0 else "rsqrt", x)
+    if n != math.floor(n):
+        return apply(g, "exp", g.scale(apply(g, "log", x), n))
+    if n < 0:
+        return reciprocal(g, power(g, x, -n))
+    if n in (2, 3):
+        return apply(g, "square" if n == 2 else "cube", x)
+    return apply(g, "pow_even" if n % 2 == 0 else "pow_odd", x, n=n)
+
+
+# Sums and extrema along axes
+
+
+def mean(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
+    """The mean over some axes >= 0."""
+    return g.scale(g.reduce_sum(x, axes, keepdims), 1.0 / math.prod(x.shape[a] for a in axes))
+
+
+def extremum(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True, sign: int = 1) -> Node:
+    """The largest (sign 1) or smallest (sign -1) entry over some axes >= 0, by a tournament."""
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    length = math.prod(x.shape[a] for a in axes)
+    planes = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
+    target = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
+    return g.extremum(planes, np.arange(length)[None], target, sign)
+
+
+def product_of_entries(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
+    """The product over some axes >= 0, by halves."""
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    length = math.prod(x.shape[a] for a in axes)
+    y = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
+    while (n := y.shape[1]) > 1:
+        places = entries(y.shape)
+        half = multiply(g, g.select(y, places[:, : n // 2]), g.select(y, places[:, n // 2 : 2 * (n // 2)]))
+        y = g.concat([half, g.select(y, places[:, -1:])], 1) if n % 2 else half
+    return g.reshape(y, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
+
+
+# Softmax
+
+
+def softmax(g: Builder, x: Node, axis: int) -> Node:
+    """exp(x_i) / sum_j exp(x_j) along an axis (negative ones count from the end)."""
+    return _along_last(g, x, axis, _softmax)
+
+
+def log_softmax(g: Builder, x: Node, axis: int) -> Node:
+    """x_i - log(sum_j exp(x_j)) along an axis."""
+    return _along_last(g, x, axis, _log_softmax)
+
+
+def log_sum_exp(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
+    """log(sum_j exp(x_j)) over some axes >= 0, shifted by one of the entries."""
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    length = math.prod(x.shape[a] for a in axes)
+    rows = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
+    first = g.select(rows, entries(rows.shape)[:, :1])
+    rest = g.select(rows, entries(rows.shape)[:, 1:])
+    total = g.reduce_sum(apply(g, "exp", g.sum([rest, first], [1, -1])), [1])
+    y = g.sum([first, apply(g, "log", g.scale(total, bias=1.0))])
+    return g.reshape(y, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
+
+
+def _along_last(g: Builder, x: Node, axis: int, rewrite) -> Node:  # type: ignore[no-untyped-def]
+    """Apply a rewrite of (rows, length) tensors along an axis."""
+    rank = len(x.shape)
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis {axis} of a tensor of shape {x.shape}")
+    axes = list(range(rank))
+    axes[axis], axes[-1] = axes[-1], axes[axis]
+    moved = g.permute(x, axes)
+    rows = g.reshape(moved, (x.size // x.shape[axis], x.shape[axis]))
+    return g.permute(g.reshape(rewrite(g, rows), moved.shape), axes)
+
+
+def _differences(g: Builder, x: Node) -> Node:
+    """x_j - x_i for every j != i: (rows, n) -> (rows, n, n - 1)."""
+    rows, n = x.shape
+    others = np.array([[j for j in range(n) if j != i] for i in range(n)], dtype=np.int64)
+    places = n * np.arange(rows)[:, None, None]
+    return g.sum([g.select(x, places + others), g.select(x, places + np.arange(n)[:, None] + 0 * others)], [1, -1])
+
+
+def _softmax(g: Builder, x: Node) -> Node:
+    rows, n = x.shape
+    if n == 1:
+        return g.constant(np.ones(x.shape))
+    if n == 2:  # of two entries, each is a sigmoid of the difference
+        return apply(g, "sigmoid", g.matmul(x, np.array([[1.0, -1.0], [-1.0, 1.0]])))
+    if rows * n * (n - 1) > PAIRS:
+        first = g.select(x, entries(x.shape)[:, :1])
+        powers = apply(g, "exp", g.sum([x, first], [1, -1]))
+        return g.product(powers, reciprocal(g, g.reduce_sum(powers, [1])))
+    total = g.reduce_sum(apply(g, "exp", _differences(g, x)), [2], keepdims=False)
+    return reciprocal(g, g.scale(total, bias=1.0))
+
+
+def _log_softmax(g: Builder, x: Node) -> Node:
+    """-log(1 + sum_{j != i} exp(x_j - x_i))."""
+    rows, n = x.shape
+    if n == 1:
+        return g.constant(np.zeros(x.shape))
+    if n == 2:
+        return g.scale(apply(g, "softplus", g.matmul(x, np.array([[-1.0, 1.0], [1.0, -1.0]]))), -1.0)
+    if rows * n * (n - 1) > PAIRS:
+        return g.sum([x, log_sum_exp(g, x, [1])], [1, -1])
+    total = g.reduce_sum(apply(g, "exp", _differences(g, x)), [2], keepdims=False)
+    return g.scale(apply(g, "log", g.scale(total, bias=1.0)), -1.0)
+
+
+# Normalisation
+
+
+def layer_norm(
+    g: Builder, x: Node, axes: Sequence[int], eps: float, weight: ArrayLike | None = None, bias: ArrayLike | None = None
+) -> Node:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over some axes >= 0."""
+    centred = g.sum([x, mean(g, x, axes)], [1, -1])
+    variance = mean(g, apply(g, "square", centred), axes)
+    return g.scale(g.product(centred, apply(g, "rsqrt", g.scale(variance, bias=eps))), weight, bias)
+
+
+def rms_norm(g: Builder, x: Node, axes: Sequence[int], eps: float, weight: ArrayLike | None = None) -> Node:
+    """x / sqrt(mean of squares + eps) * weight, the mean over some axes >= 0."""
+    squares = mean(g, apply(g, "square", x), axes)
+    return g.scale(g.product(x, apply(g, "rsqrt", g.scale(squares, bias=eps))), weight)

@@ -1,0 +1,107 @@
+"""The lowering rules of ONNX operators that are composed of several core operators: powers, softmax, normalisation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from milpverify.errors import InvalidModel
+from milpverify.frontends import composites
+from milpverify.frontends.builder import Builder
+from milpverify.frontends.onnx_node import Operation, Value, rule
+from milpverify.frontends.onnx_ops import reduced_axes
+from milpverify.graph import Node
+
+# Powers
+
+
+@rule("Pow")
+def _pow(g: Builder, op: Operation) -> Value:
+    base, exponent = op.value(0), op.value(1)
+    if isinstance(exponent, Node):
+        if isinstance(base, Node):
+            return composites.apply(g, "exp", composites.multiply(g, exponent, composites.apply(g, "log", base)))
+        if not np.all(base > 0):
+            raise InvalidModel(f"{op} raises the constant '{op.proto.input[0]}', which is not positive everywhere, to a real power")
+        return composites.apply(g, "exp", g.scale(exponent, np.log(base)))
+    if not exponent.size or not np.all(exponent == exponent.flat[0]):
+        raise op.refuse("exponents that differ between entries have no rule; one for all has")
+    x = op.node()
+    return composites.power(g, g.broadcast(x, np.broadcast_shapes(x.shape, exponent.shape)), float(exponent.flat[0]))
+
+
+# Softmax
+
+
+@rule("Softmax", "LogSoftmax", attributes="axis")
+def _softmax(g: Builder, op: Operation) -> Value:
+    x, axis = op.node(), op.attributes["axis"]
+    rewrite = composites.softmax if op.proto.op_type == "Softmax" else composites.log_softmax
+    if op.opset >= 13:
+        return rewrite(g, x, axis)
+    # Older opsets take all axes from this one on as one.
+    axis %= len(x.shape)
+    rows = g.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+    return g.reshape(rewrite(g, rows, 1), x.shape)
+
+
+# Reductions
+
+
+@rule(
+    "ReduceSumSquare",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    attributes="axes keepdims noop_with_empty_axes",
+)
+def _reduce(g: Builder, op: Operation) -> Value:
+    x, keepdims, name = op.node(), bool(op.attributes["keepdims"]), op.proto.op_type
+    axes = reduced_axes(op, x)
+    if not axes:
+        raise op.refuse("without axes, and with noop_with_empty_axes, it has no rule")
+    if name == "ReduceLogSumExp":
+        return composites.log_sum_exp(g, x, axes, keepdims)
+    if name == "ReduceProd":
+        return composites.product_of_entries(g, x, axes, keepdims)
+    inner = {"ReduceL1": "abs", "ReduceL2": "square", "ReduceSumSquare": "square"}.get(name)
+    total = g.reduce_sum(composites.apply(g, inner, x) if inner else x, axes, keepdims)
+    outer = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(name)
+    return composites.apply(g, outer, total) if outer else total
+
+
+# Normalisation
+
+
+@rule("LayerNormalization", attributes="axis epsilon stash_type")
+def _layer_normalization(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    axes = range(op.attributes["axis"] % len(x.shape), len(x.shape))
+    return composites.layer_norm(g, x, axes, op.attributes["epsilon"], op.weight(1), op.constant(2))
+
+
+@rule("RMSNormalization", attributes="axis epsilon stash_type")
+def _rms_normalization(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    axes = range(op.attributes["axis"] % len(x.shape), len(x.shape))
+    return composites.rms_norm(g, x, axes, op.attributes["epsilon"], op.weight(1))
+
+
+@rule("InstanceNormalization", attributes="epsilon")
+def _instance_normalization(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    weight, bias = (op.weight(i).reshape(-1, *[1] * (len(x.shape) - 2)) for i in (1, 2))
+    return composites.layer_norm(g, x, range(2, len(x.shape)), op.attributes["epsilon"], weight, bias)
+
+
+@rule("GroupNormalization", attributes="epsilon num_groups stash_type")
+def _group_normalization(g: Builder, op: Operation) -> Value:
+    x, groups = op.node(), op.attributes["num_groups"]
+    if op.opset < 21:
+        raise op.refuse("before opset 21 its scale and bias are per group, which ONNX itself calls a mistake; export it with opset 21")
+    weight, bias = (op.weight(i).reshape(-1, *[1] * (len(x.shape) - 2)) for i in (1, 2))
+    planes = g.reshape(x, (x.shape[0], groups, x.size // (x.shape[0] * groups)))
+    return g.scale(g.reshape(composites.layer_norm(g, planes, [2], op.attributes["epsilon"]), x.shape), weight, bias)
