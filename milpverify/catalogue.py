@@ -225,12 +225,12 @@ def _enclosure(value: object, key: str, limits: Mapping[str, Parameter]) -> Encl
 def _parameter(name: str, value: object) -> Parameter:
     numbers: dict[str, float] = {}
     for key, number in (value if isinstance(value, dict) else {"default": value}).items():
-        if key not in ("default", "minimum", "step"):
+        if key not in ("default", "minimum", "step", "maximum"):
             raise InvalidInput(f"parameters.{name}: unknown key {key!r}")
         if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
             raise InvalidInput(f"parameters.{name}: {number!r} is not a number")
         numbers[key] = float(number)
-    parameter = Parameter(numbers.get("default"), numbers.get("minimum", -math.inf), numbers.get("step"))
+    parameter = Parameter(numbers.get("default"), numbers.get("minimum", -math.inf), numbers.get("step"), numbers.get("maximum", math.inf))
     if parameter.default is not None and not parameter.accepts(parameter.default):
         raise InvalidInput(f"parameters.{name}: the default {parameter.default} is not allowed")
     return parameter

@@ -50,17 +50,20 @@ class Curvature(Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter's default (None: it must be given) and the values that it may have: minimum <= value, in steps where given."""
+    """A parameter's default (None: it must be given) and its values: minimum <= value <= maximum, in steps where given."""
 
     default: float | None
     minimum: float = -math.inf
     step: float | None = None
+    maximum: float = math.inf
 
     def accepts(self, value: float) -> bool:
         """Whether the value is allowed; an infinite one is if the default is infinite."""
         if math.isinf(value):
             return self.default is not None and math.isinf(self.default)
-        return value >= self.minimum and (self.step is None or (Fraction(value) - Fraction(self.minimum)) % Fraction(self.step) == 0)
+        return self.minimum <= value <= self.maximum and (
+            self.step is None or (Fraction(value) - Fraction(self.minimum)) % Fraction(self.step) == 0
+        )
 
     @property
     def trial(self) -> float:

@@ -29,6 +29,7 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
     "elu": [{}, {"alpha": 0.3}, {"alpha": 2.0}, {"alpha": 0.0}],
     "selu": [{}, {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}],
     "celu": [{}, {"alpha": 0.5}, {"alpha": 3.0}],
+    "gelu_rounded": [{}, {"c": 0.70654296875}],
     "pow_even": [{"n": 2}, {"n": 6}],
     "pow_odd": [{"n": 3}, {"n": 7}],
 }
@@ -245,6 +246,54 @@ def test_extrema_are_where_the_derivative_changes_its_sign(f: Function) -> None:
             assert before * after < 0
 
 
+@pytest.mark.parametrize("relative", [1e-7, 1e-4, 5e-3])
+def test_special_points_of_rounded_gelu_move_with_its_constants(relative: float) -> None:
+    """They lie where the file says, and the derivatives that the file bounds are in its intervals for all allowed constants."""
+    family, random_ = catalogue()["gelu_tanh_rounded"], random.Random(0)
+    second = differentiate(differentiate(family.term))
+    with flint.ctx.workprec(200):
+        for _ in range(20):
+            slope, cubic = (p.default * (1 + relative * random_.uniform(-1, 1)) for p in family.limits.values())
+            f = family.bind(slope=slope, cubic=cubic)
+            check(f, str(f))
+            values = {"slope": flint.arb(slope), "cubic": flint.arb(cubic)}
+            for low, high in f.inflections:
+                assert high - low < 0.2 * relative
+                signs = [evaluate(second, ball_algebra(), {"x": flint.arb(x), **values}) for x in (low, high)]
+                assert signs[0] * signs[1] < 0
+            for low, high in f.extrema:
+                assert f.derivative_ball(flint.arb(low)) < 0 < f.derivative_ball(flint.arb(high))
+
+
+@pytest.mark.parametrize(("order", "start", "speed"), [(1, -0.6, (0.3, 0.6)), (2, 1.13, (-1.5, -0.7))])
+def test_special_points_of_rounded_gelu_move_as_slowly_as_the_file_says(order: int, start: float, speed: tuple[float, float]) -> None:
+    """With slope 1: dz/dr of the zero z of the derivative of that order in cubic = r, for every r that the parameters allow.
+
+    f(x) - x/2 is even, so that the other inflection is the mirror image.
+    """
+    term = catalogue()["gelu_tanh_rounded"].derivative
+    assert term is not None
+    for _ in range(order - 1):
+        term = differentiate(term)
+    along, across = differentiate(term), differentiate(term, "cubic")
+    one = {"slope": flint.arb(1)}
+    algebra, z, cells = ball_algebra(), flint.arb(start), 500
+    with flint.ctx.workprec(100):
+        for i in range(cells):
+            r = flint.arb(0.0668 + 0.0072 * (i + 0.5) / cells, 0.0036 / cells)
+            for _ in range(8):
+                at = {**one, "x": z.mid(), "cubic": r.mid()}
+                z = (z - evaluate(term, algebra, at) / evaluate(along, algebra, at)).mid()
+            around = flint.arb(z, 2e-3)
+            assert (
+                evaluate(term, algebra, {**one, "x": z - 2e-3, "cubic": r}) * evaluate(term, algebra, {**one, "x": z + 2e-3, "cubic": r})
+                < 0
+            )
+            at = {**one, "x": around, "cubic": r}
+            moved = -evaluate(across, algebra, at) / evaluate(along, algebra, at)
+            assert speed[0] < moved < speed[1]
+
+
 @every_linear
 def test_pieces_are_the_function(f: Function) -> None:
     pieces = f.pieces
@@ -432,7 +481,7 @@ def changed(text: str, old: str, new: str) -> str:
         (RAMP + "[parameters]\na = true\n", "parameters.a: True is not a number"),
         (RAMP + "[parameters]\na = nan\n", "parameters.a: nan is not a number"),
         (RAMP + "[parameters]\na = { default = 1.0, minimum = 2.0 }\n", "the default 1.0 is not allowed"),
-        (RAMP + "[parameters]\na = { maximum = 2.0 }\n", "parameters.a: unknown key 'maximum'"),
+        (RAMP + "[parameters]\na = { most = 2.0 }\n", "parameters.a: unknown key 'most'"),
         (RAMP + "[backend]\nfortran = 'x'\n", "unknown backend 'fortran'"),
         (changed(RAMP, "onnx = []", 'onnx = "Ramp"'), "onnx: a list is needed"),
         (changed(RAMP, "onnx = []", "onnx = [3]"), "onnx: a list of strings is needed"),

@@ -196,10 +196,14 @@ class Builder:
         """A function of the catalogue, elementwise."""
         return self.add(Elementwise(function), [x], x.shape)
 
+    def function(self, name: str, x: Node, **parameters: float) -> Node:
+        """A function of the catalogue by its name and parameters, elementwise."""
+        return self.apply(catalogue()[name].bind(**parameters), x)
+
     def product(self, a: Node, b: Node) -> Node:
         """a * b with numpy's broadcasting; a square where both are one node."""
         if a.id == b.id:
-            return self.apply(catalogue()["square"].bind(), a)
+            return self.function("square", a)
         shape = np.broadcast_shapes(a.shape, b.shape)
         return self.add(Product(), [self.broadcast(a, shape), self.broadcast(b, shape)], shape)
 
@@ -224,7 +228,7 @@ class Builder:
 
     def relu(self, x: Node) -> Node:
         """max(x, 0)."""
-        return self.apply(catalogue()["relu"].bind(), x)
+        return self.function("relu", x)
 
     def larger(self, a: Node, b: Node, sign: int = 1) -> Node:
         """max(a, b) = a + relu(b - a) for sign 1, min(a, b) = a - relu(a - b) for sign -1."""
@@ -248,7 +252,7 @@ class Builder:
             return x
         if (lower, upper) == (0.0, math.inf):
             return self.relu(x)
-        return self.apply(catalogue()["clip"].bind(min=lower, max=upper), x)
+        return self.function("clip", x, min=lower, max=upper)
 
     def extremum(self, x: Node, rows: Index, shape: Iterable[int], sign: int = 1) -> Node:
         """The largest (sign 1) or smallest (sign -1) entry of each of some sets, by a balanced tournament.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.catalogue import catalogue
+from milpverify.frontends import patterns
 from milpverify.frontends.builder import Builder, entries
 from milpverify.graph import Node
 
@@ -24,56 +24,60 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from milpverify.catalogue import Function
+    from milpverify.operators import Shape
 
 PAIRS = 200_000
 """Softmax compares every two entries of a row while that takes no more exponentials than this; a longer one shares them."""
 
 
-def function(name: str, **parameters: float) -> Function:
-    """A function of the catalogue."""
-    return catalogue()[name].bind(**parameters)
-
-
-def apply(g: Builder, name: str, x: Node, **parameters: float) -> Node:
-    """A function of the catalogue, elementwise."""
-    return g.apply(function(name, **parameters), x)
-
-
-# Quotients and powers
+# Products, quotients and powers
 
 
 def multiply(g: Builder, a: Node, b: Node) -> Node:
-    """a * b with numpy's broadcasting."""
-    return g.product(a, b)
+    """a * b with numpy's broadcasting; a function of one variable where it is one, such as x * sigmoid(x)."""
+    found = patterns.product(g, a, b) if a.shape == b.shape else None
+    return g.product(a, b) if found is None else found
 
 
 def reciprocal(g: Builder, x: Node) -> Node:
     """1 / x."""
-    return apply(g, "reciprocal", x)
+    found = patterns.reciprocal(g, x)
+    return g.function("reciprocal", x) if found is None else found
 
 
 def divide(g: Builder, a: Node | ArrayLike, b: Node) -> Node:
     """a / b with numpy's broadcasting; a may be a constant."""
-    inverse = reciprocal(g, b)
-    return g.scale(inverse, a) if not isinstance(a, Node) else g.product(a, inverse)
+    if not isinstance(a, Node):
+        return g.scale(reciprocal(g, b), a)
+    sums = patterns.exponentials(g, b)
+    if sums is not None and patterns.is_exponential(g, a, sums[0]) and len(sums[1]) == 1 and b.shape in (a.shape, _kept(a.shape, sums[1])):
+        return softmax(g, sums[0], sums[1][0])
+    quotient = patterns.quotient(g, a, b) if a.shape == b.shape else None
+    return multiply(g, a, reciprocal(g, b)) if quotient is None else quotient
+
+
+def logarithm(g: Builder, x: Node) -> Node:
+    """The natural logarithm of x."""
+    if (sums := patterns.exponentials(g, x)) is not None and x.shape == _kept(sums[0].shape, sums[1]):
+        return log_sum_exp(g, *sums)
+    found = patterns.logarithm(g, x)
+    return g.function("log", x) if found is None else found
 
 
 def power(g: Builder, x: Node, n: float) -> Node:
     """x ** n for a constant n. A real power that is no integer, 1/2 or -1/2 is exp(n log x), which needs x > 0."""
     if n == 0:
         return g.constant(np.ones(x.shape))
-    if n == 1:
-        return x
     if n in (0.5, -0.5):
-        return apply(g, "sqrt" if n > 0 else "rsqrt", x)
+        return g.function("sqrt" if n > 0 else "rsqrt", x)
     if n != math.floor(n):
-        return apply(g, "exp", g.scale(apply(g, "log", x), n))
-    if n < 0:
-        return reciprocal(g, power(g, x, -n))
-    if n in (2, 3):
-        return apply(g, "square" if n == 2 else "cube", x)
-    return apply(g, "pow_even" if n % 2 == 0 else "pow_odd", x, n=n)
+        return g.function("exp", g.scale(logarithm(g, x), n))
+    return patterns.power(g, x, int(n)) if n > 0 else reciprocal(g, power(g, x, -n))
+
+
+def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
+    """A shape with 1 in the place of some axes."""
+    return tuple(1 if a in axes else n for a, n in enumerate(shape))
 
 
 # Sums and extrema along axes
@@ -125,8 +129,8 @@ def log_sum_exp(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True)
     rows = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
     first = g.select(rows, entries(rows.shape)[:, :1])
     rest = g.select(rows, entries(rows.shape)[:, 1:])
-    total = g.reduce_sum(apply(g, "exp", g.sum([rest, first], [1, -1])), [1])
-    y = g.sum([first, apply(g, "log", g.scale(total, bias=1.0))])
+    total = g.reduce_sum(g.function("exp", g.sum([rest, first], [1, -1])), [1])
+    y = g.sum([first, g.function("log", g.scale(total, bias=1.0))])
     return g.reshape(y, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
 
 
@@ -137,7 +141,7 @@ def _along_last(g: Builder, x: Node, axis: int, rewrite) -> Node:  # type: ignor
         raise ValueError(f"axis {axis} of a tensor of shape {x.shape}")
     axes = list(range(rank))
     axes[axis], axes[-1] = axes[-1], axes[axis]
-    moved = g.permute(x, axes)
+    moved = g.permute(patterns.unshifted(g, x, axis % rank), axes)
     rows = g.reshape(moved, (x.size // x.shape[axis], x.shape[axis]))
     return g.permute(g.reshape(rewrite(g, rows), moved.shape), axes)
 
@@ -155,12 +159,12 @@ def _softmax(g: Builder, x: Node) -> Node:
     if n == 1:
         return g.constant(np.ones(x.shape))
     if n == 2:  # of two entries, each is a sigmoid of the difference
-        return apply(g, "sigmoid", g.matmul(x, np.array([[1.0, -1.0], [-1.0, 1.0]])))
+        return g.function("sigmoid", g.matmul(x, np.array([[1.0, -1.0], [-1.0, 1.0]])))
     if rows * n * (n - 1) > PAIRS:
         first = g.select(x, entries(x.shape)[:, :1])
-        powers = apply(g, "exp", g.sum([x, first], [1, -1]))
+        powers = g.function("exp", g.sum([x, first], [1, -1]))
         return g.product(powers, reciprocal(g, g.reduce_sum(powers, [1])))
-    total = g.reduce_sum(apply(g, "exp", _differences(g, x)), [2], keepdims=False)
+    total = g.reduce_sum(g.function("exp", _differences(g, x)), [2], keepdims=False)
     return reciprocal(g, g.scale(total, bias=1.0))
 
 
@@ -170,11 +174,11 @@ def _log_softmax(g: Builder, x: Node) -> Node:
     if n == 1:
         return g.constant(np.zeros(x.shape))
     if n == 2:
-        return g.scale(apply(g, "softplus", g.matmul(x, np.array([[-1.0, 1.0], [1.0, -1.0]]))), -1.0)
+        return g.scale(g.function("softplus", g.matmul(x, np.array([[-1.0, 1.0], [1.0, -1.0]]))), -1.0)
     if rows * n * (n - 1) > PAIRS:
         return g.sum([x, log_sum_exp(g, x, [1])], [1, -1])
-    total = g.reduce_sum(apply(g, "exp", _differences(g, x)), [2], keepdims=False)
-    return g.scale(apply(g, "log", g.scale(total, bias=1.0)), -1.0)
+    total = g.reduce_sum(g.function("exp", _differences(g, x)), [2], keepdims=False)
+    return g.scale(g.function("log", g.scale(total, bias=1.0)), -1.0)
 
 
 # Normalisation
@@ -185,11 +189,11 @@ def layer_norm(
 ) -> Node:
     """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over some axes >= 0."""
     centred = g.sum([x, mean(g, x, axes)], [1, -1])
-    variance = mean(g, apply(g, "square", centred), axes)
-    return g.scale(g.product(centred, apply(g, "rsqrt", g.scale(variance, bias=eps))), weight, bias)
+    variance = mean(g, g.function("square", centred), axes)
+    return g.scale(g.product(centred, g.function("rsqrt", g.scale(variance, bias=eps))), weight, bias)
 
 
 def rms_norm(g: Builder, x: Node, axes: Sequence[int], eps: float, weight: ArrayLike | None = None) -> Node:
     """x / sqrt(mean of squares + eps) * weight, the mean over some axes >= 0."""
-    squares = mean(g, apply(g, "square", x), axes)
-    return g.scale(g.product(x, apply(g, "rsqrt", g.scale(squares, bias=eps))), weight)
+    squares = mean(g, g.function("square", x), axes)
+    return g.scale(g.product(x, g.function("rsqrt", g.scale(squares, bias=eps))), weight)

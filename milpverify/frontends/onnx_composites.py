@@ -13,7 +13,17 @@ from milpverify.frontends.onnx_node import Operation, Value, rule
 from milpverify.frontends.onnx_ops import reduced_axes
 from milpverify.graph import Node
 
-# Powers
+# Powers and logarithms
+
+
+@rule("Reciprocal")
+def _reciprocal(g: Builder, op: Operation) -> Value:
+    return composites.reciprocal(g, op.node())
+
+
+@rule("Log")
+def _log(g: Builder, op: Operation) -> Value:
+    return composites.logarithm(g, op.node())
 
 
 @rule("Pow")
@@ -21,10 +31,10 @@ def _pow(g: Builder, op: Operation) -> Value:
     base, exponent = op.value(0), op.value(1)
     if isinstance(exponent, Node):
         if isinstance(base, Node):
-            return composites.apply(g, "exp", composites.multiply(g, exponent, composites.apply(g, "log", base)))
+            return g.function("exp", composites.multiply(g, exponent, composites.logarithm(g, base)))
         if not np.all(base > 0):
             raise InvalidModel(f"{op} raises the constant '{op.proto.input[0]}', which is not positive everywhere, to a real power")
-        return composites.apply(g, "exp", g.scale(exponent, np.log(base)))
+        return g.function("exp", g.scale(exponent, np.log(base)))
     if not exponent.size or not np.all(exponent == exponent.flat[0]):
         raise op.refuse("exponents that differ between entries have no rule; one for all has")
     x = op.node()
@@ -68,9 +78,9 @@ def _reduce(g: Builder, op: Operation) -> Value:
     if name == "ReduceProd":
         return composites.product_of_entries(g, x, axes, keepdims)
     inner = {"ReduceL1": "abs", "ReduceL2": "square", "ReduceSumSquare": "square"}.get(name)
-    total = g.reduce_sum(composites.apply(g, inner, x) if inner else x, axes, keepdims)
+    total = g.reduce_sum(g.function(inner, x) if inner else x, axes, keepdims)
     outer = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(name)
-    return composites.apply(g, outer, total) if outer else total
+    return g.function(outer, total) if outer else total
 
 
 # Normalisation

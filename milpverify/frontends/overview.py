@@ -23,7 +23,8 @@ class Overview:
     """A network at a glance.
 
     `tensors` are ("input" or "output", name, type, shape); `operators` are (ONNX operator, count, supported); `neurons` counts the
-    entries of each nonlinearity after lowering, products of two variables among them; `obstacle` is why the network cannot be verified, empty where it can.
+    entries of each nonlinearity after lowering, products of two variables among them; `obstacle` is why the network cannot be
+    verified, empty where it can.
     """
 
     tensors: tuple[tuple[str, str, str, str], ...]

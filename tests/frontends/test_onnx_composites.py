@@ -141,3 +141,100 @@ def test_rewrites_take_the_tightest_functions() -> None:
     assert neurons(single("Softmax", (2, 2))) == {"sigmoid": 4}
     assert neurons(single("Softmax", (1, 700))) == {"exp": 700, "reciprocal": 1, "product": 700}
     assert neurons(single("LayerNormalization", (2, 3), f(3), opset=17)) == {"square": 6, "rsqrt": 2, "product": 6}
+
+
+def test_gelu_is_found_in_its_arrangements() -> None:
+    erf: list[Step] = [("Div", ["x", "c"], {}), ("Erf", ["t0"], {}), ("Add", ["t1", "one"], {})]
+    c, one, half = (scalar(v) for v in (np.sqrt(2), 1.0, 0.5))
+    exact = {"gelu_rounded": 8}
+    for rest in (
+        [("Mul", ["x", "t2"], {}), ("Mul", ["t3", "half"], {})],
+        [("Mul", ["half", "x"], {}), ("Mul", ["t3", "t2"], {})],
+        [("Mul", ["t2", "half"], {}), ("Mul", ["t3", "x"], {})],
+    ):
+        assert neurons(steps(*erf, *rest, c=c, one=one, half=half)) == exact
+    assert neurons(steps(("Mul", ["x", "c"], {}), *erf[1:], ("Mul", ["t2", "x"], {}), c=scalar(-0.3), one=one)) == exact
+    # x erf(x) alone, and x (erf(x) + 3), are the same function and a multiple of x.
+    assert neurons(steps(("Erf", "x", {}), ("Mul", ["x", "t0"], {}))) == exact
+    assert neurons(steps(("Erf", "x", {}), ("Add", ["t0", "c"], {}), ("Mul", ["x", "t1"], {}), c=scalar(3.0))) == exact
+
+
+def test_gelu_in_its_tanh_form_is_found_in_its_arrangements() -> None:
+    a, b, one, half, three = (scalar(v) for v in (0.7978845608028654, 0.044715, 1.0, 0.5, 3.0))
+    end: list[Step] = [("Add", ["t4", "one"], {}), ("Mul", ["x", "half"], {}), ("Mul", ["t6", "t5"], {})]
+    power: list[Step] = [("Pow", ["x", "three"], {}), ("Mul", ["t0", "b"], {}), ("Add", ["x", "t1"], {}), ("Mul", ["t2", "a"], {})]
+    assert neurons(steps(*power, ("Tanh", ["t3"], {}), *end, a=a, b=b, one=one, half=half, three=three)) == {"gelu_tanh_rounded": 8}
+    fast: list[Step] = [
+        ("Mul", ["x", "a"], {}),
+        ("Mul", ["x", "b"], {}),
+        ("Mul", ["t1", "x"], {}),
+        ("Add", ["t2", "one"], {}),
+        ("Mul", ["t0", "t3"], {}),
+        ("Tanh", ["t4"], {}),
+        ("Add", ["t5", "one"], {}),
+        ("Mul", ["x", "half"], {}),
+        ("Mul", ["t6", "t7"], {}),
+    ]
+    assert neurons(steps(*fast, a=a, b=b, one=one, half=half)) == {"gelu_tanh_rounded": 8}
+    cubes: list[Step] = [("Mul", ["x", "x"], {}), ("Mul", ["t0", "x"], {}), ("Mul", ["t1", "b"], {}), ("Sub", ["t2", "x"], {})]
+    assert neurons(steps(*cubes, ("Tanh", ["t3"], {}), *end, b=b, one=one, half=half)) == {"tanh": 8, "cube": 8, "product": 8}
+    # Other constants are another function: none is taken for it.
+    assert "gelu_tanh_rounded" not in neurons(
+        steps(*power, ("Tanh", ["t3"], {}), *end, a=scalar(0.9), b=b, one=one, half=half, three=three)
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([("Sigmoid", "x", {}), ("Mul", ["x", "t0"], {})], "silu"),
+        ([("Mul", ["x", "c"], {}), ("Sigmoid", ["t0"], {}), ("Mul", ["t1", "x"], {})], "silu"),
+        ([("Softplus", "x", {}), ("Tanh", ["t0"], {}), ("Mul", ["x", "t1"], {})], "mish"),
+        ([("Exp", "x", {}), ("Add", ["t0", "one"], {}), ("Log", ["t1"], {}), ("Tanh", ["t2"], {}), ("Mul", ["t3", "x"], {})], "mish"),
+        (
+            [("Add", ["x", "three"], {}), ("Clip", ["t0", "zero", "six"], {}), ("Mul", ["x", "t1"], {}), ("Div", ["t2", "six"], {})],
+            "hard_swish",
+        ),
+        ([("HardSigmoid", "x", {"alpha": 1 / 6}), ("Mul", ["t0", "x"], {})], "hard_swish"),
+        ([("HardSigmoid", "x", {}), ("Mul", ["t0", "x"], {})], "hard_swish"),
+        ([("Abs", "x", {}), ("Add", ["t0", "one"], {}), ("Div", ["x", "t1"], {})], "softsign"),
+        ([("Abs", "x", {}), ("Mul", ["t0", "c"], {}), ("Add", ["t1", "three"], {}), ("Div", ["x", "t2"], {})], "softsign"),
+        ([("Neg", "x", {}), ("Exp", ["t0"], {}), ("Add", ["t1", "one"], {}), ("Reciprocal", ["t2"], {})], "sigmoid"),
+        ([("Neg", "x", {}), ("Exp", ["t0"], {}), ("Add", ["t1", "one"], {}), ("Div", ["one", "t2"], {})], "sigmoid"),
+        ([("Neg", "x", {}), ("Exp", ["t0"], {}), ("Add", ["t1", "one"], {}), ("Div", ["x", "t2"], {})], "silu"),
+        ([("Exp", "x", {}), ("Add", ["t0", "one"], {}), ("Log", ["t1"], {})], "softplus"),
+        ([("Exp", "x", {}), ("Reciprocal", ["t0"], {})], "exp"),
+        ([("Mul", ["x", "x"], {}), ("Mul", ["t0", "x"], {})], "cube"),
+        ([("Mul", ["x", "x"], {}), ("Mul", ["t0", "t0"], {})], "pow_even"),
+        ([("Mul", ["x", "x"], {}), ("Mul", ["t0", "x"], {}), ("Mul", ["t1", "t0"], {})], "pow_odd"),
+        ([("Add", ["x", "three"], {}), ("Mul", ["x", "c"], {}), ("Mul", ["t0", "t1"], {})], "square"),
+    ],
+)
+def test_functions_written_out_in_parts_are_found(nodes: list[Step], expected: str) -> None:
+    constants = {k: scalar(v) for k, v in {"zero": 0.0, "one": 1.0, "three": 3.0, "six": 6.0, "c": -1.702}.items()}
+    if expected == "softsign":
+        constants["c"] = scalar(0.7)
+    assert neurons(steps(*nodes, **constants)) == {expected: 8}
+
+
+def test_softmax_written_out_is_found() -> None:
+    last = ints(-1)
+    whole = {"exp": 2 * 4 * 3, "reciprocal": 8}
+    assert neurons(steps(("Exp", "x", {}), ("ReduceSum", ["t0", "last"], {}), ("Div", ["t0", "t1"], {}), last=last)) == whole
+    flat: list[Step] = [
+        ("Exp", "x", {}),
+        ("ReduceSum", ["t0", "last"], {"keepdims": 0}),
+        ("Unsqueeze", ["t1", "last"], {}),
+        ("Div", ["t0", "t2"], {}),
+    ]
+    assert neurons(steps(*flat, last=last)) == whole
+    shifted: list[Step] = [("ReduceMax", "x", {"axes": [-1]}), ("Sub", ["x", "t0"], {}), ("Exp", ["t1"], {})]
+    assert neurons(steps(*shifted, ("ReduceSum", ["t2", "last"], {}), ("Div", ["t2", "t3"], {}), last=last)) == whole
+    assert neurons(steps(*shifted[:2], ("Softmax", ["t1"], {}))) == whole
+    assert neurons(steps(("Exp", "x", {}), ("ReduceSum", ["t0", "last"], {}), ("Log", ["t1"], {}), last=last)) == {"exp": 6, "log": 2}
+    # A sum over other entries, or of other exponentials, is no softmax.
+    assert "product" in neurons(
+        steps(("Exp", "x", {}), ("ReduceSum", ["t0", "first"], {"keepdims": 1}), ("Div", ["x", "t1"], {}), first=ints(0))
+    )
+    nodes: list[Step] = [("Exp", "x", {}), ("ReduceSum", ["t0", "last"], {}), ("Add", ["t1", "one"], {}), ("Div", ["t0", "t2"], {})]
+    assert "product" in neurons(steps(*nodes, last=last, one=scalar(1.0)))
