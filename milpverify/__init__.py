@@ -3,6 +3,7 @@
     import milpverify as mv
 
     result = mv.verify(mv.load("net.onnx", "property.vnnlib"), timeout=60)
+    result = mv.verify(mv.robustness(torch_module, x0, label=3, eps=0.03), timeout=60)
     print(result.verdict, result.trust, result.lower_bound)
 
 The public names below are loaded on first use: importing the package loads neither torch nor a solver.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from milpverify.bounds import bounds
+    from milpverify.catalogue import register_nonlinearity
     from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.errors import (
         Contradiction,
@@ -28,22 +30,27 @@ if TYPE_CHECKING:
         UnsupportedOperator,
     )
     from milpverify.events import Event
+    from milpverify.frontends.activation import Activation
     from milpverify.frontends.load import load
+    from milpverify.frontends.problem import Problem, robustness
     from milpverify.graph import Graph, Node
     from milpverify.optimize import Optimum, maximize, minimize
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
-    from milpverify.spec import Box, Disjunct, Problem, Rows
+    from milpverify.spec import Box, Disjunct, Rows
     from milpverify.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "load",
+    "robustness",
     "verify",
     "bounds",
     "minimize",
     "maximize",
     "Optimum",
+    "register_nonlinearity",
+    "Activation",
     "Box",
     "Rows",
     "Disjunct",
@@ -76,7 +83,10 @@ _HOMES = {
     "verify": "verify",
     "bounds": "bounds",
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
-    **dict.fromkeys(("Box", "Rows", "Disjunct", "Problem"), "spec"),
+    "register_nonlinearity": "catalogue",
+    "Activation": "frontends.activation",
+    **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),
+    **dict.fromkeys(("Box", "Rows", "Disjunct"), "spec"),
     **dict.fromkeys(("Graph", "Node"), "graph"),
     **dict.fromkeys(("Milp", "Options", "SearchOptions", "Deadline"), "config"),
     "Event": "events",

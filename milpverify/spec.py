@@ -24,12 +24,15 @@ Array = NDArray[np.float64]
 class Box:
     """The box lower <= x <= upper. Both (nx,) float64, finite, lower <= upper.
 
+    The bounds are flattened; `shape` is the one that they were given in, which says how a torch module takes its input.
+
     Raises:
         InvalidProperty: a bound is NaN or infinite, or a lower bound lies above its upper bound.
     """
 
     lower: Array
     upper: Array
+    shape: tuple[int, ...] = field(init=False)
 
     def __init__(self, lower: ArrayLike, upper: ArrayLike) -> None:
         low = np.ascontiguousarray(np.asarray(lower, dtype=np.float64).reshape(-1))
@@ -47,6 +50,7 @@ class Box:
         low.flags.writeable = high.flags.writeable = False
         object.__setattr__(self, "lower", low)
         object.__setattr__(self, "upper", high)
+        object.__setattr__(self, "shape", np.shape(lower))
 
     @property
     def size(self) -> int:

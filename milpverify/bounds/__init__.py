@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from milpverify.frontends.network import Network
     from milpverify.graph import Graph
     from milpverify.spec import Box
 
@@ -46,13 +47,13 @@ class NetworkBounds:
 
 
 def bounds(
-    graph: Graph, box: Box | Sequence[Box], method: str = "crown", dtype: torch.dtype | None = None, device: str = "cpu"
+    network: Network, box: Box | Sequence[Box], method: str = "crown", dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> NetworkBounds:
     """Proved bounds of every node of a network over one or several boxes.
 
     Args:
-        graph: the network, from `load(...).graph`.
-        box: the input box, or several of them as a batch.
+        network: a torch module in evaluation mode, the path of an ONNX file, or a graph, such as `load(...).graph`.
+        box: the input box, or several of them as a batch; for a torch module shaped as its input without the batch axis.
         method: "ibp" (interval propagation), "crown" (arXiv 1811.00866, all intermediate bounds) or "alpha-crown"
             (arXiv 2011.13824, slopes optimised for every undecided neuron).
         dtype: torch.float32 or torch.float64 (default) for the matrix products; the bounds are rigorous in either. CROWN in float32
@@ -61,6 +62,7 @@ def bounds(
 
     Raises:
         InvalidProperty: a box has the wrong number of inputs.
+        InvalidModel, UnsupportedOperator: the network cannot be read or traced, or an operation of it has no rule.
         ValueError: an unknown method.
     """
     import torch
@@ -70,11 +72,15 @@ def bounds(
     from milpverify.bounds.interval_propagation import propagate
     from milpverify.bounds.rounding import ieee
     from milpverify.errors import InvalidProperty
+    from milpverify.frontends.network import load_network
     from milpverify.spec import Box
 
     if method not in METHODS:
         raise ValueError(f"unknown bounding method {method!r}; there are {', '.join(METHODS)}")
     boxes = [box] if isinstance(box, Box) else list(box)
+    if not boxes:
+        raise InvalidProperty("there is no box to bound the network over")
+    graph = load_network(network, boxes[0]).graph
     for b in boxes:
         if b.size != graph.nx:
             raise InvalidProperty(f"the box has {b.size} inputs, the network {graph.nx}")

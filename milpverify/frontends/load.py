@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from milpverify.frontends import onnx_check
 from milpverify.frontends.onnx import lower, read_onnx
+from milpverify.frontends.problem import Problem
 from milpverify.frontends.runtime import OnnxRuntime
 from milpverify.frontends.vnnlib import parse_vnnlib, read_vnnlib
-from milpverify.spec import Problem
 
 if TYPE_CHECKING:
     from pathlib import Path

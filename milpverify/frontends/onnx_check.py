@@ -8,9 +8,13 @@ differs by at most gamma(n) sum |w||x|, and gamma(n) = n u / (1 - n u) with the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from milpverify.errors import InvalidModel
@@ -34,25 +38,29 @@ def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None
     Raises:
         InvalidModel: they differ beyond rounding, or ONNX Runtime cannot run the network. The message names the first node.
     """
-    points = _points(box, seed)
     known = {t.name for t in model.graph.output}
     computed = {name for node in model.graph.node for name in node.output}
     extra = list(dict.fromkeys(n.name for n in graph.nodes if n.name in computed and n.name not in known))
     # Serialised messages merge when they are joined: the same model with more outputs, without a copy of its weights.
     more = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra]))
     runtime = OnnxRuntime(model.SerializeToString() + more.SerializeToString())
-    # Points that float16 and float32 hold: the rounding of x is no difference.
+    points, largest = comparable_points(graph, box, seed)
+    names = [spec.name for spec in graph.outputs] + extra
+    runs = [dict(zip(names, runtime.tensors(x), strict=True)) for x in points]
+
+    def describe_tensor(name: str) -> str:
+        source = next((describe(n) for n in model.graph.node if name in n.output), "the input")
+        return f"{source}, tensor '{name}'"
+
+    Comparison(graph, "ONNX Runtime", describe_tensor).judge_runs(points, runs, largest)
+
+
+def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
+    """Points of the box that the inputs' type holds, (6, nx), so that the rounding of x is no difference; and its largest number."""
     dtypes = {s.dtype for s in graph.inputs}
     dtype = np.dtype(min(dtypes, key=lambda d: np.dtype(d).itemsize, default="float64"))
     largest = float(np.finfo(dtype).max)
-    points = np.clip(points, -largest, largest).astype(dtype).astype(np.float64)
-    runs = [runtime.tensors(x) for x in points]
-    kept = [n for n, run in enumerate(runs) if all(np.isfinite(t).all() for t in run) or not _overflows(graph, points[n], largest)]
-    if not kept:
-        raise InvalidModel(f"the network cannot be compared with ONNX Runtime: in {dtype} it overflows everywhere in the box")
-    names = [spec.name for spec in graph.outputs] + extra
-    tensors = {name: np.stack([runs[n][i] for n in kept]) for i, name in enumerate(names)}
-    _Comparison(graph, model, tensors).compare(torch.from_numpy(points[kept]))
+    return np.clip(_points(box, seed), -largest, largest).astype(dtype).astype(np.float64), largest
 
 
 def _overflows(graph: Graph, x: Array, largest: float) -> bool:
@@ -69,14 +77,35 @@ def _points(box: Box, seed: int) -> Array:
     return np.stack([centre, box.lower, box.upper, corner, *np.clip(inside, box.lower, box.upper)])
 
 
-class _Comparison:
-    """Values and rounding-error bounds of every node, both (N, *shape), as ONNX Runtime's tensors come in."""
+class Comparison:
+    """Values and rounding-error bounds of every node, both (N, *shape), as the tensors of a runtime come in.
 
-    def __init__(self, graph: Graph, model: onnx.ModelProto, tensors: dict[str, Array]) -> None:
+    Args:
+        runtime: its name.
+        describe: how messages call a tensor of the runtime.
+    """
+
+    def __init__(self, graph: Graph, runtime: str, describe: Callable[[str], str]) -> None:
         self.graph = graph
-        self.model = model
-        self.tensors = tensors
-        self.roundoff = max(float(np.finfo(t.dtype).eps) / 2 for t in tensors.values())
+        self.runtime = runtime
+        self.describe = describe
+
+    def judge_runs(self, points: Array, runs: Sequence[Mapping[str, NDArray[Any]]], largest: float) -> None:
+        """Compare with the tensors that the runtime computed at the points (N, nx), by the names of nodes and of all outputs.
+
+        Raises:
+            InvalidModel: they differ beyond rounding, or numbers above `largest` occur at every point.
+        """
+        kept = [
+            n
+            for n, run in enumerate(runs)
+            if all(np.isfinite(t).all() for t in run.values()) or not _overflows(self.graph, points[n], largest)
+        ]
+        if not kept:
+            raise InvalidModel(f"the network cannot be compared with {self.runtime}: it overflows everywhere in the box")
+        self.tensors = {name: np.stack([runs[n][name] for n in kept]) for name in runs[kept[0]]}
+        self.roundoff = max(float(np.finfo(t.dtype).eps) / 2 for t in self.tensors.values())
+        self.compare(torch.from_numpy(points[kept]))
 
     def compare(self, points: Tensor) -> None:
         values: list[tuple[Tensor, Tensor]] = []
@@ -122,9 +151,8 @@ class _Comparison:
         bad = ~(difference <= 2 * error)  # NaN too
         if bad.any():
             place = int(torch.where(bad, difference.nan_to_num(torch.inf), -1.0).argmax())
-            source = next((describe(n) for n in self.model.graph.node if name in n.output), "the input")
             raise InvalidModel(
-                f"the network as read differs from ONNX Runtime at {source}, tensor '{name}': "
+                f"the network as read differs from {self.runtime} at {self.describe(name)}: "
                 f"{value.reshape(-1)[place].item():.9g} against {run.reshape(-1)[place].item():.9g}, "
                 f"beyond a rounding error of {error.reshape(-1)[place].item():.1g}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from milpverify.frontends.builder import Array, Builder, Index
 from milpverify.frontends.onnx_node import Operation, Value, rule
 from milpverify.graph import Node
 from milpverify.operators import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 WINDOW = "auto_pad dilations kernel_shape pads strides"
 
@@ -80,7 +84,7 @@ def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
     return axes
 
 
-def slide(g: Builder, x: Node, weight: Array, axes: list[Axis], groups: int) -> Node:
+def slide(g: Builder, x: Node, weight: Array, axes: Sequence[Axis], groups: int) -> Node:
     """A convolution along the axes."""
     pads = [(a.begin, a.reach) for a in axes]
     return g.conv(x, weight, [a.stride for a in axes], pads, [a.dilation for a in axes], groups)
@@ -98,16 +102,24 @@ def _conv(g: Builder, op: Operation) -> Value:
 
 @rule("AveragePool", attributes=f"{WINDOW} ceil_mode count_include_pad")
 def _average_pool(g: Builder, op: Operation) -> Value:
-    """A convolution with ones, divided by the number of entries that each window counts."""
     x = op.node()
-    axes = window_axes(op, x, tuple(op.attributes["kernel_shape"]))
+    return average_pool(g, x, window_axes(op, x, tuple(op.attributes["kernel_shape"])), bool(op.attributes["count_include_pad"]))
+
+
+def average_pool(g: Builder, x: Node, axes: Sequence[Axis], include_padding: bool, divisor: float | None = None) -> Node:
+    """A convolution with ones, divided by the number of entries that each window counts, or by a divisor.
+
+    Raises:
+        ValueError: a window counts no entry.
+    """
     counts = []
     for axis in axes:
-        first, last = (-axis.begin, axis.size + axis.end) if op.attributes["count_include_pad"] else (0, axis.size)
+        first, last = (-axis.begin, axis.size + axis.end) if include_padding else (0, axis.size)
         counts.append(((axis.taps >= first) & (axis.taps < last)).sum(1))
     count = reduce(np.multiply.outer, counts)
     if not count.all():
-        raise InvalidModel(f"{op} has a window that lies in the padding altogether")
+        raise ValueError("a window lies in the padding altogether")
+    count = count if divisor is None else np.full_like(count, divisor, dtype=np.float64)
     channels = x.shape[1]
     ones = np.ones((channels, 1, *(a.kernel for a in axes)))
     if (count == count.flat[0]).all():
@@ -117,19 +129,25 @@ def _average_pool(g: Builder, op: Operation) -> Value:
 
 @rule("MaxPool", attributes=f"{WINDOW} ceil_mode storage_order")
 def _max_pool(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    return max_pool(g, x, window_axes(op, x, tuple(op.attributes["kernel_shape"])))
+
+
+def max_pool(g: Builder, x: Node, axes: Sequence[Axis]) -> Node:
     """A tournament among the entries of each window.
 
     Along each axis the taps are filled up to a power of two by repeating the last one, so that windows which overlap play
     the same pairs and share them.
+
+    Raises:
+        ValueError: a window holds no entry.
     """
-    x = op.node()
-    axes = window_axes(op, x, tuple(op.attributes["kernel_shape"]))
     windows = np.zeros((1, 1), dtype=np.int64)  # (windows, taps), over the axes so far
     for axis in axes:
         taps = axis.taps
         valid = (taps >= 0) & (taps < axis.size)
         if not valid.any(1).all():
-            raise InvalidModel(f"{op} has a window that lies in the padding altogether")
+            raise ValueError("a window lies in the padding altogether")
         # A tap in the padding reads an entry that the window has already.
         taps = np.where(valid, taps, np.take_along_axis(taps, valid.argmax(1)[:, None], 1))
         taps = np.pad(taps, ((0, 0), (0, (1 << (axis.kernel - 1).bit_length()) - axis.kernel)), mode="edge")

@@ -1,0 +1,390 @@
+"""The lowering rules of torch's layers: convolution, pooling, normalisation, softmax and attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from milpverify.frontends import composites
+from milpverify.frontends.onnx_windows import Axis, average_pool, max_pool, slide
+from milpverify.frontends.torch_call import Call, execute, rule
+from milpverify.frontends.torch_ops import as_constant, matrix_product, total
+from milpverify.graph import Node
+
+
+def per_axis(value: Any, n: int) -> list[int]:
+    """An integer or a list with one entry, or n, as n integers."""
+    found = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+    return found * n if len(found) == 1 else found
+
+
+def batched(call: Call, x: Node, n: int) -> tuple[Node, bool]:
+    """The input of a layer with n spatial axes as (batch, channels, *space), and whether the batch axis was added."""
+    if len(x.shape) == n + 2:
+        return x, False
+    if len(x.shape) != n + 1:
+        raise call.invalid(f"takes {n} spatial axes; its input has shape {x.shape}")
+    return call.g.reshape(x, (1, *x.shape)), True
+
+
+def unbatched(call: Call, y: Node, added: bool) -> Node:
+    """The result without the batch axis that `batched` added."""
+    return call.g.reshape(y, y.shape[1:]) if added else y
+
+
+def window(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool = False) -> Axis:
+    """How a window slides along one axis; with `ceil` the last one may reach beyond the padding, but not begin there."""
+    free = size + begin + end - (kernel - 1) * dilation - 1
+    if free < 0:
+        raise ValueError(f"a kernel of length {kernel} is larger than its padded input of length {size + begin + end}")
+    windows = (-(-free // stride) if ceil else free // stride) + 1
+    if ceil and (windows - 1) * stride >= size + begin:
+        windows -= 1
+    return Axis(size, kernel, stride, dilation, begin, end, windows)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _conv(
+    call: Call, x: Node, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Node:
+    kernels = call.array(weight)
+    n = kernels.ndim - 2
+    x, added = batched(call, x, n)
+    strides, dilations = per_axis(stride, n), per_axis(dilation, n)
+    if isinstance(padding, str):
+        spans = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernels.shape[2:], strict=True)]
+        pads = [(s // 2, s - s // 2) for s in spans]
+    else:
+        pads = [(p, p) for p in per_axis(padding, n)]
+    rows = zip(x.shape[2:], kernels.shape[2:], strides, dilations, pads, strict=True)
+    axes = [window(size, kernel, step, spread, begin, end) for size, kernel, step, spread, (begin, end) in rows]
+    y = slide(call.g, x, kernels, axes, groups)
+    y = y if bias is None else call.g.scale(y, bias=call.array(bias).reshape(-1, *[1] * n))
+    return unbatched(call, y, added)
+
+
+def transposed(
+    call: Call,
+    x: Node,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Node:
+    """A transposed convolution: zeros between the entries, then a convolution with the kernel turned round."""
+    kernels = call.array(weight)  # (in, out / groups, *kernel)
+    n = kernels.ndim - 2
+    x, added = batched(call, x, n)
+    strides, paddings, extras, dilations = (per_axis(v, n) for v in (stride, padding, output_padding, dilation))
+    places = np.arange(x.size, dtype=np.int64).reshape(x.shape)
+    pads = []
+    for a in range(n):
+        size, reach = places.shape[2 + a], dilations[a] * (kernels.shape[2 + a] - 1)
+        spread = np.full((*places.shape[: 2 + a], (size - 1) * strides[a] + 1, *places.shape[3 + a :]), -1)
+        spread[(slice(None),) * (2 + a) + (slice(None, None, strides[a]),)] = places
+        begin, end = reach - paddings[a], reach - paddings[a] + extras[a]
+        # Negative padding crops.
+        first, last = max(0, -begin), spread.shape[2 + a] - max(0, -end)
+        places = spread[(slice(None),) * (2 + a) + (slice(first, last),)]
+        pads.append((max(0, begin), max(0, end)))
+    inputs, outputs = kernels.shape[:2]
+    grouped = kernels.reshape(groups, inputs // groups, outputs, *kernels.shape[2:]).swapaxes(1, 2)
+    turned = np.flip(grouped.reshape(groups * outputs, inputs // groups, *kernels.shape[2:]), tuple(range(2, 2 + n)))
+    y = call.g.conv(call.g.select(x, places), turned, None, pads, dilations, groups)
+    y = y if bias is None else call.g.scale(y, bias=call.array(bias).reshape(-1, *[1] * n))
+    return unbatched(call, y, added)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _conv_transpose(call: Call, x: Node, weight: Any, *args: Any, **kwargs: Any) -> Node:
+    return transposed(call, x, weight, *args, **kwargs)
+
+
+@rule("convolution")
+def _convolution(
+    call: Call, x: Node, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, flipped: bool, output_padding: Any, groups: int
+) -> Node:
+    if flipped:
+        return transposed(call, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv(call, x, weight, bias, stride, padding, dilation, groups)
+
+
+# Pooling
+
+
+def _average(n: int) -> Any:
+    def lower(
+        call: Call,
+        x: Node,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Node:
+        x, added = batched(call, x, n)
+        kernel, pads = per_axis(kernel_size, n), per_axis(padding, n)
+        strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
+        axes = [window(s, k, st, 1, p, p, ceil_mode) for s, k, st, p in zip(x.shape[2:], kernel, strides, pads, strict=True)]
+        return unbatched(call, average_pool(call.g, x, axes, count_include_pad, divisor_override), added)
+
+    return lower
+
+
+def _largest(n: int) -> Any:
+    def lower(
+        call: Call,
+        x: Node,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        if return_indices:
+            raise call.refuse("return_indices has no rule: the places depend on the network's input")
+        x, added = batched(call, x, n)
+        kernel, pads, dilations = per_axis(kernel_size, n), per_axis(padding, n), per_axis(dilation, n)
+        strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
+        rows = zip(x.shape[2:], kernel, strides, dilations, pads, strict=True)
+        axes = [window(size, length, step, spread, pad, pad, ceil_mode) for size, length, step, spread, pad in rows]
+        return unbatched(call, max_pool(call.g, x, axes), added)
+
+    return lower
+
+
+def _largest_with_places(lower: Any, call: Call, *args: Any, **kwargs: Any) -> Any:
+    return lower(call, *args, **kwargs), None
+
+
+def regions(size: int, count: int) -> list[tuple[int, int]]:
+    """The stretches that adaptive pooling cuts an axis into."""
+    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def targets(x: Node, n: int, output_size: Any) -> list[int]:
+    """The lengths that adaptive pooling is asked for; None keeps one."""
+    asked = list(output_size) if isinstance(output_size, (list, tuple)) else [output_size] * n
+    return [s if a is None else int(a) for a, s in zip(asked, x.shape[2:], strict=True)]
+
+
+def _adaptive_average(n: int) -> Any:
+    def lower(call: Call, x: Node, output_size: Any) -> Node:
+        """Along each axis a product with the matrix that averages over its stretches."""
+        x, added = batched(call, x, n)
+        for axis, count in enumerate(targets(x, n, output_size), start=2):
+            x = _averaged(call, x, axis, count)
+        return unbatched(call, x, added)
+
+    return lower
+
+
+def _averaged(call: Call, x: Node, axis: int, count: int) -> Node:
+    g, size = call.g, x.shape[axis]
+    if count == size:
+        return x
+    if count == 1:
+        return g.scale(g.reduce_sum(x, [axis]), 1.0 / size)
+    matrix = np.zeros((size, count))
+    for i, (first, last) in enumerate(regions(size, count)):
+        matrix[first:last, i] = 1.0 / (last - first)
+    axes = [a for a in range(len(x.shape)) if a != axis] + [axis]
+    return g.permute(g.matmul(g.permute(x, axes), matrix), [axes.index(a) for a in range(len(axes))])
+
+
+def _adaptive_largest(n: int) -> Any:
+    def lower(call: Call, x: Node, output_size: Any, return_indices: bool = False) -> Node:
+        if return_indices:
+            raise call.refuse("return_indices has no rule: the places depend on the network's input")
+        x, added = batched(call, x, n)
+        counts = targets(x, n, output_size)
+        sets = np.zeros((1, 1), dtype=np.int64)
+        for size, count in zip(x.shape[2:], counts, strict=True):
+            ends = regions(size, count)
+            longest = max(last - first for first, last in ends)
+            taps = np.array([np.minimum(np.arange(first, first + longest), last - 1) for first, last in ends])
+            sets = (sets[:, None, :, None] * size + taps[None, :, None, :]).reshape(len(sets) * count, -1)
+        planes = call.g.reshape(x, (math.prod(x.shape[:2]), math.prod(x.shape[2:])))
+        return unbatched(call, call.g.extremum(planes, sets, (*x.shape[:2], *counts)), added)
+
+    return lower
+
+
+for _n in (1, 2, 3):
+    rule(f"avg_pool{_n}d")(_average(_n))
+    rule(f"max_pool{_n}d")(_largest(_n))
+    rule(f"max_pool{_n}d_with_indices")(partial(_largest_with_places, _largest(_n)))
+    rule(f"adaptive_avg_pool{_n}d", f"_adaptive_avg_pool{_n}d")(_adaptive_average(_n))
+    rule(f"adaptive_max_pool{_n}d")(_adaptive_largest(_n))
+
+
+@rule("interpolate")
+def _interpolate(
+    call: Call, x: Node, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, **kwargs: Any
+) -> Node:
+    if mode in ("nearest", "nearest-exact"):
+        places = torch.arange(x.size, dtype=torch.float64).reshape(x.shape)
+        found = execute(call.target, [places, size, scale_factor, mode, align_corners], kwargs)
+        return call.g.select(x, found.numpy().astype(np.int64))
+    return _planewise(call, x, lambda planes: execute(call.target, [planes, size, scale_factor, mode, align_corners], kwargs))
+
+
+@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
+def _upsample_nearest(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
+    places = torch.arange(x.size, dtype=torch.float64).reshape(x.shape)
+    return call.g.select(x, execute(call.target, [places, *args], kwargs).numpy().astype(np.int64))
+
+
+@rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
+def _upsample(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
+    return _planewise(call, x, lambda planes: execute(call.target, [planes, *args], kwargs))
+
+
+def _planewise(call: Call, x: Node, linear: Any) -> Node:
+    """A linear map of (batch, channels, *space) that treats all planes alike, by its matrix."""
+    size = math.prod(x.shape[2:])
+    images = linear(torch.eye(size, dtype=torch.float64).reshape(size, 1, *x.shape[2:]))
+    y = call.g.matmul(call.g.reshape(x, (x.shape[0], x.shape[1], size)), images.reshape(size, -1).numpy())
+    return call.g.reshape(y, (*x.shape[:2], *images.shape[2:]))
+
+
+# Normalisation
+
+
+@rule("batch_norm")
+def _batch_norm(
+    call: Call,
+    x: Node,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+    *_: Any,
+) -> Node:
+    if training or running_mean is None:
+        raise call.invalid("uses the statistics of its batch; set the network to evaluation mode, net.eval(), and keep running statistics")
+    return _normalised(call, x, weight, bias, running_mean, running_var, eps)
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm")
+def _native_batch_norm(call: Call, x: Node, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> tuple[Any, ...]:
+    if len(rest) == 3 and rest[0]:
+        raise call.invalid("uses the statistics of its batch; set the network to evaluation mode: net.eval()")
+    return _normalised(call, x, weight, bias, mean, variance, rest[-1]), None, None
+
+
+def _normalised(call: Call, x: Node, weight: Any, bias: Any, mean: Any, variance: Any, eps: Any) -> Node:
+    def along_channels(value: Any, default: float) -> Any:
+        return np.array(default) if value is None else call.array(value).reshape(-1, *[1] * (len(x.shape) - 2))
+
+    factor = along_channels(weight, 1.0) / np.sqrt(along_channels(variance, 1.0) + call.number(eps))
+    # The mean goes first, on its own: subtracted inside the shift it could cancel, and float64 would round it.
+    return call.g.scale(call.g.scale(x, bias=-along_channels(mean, 0.0)), factor, along_channels(bias, 0.0))
+
+
+@rule("layer_norm")
+def _layer_norm(
+    call: Call, x: Node, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: Any = 1e-5, *_: Any
+) -> Node:
+    axes = range(len(x.shape) - len(normalized_shape), len(x.shape))
+    return composites.layer_norm(call.g, x, axes, call.number(eps), *(None if v is None else call.array(v) for v in (weight, bias)))
+
+
+@rule("native_layer_norm")
+def _native_layer_norm(call: Call, x: Node, shape: Sequence[int], weight: Any, bias: Any, eps: Any) -> tuple[Any, ...]:
+    return _layer_norm(call, x, shape, weight, bias, eps), None, None
+
+
+@rule("group_norm")
+def _group_norm(call: Call, x: Node, num_groups: int, weight: Any = None, bias: Any = None, eps: Any = 1e-5, *_: Any) -> Node:
+    parts = call.g.reshape(x, (x.shape[0], num_groups, x.size // (x.shape[0] * num_groups)))
+    y = call.g.reshape(composites.layer_norm(call.g, parts, [2], call.number(eps)), x.shape)
+    space = [1] * (len(x.shape) - 2)
+    return call.g.scale(y, *(None if v is None else call.array(v).reshape(-1, *space) for v in (weight, bias)))
+
+
+@rule("instance_norm")
+def _instance_norm(
+    call: Call,
+    x: Node,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+    *_: Any,
+) -> Node:
+    if not use_input_stats:
+        return _normalised(call, x, weight, bias, running_mean, running_var, eps)
+    return _group_norm(call, x, x.shape[1], weight, bias, eps)
+
+
+@rule("rms_norm")
+def _rms_norm(call: Call, x: Node, normalized_shape: Sequence[int], weight: Any = None, eps: Any = None) -> Node:
+    axes = range(len(x.shape) - len(normalized_shape), len(x.shape))
+    floor = torch.finfo(call.dtype).eps if eps is None else call.number(eps)
+    return composites.rms_norm(call.g, x, axes, floor, None if weight is None else call.array(weight))
+
+
+# Softmax and attention
+
+
+@rule("softmax", "_safe_softmax")
+def _softmax(call: Call, x: Node, dim: int | None = None, *_: Any, **__: Any) -> Node:
+    if dim is None:
+        raise call.refuse("it leaves its dimension out; name one")
+    return composites.softmax(call.g, x, dim)
+
+
+@rule("log_softmax")
+def _log_softmax(call: Call, x: Node, dim: int | None = None, *_: Any, **__: Any) -> Node:
+    if dim is None:
+        raise call.refuse("it leaves its dimension out; name one")
+    return composites.log_softmax(call.g, x, dim)
+
+
+@rule("softmin")
+def _softmin(call: Call, x: Node, dim: int | None = None, *_: Any, **__: Any) -> Node:
+    return _softmax(call, call.g.scale(x, -1), dim)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(
+    call: Call,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(q k^T / sqrt(d) + mask) v."""
+    if dropout_p or enable_gqa:
+        raise call.refuse("dropout_p and enable_gqa have no rule")
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    keys = call.g.transpose(key) if isinstance(key, Node) else key.mT
+    scores = matrix_product(call, query, keys)
+    scores = call.g.scale(call.node(scores), factor)
+    mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
+    if mask is not None:
+        if not isinstance(mask, Node) and (mask.dtype == torch.bool or not torch.isfinite(mask).all()):
+            raise call.refuse("a mask that forbids entries has no rule")
+        scores = total(call, [scores, as_constant(mask)], [1, 1])
+    return matrix_product(call, composites.softmax(call.g, scores, -1), value)

@@ -1,0 +1,184 @@
+"""Small torch modules, one per operation or layer, with the shapes of their inputs without the batch axis."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+class Lambda(nn.Module):
+    """A forward written as a function of x and some constants."""
+
+    def __init__(self, function: Callable[..., Any], *constants: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for i, value in enumerate(constants):
+            self.register_buffer(f"c{i}", value)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x, *self.buffers())
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def running(module: nn.Module) -> nn.Module:
+    """Batch normalisation with statistics that are not 0 and 1."""
+    module.running_mean.copy_(normal(module.num_features))
+    module.running_var.copy_(normal(module.num_features).abs() + 0.5)
+    module.weight.data.copy_(normal(module.num_features) + 1)
+    return module
+
+
+def set_entries(x: Tensor) -> Tensor:
+    """Writes into a tensor, which only torch.export can trace."""
+    y = x.clone()
+    y[:, 1] = 2 * x[:, 0]
+    y[:, 2:] += 1
+    return y
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
+    "linear": (lambda: nn.Linear(4, 3), (4,)),
+    "linear_no_bias": (lambda: nn.Linear(4, 3, bias=False), (5, 4)),
+    "bilinear_free": (lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), nn.Flatten()), (4,)),
+    "conv1d": (lambda: nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=2, groups=2), (2, 11)),
+    "conv2d": (lambda: nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(2, 1)), (2, 5, 6)),
+    "conv2d_same": (lambda: nn.Conv2d(1, 2, (4, 3), padding="same", dilation=(1, 2)), (1, 6, 7)),
+    "conv2d_reflect": (lambda: nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), (1, 4, 5)),
+    "conv2d_circular": (lambda: nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), (1, 4, 5)),
+    "conv3d": (lambda: nn.Conv3d(1, 2, 2), (1, 3, 3, 2)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(4, 2, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 5)),
+    "conv_transpose2d": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=(2, 1), padding=(0, 3), dilation=2), (2, 4, 5)),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(1, 2, 2, stride=2), (1, 2, 2, 2)),
+    "batch_norm1d": (lambda: running(nn.BatchNorm1d(3)), (3,)),
+    "batch_norm2d": (lambda: running(nn.BatchNorm2d(2)), (2, 3, 3)),
+    "batch_norm_plain": (lambda: nn.BatchNorm2d(2, affine=False), (2, 3, 3)),
+    "max_pool1d": (lambda: nn.MaxPool1d(3, 2, 1), (2, 8)),
+    "max_pool2d": (lambda: nn.MaxPool2d((2, 3), stride=2, dilation=(1, 2), ceil_mode=True), (2, 6, 7)),
+    "max_pool3d": (lambda: nn.MaxPool3d(2), (1, 4, 2, 4)),
+    "avg_pool1d": (lambda: nn.AvgPool1d(3, 2, 1, ceil_mode=True), (2, 8)),
+    "avg_pool2d": (lambda: nn.AvgPool2d((2, 3), padding=(1, 1), count_include_pad=False), (2, 6, 7)),
+    "avg_pool2d_divisor": (lambda: nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
+    "avg_pool3d": (lambda: nn.AvgPool3d(2), (1, 4, 2, 4)),
+    "adaptive_avg_pool2d": (lambda: nn.AdaptiveAvgPool2d(1), (2, 4, 5)),
+    "adaptive_avg_pool2d_uneven": (lambda: nn.AdaptiveAvgPool2d((3, None)), (2, 7, 5)),
+    "adaptive_avg_pool1d": (lambda: nn.AdaptiveAvgPool1d(2), (2, 5)),
+    "adaptive_max_pool2d": (lambda: nn.AdaptiveMaxPool2d((2, 3)), (2, 5, 7)),
+    "upsample": (lambda: nn.Upsample(scale_factor=2), (1, 2, 3)),
+    "upsample_bilinear": (lambda: nn.Upsample(size=(5, 4), mode="bilinear", align_corners=False), (2, 3, 3)),
+    "pixel_shuffle": (lambda: nn.PixelShuffle(2), (4, 2, 3)),
+    "zero_pad": (lambda: nn.ZeroPad2d((1, 0, 2, 1)), (1, 2, 3)),
+    "constant_pad": (lambda: nn.ConstantPad1d(2, 1.5), (1, 3)),
+    "replication_pad": (lambda: nn.ReplicationPad2d(1), (1, 2, 3)),
+    "dropout": (lambda: nn.Sequential(nn.Dropout(0.5), nn.Dropout2d(0.5), nn.Identity()), (2, 3, 3)),
+    "prelu": (lambda: nn.PReLU(3), (3, 4)),
+    "prelu_one": (nn.PReLU, (4,)),
+    "layer_norm": (lambda: nn.LayerNorm(4), (3, 4)),
+    "group_norm": (lambda: nn.GroupNorm(2, 4), (4, 3)),
+    "instance_norm": (lambda: nn.InstanceNorm1d(2, affine=True), (2, 4)),
+    "rms_norm": (lambda: nn.RMSNorm(4, eps=1e-5), (3, 4)),
+    "softmax": (lambda: nn.Softmax(dim=1), (4,)),
+    "log_softmax": (lambda: nn.LogSoftmax(dim=-1), (4,)),
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (4,)),
+    "lstm": (lambda: nn.LSTM(2, 3, batch_first=True), (3, 2)),
+    "gru": (lambda: nn.GRU(2, 3, batch_first=True, bidirectional=True), (2, 2)),
+    "rnn": (lambda: nn.RNN(2, 3, batch_first=True, num_layers=2), (3, 2)),
+    "lstm_cell": (lambda: nn.LSTMCell(2, 3), (2,)),
+    "transformer": (lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), (3, 4)),
+    "transformer_first": (lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, norm_first=True, activation="gelu"), (3, 4)),
+}
+for _layer in (
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.ReLU6(),
+    nn.LeakyReLU(0.2),
+    nn.LeakyReLU(),
+    nn.ELU(0.7),
+    nn.CELU(1.3),
+    nn.SELU(),
+    nn.GELU(),
+    nn.GELU(approximate="tanh"),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.Softplus(),
+    nn.Softplus(beta=3),
+    nn.Softsign(),
+    nn.Hardtanh(-2.0, 0.5),
+    nn.Hardsigmoid(),
+    nn.Hardswish(),
+    nn.LogSigmoid(),
+    nn.Tanhshrink(),
+    nn.Softshrink(0.3),
+    nn.Threshold(0.25, 0.25),
+):
+    LAYERS[str(_layer)] = (lambda layer=_layer: layer, (2, 5))
+
+P, Q, M = normal(4), normal(3, 4), normal(4, 4)
+INDEX = torch.tensor([2, 0, 2])
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
+    "add": (lambda x, p: (x + p) + 1 + torch.add(x, p, alpha=2), (P,), (3, 4)),
+    "sub": (lambda x, p: (x - p) - (2 - x) - torch.sub(p, x, alpha=0.5), (P,), (3, 4)),
+    "mul": (lambda x, p: (x * p) * 3 + 0.1 * x + x.mul(0.1) + torch.multiply(p, x), (P,), (3, 4)),
+    "div": (lambda x, p: x / (p.abs() + 1) + x.div(7) + torch.true_divide(x, 3), (P,), (3, 4)),
+    "neg": (lambda x: -x + x.neg() + torch.neg(x), (), (3,)),
+    "broadcast": (lambda x, q: x[:, None] + q, (Q,), (4,)),
+    "matmul": (lambda x, m: x @ m + torch.matmul(x, m), (M,), (3, 4)),
+    "matmul_left": (lambda x, q: q @ x, (Q,), (4, 2)),
+    "matmul_vector": (lambda x, p: x @ p, (P,), (3, 4)),
+    "bmm": (lambda x, m: torch.bmm(x, m.expand(1, 4, 4)), (M,), (3, 4)),
+    "linear": (F.linear, (Q,), (4,)),
+    "addmm": (lambda x, q: torch.addmm(q[:, 0], x, q.t(), beta=0.5, alpha=2), (Q,), (4,)),
+    "relu_forms": (lambda x: F.relu(x) + torch.relu(x) + x.relu() + x.clamp(min=0) + F.leaky_relu(x, negative_slope=0.5), (), (4,)),
+    "in_place": (lambda x: (x + 0).relu_() + torch.relu_(x - 1) + F.elu(x + 1, inplace=True), (), (4,)),
+    "smooth": (lambda x: torch.sin(x) + x.tanh() + F.gelu(x) + torch.exp(x).log() + torch.erf(x) + x.cos() + torch.atan(x), (), (4,)),
+    "powers": (lambda x: x**2 + x.pow(3) + torch.square(x) + (x * x + 1) ** 0.5 + (x**2 + 1) ** -1 + x**4, (), (4,)),
+    "roots": (lambda x: torch.sqrt(x.abs() + 1) + torch.rsqrt(x.abs() + 1) + 2 / (x.abs() + 1) + torch.reciprocal(x.abs() + 2), (), (4,)),
+    "products": (lambda x: x[:, :2] * x[:, 2:] + x[:, :1] / (x[:, 2:] ** 2 + 1), (), (4,)),
+    "matrix_products": (lambda x: x @ x.transpose(1, 2) + torch.einsum("bik,bjk->bij", x, x), (), (3, 2)),
+    "views": (lambda x: x.view(x.size(0), -1).reshape(1, 4, 3).flatten(1).unflatten(1, (2, 6)).squeeze(0).unsqueeze(-1), (), (3, 4)),
+    "axes": (lambda x: x.permute(0, 2, 1) + x.transpose(1, 2).contiguous() + x.mT + torch.movedim(x, 1, 2), (), (3, 4)),
+    "cat": (lambda x, p: torch.cat([x, 2 * x, p[None]], dim=1), (P,), (4,)),
+    "stack": (lambda x, p: torch.stack([x, x + 1, p.expand_as(x)], dim=-1), (P,), (4,)),
+    "slices": (lambda x: x[:, 1:] + x[:, :-1] + x[..., ::2, :].sum() + x[:, -1:, None].squeeze(2), (), (3, 4)),
+    "indexing": (lambda x, i: x[:, i] + x.index_select(1, i) + x[:, [0, 1, 1]] + x.narrow(1, 0, 1), (INDEX,), (3, 2)),
+    "gather": (lambda x, i: torch.gather(x, 1, i[None]), (INDEX,), (4,)),
+    "chunk": (lambda x: operator.add(*x.chunk(2, dim=1)) + torch.split(x, 2, 1)[1] + x.unbind(2)[0][:, :2, None], (), (4, 3)),
+    "expand": (lambda x: x[:, None].expand(-1, 3, -1) + x.repeat(3, 1)[None] + torch.tile(x, (3, 1)), (), (4,)),
+    "flips": (lambda x: x.flip(1) + torch.roll(x, 1, dims=1) + torch.tril(x) + torch.diag_embed(x[:, 0])[:, :3], (), (3, 4)),
+    "pads": (lambda x: F.pad(x, (1, 2)) + F.pad(x, (2, 1), value=1.5), (), (3,)),
+    "sums": (
+        lambda x: x.sum(1) + x.mean((1,)) + torch.sum(x, dim=1) + x.mean() + x.cumsum(1)[:, 1] + x.sum(dim=-1, keepdim=True)[:, 0],
+        (),
+        (3, 2),
+    ),
+    "spread": (lambda x: x.var(1) + x.var(dim=1, unbiased=False) + torch.std(x, 1), (), (3, 2)),
+    "set": (set_entries, (), (4,)),
+    "extrema": (lambda x: x.max(dim=1)[0] + x.min(1).values + x.amax(1) + x.amin((1,)) + x.max(), (), (3, 4)),
+    "two": (lambda x, p: torch.max(x, p) + torch.minimum(x, 2 * x - 1) + torch.maximum(x[:, :1], x), (P,), (4,)),
+    "clamps": (
+        lambda x, p: x.clamp(-0.5, 0.7) + torch.clamp(x, max=0.2) + F.hardtanh(x) + torch.clamp_min(x, 0.1) + x.clamp(min=p),
+        (P,),
+        (4,),
+    ),
+    "abs": (lambda x: x.abs() + abs(x) + F.relu6(3 * x) + torch.nn.functional.threshold(x, 0.1, 0.1), (), (4,)),
+    "where": (lambda x, p: torch.where(p > 0, x, 0.5) + x.masked_fill(p > 0, 2.0), (P,), (4,)),
+    "constants": (lambda x, m: x @ torch.softmax(m * 0.1, 0) + torch.arange(4) + torch.ones_like(x), (M,), (4,)),
+    "types": (lambda x, p: x.to(p.dtype).float() + x.new_zeros(4) + x.type_as(p).detach(), (P,), (4,)),
+    "shapes": (lambda x: x.reshape(len(x), x.shape[1] * x.shape[2])[:, : x.dim()] if x.shape[1] == 3 else x, (), (3, 4)),
+    "loops": (lambda x: sum(row * i for i, row in enumerate(x[0])), (), (3, 4)),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), (), (3, 2)),
+    "tuple": (lambda x: (x + 1, x[:, :1] * 2), (), (3,)),
+    "logsumexp": (lambda x: torch.logsumexp(x, 1) + F.softmin(x, dim=1)[:, 0], (), (3,)),
+}
