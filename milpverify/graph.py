@@ -135,6 +135,12 @@ class Graph:
         return tuple(node.id for node in self.nodes if not isinstance(node.op, (Affine, Input)))
 
     @cached_property
+    def piecewise_linear(self) -> bool:
+        """Whether every nonlinear node is a function of the catalogue that is made of lines."""
+        ops = [self.nodes[i].op for i in self.nonlinear]
+        return all(isinstance(op, Elementwise) and op.function.pieces is not None for op in ops)
+
+    @cached_property
     def readings(self) -> dict[int, tuple[Reading, ...]]:
         """Per nonlinear node, what its inputs read."""
         return {i: tuple(self._reading(i, place) for place in range(len(self.nodes[i].inputs))) for i in self.nonlinear}

@@ -79,7 +79,7 @@ def decide(
     switches = options.search
     with Oracle(problem, options, deadline, reporter) as oracle, Leaves(problem, deadline) as leaves:
         helper = oracle if options.method == "auto" and switches.oracle else None
-        exact = leaves if switches.leaves else None
+        exact = leaves if switches.leaves and graph.piecewise_linear else None
         by_tree = _by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, switches) if bounded else None
     if oracle.counts["oracle_tasks"]:
         reporter.ledger.bounded[_PROCESS], reporter.ledger.seconds[_PROCESS] = oracle.nodes, oracle.seconds

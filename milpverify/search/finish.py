@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.state import Bounds
-from milpverify.operators import Elementwise
 from milpverify.search.neuron_split import Search
 from milpverify.search.relaxer import bound_batch, is_out_of_memory
 
@@ -69,8 +68,7 @@ class Finisher:
     most: int = ROUND
 
     def __post_init__(self) -> None:
-        functions = [node.op.function for node in self.graph.nodes if isinstance(node.op, Elementwise)]
-        if any(f.pieces is None for f in functions):
+        if not self.graph.piecewise_linear:
             self.leaves = None
 
     @property

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from product_networks import attention_network, product_network
 from random_graphs import FUNCTIONS, boxes, crown_in_float64, dense_network, mixed_network, sample
 
 from milpverify.bounds import crown as crown_module
@@ -20,6 +21,7 @@ from milpverify.graph import Graph, affine_form, evaluate_all
 from milpverify.operators import Affine
 
 GRAPHS = [dense_network((5, 12, 12, 12, 3), f, k) for k, f in enumerate(FUNCTIONS)] + [mixed_network(seed) for seed in range(4)]
+GRAPHS += [product_network(0), product_network(1), attention_network(0, sharp=0.3)]
 PRECISIONS = (torch.float32, torch.float64)
 COPIES = ((torch.float32, None), (torch.float32, torch.float64), (torch.float64, None))
 """Precisions of the matrices: at the front, and behind the first nonlinear nodes where it differs."""

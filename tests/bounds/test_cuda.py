@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from product_networks import attention_network, product_network
 from random_graphs import FUNCTIONS, boxes, dense_network, mixed_network, sample
 from random_nets import relu_network
 from torch import Tensor
@@ -27,6 +28,7 @@ from milpverify.search.relaxer import bound_batch, refine
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 GRAPHS = [dense_network((5, 12, 12, 12, 3), f, k) for k, f in enumerate(FUNCTIONS)] + [mixed_network(seed) for seed in range(4)]
+GRAPHS += [product_network(0), product_network(1), attention_network(0, sharp=0.3)]
 CLOSE = {torch.float32: 2e-3, torch.float64: 1e-9}
 """Between devices, of the width of a node's bounds: each is rigorous, they differ by their own rounding charges."""
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
