@@ -110,6 +110,8 @@ def attribute(proto: onnx.AttributeProto) -> Any:
     value = onnx.helper.get_attribute_value(proto)
     if isinstance(value, onnx.TensorProto):
         return onnx.numpy_helper.to_array(value)
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return [v.decode() for v in value]
     return value.decode() if isinstance(value, bytes) else value
 
 
