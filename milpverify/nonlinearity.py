@@ -198,6 +198,11 @@ class Function:
         given = self.definition.derivative
         return differentiate(self.numeric) if given is None else self._bound(given)
 
+    @cached_property
+    def staircase(self) -> bool:
+        """Whether this is floor, whose jumps are too many to be pieces."""
+        return self.term == Apply("floor", (Symbol("x"),))
+
     def _enclosures(self, numbers: tuple[Enclosure, ...]) -> tuple[tuple[float, float], ...]:
         return tuple((_enclose(self._bound(a))[0], _enclose(self._bound(b))[1]) for a, b in numbers)
 

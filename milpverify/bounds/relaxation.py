@@ -2,7 +2,7 @@
 
 For a slope k the best lower line on [l, u] is k x + min over [l, u] of (f(x) - k x). The default slope supports the convex
 envelope at the midpoint, which minimises the area under the lower line; for ReLU that is the adaptive slope of CROWN
-(arXiv 1811.00866). `piecewise` knows the functions made of lines, `curved` all others.
+(arXiv 1811.00866). `piecewise` knows the functions made of lines, `steps` floor, `curved` all others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from milpverify.bounds import curved, piecewise
+from milpverify.bounds import curved, piecewise, steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def is_exact(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     """Where the function is affine on [lower, upper], so that its relaxation is the function itself (bool)."""
+    if function.staircase:
+        return steps.is_exact(lower, upper)
     return piecewise.is_exact(function.pieces, lower, upper) if function.pieces else curved.is_exact(function, lower, upper)
 
 
@@ -34,16 +36,22 @@ def default_slopes(function: Function, lower: Tensor, upper: Tensor) -> tuple[Te
     """
     if function.pieces:
         return piecewise.default_slopes(function.pieces, lower, upper)
+    if function.staircase:
+        return steps.default_slopes(lower, upper)
     return curved.default_slopes(function, lower, upper)
 
 
 def parallel_slope(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     """One slope for both lines, as zonotopes use it: the chord's. One backward matrix then bounds both sides."""
+    if function.staircase:
+        return steps.chord(lower, upper)
     return piecewise.parallel_slope(function.pieces, lower, upper) if function.pieces else curved.chord(function, lower, upper)
 
 
 def slope_range(function: Function) -> tuple[float, float]:
     """The interval that useful slopes lie in: that of the function's own slopes where they are few."""
+    if function.staircase:
+        return 0.0, math.inf
     return (min(function.pieces.slopes), max(function.pieces.slopes)) if function.pieces else (-math.inf, math.inf)
 
 
@@ -61,6 +69,8 @@ def intercepts(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor
     """
     if function.pieces:
         return piecewise.intercepts(function.pieces, lower, upper, k_lower, k_upper)
+    if function.staircase:
+        return steps.lower_intercept(lower, upper, k_lower), steps.upper_intercept(lower, upper, k_upper)
     return curved.intercepts(function, lower, upper, k_lower, k_upper)
 
 
@@ -74,6 +84,8 @@ def touched(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, T
 
 def lower_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
     """The first of `intercepts`."""
+    if function.staircase:
+        return steps.lower_intercept(lower, upper, slope)
     return (
         piecewise.lower_intercept(function.pieces, lower, upper, slope)
         if function.pieces
@@ -83,6 +95,8 @@ def lower_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Ten
 
 def upper_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
     """The second of `intercepts`."""
+    if function.staircase:
+        return steps.upper_intercept(lower, upper, slope)
     return (
         piecewise.upper_intercept(function.pieces, lower, upper, slope)
         if function.pieces

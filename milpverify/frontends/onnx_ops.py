@@ -326,6 +326,11 @@ def _hard_sigmoid(g: Builder, op: Operation) -> Value:
     return g.clip(g.scale(op.node(), op.attributes["alpha"], op.attributes["beta"]), 0.0, 1.0)
 
 
+@rule("Ceil")
+def _ceil(g: Builder, op: Operation) -> Value:
+    return g.scale(g.function("floor", g.scale(op.node(), -1)), -1)
+
+
 @rule("PRelu")
 def _prelu(g: Builder, op: Operation) -> Value:
     """x where x >= 0, else slope * x: slope * x + (1 - slope) * relu(x)."""

@@ -49,6 +49,7 @@ def smooth() -> Iterator[onnx.ModelProto]:
         yield single("Celu", (2, 4), opset=max(12, opset), alpha=0.6)
         yield single("Mish", (2, 4), opset=max(18, opset))
         yield single("HardSwish", (2, 4), opset=max(14, opset))
+        yield from (single(op, (2, 4), opset=opset) for op in ("Floor", "Ceil"))
         yield from (positive(op, opset) for op in ("Log", "Sqrt", "Reciprocal"))
 
 
