@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
-from milpverify.frontends import onnx_composites, onnx_recurrent, onnx_windows  # noqa: F401 (register their rules)
+from milpverify.frontends import onnx_composites, onnx_recurrent, onnx_resample, onnx_windows  # noqa: F401 (register their rules)
 from milpverify.frontends.builder import Builder, entries
 from milpverify.frontends.onnx_node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx_ops import FLOATS

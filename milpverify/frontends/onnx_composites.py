@@ -41,6 +41,11 @@ def _pow(g: Builder, op: Operation) -> Value:
     return composites.power(g, g.broadcast(x, np.broadcast_shapes(x.shape, exponent.shape)), float(exponent.flat[0]))
 
 
+@rule("Gelu", attributes="approximate")
+def _gelu(g: Builder, op: Operation) -> Value:
+    return g.function("gelu_tanh" if op.attributes["approximate"] == "tanh" else "gelu", op.node())
+
+
 # Softmax
 
 

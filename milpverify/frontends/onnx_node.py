@@ -141,7 +141,7 @@ def evaluate(proto: onnx.NodeProto, inputs: Sequence[NDArray[Any] | None], opset
     try:
         results = ReferenceEvaluator(model).run(None, feeds)
     except NotImplementedError as error:
-        raise UnsupportedOperator(f"{describe(proto)} on constants is not supported: {error}") from error
+        raise UnsupportedOperator(f"{describe(proto)} on constants is not supported: the reference of ONNX does not define it") from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidModel(f"{describe(proto)} does not fit its inputs: {error}") from error
     return [np.asarray(r) for r in results]

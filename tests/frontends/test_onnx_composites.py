@@ -48,6 +48,8 @@ def smooth() -> Iterator[onnx.ModelProto]:
         yield single("Selu", (2, 4), opset=opset, alpha=1.5, gamma=0.7)
         yield single("Celu", (2, 4), opset=max(12, opset), alpha=0.6)
         yield single("Mish", (2, 4), opset=max(18, opset))
+        yield single("Gelu", (2, 4), opset=max(20, opset))
+        yield single("Gelu", (2, 4), opset=max(20, opset), approximate="tanh")
         yield single("HardSwish", (2, 4), opset=max(14, opset))
         yield from (single(op, (2, 4), opset=opset) for op in ("Floor", "Ceil"))
         yield from (positive(op, opset) for op in ("Log", "Sqrt", "Reciprocal"))

@@ -1,0 +1,177 @@
+"""The lowering rules of ONNX operators that spread, resample or accumulate entries along axes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from milpverify.errors import InvalidModel
+from milpverify.frontends.builder import Array, Builder, entries
+from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
+from milpverify.graph import Node
+
+# Transposed convolution
+
+
+def _end_pads(op: Operation, full: list[int]) -> list[tuple[int, int]]:
+    """What is cropped from both ends of a transposed convolution with these full lengths, per spatial axis."""
+    n = len(full)
+    target, auto = op.attributes.get("output_shape"), op.attributes["auto_pad"]
+    if auto not in ("NOTSET", "VALID"):
+        raise op.refuse(f"auto_pad {auto} has no rule; export explicit pads")
+    if target:
+        # ONNX Runtime crops less in front where the total is odd, as the standard says of everything but SAME_UPPER.
+        totals = [f - t for f, t in zip(full, target[-n:], strict=True)]
+        if min(totals) < 0:
+            raise op.refuse("an output_shape beyond the full one has no rule; export output_padding")
+        return [(total - total // 2, total // 2) for total in totals]
+    pads = op.attributes.get("pads") or [0] * (2 * n)
+    return [(0, 0)] * n if auto == "VALID" else list(zip(pads[:n], pads[n:], strict=True))
+
+
+@rule("ConvTranspose", attributes="auto_pad dilations group kernel_shape output_padding output_shape pads strides")
+def _conv_transpose(g: Builder, op: Operation) -> Value:
+    """A convolution of the flipped kernel over the input with zeros between its entries and around."""
+    x, weight, bias = op.node(), op.weight(1), op.constant(2)
+    n, groups = len(x.shape) - 2, op.attributes["group"]
+    kernel, space = weight.shape[2:], x.shape[2:]
+    if not 1 <= n <= 3 or len(kernel) != n or weight.shape[0] != x.shape[1]:
+        raise InvalidModel(f"{op} has a kernel of shape {weight.shape}, which does not fit its input of shape {x.shape}")
+    strides, dilations = (op.attributes.get(key) or [1] * n for key in ("strides", "dilations"))
+    extra = op.attributes.get("output_padding") or [0] * n
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    full = [(s - 1) * st + r + 1 + e for s, st, r, e in zip(space, strides, reach, extra, strict=True)]
+    places = entries(x.shape)
+    for a, stride in enumerate(strides, start=2):
+        spread = np.full((*places.shape[:a], (places.shape[a] - 1) * stride + 1, *places.shape[a + 1 :]), -1, dtype=np.int64)
+        spread[(slice(None),) * a + (slice(None, None, stride),)] = places
+        places = spread
+    for a, ((begin, end), r, e) in enumerate(zip(_end_pads(op, full), reach, extra, strict=True), start=2):
+        widths = [(0, 0)] * places.ndim
+        widths[a] = (max(0, r - begin), max(0, r - end + e))
+        cropped = slice(max(0, begin - r), places.shape[a] - max(0, end - e - r))
+        places = np.pad(places[(slice(None),) * a + (cropped,)], widths, constant_values=-1)
+    rows = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    flipped = np.flip(rows.reshape(-1, *rows.shape[2:]), tuple(range(2, n + 2)))
+    y = g.conv(g.select(x, places), flipped, dilation=dilations, groups=groups)
+    return y if bias is None else g.scale(y, bias=bias.reshape(-1, *[1] * n))
+
+
+# Resampling
+
+
+def _coordinates(op: Operation, mode: str, n: int, m: int, scale: float) -> Array:
+    """Where along an axis of n entries each of m resampled ones lies."""
+    at = np.arange(m, dtype=np.float64)
+    match mode:
+        case "half_pixel":
+            return (at + 0.5) / scale - 0.5
+        case "pytorch_half_pixel":
+            return (at + 0.5) / scale - 0.5 if m > 1 else np.zeros(m)
+        case "asymmetric":
+            return at / scale
+        case "align_corners":
+            return at * ((n - 1) / (m - 1)) if m > 1 else np.zeros(m)
+        case "half_pixel_symmetric":
+            return n / 2 * (1 - m / (scale * n)) + (at + 0.5) / scale - 0.5
+    raise op.refuse(f"coordinate_transformation_mode '{mode}' has no rule")
+
+
+def _nearest(op: Operation, mode: str, x: Array) -> Array:
+    rounded = {"round_prefer_floor": np.ceil(x - 0.5), "round_prefer_ceil": np.floor(x + 0.5), "floor": np.floor(x), "ceil": np.ceil(x)}
+    if mode not in rounded:
+        raise op.refuse(f"nearest_mode '{mode}' has no rule")
+    return rounded[mode]
+
+
+def _along(g: Builder, x: Node, axis: int, matrix: Array) -> Node:
+    """matrix (m, n) times x along an axis of length n."""
+    rank = len(x.shape)
+    order = [a for a in range(rank) if a != axis] + [axis]
+    return g.permute(g.matmul(g.permute(x, order), matrix.T), [order.index(a) for a in range(rank)])
+
+
+def _resample(g: Builder, op: Operation, sizes: list[tuple[int, float]], mode: str, transformation: str, nearest: str) -> Node:
+    """Every axis resampled to (length, scale)."""
+    x = op.node()
+    for axis, (m, scale) in enumerate(sizes):
+        n = x.shape[axis]
+        if m == n and scale == 1:
+            continue
+        at = _coordinates(op, transformation, n, m, scale)
+        if mode == "nearest":
+            chosen = np.clip(_nearest(op, nearest, at), 0, n - 1).astype(np.int64)
+            x = g.select(x, np.take(entries(x.shape), chosen, axis))
+        elif mode == "linear":
+            at = np.clip(at, 0, n - 1)
+            low = np.clip(np.floor(at), 0, n - 1).astype(np.int64)
+            high, weight = np.minimum(low + 1, n - 1), at - low
+            matrix = np.zeros((m, n))
+            np.add.at(matrix, (np.arange(m), low), 1 - weight)
+            np.add.at(matrix, (np.arange(m), high), weight)
+            x = _along(g, x, axis, matrix)
+        else:
+            raise op.refuse(f"mode '{mode}' has no rule; nearest and linear have")
+    return x
+
+
+@rule("Upsample", attributes="mode scales")
+def _upsample(g: Builder, op: Operation) -> Value:
+    given = op.attributes["scales"] if op.opset < 9 else op.weight(1).tolist()
+    sizes = [(math.floor(n * s), s) for n, s in zip(op.node().shape, given, strict=True)]
+    return _resample(g, op, sizes, op.attributes["mode"], "asymmetric", "floor")
+
+
+@rule("Resize", attributes="axes coordinate_transformation_mode mode nearest_mode cubic_coeff_a extrapolation_value")
+def _resize(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    if op.opset < 11:
+        given = op.weight(1).tolist()
+        if min(given) < 1:
+            raise op.refuse("shrinking has no rule before opset 11")
+        sizes = [(math.floor(n * s), s) for n, s in zip(x.shape, given, strict=True)]
+        return _resample(g, op, sizes, op.attributes["mode"], "asymmetric", "floor")
+    axes = [a % len(x.shape) for a in op.attributes.get("axes") or range(len(x.shape))]
+    lengths = [(n, 1.0) for n in x.shape]
+    scales, targets = op.constant(2), op.constant(3)
+    if targets is not None and targets.size:
+        for a, m in zip(axes, targets.tolist(), strict=True):
+            lengths[a] = (int(m), m / x.shape[a])
+    elif scales is not None and scales.size:
+        for a, s in zip(axes, scales.tolist(), strict=True):
+            lengths[a] = (math.floor(x.shape[a] * s), s)
+    else:
+        raise InvalidModel(f"{op} has neither scales nor sizes")
+    modes = [op.attributes[key] for key in ("mode", "coordinate_transformation_mode", "nearest_mode")]
+    return _resample(g, op, lengths, *modes)
+
+
+# Accumulation and placement
+
+
+@rule("CumSum", attributes="exclusive reverse")
+def _cumulative_sum(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    axis = int(op.weight(1).reshape(())) % len(x.shape)
+    matrix = np.tril(np.ones((x.shape[axis],) * 2), -1 if op.attributes["exclusive"] else 0)
+    return _along(g, x, axis, matrix.T if op.attributes["reverse"] else matrix)
+
+
+@rule("Trilu", attributes="upper")
+def _triangle(g: Builder, op: Operation) -> Value:
+    """Entries stay or become 0: the standard's own definition, run on the places of the entries, says which."""
+    x = op.node()
+    (places,) = evaluate(op.proto, [entries(x.shape) + 1, *(op.constant(i) for i in range(1, len(op.inputs)))], op.opset)
+    return g.select(x, places.astype(np.int64) - 1)
+
+
+@rule("ScatterND", "ScatterElements", attributes="axis")
+def _scatter(g: Builder, op: Operation) -> Value:
+    """Entries of the data are replaced: the standard's own definition, run on the places of both, says by which."""
+    data, updates = (v if isinstance(v, Node) else g.constant(v) for v in (op.value(0), op.value(2)))
+    index: Any = op.weight(1)
+    (places,) = evaluate(op.proto, [entries(data.shape), index, data.size + entries(updates.shape)], op.opset)
+    both = g.concat([g.reshape(v, (v.size,)) for v in (data, updates)], 0)
+    return g.select(both, places.astype(np.int64))
