@@ -78,7 +78,7 @@ def _same(call: Call, x: Node) -> Node:
 def product(call: Call, a: Any, b: Any) -> Node:
     """a * b with broadcasting."""
     if isinstance(a, Node) and isinstance(b, Node):
-        return call.g.product(a, b)
+        return composites.multiply(call.g, a, b)
     return call.g.scale(a, call.array(b)) if isinstance(a, Node) else call.g.scale(b, call.array(a))
 
 
@@ -168,6 +168,16 @@ def _power(call: Call, x: Any, exponent: Any) -> Node:
     return composites.power(call.g, x, n)
 
 
+@rule("reciprocal")
+def _reciprocal(call: Call, x: Node) -> Node:
+    return composites.reciprocal(call.g, x)
+
+
+@rule("log")
+def _logarithm(call: Call, x: Node) -> Node:
+    return composites.logarithm(call.g, x)
+
+
 @rule("where")
 def _where(call: Call, condition: Any, a: Any, b: Any) -> Node:
     chosen = call.array(condition).astype(bool)
@@ -212,8 +222,8 @@ def _variance(call: Call, x: Node, dim: Any = None, unbiased: Any = None, keepdi
     count = math.prod(x.shape[a] for a in axes)
     less = correction if correction is not None else 1 if unbiased is None else int(unbiased)
     centred = g.sum([x, composites.mean(g, x, axes)], [1, -1])
-    y = g.scale(g.reduce_sum(composites.apply(g, "square", centred), axes, keepdim), 1.0 / (count - less))
-    return composites.apply(g, "sqrt", y) if name_of(call.target) == "std" else y
+    y = g.scale(g.reduce_sum(g.function("square", centred), axes, keepdim), 1.0 / (count - less))
+    return g.function("sqrt", y) if name_of(call.target) == "std" else y
 
 
 @rule("prod")
@@ -341,7 +351,7 @@ def _prelu(call: Call, x: Node, weight: Any) -> Node:
     """x where x >= 0, else slope * x: slope * x + (1 - slope) * relu(x)."""
     slope: Array = call.array(weight).reshape(-1)
     if np.all(slope == slope[0]):
-        return composites.apply(call.g, "leaky_relu", x, alpha=float(slope[0]))
+        return call.g.function("leaky_relu", x, alpha=float(slope[0]))
     slope = slope.reshape(-1, *[1] * (len(x.shape) - 2))
     return call.g.sum([call.g.scale(x, slope), call.g.scale(call.g.relu(x), 1.0 - slope)])
 
@@ -351,7 +361,7 @@ def _prelu(call: Call, x: Node, weight: Any) -> Node:
 
 @rule("gelu")
 def _gelu(call: Call, x: Node, *, approximate: str = "none") -> Node:
-    return composites.apply(call.g, "gelu" if approximate == "none" else "gelu_tanh", x)
+    return call.g.function("gelu" if approximate == "none" else "gelu_tanh", x)
 
 
 @rule("softplus")
@@ -360,27 +370,27 @@ def _softplus(call: Call, x: Node, beta: Any = 1, threshold: Any = 20) -> Node:
     if call.number(threshold) < 20:
         raise call.refuse(f"threshold = {threshold} makes the function jump; 20, the default, and above have a rule")
     b = call.number(beta)
-    return call.g.scale(composites.apply(call.g, "softplus", call.g.scale(x, b)), 1.0 / b)
+    return call.g.scale(call.g.function("softplus", call.g.scale(x, b)), 1.0 / b)
 
 
 @rule("selu")
 def _selu(call: Call, x: Node) -> Node:
     """The constants are torch's; ONNX has others."""
-    return composites.apply(call.g, "selu", x, alpha=1.6732632423543772848170429916717, gamma=1.0507009873554804934193349852946)
+    return call.g.function("selu", x, alpha=1.6732632423543772848170429916717, gamma=1.0507009873554804934193349852946)
 
 
 @rule("elu")
 def _elu(call: Call, x: Node, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Node:
     if input_scale != 1:
         raise call.refuse("an input_scale has no rule")
-    return call.g.scale(composites.apply(call.g, "elu", x, alpha=call.number(alpha)), call.number(scale))
+    return call.g.scale(call.g.function("elu", x, alpha=call.number(alpha)), call.number(scale))
 
 
 @rule("logsigmoid", "log_sigmoid_forward", "log_sigmoid")
 def _log_sigmoid(call: Call, x: Node) -> Node:
-    return call.g.scale(composites.apply(call.g, "softplus", call.g.scale(x, -1)), -1)
+    return call.g.scale(call.g.function("softplus", call.g.scale(x, -1)), -1)
 
 
 @rule("tanhshrink")
 def _tanh_shrink(call: Call, x: Node) -> Node:
-    return call.g.sum([x, composites.apply(call.g, "tanh", x)], [1, -1])
+    return call.g.sum([x, call.g.function("tanh", x)], [1, -1])
