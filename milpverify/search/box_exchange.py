@@ -7,6 +7,7 @@ closes is taken from the oracle.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ FAILURES = 3
 """After so many tasks in a row that closed nothing, the oracle waits until the subproblems have doubled."""
 SHARE = 0.1
 """The most of the time that may go into making models."""
+NODES = 50
+"""In deterministic mode, the solver's nodes in its first turn. They double from turn to turn, and so do the subproblems before the next."""
 
 
 @dataclass(eq=False)
@@ -50,6 +53,7 @@ class BoxExchange:
     _ends: tuple[Tensor, Tensor] | None = None  # of the task's box
     _began: float = field(default_factory=time.monotonic)
     _spent: float = 0.0
+    _turns: int = 0
 
     @property
     def found(self) -> bool:
@@ -57,8 +61,11 @@ class BoxExchange:
         return self.search.options.oracle_to_tree and self.oracle.counterexample is not None
 
     def consult(self) -> None:
-        """Hear what the oracle found, and give it the next task where it has none. Never waits."""
+        """Hear what the oracle found, and give it the next task where it has none. Waits in deterministic mode alone."""
         search, oracle = self.search, self.oracle
+        if search.options.deterministic:
+            self._turn()
+            return
         task, finding = oracle.task, oracle.poll()
         if self.found:
             return
@@ -69,6 +76,19 @@ class BoxExchange:
                 oracle.stop()
         elif oracle.task is None and oracle.usable and search.subproblems >= self.start and len(search.frontier):
             self._give()
+
+    def _turn(self) -> None:
+        """The oracle's turn, by counts: a task of so many nodes, and its end."""
+        search, oracle = self.search, self.oracle
+        if search.subproblems < self.start or not oracle.usable or not len(search.frontier):
+            return
+        turn = self._turns
+        self._turns, self.start = turn + 1, 2 * search.subproblems
+        self._give(NODES * 2**turn)
+        finding = oracle.wait()
+        if finding is not None and not self.found:
+            self._hear(finding)
+        search.frontier.lent = None
 
     def _under(self) -> Tensor:
         """The places of the open boxes that the task is about."""
@@ -109,9 +129,9 @@ class BoxExchange:
             search.ledger.close("oracle", int(done.sum()))
             self.oracle.counts["oracle_closed"] += 1
 
-    def _give(self) -> None:
+    def _give(self, nodes: int | None = None) -> None:
         began = time.monotonic()
-        if self._spent > SHARE * (began - self._began):
+        if nodes is None and self._spent > SHARE * (began - self._began):
             return
         search = self.search
         box, place = self._hardest() if search.options.tree_to_oracle else (search.whole, None)
@@ -127,7 +147,8 @@ class BoxExchange:
         seconds = (
             max(LEAST_TASK, PART_SHARE * search.deadline.remaining()) if search.options.tree_to_oracle else search.deadline.remaining()
         )
-        self.oracle.give(Task(disjunct, (), seconds, box=ends), search.group.disjuncts[disjunct], bounds)
+        seconds = seconds if nodes is None else math.inf
+        self.oracle.give(Task(disjunct, (), seconds, nodes, ends), search.group.disjuncts[disjunct], bounds)
         if self.oracle.task is not None:
             self._ends = box.lower[0], box.upper[0]
             search.frontier.lent = place if search.options.oracle_to_tree else None

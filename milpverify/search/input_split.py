@@ -94,7 +94,7 @@ def search(
         dtype: the precision of the matrix products.
         root: the bounds over the group's box, if they are known.
         leaves: what decides boxes of which every neuron is on one piece, or None.
-        oracle: a solver to work beside the bisection, or None. A run that must repeat goes without.
+        oracle: a solver to work beside the bisection, or None.
     """
     return Bisection(problem, graph, group, deadline, dtype, on_event, root, options or SearchOptions(), leaves, oracle).run()
 
@@ -142,7 +142,7 @@ class Bisection:
 
     def consult(self, oracle: Oracle | None) -> None:
         """Let an oracle work beside the bisection from now on, where the options allow that."""
-        if oracle is not None and self.options.oracle and not self.options.deterministic:
+        if oracle is not None and self.options.oracle:
             self.exchange = BoxExchange(self, oracle)
 
     def run(self, deadline: Deadline | None = None, limit: float = math.inf) -> SplitOutcome:

@@ -74,7 +74,6 @@ def test_a_violated_property_is_never_closed(network: tuple[Graph, Box, float]) 
     ("parts", "trust"),
     [
         (SearchOptions(oracle=False), "solver"),
-        (SearchOptions(deterministic=True), "solver"),
         (SearchOptions(oracle_to_tree=False), "solver"),
         (SearchOptions(), "rounded"),
     ],
@@ -83,8 +82,7 @@ def test_what_is_switched_off_closes_nothing(network: tuple[Graph, Box, float], 
     graph, box, least = network
     outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 3, parts, trust)
     assert outcome.trust is Trust.ROUNDED and oracle.counts["oracle_closed"] == 0
-    helped = parts.oracle and not parts.deterministic
-    assert (oracle.counts["oracle_tasks"] > 0) is helped
+    assert (oracle.counts["oracle_tasks"] > 0) is parts.oracle
     assert outcome.lower_bound <= 0.3 + 1e-9
 
 
@@ -205,3 +203,15 @@ def test_a_task_of_one_group_says_nothing_to_the_next(network: tuple[Graph, Box,
     monkeypatch.setattr(decide, "Bisection", Searched)
     result = verify(problem, 60, options=Options(attack=False))
     assert result.verdict is Verdict.FALSIFIED and seen == [None, None]
+
+
+def test_in_deterministic_mode_it_has_turns_by_counts(network: tuple[Graph, Box, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs are the same run, and the solver closes what the bisection would take longer for."""
+    graph, box, least = network
+    monkeypatch.setattr(box_exchange, "FIRST", 40)
+    runs = [run(graph, disjunct_of(box, least - 0.3), 120, SearchOptions(deterministic=True)) for _ in range(2)]
+    (first, oracle), (second, _) = runs
+    assert first.closed and oracle.counts["oracle_tasks"] > 0 and first.detail == second.detail
+    assert (first.lower_bound, first.subproblems, first.trust) == (second.lower_bound, second.subproblems, second.trust)
+    alone, _ = run(graph, disjunct_of(box, least - 0.3), 120, SearchOptions(deterministic=True, oracle=False))
+    assert first.subproblems < alone.subproblems
