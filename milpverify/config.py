@@ -111,6 +111,7 @@ class SearchOptions:
     clipping: bool = True  # boxes clipped by linear bounds of rows and by domain rows
     output_constraints: bool = True  # "the point is unsafe" used in intermediate bounds
     no_goods: bool = True  # closed leaves shrunk to conflicts
+    tightening: bool = True  # intermediate bounds tightened by branching, and by the oracle
     forward: bool = True  # linear forms carried forward where inputs are few
     finishing: bool = True  # small boxes finished by neuron splits
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals

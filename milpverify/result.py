@@ -84,9 +84,10 @@ class Result:
     `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped.
 
     `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "presolve bounds", "attack",
-    "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds", "no-goods",
-    "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's process", which runs at the same
-    time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are the steps of the run.
+    "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
+    "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
+    process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
+    the steps of the run.
     """
 
     verdict: Verdict

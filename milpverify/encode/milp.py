@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,15 +23,15 @@ import torch
 from torch import Tensor
 
 from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit, OutOfTime
-from milpverify.errors import UnsupportedOperator
+from milpverify.encode.segments import Segment, is_continuous, pieces_of, segments, touched_pieces
 from milpverify.graph import affine_form, evaluate_all
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
     from milpverify.pieces import Pieces
-    from milpverify.spec import Disjunct, Rows
+    from milpverify.spec import Box, Disjunct, Rows
 
 Bounds = Sequence[tuple[Tensor, Tensor]]
 """Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
@@ -96,7 +94,40 @@ def encode(
         OutOfTime: the deadline came first.
     """
     rows = disjunct.unsafe if objective is None else objective
-    return _Encoder(graph, bounds, disjunct, start, deadline).encode(rows, disjunct.domain, constraints, decisions)
+    return _Encoder(graph, bounds, disjunct.box, start, deadline).encode(rows, disjunct.domain, constraints, decisions)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One model for many pre-activations of a node: entry index[r] is objective[r] . v + constant[r], up to error[r], at v in the model.
+
+    The model has no objective of its own; `binaries` of its variables tell the pieces of neurons.
+    """
+
+    model: Model
+    index: Index  # (R,) flat
+    objective: Array  # (R, n)
+    constant: Array  # (R,)
+    error: Array  # (R,)
+    binaries: int
+
+    def task(self, r: int, side: int) -> Model:
+        """The model that minimises entry r, or with side -1 its negative (without the constant)."""
+        return replace(self.model, objective=side * self.objective[r])
+
+
+def encode_layer(graph: Graph, bounds: Bounds, box: Box, node: int, index: Index, deadline: Deadline | None = None) -> Layer:
+    """The model of what lies before some pre-activations, for bounds of each (optimisation-based bound tightening).
+
+    Args:
+        graph, bounds, deadline: as for `encode`.
+        node: a pre-activation.
+        index: (R,) flat entries of it.
+
+    Raises:
+        see `encode`.
+    """
+    return _Encoder(graph, bounds, box, None, deadline).encode_layer(node, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +153,10 @@ class _Block:
 
 
 class _Encoder:
-    def __init__(self, graph: Graph, bounds: Bounds, disjunct: Disjunct, start: Array | None, deadline: Deadline | None) -> None:
+    def __init__(self, graph: Graph, bounds: Bounds, box: Box, start: Array | None, deadline: Deadline | None) -> None:
         self.graph = graph
         self.deadline = deadline
-        self.box = disjunct.box
+        self.box = box
         cuts = (0, *graph.nonlinear)
         self.lower: dict[int, Array] = {0: self.box.lower}
         self.upper: dict[int, Array] = {0: self.box.upper}
@@ -152,10 +183,7 @@ class _Encoder:
         split = self._decided(decisions)
         extra = [] if constraints is None else [self._top_rows(constraints)]
         self.needed[0] |= domain.x_rows.any(axis=0)
-        blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
-        self._add_values(0, np.flatnonzero(self.needed[0]))
-        for block in reversed(blocks):
-            self._add_block(block)
+        self._add_network()
         used = np.flatnonzero(self.needed[0])
         for row, rhs in zip(domain.x_rows, domain.rhs, strict=True):
             self.builder.row(self.column[0][used], row[used], upper=float(rhs))
@@ -170,6 +198,32 @@ class _Encoder:
         model = self.builder.build(costs)
         centre, unit = self.builder.centre[self.column[0]], self.builder.unit[self.column[0]]
         return Encoding(model, self.column[0], centre, unit, self.box.lower, self.box.upper, self.unstable)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def encode_layer(self, node: int, index: Index) -> Layer:
+        """See `encode_layer`."""
+        forms = self._units(node, index)
+        self._add_network()
+        lines = [line for form in forms for line in self._lines(form)]
+        centre, unit = self.builder.centre, self.builder.unit
+        objective = np.zeros((len(lines), len(unit)))
+        constant, error = np.zeros(len(lines)), np.zeros(len(lines))
+        for r, line in enumerate(lines):
+            objective[r, line.columns] = line.values * unit[line.columns]
+            shifts = line.values * centre[line.columns]
+            constant[r] = line.constant + float(shifts.sum())
+            error[r] = line.error + (len(shifts) + 4) * 2.0**-52 * (float(np.abs(shifts).sum()) + abs(line.constant))
+        if not (np.isfinite(objective).all() and np.isfinite(constant).all() and np.isfinite(error).all()):
+            raise NumericallyUnfit(f"node {node} ({self.graph.nodes[node].name}) has coefficients that are not finite")
+        model = self.builder.build({})
+        return Layer(model, index, objective, constant, error, int(model.integer.sum()))
+
+    def _add_network(self) -> None:
+        """Variables and rows of all that is needed so far."""
+        blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
+        self._add_values(0, np.flatnonzero(self.needed[0]))
+        for block in reversed(blocks):
+            self._add_block(block)
 
     # --- backwards: what is needed, and its affine forms ---
 
@@ -256,16 +310,23 @@ class _Encoder:
         index = need[keep]
         if not index.size:
             return None
-        size = self.graph.nodes[source].size
-        width = max(size, *(self.graph.nodes[i].size for i in self.graph.ancestors[source]))
+        forms = self._units(source, index)
+        offsets = np.cumsum([0, *(len(form.constant) for form in forms)]).tolist()
+        chunks = list(zip(offsets[:-1], forms, strict=True))
+        return _Block(node, index, first[keep], last[keep], low[keep], high[keep], chunks)
+
+    def _units(self, node: int, index: Index) -> list[_Forms]:
+        """The forms of some entries of a node, in chunks."""
+        size = self.graph.nodes[node].size
+        width = max(size, *(self.graph.nodes[i].size for i in self.graph.ancestors[node]))
         step = max(1, _CHUNK // width)
         forms = []
         for offset in range(0, len(index), step):
             part = index[offset : offset + step]
             units = torch.zeros(len(part), size, dtype=torch.float64)
             units[torch.arange(len(part)), torch.from_numpy(part)] = 1.0
-            forms.append((offset, self._forms(source, units.reshape(len(part), *self.graph.nodes[source].shape), units=True)))
-        return _Block(node, index, first[keep], last[keep], low[keep], high[keep], forms)
+            forms.append(self._forms(node, units.reshape(len(part), *self.graph.nodes[node].shape), units=True))
+        return forms
 
     # --- forwards: variables and rows ---
 
@@ -400,60 +461,3 @@ class _Line:
         low, high = builder.range(self.columns)
         size = float(np.abs(values) @ np.maximum(np.abs(low), np.abs(high))) + abs(slope * self.constant) + abs(intercept)
         return _Line(self.columns, values, slope * self.constant + intercept, abs(slope) * self.error + 2.0**-51 * size)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """y = slope x + intercept for x in [lower, upper]."""
-
-    lower: float
-    upper: float
-    slope: float
-    intercept: float
-
-
-def touched_pieces(pieces: Pieces, lower: Array, upper: Array) -> tuple[Index, Index]:
-    """The first and the last piece that each interval touches; at a jump that an interval ends on, both sides count."""
-    first, last = np.zeros(lower.shape, dtype=np.int64), np.zeros(lower.shape, dtype=np.int64)
-    for k, p in enumerate(pieces.breakpoints):
-        smooth = is_continuous(pieces, k)
-        first += (lower >= p) if smooth else (lower > p)
-        last += (upper > p) if smooth else (upper >= p)
-    return first, np.maximum(first, last)
-
-
-def segments(pieces: Pieces, first: int, last: int, lower: float, upper: float) -> list[Segment]:
-    """The closure of the graph over [lower, upper] as segments, the values at jumps as segments of length zero."""
-    ends = [-math.inf, *pieces.breakpoints, math.inf]
-    found = [Segment(max(lower, ends[k]), min(upper, ends[k + 1]), pieces.slopes[k], pieces.intercepts[k]) for k in range(first, last + 1)]
-    for k in range(first, last):
-        p, value = pieces.breakpoints[k], pieces.values[k]
-        if Fraction(value) not in _limits(pieces, k):
-            found.append(Segment(p, p, 0.0, value))
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _limits(pieces: Pieces, k: int) -> tuple[Fraction, Fraction]:
-    """The limits from the left and from the right at breakpoint k."""
-    p = Fraction(pieces.breakpoints[k])
-    left, right = (Fraction(pieces.slopes[i]) * p + Fraction(pieces.intercepts[i]) for i in (k, k + 1))
-    return left, right
-
-
-def is_continuous(pieces: Pieces, k: int) -> bool:
-    """Whether breakpoint k is a kink, not a jump."""
-    left, right = _limits(pieces, k)
-    return left == right == Fraction(pieces.values[k])
-
-
-def pieces_of(node: Node) -> Pieces:
-    """The pieces of a nonlinear node; raises UnsupportedOperator where its function is curved."""
-    if isinstance(node.op, Elementwise):
-        pieces = node.op.function.pieces
-        if pieces is not None:
-            return pieces
-    what = node.op.function.name if isinstance(node.op, Elementwise) else type(node.op).__name__
-    raise UnsupportedOperator(
-        f"{what} ({node.name or f'node {node.id}'}) is not piecewise linear, so it has no mixed-integer linear form; use method bab"
-    )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.encode.milp import is_continuous, pieces_of, touched_pieces
 from milpverify.encode.model import SmtScript
+from milpverify.encode.segments import is_continuous, pieces_of, touched_pieces
 from milpverify.errors import SolverUnavailable
 from milpverify.operators import Affine
 

@@ -19,6 +19,7 @@ from milpverify.search.oracle import Oracle
 from milpverify.search.relaxer import choose
 from milpverify.search.subproblems import NeuronOutcome
 from milpverify.search.trial import Trial
+from milpverify.search.turns import Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,28 +164,36 @@ def _search(
     switches: SearchOptions,
 ) -> Decision:
     """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
-    if many_inputs(group):
+
+    def make(group: Group, root: Bounded, points: Mapping[int, Array]) -> Search:
         search = Search(problem, graph, group, root.state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches)
         search.ledger = reporter.ledger
+        return search
+
+    def on_neurons(search: Search) -> NeuronOutcome:
         with reporter.ledger.spent("neuron-split bounds"):
-            return _of_neurons(search.run(ITERATIONS), oracle)
+            if not switches.tightening:
+                return search.run(ITERATIONS)
+            return Turns(search, make, graph, root, oracle, switches.deterministic).run(ITERATIONS, deadline)
+
+    if many_inputs(group):
+        return _of_neurons(on_neurons(make(group, root, points)), oracle)
     boxes = Bisection(problem, graph, group, deadline, torch.float32, reporter, root, switches, leaves)
     boxes.ledger = reporter.ledger
     if few_inputs(group):
         boxes.consult(oracle)
         with reporter.ledger.spent("bisection bounds"):
             return _of_boxes(boxes.run(), oracle)
-    search = Search(problem, graph, group, root.state, deadline, reporter, points, None, leaves, CANDIDATES, switches)
-    search.ledger = reporter.ledger
+    search = make(group, root, points)
+    search.oracle = None  # it is for the one that goes on
     trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
     if trial.run(deadline, switches.deterministic) == "inputs":
-        boxes.consult(oracle)  # it is for the one that goes on
+        boxes.consult(oracle)
         with reporter.ledger.spent("bisection bounds"):
             part, other = _of_boxes(boxes.run(deadline), oracle), search.bounded
     else:
         search.oracle = oracle
-        with reporter.ledger.spent("neuron-split bounds"):
-            part, other = _of_neurons(search.run(ITERATIONS), oracle), boxes.subproblems
+        part, other = _of_neurons(on_neurons(search), oracle), boxes.subproblems
     detail = {**part.detail, "trial": other}
     return replace(part, lower_bound=max(part.lower_bound, trial.bound), detail=detail)
 

@@ -29,6 +29,10 @@ HEAD_START = 1.0
 """Seconds for the tree alone: easy problems need no solver."""
 LARGEST = 3000
 """The largest model that is worth making, in unstable neurons."""
+SMALL, SMALL_TREE = 150, 200
+"""So few unstable neurons a solver often decides at once: its turn comes after so many subproblems of the tree, if that is earlier."""
+END_SECONDS = 3.0
+"""What an end of a pre-activation may take."""
 WHOLE_SHARE, PART_SHARE, LEAST_TASK = 0.7, 0.1, 2.0
 """The shares of the time left that a whole disjunct and a single subproblem get, and the seconds that either gets at least."""
 TURN, NODES = 1000, 50
@@ -43,6 +47,9 @@ def exchange(search: Search, oracle: Oracle) -> None:
     if switches.deterministic:
         _give(search, oracle)
     finding = oracle.wait() if switches.deterministic else oracle.poll()
+    if finding is not None and finding.task.end is not None:
+        _note_end(search, oracle, finding)
+        finding = None
     if oracle.counterexample is not None:
         return
     if finding is not None and finding.bound > -math.inf:
@@ -50,10 +57,27 @@ def exchange(search: Search, oracle: Oracle) -> None:
     if finding is not None and finding.solved:
         oracle.solved.add((search.group.members[finding.task.disjunct], finding.task.decisions))
     if oracle.task is not None:
-        if switches.tree_to_oracle and not _under(search, oracle.task)[2]:
+        if switches.tree_to_oracle and oracle.task.end is None and not _under(search, oracle.task)[2]:
             oracle.stop()
-    elif not switches.deterministic and oracle.usable and _open(search) and time.monotonic() - search.began > HEAD_START:
+    elif not switches.deterministic and oracle.usable and _open(search) and _awaited(search):
         _give(search, oracle)
+
+
+def _note_end(search: Search, oracle: Oracle, finding: Finding) -> None:
+    """Keep what was found of an end of a pre-activation, until the root is built anew."""
+    if search.tightening is None or finding.task.end is None:
+        return
+    try:
+        search.tightening.ends.answer(finding.task.end, finding.bound, finding.ended)
+    except Contradiction as error:
+        if search.raised or search.trust is Trust.SOLVER:
+            raise
+        oracle.give_up(str(error))
+
+
+def _awaited(search: Search) -> bool:
+    """Whether the tree has had its head start."""
+    return time.monotonic() - search.began > HEAD_START or (search.plain.relaxations.count <= SMALL and search.bounded >= SMALL_TREE)
 
 
 def _open(search: Search) -> bool:
@@ -107,6 +131,8 @@ def _give(search: Search, oracle: Oracle) -> None:
         oracle.give_up("the network has too many unstable neurons for a solver's model")
         return
     switches, turn = oracle.options.search, sum(search.tried.values())
+    if _give_end(search, oracle):
+        return
     hardest = _hardest(search, oracle)
     if hardest is None:
         oracle.give_up("the solver has nothing more to say about what the tree cannot split")
@@ -131,6 +157,22 @@ def _give(search: Search, oracle: Oracle) -> None:
     if switches.deterministic:
         task = replace(task, seconds=math.inf, nodes=NODES * 2**turn)
     oracle.give(task, search.group.disjuncts[place], bounds, start)
+
+
+def _give_end(search: Search, oracle: Oracle) -> bool:
+    """An end of a pre-activation as the next task, where those are worth more than subproblems; whether there was one."""
+    switches, tightening = oracle.options.search, search.tightening
+    if tightening is None or switches.deterministic or not switches.oracle_to_tree or oracle.options.trust != "solver":
+        return False
+    small = search.plain.relaxations.count <= SMALL
+    if small and any(k not in search.tried and _alive(search, k) for k in range(search.group.count)):
+        return False
+    found = tightening.ends.next(search.deadline)
+    if found is None:
+        return False
+    layer, end, place = found
+    oracle.give_end(Task(-1, seconds=min(END_SECONDS, search.deadline.remaining()), end=end), layer, place)
+    return True
 
 
 def _hardest(search: Search, oracle: Oracle) -> Subproblems | None:

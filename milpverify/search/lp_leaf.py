@@ -25,8 +25,8 @@ from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import U64
 from milpverify.bounds.state import Bounds, NodeState, SplitConstraints, State
-from milpverify.encode.milp import Decision, touched_pieces
 from milpverify.encode.model import Model, power_of_two
+from milpverify.encode.segments import touched_pieces
 from milpverify.operators import Affine, Elementwise
 from milpverify.search.attack import polish
 from milpverify.search.witness import Judgement, Status, judge
@@ -36,6 +36,7 @@ from milpverify.solvers.process import SolverProcess
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
+    from milpverify.encode.milp import Decision
     from milpverify.graph import Graph
     from milpverify.spec import Array, Disjunct, Problem
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from milpverify.search.lp_leaf import Leaves
     from milpverify.search.margin import Group
     from milpverify.search.oracle import Oracle
+    from milpverify.search.tighten import Tightening
     from milpverify.spec import Array, Problem
 
 PLAIN = SearchOptions(output_constraints=False, no_goods=False)
@@ -91,6 +92,7 @@ class Search:
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
         self.began, self.ledger = time.monotonic(), Ledger()
         self.no_goods: NoGoods | None = None
+        self.tightening: Tightening | None = None  # ends of pre-activations that an oracle may tighten
         self._nothing_yet()
         self.per_box: int | None = None  # after so many branchings a box is given up
         self.spent = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)
@@ -202,7 +204,7 @@ class Search:
             while self._going() and (limit is None or self.bounded < limit):
                 if not len(self.frontier):
                     time.sleep(0.01)  # the oracle is at work on what the tree cannot split
-                    self._consult()
+                    self.consult()
                     continue
                 nearest = len(self.frontier) * self.frontier.store.bytes_each > _FRONTIER_BYTES
                 parents = self.frontier.pop(self.batch, nearest)
@@ -210,7 +212,7 @@ class Search:
                     self.frontier.push(parents)
                     break
                 self.batch = min(2 * self.batch, largest)
-                self._consult()
+                self.consult()
                 self._report()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -274,7 +276,7 @@ class Search:
         self.frontier.remove(waiting)
         return parents.take(~over[parents.box])
 
-    def _consult(self) -> None:
+    def consult(self) -> None:
         """Let the oracle and the tree tell each other what they know."""
         if self.oracle is not None and self.oracle.usable:
             with self.ledger.spent("oracle"):

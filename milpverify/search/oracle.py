@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from milpverify.config import Deadline, Options
-    from milpverify.encode.milp import Bounds
+    from milpverify.encode.milp import Bounds, Layer
     from milpverify.encode.model import Model
     from milpverify.result import Counterexample
+    from milpverify.search.tighten import End
     from milpverify.spec import Array, Box, Disjunct, Problem
 
 NICENESS = 2  # on a single core the tree gets the larger part
@@ -38,7 +39,8 @@ CRASHES = 3  # a solver that dies this often is left alone
 class Task:
     """A subproblem: a disjunct by its place in the group, split decisions, the seconds and solver's nodes that it may take.
 
-    `box` is a part of the disjunct's box, where it is not the whole.
+    `box` is a part of the disjunct's box, where it is not the whole. With `end` it is no subproblem of the margin's: what is bounded
+    from below is side times the pre-activation, over the box alone.
     """
 
     disjunct: int
@@ -46,6 +48,7 @@ class Task:
     seconds: float = math.inf
     nodes: int | None = None
     box: Box | None = None
+    end: End | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +66,15 @@ class Finding:
 
 @dataclass(eq=False)
 class _Work:
-    """A task under way: first its margin model, then the emptiness model of what the solver calls infeasible."""
+    """A task under way: first its margin model, then the emptiness model of what the solver calls infeasible.
+
+    `judging` is None where points mean nothing; `offset` is what the model's objective lacks.
+    """
 
     task: Task
     model: Model
-    judging: Judging
+    judging: Judging | None
+    offset: float = 0.0
     emptiness: bool = False
     bound: float = -math.inf
     told: float = -math.inf
@@ -78,6 +85,8 @@ class _Work:
         bound = safe_dual_bound(outcome, self.model)
         if self.emptiness:
             bound = math.inf if bound > 0 else -math.inf
+        if self.offset:
+            bound = math.nextafter(bound + self.offset, -math.inf)
         self.bound = max(self.bound, bound)
 
 
@@ -151,17 +160,34 @@ class Oracle:
         except (NumericallyUnfit, UnsupportedOperator) as error:
             self.give_up(str(error))
             return
+        self.counts["oracle_tasks"] += 1
+        self._begin(_Work(task, encoding.model, Judging(self.problem, disjunct, encoding)), self._started(), task.seconds)
+
+    def give_end(self, task: Task, layer: Layer, place: int) -> None:
+        """Begin with an end of a pre-activation.
+
+        Args:
+            layer: the model of what lies before it, over the group's box.
+            place: of the pre-activation in the layer.
+        """
+        assert task.end is not None
+        side = task.end[2]
+        offset = side * float(layer.constant[place]) - float(layer.error[place])
+        self.counts["oracle_ends"] = self.counts.get("oracle_ends", 0) + 1
+        self._begin(_Work(task, layer.task(place, side), None, offset), self._started(), task.seconds)
+
+    def _started(self) -> SolverProcess:
         if self._process is None:
             solver = self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
             self._process = SolverProcess(solver, self.options.memory_mb, NICENESS)
-        self.counts["oracle_tasks"] += 1
-        self._begin(_Work(task, encoding.model, Judging(self.problem, disjunct, encoding)), self._process, task.seconds)
+        return self._process
 
     def _begin(self, work: _Work, process: SolverProcess, seconds: float) -> None:
         self._work = work
         # Once the bound clears the safety margin twice over the task is closed, and raising it further is idle.
-        target = 2.0 * safety_margin(work.model)
-        limits = Limits(seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=work.task.nodes)
+        target = 2.0 * safety_margin(work.model) - work.offset
+        plain = work.task.end is not None
+        limits = Limits(seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=work.task.nodes, plain=plain)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
         process.start(work.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
 
@@ -187,8 +213,9 @@ class Oracle:
             assert isinstance(outcome, SolveOutcome)
             self._work = None
             self._end(work, process, outcome)
-        self.counterexample = self.counterexample or work.judging.counterexample
-        self.disagreement = self.disagreement or work.judging.disagreement
+        if work.judging is not None:
+            self.counterexample = self.counterexample or work.judging.counterexample
+            self.disagreement = self.disagreement or work.judging.disagreement
         if outcome is None and work.bound <= work.told:
             return None
         work.told = work.bound
@@ -201,7 +228,7 @@ class Oracle:
         work = self._work
         assert work is not None
         work.raise_to(SolveOutcome(Status.UNKNOWN, progress.dual_bound))
-        if work.emptiness:
+        if work.emptiness or work.judging is None:
             return False
         if progress.point is not None:
             work.judging.consider(progress.point, progress.primal)
@@ -215,11 +242,11 @@ class Oracle:
         work.raise_to(outcome)
         self.seconds += outcome.seconds
         self.nodes += outcome.nodes
-        if outcome.point is not None and work.judging.counterexample is None and not work.emptiness:
+        if outcome.point is not None and work.judging is not None and work.judging.counterexample is None and not work.emptiness:
             work.judging.consider(outcome.point, outcome.primal)
             work.judging.polish(outcome.point, outcome.primal)
         match outcome.status:
-            case Status.INFEASIBLE if not work.emptiness and self.options.trust == "solver":
+            case Status.INFEASIBLE if not work.emptiness and work.judging is not None and self.options.trust == "solver":
                 # Not to be taken at its word: that the subproblem is empty is proved by a dual bound, too.
                 rest = replace(work, model=elastic(work.model), emptiness=True)
                 self._begin(rest, process, work.task.seconds - outcome.seconds)

@@ -41,7 +41,8 @@ class Limits:
     """What bounds a solve: wall-clock seconds, MiB of memory, threads; a minimisation may also stop once it is decided.
 
     The solve ends with TARGET when the dual bound rises to `dual_target` or a point of value <= `primal_target` is found. `nodes`
-    of a MILP solver's own tree are a limit that repeats exactly, where seconds do not.
+    of a MILP solver's own tree are a limit that repeats exactly, where seconds do not. `plain` asks for a dual bound of a small model
+    and nothing else: no search for points and no cuts, which take longer there than the branching that they save.
     """
 
     seconds: float = math.inf
@@ -51,6 +52,7 @@ class Limits:
     dual_target: float = math.inf
     primal_target: float = -math.inf
     nodes: int | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True, eq=False)

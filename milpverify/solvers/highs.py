@@ -123,6 +123,7 @@ def _parameters(limits: Limits) -> dict[str, object]:
         "random_seed": limits.seed,
         "objective_target": limits.primal_target,
         **({} if limits.nodes is None else {"mip_max_nodes": limits.nodes}),
+        **({"mip_heuristic_effort": 0.0} if limits.plain else {}),
     }
 
 

@@ -53,6 +53,8 @@ class Scip(Solver[Model, SolveOutcome]):
         scip = pyscipopt.Model()
         scip.hideOutput()
         scip.setParams(_parameters(limits))
+        if limits.plain:
+            scip.setHeuristics(pyscipopt.SCIP_PARAMSETTING.OFF)
         infinity = scip.infinity()
 
         def clip(value: float) -> float | None:
@@ -140,7 +142,7 @@ def _parameters(limits: Limits) -> dict[str, object]:
         # The rows of a neuron are its hull over the range of its pre-activation alone. Over the box of its inputs the hull needs many
         # more (Anderson et al., arXiv 1811.01988), which are mixed-integer rounding cuts: a few rounds find those that matter. Dense rows
         # make further rounds dear, and below the root branching is the better investment.
-        "separating/maxroundsroot": 10,
+        "separating/maxroundsroot": 0 if limits.plain else 10,
         "separating/maxrounds": 0,
     }
 

@@ -10,7 +10,7 @@ from random_nets import relu_network
 
 import milpverify as mv
 from milpverify.graph import Graph
-from milpverify.search import exchange, input_split, margin, neuron_split, trial
+from milpverify.search import box_exchange, exchange, input_split, margin, neuron_split, tighten, trial, turns
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -103,6 +103,6 @@ def test_no_choice_looks_at_the_clock(many: None, monkeypatch: pytest.MonkeyPatc
         def sleep(seconds: float) -> None:
             return
 
-    for module in (exchange, input_split, neuron_split):
+    for module in (box_exchange, exchange, input_split, neuron_split, tighten, turns):
         monkeypatch.setattr(module, "time", Clock)
     assert timeless(first.to_dict()) == timeless(twice(made).to_dict())

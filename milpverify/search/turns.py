@@ -1,0 +1,187 @@
+"""The neuron search and bound tightening in turns.
+
+The tree comes first, for easy problems need nothing else; then as much time goes into tighter bounds. Whether it pays is measured:
+what a turn of tightening closes of the root's gap to 0. If that is little, the tree goes on alone; otherwise it begins anew from the
+tighter root, with only what it left open, and turns grow twice as long.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from milpverify.result import Trust
+from milpverify.search.relaxer import choose
+from milpverify.search.tighten import Tightening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.config import Deadline
+    from milpverify.graph import Graph
+    from milpverify.search.margin import Group
+    from milpverify.search.neuron_split import Search
+    from milpverify.search.oracle import Oracle
+    from milpverify.search.relaxer import Bounded
+    from milpverify.search.subproblems import NeuronOutcome
+    from milpverify.spec import Array
+
+SECONDS = 1.5
+"""What the tree and then tightening have in their first turns, both doubled from turn to turn."""
+SPLITS, TARGETS = 512, 4096
+"""In place of seconds, the subproblems of the first turns where choices go by counts; tightening's are of a part of the network."""
+LEAST = 0.03
+"""The share of the root's gap that a turn must close for another to come."""
+LEAST_BY_SOLVER = 0.01
+"""The share of the gap that a solver's bounds must close to be used."""
+STEP = 64
+"""Subproblems between two looks at the clock."""
+BEGIN = 20.0
+"""In a first turn the search's beginning takes its share of so many seconds instead of all that are left; doubled like the turns."""
+
+
+@dataclass(eq=False)
+class Turns:
+    """A search over one group, begun anew whenever its root is tighter.
+
+    Args:
+        search: over the group, from the root; it may have begun.
+        make: a search from another root, over some of the disjuncts, with the best points known.
+        oracle: what the search listens to, or None.
+        counted: whether subproblems are counted instead of seconds.
+
+    `closed_bound` is a proved bound of the disjuncts closed in earlier turns, `spent` are the subproblems of their searches.
+    """
+
+    search: Search
+    make: Callable[[Group, Bounded, dict[int, Array]], Search]
+    graph: Graph
+    root: Bounded
+    oracle: Oracle | None
+    counted: bool = False
+    closed_bound: float = math.inf
+    lower_bound: float = -math.inf
+    trust: Trust = Trust.ROUNDED
+    spent: int = 0
+    anew: int = 0
+
+    def __post_init__(self) -> None:
+        # What else a machine does says nothing of the two; but the time of several threads, or of a GPU, is that of the clock.
+        alone = self.graph.device.type == "cpu" and torch.get_num_threads() == 1
+        self.clock = time.process_time if alone else time.perf_counter
+
+    def run(self, iterations: int, deadline: Deadline) -> NeuronOutcome:
+        """Search until everything is closed or stuck, a counterexample holds, or the deadline."""
+        tightening = Tightening(self.graph, self.search.group, self.root, clock=self.clock)
+        if not tightening.layers:
+            return self.search.run(iterations)
+        self._listen(tightening)
+        for turn in itertools.count():
+            began, scale = self.clock(), 2**turn
+            self._begin(iterations, deadline if self.counted else deadline.within(BEGIN * scale), deadline)
+            outcome = self._tree(iterations, SECONDS * scale, SPLITS * scale)
+            if self._over(outcome) or deadline.expired():
+                return self._outcome(outcome, tightening)
+            before, worst, bounded = tightening.unstable, float(tightening.root.margins.amin()), tightening.bounded
+            # As long as the tree took, beginning included, but for a beginning that took very long.
+            seconds = math.inf if self.counted else SECONDS * scale * min(2.0, max(1.0, (self.clock() - began) / (SECONDS * scale)))
+            with self.search.ledger.spent("bound tightening"):
+                tightening.run(deadline, seconds, TARGETS * scale if self.counted else math.inf)
+                by_solver = self._meet(tightening, deadline)
+            self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
+            now = float(tightening.root.margins.amin())
+            if _share(worst, now) < LEAST and tightening.unstable >= before:
+                self.search.tightening = tightening.consult = None
+                return self._outcome(self.search.run(iterations), tightening)
+            if by_solver:
+                self.trust = Trust.SOLVER
+            if not self._anew(tightening):
+                return self._outcome(self._closed(outcome), tightening)
+        raise AssertionError("turns end")
+
+    def _meet(self, tightening: Tightening, deadline: Deadline) -> bool:
+        """Take what the solver proved of pre-activations, where it is worth the weaker trust; whether the root rests on it."""
+        before = tightening.root
+        if not tightening.meet_solver(deadline):
+            return False
+        if _share(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:
+            return True
+        tightening.root = before
+        return False
+
+    def _listen(self, tightening: Tightening) -> None:
+        """Let the oracle work on ends of pre-activations, and be heard while the tree stands still."""
+        self.search.tightening = tightening
+        tightening.consult = None if self.counted else self.search.consult
+
+    def _begin(self, iterations: int, allowance: Deadline, deadline: Deadline) -> None:
+        """Bound the root; what that takes is a share of what the search believes to be left."""
+        self.search.deadline = allowance
+        self.search.run(iterations, limit=0)
+        self.search.deadline = self.search.plain.deadline = self.search.bounder.deadline = deadline
+
+    def _tree(self, iterations: int, seconds: float, splits: int) -> NeuronOutcome:
+        end, limit = self.clock() + seconds, self.search.bounded + splits
+        while True:
+            outcome = self.search.run(
+                iterations, limit=min(limit, self.search.bounded + STEP) if self.counted else self.search.bounded + STEP
+            )
+            self.lower_bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))
+            if self._over(outcome) or (self.search.bounded >= limit if self.counted else self.clock() >= end):
+                return outcome
+
+    def _over(self, outcome: NeuronOutcome) -> bool:
+        """Whether a turn ended for another reason than its end."""
+        search = self.search
+        return outcome.closed or search.broken or search.out_of_memory or search.deadline.expired() or not len(outcome.open)
+
+    def _anew(self, tightening: Tightening) -> bool:
+        """Begin from the tighter root with what is open; False where nothing is."""
+        old, group = self.search, self.search.group
+        parts = [old.frontier.all(), old.stuck, old.given_up, *([] if old.waiting is None else [old.waiting])]
+        alive = torch.zeros(group.count, dtype=torch.bool, device=self.graph.device)
+        for part in parts:
+            alive[part.disjunct] = True
+        margins = tightening.root.margins[0]
+        closed = group.closed(margins) & alive
+        self.closed_bound = min([self.closed_bound, old.closed_bound, *margins[closed].tolist()])
+        old.ledger.close("bound tightening", int(closed.sum()))
+        self.trust = Trust.weakest(self.trust, old.trust)
+        if self.oracle is not None and self.oracle.task is not None and self.oracle.task.end is None:
+            self.oracle.close()  # what it works on has looser bounds, and other places in the group
+        keep = (alive & ~closed).nonzero().flatten().tolist()
+        if not keep:
+            return False
+        points = {group.members[place]: x for place, (_, x) in old.best.items()}
+        if len(keep) < group.count:
+            tightening.group, tightening.root = choose(group, tightening.root, keep)
+        self.spent += old.bounded
+        self.anew += 1
+        self.search = self.make(tightening.group, tightening.root, points)
+        self.search.judgement, self.search.note = old.judgement, old.note
+        self._listen(tightening)
+        if self.trust is Trust.SOLVER:
+            self.search.trust, self.search.raised = Trust.SOLVER, True
+        return True
+
+    def _closed(self, outcome: NeuronOutcome) -> NeuronOutcome:
+        none = outcome.open.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
+        return replace(outcome, closed=True, lower_bound=self.closed_bound, open=none, stuck=none)
+
+    def _outcome(self, outcome: NeuronOutcome, tightening: Tightening) -> NeuronOutcome:
+        detail: dict[str, Any] = {**outcome.detail, "subproblems": self.spent + self.search.bounded}
+        if tightening.bounded:
+            detail.update(tightened=tightening.bounded, restarts=self.anew)
+            detail.update(unstable_before=tightening.first_unstable, unstable_after=tightening.unstable)
+        bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))
+        return replace(outcome, lower_bound=bound, trust=Trust.weakest(self.trust, outcome.trust), detail=detail)
+
+
+def _share(before: float, now: float) -> float:
+    """The share of a margin's gap to 0 that is closed."""
+    return 1.0 - now / before if math.isfinite(before) and before < 0 else float(now > before)
