@@ -36,8 +36,10 @@ SECONDS = 1.5
 SPLITS, TARGETS = 512, 4096
 """In place of seconds, the subproblems of the first turns where choices go by counts; tightening's are of a part of the network."""
 LEAST = 0.03
-"""The share of the root's gap that a turn must close for another to come."""
-LEAST_BY_SOLVER = 0.01
+"""The share of the root's gap that a turn must close for another to come, and"""
+AHEAD = 0.5
+"""how much of what the tree closed of it in its turn: tighter bounds help the tree all along, so that less is enough."""
+LEAST_BY_SOLVER = 0.05
 """The share of the gap that a solver's bounds must close to be used."""
 STEP = 64
 """Subproblems between two looks at the clock."""
@@ -95,7 +97,8 @@ class Turns:
                 by_solver = self._meet(tightening, deadline)
             self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
             now = float(tightening.root.margins.amin())
-            if _share(worst, now) < LEAST and tightening.unstable >= before:
+            gained, tree = _share(worst, now), _share(worst, outcome.lower_bound)
+            if gained < max(LEAST, AHEAD * tree) and tightening.unstable >= before:
                 self.search.tightening = tightening.consult = None
                 return self._outcome(self.search.run(iterations), tightening)
             if by_solver:
@@ -107,6 +110,8 @@ class Turns:
     def _meet(self, tightening: Tightening, deadline: Deadline) -> bool:
         """Take what the solver proved of pre-activations, where it is worth the weaker trust; whether the root rests on it."""
         before = tightening.root
+        if bool(tightening.group.closed(before.margins).all()):
+            return False
         if not tightening.meet_solver(deadline):
             return False
         if _share(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:

@@ -185,6 +185,7 @@ while True:
 """
 NONSENSE = {
     "no message": "out.write(b'no message at all'); out.flush()",
+    "cut short": "out.write(b'mvwk' + (10**6).to_bytes(8, 'little') + b'half a message'); out.flush(); sys.exit()",
     "no tuple": "send(out, 7)",
     "unknown": "send(out, ('outcome', 'solved'))",
     "text for a bound": "send(out, ('progress', Progress('high', 0.0, 1, 0.0)))",
