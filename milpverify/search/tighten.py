@@ -90,24 +90,25 @@ class Tightening:
     def __post_init__(self) -> None:
         self.ends = Ends(self)
         graph = self.graph
-        slots = sorted({graph.nodes[i].inputs[0] for i in graph.nonlinear})
-        before = {z for z in slots if any(i in graph.ancestors[z] for i in graph.nonlinear)}
-        self.layers = tuple(z for z in slots if z in before)  # bounds of the first layer are exact
+        kinked = [z for z in graph.readers if all(f.pieces is not None for f in functions_of(graph, z) or ()) and functions_of(graph, z)]
+        # The bounds of a first layer are exact.
+        self.layers = tuple(z for z in kinked if any(i in graph.ancestors[z] for i in graph.nonlinear))
         self.first_unstable = self.unstable
 
     @property
     def unstable(self) -> int:
         """How many pre-activations the root leaves undecided."""
-        return sum(int(self._undecided(z).sum()) for z in sorted({self.graph.nodes[i].inputs[0] for i in self.graph.nonlinear}))
+        return sum(int(self._undecided(z).sum()) for z in self.graph.readers)
 
     def unstable_before(self, z: int) -> int:
         """How many of them lie before a node."""
         graph = self.graph
-        return sum(int(self._undecided(i).sum()) for i in {graph.nodes[y].inputs[0] for y in graph.nonlinear if y in graph.ancestors[z]})
+        before = {reading.node for y, readings in graph.readings.items() if y in graph.ancestors[z] for reading in readings}
+        return sum(int(self._undecided(i).sum()) for i in before)
 
     def _undecided(self, z: int) -> Tensor:
         bounds = self.root.state[z].bounds
-        return undecided(functions_of(self.graph, self.graph.nodes[z]), bounds.lower, bounds.upper)[0].flatten()
+        return undecided(self.graph, z, self.root.state, bounds.lower.flatten(1), bounds.upper.flatten(1))[0]
 
     def run(self, deadline: Deadline, seconds: float = math.inf, limit: float = math.inf) -> None:
         """Tighten every layer in its turn, the first before the others.
@@ -191,9 +192,11 @@ class Tightening:
         subs = bounder.first()
         rows, _, x_rows = bounder.rows_of(subs.disjunct)
         primal = of.primal(bounder.domain_of(subs), rows, Dual(subs.slopes, subs.beta), x_rows)
-        for i, o in of.opened.items():
-            if self.graph.nodes[i].inputs[0] == z and i in primal.multipliers:
-                arrived[o.index] = torch.maximum(arrived[o.index], primal.multipliers[i].abs().double().amax((0, 1)))
+        entries = of.entries[z]
+        for reading in self.graph.readers[z]:
+            if reading.reader in primal.multipliers:
+                here = primal.multipliers[reading.reader].abs().double().amax((0, 1))
+                arrived[entries] = torch.maximum(arrived[entries], here)
         return arrived
 
     # -- one layer ----------------------------------------------------------------------------------------------------------
