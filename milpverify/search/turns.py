@@ -89,7 +89,7 @@ class Turns:
             outcome = self._tree(iterations, SECONDS * scale, SPLITS * scale)
             if self._over(outcome) or deadline.expired():
                 return self._outcome(outcome, tightening)
-            before, worst, bounded = tightening.unstable, float(tightening.root.margins.amin()), tightening.bounded
+            worst, bounded = float(tightening.root.margins.amin()), tightening.bounded
             # As long as the tree took, beginning included, but for a beginning that took very long.
             seconds = math.inf if self.counted else SECONDS * scale * min(2.0, max(1.0, (self.clock() - began) / (SECONDS * scale)))
             with self.search.ledger.spent("bound tightening"):
@@ -98,7 +98,7 @@ class Turns:
             self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
             now = float(tightening.root.margins.amin())
             gained, tree = _share(worst, now), _share(worst, outcome.lower_bound)
-            if gained < max(LEAST, AHEAD * tree) and tightening.unstable >= before:
+            if gained < max(LEAST, AHEAD * tree):
                 self.search.tightening = tightening.consult = None
                 return self._outcome(self.search.run(iterations), tightening)
             if by_solver:

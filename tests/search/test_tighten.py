@@ -218,6 +218,12 @@ def test_the_search_begins_anew_from_tighter_roots(many: None, counted: bool) ->
     assert not counted or (result.trust is Trust.ROUNDED and detail(result)["tightened"] and detail(result)["restarts"])
 
 
+def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "LEAST", 2.0)
+    result = decided(problem_of(-2.0), deterministic=True, oracle=False, output_constraints=False)
+    assert result.verdict is Verdict.VERIFIED and detail(result)["tightened"] and detail(result)["restarts"] == 0
+
+
 def test_without_trust_in_solvers_their_ends_are_not_asked_for(many: None) -> None:
     result = decided(problem_of(-2.0), trust="rounded", output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED and "oracle_ends" not in detail(result)
