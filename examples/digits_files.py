@@ -1,4 +1,4 @@
-"""What the numbered examples share: a small ReLU network on scikit-learn's digits, and its ONNX and VNN-LIB files.
+"""What the numbered examples share: scikit-learn's digits, training, a small ReLU network, and its ONNX and VNN-LIB files.
 
 The ONNX file is written with onnx.helper, so that no exporter package is needed.
 """
@@ -23,9 +23,14 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def train(images: np.ndarray, labels: np.ndarray, hidden: int = 24, epochs: int = 40, seed: int = 0) -> nn.Sequential:
     """A 64 - hidden - hidden - 10 ReLU network; a few seconds."""
-    torch.set_num_threads(1)  # the network is too small to gain from more
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    return fit(net, images, labels, epochs)
+
+
+def fit(net: nn.Sequential, images: np.ndarray, labels: np.ndarray, epochs: int) -> nn.Sequential:
+    """Train a network that gives one score per digit, in place."""
+    torch.set_num_threads(1)  # the networks are too small to gain from more
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     for _ in range(epochs):

@@ -1,4 +1,4 @@
-"""The command line: `milpverify verify`, `info`, `solvers`.
+"""The command line: `milpverify verify`, `info`, `solvers`, `functions`.
 
 Standard output holds the answer and nothing else; progress, summary and errors go to standard error. Exit status: 0 for any
 verdict, 2 for unusable input or arguments, 1 for an internal error.
@@ -231,6 +231,15 @@ def solvers(debug: Debug = False) -> None:
             (s.name, s.version or "-", _yes(s.licensed), ", ".join(sorted(c.value for c in s.capabilities)), s.note) for s in available()
         ]
         typer.echo(_columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
+
+
+@app.command()
+def functions(debug: Debug = False) -> None:
+    """List the nonlinearities as a Markdown table: their names in ONNX and torch, and what is supported of each."""
+    with _reported(debug):
+        from milpverify.support import markdown
+
+        typer.echo(markdown())
 
 
 def _yes(value: bool) -> str:

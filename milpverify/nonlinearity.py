@@ -256,8 +256,9 @@ class Function:
         given = self.definition.backend.get("torch")
         if given is not None:
             return self._bound(given)
-        if self.definition.torch and not self.parameters:
-            return Apply(self.definition.torch[0], (Symbol("x"),))
+        own = next((name for name in self.definition.torch if name.startswith("torch.")), None)
+        if own is not None and not self.parameters:
+            return Apply(own, (Symbol("x"),))
         return self.numeric
 
     def __call__(self, x: Tensor) -> Tensor:

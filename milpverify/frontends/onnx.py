@@ -92,11 +92,17 @@ def lower(model: onnx.ModelProto) -> Graph:
         InvalidModel: the network contradicts itself, or a weight is NaN or infinite (the message names it).
         UnsupportedOperator: an operator, or an attribute of it, has no rule.
     """
-    if model.functions:
-        from onnx.inliner import inline_local_functions
+    return _Lowering(inlined(model)).run()
 
-        model = inline_local_functions(model)
-    return _Lowering(model).run()
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network with its local functions written out, but those that the catalogue names as `domain.name`."""
+    if not model.functions:
+        return model
+    from onnx.inliner import inline_selected_functions
+
+    leaves = [(f.domain, f.name) for f in model.functions if catalogue().by_onnx(f"{f.domain}.{f.name}") is not None]
+    return inline_selected_functions(model, leaves, exclude=True)
 
 
 class _Lowering:
@@ -174,7 +180,7 @@ class _Lowering:
         op = self.operation(node)
         if node.op_type == "Constant":
             results: list[Value] = [_constant(node)]
-        elif not any(isinstance(v, Node) for v in op.inputs) and not _is_random(node, self.opset):
+        elif not any(isinstance(v, Node) for v in op.inputs) and operator_name(node) == node.op_type and not _is_random(node, self.opset):
             results = list(evaluate(node, [_array(v) for v in op.inputs], self.opset))
         else:
             results = self.apply_rule(op)
@@ -194,6 +200,8 @@ class _Lowering:
         """A node with its inputs and with the standard's defaults for the attributes that it leaves out."""
         inputs = tuple(self.lookup(name, describe(node)) if name else None for name in node.input)
         given = {a.name: attribute(a) for a in node.attribute}
+        if catalogue().by_onnx(f"{node.domain}.{node.op_type}") is not None:
+            return Operation(node, self.opset, inputs, given)
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, self.opset, ""):
             why = f"opset {self.opset} of the domain '{node.domain or 'ai.onnx'}' has no rule for it; express it by standard operators"
             raise Operation(node, self.opset, inputs, given).refuse(why)
@@ -209,13 +217,13 @@ class _Lowering:
 
     def apply_rule(self, op: Operation) -> list[Value]:
         node = op.proto
-        rule = RULES.get(node.op_type)
+        rule = RULES.get(operator_name(node))
         since = len(self.builder.nodes)
         self.builder.name = node.output[0]
         try:
             if rule is not None:
                 result = rule.lower(self.builder, op)
-            elif (entry := catalogue().by_onnx(node.op_type)) is not None and len(op.inputs) == 1:
+            elif (entry := catalogue().by_onnx(operator_name(node))) is not None and len(op.inputs) == 1:
                 result = self.builder.apply(entry.bind(**op.attributes), op.node())
             else:
                 raise op.refuse("it has no rule; express it by supported operators (`milpverify info` lists them)")
@@ -232,6 +240,11 @@ class _Lowering:
                 self.builder.name = name
                 results[i] = self.builder.finish(value, since)
         return results
+
+
+def operator_name(node: onnx.NodeProto) -> str:
+    """How the rules and the catalogue call a node's operator: by its name, with the domain before it where that is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def _weight(tensor: onnx.TensorProto) -> NDArray[Any]:

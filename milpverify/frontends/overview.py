@@ -10,7 +10,7 @@ import onnx
 
 from milpverify.catalogue import catalogue
 from milpverify.errors import UnsupportedOperator
-from milpverify.frontends.onnx import lower
+from milpverify.frontends.onnx import inlined, lower, operator_name
 from milpverify.frontends.onnx_node import RULES
 from milpverify.operators import Elementwise, Product
 
@@ -39,10 +39,7 @@ def overview(model: onnx.ModelProto) -> Overview:
     Raises:
         InvalidModel: the network contradicts itself, or holds a weight that is no finite number.
     """
-    if model.functions:
-        from onnx.inliner import inline_local_functions
-
-        model = inline_local_functions(model)
+    model = inlined(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [info for info in model.graph.input if info.name not in weights]
     neurons: Counter[str] = Counter()
@@ -74,7 +71,7 @@ def _operators(model: onnx.ModelProto, varying: set[str]) -> Iterable[tuple[str,
     counts: Counter[str] = Counter()
     unknown = set()
     for node in model.graph.node:
-        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        name = operator_name(node)
         counts[name] += 1
         if not varying.isdisjoint(node.input):
             if node.op_type not in ("Shape", "Size"):  # shapes are static: what is computed from them folds
