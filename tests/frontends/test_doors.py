@@ -121,6 +121,39 @@ def test_alpha_crown_on_a_module_contains_what_it_computes() -> None:
     assert bool((second <= first).all())
 
 
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(2, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.lstm(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.TransformerEncoderLayer(2, 1, 4, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x).flatten(1))
+
+
+@pytest.mark.parametrize("make", [Sequence, Attention])
+def test_layers_that_only_export_traces_are_bounded_and_decided(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    x0 = torch.randn(3, 2)
+    label = int(net(x0[None]).argmax())
+    box = mv.Box(x0 - 0.01, x0 + 0.01)
+    found = mv.bounds(net, box, "crown").output
+    x = x0 + (torch.rand(200, 3, 2) * 2 - 1) * 0.0099
+    with torch.no_grad():
+        y = net(x).double()
+    assert bool(((found.lower - 1e-6 <= y) & (y <= found.upper + 1e-6)).all())
+    assert mv.verify(mv.robustness(net, x0, label, 0.005), timeout=30).verdict is mv.Verdict.VERIFIED
+
+
 # The module itself has a say
 
 
