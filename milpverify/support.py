@@ -14,6 +14,7 @@ from milpverify.errors import InvalidModel, UnsupportedOperator
 from milpverify.frontends.builder import Builder
 from milpverify.graph import TensorSpec
 from milpverify.spec import Box, Disjunct, Rows
+from milpverify.terms import operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +49,7 @@ def support(function: Function) -> Support:
     ranges = bounds(graph, box, "ibp")
     state = [(ranges[i].lower[0], ranges[i].upper[0]) for i in range(len(graph.nodes))]
     entry, pieces = function.definition, function.pieces
-    if pieces is None:
-        decided = "up to delta"
-    else:
-        decided = "closure" if entry.jumps else "exact"
+    decided = "closure" if operators(entry.term) & {"sign", "floor"} else "up to delta" if pieces is None else "exact"
     return Support(
         f"{entry.name}({', '.join(entry.limits)})" if entry.limits else entry.name,
         entry.onnx,
