@@ -108,7 +108,7 @@ class SearchOptions:
     oracle: bool = True  # a solver beside the tree
     oracle_to_tree: bool = True  # its bounds and points reach the tree
     tree_to_oracle: bool = True  # subproblems and bounds of the tree reach it, and what the tree closes stops it
-    clipping: bool = True  # boxes clipped by linear bounds of rows and by domain rows
+    clipping: bool = True  # boxes and pre-activations clipped by linear bounds of rows, boxes by domain rows too
     output_constraints: bool = True  # "the point is unsafe" used in intermediate bounds
     no_goods: bool = True  # closed leaves shrunk to conflicts
     tightening: bool = True  # intermediate bounds tightened by branching, and by the oracle

@@ -97,6 +97,22 @@ def rank(bounder: Bounder, subs: Subproblems, domain: Domain) -> Tensor:
     return torch.nn.functional.pad(best, (0, candidates - best.shape[1]), value=-1)
 
 
+def looseness(bounder: Bounder, subs: Subproblems) -> Tensor:
+    """What the relaxations of open entries cost the bounds of subproblems, to first order: (n, T) float64."""
+    of, domain = bounder.relaxations, bounder.domain_of(subs)
+    y_rows, _, x_rows = bounder.rows_of(subs.disjunct)
+    primal = of.primal(domain, y_rows, Dual(subs.slopes, subs.beta), x_rows)
+    loose = torch.zeros_like(domain.low)
+    for i, o in of.opened.items():
+        if i in primal.multipliers and len(o.index):
+            low, high = (tuple(t[:, c].unsqueeze(1) for c in o.columns) for t in (domain.low, domain.high))
+            chosen, arrived = o.rule.slopes(low, high, o.chosen(subs.slopes)), primal.multipliers[i].double()
+            lost = arrived.clamp(min=0) * o.rule.gap(low, high, chosen[0]) - arrived.clamp(max=0) * o.rule.gap(low, high, chosen[1])
+            for columns in o.columns:
+                accumulate(loose, columns, lost.sum(1))
+    return loose
+
+
 def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subproblems:
     """Both children of every parent for the split of the open entry given: (2 n), lower sides first."""
     domain = bounder.domain_of(parents)

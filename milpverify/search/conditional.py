@@ -35,8 +35,8 @@ class ConditionalRoot:
     refuted: list[int]
 
 
-def conditional_root(bounder: Bounder, deadline: Deadline, by_counts: bool = False) -> ConditionalRoot | None:
-    """The root of one box under the unsafe set of every disjunct; None where it would not pay.
+def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by_counts: bool = False) -> ConditionalRoot | None:
+    """The root of one box under the unsafe set of every disjunct at some places in the group; None where it would not pay.
 
     The bounds hold at the unsafe points of a disjunct, so that a bound b of its margin below 0 is one of the margin everywhere, and a
     bound above 0 says that there are no unsafe points, which is a margin of at least 0.
@@ -44,16 +44,16 @@ def conditional_root(bounder: Bounder, deadline: Deadline, by_counts: bool = Fal
     Args:
         by_counts: never look at the clock, but for the deadline itself.
     """
-    count = bounder.group.count
+    count = len(places)
     if count > DISJUNCTS or len(bounder.root[0].center) != 1 or not bounder.relaxations.count:
         return None
     states: list[State] = []
     disjuncts: list[int] = []
     refuted: list[int] = []
-    for d in range(count):
+    for k, d in enumerate(places):
         one = torch.tensor([d], device=bounder.graph.device)
         rows, rhs, x_rows = bounder.rows_of(one)
-        share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - d))
+        share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - k))
         found = tightened(bounder.fast, bounder.root, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:

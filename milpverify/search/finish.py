@@ -143,7 +143,7 @@ class Finisher:
         search = Search(self.problem, self.graph, self.group, found.state, self.deadline, leaves=self.leaves)
         if self.leaves is not None:
             self.leaves.left = leaves
-        return search, search.run(4, 4, largest=2 * ROUND, start=search.first(box, disjunct), limit=limit, per_box=per_box)
+        return search, search.run(4, 4, batch=4 * ROUND, start=search.first(box, disjunct), limit=limit, per_box=per_box)
 
     @staticmethod
     def _left(outcome: NeuronOutcome, count: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from milpverify.bounds.dual import Columns
     from milpverify.config import Deadline
     from milpverify.graph import Graph
+    from milpverify.search.ledger import Ledger
     from milpverify.search.margin import Group
 
 ROOT_STEP, STEP = 0.25, 0.1
@@ -32,10 +35,11 @@ class Bounder:
         graph: in float64.
         root: the state of the boxes, from `crown` in float64 or float32.
         candidates: how many splits a subproblem remembers.
+        inherits: whether subproblems have bounds of open entries of their own.
     """
 
-    def __init__(self, graph: Graph, group: Group, root: State, deadline: Deadline, candidates: int) -> None:
-        self.graph, self.group, self.deadline, self.candidates = graph, group, deadline, candidates
+    def __init__(self, graph: Graph, group: Group, root: State, deadline: Deadline, candidates: int, inherits: bool = False) -> None:
+        self.graph, self.group, self.deadline, self.candidates, self.inherits = graph, group, deadline, candidates, inherits
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
         self.root: State = {}
@@ -68,6 +72,12 @@ class Bounder:
         )
         self.lookup[self.slot_of, self.index_of] = torch.arange(len(self.index_of), device=graph.device)
 
+    def inheriting(self) -> Bounder:
+        """The same with subproblems that have bounds of open entries of their own."""
+        found = copy(self)
+        found.inherits = True
+        return found
+
     def first(self, box: Tensor | None = None, disjunct: Tensor | None = None) -> Subproblems:
         """Subproblems without splits: the (box, disjunct) pairs given, or every disjunct on every box."""
         device = self.graph.device
@@ -78,10 +88,11 @@ class Bounder:
         count, rows = len(box), self.rhs.shape[1]
         slopes = self.relaxations.slopes(self.relaxations.lines, box).unsqueeze(1).repeat(1, rows, 1)
         none = torch.zeros(count, 0, device=device)
+        low = torch.full((count, self.relaxations.count if self.inherits else 0), -torch.inf, device=device)
         return Subproblems(
             box, disjunct, torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
             none.long(), none.long(), none.float(), none.double(), torch.zeros(count, rows, 0, device=device),
-            torch.full((count, self.candidates), -1, device=device), slopes,
+            torch.full((count, self.candidates), -1, device=device), slopes, low, -low,
         )  # fmt: skip
 
     def rows_of(self, disjunct: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -89,10 +100,12 @@ class Bounder:
         return self.y_rows[disjunct], self.rhs[disjunct], None if self.x_rows is None else self.x_rows[disjunct]
 
     def domain_of(self, subs: Subproblems) -> Domain:
-        """The subproblems' open entries, clamped by their decisions."""
+        """The subproblems' open entries, with what they inherit, clamped by their decisions."""
         of = self.relaxations
         column = self.lookup[subs.slot, subs.index] if len(self.slots) else subs.slot
         low, high = of.own(of.low, subs.box), of.own(of.high, subs.box)
+        if self.inherits:
+            low, high = torch.maximum(low, subs.low.double()), torch.minimum(high, subs.high.double())
         for which, target, reduce in ((subs.side > 0, low, "amax"), (subs.side < 0, high, "amin")):
             point = torch.where(which, subs.point, -torch.inf if reduce == "amax" else torch.inf)
             clamped = target.scatter_reduce(1, column, point, reduce) if column.shape[1] else target
@@ -122,13 +135,14 @@ class Bounder:
         follow(self.graph, state)
         return state
 
-    def bound(self, subs: Subproblems, iterations: int) -> tuple[Subproblems, Domain, LinearBound]:
-        """Bound subproblems, with some iterations of the optimiser."""
+    def bound(self, subs: Subproblems, iterations: int, ledger: Ledger | None = None) -> tuple[Subproblems, Domain, LinearBound]:
+        """Bound subproblems, with some iterations of the optimiser; the time of the rigorous pass goes to the ledger."""
         domain = self.domain_of(subs)
         rows, rhs, x_rows = self.rows_of(subs.disjunct)
         options = AlphaOptions(iterations, STEP if subs.slot.shape[1] else ROOT_STEP)
         dual = self.relaxations.ascend(domain, rows, Dual(subs.slopes, subs.beta), options, x_rows, rhs, self.deadline)
-        found = self.relaxations.certify(domain, rows, dual, x_rows)
+        with nullcontext() if ledger is None else ledger.spent("rigorous pass"):
+            found = self.relaxations.certify(domain, rows, dual, x_rows)
         margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
         margin = torch.where((domain.low > domain.high).any(1), torch.inf, margin)  # decisions that the root's bounds contradict
         return replace(subs, bound=margin, slopes=dual.slopes, beta=dual.beta), domain, found

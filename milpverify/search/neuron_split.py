@@ -19,11 +19,13 @@ from milpverify.config import SearchOptions
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
+from milpverify.search.batching import LARGEST, BatchSize
 from milpverify.search.branching import children, decide, rank
 from milpverify.search.conditional import conditional_root, implied
 from milpverify.search.exchange import exchange
 from milpverify.search.ledger import Ledger
 from milpverify.search.neuron_bounds import Bounder
+from milpverify.search.neuron_clip import Clipper
 from milpverify.search.no_goods import NoGoods
 from milpverify.search.relaxer import is_out_of_memory
 from milpverify.search.subproblems import Frontier, NeuronOutcome, Subproblems
@@ -42,7 +44,10 @@ if TYPE_CHECKING:
     from milpverify.search.tighten import Tightening
     from milpverify.spec import Array, Problem
 
-PLAIN = SearchOptions(output_constraints=False, no_goods=False)
+PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False)
+FIXED_BATCH = 512
+PATIENCE = 1000
+"""Subproblems before the root is bounded anew under output constraints, which takes as long as many: clipping closes most before."""
 _ENTRIES = 1 << 22  # of one matrix of multipliers, over a batch
 _FRONTIER_BYTES = 1 << 30  # beyond this much, the search dives
 
@@ -77,15 +82,19 @@ class Search:
         self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
         self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
         self.options = options
-        self.plain = self.bounder = Bounder(graph, group, root, deadline, candidates)  # `bounder` may come to hold conditional bounds
+        self.plain = Bounder(graph, group, root, deadline, candidates)
+        # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
+        self.bounder = self.plain.inheriting() if options.clipping else self.plain
+        self.clipper: Clipper | None = None
         self.slots = self.bounder.slots
         self.per = max(2, _ENTRIES // self.bounder.entries_each)
         self.best: dict[int, tuple[float, Array]] = {}
         for place, member in enumerate(group.members):
             if points and member in points:
                 self._remember(place, points[member])
+        self.patience: float = PATIENCE  # so many subproblems are bounded before output constraints are used at the root
         self.refuted = 0  # disjuncts that output constraints left without a point
-        self.bounded, self.closed_bound, self.batch, self.reported = 0, math.inf, 8, 0.0
+        self.bounded, self.closed_bound, self.reported = 0, math.inf, 0.0
         self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
@@ -96,6 +105,10 @@ class Search:
         self._nothing_yet()
         self.per_box: int | None = None  # after so many branchings a box is given up
         self.spent = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)
+        # What else a machine does says nothing of the batch; but the time of several threads, or of a GPU, is that of the clock.
+        alone = graph.device.type == "cpu" and torch.get_num_threads() == 1
+        self.clock = time.process_time if alone else time.perf_counter
+        self.batch = BatchSize(fixed=FIXED_BATCH if options.deterministic else None, size=16, largest=LARGEST[graph.device.type])
         self.waiting: Subproblems | None = None  # not bounded yet
         self.fresh = True
 
@@ -104,25 +117,29 @@ class Search:
         self.stuck = self.given_up = self.first(none, none)
         self.frontier = Frontier(self.stuck)
 
-    def _begin(self) -> Subproblems:
-        start = self._condition()
-        self.no_goods = NoGoods(self.bounder) if self.options.no_goods else None
-        return start
-
-    def _condition(self) -> Subproblems:
-        """Where to begin: with the root's bounds as they are, or with those of every disjunct's unsafe points."""
-        root = conditional_root(self.plain, self.deadline, self.options.deterministic) if self.options.output_constraints else None
+    def _condition(self) -> None:
+        """Begin again from bounds that hold at the unsafe points of every open disjunct, where these pay; what was proved stays."""
+        self.patience = math.inf
+        if len(self.stuck) or len(self.given_up):
+            return
+        known = self.frontier.all()
+        places = known.disjunct.unique().tolist()
+        root = conditional_root(self.plain, places, self.deadline, self.options.deterministic)
         if root is None:
-            return self.first()
+            return
         self.refuted = len(root.refuted)
         if root.refuted:
             self.closed_bound = min(self.closed_bound, 0.0)
         if not root.disjuncts:
-            return self.first().take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
-        self.bounder = Bounder(self.graph, self.group, root.state, self.deadline, self.plain.candidates)
+            self._nothing_yet()
+            return
+        lowest = [float(known.bound[known.disjunct == place].amin()) for place in root.disjuncts]
+        self.bounder = Bounder(self.graph, self.group, root.state, self.deadline, self.plain.candidates, self.options.clipping)
         self._nothing_yet()
-        place = torch.arange(len(root.disjuncts), device=self.graph.device)
-        return self.first(place, torch.tensor(root.disjuncts, device=self.graph.device))
+        self.no_goods = NoGoods(self.bounder) if self.options.no_goods else None
+        box = torch.arange(len(root.disjuncts), device=self.graph.device)
+        again = self.first(box, torch.tensor(root.disjuncts, device=self.graph.device))
+        self.waiting = replace(again, bound=torch.tensor(lowest, dtype=torch.float64, device=self.graph.device))
 
     @property
     def conditional(self) -> bool:
@@ -143,8 +160,14 @@ class Search:
         """Bound subproblems, with some iterations of the optimiser; try their points and rank their splits."""
         self.bounded += len(subs)
         self.ledger.bound("neuron-split bounds", len(subs))
-        subs, domain, found = self.bounder.bound(subs, iterations)
+        subs, domain, found = self.bounder.bound(subs, iterations, self.ledger)
         self._attack(found, subs)
+        if self.options.clipping:
+            with self.ledger.spent("clipping"):
+                if self.clipper is None or self.clipper.bounder is not self.bounder:
+                    self.clipper = Clipper(self.bounder)
+                subs = self.clipper.clip(subs, found, self.ledger)
+                domain = self.bounder.domain_of(subs)
         return replace(subs, best=rank(self.bounder, subs, domain))
 
     def branch(self, parents: Subproblems) -> Subproblems | None:
@@ -173,6 +196,7 @@ class Search:
                     raise
                 per = max(1, min(per, len(part)) // 2)
                 self.per = min(self.per, per)
+                self.batch.at_most(max(2, per))
                 continue
             start += len(part)
         return done[0].join(*done[1:]) if done else subs
@@ -183,7 +207,7 @@ class Search:
         self,
         iterations: int = 10,
         root_iterations: int = 20,
-        largest: int = 256,
+        batch: int | None = None,
         start: Subproblems | None = None,
         limit: int | None = None,
         per_box: int | None = None,
@@ -191,27 +215,41 @@ class Search:
         """Split until everything is closed or stuck, a counterexample holds, `limit` subproblems were bounded, or the deadline.
 
         Args:
+            batch: bound so many at a time, instead of as many as measurement shows to be best.
             start: what to begin with, instead of every disjunct on every box.
             per_box: a box that has branched so often is given up, and stays open.
         """
         self.per_box = per_box
+        if batch is not None:
+            self.batch = BatchSize(size=batch, fixed=batch)
         if self.fresh:
-            self.waiting, self.batch, self.fresh = self._begin() if start is None else start, 8 if start is None else largest, False
+            self.waiting, self.fresh = self.first() if start is None else start, False
+            if start is None and self.options.no_goods:
+                self.no_goods = NoGoods(self.bounder)
+            if start is not None or not self.options.output_constraints:
+                self.patience = math.inf
         try:
-            if self.waiting is not None and (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is not None:
-                self.waiting = None
-                self._sift(bounded)
             while self._going() and (limit is None or self.bounded < limit):
+                if self.waiting is not None:
+                    if (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is None:
+                        break
+                    self.waiting = None
+                    self._sift(bounded)
+                    continue
+                if self.bounded >= self.patience and len(self.frontier):
+                    self._condition()
+                    continue
                 if not len(self.frontier):
                     time.sleep(0.01)  # the oracle is at work on what the tree cannot split
                     self.consult()
                     continue
                 nearest = len(self.frontier) * self.frontier.store.bytes_each > _FRONTIER_BYTES
-                parents = self.frontier.pop(self.batch, nearest)
+                began, before = self.clock(), self.bounded
+                parents = self.frontier.pop(max(1, self.batch.size // 2), nearest)
                 if not self._expand(parents, iterations):
                     self.frontier.push(parents)
                     break
-                self.batch = min(2 * self.batch, largest)
+                self.batch.took(self.bounded - before, self.clock() - began)
                 self.consult()
                 self._report()
         except (MemoryError, RuntimeError) as error:
@@ -222,8 +260,10 @@ class Search:
 
     def _going(self) -> bool:
         """Whether there is anything left to do and time to do it."""
-        if self.waiting is not None or self.broken or self.deadline.expired():
+        if self.broken or self.deadline.expired():
             return False
+        if self.waiting is not None:
+            return True
         helps = self.oracle is not None and self.oracle.usable and self.oracle.options.trust == "solver"
         return bool(len(self.frontier)) or (helps and bool(len(self.stuck)))
 
@@ -308,8 +348,9 @@ class Search:
             with self.ledger.spent("LP leaves"):
                 state, decisions = self.bounder.state_of(leaf), self.decisions(leaf)
                 if self.conditional:
-                    plain = self.plain.state_of(replace(leaf, box=torch.zeros_like(leaf.box)))
-                    decisions += implied(self.graph, plain, state)
+                    alike = self.bounder.root is self.plain.root  # otherwise its boxes are the disjuncts'
+                    plain = leaf if alike else replace(leaf, box=torch.zeros_like(leaf.box))
+                    decisions += implied(self.graph, self.plain.state_of(plain), state)
                 outcome = self.leaves.decide(disjunct, state, decisions)
             self.ledger.bound("LP leaves")
             if outcome.judgement is not None:
@@ -328,7 +369,7 @@ class Search:
         return tuple((self.slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
 
     def _outcome(self) -> NeuronOutcome:
-        unbounded = [] if self.waiting is None else [-math.inf]
+        unbounded = [] if self.waiting is None else self.waiting.bound.tolist()
         bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *self.given_up.bound.tolist(), *unbounded])
         bound = min(bound, 0.0) if self.conditional else bound
         left = self.frontier.all().join(self.given_up, *([] if self.waiting is None else [self.waiting]))

@@ -101,6 +101,10 @@ class NoGoods:
         if not len(leaves) or leaves.side.shape[1] < 2:
             return
         leaves = leaves.take(((leaves.side != 0).sum(1) >= 2) & torch.isfinite(leaves.bound))
+        if self.bounder.inherits and len(leaves):  # what they inherited has decisions in it that may be dropped
+            leaves = replace(leaves, low=torch.full_like(leaves.low, -torch.inf), high=torch.full_like(leaves.high, torch.inf))
+            leaves = replace(leaves, bound=torch.minimum(leaves.bound, self.bounder.estimate(leaves)))
+            leaves = leaves.take(leaves.bound > 0)
         if not len(leaves):
             return
         column = self.bounder.domain_of(leaves).column

@@ -24,7 +24,8 @@ class Subproblems:
 
     `box` (n,) the place in the root's batch of boxes; `disjunct` (n,) the place in the group; `bound` (n,) float64, proved;
     `slot`, `index`, `side`, `point`, `beta` (n, K) (`beta` (n, r, K)) the split decisions, side 0 where there is none; `best`
-    (n, C) the flat numbers of the splits to consider, -1 where there is none left; `slopes` (n, r, 2, U) of lower and upper lines.
+    (n, C) the flat numbers of the splits to consider, -1 where there is none left; `slopes` (n, r, P) of the lines; `low`, `high` (n, T)
+    float32 bounds of the open entries besides the root's and the decisions, inherited by what is split off, or (n, 0) for none.
     """
 
     box: Tensor
@@ -37,6 +38,8 @@ class Subproblems:
     beta: Tensor
     best: Tensor
     slopes: Tensor
+    low: Tensor
+    high: Tensor
 
     def __len__(self) -> int:
         return len(self.disjunct)

@@ -124,13 +124,14 @@ def test_a_disjunct_refuted_at_the_root_counts_as_zero_and_others_keep_their_own
     )
     bounder = bounder_of(graph, [near, far])
     with torch.no_grad():
-        found = conditional_root(bounder, Deadline(60))
+        found = conditional_root(bounder, [0, 1], Deadline(60))
     assert found is not None and found.disjuncts == [0] and found.refuted == [1]
     problem = Problem(graph, (near, far))
     (group,) = groups(problem)
     for options in (PLAIN, ON):
         with torch.no_grad():
             search = Search(problem, graph, group, bounder.root, Deadline(60), options=options)
+            search.patience = 0
             outcome = search.run()
         assert outcome.closed
         assert outcome.lower_bound == 0 if options is ON else outcome.lower_bound > 0
@@ -149,3 +150,21 @@ def test_an_empty_interval_means_that_enumeration_finds_nothing_unsafe(seed: int
         with torch.no_grad():
             empty = tightened(bounder.fast, bounder.root, constraints(bounder, least - size), 1000).empty
         assert not (empty and size < 0)
+
+
+def test_beginning_again_under_output_constraints_keeps_what_was_proved() -> None:
+    graph, disjunct, least = robust(1)
+    near = Disjunct(disjunct.box, Rows.on_outputs([[1.0, -1.0]], [least - 0.01], 6), Rows.none(6, 2))
+    bounder = bounder_of(graph, [near])
+    problem = Problem(graph, (near,))
+    (group,) = groups(problem)
+    search = Search(problem, graph, group, bounder.root, Deadline(60), options=SearchOptions(clipping=False))
+    search.patience = 30
+    with torch.no_grad():
+        before = search.run(limit=30)
+        assert len(before.open) and not search.conditional
+        after = search.run(limit=search.bounded + 1)
+        assert search.conditional and after.lower_bound >= before.lower_bound
+        assert bool((after.open.bound >= before.lower_bound).all())
+        done = search.run(limit=300)
+    assert after.lower_bound <= done.lower_bound <= 0.01

@@ -67,7 +67,7 @@ def run(
         search = Search(problem, graph, group, found.state, deadline, oracle.on_event, points, oracle)
         # A tree that cannot close anything by itself: the oracle decides, or nobody.
         search.per = 2
-        return search.run(largest=1), oracle
+        return search.run(batch=2), oracle
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,86 @@
+"""Clipping in the neuron search (Clip-and-Verify, arXiv 2512.11087): pre-activations are bounded anew where a subproblem can be unsafe.
+
+What is left to prove of a subproblem are the points where its rows' linear bounds are <= 0, which is a half-space of the inputs each, the
+thinner the nearer the bound is to 0. The root's linear forms of the open entries are minimised over the box and that half-space, which
+makes relaxations tighter, or leaves a neuron one piece; what is split off inherits that. The bounds hold at unsafe points only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.bounds.halfspaces import Forms
+from milpverify.bounds.rounding import cast_down, cast_up, down
+from milpverify.search.branching import looseness
+
+if TYPE_CHECKING:
+    from milpverify.bounds.state import LinearBound
+    from milpverify.search.ledger import Ledger
+    from milpverify.search.neuron_bounds import Bounder
+    from milpverify.search.subproblems import Subproblems
+
+ROUNDS = 3
+"""How often a subproblem is clipped by the bounds that clipping gave it."""
+LEAST_GAIN = 0.1
+"""The share of what a bound lacks that a round must bring for another."""
+
+
+class Clipper:
+    """Clips the subproblems of a search, whose bounder lets them inherit bounds."""
+
+    def __init__(self, bounder: Bounder) -> None:
+        self.bounder, self.forms = bounder, Forms(bounder.relaxations)
+
+    def clip(self, subs: Subproblems, found: LinearBound, ledger: Ledger | None = None) -> Subproblems:
+        """Subproblems with bounds of their open entries that hold at their unsafe points, and with what these are worth.
+
+        Args:
+            found: the linear bounds of the subproblems' rows.
+        """
+        left = (~self._closed(subs)).nonzero(as_tuple=True)[0]
+        coefficients, lower = found.coefficients[left], found.lower[left]
+        self._form(subs.take(left))
+        for _ in range(ROUNDS):
+            if not len(left):
+                break
+            some = subs.take(left)
+            clipped, moved = self._clipped(some, coefficients, lower)
+            left, clipped = left[moved], clipped.take(moved)
+            clipped, _, found = self.bounder.bound(clipped, 0, ledger)
+            subs = _put(subs, left, clipped)
+            gained = clipped.bound > some.bound[moved] * (1 - LEAST_GAIN)
+            again = gained & ~self._closed(clipped)
+            left, coefficients, lower = left[again], found.coefficients[again], found.lower[again]
+        return subs
+
+    def _form(self, subs: Subproblems) -> None:
+        """Make the forms of boxes not seen before, of the entries that are loosest in the first of their subproblems."""
+        fresh = self.forms.missing(subs.box)
+        if len(fresh):
+            first = (subs.box.unsqueeze(0) == fresh.unsqueeze(1)).int().argmax(1)
+            loose = looseness(self.bounder, subs.take(first))
+            self.forms.make(fresh, loose.topk(self.forms.count, dim=1).indices.sort(1).values)
+
+    def _clipped(self, subs: Subproblems, coefficients: Tensor, lower: Tensor) -> tuple[Subproblems, Tensor]:
+        """Subproblems clipped by every row, and which of them were, (n,) bool."""
+        domain = self.bounder.domain_of(subs)
+        least = down(lower - self.bounder.rhs[subs.disjunct])
+        low, high = domain.low, domain.high
+        for row in range(least.shape[1]):
+            half = self.forms.below(subs.box, coefficients[:, row], least[:, row])
+            low, high = self.forms.raised(subs.box, half, low, high)
+        moved = ((low > domain.low) | (high < domain.high)).any(1)
+        return replace(subs, low=cast_down(low, torch.float32), high=cast_up(high, torch.float32)), moved
+
+    def _closed(self, subs: Subproblems) -> Tensor:
+        return (subs.bound > 0) | (self.bounder.group.strict[subs.disjunct] & (subs.bound >= 0))
+
+
+def _put(subs: Subproblems, place: Tensor, some: Subproblems) -> Subproblems:
+    """With those at `place` replaced in what clipping changes."""
+    changed = {name: getattr(subs, name).index_put((place,), getattr(some, name)) for name in ("bound", "low", "high")}
+    return replace(subs, **changed)
