@@ -7,12 +7,12 @@ piecewise-linear function.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.pieces import Pieces, RationalPieces, derive
@@ -26,6 +26,7 @@ from milpverify.terms import (
     differentiate,
     enclose,
     evaluate,
+    prepare,
     substitute,
     symbols,
     tensor_algebra,
@@ -261,22 +262,40 @@ class Function:
             return Apply(own, (Symbol("x"),))
         return self.numeric
 
+    @cached_property
+    def _on_tensors(self) -> Callable[[Mapping[str, Any]], Any]:
+        return prepare(self._torch_term, tensor_algebra())
+
+    @cached_property
+    def _slope_on_tensors(self) -> tuple[Callable[[Mapping[str, Any]], Any], bool]:
+        return prepare(self.derivative_term, tensor_algebra()), "y" in symbols(self.derivative_term)
+
+    @cached_property
+    def _running(self) -> tuple[Callable[[Mapping[str, Near]], Near], Callable[[Mapping[str, Near]], Near]]:
+        from milpverify.running import running_algebra
+
+        return prepare(self.numeric, running_algebra()), prepare(self.derivative_term, running_algebra())
+
     def __call__(self, x: Tensor) -> Tensor:
         """f(x) elementwise, in x's precision, differentiable; nothing is proved about its rounding."""
-        value: Tensor = evaluate(self._torch_term, tensor_algebra(), {"x": x})
+        value: Tensor = self._on_tensors({"x": x})
         return value
 
-    def derivative(self, x: Tensor) -> Tensor:
-        """f'(x) elementwise, in x's precision; one of the one-sided derivatives, or their mean, at a kink."""
-        values = {"x": x, "y": self(x)} if "y" in symbols(self.derivative_term) else {"x": x}
-        value = evaluate(self.derivative_term, tensor_algebra(), values)
+    def derivative(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """f'(x) elementwise, in x's precision; one of the one-sided derivatives, or their mean, at a kink.
+
+        Args:
+            y: f(x), where it is known.
+        """
+        slope, reads_value = self._slope_on_tensors
+        value = slope({"x": x, "y": (self(x) if y is None else y) if reads_value else x})
         return x.new_full(x.shape, value) if isinstance(value, float) else value
 
     def near(self, x: Tensor) -> Near:
         """f(x) elementwise with a proved bound of its rounding error, float64; the error is infinite outside the domain."""
-        from milpverify.running import Near, exactly, known, running_algebra
+        from milpverify.running import Near, exactly, known
 
-        found = known(evaluate(self.numeric, running_algebra(), {"x": exactly(x)}))
+        found = known(self._running[0]({"x": exactly(x)}))
         return Near(found.value.expand_as(x), found.error.expand_as(x))
 
     def derivative_near(self, x: Tensor, y: Near) -> Near:
@@ -285,9 +304,9 @@ class Function:
         Args:
             y: f(x), from `near`.
         """
-        from milpverify.running import Near, exactly, known, running_algebra
+        from milpverify.running import Near, exactly, known
 
-        found = known(evaluate(self.derivative_term, running_algebra(), {"x": exactly(x), "y": y}))
+        found = known(self._running[1]({"x": exactly(x), "y": y}))
         return Near(found.value.expand_as(x), found.error.expand_as(x))
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.interval import Interval, add, div, interval_algebra, point, product, sub
+from milpverify.interval import Interval, add, down, interval_algebra, point, product, up
 from milpverify.pieces import Pieces
 from milpverify.terms import enclose, evaluate
 
@@ -86,11 +86,7 @@ def _extremes(pieces: Pieces) -> tuple[tuple[float, float], ...]:
 
 def _curved_range(function: Function, lower: Tensor, upper: Tensor) -> Interval:
     """Between extrema f is monotone, so its range is the hull of f at both ends and at the extrema inside."""
-
-    def values(x: Interval) -> Interval:
-        return evaluate(function.numeric, interval_algebra(), {"x": x})
-
-    found = _hull(values(point(lower)), values(point(upper)))
+    found = _ends(function, lower, upper)
     for (low, high), (least, most) in zip(function.extrema, function.extreme_values, strict=True):
         met = _meets(lower, upper, low, high, function.period)
         found = _include(found, met, _same(lower, least, most))
@@ -105,11 +101,24 @@ def _curved_range(function: Function, lower: Tensor, upper: Tensor) -> Interval:
     )
 
 
+def _ends(function: Function, lower: Tensor, upper: Tensor) -> Interval:
+    """The hull of f at both ends: by running errors, and by intervals where these know nothing (infinite ends, an overflow)."""
+    near = function.near(torch.stack([lower, upper]))
+    if bool(near.error.isfinite().all()):
+        low, high = down(near.value - near.error), up(near.value + near.error)
+        return Interval(torch.minimum(low[0], low[1]), torch.maximum(high[0], high[1]))
+
+    def values(x: Interval) -> Interval:
+        return evaluate(function.numeric, interval_algebra(), {"x": x})
+
+    return _hull(values(point(lower)), values(point(upper)))
+
+
 def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: tuple[float, float] | None) -> Tensor:
     """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away."""
     if period is None:
         return (lower <= high) & (upper >= low)
-    length = Interval(*map(lower.new_tensor, period))
-    at = Interval(lower.new_tensor(low), lower.new_tensor(high))
-    first, last = (div(sub(Interval(x, x), at), length) for x in (lower, upper))
-    return (last.upper.floor() >= first.lower.ceil()) | lower.isinf() | upper.isinf()
+    # Turns of the circle from an extremum to both ends: three rounded operations on numbers known to a unit in the last place.
+    first, last = ((x - low) / period[0] for x in (lower, upper))
+    slack = 2.0**-48 * (torch.maximum(first.abs(), last.abs()) + (abs(low) + abs(high)) / period[0]) + (high - low) / period[0]
+    return (~((last + slack).floor() < (first - slack).ceil())) | lower.isinf() | upper.isinf()

@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from milpverify.errors import InvalidInput
@@ -275,11 +276,43 @@ def evaluate(term: Term, algebra: Algebra[T], values: Mapping[str, T]) -> T:
             if function is None:
                 raise InvalidInput(f"{op!r} cannot be evaluated here")
             if op == "pow":
-                exponent = args[1]
-                if not (isinstance(exponent, Constant) and isinstance(exponent.value, Fraction) and exponent.value.denominator == 1):
-                    raise InvalidInput(f"the exponent in {term} is not a constant integer")
-                return function(evaluate(args[0], algebra, values), int(exponent.value))
+                return function(evaluate(args[0], algebra, values), _exponent(term))
             return function(*(evaluate(a, algebra, values) for a in args))
+
+
+def prepare(term: Term, algebra: Algebra[T]) -> Callable[[Mapping[str, T]], T]:
+    """`evaluate` as a function of the values, with constants formed and operators looked up once.
+
+    Raises:
+        InvalidInput: as `evaluate`, but for symbols, which the function returned looks up.
+    """
+    match term:
+        case Symbol(name) if name != "pi":
+            return itemgetter(name)
+        case Apply(op, args) if symbols(term) - {"pi"}:
+            function = algebra.operator(op)
+            if function is None:
+                raise InvalidInput(f"{op!r} cannot be evaluated here")
+            if op == "pow":
+                base, exponent = prepare(args[0], algebra), _exponent(term)
+                return lambda values: function(base(values), exponent)
+            if len(args) == 1:
+                inner = prepare(args[0], algebra)
+                return lambda values: function(inner(values))
+            parts = [prepare(a, algebra) for a in args]
+            if len(args) == 2:
+                left, right = parts
+                return lambda values: function(left(values), right(values))
+            return lambda values: function(*(part(values) for part in parts))
+    fixed = evaluate(term, algebra, {})
+    return lambda _: fixed
+
+
+def _exponent(term: Apply) -> int:
+    exponent = term.args[1]
+    if not (isinstance(exponent, Constant) and isinstance(exponent.value, Fraction) and exponent.value.denominator == 1):
+        raise InvalidInput(f"the exponent in {term} is not a constant integer")
+    return int(exponent.value)
 
 
 def enclose(value: Number) -> tuple[float, float]:

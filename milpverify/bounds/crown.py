@@ -3,6 +3,9 @@
 Which neurons are stable is known only after bounding them. So the pre-activations that interval propagation leaves undecided
 are first screened: one backward pass with parallel slopes bounds both sides with one matrix, and rows leave it as soon as the
 intervals on the way prove them stable. Only the survivors get the two-sided pass with the default slopes.
+
+Smooth functions are never stable, but nearly linear on small intervals. Before them, one pass with the mean of the default slopes
+bounds both sides of every neuron, and only those whose bounds slopes of their own could improve get the two-sided pass.
 """
 
 from __future__ import annotations
@@ -12,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, parallel_lines
+from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.bounds.interval_propagation import charged, input_state, step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
 from milpverify.bounds.screening import Gram, grouped, inexact, screen, summing_maps, undecided
-from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
+from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, State
 from milpverify.operators import Affine, Elementwise
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
+WORTHWHILE = 0.005
+"""Of a neuron's width, what a two-sided pass should gain after one with a slope for both sides."""
 
 
 def crown(
@@ -60,8 +65,11 @@ def crown(
     intervals: Intervals = {}
     coarse_intervals: Intervals = intervals if wide is fast else {}
     targets = {node.id for node in refinable(graph)}
+    functions = {i: functions_of(graph, i) for i in targets}
+    smooth = {i for i, read in functions.items() if read is not None and not any(f.pieces for f in read)}
+    level: Level = {}
     # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
-    screened = targets - set(known or ())
+    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if screened and len(lower) else None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, wide)
@@ -73,13 +81,19 @@ def crown(
         if coarse is not state:
             coarse[node.id] = charged(graph, node, coarse, now, fast)
         if node.id in graph.readings:
-            table[node.id] = default_lines(graph, node.id, state, wide.precision(node.id))
+            table[node.id] = around = default_lines(graph, node.id, state, wide.precision(node.id))
+            if smooth:
+                level[node.id] = _level(graph, node.id, state, around)
             if screened:
                 parallel[node.id] = parallel_lines(graph, node.id, coarse, dtype)
         if node.id in targets and not (deadline and deadline.expired()):
             if node.id in screened:
                 _improve(state, coarse, node.id, _screened(fast, fast.nodes[node.id], coarse, parallel, coarse_intervals, gram, deadline))
-            _improve(state, coarse, node.id, _refined(wide, wide.nodes[node.id], state, table, intervals, deadline))
+            if node.id in smooth:
+                bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, deadline)
+            else:
+                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, deadline)
+            _improve(state, coarse, node.id, bounds)
     return state, table
 
 
@@ -185,7 +199,22 @@ def _screened(
 def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, deadline: Deadline | None) -> Bounds:
     """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
     known = _Known(state[node.id])
-    owner, index = undecided(graph, node.id, state, known.low, known.high).nonzero(as_tuple=True)
+    _two_sided(graph, node, state, table, undecided(graph, node.id, state, known.low, known.high), known, intervals, deadline)
+    return known.bounds
+
+
+def _two_sided(
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    chosen: Tensor,
+    known: _Known,
+    intervals: Intervals,
+    deadline: Deadline | None,
+) -> None:
+    """A pass for both sides of the chosen neurons, (batch, size) bool."""
+    owner, index = chosen.nonzero(as_tuple=True)
     for box, place in grouped(owner, rows_at_once(graph) // 2):
         if deadline is not None and deadline.expired():
             break
@@ -194,6 +223,49 @@ def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals
             pass
         below, above = sweep.concretise()[0].chunk(2, dim=1)
         known.improve(box, index[place], below, -above)
+
+
+Level = dict[int, tuple[Lines, Tensor]]
+"""Nonlinear node id -> lines with one slope for both sides, and what they lose against the default ones at midpoints, (batch, *shape)."""
+
+
+def _level(graph: Graph, node: int, state: State, around: Lines) -> tuple[Lines, Tensor]:
+    """Lines with the mean of the default slopes for both sides, and what they lose."""
+    slopes = tuple(0.5 * (low + high) for low, high in zip(around.k_lower, around.k_upper, strict=True))
+    found = lines(graph, node, state, slopes[0].dtype, slopes, slopes)
+    gap = (found.b_upper - found.b_lower).double()
+    own = (around.b_upper - around.b_lower).double()
+    for i, low, high in zip(graph.nodes[node].inputs, around.k_lower, around.k_upper, strict=True):
+        source = state[i]
+        own = own + (high - low).double() * (0.5 * (source.bounds.lower + source.bounds.upper) - source.center)
+    return found, (0.5 * (gap - own)).nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0).to(slopes[0].dtype)
+
+
+def _levelled(
+    graph: Graph, node: Node, state: State, table: LineTable, level: Level, intervals: Intervals, deadline: Deadline | None
+) -> Bounds:
+    """Bounds of a pre-activation node by a pass with one slope for both sides, and by a two-sided one where that should gain much."""
+    known = _Known(state[node.id])
+    shared = {i: around for i, (around, _) in level.items()}
+    left = undecided(graph, node.id, state, known.low, known.high)
+    owner, index = left.nonzero(as_tuple=True)
+    for box, place in grouped(owner, rows_at_once(graph)):
+        if deadline is not None and deadline.expired():
+            return known.bounds
+        sweep = _start(graph, node, state, shared, box, index[place], intervals, parallel=True)
+        sweep.seen = {}
+        while sweep.step():
+            pass
+        low, high = known.improve(box, index[place], *sweep.concretise())
+        gained = torch.zeros_like(low)
+        for i, rows in sweep.seen.items():
+            lost = level[i][1].flatten(1)[box]
+            gained = gained + (rows.flatten(2).abs() @ lost.to(rows.dtype).unsqueeze(2)).squeeze(2)
+        still = ~(2 * gained <= WORTHWHILE * (high - low))
+        left[box.unsqueeze(1), index[place]] = still
+        if bool(still.all()):  # the others may be expected to need it too
+            break
+    _two_sided(graph, node, state, table, left, known, intervals, deadline)
     return known.bounds
 
 
