@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from milpverify.bounds.rules import Side
 
 
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Between what slopes may lie, and what their steps are multiplied with: (n, 1, P) each."""
+
+    low: Tensor
+    high: Tensor
+    pace: Tensor
+
+
 class Adam:
     """Adam (arXiv 1412.6980) on both kinds of parameters, with the projection on their ranges."""
 
@@ -22,7 +32,7 @@ class Adam:
         self.count = 0
         self.moments: list[tuple[Tensor, Tensor]] = []
 
-    def step(self, moved: list[Tensor], gradients: tuple[Tensor | None, ...], options: AlphaOptions, span: tuple[Tensor, Tensor]) -> Dual:
+    def step(self, moved: list[Tensor], gradients: tuple[Tensor | None, ...], options: AlphaOptions, span: Span) -> Dual:
         self.count += 1
         for k, gradient in enumerate(gradients):
             if gradient is None:
@@ -35,8 +45,8 @@ class Adam:
             second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             step = (options.step, options.beta_step, options.gamma_step)[k] * options.decay ** (self.count - 1) / (1 - 0.9**self.count)
             scale = (second / (1 - 0.999**self.count)).sqrt_().add_(1e-12)
-            moved[k] = torch.addcdiv(moved[k], first, scale, value=step)
-        return Dual(moved[0].clamp(*span), *(multipliers.clamp(min=0.0) for multipliers in moved[1:]))
+            moved[k] = torch.addcdiv(moved[k], first if k else first * span.pace, scale, value=step)
+        return Dual(moved[0].clamp(span.low, span.high), *(multipliers.clamp(min=0.0) for multipliers in moved[1:]))
 
     def take(self, chosen: Tensor) -> None:
         self.moments = [(first[chosen], second[chosen]) for first, second in self.moments]
@@ -84,13 +94,15 @@ class Climb:
         for i, o in of.opened.items():
             slopes = [k.flatten(1).index_fill(1, o.index, 0.0) for k in of.lines[i].k_lower]
             self.stable[i] = [of.own(k, domain.box).unsqueeze(1) for k in slopes]
-        low = torch.zeros(of.width, dtype=dtype, device=rows.device)
-        high = torch.ones_like(low)
+        low = torch.zeros(n, 1, of.width, dtype=dtype, device=rows.device)
+        high, pace = torch.ones_like(low), torch.ones_like(low)
         for o in of.opened.values():
+            ends = (tuple(t[:, c] for c in o.columns) for t in (domain.low, domain.high))
+            spans = [t.to(dtype) for t in o.rule.spans(*ends)]
             for part in (o.lower, o.upper):
                 if part is not None:
-                    low[part], high[part] = o.rule.span
-        self.span = low, high
+                    low[:, 0, part], high[:, 0, part], pace[:, 0, part] = spans
+        self.span = Span(low, high, pace)
         # Split constraints are subtracted where the multipliers of the first function of a variable come back; if there is none, later.
         self.first: dict[int, int] = {}
         for i, o in of.opened.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.bounds.interval_propagation import charged, input_state, step
+from milpverify.bounds.relaxation import is_smooth
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
 from milpverify.bounds.screening import Gram, grouped, inexact, screen, summing_maps, undecided
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, State
@@ -66,7 +67,7 @@ def crown(
     coarse_intervals: Intervals = intervals if wide is fast else {}
     targets = {node.id for node in refinable(graph)}
     functions = {i: functions_of(graph, i) for i in targets}
-    smooth = {i for i, read in functions.items() if read is not None and not any(f.pieces for f in read)}
+    smooth = {i for i, read in functions.items() if read is not None and all(map(is_smooth, read))}
     level: Level = {}
     # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())

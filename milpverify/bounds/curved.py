@@ -41,6 +41,13 @@ def chord(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(slope.isfinite(), slope, _finite(function.derivative(0.5 * (lower + upper))))
 
 
+def slope_span(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest derivative on [lower, upper], nearly: they are at the ends of convex and concave parts."""
+    parts = parts_of(function, shape_of(function, lower.device), lower, upper)
+    steep = function.derivative(torch.cat([parts.a, parts.b, torch.stack([lower, upper])])).nan_to_num(0.0, 1e30, -1e30)
+    return steep.amin(0), steep.amax(0)
+
+
 # --- default slopes ---
 
 

@@ -10,12 +10,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
 from milpverify.bounds import curved, piecewise, steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.catalogue import Function
+
+
+def is_smooth(function: Function) -> bool:
+    """Whether `curved` relaxes the function, which then has a slope at every point but for kinks."""
+    return not function.pieces and not function.staircase
 
 
 def is_exact(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
@@ -53,6 +60,14 @@ def slope_range(function: Function) -> tuple[float, float]:
     if function.staircase:
         return 0.0, math.inf
     return (min(function.pieces.slopes), max(function.pieces.slopes)) if function.pieces else (-math.inf, math.inf)
+
+
+def slope_span(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """`slope_range` on intervals: that of the function's own slopes there, nearly, where the function is smooth."""
+    if is_smooth(function):
+        return curved.slope_span(function, lower, upper)
+    least, most = slope_range(function)
+    return torch.full_like(lower, least), torch.full_like(lower, most)
 
 
 def slopes_matter(function: Function) -> tuple[bool, bool]:

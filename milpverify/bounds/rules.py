@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from milpverify.bounds import relaxation
 from milpverify.bounds.rounding import U64
+from milpverify.bounds.slope_tables import SlopeTable, slope_tables
 from milpverify.interval import Interval, mul
 from milpverify.operators import Elementwise, Product
 
@@ -42,6 +44,10 @@ class Rule(ABC):
     @abstractmethod
     def span(self) -> tuple[float, float]:
         """The interval that useful parameters lie in."""
+
+    @abstractmethod
+    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+        """`span` on given bounds of the inputs: its ends, and what the optimiser's steps are multiplied with."""
 
     @property
     @abstractmethod
@@ -114,6 +120,10 @@ class Univariate(Rule):
     def span(self) -> tuple[float, float]:
         return relaxation.slope_range(self.function)
 
+    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = relaxation.slope_span(self.function, lower[0], upper[0])
+        return low, high, _SMOOTH_PACE * (high - low) if relaxation.is_smooth(self.function) else torch.ones_like(low)
+
     @property
     def rising(self) -> bool:
         return relaxation.slope_range(self.function)[0] >= 0
@@ -146,6 +156,7 @@ class Univariate(Rule):
         slopes = relaxation.default_slopes(self.function, low, high)
         fixed = relaxation.intercepts(self.function, low, high, *slopes)
         touched = relaxation.touched(self.function, low, high)
+        tables = slope_tables(self.function, low, high, z, value, dtype) if relaxation.is_smooth(self.function) else None
         wide = tuple(t.unsqueeze(1) for t in (low, high, z, value))
 
         def side(which: int) -> Side:
@@ -161,6 +172,8 @@ class Univariate(Rule):
                     return (k,), torch.addcmul(base, reach, k)
 
                 return through
+            if tables is not None:
+                return partial(_read, exact, own, tables[which])
             intercept = (relaxation.lower_intercept, relaxation.upper_intercept)[which]
 
             def supporting(t: Tensor) -> tuple[Ends, Tensor]:
@@ -196,6 +209,10 @@ class McCormick(Rule):
     @property
     def span(self) -> tuple[float, float]:
         return 0.0, 1.0
+
+    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+        one = torch.ones_like(lower[0])
+        return torch.zeros_like(one), one, one
 
     @property
     def rising(self) -> bool:
@@ -271,10 +288,18 @@ class McCormick(Rule):
         return 0.5 * (lower + upper)
 
 
+_SMOOTH_PACE = 1 / 16
+"""Steps of slopes in units of those that a function has on the interval: default lines of smooth functions are close to the best."""
 _NOTHING = 2.0**-44
 """A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
 _TINY = 2.0**-1000
 """More than what underflow costs."""
+
+
+def _read(exact: Tensor, own: Tensor, table: SlopeTable, slopes: Tensor) -> tuple[Ends, Tensor]:
+    """A side of a smooth function, with the intercepts of a table."""
+    k = torch.where(exact, own, slopes)
+    return (k,), table.intercept(k)
 
 
 def _finite(slope: Tensor) -> Tensor:
