@@ -241,3 +241,16 @@ def test_softmax_written_out_is_found() -> None:
     )
     nodes: list[Step] = [("Exp", "x", {}), ("ReduceSum", ["t0", "last"], {}), ("Add", ["t1", "one"], {}), ("Div", ["t0", "t2"], {})]
     assert "product" in neurons(steps(*nodes, last=last, one=scalar(1.0)))
+
+
+def test_functions_of_the_same_entries_are_taken_once() -> None:
+    gathers: list[Step] = [("Gather", ["x", "i"], {"axis": 1}), ("Gather", ["x", "j"], {"axis": 1})]
+    squares: list[Step] = [("Pow", ["t0", "two"], {}), ("Pow", ["t1", "two"], {}), ("Mul", ["t2", "t3"], {})]
+    indices = {"i": ints(0, 1, 1, 2), "j": ints(1, 2, 0, 0), "two": scalar(2.0)}
+    assert neurons(steps(*gathers, *squares, shape=(1, 4), **indices)) == {"square": 4, "product": 4}
+    # A part alone is cheaper than the whole.
+    assert neurons(steps(gathers[0], squares[0], shape=(1, 9), **indices)) == {"square": 4}
+    twice: list[Step] = [("Sigmoid", "x", {}), ("Sigmoid", "x", {}), ("Add", ["t0", "t1"], {}), ("Tanh", ["t2"], {})]
+    assert neurons(steps(*twice)) == {"sigmoid": 8, "tanh": 8}
+    again: list[Step] = [("Sigmoid", "x", {}), ("Tanh", ["t0"], {}), ("Sigmoid", "x", {})]
+    assert neurons(steps(*again, shape=(4,))) == {"sigmoid": 4}
