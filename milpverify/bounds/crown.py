@@ -330,7 +330,9 @@ def _finite(bound: Tensor) -> Tensor:
 def rows_at_once(graph: Graph) -> int:
     """How many rows of multipliers make one matrix of the size that suits the device."""
     mean = -(-graph.entries // len(graph.nodes))
-    return max(16, CHUNK_BYTES[graph.device.type] // (mean * torch.finfo(graph.dtype).bits // 8)) // 2 * 2
+    # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
+    several = max((3 * graph.nodes[i].size // 4 for i, readings in graph.readings.items() if len(readings) > 1), default=0)
+    return max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8)) // 2 * 2
 
 
 def chunks(graph: Graph, rows: int) -> list[slice]:
