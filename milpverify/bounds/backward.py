@@ -52,14 +52,16 @@ def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: En
         return t.unsqueeze(1) if rows else t
 
     u = UNIT_ROUNDOFF[dtype]
-    charge: Tensor | float = 0.0
+    charge: Tensor | None = None
     for place, source in enumerate(sources):
         steepest = torch.maximum(k_lower[place].detach().abs(), k_upper[place].detach().abs()).double()
         # Eight roundings, and one more for every further node whose multipliers are added to these.
         several = u * (7 + len(graph.consumers[known.inputs[place]]))
-        charge = charge + several * steepest * fit(source.deviation)
+        lost = several * steepest * fit(source.deviation)
         if source.charge is not None:
-            charge = charge + steepest * (1 + 2 * several) * fit(source.charge)
+            lost = lost + steepest * (1 + 2 * several) * fit(source.charge)
+        charge = lost if charge is None else charge + lost
+    assert charge is not None
     # A dot product with as many terms as the node has entries will be formed with the intercepts.
     g = 2 * gamma(known.size, dtype)
     y, centers = fit(y), [fit(source.center) for source in sources]

@@ -19,13 +19,12 @@ from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTabl
 from milpverify.bounds.interval_propagation import charged, input_state, step
 from milpverify.bounds.relaxation import is_smooth
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
-from milpverify.bounds.screening import Gram, grouped, inexact, screen, summing_maps, undecided
+from milpverify.bounds.screening import Gram, functions_of, grouped, inexact, screen, summing_maps, undecided
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, State
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.bounds.forward import Carried
-    from milpverify.catalogue import Function
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
 
@@ -172,13 +171,6 @@ def refinable(graph: Graph) -> list[Node]:
     depth = summing_maps(graph)
     improvable = (n for n in map(graph.nodes.__getitem__, graph.readers) if isinstance(n.op, Affine) or len(n.inputs) > 1)
     return [n for n in improvable if depth.get(n.id, 2) > 1]
-
-
-def functions_of(graph: Graph, node: int) -> list[Function] | None:
-    """The functions that read a variable; None where operators of several inputs do, too."""
-    ops = [graph.nodes[reading.reader].op for reading in graph.readers[node]]
-    functions = [op.function for op in ops if isinstance(op, Elementwise)]
-    return functions if len(functions) == len(ops) else None
 
 
 def _screened(

@@ -18,7 +18,7 @@ from milpverify.bounds.backward import Backward
 from milpverify.bounds.rounding import gamma
 from milpverify.bounds.rules import rule_of
 from milpverify.graph import affine_form
-from milpverify.operators import Affine
+from milpverify.operators import Affine, Elementwise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +90,9 @@ def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tenso
     Args:
         state: of what else it reads; anything is possible of nodes that are not in it.
     """
+    functions = functions_of(graph, node)
+    if functions is not None:
+        return inexact(functions, lower, upper)
     loose = torch.zeros_like(lower, dtype=torch.bool)
     for reading in graph.readers[node]:
         others = graph.readings[reading.reader]
@@ -111,6 +114,13 @@ def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tenso
         else:
             loose |= torch.zeros_like(lower).index_add_(1, reading.index, (~exact).to(lower.dtype)) > 0
     return loose
+
+
+def functions_of(graph: Graph, node: int) -> list[Function] | None:
+    """The functions that read a variable; None where operators of several inputs do, too."""
+    ops = [graph.nodes[reading.reader].op for reading in graph.readers[node]]
+    functions = [op.function for op in ops if isinstance(op, Elementwise)]
+    return functions if len(functions) == len(ops) else None
 
 
 def inexact(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from milpverify.bounds.alpha import AlphaOptions
 from milpverify.bounds.beta import Dual
-from milpverify.bounds.crown import functions_of
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import down
-from milpverify.bounds.screening import undecided
+from milpverify.bounds.screening import functions_of, undecided
 from milpverify.bounds.state import Bounds
 from milpverify.config import Deadline
 from milpverify.graph import Graph, Node, evaluate, evaluate_all
