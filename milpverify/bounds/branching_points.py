@@ -37,6 +37,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def area(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     """The area between the default lines on [lower, upper], float64: the width times their distance at the middle."""
+    lower, upper = torch.broadcast_tensors(lower, upper)
     k_lower, k_upper = relaxation.default_slopes(function, lower, upper)
     below, above = relaxation.intercepts(function, lower, upper, k_lower, k_upper)
     middle = lower + 0.5 * (upper - lower)

@@ -72,7 +72,8 @@ def shape_of(function: Function, device: torch.device) -> Shape:
     def column(numbers: list[float]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float64, device=device)
 
-    tables = [_table(function, start, end, s) for (start, end, _), s in order]
+    with torch.device("cpu"):
+        tables = [_table(function, start, end, s) for (start, end, _), s in order]
     nodes, slopes = (
         torch.stack(t).to(device) if t else torch.zeros(0, 2, dtype=torch.float64, device=device) for t in zip(*tables, strict=True)
     )
@@ -210,7 +211,12 @@ def turns(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> Ten
 def parts_of(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> Parts:
     """The parts of [lower, upper]; those that no interval meets are left out."""
     ones = [1] * lower.dim()
-    start, end, chosen, move = shape.start.reshape(-1, *ones), shape.end.reshape(-1, *ones), torch.arange(len(shape.sign)), None
+    start, end, chosen, move = (
+        shape.start.reshape(-1, *ones),
+        shape.end.reshape(-1, *ones),
+        torch.arange(len(shape.sign), device=lower.device),
+        None,
+    )
     if function.period is not None:
         turn = turns(function, shape, lower, upper)
         move, off = turn * (0.5 * sum(function.period)), turn.abs() * _DRIFT
@@ -222,14 +228,13 @@ def parts_of(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> 
     met = some.flatten(1).any(1)
     kept = met.nonzero(as_tuple=True)[0]
     if len(kept) < len(chosen):
-        left, right, some, chosen = left[kept], right[kept], some[kept], chosen[kept.to(chosen.device)]
+        left, right, some, chosen = left[kept], right[kept], some[kept], chosen[kept]
         start, end = start[kept], end[kept]
         move = None if move is None else move[kept]
     a = torch.where(left == start, left + (left.abs() * 2.0**-52 + 2.0**-1000), left)
     b = torch.where(right == end, right - (right.abs() * 2.0**-52 + 2.0**-1000), right)
     a, b = torch.minimum(a, b), torch.where(a > b, torch.minimum(a, b), b)
     a, b = torch.where(some, a, lower), torch.where(some, b, lower)
-    chosen = chosen.to(lower.device)
     sign = shape.sign[chosen]
     below = int((sign > 0).sum())
     return Parts(function, below, sign, left, right, some, a, b, shape.nodes[chosen], shape.slopes[chosen], move)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _CELLS = 16
 """Stretches of slopes, for each part of an interval."""
+_NARROW = 1e-30
+"""Slopes of a part that is no wider than so much are one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class SlopeTable:
 def _nearly(part: tuple[Tensor, ...], steep: Tensor) -> tuple[Tensor, Tensor]:
     """The critical points of a part, and the values there."""
     start, cell, per_cell, points, values, rates = part
-    place = ((steep - start) * per_cell).clamp(0.0, _CELLS)
+    place = ((steep - start) * per_cell).nan_to_num(0.0).clamp(0.0, _CELLS)
     left = place.floor().clamp(max=_CELLS - 1)
     index = left.long()
     rate, inside = rates.gather(1, index), (place - left) * cell
@@ -77,8 +79,8 @@ def slope_tables(
     x = parts.critical(sign * steep, 2)
     x = torch.where(share == 0, parts.a, torch.where(share == _CELLS, parts.b, x))
     value = sign * (function(x) - y) - steep * (x - z)
-    rate = torch.where(cell > 0, (x[:, :, 1:] - x[:, :, :-1]) / cell, 0.0)
-    per_cell = torch.where(cell > 0, 1 / cell, 0.0)
+    rate = torch.where(cell > _NARROW, (x[:, :, 1:] - x[:, :, :-1]) / cell, 0.0)
+    per_cell = torch.where(cell > _NARROW, 1 / cell, 0.0)
     columns = [t.to(dtype).contiguous() for t in (first, cell, per_cell, (x - z)[:, :, :-1], value[:, :, :-1], rate)]
     made = tuple(tuple(t[i] for t in columns) for i in range(len(parts)))
     fixed = (low, high, *(point.clamp(low, high) for point in shape.alone))
