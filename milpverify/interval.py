@@ -215,11 +215,11 @@ def _constant(value: Number) -> Interval:
     if not math.isfinite(value):
         raise InvalidInput("an infinite constant is allowed below min and max only, where it has no effect")
     lower, upper = enclose(value)
-    return Interval(torch.tensor(lower, dtype=torch.float64), torch.tensor(upper, dtype=torch.float64))
+    return Interval(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (lower, upper)))
 
 
 def _pi() -> Interval:
-    return Interval(torch.tensor(math.pi, dtype=torch.float64), torch.tensor(math.nextafter(math.pi, 4.0), dtype=torch.float64))
+    return Interval(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (math.pi, math.nextafter(math.pi, 4.0))))
 
 
 def interval_algebra() -> Algebra[Interval]:

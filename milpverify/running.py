@@ -183,10 +183,11 @@ def _constant(value: Number) -> Near:
     if not math.isfinite(value):
         raise InvalidInput("an infinite constant is allowed below min and max only, where it has no effect")
     lower, upper = enclose(value)
-    return Near(torch.tensor(lower, dtype=torch.float64), torch.tensor(upper - lower, dtype=torch.float64))
+    # Lone numbers of the CPU combine with tensors of any device.
+    return Near(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (lower, upper - lower)))
 
 
 def running_algebra() -> Algebra[Near]:
     """Terms with running errors: `evaluate(term, running_algebra(), {"x": exactly(x)})`."""
-    pi = torch.tensor(math.pi, dtype=torch.float64)
+    pi = torch.tensor(math.pi, dtype=torch.float64, device="cpu")
     return Algebra(_constant, OPERATORS.get, lambda: Near(pi, torch.full_like(pi, 2.0**-51)))

@@ -211,12 +211,8 @@ def turns(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> Ten
 def parts_of(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> Parts:
     """The parts of [lower, upper]; those that no interval meets are left out."""
     ones = [1] * lower.dim()
-    start, end, chosen, move = (
-        shape.start.reshape(-1, *ones),
-        shape.end.reshape(-1, *ones),
-        torch.arange(len(shape.sign), device=lower.device),
-        None,
-    )
+    start, end, move = shape.start.reshape(-1, *ones), shape.end.reshape(-1, *ones), None
+    chosen = torch.arange(len(shape.sign), device=lower.device)
     if function.period is not None:
         turn = turns(function, shape, lower, upper)
         move, off = turn * (0.5 * sum(function.period)), turn.abs() * _DRIFT
