@@ -89,6 +89,10 @@ def _resident() -> float:
         return 0.0
 
 
+DELTA = 1e-6
+"""The margin up to which smooth networks are decided, unless the options say otherwise."""
+
+
 @dataclass(frozen=True)
 class Milp:
     """Decide by one mixed-integer model per disjunct, handed whole to a solver.
@@ -142,7 +146,7 @@ class Options:
     method: str = "auto"  # auto | bab | milp | smt
     solver: str = "scip"  # scip | highs | gurobi | z3
     trust: str = "solver"  # the weakest trust that may decide: exact | rounded | solver
-    delta: float = 1e-6  # completeness margin of smooth networks
+    delta: float = DELTA  # completeness margin of smooth networks
     device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
     attack: bool = True

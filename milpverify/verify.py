@@ -235,7 +235,8 @@ class _Run:
         elif disagreement:
             return _Answer(Verdict.UNKNOWN, Reason.FLOAT_SEMANTICS, Trust.ROUNDED, bound, None, disagreement)
         else:
-            reason = Reason.TIMEOUT if self.deadline.expired() else decision.reason
+            over = self.deadline.expired() and decision.reason is not Reason.DELTA
+            reason = Reason.TIMEOUT if over else decision.reason
         return _Answer(Verdict.UNKNOWN, reason, decision.trust, bound, None, decision.note)
 
     def result(self, answer: _Answer) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
     from milpverify.spec import Problem
 
 
-def try_points(problem: Problem, fast: Graph, group: Group, found: Bounded, lower: Tensor, upper: Tensor) -> Judgement | None:
+def try_points(
+    problem: Problem, fast: Graph, group: Group, found: Bounded, lower: Tensor, upper: Tensor, delta: float = -math.inf
+) -> Judgement | None:
     """Try the corner that minimises each open row's linear bound, and the centre; judge the best of them, and polish the best.
 
     Args:
         fast: in float32.
         lower, upper: the boxes that were bounded, (batch, nx).
+        delta: points with a margin up to this are worth telling.
 
     Returns:
-        a judgement that a counterexample holds, or else one that the semantics disagree, or None.
+        a judgement that a counterexample holds, or else one that the semantics disagree or that the margin is within delta, or None.
     """
     open_rows = ~group.closed(found.margins)[:, group.disjunct]
     box, row = open_rows.nonzero(as_tuple=True)
@@ -46,12 +50,12 @@ def try_points(problem: Problem, fast: Graph, group: Group, found: Bounded, lowe
     best: Judgement | None = None
     for flat in torch.argsort(margin.flatten())[:4].tolist():
         point, disjunct = divmod(flat, group.count)
-        if float(margin[point, disjunct]) > 1e-6:
+        if float(margin[point, disjunct]) > max(1e-6, delta):
             break
         judgement = judge(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
         if judgement.status is Status.HOLDS:
             return judgement
-        if judgement.status is Status.FLOAT_SEMANTICS:
+        if judgement.status is Status.FLOAT_SEMANTICS or (best is None and judgement.within(delta)):
             best = judgement
     # The best point of a batch starts a descent: in boxes this small it is often next to a counterexample.
     point, disjunct = divmod(int(margin.argmin()), group.count)

@@ -24,7 +24,7 @@ from milpverify.search.turns import Turns
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from milpverify.config import Deadline, Options, SearchOptions
+    from milpverify.config import Deadline, Options
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
     from milpverify.search.relaxer import Bounded
@@ -81,7 +81,7 @@ def decide(
     with Oracle(problem, options, deadline, reporter) as oracle, Leaves(problem, deadline) as leaves:
         helper = oracle if options.method == "auto" and switches.oracle else None
         exact = leaves if switches.leaves and graph.piecewise_linear else None
-        by_tree = _by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, switches) if bounded else None
+        by_tree = _by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, options) if bounded else None
     if oracle.counts["oracle_tasks"]:
         reporter.ledger.bounded[_PROCESS], reporter.ledger.seconds[_PROCESS] = oracle.nodes, oracle.seconds
     # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
@@ -132,7 +132,7 @@ def _by_tree(
     reporter: Reporter,
     oracle: Oracle | None,
     leaves: Leaves | None,
-    switches: SearchOptions,
+    options: Options,
 ) -> Decision:
     """Branch-and-bound, one group after the other."""
     parts: list[Decision] = []
@@ -140,9 +140,9 @@ def _by_tree(
     for k, (group, root) in enumerate(open_groups):
         untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
         reporter.others, reporter.floor = min([before, *(p.lower_bound for p in parts), *untouched]), float(root.margins.amin())
-        whole = few_inputs(group) or switches.deterministic
+        whole = few_inputs(group) or options.search.deterministic
         share = deadline if whole else deadline.within(deadline.remaining() / (len(open_groups) - k))
-        part = _search(problem, graph, group, root, points, share, reporter, oracle, leaves, switches)
+        part = _search(problem, graph, group, root, points, share, reporter, oracle, leaves, options)
         parts.append(part)
         if oracle is not None and oracle.task is not None:
             oracle.close()  # its task belongs to this group: to the next it would be about another disjunct
@@ -161,12 +161,13 @@ def _search(
     reporter: Reporter,
     oracle: Oracle | None,
     leaves: Leaves | None,
-    switches: SearchOptions,
+    options: Options,
 ) -> Decision:
     """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
+    switches, delta = options.search, options.delta
 
     def make(group: Group, root: Bounded, points: Mapping[int, Array]) -> Search:
-        search = Search(problem, graph, group, root.state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches)
+        search = Search(problem, graph, group, root.state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches, delta)
         search.ledger = reporter.ledger
         return search
 
@@ -178,7 +179,7 @@ def _search(
 
     if many_inputs(group):
         return _of_neurons(on_neurons(make(group, root, points)), oracle)
-    boxes = Bisection(problem, graph, group, deadline, torch.float32, reporter, root, switches, leaves)
+    boxes = Bisection(problem, graph, group, deadline, torch.float32, reporter, root, switches, leaves, delta=delta)
     boxes.ledger = reporter.ledger
     if few_inputs(group):
         boxes.consult(oracle)

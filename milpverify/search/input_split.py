@@ -23,7 +23,7 @@ from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.rounding import down
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import select
-from milpverify.config import SearchOptions
+from milpverify.config import DELTA, SearchOptions
 from milpverify.events import Event
 from milpverify.result import Reason, Trust
 from milpverify.search.batching import LARGEST, BatchSize
@@ -86,6 +86,7 @@ def search(
     options: SearchOptions | None = None,
     leaves: Leaves | None = None,
     oracle: Oracle | None = None,
+    delta: float = DELTA,
 ) -> SplitOutcome:
     """Bisect the group's box until every disjunct is proved, a counterexample holds, or the deadline.
 
@@ -95,8 +96,9 @@ def search(
         root: the bounds over the group's box, if they are known.
         leaves: what decides boxes of which every neuron is on one piece, or None.
         oracle: a solver to work beside the bisection, or None.
+        delta: a smooth network whose margin is known to be this close to zero is not divided further.
     """
-    return Bisection(problem, graph, group, deadline, dtype, on_event, root, options or SearchOptions(), leaves, oracle).run()
+    return Bisection(problem, graph, group, deadline, dtype, on_event, root, options or SearchOptions(), leaves, oracle, delta).run()
 
 
 class Bisection:
@@ -118,8 +120,11 @@ class Bisection:
         options: SearchOptions,
         leaves: Leaves | None,
         oracle: Oracle | None = None,
+        delta: float = DELTA,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline, self.dtype = problem, graph, group, deadline, dtype
+        self.delta = -math.inf if graph.piecewise_linear else delta
+        self.near: Judgement | None = None  # of a point whose margin is within delta
         self.on_event, self.options = on_event, options
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
@@ -159,7 +164,7 @@ class Bisection:
                 self.held = self.stuck
                 if len(self.frontier) and not self.deadline.expired():
                     ends = self.root.state[0].bounds
-                    self._note(try_points(self.problem, self.fast, self.group, self.root, ends.lower, ends.upper))
+                    self._note(try_points(self.problem, self.fast, self.group, self.root, ends.lower, ends.upper, self.delta))
             while self._going() and len(self.frontier) and self.subproblems < limit:
                 began = self.clock()
                 self.held = self.frontier.pop(max(1, self.batch.size // 2), self.frontier.bytes > FRONTIER_BYTES)
@@ -180,7 +185,17 @@ class Bisection:
         return self._outcome()
 
     def _going(self) -> bool:
-        return not self.broken and not self.deadline.expired()
+        return not self.broken and not self.closest and not self.deadline.expired()
+
+    @property
+    def closest(self) -> bool:
+        """Whether the margin is known up to delta: a point is that close to a violation, and none can be further beyond."""
+        return self.near is not None and self._lowest >= -self.delta
+
+    @property
+    def _lowest(self) -> float:
+        """The bound of everything, closed and open."""
+        return min(self.closed_bound, self.frontier.lowest, self.stuck.lowest, self.held.lowest)
 
     @property
     def broken(self) -> bool:
@@ -189,23 +204,28 @@ class Bisection:
         return by_oracle or (self.judgement is not None and self.judgement.status is Status.HOLDS)
 
     def _note(self, judgement: Judgement | None) -> None:
-        if judgement is not None and not self.broken:
+        if judgement is None or self.broken:
+            return
+        if judgement.status is not Status.NOT_A_COUNTEREXAMPLE:
             self.judgement = judgement
+        if judgement.within(self.delta):
+            self.near = judgement
 
     def _outcome(self) -> SplitOutcome:
-        bound = min(self.closed_bound, self.frontier.lowest, self.stuck.lowest, self.held.lowest)
+        bound = self._lowest
         waiting = len(self.frontier) + len(self.held)
         closed = not waiting and not len(self.stuck)
         count = self.subproblems + self.finisher.bounded
         tied = Reason.FLOAT_SEMANTICS if self.finisher.ties and not waiting else Reason.UNDECIDED
         detail = {"batch": self.batch.size, "bounds": self.method.now.value, "finished": self.finisher.closed, **self.finisher.detail}
+        note = "; ".join(filter(None, [self.finisher.note, "" if self.near is None else self.near.where]))
         trust, exchange = Trust.ROUNDED, self.exchange
         if exchange is not None:
             detail.update(exchange.oracle.counts)
             trust = Trust.SOLVER if exchange.raised and not closed else exchange.trust
         return SplitOutcome(
             closed, bound, self.judgement, count, time.monotonic() - self.began, waiting, len(self.stuck),
-            Reason.MEMORY if self.out_of_memory else tied, self.finisher.note, detail, trust,
+            Reason.MEMORY if self.out_of_memory else Reason.DELTA if self.closest else tied, note, detail, trust,
         )  # fmt: skip
 
     def _report(self) -> None:
@@ -213,7 +233,7 @@ class Bisection:
         if self.on_event is None or now - self.reported < 0.2:
             return
         self.reported = now
-        bound = min(self.closed_bound, self.frontier.lowest, self.stuck.lowest, self.held.lowest)
+        bound = self._lowest
         message = f"{len(self.frontier)} open, {self.subproblems} bounded, {self.subproblems / max(1e-9, now - self.began):.0f}/s"
         self.on_event(Event("search", message, {"open": len(self.frontier), "subproblems": self.subproblems, "bound": bound}))
 
@@ -256,7 +276,7 @@ class Bisection:
         self.ledger.bound("bisection bounds", len(boxes))
         fresh = self._sifted(found, boxes)
         with self.ledger.spent("attack"):
-            self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper))
+            self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper, self.delta))
         return fresh
 
     def _compare(self, boxes: Boxes) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.config import SearchOptions
+from milpverify.config import DELTA, SearchOptions
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
+from milpverify.search.attack import polish
 from milpverify.search.batching import LARGEST, BatchSize
 from milpverify.search.branching import children, decide, rank
 from milpverify.search.conditional import conditional_root, implied
@@ -63,6 +64,7 @@ class Search:
         leaves: what decides subproblems without a split left, or None.
         candidates: how many splits of a subproblem are compared by the bounds of their children.
         options: which parts of the search are on; the default is a search that derives nothing under "the point is unsafe".
+        delta: a smooth network whose margin is known to be this close to zero is not divided further.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Search:
         leaves: Leaves | None = None,
         candidates: int = 4,
         options: SearchOptions = PLAIN,
+        delta: float = DELTA,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
         self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
@@ -88,6 +91,9 @@ class Search:
         self.clipper: Clipper | None = None
         self.slots = self.bounder.slots
         self.per = max(2, _ENTRIES // self.bounder.entries_each)
+        self.judgement: Judgement | None = None
+        self.delta = -math.inf if graph.piecewise_linear else delta
+        self.near: Judgement | None = None  # of a point whose margin is within delta
         self.best: dict[int, tuple[float, Array]] = {}
         for place, member in enumerate(group.members):
             if points and member in points:
@@ -95,7 +101,6 @@ class Search:
         self.patience: float = PATIENCE  # so many subproblems are bounded before output constraints are used at the root
         self.refuted = 0  # disjuncts that output constraints left without a point
         self.bounded, self.closed_bound, self.reported = 0, math.inf, 0.0
-        self.judgement: Judgement | None = None
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
@@ -260,7 +265,7 @@ class Search:
 
     def _going(self) -> bool:
         """Whether there is anything left to do and time to do it."""
-        if self.broken or self.deadline.expired():
+        if self.broken or self.closest or self.deadline.expired():
             return False
         if self.waiting is not None:
             return True
@@ -368,10 +373,14 @@ class Search:
         """The split decisions of one subproblem by node."""
         return tuple((self.slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
 
-    def _outcome(self) -> NeuronOutcome:
+    @property
+    def _lowest(self) -> float:
+        """The bound of everything, closed and open."""
         unbounded = [] if self.waiting is None else self.waiting.bound.tolist()
-        bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *self.given_up.bound.tolist(), *unbounded])
-        bound = min(bound, 0.0) if self.conditional else bound
+        return float(min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *self.given_up.bound.tolist(), *unbounded]))
+
+    def _outcome(self) -> NeuronOutcome:
+        bound = min(self._lowest, 0.0) if self.conditional else self._lowest
         left = self.frontier.all().join(self.given_up, *([] if self.waiting is None else [self.waiting]))
         closed = not len(left) and not len(self.stuck) and self.waiting is None
         detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(self.frontier) + len(self.stuck)}
@@ -383,8 +392,9 @@ class Search:
             detail.update(self.oracle.counts)
         trust = Trust.SOLVER if self.raised and not closed else self.trust
         tied = Reason.FLOAT_SEMANTICS if self.tied and not len(self.frontier) else Reason.UNDECIDED
-        reason = Reason.MEMORY if self.out_of_memory else tied
-        note = "; ".join(filter(None, [self.note, *(self.oracle.notes if self.oracle else [])]))
+        reason = Reason.MEMORY if self.out_of_memory else Reason.DELTA if self.closest else tied
+        near = [] if self.near is None else [self.near.where]
+        note = "; ".join(filter(None, [self.note, *near, *(self.oracle.notes if self.oracle else [])]))
         return NeuronOutcome(closed, bound, self.judgement, left, self.stuck, trust, reason, note, detail)
 
     def _report(self) -> None:
@@ -409,13 +419,23 @@ class Search:
             residual = residual + (x_rows @ points.unsqueeze(2)).squeeze(2)
         margin = residual.amax(1)
         for k in torch.argsort(margin)[:2].tolist():
-            if float(margin[k]) > 1e-6:
+            if float(margin[k]) > max(1e-6, self.delta):
                 return
             self._judge(int(disjunct[k]), points[k].cpu().numpy())
 
     def _judge(self, place: int, x: Array) -> None:
         """Judge a point; a counterexample ends the search."""
-        self._note(judge(self.problem, self.group.disjuncts[place], x))
+        judgement = judge(self.problem, self.group.disjuncts[place], x)
+        self._note(judgement)
+        if self.near is None and judgement.within(self.delta):
+            self.near = judgement
+            if (example := polish(self.problem, self.group.disjuncts[place], x)) is not None:
+                self._note(judge(self.problem, self.group.disjuncts[place], example.x))
+
+    @property
+    def closest(self) -> bool:
+        """Whether the margin is known up to delta: a point is that close to a violation, and none can be further beyond."""
+        return self.near is not None and self._lowest >= -self.delta
 
     def _note(self, judgement: Judgement) -> None:
         if judgement.status is Status.HOLDS or (judgement.status is Status.FLOAT_SEMANTICS and not self.broken):
@@ -437,3 +457,5 @@ class Search:
         margin = float(disjunct.unsafe.residual(x, y).max())
         if place not in self.best or margin < self.best[place][0]:
             self.best[place] = (margin, x)
+            if self.near is None and margin <= self.delta:
+                self._judge(place, x)

@@ -53,6 +53,17 @@ class Judgement:
     margin_real: tuple[float, float] = (-math.inf, math.inf)
     counterexample: Counterexample | None = None
 
+    @property
+    def where(self) -> str:
+        """The point and its margin in words."""
+        low, high = self.margin_real
+        entries = ", ".join(f"{v:.9g}" for v in self.x[:8].tolist()) + (", ..." if len(self.x) > 8 else "")
+        return f"the margin is within [{low:.3g}, {high:.3g}] at X = ({entries})"
+
+    def within(self, delta: float) -> bool:
+        """Whether the margin comes as close to zero as delta without that a violation is shown."""
+        return self.margin_real[1] <= delta and self.status is not Status.HOLDS
+
     def __str__(self) -> str:
         low, high = self.margin_real
         return f"{self.status.value}: margin {self.margin_runtime:.9g} in the runtime, within [{low:.9g}, {high:.9g}] in the reals"
