@@ -110,6 +110,11 @@ def verify(
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of everything random.")] = 0,
     attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples first.")] = True,
     without: Annotated[list[str] | None, typer.Option(metavar="PART", help="Turn a part of the search off (repeatable).")] = None,
+    branching: Annotated[
+        Literal["bbps", "first-order", "babsr", "widest", "random", "none"],
+        typer.Option(help="How splits of neurons are scored; none: nothing is searched."),
+    ] = "first-order",
+    points: Annotated[Literal["optimised", "midpoint"], typer.Option(help="Where smooth functions are split.")] = "midpoint",
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")] = False,
@@ -129,7 +134,7 @@ def verify(
         if json is not None and not os.access(json.absolute().parent, os.W_OK):
             raise InvalidInput(f"cannot write {json}: its folder is missing or not writable")
         try:
-            search = SearchOptions(deterministic=deterministic).without(*without or ())
+            search = SearchOptions(deterministic=deterministic, branching=branching, points=points).without(*without or ())
         except ValueError as error:
             raise InvalidInput(f"--without: {error}") from error
         options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack, search=search)

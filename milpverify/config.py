@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass, field, fields, replace
 from threading import Event as _Flag
+from typing import Any
 
 
 class Deadline:
@@ -105,6 +106,10 @@ class Milp:
     memory_mb: int = 8192
 
 
+BRANCHINGS = ("bbps", "first-order", "babsr", "widest", "random", "none")
+POINTS = ("optimised", "midpoint")
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved."""
@@ -119,7 +124,16 @@ class SearchOptions:
     forward: bool = True  # linear forms carried forward where inputs are few
     finishing: bool = True  # small boxes finished by neuron splits
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals
+    refining: bool = True  # slopes optimised before the search, where inputs are many
+    filtering: bool = True  # the best few splits are bounded before one is taken, in piecewise-linear networks
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
+    branching: str = "first-order"  # how splits of neurons are scored: bbps | first-order | babsr | widest | random | none
+    points: str = "midpoint"  # where smooth functions are split: optimised | midpoint
+
+    def __post_init__(self) -> None:
+        for name, known in (("branching", BRANCHINGS), ("points", POINTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
 
     def without(self, *parts: str) -> SearchOptions:
         """With some parts off.
@@ -130,7 +144,8 @@ class SearchOptions:
         for part in parts:
             if part not in PARTS:
                 raise ValueError(f"the search has no part {part!r}; there are {', '.join(PARTS)}")
-        return replace(self, **dict.fromkeys(parts, False))
+        off: dict[str, Any] = dict.fromkeys(parts, False)
+        return replace(self, **off)
 
 
 EVERYTHING = SearchOptions()

@@ -97,11 +97,14 @@ def _decide(run: _Run) -> _Answer:
             detail.update(found=found is not None)
         if found is not None:
             return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, run.bound(open_groups), found)
-    with run.phase("refine") as detail:
-        open_groups = run.refine(open_groups)
-        detail.update(open=sum(g.count for g, _ in open_groups))
+    if run.options.search.refining:
+        with run.phase("refine") as detail:
+            open_groups = run.refine(open_groups)
+            detail.update(open=sum(g.count for g, _ in open_groups))
     if not open_groups:
         return run.conclude([], Decision(True, run.closed_bound, Trust.ROUNDED))
+    if run.options.search.branching == "none":
+        return run.conclude(open_groups, Decision(False, run.bound(open_groups), Trust.ROUNDED))
     with run.phase("search") as detail:
         run.reporter.others = run.closed_bound
         decision = decide(run.problem, run.graph, open_groups, run.points, run.options, run.deadline, run.reporter)

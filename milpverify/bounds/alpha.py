@@ -81,6 +81,8 @@ def alpha_crown(
     lower, upper = state[0].bounds.lower, state[0].bounds.upper
     known = {node.id: state[node.id].bounds for node in refinable(graph)}
     for node in refinable(graph):
+        if deadline is not None and deadline.expired():
+            break
         bounds = state[node.id].bounds
         low, high = bounds.lower.flatten(1).clone(), bounds.upper.flatten(1).clone()
         owner, index = undecided(graph, node.id, state, low, high).nonzero(as_tuple=True)

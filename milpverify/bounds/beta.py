@@ -15,7 +15,7 @@ from torch import Tensor
 from milpverify.bounds.backward import LineTable, SplitTable, default_lines, ends_of, lines
 from milpverify.bounds.climb import Adam, Climb
 from milpverify.bounds.crown import bound_rows
-from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Primal
+from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Passed, Primal
 from milpverify.bounds.rounding import U64
 from milpverify.bounds.rules import Rule, rule_of
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, SplitConstraints, State, map_lines
@@ -171,15 +171,29 @@ class Relaxations:
         """What the optimiser takes the bounds to be, (n, r): without rounding charges, and proving nothing."""
         return Climb(self, domain, rows, x_rows).value(dual.slopes, dual.beta)
 
-    def primal(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None) -> Primal:
-        """Where the bounds are attained in the relaxation that some parameters define, as far as their gradients tell."""
-        seen: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
+    def primal(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None, attained: bool = True) -> Primal:
+        """What the bounds that some parameters define come from.
+
+        Args:
+            attained: whether to find where in the relaxation they are attained, as far as their gradients tell.
+        """
+        seen: dict[int, Passed] = {}
+        climb = Climb(self, domain, rows, x_rows)
+        if not attained:
+            return Primal(climb.value(dual.slopes, dual.beta, seen=seen), seen)
         with torch.enable_grad():
-            value = Climb(self, domain, rows, x_rows).value(dual.slopes.detach().requires_grad_(), dual.beta, seen=seen)
+            value = climb.value(dual.slopes.detach().requires_grad_(), dual.beta, seen=seen)
             total = value.sum()
-        arrived = {i: free for i, (free, _) in seen.items()}
-        at = iter(torch.autograd.grad(total, [back for _, parts in seen.values() for back in parts]) if seen else ())
-        return Primal(value.detach(), {i: t.detach() for i, t in arrived.items()}, {i: tuple(next(at) for _ in seen[i][1]) for i in seen})
+        left = [back for passed in seen.values() for back in passed.attained]
+        at = iter(torch.autograd.grad(total, left) if left else ())
+
+        def plain(line: tuple[tuple[Tensor, ...], Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+            return tuple(k.detach() for k in line[0]), line[1].detach()
+
+        found = {
+            i: Passed(p.arrived.detach(), plain(p.below), plain(p.above), tuple(next(at) for _ in p.attained)) for i, p in seen.items()
+        }
+        return Primal(value.detach(), found)
 
     # -- the rigorous pass --------------------------------------------------------------------------------------------------
 

@@ -44,11 +44,12 @@ def area(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     return (upper - lower) * (above - below + (k_upper - k_lower) * middle).clamp(min=0.0)
 
 
-def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
-    """The points that split the intervals of a node best for all the functions that read it.
+def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor, bilinear: Tensor | None = None) -> Tensor:
+    """The points that split the intervals of a node best for all that reads it.
 
     Args:
         lower, upper: float64, any one shape.
+        bilinear: of that shape: what products with the node lose, per squared width of the interval.
 
     Returns:
         points strictly inside where the intervals have an inside, float64; breakpoints where a function is piecewise linear.
@@ -57,14 +58,21 @@ def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor
         if function.pieces is not None:
             return relaxation.split_point(function, lower, upper)
     share, known = torch.full_like(lower, 0.5), ~torch.isfinite(upper - lower)
-    if len(set(functions)) == 1 and (table := _table(functions[0])) is not None:
-        share, inside = table.look_up(lower, upper)
-        known = known | inside
+    if not functions:
+        known = torch.ones_like(known)  # a square is least in the middle
+    elif len(set(functions)) == 1 and (table := _table(functions[0])) is not None:
+        found, inside = table.look_up(lower, upper)
+        inside = inside & ~known
+        if bilinear is not None:
+            inside = inside & (bilinear == 0)
+        share, known = torch.where(inside, found, share), known | inside
     if not bool(known.all()):
         rest = ~known
+        weight = None if bilinear is None else bilinear[rest]
 
         def loss(a: Tensor, b: Tensor) -> Tensor:
-            return torch.stack([area(f, a, b) for f in functions]).sum(0)
+            total = torch.stack([area(f, a, b) for f in functions]).sum(0)
+            return total if weight is None else total + weight * (b - a).square()
 
         share[rest] = best_share(loss, lower[rest], upper[rest])
     point = lower + share * (upper - lower)

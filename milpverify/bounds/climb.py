@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints
+from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Passed
 from milpverify.operators import Affine
 
 if TYPE_CHECKING:
@@ -117,10 +117,8 @@ class Climb:
         value = of.own(of.state[o.node].center.flatten(1)[:, o.index], box)
         return o.rule.sides(low, high, center, value, self.graph.dtype)
 
-    def value(
-        self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, tuple[Tensor, tuple[Tensor, ...]]] | None = None
-    ) -> Tensor:
-        """The bounds, (n, r); `seen` is filled with what arrives at open entries and what leaves them."""
+    def value(self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, Passed] | None = None) -> Tensor:
+        """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them."""
         of, graph = self.of, self.graph
         n, r = self.shape
         total = self.base
@@ -160,7 +158,7 @@ class Climb:
                     if signed is not None and isinstance(here, slice) and self.first[node.inputs[0]] == last:
                         back = (back[0] - signed[:, :, here],)
                     if seen is not None:
-                        seen[last] = free, back
+                        seen[last] = Passed(free, (k_lower, b_lower), (k_upper, b_upper), back)
                     parts = tuple(part.index_add(2, o.index, more) for part, more in zip(parts, back, strict=True))
             for source, part in zip(node.inputs, parts, strict=True):
                 part = part.reshape(n, r, *graph.nodes[source].shape)

@@ -83,16 +83,31 @@ class OutputConstraints:
 
 
 @dataclass(frozen=True, eq=False)
-class Primal:
-    """Bounds without rounding charges (n, r), and of the open entries per nonlinear node, (n, r, U), what they come from.
+class Passed:
+    """What a bound makes of the open entries of a nonlinear node, (n, r, U) each, in deviations from the reference values.
 
-    `multipliers` arrive at the node; `deviation` is where its inputs would be, less the reference values, at the point that attains
-    the bound: the derivatives of the bound with respect to what leaves the relaxation.
+    `arrived`: the multipliers at the node; `below`, `above` the slopes per input and the intercepts of the lines (which may have one
+    row for all). `attained`, per input: where it would be at the point that attains the bound, which is the derivative of the bound
+    with respect to what leaves the relaxation; empty where no derivative was asked for.
     """
 
+    arrived: Tensor
+    below: tuple[tuple[Tensor, ...], Tensor]
+    above: tuple[tuple[Tensor, ...], Tensor]
+    attained: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Primal:
+    """Bounds without rounding charges (n, r), and what they come from at the open entries of every nonlinear node."""
+
     value: Tensor
-    multipliers: dict[int, Tensor]
-    deviation: dict[int, tuple[Tensor, ...]]
+    passed: dict[int, Passed]
+
+    @property
+    def multipliers(self) -> dict[int, Tensor]:
+        """What arrives at the nodes, (n, r, U) each."""
+        return {i: passed.arrived for i, passed in self.passed.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,6 +102,23 @@ class Forms:
         least = least - 2.0**-50 * (least.abs() + point.abs())
         return HalfSpace(self.matrix[self.place[box], :, form], least), same.any(1)
 
+    def around(self, box: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The forms of some entries and of their negatives on their boxes, (N,).
+
+        Returns:
+            coefficients times widths (2, N, nx), the values that the forms have in the middle of the box (2, N) float64, and which
+            entries have forms (N,) bool; what the others are given means nothing.
+        """
+        if not self.count:
+            none = torch.zeros_like(column, dtype=torch.bool)
+            return self.width.new_zeros(2, len(column), self.width.shape[1]), self.of.low.new_zeros(2, len(column)), none
+        place = self.place[box]
+        same = self.columns[place] == column.unsqueeze(1)
+        form = same.int().argmax(1)
+        matrix = torch.stack([self.matrix[place, :, form], self.matrix[place, :, form + self.count]])
+        least = torch.stack([self.least[place, form], self.least[place, form + self.count]])
+        return matrix, least + 0.5 * matrix.abs().sum(2).double(), same.any(1)
+
     def raised(self, box: Tensor, given: HalfSpace, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the open entries that hold where the half-spaces do, met with those known, (n, T) float64.
 

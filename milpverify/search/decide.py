@@ -164,10 +164,11 @@ def _search(
     options: Options,
 ) -> Decision:
     """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
-    switches, delta = options.search, options.delta
+    switches, delta, seed = options.search, options.delta, options.seed
 
     def make(group: Group, root: Bounded, points: Mapping[int, Array]) -> Search:
-        search = Search(problem, graph, group, root.state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches, delta)
+        state = root.state
+        search = Search(problem, graph, group, state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches, delta, seed)
         search.ledger = reporter.ledger
         return search
 

@@ -2,8 +2,8 @@
 
 Times are exclusive: while an inner part runs, the outer one's clock stands still, so that the parts add up. The parts are
 
-    presolve bounds, attack, alpha-CROWN, bisection bounds, clipping, finishing, neuron-split bounds, rigorous pass, bound tightening,
-    no-goods, LP leaves, oracle, whole models
+    presolve bounds, attack, alpha-CROWN, bisection bounds, clipping, finishing, neuron-split bounds, branching, rigorous pass,
+    bound tightening, no-goods, LP leaves, oracle, whole models
 
 of which not every run has every one, and the solver's process beside the tree, whose seconds are its own. A subproblem is a disjunct
 on a box with its split decisions; of the bisection, a box. The rigorous pass is what closing costs in neuron splits, beside the optimiser,

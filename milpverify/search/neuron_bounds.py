@@ -13,8 +13,8 @@ from torch import Tensor
 from milpverify.bounds.beta import AlphaOptions, Domain, Dual, Relaxations
 from milpverify.bounds.interval_propagation import follow, step
 from milpverify.bounds.rounding import down
-from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
+from milpverify.search.branching.points import Points
 from milpverify.search.subproblems import Subproblems
 
 if TYPE_CHECKING:
@@ -36,9 +36,19 @@ class Bounder:
         root: the state of the boxes, from `crown` in float64 or float32.
         candidates: how many splits a subproblem remembers.
         inherits: whether subproblems have bounds of open entries of their own.
+        optimised: whether smooth functions are split where their children are tightest, not in the middle.
     """
 
-    def __init__(self, graph: Graph, group: Group, root: State, deadline: Deadline, candidates: int, inherits: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        group: Group,
+        root: State,
+        deadline: Deadline,
+        candidates: int,
+        inherits: bool = False,
+        optimised: bool = True,
+    ) -> None:
         self.graph, self.group, self.deadline, self.candidates, self.inherits = graph, group, deadline, candidates, inherits
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
@@ -48,8 +58,7 @@ class Bounder:
             self.root[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
         self.relaxations = Relaxations(self.fast, self.root)
         self.slots = self.relaxations.slots
-        # What a split of a variable goes by: the first function that reads it, if there is one.
-        self.rules = [next((rule_of(graph.nodes[r.reader].op) for r in graph.readers[z] if r.index is None), None) for z in self.slots]
+        self.points = Points(self.relaxations, optimised)
         # Where what is gained at an input of a node counts: at the variable that is split for it.
         self.home: dict[int, list[Columns]] = {}
         for i, o in self.relaxations.opened.items():
@@ -114,11 +123,6 @@ class Bounder:
             low, high = low.clone(), high.clone()
             of.derive(low, high)
         return Domain(subs.box, low, high, column, subs.side, subs.point)
-
-    def split_point(self, slot: int, low: Tensor, high: Tensor) -> Tensor:
-        """Where to split entries of a slot within [low, high], of any shape."""
-        rule = self.rules[slot]
-        return 0.5 * (low + high) if rule is None else rule.split_point(low, high)
 
     def state_of(self, subs: Subproblems) -> State:
         """The states of the subproblems' boxes with the split pre-activations clamped."""

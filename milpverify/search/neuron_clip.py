@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.halfspaces import Forms
 from milpverify.bounds.rounding import cast_down, cast_up, down
-from milpverify.search.branching import looseness
+from milpverify.search.branching import form
 
 if TYPE_CHECKING:
+    from milpverify.bounds.halfspaces import Forms
     from milpverify.bounds.state import LinearBound
     from milpverify.search.ledger import Ledger
     from milpverify.search.neuron_bounds import Bounder
@@ -32,8 +32,8 @@ LEAST_GAIN = 0.1
 class Clipper:
     """Clips the subproblems of a search, whose bounder lets them inherit bounds."""
 
-    def __init__(self, bounder: Bounder) -> None:
-        self.bounder, self.forms = bounder, Forms(bounder.relaxations)
+    def __init__(self, bounder: Bounder, forms: Forms) -> None:
+        self.bounder, self.forms = bounder, forms
 
     def clip(self, subs: Subproblems, found: LinearBound, ledger: Ledger | None = None) -> Subproblems:
         """Subproblems with bounds of their open entries that hold at their unsafe points, and with what these are worth.
@@ -43,7 +43,7 @@ class Clipper:
         """
         left = (~self._closed(subs)).nonzero(as_tuple=True)[0]
         coefficients, lower = found.coefficients[left], found.lower[left]
-        self._form(subs.take(left))
+        form(self.bounder, self.forms, subs.take(left))
         for _ in range(ROUNDS):
             if not len(left):
                 break
@@ -56,14 +56,6 @@ class Clipper:
             again = gained & ~self._closed(clipped)
             left, coefficients, lower = left[again], found.coefficients[again], found.lower[again]
         return subs
-
-    def _form(self, subs: Subproblems) -> None:
-        """Make the forms of boxes not seen before, of the entries that are loosest in the first of their subproblems."""
-        fresh = self.forms.missing(subs.box)
-        if len(fresh):
-            first = (subs.box.unsqueeze(0) == fresh.unsqueeze(1)).int().argmax(1)
-            loose = looseness(self.bounder, subs.take(first))
-            self.forms.make(fresh, loose.topk(self.forms.count, dim=1).indices.sort(1).values)
 
     def _clipped(self, subs: Subproblems, coefficients: Tensor, lower: Tensor) -> tuple[Subproblems, Tensor]:
         """Subproblems clipped by every row, and which of them were, (n,) bool."""

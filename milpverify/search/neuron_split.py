@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milpverify.bounds.halfspaces import Forms
 from milpverify.config import DELTA, SearchOptions
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
 from milpverify.search.attack import polish
 from milpverify.search.batching import LARGEST, BatchSize
-from milpverify.search.branching import children, decide, rank
+from milpverify.search.branching import Brancher, children, decide
 from milpverify.search.conditional import conditional_root, implied
 from milpverify.search.exchange import exchange
 from milpverify.search.ledger import Ledger
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from milpverify.search.tighten import Tightening
     from milpverify.spec import Array, Problem
 
-PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False)
+PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False, branching="first-order")
 FIXED_BATCH = 512
 PATIENCE = 1000
 """Subproblems before the root is bounded anew under output constraints, which takes as long as many: clipping closes most before."""
@@ -65,6 +66,7 @@ class Search:
         candidates: how many splits of a subproblem are compared by the bounds of their children.
         options: which parts of the search are on; the default is a search that derives nothing under "the point is unsafe".
         delta: a smooth network whose margin is known to be this close to zero is not divided further.
+        seed: of what is random.
     """
 
     def __init__(
@@ -81,14 +83,17 @@ class Search:
         candidates: int = 4,
         options: SearchOptions = PLAIN,
         delta: float = DELTA,
+        seed: int = 0,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
         self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
-        self.options = options
-        self.plain = Bounder(graph, group, root, deadline, candidates)
+        self.options, self.seed = options, seed
+        # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
+        candidates = candidates if options.filtering and graph.piecewise_linear else 1
+        self.plain = Bounder(graph, group, root, deadline, candidates, optimised=options.points == "optimised")
         # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
         self.bounder = self.plain.inheriting() if options.clipping else self.plain
-        self.clipper: Clipper | None = None
+        self._equip()
         self.slots = self.bounder.slots
         self.per = max(2, _ENTRIES // self.bounder.entries_each)
         self.judgement: Judgement | None = None
@@ -117,6 +122,12 @@ class Search:
         self.waiting: Subproblems | None = None  # not bounded yet
         self.fresh = True
 
+    def _equip(self) -> None:
+        """What works with the bounder that there is now."""
+        forms = Forms(self.bounder.relaxations)
+        self.clipper = Clipper(self.bounder, forms)
+        self.brancher = Brancher(self.bounder, self.options.branching, forms, self.seed)
+
     def _nothing_yet(self) -> None:
         none = torch.zeros(0, dtype=torch.long, device=self.graph.device)
         self.stuck = self.given_up = self.first(none, none)
@@ -139,7 +150,9 @@ class Search:
             self._nothing_yet()
             return
         lowest = [float(known.bound[known.disjunct == place].amin()) for place in root.disjuncts]
-        self.bounder = Bounder(self.graph, self.group, root.state, self.deadline, self.plain.candidates, self.options.clipping)
+        plain, inherits = self.plain, self.options.clipping
+        self.bounder = Bounder(self.graph, self.group, root.state, self.deadline, plain.candidates, inherits, plain.points.optimised)
+        self._equip()
         self._nothing_yet()
         self.no_goods = NoGoods(self.bounder) if self.options.no_goods else None
         box = torch.arange(len(root.disjuncts), device=self.graph.device)
@@ -169,15 +182,15 @@ class Search:
         self._attack(found, subs)
         if self.options.clipping:
             with self.ledger.spent("clipping"):
-                if self.clipper is None or self.clipper.bounder is not self.bounder:
-                    self.clipper = Clipper(self.bounder)
                 subs = self.clipper.clip(subs, found, self.ledger)
                 domain = self.bounder.domain_of(subs)
-        return replace(subs, best=rank(self.bounder, subs, domain))
+        with self.ledger.spent("branching"):
+            return replace(subs, best=self.brancher.rank(subs, domain, found))
 
     def branch(self, parents: Subproblems) -> Subproblems | None:
         """The children of the best of each parent's candidate splits."""
-        found = self._in_chunks(parents, max(1, self.per // (2 * self.bounder.candidates)), self._choose)
+        with self.ledger.spent("branching"):
+            found = self._in_chunks(parents, max(1, self.per // (2 * self.bounder.candidates)), self._choose)
         return None if found is None else children(self.bounder, parents, found.best[:, 0])
 
     def _choose(self, parents: Subproblems) -> Subproblems:

@@ -30,7 +30,7 @@ from milpverify.bounds.state import Bounds
 from milpverify.config import Deadline
 from milpverify.graph import Graph, Node, evaluate, evaluate_all
 from milpverify.operators import Reshape
-from milpverify.search.branching import children, rank
+from milpverify.search.branching import Brancher, children
 from milpverify.search.ends import Ends
 from milpverify.search.margin import Group
 from milpverify.search.neuron_bounds import Bounder
@@ -237,7 +237,8 @@ class Tightening:
     def _branch(self, bounder: Bounder, subs: Subproblems, deadline: Deadline) -> Tensor:
         """Split the targets until they end; proved lower bounds of their margins, (2 n,)."""
         proved = torch.full_like(subs.bound, torch.inf)
-        subs = replace(subs, best=rank(bounder, subs, bounder.domain_of(subs)))
+        brancher = Brancher(bounder, "first-order")
+        subs = replace(subs, best=brancher.rank(subs, bounder.domain_of(subs)))
         frontier = Frontier(subs)
 
         def sift(some: Subproblems) -> None:
@@ -251,7 +252,7 @@ class Tightening:
             parents = frontier.pop(max(1, self.per // 2))
             try:
                 fresh, domain, _ = bounder.bound(children(bounder, parents, parents.best[:, 0]), ITERATIONS)
-                fresh = replace(fresh, best=rank(bounder, fresh, domain))
+                fresh = replace(fresh, best=brancher.rank(fresh, domain))
             except (MemoryError, RuntimeError) as error:
                 frontier.push(parents)
                 if not is_out_of_memory(error):

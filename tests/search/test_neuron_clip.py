@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
+from milpverify.bounds.halfspaces import Forms
 from milpverify.bounds.rounding import down
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate_all
@@ -81,7 +82,7 @@ def test_unsafe_points_stay(seed: int, dtype: torch.dtype) -> None:
         if not bounder.relaxations.count:
             pytest.skip("everything is stable")
         pre = torch.cat([values[z].flatten(1)[:, bounder.relaxations.entries[z]] for z in search.slots], 1)
-        clipper = Clipper(bounder)
+        clipper = Clipper(bounder, Forms(bounder.relaxations))
         with torch.no_grad():
             subs, checked = search.first(), 0
             for _ in range(4):
@@ -105,7 +106,7 @@ def test_clipping_raises_bounds_closes_more_and_is_inherited(seed: int) -> None:
         bound = float(searching(graph, disjunct).bounder.bound(searching(graph, disjunct).first(), 40)[0].bound)
         near = shifted(disjunct, bound + 0.01 * abs(bound))  # the bound is below 0 by a little
         search = searching(graph, near)
-        clipper, (subs, _, found) = Clipper(search.bounder), search.bounder.bound(search.first(), 40)
+        clipper, (subs, _, found) = Clipper(search.bounder, Forms(search.bounder.relaxations)), search.bounder.bound(search.first(), 40)
         assert float(subs.bound) < 0
         clipped = clipper.clip(subs, found)
         assert bool((clipped.bound >= subs.bound).all()) and float(clipped.bound) > 0.9 * float(subs.bound)

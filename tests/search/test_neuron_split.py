@@ -14,7 +14,7 @@ from milpverify.bounds.beta import Domain, Relaxations
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Reason
-from milpverify.search.branching import children, rank
+from milpverify.search.branching import children
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import PLAIN, Search
@@ -165,12 +165,13 @@ def test_the_frontier_gives_back_what_it_took() -> None:
 
 def test_the_optimiser_raises_bounds_and_subproblems_without_it_keep_theirs() -> None:
     graph, disjunct = hard()
-    bounder = searching(graph, [disjunct], None).bounder
+    search = searching(graph, [disjunct], None)
+    bounder = search.bounder
     with torch.no_grad():
         plain, _, _ = bounder.bound(bounder.first(), 0)
-        root, domain, _ = bounder.bound(bounder.first(), 30)
+        root, domain, found = bounder.bound(bounder.first(), 30)
         assert float(root.bound) > float(plain.bound) + 0.01 * abs(float(plain.bound))
-        best = rank(bounder, root, domain)
+        best = search.brancher.rank(root, domain, found)
         both = children(bounder, root, best[:, 0])
         bare, optimised = (bounder.bound(both, iterations)[0].bound for iterations in (0, 20))
     assert bool((optimised >= bare).all()) and bool((optimised > bare).any())
@@ -180,16 +181,17 @@ def test_the_optimiser_raises_bounds_and_subproblems_without_it_keep_theirs() ->
 
 def test_the_split_that_helps_most_is_found() -> None:
     graph, disjunct = hard()
-    bounder = searching(graph, [disjunct], None).bounder
+    search = searching(graph, [disjunct], None)
+    bounder = search.bounder
     bounder.candidates = bounder.relaxations.count
     with torch.no_grad():
-        root, domain, _ = bounder.bound(bounder.first(), 30)
-        every = rank(bounder, root, domain)[0]
+        root, domain, found = bounder.bound(bounder.first(), 30)
+        every = search.brancher.rank(root, domain, found)[0]
         every = every[every >= 0]
         both = children(bounder, root.take(torch.zeros(len(every), dtype=torch.long)), every)
         worst = bounder.estimate(both).reshape(2, -1).amin(0)
         bounder.candidates = 8
-        few = rank(bounder, root, domain)[0]
+        few = search.brancher.rank(root, domain, found)[0]
     assert len(every) > 40
     assert float(worst.amax()) > float(root.bound)
     assert int(every[worst.argmax()]) in few.tolist()

@@ -1,0 +1,84 @@
+"""The ablation of branching on general nonlinearities (GenBaB, arXiv 2405.21063, section 4): scores and branching points, and none.
+
+    python tests/benchmarks/branching.py --folder benchmarks --family digits_tanh_4x100 --timeout 60 --results branching.json
+
+A folder is as `ablation.py` has it. Every run is a process of its own; with --results it is written down at once, and what is there
+already is not run again. Prints a table per family: verified, falsified and undecided instances by every variant, and the subproblems
+and CPU seconds of all of them and of those that every search solves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablation import Row, Runs, instances, load, save
+
+SEARCH = ["--method", "bab", "--without", "filtering"]
+VARIANTS = {
+    "CROWN": ["--branching", "none", "--without", "refining"],
+    "alpha-CROWN": ["--branching", "none"],
+    "widest, midpoint": [*SEARCH, "--branching", "widest", "--points", "midpoint"],
+    "BaBSR-like, midpoint": [*SEARCH, "--branching", "babsr", "--points", "midpoint"],
+    "BBPS, midpoint": [*SEARCH, "--branching", "bbps", "--points", "midpoint"],
+    "BBPS, optimised": [*SEARCH, "--branching", "bbps", "--points", "optimised"],
+    "first order, midpoint": [*SEARCH, "--branching", "first-order", "--points", "midpoint"],
+    "first order, optimised": [*SEARCH, "--branching", "first-order", "--points", "optimised"],
+}
+
+
+def table(rows: Sequence[Row], variants: Sequence[str]) -> str:
+    """Per family and variant what became of the instances, and what it took."""
+    head = ("family", "variant", "verified", "falsified", "undecided", "wrong", "subproblems", "cpu s", "same, subproblems", "same, cpu s")
+    lines: list[tuple[str, ...]] = [head]
+    searches = [v for v in variants if "none" not in VARIANTS[v]]
+    families = list(dict.fromkeys(row.family for row in rows))
+    for family in [*families, *(["ALL"] if len(families) > 1 else [])]:
+        mine = [row for row in rows if family in ("ALL", row.family)]
+        common = set.intersection(*({(r.family, r.instance) for r in mine if r.variant == v and r.solved} for v in searches or variants))
+        for variant in variants:
+            runs = [row for row in mine if row.variant == variant]
+            same = [row for row in runs if (row.family, row.instance) in common]
+            found = [sum(row.solved and row.verdict == verdict for row in runs) for verdict in ("unsat", "sat")]
+            wrong = sum(row.wrong for row in runs)
+            numbers: list[str] = [str(n) for n in (*found, len(runs) - sum(found) - wrong, wrong)]
+            for some in (runs, same):
+                numbers += [str(sum(row.counts.get("subproblems", 0) for row in some)), f"{sum(row.cpu for row in some):.1f}"]
+            lines.append((family, variant, *numbers))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="networks and properties in turns")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--family", action="append", help="once for every family; all without")
+    parser.add_argument("--per-family", type=int, help="instances of a family, spread evenly over its list; all without")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds, where an instance's own limit is not less")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="once for every variant; all without")
+    parser.add_argument("--results", type=Path, help="JSON file to write to and to resume from")
+    options = parser.parse_args(arguments)
+    variants = options.variant or list(VARIANTS)
+    known, runs = load(options.results), Runs()
+    wanted = [(instance, variant) for instance in instances(options) for variant in variants]
+    keys = [(i.family, i.name, v, i.timeout) for i, v in wanted]
+    try:
+        for (instance, variant), key in zip(wanted, keys, strict=True):
+            if key not in known and (row := runs.run(instance, variant, VARIANTS[variant])) is not None:
+                known[row.key] = row
+                save(options.results, list(known.values()))
+                print(f"{row.family} {row.instance}, {variant}: {row.verdict}, {row.cpu} s", file=sys.stderr)
+    finally:
+        runs.end()
+    rows = [known[key] for key in keys if key in known]
+    print(table(rows, variants))
+    return 1 if any(row.wrong for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

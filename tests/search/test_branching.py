@@ -1,0 +1,192 @@
+"""Scores of splits are estimates of what the children's bounds gain; every heuristic decides the same, repeatably."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from product_networks import attention_network, product_network, recurrent_network
+from random_nets import random_problem
+
+from milpverify import verify
+from milpverify.bounds.beta import Dual
+from milpverify.bounds.branching_points import branching_points
+from milpverify.bounds.halfspaces import Forms
+from milpverify.catalogue import catalogue
+from milpverify.config import BRANCHINGS as NAMES
+from milpverify.config import POINTS, Deadline, Options, SearchOptions
+from milpverify.graph import Graph, evaluate
+from milpverify.result import Verdict
+from milpverify.search.branching import Brancher, Points, children, form
+from milpverify.search.branching.bbps import gains
+from milpverify.search.branching.candidates import Candidates, Consumers, looseness, splittable
+from milpverify.search.branching.gains import pointwise
+from milpverify.search.margin import groups
+from milpverify.search.neuron_split import PLAIN, Search
+from milpverify.search.relaxer import bound_batch
+from milpverify.spec import Box, Disjunct, Problem, Rows
+
+BRANCHINGS = tuple(name for name in NAMES if name != "none")
+SMOOTH = {
+    "products": lambda: product_network(1),
+    "attention": lambda: attention_network(0, sharp=2.0),
+    "cells": lambda: recurrent_network(0),
+}
+
+
+def problem_of(graph: Graph, by: float, size: float = 0.4) -> Problem:
+    """y_0 <= threshold, with a threshold below what a sample attains by a share of its range."""
+    nx = graph.nodes[0].size
+    box = Box(np.full(nx, -size), np.full(nx, size))
+    points = 2 * size * torch.rand(4096, nx, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - size
+    values = evaluate(graph, points)[:, 0]
+    threshold = float(values.min() - by * (values.max() - values.min()))
+    row = [1.0] + [0.0] * (graph.nodes[graph.output].size - 1)
+    return Problem(graph, (Disjunct(box, Rows.on_outputs([row], [threshold], nx), Rows.none(nx, len(row))),))
+
+
+def searching(problem: Problem, options: SearchOptions = PLAIN, candidates: int = 4) -> Search:
+    (group,) = groups(problem)
+    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
+    with torch.no_grad():
+        found = bound_batch(problem.graph, group, lower, upper, torch.float64)
+        return Search(problem, problem.graph, group, found.state, Deadline(60), candidates=candidates, options=options)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_scores_are_near_what_the_children_gain(name: str) -> None:
+    """First-order gains are no less than those of the children with the parent's multipliers; both scores find a good split."""
+    search = searching(problem_of(SMOOTH[name](), 0.05))
+    bounder = search.bounder
+    of, every = bounder.relaxations, Consumers(bounder.relaxations)
+    with torch.no_grad():
+        root, domain, found = bounder.bound(bounder.first(), 40)
+        y_rows, _, x_rows = bounder.rows_of(root.disjunct)
+        primal = of.primal(domain, y_rows, Dual(root.slopes, root.beta), x_rows)
+        column = splittable(of, bounder.home, domain)[0].nonzero().T
+        candidates = Candidates.of(of, bounder.points, domain, column, torch.ones_like(column, dtype=torch.bool))
+        both = children(bounder, root.take(torch.zeros(column.shape[1], dtype=torch.long)), column[0])
+        actual = (bounder.bound(both, 60)[0].bound - root.bound).reshape(2, -1)
+        forms = Forms(of)
+        form(bounder, forms, root)
+        by_bbps = gains(every, forms, candidates, primal, found)[:, 0, :, 0]
+        by_point = pointwise(every, candidates, primal, attained=True)[:, 0, :, 0]
+    assert column.shape[1] > 4 and float(actual.max()) > 0
+    for scores in (by_bbps, by_point):
+        assert bool(torch.isfinite(scores).all())
+        chosen = scores.clamp(min=0).amin(0).argmax()
+        assert float(actual.amin(0)[chosen]) >= 0.25 * float(actual.amin(0).max())
+    assert float(by_bbps.max()) > 0
+
+
+def test_a_split_relaxes_anew_what_reads_it_and_nothing_else() -> None:
+    search = searching(problem_of(attention_network(0), 0.05))
+    of = search.bounder.relaxations
+    table = Consumers(of).table
+    for i, o in of.opened.items():
+        wanted = {(int(of.root[of_input]), k) for c in o.columns for k, of_input in enumerate(torch.arange(of.count)[c])}
+        entries, start, count = table[i]
+        found = {(v, int(e)) for v in range(of.count) for e in entries[start[v] : start[v] + count[v]]}
+        assert found == wanted
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("branching", BRANCHINGS)
+def test_every_heuristic_proves_no_more_than_is_true_and_repeats(name: str, branching: str) -> None:
+    problem = problem_of(SMOOTH[name](), 0.1, 0.3)
+    disjunct = problem.disjuncts[0]
+    points = 0.6 * torch.rand(4096, problem.graph.nodes[0].size, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.3
+    least = float(evaluate(problem.graph, points)[:, 0].min()) - float(disjunct.unsafe.rhs[0])
+    found = []
+    for where in (*POINTS, POINTS[-1]):
+        search = searching(problem, replace(PLAIN, branching=branching, points=where, deterministic=True))
+        with torch.no_grad():
+            root = float(search.bound(search.first(), 20).bound)
+            outcome = search.run(iterations=4, limit=40)
+        assert root <= outcome.lower_bound <= least
+        found.append((outcome.closed, outcome.lower_bound, search.bounded))
+    assert found[-1] == found[-2]
+    assert root > 0 or branching in ("widest", "random") or max(bound for _, bound, _ in found) > root
+
+
+@pytest.mark.parametrize("branching", BRANCHINGS)
+def test_every_heuristic_gives_the_same_verdict(branching: str) -> None:
+    for name, by, verdict in (("products", 0.3, Verdict.VERIFIED), ("cells", 0.2, Verdict.VERIFIED), ("products", -0.1, Verdict.FALSIFIED)):
+        result = verify(problem_of(SMOOTH[name](), by, 0.3), 60, options=Options(search=SearchOptions(branching=branching)))
+        assert result.verdict is verdict
+
+
+@pytest.mark.parametrize("branching", BRANCHINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_piecewise_linear_problems_too(seed: int, branching: str) -> None:
+    graph, disjunct = random_problem(seed, ("relu", "abs"))
+    problem = Problem(graph, (disjunct,))
+    reference = verify(problem, 60)
+    found = verify(problem, 60, options=Options(search=SearchOptions(branching=branching)))
+    assert found.verdict is reference.verdict
+
+
+def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
+    search = searching(problem_of(attention_network(0, sharp=2.0), 0.05))
+    bounder = search.bounder
+    with torch.no_grad():
+        root, domain, found = bounder.bound(bounder.first(), 20)
+        some = root.take(torch.zeros(3, dtype=torch.long))
+        domain = bounder.domain_of(some)
+        found = replace(found, coefficients=found.coefficients.expand(3, -1, -1), constant=found.constant.expand(3, -1),
+                        lower=found.lower.expand(3, -1))  # fmt: skip
+        still = splittable(bounder.relaxations, bounder.home, domain)
+        for heuristic in BRANCHINGS:
+            best = Brancher(bounder, heuristic, Forms(bounder.relaxations), seed=3).rank(some, domain, found)
+            again = Brancher(bounder, heuristic, Forms(bounder.relaxations), seed=3).rank(some, domain, found)
+            assert torch.equal(best, again) and best.shape == (3, bounder.candidates)
+            assert bool(still.gather(1, best).all())
+            assert heuristic == "random" or torch.equal(best[0], best[2])
+        primal = bounder.relaxations.primal(domain, *_rows(search, some))
+        assert bool((looseness(bounder.relaxations, bounder.home, domain, primal) >= 0).all())
+
+
+def _rows(search: Search, subs: object) -> tuple[torch.Tensor, Dual, torch.Tensor | None]:
+    y_rows, _, x_rows = search.bounder.rows_of(subs.disjunct)  # type: ignore[attr-defined]
+    return y_rows, Dual(subs.slopes, subs.beta), x_rows  # type: ignore[attr-defined]
+
+
+def test_points_go_by_everything_that_reads_a_variable() -> None:
+    tanh = catalogue()["tanh"].bind()
+    low, high = torch.tensor([-0.5, -0.5], dtype=torch.float64), torch.tensor([4.0, 6.0], dtype=torch.float64)
+    alone = branching_points([tanh], low, high)
+    both = branching_points([tanh], low, high, torch.full_like(low, 0.5))
+    middle = branching_points([], low, high, torch.ones_like(low))
+    assert torch.equal(middle, 0.5 * (low + high))
+    assert bool(((both - middle).abs() < (alone - middle).abs()).all())
+    assert torch.allclose(branching_points([tanh], low, high, torch.zeros_like(low)), alone)
+
+
+def test_products_are_split_in_the_middle_and_breakpoints_where_they_are() -> None:
+    of = searching(problem_of(recurrent_network(0), 0.05)).bounder.relaxations
+    column = torch.arange(of.count)
+    low, high = torch.full((of.count,), -1.0, dtype=torch.float64), torch.full((of.count,), 3.0, dtype=torch.float64)
+    optimised, middle = (Points(of, optimised=way)(column, low, high) for way in (True, False))
+    assert torch.equal(middle, torch.ones_like(middle))
+    assert bool(((optimised > low) & (optimised < high)).all()) and not torch.equal(optimised, middle)
+    graph, disjunct = random_problem(0, ("relu",))
+    kinked = searching(Problem(graph, (disjunct,))).bounder.relaxations
+    column = torch.arange(kinked.count)
+    low, high = (torch.full((kinked.count,), end, dtype=torch.float64) for end in (-1.0, 3.0))
+    assert torch.equal(Points(kinked)(column, low, high), torch.zeros_like(low))
+
+
+def test_unknown_names_are_errors() -> None:
+    with pytest.raises(ValueError, match="branching"):
+        SearchOptions(branching="best")
+    with pytest.raises(ValueError, match="points"):
+        SearchOptions(points="best")
+
+
+def test_nothing_is_searched_where_nothing_is_to_be_split() -> None:
+    problem = problem_of(attention_network(0, sharp=2.0), 0.01, 0.4)
+    result = verify(problem, 60, options=Options(attack=False, search=replace(SearchOptions(branching="none"), refining=False)))
+    assert result.verdict is Verdict.UNKNOWN and {p.name for p in result.phases} == {"presolve"}
+    assert result.lower_bound > -float("inf")
