@@ -66,7 +66,7 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy((data.data / 16).astype(np.float32)[order]), torch.from_numpy(data.target[order])
 
 
-def trained(name: str, width: int = 100, depth: int = 4, epochs: int = 20) -> nn.Module:
+def trained(name: str, width: int = 100, depth: int = 4, epochs: int = 60) -> nn.Module:
     """A network by name, trained with a fixed seed, in evaluation mode.
 
     Args:

@@ -58,9 +58,8 @@ def tightened(
     relaxations = Relaxations(graph, state)
     one = torch.zeros(1, dtype=torch.long, device=graph.device)
     start = relaxations.slopes(relaxations.lines, one).unsqueeze(1).repeat(1, given.rhs.shape[1], 1)
-    dual = relaxations.ascend(
-        relaxations.domain(one), given.rows, Dual(start, start[:, :, :0]), replace(options, iterations=40, step=0.25), given.x_rows
-    )
+    longer = replace(options, iterations=40, step=0.25)
+    dual = relaxations.ascend(relaxations.domain(one), given.rows, Dual(start, start[:, :, :0]), longer, given.x_rows, deadline=deadline)
     primal = relaxations.primal(relaxations.domain(one), given.rows, dual, given.x_rows)
     lacking = float((given.rhs - primal.value).clamp(min=0.0).amax())
     weight = torch.zeros(relaxations.count, dtype=torch.float64, device=graph.device)

@@ -54,6 +54,10 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
         one = torch.tensor([d], device=bounder.graph.device)
         rows, rhs, x_rows = bounder.rows_of(one)
         share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - k))
+        if share.expired():  # what there is no time for keeps the bounds that hold everywhere
+            disjuncts.append(d)
+            states.append(bounder.root)
+            continue
         found = tightened(bounder.fast, bounder.root, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:

@@ -168,3 +168,15 @@ def test_beginning_again_under_output_constraints_keeps_what_was_proved() -> Non
         assert bool((after.open.bound >= before.lower_bound).all())
         done = search.run(limit=300)
     assert after.lower_bound <= done.lower_bound <= 0.01
+
+
+def test_without_time_every_disjunct_keeps_the_bounds_that_hold_everywhere() -> None:
+    graph, disjunct = random_problem(1, CONTINUOUS)
+    bounder = bounder_of(graph, [disjunct, disjunct])
+    with torch.no_grad():
+        root = conditional_root(bounder, [0, 1], Deadline(0.0))
+    if not bounder.relaxations.count:
+        pytest.skip("everything is stable")
+    assert root is not None and root.disjuncts == [0, 1] and not root.refuted
+    for i, known in bounder.root.items():
+        assert torch.equal(root.state[i].bounds.lower, known.bounds.lower.expand(2, *known.bounds.lower.shape[1:]))
