@@ -57,7 +57,7 @@ def searching(problem: Problem, options: SearchOptions = PLAIN, candidates: int 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_scores_are_near_what_the_children_gain(name: str) -> None:
-    """First-order gains are no less than those of the children with the parent's multipliers; both scores find a good split."""
+    """The split that either score likes best gains at least a quarter of what the best one gains."""
     search = searching(problem_of(SMOOTH[name](), 0.05))
     bounder = search.bounder
     of, every = bounder.relaxations, Consumers(bounder.relaxations)
