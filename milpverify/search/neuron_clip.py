@@ -45,7 +45,7 @@ class Clipper:
         coefficients, lower = found.coefficients[left], found.lower[left]
         form(self.bounder, self.forms, subs.take(left))
         for _ in range(ROUNDS):
-            if not len(left):
+            if not len(left) or self.bounder.deadline.expired():
                 break
             some = subs.take(left)
             clipped, moved = self._clipped(some, coefficients, lower)
