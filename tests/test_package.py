@@ -74,3 +74,17 @@ def test_wheel_and_editable_wheel_carry_the_catalogue(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(("encodings/", "tests/", "examples/"))]
     # An editable install points back at the checkout, where the catalogue lies beside the package.
     assert [name for name in zipfile.ZipFile(editable).namelist() if name.endswith(".pth")]
+
+
+def test_bounding_smooth_functions_loads_no_algebra_system(environment: dict[str, str], tmp_path: Path) -> None:
+    """Helpers of torch that look harmless load its symbolic shapes, which take half a second."""
+    code = (
+        "import sys, torch\n"
+        "from milpverify.bounds.relaxation import intercepts\n"
+        "from milpverify.catalogue import catalogue\n"
+        "one = torch.ones(1, dtype=torch.float64)\n"
+        "for name in ('tanh', 'sin', 'floor'):\n"
+        "    intercepts(catalogue()[name].bind(), -one, one, 0.5 * one, 0.5 * one)\n"
+        "print('sympy' in sys.modules)\n"
+    )
+    assert python(code, environment, tmp_path) == "False\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,7 +156,7 @@ def intercepts(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor
         k_lower, k_upper: float64; the results are differentiable in them, with gradient -x* at the extreme points x*.
     """
     with torch.no_grad():
-        wide = torch.broadcast_shapes(lower.shape, k_lower.shape, k_upper.shape)
+        wide = np.broadcast_shapes(lower.shape, k_lower.shape, k_upper.shape)
         low, high = (k.detach().expand(wide) for k in (k_lower, k_upper))
         (below, at_below), (above, at_above) = _least(function, lower, upper, low, high)
     below, above = below.expand(wide), -above.expand(wide)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def _hull_slope(points: _Points, middle: Tensor, sign: float) -> Tensor:
 
 def _extreme(lower: Tensor, upper: Tensor, slope: Tensor, side: float) -> Tensor:
     sign = -1.0 if side else 1.0
-    best = torch.full(torch.broadcast_shapes(lower.shape, slope.shape), -torch.inf, dtype=slope.dtype, device=slope.device)
+    best = torch.full(np.broadcast_shapes(lower.shape, slope.shape), -torch.inf, dtype=slope.dtype, device=slope.device)
     size = torch.zeros_like(best)
     for x, f in _vertices(lower, upper, side):
         best = torch.maximum(best, sign * (f - slope * x))
