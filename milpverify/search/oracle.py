@@ -157,7 +157,12 @@ class Oracle:
             encoding = encode(self.problem.graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
         except OutOfTime:
             return
-        except (NumericallyUnfit, UnsupportedOperator) as error:
+        except UnsupportedOperator as error:  # nothing is amiss: the tree goes on alone
+            self.usable = False
+            if self.on_event is not None:
+                self.on_event(Event("oracle", f"not used: {error}"))
+            return
+        except NumericallyUnfit as error:
             self.give_up(str(error))
             return
         self.counts["oracle_tasks"] += 1

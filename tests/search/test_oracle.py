@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ import pytest
 import torch
 from random_nets import proved_bounds, relu_network
 
+from milpverify.catalogue import catalogue
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.encode.milp import Decision
 from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
+from milpverify.operators import Elementwise
 from milpverify.result import Trust
 from milpverify.search import exchange
 from milpverify.search.branching import children
@@ -89,6 +92,18 @@ def test_a_point_of_the_solver_ends_the_run(network: tuple[Graph, Box, float]) -
     assert not outcome.closed
     example = oracle.counterexample or (outcome.judgement.counterexample if outcome.judgement else None)
     assert example is not None and example.margin_real <= 0
+
+
+def test_a_network_without_a_model_is_left_to_the_tree(network: tuple[Graph, Box, float]) -> None:
+    """That no model can be made is nothing amiss: it is told to whoever watches, and is no part of the answer."""
+    graph, box, least = network
+    layer = next(n for n in graph.nodes if isinstance(n.op, Elementwise))
+    smooth = replace(graph, nodes=tuple(replace(n, op=Elementwise(catalogue()["tanh"].bind())) if n is layer else n for n in graph.nodes))
+    told: list[Event] = []
+    outcome, oracle = run(smooth, disjunct_of(box, least - 0.1), 5, on_event=lambda _: told.append)
+    assert not oracle.usable and not oracle.notes and not oracle.counts["oracle_tasks"]
+    assert any(e.phase == "oracle" and "not used" in e.message for e in told)
+    assert "piecewise" not in outcome.note
 
 
 def without(*parts: str) -> Options:
