@@ -86,6 +86,19 @@ class Affine(Operator):
         """Whether every entry is one of the entries of the one input."""
         return False
 
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """Per input 1 if it enters with no negative coefficient, -1 if with no positive one, 0 if with both."""
+        weight: Tensor | None = getattr(self, "weight", None)
+        if weight is None or bool((weight >= 0).all()):
+            return (1,) * self.arity
+        return (-1 if bool((weight <= 0).all()) else 0,) * self.arity
+
+    @property
+    def arity(self) -> int:
+        """The number of inputs."""
+        return 1
+
     def absolute(self) -> Affine:
         """The operator with every coefficient of W and b replaced by its absolute value."""
         changes = {
@@ -217,6 +230,10 @@ class Sum(Affine):
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return tuple(y if sign > 0 else -y for sign in self.signs)
 
+    @property
+    def directions(self) -> tuple[int, ...]:
+        return self.signs
+
     def absolute(self) -> Affine:
         return Sum(tuple(1 for _ in self.signs))
 
@@ -316,6 +333,10 @@ class Concat(Affine):
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(xs), dim=self.axis + 1)
+
+    @property
+    def arity(self) -> int:
+        return len(self.sizes)
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return tuple(y.split(list(self.sizes), dim=self.axis + 1))

@@ -129,7 +129,31 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     # NaN comes from infinite ends, and says nothing.
     low, high = middle - radius, middle + radius
     bounds = Bounds(down(low).nan_to_num(-torch.inf, torch.inf, -torch.inf), up(high).nan_to_num(torch.inf, torch.inf, -torch.inf))
+    if not all(bool(r.isfinite().all()) for r in radii):
+        bounds = bounds.meet(_one_sided(node, [s.bounds for s in sources], absolute))
     return _narrowed(NodeState(bounds, center.contiguous(), charge * (1 + 2 * g) + loss), node, fast)
+
+
+def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
+    """Bounds of an affine node some of whose inputs have no lower or no upper end: an end is found from the ends that it depends on.
+
+    Only where every input enters with coefficients of one sign; elsewhere nothing is said.
+    """
+    op = node.op
+    assert isinstance(op, Affine)
+    directions = op.directions
+
+    def end(sign: int) -> Tensor:
+        ends = [b.lower if sign * d > 0 else b.upper for b, d in zip(sources, directions, strict=True)]
+        size = _shaped(absolute.forward([e.abs().nan_to_num(0.0, 0.0, 0.0) for e in ends]), node)
+        # Infinite ends make the sum infinite or no number.
+        value = _shaped(op.forward(ends), node) - sign * 2 * gamma(op.terms + 2) * size
+        return (down(value) if sign > 0 else up(value)).nan_to_num(-sign * torch.inf, -sign * torch.inf, -sign * torch.inf)
+
+    if 0 in directions:
+        least = torch.full((len(sources[0].lower), *node.shape), -torch.inf, dtype=torch.float64, device=sources[0].lower.device)
+        return Bounds(least, -least)
+    return Bounds(end(1), end(-1))
 
 
 def _narrowed(known: NodeState, node: Node, fast: Graph) -> NodeState:
