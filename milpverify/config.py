@@ -122,6 +122,7 @@ class SearchOptions:
     no_goods: bool = True  # closed leaves shrunk to conflicts
     tightening: bool = True  # intermediate bounds tightened by branching, and by the oracle
     forward: bool = True  # linear forms carried forward where inputs are few
+    second_order: bool = True  # what products of linear forms add up to, bounded as a whole where inputs are few
     finishing: bool = True  # small boxes finished by neuron splits
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals
     refining: bool = True  # slopes optimised before the search, where inputs are many

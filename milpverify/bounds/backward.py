@@ -38,11 +38,20 @@ UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float6
 """Per entry of the graph: what products that underflow (also when flushed to zero) can cost a bound."""
 
 
-def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: Ends, k_upper: Ends) -> Lines:
+def lines(
+    graph: Graph,
+    node: int,
+    state: State,
+    dtype: torch.dtype,
+    k_lower: Ends,
+    k_upper: Ends,
+    intercepts: tuple[Tensor, Tensor] | None = None,
+) -> Lines:
     """Sound lines with the given slopes around a nonlinear node, in deviations and with the charges taken out.
 
     Args:
         k_lower, k_upper: one slope per input in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
+        intercepts: of the lower and the upper line, float64, where they are not the node's own.
     """
     known = graph.nodes[node]
     sources = [state[i] for i in known.inputs]
@@ -75,8 +84,10 @@ def lines(graph: Graph, node: int, state: State, dtype: torch.dtype, k_lower: En
 
     wide_lower = tuple(k.double() for k in k_lower)
     wide_upper = wide_lower if k_upper is k_lower else tuple(k.double() for k in k_upper)
-    ends = tuple(fit(source.bounds.lower) for source in sources), tuple(fit(source.bounds.upper) for source in sources)
-    below, above = rule_of(known.op).intercepts(*ends, wide_lower, wide_upper)
+    if intercepts is None:
+        ends = tuple(fit(source.bounds.lower) for source in sources), tuple(fit(source.bounds.upper) for source in sources)
+        intercepts = rule_of(known.op).intercepts(*ends, wide_lower, wide_upper)
+    below, above = intercepts
     (low, low_pad), (high, high_pad) = shifted(below, wide_lower), shifted(above, wide_upper)
     pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
     return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))

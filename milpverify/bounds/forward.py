@@ -92,11 +92,12 @@ class Carried:
         graph: in float64.
         lower, upper: boxes, (batch, nx) float64.
         dtype: the precision of the matrices.
+        targets: the nodes whose forms are wanted; what backward passes can improve by default.
     """
 
-    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, targets: set[int] | None = None) -> None:
         self.graph, self.fast, self.dtype = graph, graph.to(dtype, graph.device), dtype
-        self.targets = {node.id for node in refinable(graph)}
+        self.targets = {node.id for node in refinable(graph)} if targets is None else targets
         self.wanted = frozenset().union(*(graph.ancestors[z] for z in self.targets)) if self.targets else frozenset()
         self.varying = (upper > lower).any(0).nonzero(as_tuple=True)[0]
         self.forms: dict[int, Forms] = {}
@@ -117,7 +118,7 @@ class Carried:
         if not isinstance(node.op, Affine):
             return now
         for i in node.inputs:
-            self._form(i, table, self.inputs)
+            self.form(i, table)
         self.forms[node.id] = _affine(self.graph, self.fast, node, state, self.forms, self.inputs)
         for i in self.forms.keys() - {node.id}:
             if all(self._done(c, node.id) for c in self.graph.consumers[i]):
@@ -128,17 +129,18 @@ class Carried:
         met = now.bounds.meet(Bounds(found.lower.nan_to_num(nan=-torch.inf), found.upper.nan_to_num(nan=torch.inf)))
         return NodeState(met, now.center, now.charge)
 
-    def _form(self, i: int, table: LineTable, inputs: _Inputs) -> Forms:
-        """The forms of a node; those of a nonlinear one are made when they are first asked for."""
+    def form(self, i: int, table: LineTable) -> Forms:
+        """The forms of a node that the pass has come to; those of a nonlinear one are made when they are first asked for."""
         node = self.graph.nodes[i]
         if i not in self.forms:
-            self.forms[i] = _relaxed(rule_of(node.op).rising, [self._form(s, table, inputs) for s in node.inputs], table[i], inputs)
+            assert self.inputs is not None
+            self.forms[i] = _relaxed(rule_of(node.op).rising, [self.form(s, table) for s in node.inputs], table[i], self.inputs)
         return self.forms[i]
 
     def _done(self, node: int, last: int) -> bool:
         """Whether a node needs the forms of its inputs no more once the nodes up to `last` have theirs."""
         if node in self.wanted and node in self.graph.readings and node not in self.forms:
-            return all(self._done(c, last) for c in self.graph.consumers[node])
+            return (node <= last or node not in self.targets) and all(self._done(c, last) for c in self.graph.consumers[node])
         return node not in self.wanted or node <= last
 
 
@@ -238,5 +240,8 @@ def _relaxed(rising: bool, sources: list[Forms], around: Lines, inputs: _Inputs)
         end = end + sign * pad
         sides.append((matrix, up(end) if sign > 0 else down(end), size * (1 + unit)))
     (lower, b_lower, reach_lower), (upper, b_upper, reach_upper) = sides
+    if around.k_lower is around.k_upper and all(z.lower is z.upper for z in sources):  # formed alike
+        upper, reach_upper = lower, reach_lower
     tiny = len(sources) * inputs.underflow(1, b_lower.dim() - 1, lower.dtype)
-    return Forms(lower, upper, b_lower, b_upper, reach_lower + tiny, reach_upper + tiny)
+    reach_lower = reach_lower + tiny
+    return Forms(lower, upper, b_lower, b_upper, reach_lower, reach_lower if upper is lower else reach_upper + tiny)

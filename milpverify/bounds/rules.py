@@ -54,6 +54,11 @@ class Rule(ABC):
     def rising(self) -> bool:
         """Whether no useful slope is negative."""
 
+    @property
+    @abstractmethod
+    def bilinear(self) -> bool:
+        """Whether the operator is the product of its first and its last input, which may be the same one."""
+
     @abstractmethod
     def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
         """Where the relaxation is the operator itself, but for rounding (bool)."""
@@ -127,6 +132,10 @@ class Univariate(Rule):
     @property
     def rising(self) -> bool:
         return relaxation.slope_range(self.function)[0] >= 0
+
+    @property
+    def bilinear(self) -> bool:
+        return self.function.name == "square"
 
     def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
         return relaxation.is_exact(self.function, lower[0], upper[0])
@@ -217,6 +226,10 @@ class McCormick(Rule):
     @property
     def rising(self) -> bool:
         return False
+
+    @property
+    def bilinear(self) -> bool:
+        return True
 
     def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
         (l_a, l_b), (u_a, u_b) = lower, upper

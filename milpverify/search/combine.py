@@ -14,6 +14,7 @@ from torch import Tensor
 
 from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.rounding import gamma
+from milpverify.bounds.second_order import better
 from milpverify.bounds.state import select, select_lines
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def combined(
     y_row = y_parts.sum(1, keepdim=True)
     x_row = None if x_parts is None else x_parts.sum(1, keepdim=True)
     linear = bound_rows(graph, state, table, y_row, x_rows=x_row)
+    if found.forms is not None:
+        linear = better(linear, found.forms.select(box).bound(y_row, x_row)[0])
     rhs = (weight.squeeze(2) * group.rhs[rows]).sum(1, keepdim=True)
     # The combined coefficients are rounded sums of r products each.
     reach = torch.maximum(state[graph.output].bounds.lower.abs(), state[graph.output].bounds.upper.abs())

@@ -3,6 +3,8 @@
 The input to bisect is the one whose interval moves the open rows most. Three estimates of that are added up, each as a share
 of the whole: the coefficients of the rows' lower bounds (what the bound depends on now, as alpha-beta-CROWN scores), those of the
 pass with parallel slopes (which no zero slope hides), and the products of absolute values along all paths (which nothing cancels).
+Where rows are bounded to second order, their linear parts lose little: then what an input's width makes the second order lose takes
+the place of the first two, and rows that are far from proving their disjunct count little.
 
 Bisection alone does not end at a tie. Small boxes are finished by neuron splits, and what cannot be bisected in float64 any more is
 split into linear programs: a piecewise-linear problem ends in a verdict or at a limit.
@@ -35,12 +37,13 @@ from milpverify.search.combine import combined
 from milpverify.search.finish import Finisher
 from milpverify.search.ledger import Ledger
 from milpverify.search.method import MethodChoice
-from milpverify.search.relaxer import Bounded, bound_batch, is_out_of_memory
+from milpverify.search.relaxer import Bounded, Method, bound_batch, is_out_of_memory
 from milpverify.search.witness import Judgement, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from milpverify.bounds.state import Bounds
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.lp_leaf import Leaves
@@ -271,13 +274,17 @@ class Bisection:
         known = self.inheritance.unpack(boxes.ends)
         if self.method.due(self.subproblems, len(boxes)):
             self._compare(boxes)
-        found = bound_batch(self.graph, self.group, boxes.lower, boxes.upper, self.dtype, known, self.deadline, self.method.now)
+        found = self._bounded(boxes, known, self.method.now)
         self.subproblems += len(boxes)
         self.ledger.bound("bisection bounds", len(boxes))
         fresh = self._sifted(found, boxes)
         with self.ledger.spent("attack"):
             self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper, self.delta))
         return fresh
+
+    def _bounded(self, boxes: Boxes, known: dict[int, Bounds], method: Method) -> Bounded:
+        quadratic = self.options.second_order
+        return bound_batch(self.graph, self.group, boxes.lower, boxes.upper, self.dtype, known, self.deadline, method, quadratic)
 
     def _compare(self, boxes: Boxes) -> None:
         """Bound a sample by every method, for the choice between them."""
@@ -287,7 +294,7 @@ class Bisection:
             if self.deadline.expired():
                 return
             began = self.clock()
-            found = bound_batch(self.graph, self.group, sample.lower, sample.upper, self.dtype, known, self.deadline, method)
+            found = self._bounded(sample, known, method)
             closed = int(self.group.closed(torch.maximum(found.margins, sample.margins)).all(1).sum())
             self.method.took(method, len(sample), closed, self.clock() - began)
         self.method.choose()
@@ -309,10 +316,12 @@ class Bisection:
         """Some boxes of a bounded batch as they wait in the frontier."""
         open_rows = ~self.group.closed(margins)[left][:, self.group.disjunct].unsqueeze(2)
         width = (upper - lower)[left].unsqueeze(1)
+        if found.losses is not None:
+            open_rows = open_rows * self._nearness(found.rows.lower[left]).unsqueeze(2)
         scores = torch.zeros_like(lower[left])
-        for weight, coefficients in ((1.0, found.rows.coefficients[left]), *self._influences(found, left)):
-            moved = coefficients.double().abs() * width * open_rows
-            scores += weight * (moved / moved.sum(2, keepdim=True).clamp(min=1e-300)).sum(1)
+        for weight, moved in self._influences(found, left, width):
+            moved = moved.double().abs()
+            scores += weight * (open_rows * moved / moved.sum(2, keepdim=True).clamp(min=1e-300)).sum(1)
         unstable = torch.zeros_like(left, dtype=torch.int32)
         waiting = select(found.state, left)
         for z in self.graph.readers:
@@ -322,14 +331,24 @@ class Bisection:
         ends = self.inheritance.pack(found.state, left)
         return Boxes(lower[left], upper[left], margins[left], scores.float(), unstable, tried, age, ends)
 
-    def _influences(self, found: Bounded, left: Tensor) -> list[tuple[float, Tensor]]:
-        """Weighted estimates of what an input does to the rows, (boxes left, rows, nx): with parallel slopes, and along all paths."""
+    def _nearness(self, lower: Tensor) -> Tensor:
+        """How near rows are to proving their disjunct, against the nearest of its rows: (boxes, rows), 1 for that one."""
+        missing = (self.group.rhs - lower).clamp(min=1e-12)
+        least = missing.new_full((len(lower), self.group.count), torch.inf)
+        least = least.scatter_reduce(1, self.group.disjunct.expand_as(missing), missing, "amin")
+        return (least[:, self.group.disjunct] / missing).nan_to_num(1.0)
+
+    def _influences(self, found: Bounded, left: Tensor, width: Tensor) -> list[tuple[float, Tensor]]:
+        """Weighted estimates of what the widths of inputs (boxes left, 1, nx) do to the rows, (boxes left, rows, nx): see the module."""
         state = select(found.state, left)
         table = {i: parallel_lines(self.graph, i, state, torch.float32) for i in self.graph.nonlinear}
         rows = self.group.y_rows.expand(len(left), -1, -1)
+        paths = path_weights(self.fast, table, rows) * width
+        if found.losses is not None:
+            return [(1.0, found.losses[left]), (1.0, paths)]
         x_rows = None if self.group.x_rows is None else self.group.x_rows.expand(len(left), -1, -1)
         straight = bound_rows(self.fast, state, table, rows, x_rows=x_rows).coefficients
-        return [(1.0, straight), (0.5, path_weights(self.fast, table, rows))]
+        return [(1.0, found.rows.coefficients[left] * width), (1.0, straight * width), (0.5, paths)]
 
     def _clipped(self, found: Bounded, boxes: Boxes, closed: Tensor, left: Tensor) -> Boxes:
         """Cut from boxes with one open disjunct what that disjunct's rows prove safe; its margin there is > 0, by an unknown amount."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from milpverify.bounds.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.forward import Carried, forward
+from milpverify.bounds.second_order import SecondOrder, applies, better
 from milpverify.bounds.state import LinearBound
 
 if TYPE_CHECKING:
@@ -32,12 +33,17 @@ class Method(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """A bounded batch: the state and lines, the rows' linear bounds, and the margins (batch, D)."""
+    """A bounded batch: the state and lines, the rows' linear bounds, and the margins (batch, D).
+
+    Where the rows were bounded to second order, also the forms for that, and what each input makes the rows lose (batch, rows, nx).
+    """
 
     state: State
     table: LineTable
     rows: LinearBound
     margins: Tensor
+    forms: SecondOrder | None = None
+    losses: Tensor | None = None
 
 
 def bound_batch(
@@ -49,6 +55,7 @@ def bound_batch(
     known: dict[int, Bounds] | None = None,
     deadline: Deadline | None = None,
     method: Method = Method.BACKWARD,
+    second_order: bool = False,
 ) -> Bounded:
     """Bound the margins over a batch of boxes.
 
@@ -58,6 +65,7 @@ def bound_batch(
         dtype: the precision of the matrix products; the margins are rigorous in either.
         known: inherited bounds of pre-activations.
         method: how the pre-activations are bounded; the rows get a backward pass in any case.
+        second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
     """
     if method is Method.FORWARD:
         state, table = forward(graph, lower, upper, dtype, known)
@@ -68,7 +76,12 @@ def bound_batch(
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
     rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows)
-    return Bounded(state, table, rows, group.margins(rows.lower))
+    forms = losses = None
+    if second_order and applies(graph, lower, upper):
+        forms = SecondOrder(graph, state, table, dtype)
+        curved, losses = forms.bound(y_rows, x_rows)
+        rows = better(rows, curved)
+    return Bounded(state, table, rows, group.margins(rows.lower), forms, losses)
 
 
 def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, deadline: Deadline) -> Bounded:

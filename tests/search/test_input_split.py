@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from product_networks import Grower
 from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network
 
 from milpverify.config import Deadline, SearchOptions
@@ -24,10 +25,10 @@ from milpverify.search.witness import Status
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
-def run(problem: Problem, seconds: float = 20.0) -> SplitOutcome:
+def run(problem: Problem, seconds: float = 20.0, options: SearchOptions | None = None) -> SplitOutcome:
     (group,) = groups(problem)
     with torch.no_grad():
-        return input_split.search(problem, problem.graph, group, Deadline(seconds))
+        return input_split.search(problem, problem.graph, group, Deadline(seconds), options=options)
 
 
 def shifted(disjunct: Disjunct, by: float) -> Disjunct:
@@ -139,6 +140,34 @@ def test_a_box_of_one_point_is_decided_in_rationals() -> None:
     outcome = decided(graph, safe)
     assert outcome.closed and 0 <= outcome.lower_bound <= float(value - Fraction(rhs))
     assert not decided(graph, safe, options=SearchOptions(leaves=False)).closed
+
+
+def quadratic_problem(by: float) -> Problem:
+    """The least value of a quadratic form with a bent part, outside an ellipsoid: safe with `by` to spare, two rows with products."""
+    g = Grower(3, 5)
+    x = g.nodes[0]
+    m = np.array([[3.0, 1.0, -2.0], [0.0, 2.0, 1.0], [0.5, 0.0, 4.0]])
+    q = np.array([[2.0, -1.0, 0.0], [-1.0, 2.0, 0.5], [0.0, 0.5, 1.0]])
+    first = g.sum([g.reduce_sum(g.product(x, g.matmul(x, m.T)), [0]), g.layer(g.relu(g.layer(x, 4)), 1)])
+    graph = g.finished(first, g.reduce_sum(g.product(x, g.matmul(x, q.T)), [0]))
+    points = 2 * torch.rand(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    y = evaluate(graph, points)
+    least = float(y[y[:, 1] >= 1.0, 0].min())
+    rows = Rows.on_outputs([[1.0, 0.0], [0.0, -1.0]], [least - by, -1.0], 3)
+    return Problem(graph, (Disjunct(Box(-np.ones(3), np.ones(3)), rows, Rows.none(3, 2)),))
+
+
+def test_second_order_bounds_save_subproblems() -> None:
+    counts = {}
+    for on in (True, False):
+        options = SearchOptions(deterministic=True, second_order=on)
+        for by, safe in ((0.02, True), (-0.02, False)):
+            outcome = run(quadratic_problem(by), 60, options)
+            found = outcome.judgement is not None and outcome.judgement.status is Status.HOLDS
+            assert (outcome.closed, found) == (safe, not safe)
+            if safe:
+                counts[on] = outcome.subproblems
+    assert 3 * counts[True] < counts[False]
 
 
 @pytest.mark.parametrize("off", ["clipping", "finishing", "leaves"])
