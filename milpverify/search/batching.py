@@ -11,6 +11,8 @@ ROUNDS = 3
 """Full batches of one size before it is judged, by the fastest: what else the machine does only slows."""
 PLAIN = 1.25
 """A gain over half the size that needs no second look."""
+SLOWEST = 2.0
+"""Seconds that a batch should not exceed: a run heeds its deadline between the steps of one."""
 AGAIN = 64
 """Batches after which a settled size is compared with its neighbours anew, for subproblems change as the search goes on."""
 
@@ -36,6 +38,9 @@ class BatchSize:
         if self.fixed is not None:
             self.size = min(2 * self.size, self.fixed)
             return
+        if seconds > SLOWEST and count > self.smallest:
+            self.at_most(max(self.smallest, count // 2))
+            return
         if 4 * count < 3 * self.size:  # too few were left: it says nothing of the size
             return
         self.rates[self.size] = here = max(self.rates.get(self.size, 0.0), count / max(seconds, 1e-9))
@@ -47,7 +52,7 @@ class BatchSize:
             self._move(here)
 
     def at_most(self, count: int) -> None:
-        """Memory holds no more than so many."""
+        """Memory, or patience, holds no more than so many."""
         self.largest = max(1, count)
         self.smallest = min(self.smallest, self.largest)
         self.size = min(self.size, self.largest)

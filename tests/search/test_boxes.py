@@ -21,6 +21,16 @@ def made(margins: list[float]) -> Boxes:
     return Boxes(at - 1, at + 1, at, torch.ones(n, 1), whole, torch.zeros(n, dtype=torch.bool), whole.long(), torch.zeros(n, 2, 3))
 
 
+def test_a_batch_that_takes_long_is_halved_and_stays_so() -> None:
+    batch = BatchSize(size=256, smallest=16)
+    for _ in range(20):
+        batch.took(batch.size, 0.05 * batch.size)
+    assert 16 <= batch.size <= 2.0 / 0.05
+    fixed = BatchSize(size=256, fixed=256)
+    fixed.took(256, 100.0)
+    assert fixed.size == 256
+
+
 def test_the_frontier_gives_back_what_it_took_in_the_order_asked_for() -> None:
     frontier = BoxFrontier(made([0.0]))
     assert len(frontier) == 0 and frontier.lowest == torch.inf
@@ -82,7 +92,7 @@ def test_inherited_bounds_are_outside_those_of_the_parent_and_not_by_much() -> N
 @pytest.mark.parametrize("best", [16, 64, 512, 4096])
 def test_the_batch_settles_where_the_rate_is_best(best: int) -> None:
     def seconds(size: int) -> float:  # up to the best size a batch costs the same however many are in it
-        return max(size, best) / 1000 * (1.2 if size > best else 1.0)
+        return max(size, best) / 10000 * (1.2 if size > best else 1.0)
 
     batch = BatchSize(largest=4096)
     for k in range(400):
