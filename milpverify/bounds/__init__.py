@@ -95,7 +95,7 @@ def bounds(
         inner = torch.float64 if method == "crown" else None
         state, table = crown(graph, lower, upper, dtype, inner=inner)
         if method == "alpha-crown":
-            state, table = alpha_crown(graph, state, table, dtype)
+            state, table = alpha_crown(graph, state, dtype)
         by_node = {i: s.bounds for i, s in state.items()}
         unit = torch.eye(graph.ny, dtype=torch.float64, device=device)
         rows = torch.cat([unit, -unit]).expand(len(boxes), -1, -1)

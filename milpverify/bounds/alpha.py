@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Dual, Relaxations
-from milpverify.bounds.crown import bound_rows, chunks, crown, refinable
-from milpverify.bounds.screening import undecided
+from milpverify.bounds.crown import bound_rows, crown, refinable, rows_at_once
+from milpverify.bounds.screening import grouped, undecided
 from milpverify.bounds.state import Bounds, LinearBound, State
 
 if TYPE_CHECKING:
     from milpverify.bounds.backward import LineTable
     from milpverify.config import Deadline
-    from milpverify.graph import Graph
+    from milpverify.graph import Graph, Node
 
 __all__ = ["AlphaOptions", "Slopes", "alpha_crown", "optimise"]
 
@@ -66,41 +66,39 @@ def optimise(
 def alpha_crown(
     graph: Graph,
     state: State,
-    table: LineTable,
     dtype: torch.dtype,
     options: AlphaOptions = _DEFAULT,
     deadline: Deadline | None = None,
 ) -> tuple[State, LineTable]:
-    """Intermediate bounds with slopes of their own for every undecided neuron, layer by layer.
+    """Intermediate bounds with slopes of their own for every undecided neuron: each layer sees what those before it gained.
 
     Args:
         graph: in float64.
-        state, table: from `crown`.
+        state: from `crown`.
+        dtype: the precision of the passes, and what the state returned is for.
     """
     fast = graph.to(dtype, graph.device)
-    lower, upper = state[0].bounds.lower, state[0].bounds.upper
-    known = {node.id: state[node.id].bounds for node in refinable(graph)}
-    for node in refinable(graph):
-        if deadline is not None and deadline.expired():
-            break
+
+    def sharpen(node: Node, state: State, table: LineTable) -> Bounds:
         bounds = state[node.id].bounds
-        low, high = bounds.lower.flatten(1).clone(), bounds.upper.flatten(1).clone()
+        low, high = (t.flatten(1).clone(memory_format=torch.contiguous_format) for t in (bounds.lower, bounds.upper))
         owner, index = undecided(graph, node.id, state, low, high).nonzero(as_tuple=True)
-        relaxations = Relaxations(fast, state, node.id)
-        for part in chunks(fast, 8 * len(owner)):
-            part = slice(part.start // 8, part.stop // 8)
-            o, i = owner[part], index[part]
+        relaxations = Relaxations(fast, state, node.id, table)
+        # Neurons of one box are rows of one subproblem, for what its relaxations need is made once.
+        for box, place in grouped(owner, max(1, rows_at_once(fast) // 8)):
             if deadline is not None and deadline.expired():
                 break
-            rows = torch.zeros(len(o), 2, node.size, dtype=torch.float64, device=low.device)
-            rows[torch.arange(len(o)), 0, i], rows[torch.arange(len(o)), 1, i] = 1.0, -1.0
-            domain = relaxations.domain(o)
-            start = relaxations.slopes(table, o).unsqueeze(1).repeat(1, 2, 1)
+            chosen = index[place]
+            unit = torch.zeros(*chosen.shape, node.size, dtype=torch.float64, device=low.device).scatter_(2, chosen.unsqueeze(2), 1.0)
+            rows, domain = torch.cat([unit, -unit], 1), relaxations.domain(box)
+            start = relaxations.slopes(table, box).unsqueeze(1).repeat(1, rows.shape[1], 1)
             dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, deadline=deadline)
-            found = relaxations.certify(domain, rows, dual)
-            low[o, i] = torch.maximum(low[o, i], found.lower[:, 0])
-            high[o, i] = torch.minimum(high[o, i], -found.lower[:, 1])
-        known[node.id] = Bounds(low.reshape(bounds.lower.shape), high.reshape(bounds.lower.shape))
-        # Later layers see what this one gained.
-        state, table = crown(graph, lower, upper, dtype, known=known, deadline=deadline)
-    return state, table
+            below, above = relaxations.certify(domain, rows, dual).lower.chunk(2, dim=1)
+            entry = (box.unsqueeze(1) * low.shape[1] + chosen).flatten()
+            low.view(-1).scatter_reduce_(0, entry, below.flatten(), "amax")
+            high.view(-1).scatter_reduce_(0, entry, -above.flatten(), "amin")
+        return Bounds(low.reshape(bounds.lower.shape), high.reshape(bounds.lower.shape))
+
+    known = {node.id: state[node.id].bounds for node in refinable(graph)}
+    ends = state[0].bounds
+    return crown(graph, ends.lower, ends.upper, dtype, known=known, deadline=deadline, sharpen=sharpen)

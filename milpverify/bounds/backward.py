@@ -51,7 +51,7 @@ def lines(
 
     Args:
         k_lower, k_upper: one slope per input in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
-        intercepts: of the lower and the upper line, float64, where they are not the node's own.
+        intercepts: of the lower and the upper line, float64, where they are known or not those that the node's rule makes of the slopes.
     """
     known = graph.nodes[node]
     sources = [state[i] for i in known.inputs]

@@ -15,12 +15,16 @@ from torch import Tensor
 from milpverify.bounds.backward import LineTable, SplitTable, default_lines, ends_of, lines
 from milpverify.bounds.climb import Adam, Climb
 from milpverify.bounds.crown import bound_rows
-from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Passed, Primal
+from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Kind, Open, OutputConstraints, Passed, Primal, one_after_another
 from milpverify.bounds.rounding import U64
-from milpverify.bounds.rules import Rule, rule_of
+from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, SplitConstraints, State, map_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milpverify.bounds.dual import Columns
+    from milpverify.bounds.rules import Ends, Rule
     from milpverify.config import Deadline
     from milpverify.graph import Graph
 
@@ -34,9 +38,10 @@ class Relaxations:
         graph: in the precision of the matrices.
         state: of a batch of boxes, with charges of that precision.
         target: the node whose rows are bounded, the output by default; only what is before it matters.
+        table: lines of that precision that hold on the boxes, the default ones otherwise.
     """
 
-    def __init__(self, graph: Graph, state: State, target: int | None = None) -> None:
+    def __init__(self, graph: Graph, state: State, target: int | None = None, table: LineTable | None = None) -> None:
         self.graph, self.state = graph, state
         self.target = graph.output if target is None else target
         nonlinear = [i for i in graph.nonlinear if i in graph.ancestors[self.target]]
@@ -54,21 +59,24 @@ class Relaxations:
         self.entries = {z: still_open[z].nonzero(as_tuple=True)[0] for z in self.slots}  # variable -> its open entries
         self.columns: dict[int, slice] = {}
         self.opened: dict[int, Open] = {}
-        self.lines: LineTable = {i: default_lines(graph, i, state, graph.dtype) for i in nonlinear}
+        self.lines: LineTable = {i: default_lines(graph, i, state, graph.dtype) if table is None else table[i] for i in nonlinear}
         self.count = self.width = 0
         for z in self.slots:
             self.columns[z] = slice(self.count, self.count + len(self.entries[z]))
             self.count = self.columns[z].stop
         place = {z: torch.cumsum(mask, 0) - 1 + self.columns[z].start for z, mask in still_open.items()}
+        found: dict[Rule, list[tuple[int, Tensor, tuple[Columns, ...]]]] = {}
         for i in nonlinear:
-            rule, readings, sides = rule_of(graph.nodes[i].op), graph.readings[i], []
+            rule, readings = rule_of(graph.nodes[i].op), graph.readings[i]
             whole = len(readings) == 1 and readings[0].index is None
             index = self.entries[readings[0].node] if whole else loose[i].nonzero(as_tuple=True)[0]
             columns = [self.columns[r.node] if whole else place[r.node][index if r.index is None else r.index[index]] for r in readings]
-            for matters in rule.matters:
-                sides.append(slice(self.width, self.width + len(index)) if matters else None)
-                self.width += len(index) if matters else 0
-            self.opened[i] = Open(i, rule, index, tuple(columns), *sides)
+            found.setdefault(rule, []).append((i, index, tuple(columns)))
+        self.kinds: list[Kind] = []
+        opened = {open_part.node: open_part for rule, parts in found.items() for open_part in self._lay_out(rule, parts)}
+        self.opened.update((i, opened[i]) for i in nonlinear)
+        # The slopes of what is stable at the root, zero at open entries.
+        self.stable = {i: tuple(k.flatten(1).index_fill(1, o.index, 0.0) for k in self.lines[i].k_lower) for i, o in opened.items()}
         every = [(state[z].bounds.lower, state[z].bounds.upper, state[z].center) for z in self.slots]
         none = state[0].center[:, :0]
         self.low, self.high, self.center = (
@@ -82,6 +90,26 @@ class Relaxations:
                 source = place[graph.readings[y][0].node][self.entries[y]]
                 self.derived.append((self.opened[y].rule, self.columns[y], source))
                 self.root[self.columns[y]] = self.root[source]
+
+    def _lay_out(self, rule: Rule, parts: Sequence[tuple[int, Tensor, tuple[Columns, ...]]]) -> list[Open]:
+        """Give the entries of all nodes of a kind their places among the parameters: lower lines first, then upper ones."""
+        sizes, device = [len(index) for _, index, _ in parts], self.graph.device
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        sides: list[slice | None] = []
+        for matters in rule.matters:
+            sides.append(slice(self.width, self.width + sum(sizes)) if matters else None)
+            self.width += sum(sizes) if matters else 0
+        if sum(sizes):
+            some = [(i, index, columns) for i, index, columns in parts if len(index)]
+            value = torch.cat([self.state[i].center.flatten(1)[:, index] for i, index, _ in some], 1)
+            columns = tuple(one_after_another(c, device) for c in zip(*(c for _, _, c in some), strict=True))
+            nodes, counts = tuple(i for i, _, _ in some), tuple(len(index) for _, index, _ in some)
+            self.kinds.append(Kind(rule, nodes, counts, columns, sides[0], sides[1], value))
+        made = []
+        for (i, index, columns), start, size in zip(parts, starts, sizes, strict=True):
+            lower, upper = (None if part is None else slice(part.start + start, part.start + start + size) for part in sides)
+            made.append(Open(i, rule, index, columns, lower, upper))
+        return made
 
     def derive(self, low: Tensor, high: Tensor) -> None:
         """Clamp the variables that are functions of others to what bounds (n, T) of these imply, in place."""
@@ -101,13 +129,18 @@ class Relaxations:
 
     def slopes(self, table: LineTable, box: Tensor) -> Tensor:
         """The parameters of some lines without rows of their own, in the layout of `Dual.slopes` but for the rows: (n, P)."""
-        parts = [self.low[:, :0].to(self.graph.dtype)]
-        for i, o in self.opened.items():
-            ends = tuple(self.low[:, c] for c in o.columns), tuple(self.high[:, c] for c in o.columns)
-            for which, (part, slopes) in enumerate(((o.lower, table[i].k_lower), (o.upper, table[i].k_upper))):
+        made = self.low.new_empty(len(self.low), self.width, dtype=self.graph.dtype)
+        for kind in self.kinds:
+            ends = tuple(self.low[:, c] for c in kind.columns), tuple(self.high[:, c] for c in kind.columns)
+            for which, part in enumerate((kind.lower, kind.upper)):
                 if part is not None:
-                    parts.append(o.rule.parameters(*ends, which, tuple(k.flatten(1)[:, o.index] for k in slopes)))
-        return self.own(torch.cat(parts, 1), box)
+                    sides = ((table[i].k_lower, table[i].k_upper)[which] for i in kind.nodes)
+                    by_node = [
+                        tuple(k.flatten(1)[:, self.opened[i].index] for k in side) for i, side in zip(kind.nodes, sides, strict=True)
+                    ]
+                    slopes = tuple(torch.cat(k, 1) for k in zip(*by_node, strict=True))
+                    made[:, part] = kind.rule.parameters(*ends, which, slopes).to(made.dtype)
+        return self.own(made, box)
 
     # -- the optimiser ------------------------------------------------------------------------------------------------------
 
@@ -236,6 +269,7 @@ class Relaxations:
         """The lines with some parameters, (n, r, *shape)."""
         table: LineTable = {}
         n, r = slopes.shape[:2]
+        chosen = self._chosen_lines(domain, slopes)
         for i, o in self.opened.items():
             base = map_lines(self.lines[i], lambda t: self.own(t, domain.box))
             if not len(o.index):
@@ -243,14 +277,13 @@ class Relaxations:
                 continue
             part: State = {}
             low, high = (tuple(t[:, c] for c in o.columns) for t in (domain.low, domain.high))
+            below, above, intercepts = chosen[i]
             for k, *ends in ((i, low[0], high[0]), *zip(self.graph.nodes[i].inputs, low, high, strict=True)):
                 known = self.state[k]
                 center = self.own(known.center.flatten(1)[:, o.index], domain.box)
                 charge = None if known.charge is None else self.own(known.charge.flatten(1)[:, o.index], domain.box)
                 part[k] = NodeState(Bounds(*ends), center, charge)
-            sides = o.rule.slopes(tuple(t.unsqueeze(1) for t in low), tuple(t.unsqueeze(1) for t in high), o.chosen(slopes))
-            below, above = (tuple(k.to(slopes.dtype).expand(n, r, -1).contiguous() for k in side) for side in sides)
-            around = lines(self.graph, i, part, self.graph.dtype, below, above)
+            around = lines(self.graph, i, part, self.graph.dtype, below, above, intercepts)
 
             def whole(base: Tensor, open_part: Tensor, o: Open = o) -> Tensor:
                 full = base.flatten(1).unsqueeze(1).repeat(1, r, 1)
@@ -264,6 +297,19 @@ class Relaxations:
                 whole(base.b_upper, around.b_upper),
             )
         return table
+
+    def _chosen_lines(self, domain: Domain, parameters: Tensor) -> dict[int, tuple[Ends, Ends, tuple[Tensor, Tensor]]]:
+        """Per nonlinear node with open entries, the slopes of both lines (n, r, U) and their intercepts (n, r, U) float64."""
+        n, r = parameters.shape[:2]
+        found: dict[int, tuple[Ends, Ends, tuple[Tensor, Tensor]]] = {}
+        for kind in self.kinds:
+            low, high = (tuple(t[:, c].unsqueeze(1) for c in kind.columns) for t in (domain.low, domain.high))
+            sides = kind.rule.slopes(low, high, kind.chosen(parameters))
+            below, above = (tuple(k.to(parameters.dtype).expand(n, r, -1) for k in side) for side in sides)
+            intercepts = kind.rule.intercepts(low, high, tuple(k.double() for k in below), tuple(k.double() for k in above))
+            every = (tuple(zip(*map(kind.parted, side), strict=True)) for side in (below, above, intercepts))
+            found.update((i, (b, a, (c[0], c[1]))) for i, b, a, c in zip(kind.nodes, *every, strict=True))
+        return found
 
     def _splits(self, domain: Domain, beta: Tensor) -> SplitTable:
         """The split constraints per variable."""

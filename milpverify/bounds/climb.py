@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Passed
+from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Kind, OutputConstraints, Passed
 from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.bounds.beta import Relaxations
     from milpverify.bounds.rules import Side
+
+    Line = tuple[tuple[Tensor, ...], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +90,14 @@ class Climb:
         self.offset = (domain.point - of.own(of.center, domain.box).gather(1, domain.column)).to(dtype) * domain.side.to(dtype)
         self.side = domain.side.to(dtype).unsqueeze(1)
         self.where = domain.column.unsqueeze(1).expand(n, r, -1)
-        self.sides = {i: self._lines(o) for i, o in of.opened.items() if len(o.index)}
-        # The slopes of what is stable at the root, zero at open entries.
-        self.stable: dict[int, list[Tensor]] = {}
-        for i, o in of.opened.items():
-            slopes = [k.flatten(1).index_fill(1, o.index, 0.0) for k in of.lines[i].k_lower]
-            self.stable[i] = [of.own(k, domain.box).unsqueeze(1) for k in slopes]
+        self.sides = [(kind, self._lines(kind)) for kind in of.kinds]
+        self.stable = {i: [of.own(k, domain.box).unsqueeze(1) for k in slopes] for i, slopes in of.stable.items()}
         low = torch.zeros(n, 1, of.width, dtype=dtype, device=rows.device)
         high, pace = torch.ones_like(low), torch.ones_like(low)
-        for o in of.opened.values():
-            ends = (tuple(t[:, c] for c in o.columns) for t in (domain.low, domain.high))
-            spans = [t.to(dtype) for t in o.rule.spans(*ends)]
-            for part in (o.lower, o.upper):
+        for kind in of.kinds:
+            ends = (tuple(t[:, c] for c in kind.columns) for t in (domain.low, domain.high))
+            spans = [t.to(dtype) for t in kind.rule.spans(*ends)]
+            for part in (kind.lower, kind.upper):
                 if part is not None:
                     low[:, 0, part], high[:, 0, part], pace[:, 0, part] = spans
         self.span = Span(low, high, pace)
@@ -110,18 +108,29 @@ class Climb:
                 self.first.setdefault(graph.nodes[i].inputs[0], i)
         self.later = {z: of.entries[z] for z in of.slots if z not in self.first}
 
-    def _lines(self, o: Open) -> tuple[Side, Side]:
+    def _lines(self, kind: Kind) -> tuple[Side, Side]:
         of, box = self.of, self.domain.box
-        low, high = (tuple(t[:, c] for c in o.columns) for t in (self.domain.low, self.domain.high))
-        center = tuple(of.own(of.center[:, c], box) for c in o.columns)
-        value = of.own(of.state[o.node].center.flatten(1)[:, o.index], box)
-        return o.rule.sides(low, high, center, value, self.graph.dtype)
+        low, high = (tuple(t[:, c] for c in kind.columns) for t in (self.domain.low, self.domain.high))
+        center = tuple(of.own(of.center[:, c], box) for c in kind.columns)
+        return kind.rule.sides(low, high, center, of.own(kind.value, box), self.graph.dtype)
+
+    def _chosen(self, alpha: Tensor) -> dict[int, tuple[Line, Line]]:
+        """The lines that some slopes give, per nonlinear node with open entries."""
+        found: dict[int, tuple[Line, Line]] = {}
+        for kind, sides in self.sides:
+            made = []
+            for side, part in zip(sides, (kind.lower, kind.upper), strict=True):
+                slopes, intercept = side(alpha if part is None else alpha[:, :, part])
+                made.append(zip(zip(*map(kind.parted, slopes), strict=True), kind.parted(intercept), strict=True))
+            found.update(zip(kind.nodes, zip(*made, strict=True), strict=True))
+        return found
 
     def value(self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, Passed] | None = None) -> Tensor:
         """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them."""
         of, graph = self.of, self.graph
         n, r = self.shape
         total = self.base
+        chosen = self._chosen(alpha)
         signed: Tensor | None = None
         if beta.shape[2]:
             signed = alpha.new_zeros(n, r, of.count).scatter_add(2, self.where, beta * self.side)
@@ -149,9 +158,7 @@ class Climb:
                 if len(o.index):
                     free = flat[:, :, o.index]
                     up, down = free.clamp(min=0.0), free.clamp(max=0.0)
-                    below, above = self.sides[last]
-                    k_lower, b_lower = below(alpha if o.lower is None else alpha[:, :, o.lower])
-                    k_upper, b_upper = above(alpha if o.upper is None else alpha[:, :, o.upper])
+                    (k_lower, b_lower), (k_upper, b_upper) = chosen[last]
                     total = total + (up * b_lower + down * b_upper).sum(2)
                     back = tuple(up * low + down * high for low, high in zip(k_lower, k_upper, strict=True))
                     here = o.columns[0]

@@ -24,6 +24,8 @@ from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, State
 from milpverify.operators import Affine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from milpverify.bounds.forward import Carried
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
@@ -43,6 +45,7 @@ def crown(
     deadline: Deadline | None = None,
     inner: torch.dtype | None = None,
     carried: Carried | None = None,
+    sharpen: Callable[[Node, State, LineTable], Bounds] | None = None,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -56,6 +59,7 @@ def crown(
             state is then for passes on that copy of the graph. Rounding charges grow with the depth: in float64 they vanish where
             they would be felt, while screening and the dearest step, onto the input, stay as fast as `dtype`.
         carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
+        sharpen: better bounds of a variable, from the state and the lines of what is before it.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -94,6 +98,8 @@ def crown(
             else:
                 bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, deadline)
             _improve(state, coarse, node.id, bounds)
+            if sharpen is not None:
+                _improve(state, coarse, node.id, sharpen(node, state, table))
     return state, table
 
 
@@ -325,9 +331,3 @@ def rows_at_once(graph: Graph) -> int:
     # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
     several = max((3 * graph.nodes[i].size // 4 for i, readings in graph.readings.items() if len(readings) > 1), default=0)
     return max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8)) // 2 * 2
-
-
-def chunks(graph: Graph, rows: int) -> list[slice]:
-    """Slices of a number of rows, each small enough for one matrix of multipliers; their starts are even."""
-    per = rows_at_once(graph)
-    return [slice(k, min(rows, k + per)) for k in range(0, rows, per)]

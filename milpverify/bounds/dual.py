@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milpverify.bounds.rules import Rule
 
 Columns = slice | Tensor
@@ -125,10 +129,39 @@ class Open:
     lower: slice | None
     upper: slice | None
 
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """The open entries of all nodes with one rule, relaxed together: many small nodes cost as much as one.
+
+    `nodes` and `sizes`: whose entries follow one another; `columns`, `lower` and `upper` as in `Open`, of all; `value` (batch, U) the
+    reference values of the outputs.
+    """
+
+    rule: Rule
+    nodes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    columns: tuple[Columns, ...]
+    lower: slice | None
+    upper: slice | None
+    value: Tensor
+
     def chosen(self, parameters: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The parameters (..., P) of the lower and of the upper lines, where these have some."""
         lower, upper = (None if part is None else parameters[..., part] for part in (self.lower, self.upper))
         return lower, upper
+
+    def parted(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values (..., U) by node."""
+        return (values,) if len(self.sizes) == 1 else values.split(self.sizes, dim=-1)
+
+
+def one_after_another(parts: Sequence[Columns], device: torch.device) -> Columns:
+    """Places among the open entries, one list of them after the other."""
+    stretches = [part for part in parts if isinstance(part, slice)]
+    if len(stretches) == len(parts) and all(a.stop == b.start for a, b in pairwise(stretches)):
+        return slice(stretches[0].start, stretches[-1].stop)
+    return torch.cat([torch.arange(c.start, c.stop, device=device) if isinstance(c, slice) else c for c in parts])
 
 
 def accumulate(total: Tensor, columns: Columns, values: Tensor) -> None:

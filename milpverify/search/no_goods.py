@@ -98,7 +98,7 @@ class NoGoods:
 
     def learn(self, leaves: Subproblems) -> None:
         """Shrink closed leaves to no-goods; one pass to find what to drop, and one to prove what is left."""
-        if not len(leaves) or leaves.side.shape[1] < 2:
+        if not len(leaves) or leaves.side.shape[1] < 2 or not bool(self.single.any()):
             return
         leaves = leaves.take(((leaves.side != 0).sum(1) >= 2) & torch.isfinite(leaves.bound))
         if self.bounder.inherits and len(leaves):  # what they inherited has decisions in it that may be dropped

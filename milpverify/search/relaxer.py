@@ -86,11 +86,8 @@ def bound_batch(
 
 def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, deadline: Deadline) -> Bounded:
     """The same boxes with slopes optimised, first for every undecided pre-activation, then for the rows (float32)."""
-    lower, upper = found.state[0].bounds.lower, found.state[0].bounds.upper
-    known = {i: s.bounds for i, s in found.state.items()}
-    state, table = crown(graph, lower, upper, torch.float32, known, deadline)
-    state, table = alpha_crown(graph, state, table, torch.float32, options, deadline)
-    batch = lower.shape[0]
+    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline)
+    batch = state[0].bounds.lower.shape[0]
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
     fast = graph.to(torch.float32, graph.device)
     threshold = group.rhs.expand(batch, -1)
