@@ -202,7 +202,7 @@ class Relaxations:
 
     def value(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None) -> Tensor:
         """What the optimiser takes the bounds to be, (n, r): without rounding charges, and proving nothing."""
-        return Climb(self, domain, rows, x_rows).value(dual.slopes, dual.beta)
+        return Climb(self, domain, rows, x_rows, once=True).value(dual.slopes, dual.beta)
 
     def primal(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None, attained: bool = True) -> Primal:
         """What the bounds that some parameters define come from.
@@ -211,7 +211,7 @@ class Relaxations:
             attained: whether to find where in the relaxation they are attained, as far as their gradients tell.
         """
         seen: dict[int, Passed] = {}
-        climb = Climb(self, domain, rows, x_rows)
+        climb = Climb(self, domain, rows, x_rows, once=True)
         if not attained:
             return Primal(climb.value(dual.slopes, dual.beta, seen=seen), seen)
         with torch.enable_grad():

@@ -55,7 +55,7 @@ class Adam:
 
 
 class Climb:
-    """The bound as a differentiable function of the parameters, for subproblems and rows that stay."""
+    """The bound as a differentiable function of the parameters, for subproblems and rows that stay; perhaps to be called only once."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Climb:
         x_rows: Tensor | None,
         node: int | None = None,
         given: OutputConstraints | None = None,
+        once: bool = False,
     ) -> None:
         node = of.target if node is None else node
         graph, dtype = of.graph, of.graph.dtype
@@ -90,7 +91,7 @@ class Climb:
         self.offset = (domain.point - of.own(of.center, domain.box).gather(1, domain.column)).to(dtype) * domain.side.to(dtype)
         self.side = domain.side.to(dtype).unsqueeze(1)
         self.where = domain.column.unsqueeze(1).expand(n, r, -1)
-        self.sides = [(kind, self._lines(kind)) for kind in of.kinds]
+        self.sides = [(kind, self._lines(kind, once)) for kind in of.kinds]
         self.stable = {i: [of.own(k, domain.box).unsqueeze(1) for k in slopes] for i, slopes in of.stable.items()}
         low = torch.zeros(n, 1, of.width, dtype=dtype, device=rows.device)
         high, pace = torch.ones_like(low), torch.ones_like(low)
@@ -108,11 +109,11 @@ class Climb:
                 self.first.setdefault(graph.nodes[i].inputs[0], i)
         self.later = {z: of.entries[z] for z in of.slots if z not in self.first}
 
-    def _lines(self, kind: Kind) -> tuple[Side, Side]:
+    def _lines(self, kind: Kind, once: bool) -> tuple[Side, Side]:
         of, box = self.of, self.domain.box
         low, high = (tuple(t[:, c] for c in kind.columns) for t in (self.domain.low, self.domain.high))
         center = tuple(of.own(of.center[:, c], box) for c in kind.columns)
-        return kind.rule.sides(low, high, center, of.own(kind.value, box), self.graph.dtype)
+        return kind.rule.sides(low, high, center, of.own(kind.value, box), self.graph.dtype, once)
 
     def _chosen(self, alpha: Tensor) -> dict[int, tuple[Line, Line]]:
         """The lines that some slopes give, per nonlinear node with open entries."""

@@ -89,12 +89,13 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype) -> tuple[Side, Side]:
+    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
         """The lower and the upper line, differentiable in their parameters and without margins, in deviations.
 
         Args:
             lower, upper, center, value: (n, U) float64: bounds and reference values of the inputs, and that of the output.
             dtype: of the parameters.
+            once: whether they are called only once, so that nothing is worth preparing.
         """
 
     @abstractmethod
@@ -152,20 +153,34 @@ class Univariate(Rule):
 
     def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
         exact = self.is_exact(lower, upper)
-        own = relaxation.default_slopes(self.function, lower[0], upper[0])
+        own = self._fixed_slopes(lower[0], upper[0], exact)
         below, above = (k if t is None else torch.where(exact, k, t.double()) for k, t in zip(own, parameters, strict=True))
         return (below,), (above,)
+
+    def _fixed_slopes(self, lower: Tensor, upper: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        """The default slopes, at least where they are not for the optimiser to choose."""
+        if not all(self.matters) or not relaxation.is_smooth(self.function):
+            return relaxation.default_slopes(self.function, lower, upper)
+        place = exact.flatten().nonzero(as_tuple=True)[0]
+        slopes = torch.zeros(2, lower.numel(), dtype=lower.dtype, device=lower.device)
+        if len(place):
+            some = relaxation.default_slopes(self.function, lower.flatten()[place], upper.flatten()[place])
+            slopes[:, place] = torch.stack(some)
+        below, above = slopes.reshape(2, *lower.shape)
+        return below, above
 
     def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
         return relaxation.intercepts(self.function, lower[0], upper[0], k_lower[0], k_upper[0])
 
-    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype) -> tuple[Side, Side]:
+    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
         (low,), (high,), (z,) = lower, upper, center
-        exact = relaxation.is_exact(self.function, low, high).unsqueeze(1)
-        slopes = relaxation.default_slopes(self.function, low, high)
-        fixed = relaxation.intercepts(self.function, low, high, *slopes)
+        exact = relaxation.is_exact(self.function, low, high)
+        slopes = self._fixed_slopes(low, high, exact)
+        exact = exact.unsqueeze(1)
+        fixed = slopes if all(self.matters) else relaxation.intercepts(self.function, low, high, *slopes)
         touched = relaxation.touched(self.function, low, high)
-        tables = slope_tables(self.function, low, high, z, value, dtype) if relaxation.is_smooth(self.function) else None
+        smooth = relaxation.is_smooth(self.function) and not once
+        tables = slope_tables(self.function, low, high, z, value, dtype) if smooth else None
         wide = tuple(t.unsqueeze(1) for t in (low, high, z, value))
 
         def side(which: int) -> Side:
@@ -275,7 +290,7 @@ class McCormick(Rule):
             found.append(torch.where(best.isnan() | pad.isnan(), sign * torch.inf, best + sign * pad))
         return found[0], found[1]
 
-    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype) -> tuple[Side, Side]:
+    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
         (l_a, l_b), (u_a, u_b), (a, b) = lower, upper, center
         rest = (a * b - value).to(dtype).unsqueeze(1)
         low_a, wide_a, from_a, wide_b = (t.to(dtype).unsqueeze(1) for t in (l_a, u_a - l_a, a - l_a, u_b - l_b))
