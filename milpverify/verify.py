@@ -39,7 +39,7 @@ OnEvent = Callable[[Event], None]
 LARGE = 20_000
 """Above this number of entries of all nodes the presolve multiplies in float32, which halves its time; its bounds hold all the same."""
 REFINE = AlphaOptions(iterations=15)
-REFINE_SHARE = 0.15
+REFINE_SHARE = 0.25
 """The share of the time left that optimising the root's slopes may take."""
 
 
@@ -180,9 +180,10 @@ class _Run:
                 still_open.append((group, found))
             else:
                 seconds = max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups))
-                share = self.deadline if self.options.search.deterministic else self.deadline.within(seconds)
+                paced = not self.options.search.deterministic
+                share = self.deadline.within(seconds) if paced else self.deadline
                 with self.reporter.ledger.spent("alpha-CROWN"):
-                    found = refine(self.graph, group, found, REFINE, share)
+                    found = refine(self.graph, group, found, REFINE, share, paced)
                 self.reporter.ledger.bound("alpha-CROWN", group.count)
                 still_open += self.open_part(group, found, "alpha-CROWN")
         self.reporter.prove(self.bound(still_open))

@@ -69,6 +69,7 @@ def alpha_crown(
     dtype: torch.dtype,
     options: AlphaOptions = _DEFAULT,
     deadline: Deadline | None = None,
+    paced: bool = False,
 ) -> tuple[State, LineTable]:
     """Intermediate bounds with slopes of their own for every undecided neuron: each layer sees what those before it gained.
 
@@ -76,14 +77,23 @@ def alpha_crown(
         graph: in float64.
         state: from `crown`.
         dtype: the precision of the passes, and what the state returned is for.
+        paced: share the time left among the layers, so that each gets some iterations: bounds that are loose in one layer spoil all
+            that follow. What is found then depends on the speed of the machine.
     """
     fast = graph.to(dtype, graph.device)
+    targets = refinable(graph)
+    # What a layer costs: so many rows through so many relaxations. One more share is for what the caller does with the bounds.
+    weight = {node.id: node.size * (1 + len(graph.ancestors[node.id])) for node in targets}
+    left = sum(weight.values()) + max(weight.values(), default=0)
 
     def sharpen(node: Node, state: State, table: LineTable) -> Bounds:
         bounds = state[node.id].bounds
         low, high = (t.flatten(1).clone(memory_format=torch.contiguous_format) for t in (bounds.lower, bounds.upper))
         owner, index = undecided(graph, node.id, state, low, high).nonzero(as_tuple=True)
         relaxations = Relaxations(fast, state, node.id, table)
+        nonlocal left
+        until = None if deadline is None else deadline.within(deadline.remaining() * weight[node.id] / left) if paced else deadline
+        left -= weight[node.id]
         # Neurons of one box are rows of one subproblem, for what its relaxations need is made once.
         for box, place in grouped(owner, max(1, rows_at_once(fast) // 8)):
             if deadline is not None and deadline.expired():
@@ -92,13 +102,13 @@ def alpha_crown(
             unit = torch.zeros(*chosen.shape, node.size, dtype=torch.float64, device=low.device).scatter_(2, chosen.unsqueeze(2), 1.0)
             rows, domain = torch.cat([unit, -unit], 1), relaxations.domain(box)
             start = relaxations.slopes(table, box).unsqueeze(1).repeat(1, rows.shape[1], 1)
-            dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, deadline=deadline)
+            dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, deadline=until)
             below, above = relaxations.certify(domain, rows, dual).lower.chunk(2, dim=1)
             entry = (box.unsqueeze(1) * low.shape[1] + chosen).flatten()
             low.view(-1).scatter_reduce_(0, entry, below.flatten(), "amax")
             high.view(-1).scatter_reduce_(0, entry, -above.flatten(), "amin")
         return Bounds(low.reshape(bounds.lower.shape), high.reshape(bounds.lower.shape))
 
-    known = {node.id: state[node.id].bounds for node in refinable(graph)}
+    known = {node.id: state[node.id].bounds for node in targets}
     ends = state[0].bounds
     return crown(graph, ends.lower, ends.upper, dtype, known=known, deadline=deadline, sharpen=sharpen)

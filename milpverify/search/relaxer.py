@@ -84,9 +84,13 @@ def bound_batch(
     return Bounded(state, table, rows, group.margins(rows.lower), forms, losses)
 
 
-def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, deadline: Deadline) -> Bounded:
-    """The same boxes with slopes optimised, first for every undecided pre-activation, then for the rows (float32)."""
-    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline)
+def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> Bounded:
+    """The same boxes with slopes optimised, first for every undecided pre-activation, then for the rows (float32).
+
+    Args:
+        paced: as in `alpha_crown`.
+    """
+    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced)
     batch = state[0].bounds.lower.shape[0]
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
     fast = graph.to(torch.float32, graph.device)
