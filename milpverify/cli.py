@@ -115,6 +115,7 @@ def verify(
         typer.Option(help="How splits of neurons are scored; none: nothing is searched."),
     ] = "first-order",
     points: Annotated[Literal["optimised", "midpoint"], typer.Option(help="Where smooth functions are split.")] = "midpoint",
+    filter_smooth: Annotated[bool, typer.Option("--filter-smooth", help="Bound the best few splits in smooth networks too.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")] = False,
@@ -134,7 +135,8 @@ def verify(
         if json is not None and not os.access(json.absolute().parent, os.W_OK):
             raise InvalidInput(f"cannot write {json}: its folder is missing or not writable")
         try:
-            search = SearchOptions(deterministic=deterministic, branching=branching, points=points).without(*without or ())
+            search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
+            search = search.without(*without or ())
         except ValueError as error:
             raise InvalidInput(f"--without: {error}") from error
         options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack, search=search)

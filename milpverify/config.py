@@ -127,6 +127,7 @@ class SearchOptions:
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals
     refining: bool = True  # slopes optimised before the search, where inputs are many
     filtering: bool = True  # the best few splits are bounded before one is taken, in piecewise-linear networks
+    filtering_smooth: bool = False  # in smooth networks too, where bounding children takes as long as several subproblems
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
     branching: str = "first-order"  # how splits of neurons are scored: bbps | first-order | babsr | widest | random | none
     points: str = "midpoint"  # where smooth functions are split: optimised | midpoint

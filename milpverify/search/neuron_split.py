@@ -89,7 +89,7 @@ class Search:
         self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
         self.options, self.seed = options, seed
         # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
-        candidates = candidates if options.filtering and graph.piecewise_linear else 1
+        candidates = candidates if options.filtering and (graph.piecewise_linear or options.filtering_smooth) else 1
         self.plain = Bounder(graph, group, root, deadline, candidates, optimised=options.points == "optimised")
         # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
         self.bounder = self.plain.inheriting() if options.clipping else self.plain

@@ -24,6 +24,7 @@ VARIANTS = {
     "BaBSR-like, midpoint": [*SEARCH, "--branching", "babsr", "--points", "midpoint"],
     "BBPS, midpoint": [*SEARCH, "--branching", "bbps", "--points", "midpoint"],
     "BBPS, optimised": [*SEARCH, "--branching", "bbps", "--points", "optimised"],
+    "BBPS, filtered, midpoint": ["--method", "bab", "--filter-smooth", "--branching", "bbps", "--points", "midpoint"],
     "first order, midpoint": [*SEARCH, "--branching", "first-order", "--points", "midpoint"],
     "first order, optimised": [*SEARCH, "--branching", "first-order", "--points", "optimised"],
 }

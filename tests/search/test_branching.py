@@ -185,6 +185,18 @@ def test_unknown_names_are_errors() -> None:
         SearchOptions(points="best")
 
 
+def test_smooth_networks_are_filtered_where_that_is_asked_for() -> None:
+    problem = problem_of(product_network(1), 0.3)
+    options = replace(PLAIN, branching="bbps")
+    assert searching(problem, options).bounder.candidates == 1
+    filtered = searching(problem, replace(options, filtering_smooth=True))
+    assert filtered.bounder.candidates == 4
+    assert searching(problem, replace(options, filtering_smooth=True, filtering=False)).bounder.candidates == 1
+    with torch.no_grad():
+        filtered.run(2, 2, batch=4, limit=30)
+    assert filtered.bounded >= 30 or not len(filtered.frontier)
+
+
 def test_nothing_is_searched_where_nothing_is_to_be_split() -> None:
     problem = problem_of(attention_network(0, sharp=2.0), 0.01, 0.4)
     result = verify(problem, 60, options=Options(attack=False, search=replace(SearchOptions(branching="none"), refining=False)))
