@@ -49,7 +49,7 @@ def decided(problem: Problem, leaves: Leaves) -> Decision:
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with torch.no_grad():
         root = bound_batch(problem.graph, group, lower, upper, torch.float64)
-        return decide._search(problem, problem.graph, group, root, {}, Deadline(60), Reporter(None), None, leaves, COUNTED)
+        return decide._search(problem, problem.graph, group, root, {}, Deadline(60), Reporter(None), None, leaves, Options(search=COUNTED))
 
 
 def several(seed: int) -> tuple[Problem, float]:
