@@ -120,6 +120,14 @@ def _convolution(
 # Pooling
 
 
+def _pooled(x: Node, n: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> list[Axis]:
+    """The windows of a pooling along its n axes; without a stride they lie side by side."""
+    kernel, pads, dilations = per_axis(kernel_size, n), per_axis(padding, n), per_axis(dilation, n)
+    strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
+    rows = zip(x.shape[2:], kernel, strides, dilations, pads, strict=True)
+    return [window(size, length, step, spread, pad, pad, ceil_mode) for size, length, step, spread, pad in rows]
+
+
 def _average(n: int) -> Any:
     def lower(
         call: Call,
@@ -132,9 +140,7 @@ def _average(n: int) -> Any:
         divisor_override: int | None = None,
     ) -> Node:
         x, added = batched(call, x, n)
-        kernel, pads = per_axis(kernel_size, n), per_axis(padding, n)
-        strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
-        axes = [window(s, k, st, 1, p, p, ceil_mode) for s, k, st, p in zip(x.shape[2:], kernel, strides, pads, strict=True)]
+        axes = _pooled(x, n, kernel_size, stride, padding, 1, ceil_mode)
         return unbatched(call, average_pool(call.g, x, axes, count_include_pad, divisor_override), added)
 
     return lower
@@ -154,10 +160,7 @@ def _largest(n: int) -> Any:
         if return_indices:
             raise call.refuse("return_indices has no rule: the places depend on the network's input")
         x, added = batched(call, x, n)
-        kernel, pads, dilations = per_axis(kernel_size, n), per_axis(padding, n), per_axis(dilation, n)
-        strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
-        rows = zip(x.shape[2:], kernel, strides, dilations, pads, strict=True)
-        axes = [window(size, length, step, spread, pad, pad, ceil_mode) for size, length, step, spread, pad in rows]
+        axes = _pooled(x, n, kernel_size, stride, padding, dilation, ceil_mode)
         return unbatched(call, max_pool(call.g, x, axes), added)
 
     return lower

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -233,16 +233,22 @@ def save(path: Path | None, rows: Sequence[Row]) -> None:
         draft.replace(path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(about: str | None, variants: Mapping[str, Sequence[str]], timeout: float) -> argparse.ArgumentParser:
+    """The arguments that say which instances are run by which variants."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="networks and properties in turns")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--family", action="append", help="once for every family; all without")
     parser.add_argument("--per-family", type=int, help="instances of a family, spread evenly over its list; all without")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds, where an instance's own limit is not less")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="once for every variant; all without")
-    parser.add_argument("--without", action="append", default=[], help="a part of the search to turn off in every variant")
+    parser.add_argument("--timeout", type=float, default=timeout, help="seconds, where an instance's own limit is not less")
+    parser.add_argument("--variant", action="append", choices=variants, help="once for every variant; all without")
     parser.add_argument("--results", type=Path, help="JSON file to write to and to resume from")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command(__doc__, VARIANTS, 20.0)
+    parser.add_argument("--without", action="append", default=[], help="a part of the search to turn off in every variant")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
     if len(options.files) % 2:

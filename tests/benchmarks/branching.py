@@ -9,12 +9,10 @@ and CPU seconds of all of them and of those that every search solves.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from ablation import Row, Runs, instances, load, save
+from ablation import Row, Runs, command, instances, load, save
 
 SEARCH = ["--method", "bab", "--without", "filtering"]
 VARIANTS = {
@@ -55,15 +53,7 @@ def table(rows: Sequence[Row], variants: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="networks and properties in turns")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--family", action="append", help="once for every family; all without")
-    parser.add_argument("--per-family", type=int, help="instances of a family, spread evenly over its list; all without")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds, where an instance's own limit is not less")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="once for every variant; all without")
-    parser.add_argument("--results", type=Path, help="JSON file to write to and to resume from")
-    options = parser.parse_args(arguments)
+    options = command(__doc__, VARIANTS, 60.0).parse_args(arguments)
     variants = options.variant or list(VARIANTS)
     known, runs = load(options.results), Runs()
     wanted = [(instance, variant) for instance in instances(options) for variant in variants]

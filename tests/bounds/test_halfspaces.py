@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from points import sampled
 from random_nets import CONTINUOUS, random_problem, relu_network
 
 from milpverify.bounds.beta import Relaxations
@@ -22,15 +23,6 @@ def forms_of(graph: Graph, box: Box, dtype: torch.dtype, most: int = 1000) -> Fo
     every = torch.arange(forms.count).unsqueeze(0)
     forms.make(torch.tensor([0]), every)
     return forms
-
-
-def sampled(box: Box, count: int, seed: int) -> torch.Tensor:
-    """Points inside and on the faces."""
-    g = torch.Generator().manual_seed(seed)
-    lower, upper = torch.tensor(box.lower), torch.tensor(box.upper)
-    share = torch.rand(count, len(lower), generator=g, dtype=torch.float64)
-    share[::2] = (2 * share[::2] - 0.5).clamp(0, 1)
-    return (lower + share * (upper - lower)).clamp(lower, upper)
 
 
 def entries(forms: Forms, values: dict[int, torch.Tensor]) -> torch.Tensor:

@@ -62,7 +62,18 @@ def ints(*values: int) -> np.ndarray:
 
 
 def agrees(model: onnx.ModelProto, seed: int = 0, points: int = 5) -> Graph:
-    """Lower it; it must do what ONNX Runtime does, and every affine node must have the right adjoint and |W|."""
+    """Lower it; it must do what ONNX Runtime does, and every affine node must have the right adjoint and |W|.
+
+    What is raised says which model.
+    """
+    try:
+        return _agreeing(model, seed, points)
+    except Exception as error:
+        error.add_note(f"{onnx.printer.to_text(model.graph)} opset {model.opset_import[0].version}")
+        raise
+
+
+def _agreeing(model: onnx.ModelProto, seed: int, points: int) -> Graph:
     graph = lower(model)
     rng = np.random.default_rng(seed)
     x = (2 * rng.normal(size=(points, graph.nx))).astype(np.float32).astype(np.float64)

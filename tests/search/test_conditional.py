@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from points import sampled
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
 from milpverify.bounds.beta import AlphaOptions, Dual, OutputConstraints
@@ -33,15 +34,6 @@ def constraints(bounder: Bounder, shift: float = 0.0) -> OutputConstraints:
     return OutputConstraints(rows, x_rows, rhs + shift)
 
 
-def sampled(disjunct: Disjunct, count: int, seed: int) -> torch.Tensor:
-    """Points of the box: inside, and on its faces, where extremes are."""
-    g = torch.Generator().manual_seed(seed)
-    lower, upper = torch.tensor(disjunct.box.lower), torch.tensor(disjunct.box.upper)
-    share = torch.rand(count, len(lower), generator=g, dtype=torch.float64)
-    share[::2] = (2 * share[::2] - 0.5).clamp(0, 1)
-    return (lower + share * (upper - lower)).clamp(lower, upper)
-
-
 def residuals(given: OutputConstraints, points: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     found = y @ given.rows[0].T - given.rhs[0]
     return found if given.x_rows is None else found + points @ given.x_rows[0].T
@@ -51,7 +43,7 @@ def residuals(given: OutputConstraints, points: torch.Tensor, y: torch.Tensor) -
 def test_conditional_bounds_hold_at_unsafe_points(seed: int) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
     bounder = bounder_of(graph, [disjunct])
-    points = sampled(disjunct, 4000, seed)
+    points = sampled(disjunct.box, 4000, seed)
     values = evaluate_all(graph, points)
     worst = residuals(constraints(bounder), points, values[graph.output]).amax(1)
     for share in (0.01, 0.2, 0.6):
@@ -72,7 +64,7 @@ def test_any_multipliers_give_bounds_that_hold_at_unsafe_points(seed: int) -> No
     bounder = bounder_of(graph, [disjunct])
     if not bounder.relaxations.count:
         pytest.skip("everything is stable")
-    points = sampled(disjunct, 3000, seed)
+    points = sampled(disjunct.box, 3000, seed)
     values = evaluate_all(graph, points)
     given = constraints(bounder)
     given = constraints(bounder, float(residuals(given, points, values[graph.output]).amax(1).quantile(0.3)))
@@ -95,7 +87,7 @@ def robust(seed: int) -> tuple[Graph, Disjunct, float]:
     """A network, an unsafe set that the samples reach, and the least margin among them."""
     graph, box = relu_network([6, 24, 24, 2], seed), Box(-np.ones(6), np.ones(6))
     disjunct = Disjunct(box, Rows.on_outputs([[1.0, -1.0]], [0.0], 6), Rows.none(6, 2))
-    y = evaluate(graph, sampled(disjunct, 4000, seed))
+    y = evaluate(graph, sampled(disjunct.box, 4000, seed))
     return graph, disjunct, float((y[:, 0] - y[:, 1]).amin())
 
 

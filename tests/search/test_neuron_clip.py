@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from points import sampled
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
 from milpverify.bounds.halfspaces import Forms
@@ -31,14 +32,6 @@ def searching(graph: Graph, disjunct: Disjunct, options: SearchOptions = CLIPPIN
     with torch.no_grad():
         found = bound_batch(graph, group, lower, upper, dtype)
         return Search(problem, graph, group, found.state, Deadline(60), options=options)
-
-
-def sampled(disjunct: Disjunct, count: int, seed: int) -> torch.Tensor:
-    g = torch.Generator().manual_seed(seed)
-    lower, upper = torch.tensor(disjunct.box.lower), torch.tensor(disjunct.box.upper)
-    share = torch.rand(count, len(lower), generator=g, dtype=torch.float64)
-    share[::2] = (2 * share[::2] - 0.5).clamp(0, 1)
-    return (lower + share * (upper - lower)).clamp(lower, upper)
 
 
 def shifted(disjunct: Disjunct, by: float) -> Disjunct:
@@ -70,7 +63,7 @@ def kept(search: Search, subs: Subproblems, pre: torch.Tensor, unsafe: torch.Ten
 @pytest.mark.parametrize("seed", range(16))
 def test_unsafe_points_stay(seed: int, dtype: torch.dtype) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
-    points = sampled(disjunct, 4000, seed)
+    points = sampled(disjunct.box, 4000, seed)
     values = evaluate_all(graph, points)
     worst = margins(disjunct, points, values[graph.output])
     size = 1e-9 * max(1.0, float(worst.abs().amax()))
@@ -153,7 +146,7 @@ def test_linear_bounds_are_those_of_the_rows() -> None:
     search = searching(graph, disjunct)
     with torch.no_grad():
         _, _, found = search.bounder.bound(search.first(), 10)
-    points = sampled(disjunct, 5000, 0)
+    points = sampled(disjunct.box, 5000, 0)
     values = evaluate_all(graph, points)[graph.output]
     a = found.coefficients[0, 0].double()
     distance = torch.where(a > 0, points + 1.0, 1.0 - points)
