@@ -109,16 +109,20 @@ def minimize(
         threshold = upper - 0.75 * gap if math.isfinite(upper) else abs(lower) * 1e3 + 1e3
         result = verify(below(threshold), deadline=limit, options=options, on_event=on_event)
         searches += 1
-        proved = threshold + result.lower_bound if math.isfinite(result.lower_bound) else lower
-        if result.verdict is Verdict.VERIFIED:
-            proved = max(proved, threshold)
+        before = lower, upper
+        proved, rests = threshold + result.lower_bound if math.isfinite(result.lower_bound) else lower, result.bound_trust
+        if result.verdict is Verdict.VERIFIED and threshold >= proved:
+            proved, rests = threshold, result.trust
         if proved > lower:
-            lower, trust = min(math.nextafter(proved, -math.inf), upper), result.trust
+            lower, trust = min(math.nextafter(proved, -math.inf), upper), rests
         if result.verdict is Verdict.FALSIFIED and result.counterexample is not None:
             x = result.counterexample.x
             upper = min(upper, _value(graph, x_row, y_row, x))
         elif result.verdict is Verdict.UNKNOWN or not math.isfinite(upper):
             reason = result.reason
+            break
+        if (lower, upper) == before:
+            reason = Reason.UNDECIDED  # the gap is below what rounding leaves of the values
             break
     y = None if x is None else _outputs(graph, x)
     return Optimum(lower, upper, x, y, reason, trust, limit.elapsed(), searches)

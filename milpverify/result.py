@@ -81,7 +81,8 @@ class Phase:
 class Result:
     """The result of `verify`.
 
-    `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped.
+    `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped; it rests on `bound_trust`,
+    the verdict on `trust`.
 
     `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "presolve bounds", "attack",
     "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
@@ -102,6 +103,7 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    bound_trust: Trust = Trust.ROUNDED
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""
@@ -113,6 +115,7 @@ class Result:
             "note": self.note,
             "trust": self.trust.value,
             "lower_bound": _number(self.lower_bound),
+            "bound_trust": self.bound_trust.value,
             "counterexample": None
             if example is None
             else {

@@ -78,7 +78,8 @@ def verify(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            answer = _Answer(Verdict.UNKNOWN, Reason.MEMORY, Trust.ROUNDED, run.reporter.lower_bound)
+            known = run.reporter
+            answer = _Answer(Verdict.UNKNOWN, Reason.MEMORY, known.trust, known.lower_bound, bound_trust=known.trust)
         return run.result(answer)
 
 
@@ -120,6 +121,7 @@ class _Answer:
     lower_bound: float
     counterexample: Counterexample | None = None
     note: str = ""
+    bound_trust: Trust = Trust.ROUNDED
 
 
 @dataclass
@@ -223,29 +225,35 @@ class _Run:
 
     def conclude(self, open_groups: list[tuple[Group, Bounded]], decision: Decision) -> _Answer:
         """The search's decision as the run's answer."""
-        bound = min(self.closed_bound, max(self.bound(open_groups), decision.lower_bound))
+        root = self.bound(open_groups)
+        bound = min(self.closed_bound, max(root, decision.lower_bound))
+        rests = Trust.ROUNDED if root >= bound else Trust.weakest(decision.trust, Trust.ROUNDED)
         if decision.counterexample is not None:
-            return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, bound, decision.counterexample, decision.note)
+            example = decision.counterexample
+            return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, bound, example, decision.note, rests)
         if decision.verified:
             trust = Trust.weakest(decision.trust, *([Trust.ROUNDED] if self.closed_bound < math.inf else []))
             if trust.rank < Trust(self.options.trust).rank:
-                return _Answer(Verdict.UNKNOWN, Reason.TRUST, trust, self.bound(open_groups), None, decision.note)
-            return _Answer(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, decision.note)
+                return _Answer(Verdict.UNKNOWN, Reason.TRUST, trust, root, None, decision.note)
+            return _Answer(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, decision.note, trust)
         disagreement = decision.disagreement or self.disagreement
         if self.deadline.cancelled:
             reason = Reason.INTERRUPTED
         elif self.deadline.out_of_memory:
             reason = Reason.MEMORY
         elif disagreement:
-            return _Answer(Verdict.UNKNOWN, Reason.FLOAT_SEMANTICS, Trust.ROUNDED, bound, None, disagreement)
+            return _Answer(Verdict.UNKNOWN, Reason.FLOAT_SEMANTICS, rests, bound, None, disagreement, rests)
         else:
             over = self.deadline.expired() and decision.reason is not Reason.DELTA
             reason = Reason.TIMEOUT if over else decision.reason
-        return _Answer(Verdict.UNKNOWN, reason, decision.trust, bound, None, decision.note)
+        return _Answer(Verdict.UNKNOWN, reason, rests, bound, None, decision.note, rests)
 
     def result(self, answer: _Answer) -> Result:
         """Everything about the run. What an event said is proved stays proved, however the search ended."""
-        answer = dataclasses.replace(answer, lower_bound=max(answer.lower_bound, self.reporter.lower_bound))
+        known = self.reporter
+        if known.lower_bound > answer.lower_bound:
+            rests = known.trust if answer.verdict is Verdict.UNKNOWN and answer.reason is not Reason.TRUST else answer.trust
+            answer = dataclasses.replace(answer, lower_bound=known.lower_bound, bound_trust=known.trust, trust=rests)
         return Result(
             **{f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)},
             ledger=self.reporter.ledger.to_dict(),

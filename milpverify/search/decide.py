@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,7 +40,10 @@ METHODS = ("auto", "bab", "milp", "smt")
 
 @dataclass(frozen=True)
 class Decision:
-    """How the search ended: verified, a counterexample, or neither with the reason. `lower_bound` is proved for what was open."""
+    """How the search ended: verified, a counterexample, or neither with the reason.
+
+    `lower_bound` is proved for what was open; it and a closure rest on `trust`.
+    """
 
     verified: bool
     lower_bound: float
@@ -66,7 +70,7 @@ def decide(
         graph: in float64.
         open_groups: groups with their root bounds, open disjuncts only.
         points: per disjunct, the best input known.
-        reporter: of events and the ledger; its `others` is a proved bound of what is not open any more.
+        reporter: of events and the ledger; its `others` is a proved bound of what is not open any more (changed).
     """
     if options.method in ("milp", "smt"):
         return _by_models(problem, open_groups, points, options, deadline, reporter)
@@ -78,16 +82,23 @@ def decide(
             if chosen:
                 part.append((group, root) if len(chosen) == group.count else choose(group, root, chosen))
     switches = options.search
+    parts: list[Decision] = []
+    if bare:
+        # A disjunct without rows asks whether its input set is empty, which the models answer exactly and at once; until then its margin
+        # may be -inf.
+        parts.append(_by_models(problem, bare, points, options, deadline, reporter))
+        if parts[0].counterexample is not None:
+            return replace(parts[0], lower_bound=-math.inf)
+        reporter.others = min(reporter.others, parts[0].lower_bound)
+        reporter.trust_of_others = Trust.weakest(reporter.trust_of_others, parts[0].trust)
     with Oracle(problem, options, deadline, reporter) as oracle, Leaves(problem, deadline) as leaves:
         helper = oracle if options.method == "auto" and switches.oracle else None
         exact = leaves if switches.leaves and graph.piecewise_linear else None
-        by_tree = _by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, options) if bounded else None
+        if bounded:
+            parts.append(_by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, options))
     if oracle.counts["oracle_tasks"]:
         reporter.ledger.bounded[_PROCESS], reporter.ledger.seconds[_PROCESS] = oracle.nodes, oracle.seconds
-    # A disjunct without rows asks whether its input set is empty, which the models answer exactly.
-    broken = by_tree is not None and by_tree.counterexample is not None
-    by_models = _by_models(problem, bare, points, options, deadline, reporter) if bare and not broken else None
-    return _together([d for d in (by_tree, by_models) if d is not None])
+    return _together(parts)
 
 
 def _by_models(
@@ -136,10 +147,11 @@ def _by_tree(
 ) -> Decision:
     """Branch-and-bound, one group after the other."""
     parts: list[Decision] = []
-    before = reporter.others
+    before, trust_before = reporter.others, reporter.trust_of_others
     for k, (group, root) in enumerate(open_groups):
         untouched = [float(found.margins.amin()) for _, found in open_groups[k + 1 :]]
         reporter.others, reporter.floor = min([before, *(p.lower_bound for p in parts), *untouched]), float(root.margins.amin())
+        reporter.trust_of_others = Trust.weakest(trust_before, *(p.trust for p in parts))
         whole = few_inputs(group) or options.search.deterministic
         share = deadline if whole else deadline.within(deadline.remaining() / (len(open_groups) - k))
         part = _search(problem, graph, group, root, points, share, reporter, oracle, leaves, options)
@@ -147,7 +159,8 @@ def _by_tree(
         if oracle is not None and oracle.task is not None:
             oracle.close()  # its task belongs to this group: to the next it would be about another disjunct
         if part.counterexample is not None:
-            return replace(part, lower_bound=min([*(p.lower_bound for p in parts), *untouched]))
+            trust = Trust.weakest(*(p.trust for p in parts))
+            return replace(part, lower_bound=min([*(p.lower_bound for p in parts), *untouched]), trust=trust)
     return _together(parts)
 
 
@@ -205,16 +218,15 @@ def _of_boxes(outcome: SplitOutcome, oracle: Oracle | None) -> Decision:
     example, disagreement = _verdict_of(outcome.judgement)
     if oracle is not None:
         example, disagreement = example or oracle.counterexample, disagreement or oracle.disagreement
-    trust = outcome.trust if example is None else Trust.ROUNDED
     note = "; ".join(filter(None, [outcome.note, *(oracle.notes if oracle else [])]))
-    return Decision(outcome.closed, outcome.lower_bound, trust, example, outcome.reason, note, disagreement, detail)
+    return Decision(outcome.closed, outcome.lower_bound, outcome.trust, example, outcome.reason, note, disagreement, detail)
 
 
 def _of_neurons(outcome: NeuronOutcome, oracle: Oracle | None) -> Decision:
     example, disagreement = _verdict_of(outcome.judgement)
     if oracle is not None:
         example, disagreement = example or oracle.counterexample, disagreement or oracle.disagreement
-    trust = outcome.trust if example is None else Trust.ROUNDED
+    trust = outcome.trust
     return Decision(outcome.closed, outcome.lower_bound, trust, example, outcome.reason, outcome.note, disagreement, outcome.detail)
 
 

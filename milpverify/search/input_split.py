@@ -164,10 +164,12 @@ class Bisection:
             if self.fresh:
                 self.fresh = False
                 self.frontier.push(self._sifted(self.root, self.held))
-                self.held = self.stuck
+                self.held = self._none
                 if len(self.frontier) and not self.deadline.expired():
                     ends = self.root.state[0].bounds
                     self._note(try_points(self.problem, self.fast, self.group, self.root, ends.lower, ends.upper, self.delta))
+            self.frontier.push(self.held)  # what the end of memory left
+            self.held = self._none
             while self._going() and len(self.frontier) and self.subproblems < limit:
                 began = self.clock()
                 self.held = self.frontier.pop(max(1, self.batch.size // 2), self.frontier.bytes > FRONTIER_BYTES)
@@ -194,6 +196,10 @@ class Bisection:
     def closest(self) -> bool:
         """Whether the margin is known up to delta: a point is that close to a violation, and none can be further beyond."""
         return self.near is not None and self._lowest >= -self.delta
+
+    @property
+    def _none(self) -> Boxes:
+        return self.whole.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
 
     @property
     def _lowest(self) -> float:
@@ -225,7 +231,7 @@ class Bisection:
         trust, exchange = Trust.ROUNDED, self.exchange
         if exchange is not None:
             detail.update(exchange.oracle.counts)
-            trust = Trust.SOLVER if exchange.raised and not closed else exchange.trust
+            trust = exchange.trust if closed else self._trust_of_bound
         return SplitOutcome(
             closed, bound, self.judgement, count, time.monotonic() - self.began, waiting, len(self.stuck),
             Reason.MEMORY if self.out_of_memory else Reason.DELTA if self.closest else tied, note, detail, trust,
@@ -238,7 +244,14 @@ class Bisection:
         self.reported = now
         bound = self._lowest
         message = f"{len(self.frontier)} open, {self.subproblems} bounded, {self.subproblems / max(1e-9, now - self.began):.0f}/s"
-        self.on_event(Event("search", message, {"open": len(self.frontier), "subproblems": self.subproblems, "bound": bound}))
+        data = {"open": len(self.frontier), "subproblems": self.subproblems, "bound": bound, "trust": self._trust_of_bound}
+        self.on_event(Event("search", message, data))
+
+    @property
+    def _trust_of_bound(self) -> Trust:
+        """What the bound of everything rests on."""
+        exchange = self.exchange
+        return Trust.ROUNDED if exchange is None else Trust.SOLVER if exchange.raised else exchange.trust
 
     # -- a batch ----------------------------------------------------------------------------------------------------------
 
@@ -266,7 +279,7 @@ class Bisection:
             return start
         for boxes in fresh:
             self.frontier.push(boxes)
-        self.held = self.held.take(torch.zeros(0, dtype=torch.long, device=divisible.device))
+        self.held = self._none
         return start
 
     def _bound(self, boxes: Boxes) -> Boxes:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from milpverify.events import Event
+from milpverify.result import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,25 +76,30 @@ class Ledger:
 class Reporter:
     """Passes events on, with the proved lower bound of the whole run, which never falls, and who closed what.
 
-    Searches report bounds of the group that they work on: `others` is a proved bound of everything else, `floor` what is proved of
-    the group anyway.
+    `trust` is what that bound rests on. Searches report bounds of the group that they work on: `others` is a proved bound of everything
+    else, which rests on `trust_of_others`, `floor` what is proved of the group anyway.
     """
 
     on_event: Callable[[Event], None] | None
     ledger: Ledger = field(default_factory=Ledger)
     lower_bound: float = -math.inf
+    trust: Trust = Trust.ROUNDED
     others: float = math.inf
+    trust_of_others: Trust = Trust.ROUNDED
     floor: float = -math.inf
 
     def __call__(self, event: Event) -> None:
         """Pass an event on; a bound in one of phase "search" is proved."""
-        bound = event.data.get("bound")
+        bound, trust = event.data.get("bound"), event.data.get("trust")
         if event.phase == "search" and isinstance(bound, float):
-            self.prove(min(self.others, max(self.floor, bound)))
+            rests = Trust.weakest(self.trust_of_others, trust if isinstance(trust, Trust) else Trust.ROUNDED)
+            self.prove(min(self.others, max(self.floor, bound)), rests)
         if self.on_event is not None:
-            data = {**event.data, "lower_bound": self.lower_bound, "closed": dict(self.ledger.closed)}
+            known = {"lower_bound": self.lower_bound, "bound_trust": self.trust.value, "closed": dict(self.ledger.closed)}
+            data = {**event.data, **({} if trust is None else {"trust": getattr(trust, "value", trust)}), **known}
             self.on_event(Event(event.phase, event.message, data))
 
-    def prove(self, bound: float) -> None:
-        """Note a proved lower bound of the margin over everything."""
-        self.lower_bound = max(self.lower_bound, bound)
+    def prove(self, bound: float, trust: Trust = Trust.ROUNDED) -> None:
+        """Note a proved lower bound of the margin over everything, and what it rests on."""
+        if bound > self.lower_bound or (bound == self.lower_bound and trust.rank > self.trust.rank):
+            self.lower_bound, self.trust = bound, trust

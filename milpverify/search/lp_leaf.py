@@ -225,8 +225,11 @@ class _Leaf:
     # -- exact ------------------------------------------------------------------------------------------------------------
 
     def exact_bound(self, outcome: SolveOutcome, elastic: bool) -> float | None:
-        """The bound at the solver's basis in rationals, rounded down; None where there is no basis or the network is too large."""
-        if outcome.basic is None or self._dense_entries() > _DENSE:
+        """The bound at the solver's basis in rationals, rounded down.
+
+        None where there is no basis, the network is too large, or a neuron is not known to be on one piece.
+        """
+        if outcome.basic is None or self._dense_entries() > _DENSE or self._pieces is None:
             return None
         import flint
 
@@ -296,6 +299,7 @@ class _Leaf:
                     for source, matrix in zip(node.inputs, self._matrices[node.id], strict=True):
                         start[source] = at(source) + here * matrix
                 case Elementwise():
+                    assert self._pieces is not None
                     slopes, intercepts = self._pieces[node.id]
                     values = flint.fmpq_mat([[_rational(b)] for b in intercepts])
                     constants = [c + s for c, s in zip(constants, (here * values).entries(), strict=True)]
@@ -321,14 +325,16 @@ class _Leaf:
         return found
 
     @cached_property
-    def _pieces(self) -> dict[int, tuple[list[float], list[float]]]:
-        """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on."""
+    def _pieces(self) -> dict[int, tuple[list[float], list[float]]] | None:
+        """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on; None where one may be on two."""
         found = {}
         for i in self.graph.nonlinear:
             op = self.graph.nodes[i].op
             assert isinstance(op, Elementwise) and op.function.pieces is not None
             bounds = self.state[self.graph.nodes[i].inputs[0]].bounds
-            first, _ = touched_pieces(op.function.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
+            first, last = touched_pieces(op.function.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
+            if (first != last).any():
+                return None
             found[i] = ([op.function.pieces.slopes[k] for k in first], [op.function.pieces.intercepts[k] for k in first])
         return found
 

@@ -69,7 +69,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class MilpOutcome:
-    """The outcome over all disjuncts handed in: the verdict, what it rests on, and one leaf each (fewer once falsified).
+    """The outcome over all disjuncts handed in: the verdict, what closures and bounds rest on, and one leaf each (fewer once falsified).
 
     `lower_bound` is the smallest of the leaves', -inf where one has none. `notes` are lines to show once.
     """
@@ -123,7 +123,7 @@ def conclude(leaves: tuple[Leaf, ...], count: int, notes: tuple[str, ...] = ()) 
     bound = min((leaf.lower_bound for leaf in leaves), default=math.inf) if len(leaves) == count else -math.inf
     broken = next((leaf for leaf in leaves if leaf.verdict is Verdict.FALSIFIED), None)
     if broken is not None:
-        return MilpOutcome(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, broken.trust, bound, broken.counterexample, leaves, notes)
+        return MilpOutcome(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, trust, bound, broken.counterexample, leaves, notes)
     unknown = [leaf for leaf in leaves if leaf.verdict is Verdict.UNKNOWN]
     if not unknown:
         empty = bool(leaves) and all(leaf.reason is Reason.EMPTY_INPUT_SET for leaf in leaves)
@@ -138,7 +138,7 @@ def reason_of(status: Status) -> Reason:
 
 
 def _falsified(leaf: Leaf, example: Counterexample) -> Leaf:
-    return replace(leaf, verdict=Verdict.FALSIFIED, reason=Reason.COUNTEREXAMPLE, counterexample=example, trust=Trust.ROUNDED)
+    return replace(leaf, verdict=Verdict.FALSIFIED, reason=Reason.COUNTEREXAMPLE, counterexample=example)
 
 
 class _Runner:

@@ -130,7 +130,7 @@ class Search:
 
     def _nothing_yet(self) -> None:
         none = torch.zeros(0, dtype=torch.long, device=self.graph.device)
-        self.stuck = self.given_up = self.first(none, none)
+        self.stuck = self.given_up = self.held = self.first(none, none)  # held: out of the frontier, in work
         self.frontier = Frontier(self.stuck)
 
     def _condition(self) -> None:
@@ -151,13 +151,14 @@ class Search:
             return
         lowest = [float(known.bound[known.disjunct == place].amin()) for place in root.disjuncts]
         plain, inherits = self.plain, self.options.clipping
-        self.bounder = Bounder(self.graph, self.group, root.state, self.deadline, plain.candidates, inherits, plain.points.optimised)
-        self._equip()
-        self._nothing_yet()
-        self.no_goods = NoGoods(self.bounder) if self.options.no_goods else None
+        bounder = Bounder(self.graph, self.group, root.state, self.deadline, plain.candidates, inherits, plain.points.optimised)
+        no_goods = NoGoods(bounder) if self.options.no_goods else None
         box = torch.arange(len(root.disjuncts), device=self.graph.device)
-        again = self.first(box, torch.tensor(root.disjuncts, device=self.graph.device))
-        self.waiting = replace(again, bound=torch.tensor(lowest, dtype=torch.float64, device=self.graph.device))
+        again = bounder.first(box, torch.tensor(root.disjuncts, device=self.graph.device))
+        again = replace(again, bound=torch.tensor(lowest, dtype=torch.float64, device=self.graph.device))
+        self.bounder, self.no_goods, self.waiting = bounder, no_goods, again  # what waits stands for the frontier from here on
+        self._nothing_yet()
+        self._equip()
 
     @property
     def conditional(self) -> bool:
@@ -247,12 +248,14 @@ class Search:
             if start is not None or not self.options.output_constraints:
                 self.patience = math.inf
         try:
+            self.frontier.push(self.held)  # what a deadline or the end of memory left
+            self.held = self._none
             while self._going() and (limit is None or self.bounded < limit):
                 if self.waiting is not None:
                     if (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is None:
                         break
-                    self.waiting = None
                     self._sift(bounded)
+                    self.waiting = None
                     continue
                 if self.bounded >= self.patience and len(self.frontier):
                     self._condition()
@@ -263,10 +266,10 @@ class Search:
                     continue
                 nearest = len(self.frontier) * self.frontier.store.bytes_each > _FRONTIER_BYTES
                 began, before = self.clock(), self.bounded
-                parents = self.frontier.pop(max(1, self.batch.size // 2), nearest)
-                if not self._expand(parents, iterations):
-                    self.frontier.push(parents)
+                self.held = self.frontier.pop(max(1, self.batch.size // 2), nearest)
+                if not self._expand(self.held, iterations):
                     break
+                self.held = self._none
                 self.batch.took(self.bounded - before, self.clock() - began)
                 self.consult()
                 self._report()
@@ -286,7 +289,7 @@ class Search:
         return bool(len(self.frontier)) or (helps and bool(len(self.stuck)))
 
     def _expand(self, parents: Subproblems, iterations: int) -> bool:
-        """Split, bound and sift; False when the deadline comes first. What memory cannot hold goes back to the frontier."""
+        """Split, bound and sift; False when the deadline comes first."""
         parents = self._spend(parents)
         if self.no_goods is not None:
             with self.ledger.spent("no-goods"):
@@ -294,13 +297,9 @@ class Search:
             parents = self._open(replace(parents, bound=torch.maximum(parents.bound, refuted)), "no-goods")
         if not len(parents):
             return True
-        try:
-            children = self.branch(parents)
-            children = None if children is None else self._pruned(children)
-            fresh = None if children is None else self.bound_in_chunks(children, iterations)
-        except (MemoryError, RuntimeError):
-            self.frontier.push(parents)
-            raise
+        children = self.branch(parents)
+        children = None if children is None else self._pruned(children)
+        fresh = None if children is None else self.bound_in_chunks(children, iterations)
         if fresh is None:
             return False
         self._sift(fresh)
@@ -387,23 +386,32 @@ class Search:
         return tuple((self.slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
 
     @property
+    def _none(self) -> Subproblems:
+        return self.first(*(torch.zeros(0, dtype=torch.long, device=self.graph.device) for _ in range(2)))
+
+    @property
+    def left(self) -> Subproblems:
+        """All that is open and not stuck: in the frontier, in work, given up, or not bounded yet."""
+        return self.frontier.all().join(self.held, self.given_up, *([] if self.waiting is None else [self.waiting]))
+
+    @property
     def _lowest(self) -> float:
         """The bound of everything, closed and open."""
-        unbounded = [] if self.waiting is None else self.waiting.bound.tolist()
-        return float(min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist(), *self.given_up.bound.tolist(), *unbounded]))
+        parts = [self.stuck, self.held, self.given_up, *([] if self.waiting is None else [self.waiting])]
+        return min([self.closed_bound, self.frontier.lowest, *(float(p.bound.amin()) for p in parts if len(p))])
 
     def _outcome(self) -> NeuronOutcome:
         bound = min(self._lowest, 0.0) if self.conditional else self._lowest
-        left = self.frontier.all().join(self.given_up, *([] if self.waiting is None else [self.waiting]))
-        closed = not len(left) and not len(self.stuck) and self.waiting is None
-        detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(self.frontier) + len(self.stuck)}
+        left = self.left
+        closed = not len(left) and not len(self.stuck) and self.waiting is None and not self.out_of_memory
+        detail = {"method": "neuron split", "subproblems": self.bounded, "open": len(left) + len(self.stuck)}
         if self.no_goods is not None:
             detail.update(no_goods=self.no_goods.learned, pruned=self.no_goods.pruned, implied=self.no_goods.forced)
         detail.update({"refuted_at_root": self.refuted} if self.refuted else {})
         detail.update({} if self.leaves is None else {"leaves": self.leaves.solved})
         if self.oracle is not None:
             detail.update(self.oracle.counts)
-        trust = Trust.SOLVER if self.raised and not closed else self.trust
+        trust = self.trust if closed else self.trust_of_bound
         tied = Reason.FLOAT_SEMANTICS if self.tied and not len(self.frontier) else Reason.UNDECIDED
         reason = Reason.MEMORY if self.out_of_memory else Reason.DELTA if self.closest else tied
         near = [] if self.near is None else [self.near.where]
@@ -414,8 +422,7 @@ class Search:
         now = time.monotonic()
         if self.on_event is not None and now - self.reported > 0.2:
             self.reported = now
-            bound = min([self.closed_bound, self.frontier.lowest, *self.stuck.bound.tolist()])
-            data = {"open": len(self.frontier), "subproblems": self.bounded, "bound": bound}
+            data = {"open": len(self.frontier), "subproblems": self.bounded, "bound": self._lowest, "trust": self.trust_of_bound}
             self.on_event(Event("search", f"{len(self.frontier)} open, {self.bounded} bounded", data))
 
     # -- points -----------------------------------------------------------------------------------------------------------
@@ -444,6 +451,11 @@ class Search:
             self.near = judgement
             if (example := polish(self.problem, self.group.disjuncts[place], x)) is not None:
                 self._note(judge(self.problem, self.group.disjuncts[place], example.x))
+
+    @property
+    def trust_of_bound(self) -> Trust:
+        """What the bound of everything rests on."""
+        return Trust.SOLVER if self.raised else self.trust
 
     @property
     def closest(self) -> bool:

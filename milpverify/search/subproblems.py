@@ -148,8 +148,9 @@ class Frontier:
 
     def _remove(self, place: Tensor) -> Subproblems:
         taken = self.store.take(place)
-        self.alive[place] = False
-        return taken.padded(int(taken.depth.max()) if len(taken) else 0)
+        taken = taken.padded(int(taken.depth.max()) if len(taken) else 0)
+        self.alive[place] = False  # at last, so that nothing is lost where memory ends
+        return taken
 
     def _grow(self, more: int) -> None:
         old = [getattr(self.store, f.name) for f in fields(self.store)]

@@ -96,8 +96,7 @@ def _tell_neurons(boxes: Bisection, search: Search) -> None:
 
 def _tell_boxes(search: Search, boxes: Bisection) -> None:
     """Close for the boxes the disjuncts that the neurons have nothing left of, and boxes with no other open."""
-    parts = [search.frontier.all(), search.stuck, *([] if search.waiting is None else [search.waiting])]
-    left = {place for part in parts for place in part.disjunct.tolist()}
+    left = {place for part in (search.left, search.stuck) for place in part.disjunct.tolist()}
     done = [place for place in range(search.group.count) if place not in left]
     if not done:
         return

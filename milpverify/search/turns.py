@@ -57,7 +57,8 @@ class Turns:
         oracle: what the search listens to, or None.
         counted: whether subproblems are counted instead of seconds.
 
-    `closed_bound` is a proved bound of the disjuncts closed in earlier turns, `spent` are the subproblems of their searches.
+    `closed_bound` is a proved bound of the disjuncts closed in earlier turns, `spent` are the subproblems of their searches; `raised`
+    says whether a solver raised bounds of open subproblems there.
     """
 
     search: Search
@@ -69,6 +70,7 @@ class Turns:
     closed_bound: float = math.inf
     lower_bound: float = -math.inf
     trust: Trust = Trust.ROUNDED
+    raised: bool = False
     spent: int = 0
     anew: int = 0
 
@@ -148,9 +150,8 @@ class Turns:
     def _anew(self, tightening: Tightening) -> bool:
         """Begin from the tighter root with what is open; False where nothing is."""
         old, group = self.search, self.search.group
-        parts = [old.frontier.all(), old.stuck, old.given_up, *([] if old.waiting is None else [old.waiting])]
         alive = torch.zeros(group.count, dtype=torch.bool, device=self.graph.device)
-        for part in parts:
+        for part in (old.left, old.stuck):
             alive[part.disjunct] = True
         margins = tightening.root.margins[0]
         closed = group.closed(margins) & alive
@@ -168,7 +169,8 @@ class Turns:
         self.spent += old.bounded
         self.anew += 1
         self.search = self.make(tightening.group, tightening.root, points)
-        self.search.judgement, self.search.note = old.judgement, old.note
+        self.search.judgement, self.search.note, self.search.closed_bound = old.judgement, old.note, self.closed_bound
+        self.raised |= old.raised  # `lower_bound` may rest on what is forgotten now
         self._listen(tightening)
         if self.trust is Trust.SOLVER:
             self.search.trust, self.search.raised = Trust.SOLVER, True
@@ -184,7 +186,8 @@ class Turns:
             detail.update(tightened=tightening.bounded, restarts=self.anew)
             detail.update(unstable_before=tightening.first_unstable, unstable_after=tightening.unstable)
         bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))
-        return replace(outcome, lower_bound=bound, trust=Trust.weakest(self.trust, outcome.trust), detail=detail)
+        trust = Trust.SOLVER if self.raised and not outcome.closed else Trust.weakest(self.trust, outcome.trust)
+        return replace(outcome, lower_bound=bound, trust=trust, detail=detail)
 
 
 def _share(before: float, now: float) -> float:

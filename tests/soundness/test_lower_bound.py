@@ -1,0 +1,153 @@
+"""What a run says is proved: nothing is lost where memory ends, bounds hold for everything at any time, and say what they rest on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from random_nets import relu_network
+
+from milpverify import optimize as optimize_module
+from milpverify.config import Options, SearchOptions
+from milpverify.events import Event
+from milpverify.graph import Graph, evaluate
+from milpverify.optimize import minimize
+from milpverify.result import Result, Trust, Verdict
+from milpverify.search import exchange, margin, neuron_split, oracle, turns
+from milpverify.search.no_goods import NoGoods
+from milpverify.search.subproblems import Frontier
+from milpverify.search.tighten import Tightening
+from milpverify.spec import Box, Disjunct, Problem, Rows
+from milpverify.verify import verify
+
+QUIET = SearchOptions(refining=False, tightening=False)
+
+
+@pytest.fixture(autouse=True)
+def _neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neuron splits on these networks too, which stand for larger ones."""
+    monkeypatch.setattr(margin, "FEW_INPUTS", 0)
+    monkeypatch.setattr(margin, "MANY_INPUTS", 0)
+
+
+def sampled(graph: Graph, box: Box) -> torch.Tensor:
+    """Outputs at many points of a box."""
+    share = torch.rand(20_000, graph.nx, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return evaluate(graph, torch.lerp(torch.tensor(box.lower), torch.tensor(box.upper), share))
+
+
+def at_most(graph: Graph, box: Box, row: list[float], rhs: float, x_row: list[float] | None = None) -> Disjunct:
+    """The points whose output (and input) row is at most a number are unsafe."""
+    x_rows = np.array([x_row or [0.0] * graph.nx])
+    return Disjunct(box, Rows(x_rows, np.array([row]), np.array([rhs]), np.array([False])), Rows.none(graph.nx, graph.ny))
+
+
+@pytest.mark.parametrize("owner", [(NoGoods, "learn"), (NoGoods, "refute"), (Frontier, "push"), (Frontier, "pop")])
+@pytest.mark.parametrize("call", range(1, 6))
+def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls, name = owner
+    genuine, calls = getattr(cls, name), 0
+
+    def failing(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise MemoryError
+        return genuine(*arguments)
+
+    monkeypatch.setattr(cls, name, failing)
+    failed = 0
+    for seed in range(100, 108):
+        graph, box, calls = relu_network([4, 12, 12, 2], seed), Box(-np.ones(4), np.ones(4)), 0
+        unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) + 0.02)
+        result = verify(Problem(graph, (unsafe,)), timeout=10, options=Options(method="bab", attack=False, search=QUIET))
+        assert result.verdict is not Verdict.VERIFIED
+        assert result.lower_bound <= -0.02
+        failed += calls >= call
+    assert failed > 0
+
+
+def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("STEP", 2), ("TARGETS", 256)):
+        monkeypatch.setattr(turns, name, value)
+    monkeypatch.setattr(neuron_split, "FIXED_BATCH", 8)
+    genuine, begun = turns.Turns._anew, list[float]()
+
+    def watched(self: turns.Turns, tightening: Tightening) -> bool:
+        if again := genuine(self, tightening):
+            assert self.search.closed_bound == self.closed_bound
+            begun.append(self.closed_bound)
+        return again
+
+    monkeypatch.setattr(turns.Turns, "_anew", watched)
+    off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
+    options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, **off))
+    events = list[Event]()
+    for seed in range(300, 312):
+        graph, box = relu_network([3, 6, 6, 2], seed), Box(-0.7 * np.ones(3), 0.7 * np.ones(3))
+        share = torch.rand(20_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = 0.7 * (2 * share - 1)
+        y = evaluate(graph, x)
+        near = float((x[:, 0] + 0.02 * y[:, 0]).min()) - 1e-4
+        far = float(y[:, 1].min() - 0.1 * (y[:, 1].max() - y[:, 1].min()))
+        disjuncts = at_most(graph, box, [0.02, 0.0], near, [1.0, 0.0, 0.0]), at_most(graph, box, [0.0, 1.0], far)
+        result = verify(Problem(graph, disjuncts), timeout=20, options=options, on_event=events.append)
+        assert result.lower_bound <= 1e-4 + 1e-9
+        assert all(event.data["lower_bound"] <= 1e-4 + 1e-9 for event in events)  # type: ignore[operator]
+        events.clear()
+    assert any(np.isfinite(begun))
+
+
+def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
+    for seed in range(5, 9):
+        graph, box = relu_network([3, 10, 10, 2], seed), Box(-np.ones(3), np.ones(3))
+        within = Rows(np.ones((1, 3)), np.zeros((1, 2)), np.array([2.9]), np.array([False]))
+        unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) - 0.2)
+        events = list[Event]()
+        for bare, verdict in ((within, Verdict.FALSIFIED), (Rows(within.x_rows, within.y_rows, np.array([-3.1]), within.strict), None)):
+            problem = Problem(graph, (Disjunct(box, Rows.none(3, 2), bare), unsafe))
+            result = verify(problem, timeout=20, options=Options(attack=False), on_event=events.append)
+            if verdict is None:
+                assert result.verdict is Verdict.VERIFIED
+            else:
+                assert result.verdict is verdict
+                assert result.lower_bound == -np.inf
+                assert all(event.data["lower_bound"] == -np.inf for event in events)
+
+
+def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
+    monkeypatch.setattr(oracle, "safe_dual_bound", lambda outcome, model: claim)
+    monkeypatch.setattr(exchange, "HEAD_START", 0.0)
+    monkeypatch.setattr(exchange, "_give_end", lambda *_: False)
+    for name, value in (("SECONDS", 0.3), ("LEAST", -1.0), ("AHEAD", 0.0), ("STEP", 8), ("LEAST_BY_SOLVER", 2.0)):
+        monkeypatch.setattr(turns, name, value)
+    claimed = 0
+    for seed in (700, 701):
+        graph, box = relu_network([8, 24, 24, 24, 2], seed), Box(-np.ones(8), np.ones(8))
+        unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) - 0.6)
+        options = Options(attack=False, search=SearchOptions(refining=False))
+        events = list[Event]()
+        result = verify(Problem(graph, (unsafe,)), timeout=4, options=options, on_event=events.append)
+        said = [event.data["bound_trust"] for event in events if event.data["lower_bound"] == claim]
+        assert set(said) <= {"solver"}
+        if result.lower_bound == claim:
+            claimed += 1
+            assert (result.trust if result.verdict is Verdict.UNKNOWN else result.bound_trust) is Trust.SOLVER
+            assert result.bound_trust is Trust.SOLVER
+            assert result.to_dict()["bound_trust"] == "solver"
+    assert claimed > 0
+
+
+def test_a_minimum_that_rests_on_a_solver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak, judged, runs = optimize_module.attack, optimize_module.verify, list[Result]()
+    monkeypatch.setattr(optimize_module, "attack", lambda *a, **k: weak(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
+    monkeypatch.setattr(optimize_module, "verify", lambda *a, **k: runs.append(judged(*a, **k)) or runs[-1])
+    falsified = 0
+    for seed in range(900, 908):
+        runs.clear()
+        graph, box = relu_network([3, 8, 8, 1], seed), Box(-np.ones(3), np.ones(3))
+        found = minimize(graph, box, [1.0], gap=1e-3, timeout=20, options=Options(method="milp", attack=False))
+        assert not runs or found.trust is Trust.SOLVER
+        falsified += len(runs) == 1 and runs[0].verdict is Verdict.FALSIFIED
+    assert falsified > 0
