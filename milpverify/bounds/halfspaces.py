@@ -60,6 +60,25 @@ class HalfSpace:
         return HalfSpace(self.pull[chosen], self.least[chosen])
 
 
+@dataclass(eq=False)
+class Depths:
+    """How deep half-spaces of one kind were that were tried, and those that paid: much deeper ones are not worth a try.
+
+    The depth of a half-space within a box is a share of the box's width along its row.
+    """
+
+    tried: int = 0
+    deepest: float = 0.0
+    reach: float = math.inf
+
+    def learn(self, tried: Tensor, paid: Tensor) -> None:
+        """Note what was tried, and what of it paid."""
+        self.tried += len(tried)
+        self.deepest = max(self.deepest, float(paid.amax()) if len(paid) else 0.0)
+        if self.tried >= TRIED:
+            self.reach = 2 * self.deepest if self.deepest > 0 else min(self.reach, 0.5 * float(tried.amin()))
+
+
 _Inputs = tuple[Tensor, Tensor, Tensor]
 """Of a row, over the inputs that it feels most, falling: |pull|, -sign(pull), which inputs they are, (n, C) each."""
 
@@ -82,7 +101,6 @@ class Forms:
         self.columns = self.place.new_zeros(0, self.count)
         self.matrix = self.width.new_zeros(0, nx, 2 * self.count)  # (m, nx, 2E), coefficients times widths
         self.least = ends.lower.new_zeros(0, 2 * self.count)
-        self.tried, self.deepest, self.reach = 0, 0.0, math.inf
 
     def missing(self, box: Tensor) -> Tensor:
         """Which boxes of some have no forms yet, ascending."""
@@ -119,26 +137,29 @@ class Forms:
         least = torch.stack([self.least[place, form], self.least[place, form + self.count]])
         return matrix, least + 0.5 * matrix.abs().sum(2).double(), same.any(1)
 
-    def raised(self, box: Tensor, given: HalfSpace, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def raised(self, box: Tensor, given: HalfSpace, low: Tensor, high: Tensor, depths: Depths) -> tuple[Tensor, Tensor]:
         """Bounds of the open entries that hold where the half-spaces do, met with those known, (n, T) float64.
 
         Args:
             box: (n,).
             low, high: (n, T), what is known.
+            depths: of such half-spaces, so far.
         """
         low, high = low.clone(), high.clone()
         total = given.pull.abs().sum(1)
         depth = -given.least / total  # of the half-space within the box, as a share of its width along the row
-        usable = torch.isfinite(total) & torch.isfinite(given.least) & (given.least <= 0) & (total > 0) & (depth <= self.reach)
+        usable = torch.isfinite(total) & torch.isfinite(given.least) & (given.least <= 0) & (total > 0) & (depth <= depths.reach)
         which = usable.nonzero(as_tuple=True)[0]
         if not self.count or not len(which):
             return low, high
         box, given, depth, total = box[which], given.take(which), depth[which], total[which]
-        below, above = self._met(box, given, depth, total, low[which], high[which])
+        below, above = self._met(box, given, depth, total, low[which], high[which], depths)
         low[which], high[which] = below, above
         return low, high
 
-    def _met(self, box: Tensor, given: HalfSpace, depth: Tensor, total: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def _met(
+        self, box: Tensor, given: HalfSpace, depth: Tensor, total: Tensor, low: Tensor, high: Tensor, depths: Depths
+    ) -> tuple[Tensor, Tensor]:
         """`raised` where the rows are finite."""
         pull, order = given.pull.abs().topk(min(COORDINATES, given.pull.shape[1]), dim=1)  # (n, C), falling
         turn = -torch.sign(given.pull.gather(1, order))
@@ -153,20 +174,13 @@ class Forms:
             multipliers.append(found[pays])
             chosen.append(n[pays])
         which, multiplier = torch.cat(chosen), torch.cat(multipliers)
-        self._learn(depth, depth[which])
+        depths.learn(depth, depth[which])
         for k in range(0, len(which), per):
             n = which[k : k + per]
             least = self._least(box[n], (pull[n], turn[n], order[n]), given.least[n], multiplier[k : k + per])
             known[n] = torch.maximum(known[n], least)
         below, above = known.chunk(2, dim=1)
         return low.scatter(1, columns, below), high.scatter(1, columns, -above)
-
-    def _learn(self, tried: Tensor, paid: Tensor) -> None:
-        """Note how deep the half-spaces were that were tried, and those that paid: much deeper ones are not worth a try."""
-        self.tried += len(tried)
-        self.deepest = max(self.deepest, float(paid.amax()) if len(paid) else 0.0)
-        if self.tried >= TRIED:
-            self.reach = 2 * self.deepest if self.deepest > 0 else min(self.reach, 0.5 * float(tried.amin()))
 
     def _pulls(self, box: Tensor, inputs: _Inputs) -> Tensor:
         """What the forms pull, per unit of what the half-space's row does, positive where against it: (n, C, 2E)."""

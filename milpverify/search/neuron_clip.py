@@ -3,6 +3,10 @@
 What is left to prove of a subproblem are the points where its rows' linear bounds are <= 0, which is a half-space of the inputs each, the
 thinner the nearer the bound is to 0. The root's linear forms of the open entries are minimised over the box and that half-space, which
 makes relaxations tighter, or leaves a neuron one piece; what is split off inherits that. The bounds hold at unsafe points only.
+
+The newest split constraint is such a half-space too, by the form of the neuron split. Where inputs are few it cuts off much; where they
+are many it leaves 91 to 100 % of the widths, which is soon known, and then it is not tried any more. Older constraints, and what several
+say together, are in the rows' linear bounds by their multipliers (beta-CROWN).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.bounds.halfspaces import Depths, HalfSpace
 from milpverify.bounds.rounding import cast_down, cast_up, down
 from milpverify.search.branching import form
 
@@ -34,6 +39,22 @@ class Clipper:
 
     def __init__(self, bounder: Bounder, forms: Forms) -> None:
         self.bounder, self.forms = bounder, forms
+        self.rows, self.splits = Depths(), Depths()
+
+    def divided(self, subs: Subproblems) -> Subproblems:
+        """Subproblems with bounds of their open entries that hold where their newest split constraint does."""
+        if not subs.slot.shape[1] or self.splits.reach == 0:
+            return subs
+        count = torch.arange(1, subs.side.shape[1] + 1, device=subs.side.device)
+        newest = ((subs.side != 0) * count).argmax(1)
+        side, point = (t[torch.arange(len(subs), device=t.device), newest] for t in (subs.side, subs.point))
+        domain = self.bounder.domain_of(subs)
+        column = domain.column.gather(1, newest.unsqueeze(1)).squeeze(1)
+        form(self.bounder, self.forms, subs)
+        half, known = self.forms.split(subs.box, column, side, point)
+        half = HalfSpace(half.pull, torch.where(known & (side != 0), half.least, torch.inf))
+        low, high = self.forms.raised(subs.box, half, domain.low, domain.high, self.splits)
+        return replace(subs, low=cast_down(low, torch.float32), high=cast_up(high, torch.float32))
 
     def clip(self, subs: Subproblems, found: LinearBound, ledger: Ledger | None = None) -> Subproblems:
         """Subproblems with bounds of their open entries that hold at their unsafe points, and with what these are worth.
@@ -64,7 +85,7 @@ class Clipper:
         low, high = domain.low, domain.high
         for row in range(least.shape[1]):
             half = self.forms.below(subs.box, coefficients[:, row], least[:, row])
-            low, high = self.forms.raised(subs.box, half, low, high)
+            low, high = self.forms.raised(subs.box, half, low, high, self.rows)
         moved = ((low > domain.low) | (high < domain.high)).any(1)
         return replace(subs, low=cast_down(low, torch.float32), high=cast_up(high, torch.float32)), moved
 

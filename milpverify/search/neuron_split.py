@@ -179,6 +179,9 @@ class Search:
         """Bound subproblems, with some iterations of the optimiser; try their points and rank their splits."""
         self.bounded += len(subs)
         self.ledger.bound("neuron-split bounds", len(subs))
+        if self.options.clipping:
+            with self.ledger.spent("clipping"):
+                subs = self.clipper.divided(subs)
         subs, domain, found = self.bounder.bound(subs, iterations, self.ledger)
         self._attack(found, subs)
         if self.options.clipping:

@@ -9,7 +9,7 @@ from random_nets import CONTINUOUS, random_problem, relu_network
 
 from milpverify.bounds.beta import Relaxations
 from milpverify.bounds.crown import crown
-from milpverify.bounds.halfspaces import Forms, HalfSpace
+from milpverify.bounds.halfspaces import Depths, Forms, HalfSpace
 from milpverify.graph import Graph, evaluate_all
 from milpverify.spec import Box
 
@@ -55,7 +55,7 @@ def test_split_constraints_at_any_point_bound_what_satisfies_them(seed: int, dty
     side = torch.where(torch.arange(len(column)) % 2 == 0, 1.0, -1.0)
     half, known = forms.split(box, column, side, at)
     assert bool(known.all())
-    below, above = forms.raised(box, half, low, high)
+    below, above = forms.raised(box, half, low, high, Depths())
     assert bool((below >= low).all()) and bool((above <= high).all())
     for n in range(len(column)):
         inside = side[n] * (values[:, column[n]] - at[n]) >= 0
@@ -77,7 +77,7 @@ def test_half_spaces_far_from_the_centre_tighten_nearly_as_far_as_one_multiplier
     which = torch.zeros(6, dtype=torch.long)
     half = forms.below(which, row.to(dtype), least)
     low, high = of.own(of.low, which), of.own(of.high, which)
-    below, above = forms.raised(which, half, low, high)
+    below, above = forms.raised(which, half, low, high, Depths())
     for n in range(6):
         inside = points @ row[n] + row[n].abs().sum() + least[n] <= 0
         assert hold(below[n], above[n], values[inside])
@@ -106,7 +106,7 @@ def test_what_is_not_known_changes_nothing() -> None:
     pull = torch.randn(5, 8)
     least = torch.tensor([-torch.inf, torch.nan, 1.0, -1e-3, -1e-3], dtype=torch.float64)  # 1.0: nothing is inside, which is not said here
     pull[3, 2], pull[4] = torch.nan, 0.0
-    below, above = forms.raised(which, HalfSpace(pull, least), low, high)
+    below, above = forms.raised(which, HalfSpace(pull, least), low, high, Depths())
     assert torch.equal(below, low) and torch.equal(above, high)
 
 
@@ -117,11 +117,11 @@ def test_few_forms_tighten_their_entries_alone_and_no_forms_none() -> None:
     low, high = of.own(of.low, which), of.own(of.high, which)
     row = torch.randn(1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     least = -0.1 * row.abs().sum(1)
-    all_low, all_high = every.raised(which, every.below(which, row, least), low, high)
-    some_low, some_high = few.raised(which, few.below(which, row, least), low, high)
+    all_low, all_high = every.raised(which, every.below(which, row, least), low, high, Depths())
+    some_low, some_high = few.raised(which, few.below(which, row, least), low, high, Depths())
     assert torch.allclose(some_low[:, :7], all_low[:, :7]) and torch.allclose(some_high[:, :7], all_high[:, :7])
     assert torch.equal(some_low[:, 7:], low[:, 7:]) and torch.equal(some_high[:, 7:], high[:, 7:])
     assert bool((all_low[:, 7:] > low[:, 7:]).any())
-    same_low, same_high = none.raised(which, none.below(which, row, least), low, high)
+    same_low, same_high = none.raised(which, none.below(which, row, least), low, high, Depths())
     assert torch.equal(same_low, low) and torch.equal(same_high, high)
     assert not bool(none.split(which, which, torch.ones(1), torch.zeros(1, dtype=torch.float64))[1].any())

@@ -91,6 +91,37 @@ def test_unsafe_points_stay(seed: int, dtype: torch.dtype) -> None:
         assert checked > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("seed", range(8))
+def test_split_constraints_tighten_what_they_leave(seed: int, dtype: torch.dtype) -> None:
+    graph, box = relu_network([3, 12, 12, 2], seed), Box(-np.ones(3), np.ones(3))
+    points = sampled(box, 4000, seed)
+    values = evaluate_all(graph, points)
+    disjunct = Disjunct(
+        box, Rows.on_outputs([[1.0, -1.0]], [float((values[graph.output] @ torch.tensor([1.0, -1.0]).double()).amin())], 3), Rows.none(3, 2)
+    )
+    search = searching(graph, disjunct, dtype=dtype)
+    bounder = search.bounder
+    pre = torch.cat([values[z].flatten(1)[:, bounder.relaxations.entries[z]] for z in search.slots], 1)
+    clipper, every = Clipper(bounder, Forms(bounder.relaxations)), torch.ones(len(points), dtype=torch.bool)
+    with torch.no_grad():
+        assert clipper.divided(search.first()).low.isinf().all()  # nothing is split
+        subs, tighter = search.first(), 0
+        for _ in range(4):
+            domain = bounder.domain_of(subs)
+            alive = (domain.low <= domain.high).all(1) & ((domain.low < 0) & (domain.high > 0)).any(1)
+            open_entries = ((domain.low < 0) & (domain.high > 0))[alive].double()
+            widest = (open_entries * (domain.high - domain.low)[alive]).argmax(1)
+            both = children(bounder, subs.take(alive), widest)
+            before = bounder.domain_of(both)
+            subs = clipper.divided(both)
+            after = bounder.domain_of(subs)
+            assert bool((after.low >= before.low).all()) and bool((after.high <= before.high).all())
+            tighter += int(((after.high - after.low) < 0.99 * (before.high - before.low)).sum())
+            assert kept(search, subs, pre, every) > 0
+    assert tighter > 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_clipping_raises_bounds_closes_more_and_is_inherited(seed: int) -> None:
     graph, box = relu_network([16, 40, 40, 2], seed), Box(-0.4 * np.ones(16), 0.4 * np.ones(16))
