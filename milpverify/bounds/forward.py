@@ -29,7 +29,6 @@ from milpverify.bounds.backward import LineTable, default_lines
 from milpverify.bounds.crown import refinable
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF, cast_up, down, gamma, up
-from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, Lines, NodeState, State
 from milpverify.operators import Affine
 
@@ -134,7 +133,7 @@ class Carried:
         node = self.graph.nodes[i]
         if i not in self.forms:
             assert self.inputs is not None
-            self.forms[i] = _relaxed(rule_of(node.op).rising, [self.form(s, table) for s in node.inputs], table[i], self.inputs)
+            self.forms[i] = _relaxed([self.form(s, table) for s in node.inputs], table[i], self.inputs)
         return self.forms[i]
 
     def _done(self, node: int, last: int) -> bool:
@@ -215,7 +214,7 @@ def _affine(graph: Graph, fast: Graph, node: Node, state: State, forms: dict[int
     return Forms(lower, upper, down(shift - spread), up(shift + spread), reach_lower, reach_upper)
 
 
-def _relaxed(rising: bool, sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
+def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
     """Lines put around forms: the lower line takes the lower form where its slope is positive, otherwise the upper one."""
     sides = []
     for sign, slopes, intercept in ((-1.0, around.k_lower, around.b_lower), (1.0, around.k_upper, around.b_upper)):
@@ -225,8 +224,8 @@ def _relaxed(rising: bool, sources: list[Forms], around: Lines, inputs: _Inputs)
             own, other = (z.lower, z.upper) if sign < 0 else (z.upper, z.lower)
             b, b_other = (z.b_lower, z.b_upper) if sign < 0 else (z.b_upper, z.b_lower)
             reach, reach_other = (z.reach_lower, z.reach_upper) if sign < 0 else (z.reach_upper, z.reach_lower)
-            if not rising:
-                turned = slope < 0
+            turned = slope < 0
+            if bool(turned.any()):
                 own = torch.where(turned.unsqueeze(1), other, own)
                 b, reach = torch.where(turned, b_other, b), torch.where(turned, reach_other, reach)
             steep = slope.double()

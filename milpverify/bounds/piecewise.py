@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -67,6 +69,13 @@ def parallel_slope(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
     width = upper - lower
     chord = (ends[-1][1] - ends[0][1]) / width
     return torch.where(is_exact(pieces, lower, upper) | (width <= 0), _piece_slope(pieces, 0.5 * (lower + upper)), chord)
+
+
+def slope_range(pieces: Pieces) -> tuple[float, float]:
+    """The least and the largest slope of the function's chords, which have any slope upwards or downwards across a jump."""
+    steps = [step for at in _jumps(pieces) for step in at]
+    least = -math.inf if any(step < 0 for step in steps) else min(pieces.slopes)
+    return least, math.inf if any(step > 0 for step in steps) else max(pieces.slopes)
 
 
 def slopes_matter(pieces: Pieces) -> tuple[bool, bool]:
@@ -198,10 +207,18 @@ def _bend(pieces: Pieces) -> _Bend | None:
 
 
 @functools.lru_cache(maxsize=256)
+def _jumps(pieces: Pieces) -> tuple[tuple[Fraction, Fraction], ...]:
+    """Per breakpoint, by how much the function rises from the limit on the left to its value, and from there to that on the right."""
+    lines = [(Fraction(slope), Fraction(intercept)) for slope, intercept in zip(pieces.slopes, pieces.intercepts, strict=True)]
+    found = []
+    for p, value, sides in zip(pieces.breakpoints, pieces.values, pairwise(lines), strict=True):
+        left, right = (slope * Fraction(p) + intercept for slope, intercept in sides)
+        found.append((Fraction(value) - left, right - Fraction(value)))
+    return tuple(found)
+
+
 def _has_jumps(pieces: Pieces) -> bool:
-    lines = list(zip(pieces.slopes, pieces.intercepts, strict=True))
-    at = zip(pieces.breakpoints, pieces.values, pairwise(lines), strict=True)
-    return any(slope * p + intercept != value for p, value, sides in at for slope, intercept in sides)
+    return any(map(any, _jumps(pieces)))
 
 
 def _steepest(pieces: Pieces) -> float:

@@ -56,10 +56,10 @@ def parallel_slope(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def slope_range(function: Function) -> tuple[float, float]:
-    """The interval that useful slopes lie in: that of the function's own slopes where they are few."""
+    """The interval that useful slopes lie in: that of the function's chords where it is known."""
     if function.staircase:
         return 0.0, math.inf
-    return (min(function.pieces.slopes), max(function.pieces.slopes)) if function.pieces else (-math.inf, math.inf)
+    return piecewise.slope_range(function.pieces) if function.pieces else (-math.inf, math.inf)
 
 
 def slope_span(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

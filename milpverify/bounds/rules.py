@@ -51,11 +51,6 @@ class Rule(ABC):
 
     @property
     @abstractmethod
-    def rising(self) -> bool:
-        """Whether no useful slope is negative."""
-
-    @property
-    @abstractmethod
     def bilinear(self) -> bool:
         """Whether the operator is the product of its first and its last input, which may be the same one."""
 
@@ -129,10 +124,6 @@ class Univariate(Rule):
     def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
         low, high = relaxation.slope_span(self.function, lower[0], upper[0])
         return low, high, _SMOOTH_PACE * (high - low) if relaxation.is_smooth(self.function) else torch.ones_like(low)
-
-    @property
-    def rising(self) -> bool:
-        return relaxation.slope_range(self.function)[0] >= 0
 
     @property
     def bilinear(self) -> bool:
@@ -237,10 +228,6 @@ class McCormick(Rule):
     def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(lower[0])
         return torch.zeros_like(one), one, one
-
-    @property
-    def rising(self) -> bool:
-        return False
 
     @property
     def bilinear(self) -> bool:

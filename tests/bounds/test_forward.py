@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import inf
+from pathlib import Path
 
 import pytest
 import torch
 from product_networks import product_network
 from random_graphs import FUNCTIONS, Builder, boxes, dense_network, mixed_network, sample
 
+from milpverify.bounds import relaxation
 from milpverify.bounds.backward import default_lines
 from milpverify.bounds.crown import bound_rows, crown, refinable
 from milpverify.bounds.forward import Carried, forward
 from milpverify.bounds.interval_propagation import propagate, step
 from milpverify.bounds.state import Bounds
+from milpverify.catalogue import Function, load_nonlinearity
 from milpverify.graph import Graph, evaluate_all
-from milpverify.operators import Affine, Linear, Sum
+from milpverify.operators import Affine, Elementwise, Linear, Sum
 
 PRECISIONS = (torch.float32, torch.float64)
 
@@ -65,6 +69,40 @@ def test_10000_samples_lie_within_the_bounds_of_every_node(graph: Graph, dtype: 
             size = 1e-12 * (1 + value.abs())  # of the evaluation itself, which rounds too
             assert (known[i].bounds.lower.unsqueeze(1) <= value + size).all()
             assert (known[i].bounds.upper.unsqueeze(1) >= value - size).all()
+
+
+def written(term: str, folder: Path) -> Function:
+    """A function of one's own that jumps at 0."""
+    path = folder / "jumping.toml"
+    path.write_text(f'name = "jumping"\nterm = "{term}"\njumps = ["0"]\nonnx = []\ntorch = []\n')
+    return load_nonlinearity(path).trial()
+
+
+@pytest.mark.parametrize("term", ["(* -1 (sign x))", "(- x (sign x))"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_forms_hold_where_a_function_that_rises_elsewhere_falls_in_a_jump(term: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    function = written(term, tmp_path)
+    for seed in range(12):
+        build = Builder(2, seed)
+        for size, apply in ((4, "relu"), (4, function), (3, "relu"), (2, None)):
+            build.linear(size)
+            if isinstance(apply, Function):
+                build.add(Elementwise(apply), (size,))
+            elif apply:
+                build.apply(apply)
+        graph = build.graph()
+        lower, upper = -torch.ones(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+        values = evaluate_all(graph, sample(lower, upper, 5000).flatten(0, 1))
+        carried = crown(graph, lower, upper, dtype, carried=Carried(graph, lower, upper, dtype))[0]
+        for state in (forward(graph, lower, upper, dtype)[0], carried):
+            for i, value in enumerate(values):
+                slack = 1e-12 * (1 + value.abs())
+                assert (state[i].bounds.lower <= value + slack).all() and (state[i].bounds.upper >= value - slack).all()
+
+
+@pytest.mark.parametrize(("term", "span"), [("(sign x)", (0, inf)), ("(* -1 (sign x))", (-inf, 0)), ("(- x (sign x))", (-inf, 1))])
+def test_across_a_jump_any_slope_of_its_direction_is_useful(term: str, span: tuple[float, float], tmp_path: Path) -> None:
+    assert relaxation.slope_range(written(term, tmp_path)) == span
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=map(str, range(len(GRAPHS))))
