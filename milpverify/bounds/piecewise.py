@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from milpverify.catalogue import Pieces
 
 
+_TINY = 2.0**-900
+"""Far more than what underflow costs."""
+
+
 def is_exact(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
     """Where the function is one affine piece on [lower, upper], so that its relaxation is the function itself (bool)."""
     if _has_jumps(pieces):  # at a jump the closed interval reaches both pieces
@@ -43,7 +47,7 @@ def default_slopes(pieces: Pieces, lower: Tensor, upper: Tensor) -> tuple[Tensor
         return (inside, chord) if bend.convex else (chord, inside)
     points = list(_vertices(pieces, lower, upper))
     middle = 0.5 * (lower + upper)
-    inside = _piece_slope(pieces, middle)
+    inside = _piece_slope(pieces, lower)
     value_low = torch.full_like(lower, torch.inf)
     value_high = torch.full_like(lower, -torch.inf)
     slope_low, slope_high = inside, inside
@@ -68,7 +72,7 @@ def parallel_slope(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
     ends = list(_ends(pieces, lower, upper))
     width = upper - lower
     chord = (ends[-1][1] - ends[0][1]) / width
-    return torch.where(is_exact(pieces, lower, upper) | (width <= 0), _piece_slope(pieces, 0.5 * (lower + upper)), chord)
+    return torch.where(is_exact(pieces, lower, upper) | (width <= 0), _piece_slope(pieces, lower), chord)
 
 
 def slope_range(pieces: Pieces) -> tuple[float, float]:
@@ -136,11 +140,10 @@ def _extreme_intercept(pieces: Pieces, lower: Tensor, upper: Tensor, slope: Tens
         best = gap if best is None else extreme(best, gap)
         size = torch.maximum(size, f.abs() + x.abs() * (slope.detach().abs() + _steepest(pieces)))
     assert best is not None
-    padded = best + sign * 8.0 * U64 * size
+    padded = best + sign * (8.0 * U64 * size + _TINY)
     # On one piece with that piece's own slope the line is the function: no margin is needed, and none may creep in.
-    middle = 0.5 * (lower + upper)
-    same = is_exact(pieces, lower, upper) & (slope == _piece_slope(pieces, middle))
-    return torch.where(same, _piece_intercept(pieces, middle), padded)
+    same = is_exact(pieces, lower, upper) & (slope == _piece_slope(pieces, lower))
+    return torch.where(same, _piece_intercept(pieces, lower), padded)
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,8 @@ class _Bend:
         # On one piece with that piece's own slope both products are the same and nothing is lost.
         own = self.slope(lower + upper)
         rounded = self.unstable(lower, upper)
-        steep = abs(self.left) + abs(self.right)
-        reach = torch.maximum(lower.abs(), upper.abs())
+        steep = max(abs(self.left) + abs(self.right), 2.0**-100)
+        reach = torch.maximum(lower.abs(), upper.abs()) + _TINY  # products may underflow
         pads = []
         for k in (k_lower.detach(), k_upper.detach()):
             inexact = torch.maximum(rounded, (k != own).to(lower.dtype))
@@ -233,6 +236,7 @@ def _select(pieces: Pieces, coefficients: tuple[float, ...], x: Tensor) -> Tenso
 
 
 def _piece_slope(pieces: Pieces, x: Tensor) -> Tensor:
+    """The slope on the right of x: where the function is one piece, that piece's at the lower end. A midpoint may round to the upper."""
     return _select(pieces, pieces.slopes, x)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -167,6 +168,28 @@ def test_lines_with_any_slope_hold_in_exact_arithmetic(name: str, dtype: torch.d
                 f = Fraction(function.pieces.slopes[piece]) * Fraction(x) + Fraction(function.pieces.intercepts[piece])
                 assert Fraction(below[k].item()) * Fraction(x) + Fraction(low[k].item()) <= f
                 assert Fraction(above[k].item()) * Fraction(x) + Fraction(high[k].item()) >= f
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "hard_tanh", "relu6", "clip", "sign"])
+def test_lines_hold_next_to_a_breakpoint(name: str) -> None:
+    function = catalogue()[name].trial()
+    assert function.pieces is not None
+    for i, (p, value) in enumerate(zip(function.pieces.breakpoints, function.pieces.values, strict=True)):
+        neighbours = math.nextafter(p, -math.inf), math.nextafter(p, math.inf)
+        lines = list(zip(function.pieces.slopes[i : i + 2], function.pieces.intercepts[i : i + 2], strict=True))
+        truth = [(x, Fraction(k) * Fraction(x) + Fraction(b)) for x, (k, b) in zip(neighbours, lines, strict=True)]
+        left, right = (torch.tensor([x], dtype=torch.float64) for x in neighbours)
+        at = torch.tensor([p], dtype=torch.float64)
+        for lower, upper, inside in ((left, at, truth[:1]), (at, right, truth[1:]), (left, right, truth), (at, at, [])):
+            slope = relaxation.parallel_slope(function, lower, upper)
+            own = (torch.tensor([k], dtype=torch.float64) for k, _ in lines)
+            for below, above in (relaxation.default_slopes(function, lower, upper), (slope, slope), *((k, k) for k in own)):
+                low, high = relaxation.intercepts(function, lower, upper, below, above)
+                if below.isinf() or above.isinf():  # across a jump
+                    continue
+                for x, f in (*inside, (p, Fraction(value))):
+                    assert Fraction(below.item()) * Fraction(x) + Fraction(low.item()) <= f
+                    assert Fraction(above.item()) * Fraction(x) + Fraction(high.item()) >= f
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs"])
