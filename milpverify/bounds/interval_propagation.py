@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from milpverify import interval
-from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, down, gamma, up
+from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, NodeState, State
 from milpverify.operators import Affine, Elementwise, Input, Product
@@ -102,8 +102,19 @@ def charged(graph: Graph, node: Node, state: State, known: NodeState, fast: Grap
     size, charge = _shaped(moved, node).tensor_split(2)
     if absolute.bias is not None:
         size = size + absolute.bias
-    g = gamma(node.op.terms)
-    return _narrowed(NodeState(known.bounds, known.center, charge * (1 + 2 * g) + g * size * (1 + 2 * g)), node, fast)
+    return _narrowed(NodeState(known.bounds, known.center, _with_loss(node.op, charge, size)[0]), node, fast)
+
+
+def _with_loss(op: Affine, charge: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The charge of an affine node with what its reference values lose, and that loss.
+
+    Args:
+        charge: |W| with what multipliers lose at the sources.
+        size: |W| |c| + |b|.
+    """
+    g = gamma(op.terms)
+    loss = g * (1 + 2 * g) * size + op.terms * UNDERFLOW
+    return charge * (1 + 2 * g) + loss, loss
 
 
 def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
@@ -123,15 +134,14 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     if absolute.bias is not None:
         size = size + absolute.bias
     # Rounding of the centres themselves, and of the three products with |W|.
-    g = gamma(op.terms)
-    loss = g * size * (1 + 2 * g)
-    radius = (radius * (1 + 2 * g) + loss) * (1 + 4 * U64)
+    charge, loss = _with_loss(op, charge, size)
+    radius = (radius * (1 + 2 * gamma(op.terms)) + loss) * (1 + 4 * U64)
     # NaN comes from infinite ends, and says nothing.
     low, high = middle - radius, middle + radius
     bounds = Bounds(down(low).nan_to_num(-torch.inf, torch.inf, -torch.inf), up(high).nan_to_num(torch.inf, torch.inf, -torch.inf))
     if not all(bool(r.isfinite().all()) for r in radii):
         bounds = bounds.meet(_one_sided(node, [s.bounds for s in sources], absolute))
-    return _narrowed(NodeState(bounds, center.contiguous(), charge * (1 + 2 * g) + loss), node, fast)
+    return _narrowed(NodeState(bounds, center.contiguous(), charge), node, fast)
 
 
 def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
@@ -147,7 +157,7 @@ def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
         ends = [b.lower if sign * d > 0 else b.upper for b, d in zip(sources, directions, strict=True)]
         size = _shaped(absolute.forward([e.abs().nan_to_num(0.0, 0.0, 0.0) for e in ends]), node)
         # Infinite ends make the sum infinite or no number.
-        value = _shaped(op.forward(ends), node) - sign * 2 * gamma(op.terms + 2) * size
+        value = _shaped(op.forward(ends), node) - sign * (2 * gamma(op.terms + 2) * size + op.terms * UNDERFLOW)
         return (down(value) if sign > 0 else up(value)).nan_to_num(-sign * torch.inf, -sign * torch.inf, -sign * torch.inf)
 
     if 0 in directions:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from product_networks import Grower
 
+from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.interval_propagation import propagate
 from milpverify.graph import Graph, Node, evaluate_all
 
@@ -56,6 +60,31 @@ def test_a_share_of_an_overflowing_sum_is_bounded() -> None:
     total = g.call("reciprocal", g.reduce_sum(e, [0]))
     low, high = bounds_of(g.finished(total))
     assert -1e-300 <= float(low) <= float(high) <= np.exp(-399.0)
+
+
+@pytest.mark.parametrize("entry", [2e-164, 2.7e-164], ids=["to zero", "upwards"])
+def test_products_that_underflow_are_charged_for(entry: float) -> None:
+    """A hundred of them in one sum, which is then scaled back to the size of ordinary numbers."""
+    g = Grower(100, 0)
+    total = g.matmul(g.nodes[0], np.full((100, 1), 1e-160))
+    graph = g.finished(g.scale(total, 1e300))
+    x = torch.full((1, 100), entry, dtype=torch.float64)
+    exact = 100 * Fraction(entry) * Fraction(1e-160) * Fraction(1e300)
+    state, table = crown(graph, x, x, torch.float64)
+    known = propagate(graph, x, x)[graph.output].bounds
+    sign = torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64)
+    low, high = (bound_rows(graph, state, table, sign).lower[0] * sign[0, :, 0]).tolist()
+    for below, above in ((float(known.lower), float(known.upper)), (low, high)):
+        assert Fraction(below) <= exact <= Fraction(above)
+
+
+def test_products_that_underflow_are_charged_for_where_an_end_is_infinite() -> None:
+    g = Grower(100, 0)
+    graph = g.finished(g.scale(g.matmul(g.call("exp", g.nodes[0]), np.full((100, 1), 1e-160)), 1e300))
+    low, high = (torch.full((1, 100), end, dtype=torch.float64) for end in (math.log(2.7e-164), 800.0))
+    known = propagate(graph, low, high)[graph.output].bounds
+    exact = 100 * math.exp(float(low[0, 0])) * (1e-160 * 1e300)
+    assert torch.isinf(known.upper) and float(known.lower) <= exact * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("overflows", [False, True])
