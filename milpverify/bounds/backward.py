@@ -66,9 +66,10 @@ def lines(
         steepest = torch.maximum(k_lower[place].detach().abs(), k_upper[place].detach().abs()).double()
         # Eight roundings, and one more for every further node whose multipliers are added to these.
         several = u * (7 + len(graph.consumers[known.inputs[place]]))
-        lost = several * steepest * fit(source.deviation)
+        per_unit = several * source.reach
         if source.charge is not None:
-            lost = lost + steepest * (1 + 2 * several) * fit(source.charge)
+            per_unit = per_unit + (1 + 2 * several) * source.charge
+        lost = torch.where(steepest > 0, steepest * fit(per_unit), 0.0)  # nothing arrives where both slopes are 0
         charge = lost if charge is None else charge + lost
     assert charge is not None
     # A dot product with as many terms as the node has entries will be formed with the intercepts.
@@ -231,7 +232,7 @@ class Backward:
         known = self.state[node]
         signed = split.beta * split.side.unsqueeze(1)
         offset = split.point - known.center.flatten(1).gather(1, split.index)
-        charge = 8 * UNIT_ROUNDOFF[rows.dtype] * known.deviation
+        charge = 8 * UNIT_ROUNDOFF[rows.dtype] * known.reach
         if known.charge is not None:
             charge = charge + known.charge
         lost = charge.flatten(1).gather(1, split.index) + 4 * U64 * (split.point.abs() + offset.abs())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from milpverify import interval
-from milpverify.bounds.rounding import LARGEST_DEVIATION, U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
+from milpverify.bounds.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, NodeState, State
 from milpverify.operators import Affine, Elementwise, Input, Product
@@ -170,7 +170,7 @@ def _narrowed(known: NodeState, node: Node, fast: Graph) -> NodeState:
     """The state with the charge for rounding multipliers of the inner precision to that of a front node."""
     if fast.inner is None or node.id not in fast.front or known.charge is None:
         return known
-    return NodeState(known.bounds, known.center, known.charge + UNIT_ROUNDOFF[fast.dtype] * known.deviation)
+    return NodeState(known.bounds, known.center, known.charge + UNIT_ROUNDOFF[fast.dtype] * known.reach)
 
 
 def _incoming_charge(fast: Graph, node: Node, source: int, state: NodeState) -> Tensor:
@@ -181,8 +181,7 @@ def _incoming_charge(fast: Graph, node: Node, source: int, state: NodeState) -> 
     assert isinstance(node.op, Affine)
     dtype = fast.precision(node.id)
     per_unit = gamma(node.op.adjoint_terms, dtype) + len(fast.consumers[source]) * UNIT_ROUNDOFF[dtype]
-    deviation = state.deviation
-    fresh = torch.where(deviation > LARGEST_DEVIATION, torch.inf, per_unit * deviation)
+    fresh = per_unit * state.reach
     return fresh if state.charge is None else fresh + (1 + 2 * per_unit) * state.charge
 
 

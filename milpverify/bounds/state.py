@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.bounds.rounding import LARGEST_DEVIATION
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -52,6 +54,12 @@ class NodeState:
     def deviation(self) -> Tensor:
         """An upper bound of |value - center|."""
         return (torch.maximum(self.bounds.upper - self.center, self.center - self.bounds.lower) * (1 + 2.0**-50)).clamp(min=0.0)
+
+    @property
+    def reach(self) -> Tensor:
+        """`deviation` where multipliers are rounded: infinite where what underflows could cost more than is charged for."""
+        deviation = self.deviation
+        return torch.where(deviation > LARGEST_DEVIATION, torch.inf, deviation)
 
 
 State = dict[int, NodeState]
