@@ -69,6 +69,7 @@ class Graph:
     `nodes[0]` is the `Input`; `output` is the id of the node that holds y, of shape (ny,). Weights are float64, which holds
     float32 weights exactly; `to` gives the copy that an algorithm computes with. `inputs` and `outputs` say how the source
     network cuts x and y into named tensors. `inner` is the precision behind the first nonlinear nodes where it is not `dtype`.
+    `lost`, for a copy: the affine nodes some of whose coefficients underflowed, and how much these lost at most.
     """
 
     nodes: tuple[Node, ...]
@@ -78,6 +79,7 @@ class Graph:
     dtype: torch.dtype = torch.float64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     inner: torch.dtype | None = None
+    lost: dict[int, float] = field(default_factory=dict)
 
     @property
     def nx(self) -> int:
@@ -101,10 +103,11 @@ class Graph:
         if wanted == (self.dtype, self.device, self.inner):
             return self
         if wanted not in self._copies:
-            nodes = tuple(
-                replace(node, op=node.op.to(dtype if inner is None or node.id in self.front else inner, device)) for node in self.nodes
-            )
-            self._copies[wanted] = replace(self, nodes=nodes, dtype=dtype, device=device, inner=wanted[2])
+            kinds = [dtype if inner is None or node.id in self.front else inner for node in self.nodes]
+            pairs = list(zip(self.nodes, kinds, strict=True))
+            nodes = tuple(replace(node, op=node.op.to(kind, device)) for node, kind in pairs)
+            lost = {node.id: most for node, kind in pairs if isinstance(node.op, Affine) and (most := node.op.lost(kind))}
+            self._copies[wanted] = replace(self, nodes=nodes, dtype=dtype, device=device, inner=wanted[2], lost=lost)
         return self._copies[wanted]
 
     @cached_property

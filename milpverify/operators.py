@@ -108,6 +108,16 @@ class Affine(Operator):
         }
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
+    def lost(self, dtype: torch.dtype) -> float:
+        """What a coefficient of W loses at most in another precision where it underflows, and rounding is not relative to its size."""
+        most = 0.0
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            weight = getattr(self, f.name)
+            if f.name != "bias" and isinstance(weight, Tensor) and weight.is_floating_point():
+                small = weight[weight.abs() < torch.finfo(dtype).tiny]
+                most = max(most, float((small - small.to(dtype).to(small.dtype)).abs().amax()) if len(small) else 0.0)
+        return most
+
     def forward(self, xs: Sequence[Tensor]) -> Tensor:
         """The whole map: (N, *input_shape) each -> (N, *shape)."""
         y = self.linear(xs)

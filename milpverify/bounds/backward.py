@@ -63,13 +63,14 @@ def lines(
     u = UNIT_ROUNDOFF[dtype]
     charge: Tensor | None = None
     for place, source in enumerate(sources):
-        steepest = torch.maximum(k_lower[place].detach().abs(), k_upper[place].detach().abs()).double()
+        steepest = torch.maximum(k_lower[place].detach().abs(), k_upper[place].detach().abs())
         # Eight roundings, and one more for every further node whose multipliers are added to these.
         several = u * (7 + len(graph.consumers[known.inputs[place]]))
         per_unit = several * source.reach
         if source.charge is not None:
             per_unit = per_unit + (1 + 2 * several) * source.charge
-        lost = torch.where(steepest > 0, steepest * fit(per_unit), 0.0)  # nothing arrives where both slopes are 0
+        # Nothing arrives where both slopes are 0. Those that are no normal numbers lose as much as the least one when they are halved.
+        lost = torch.where(steepest > 0, steepest.clamp(min=torch.finfo(dtype).tiny).double() * fit(per_unit), 0.0)
         charge = lost if charge is None else charge + lost
     assert charge is not None
     # A dot product with as many terms as the node has entries will be formed with the intercepts.
@@ -288,7 +289,9 @@ class Backward:
         radius = half + 8 * U64 * (half + centre.abs() + known.center.abs()) + 2 * g * middle.abs()
         if known.charge is not None:
             radius = radius + known.charge
-        return middle.to(dtype), cast_up(radius * (1 + g), dtype)
+        kept = middle.to(dtype)
+        radius = radius + (middle - kept.double()).abs()
+        return kept, cast_up(radius * (1 + g), dtype)
 
     def gather(self, owner: Tensor, position: Tensor) -> None:
         """Go on with some of the rows only, rearranged.

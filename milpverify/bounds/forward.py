@@ -10,7 +10,8 @@ for each neuron's relaxation is concretised once and for all. Matrices A have th
 
 Rounding is charged to the intercepts of the node where it happens, once:
 - an affine node: |W| S gamma for the products of the matrices, where S bounds |A d| over the box (the error of a coefficient times the
-  largest |d|), |W| (|b| + |c|) gamma and |bias| gamma in float64 for the intercepts and for the reference value, and underflow;
+  largest |d|), |W| (|b| + |c|) gamma and |bias| gamma in float64 for the intercepts and for the reference value, and underflow, of
+  weights that are converted too (that of coefficients which are halved is within what the node before was charged);
 - a nonlinear node: S |slope| times a unit for the scaling of A, units of float64 for the intercepts, and underflow; its lines are
   those of backward passes, whose intercepts have the charges of such a pass taken out, which only loosens them;
 - bounds of a node: S gamma for the sum over the inputs, and a unit for every addition.
@@ -209,6 +210,9 @@ def _affine(graph: Graph, fast: Graph, node: Node, state: State, forms: dict[int
     if absolute.bias is not None:
         spread = spread + wide * absolute.bias
     spread = spread * (1 + 2 * wide) + inputs.underflow(op.terms, len(node.shape), quick_type)
+    if node.id in fast.lost:
+        farthest = torch.stack([s.size.flatten(1).amax(1) for s in sources]).amax(0)
+        spread = spread + (2 * op.terms * fast.lost[node.id] * farthest).reshape(-1, *[1] * len(node.shape))
     reach_lower = inputs.reach(lower)
     reach_upper = reach_lower if same else inputs.reach(upper)
     return Forms(lower, upper, down(shift - spread), up(shift + spread), reach_lower, reach_upper)

@@ -102,7 +102,8 @@ def charged(graph: Graph, node: Node, state: State, known: NodeState, fast: Grap
     size, charge = _shaped(moved, node).tensor_split(2)
     if absolute.bias is not None:
         size = size + absolute.bias
-    return _narrowed(NodeState(known.bounds, known.center, _with_loss(node.op, charge, size)[0]), node, fast)
+    charge, _ = _with_loss(node.op, charge, size)
+    return _narrowed(NodeState(known.bounds, known.center, charge), node, sources, fast)
 
 
 def _with_loss(op: Affine, charge: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,7 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     bounds = Bounds(down(low).nan_to_num(-torch.inf, torch.inf, -torch.inf), up(high).nan_to_num(torch.inf, torch.inf, -torch.inf))
     if not all(bool(r.isfinite().all()) for r in radii):
         bounds = bounds.meet(_one_sided(node, [s.bounds for s in sources], absolute))
-    return _narrowed(NodeState(bounds, center.contiguous(), charge), node, fast)
+    return _narrowed(NodeState(bounds, center.contiguous(), charge), node, sources, fast)
 
 
 def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
@@ -166,11 +167,19 @@ def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
     return Bounds(end(1), end(-1))
 
 
-def _narrowed(known: NodeState, node: Node, fast: Graph) -> NodeState:
-    """The state with the charge for rounding multipliers of the inner precision to that of a front node."""
-    if fast.inner is None or node.id not in fast.front or known.charge is None:
-        return known
-    return NodeState(known.bounds, known.center, known.charge + UNIT_ROUNDOFF[fast.dtype] * known.reach)
+def _narrowed(known: NodeState, node: Node, sources: list[NodeState], fast: Graph) -> NodeState:
+    """The state with the charges for what the precisions of `fast` cannot hold.
+
+    Those are coefficients that underflow, and multipliers of the inner precision at a front node.
+    """
+    charge = known.charge
+    assert charge is not None and isinstance(node.op, Affine)
+    if node.id in fast.lost:
+        farthest = torch.stack([s.deviation.flatten(1).amax(1) for s in sources]).amax(0)
+        charge = charge + (2 * node.op.terms * fast.lost[node.id] * farthest).reshape(-1, *[1] * len(node.shape))
+    if fast.inner is not None and node.id in fast.front:
+        charge = charge + UNIT_ROUNDOFF[fast.dtype] * known.reach
+    return known if charge is known.charge else NodeState(known.bounds, known.center, charge)
 
 
 def _incoming_charge(fast: Graph, node: Node, source: int, state: NodeState) -> Tensor:

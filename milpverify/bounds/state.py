@@ -95,7 +95,10 @@ class Lines:
         The lines enter a backward pass as lambda . mean and |lambda| . half difference, so that no pass tells signs apart.
         """
         slopes = (t for low, high in zip(self.k_lower, self.k_upper, strict=True) for t in (0.5 * (low + high), 0.5 * (low - high)))
-        return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), 0.5 * (self.b_upper - self.b_lower)))
+        width = self.b_upper - self.b_lower
+        # Half of an intercept that is no normal number is rounded, unless both are the same.
+        half = torch.where(width == 0, width, 0.5 * width + 2.0**26 * torch.finfo(width.dtype).tiny)
+        return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), half))
 
 
 def select_lines(around: Lines, owner: Tensor) -> Lines:
