@@ -35,7 +35,7 @@ Intervals = dict[int, tuple[Tensor | None, Tensor]]
 """Node id -> the interval of its deviation, as middle (None if zero) and radius, (batch, *shape) in the precision of the matrices."""
 
 UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
-"""Per entry of the graph: what products that underflow (also when flushed to zero) can cost a bound."""
+"""Per entry of the graph: what products that underflow can cost a bound (flushed to zero too, as many as 64 in a sum)."""
 
 
 def lines(
@@ -180,6 +180,7 @@ class Backward:
         self.lower = torch.zeros(groups, rows, dtype=torch.float64, device=device)
         self.upper = torch.zeros_like(self.lower) if parallel else self.lower
         self.size = torch.zeros_like(self.lower)
+        self.terms = 0  # so many have been added to `lower` and `upper`
 
     def add(self, node: int, rows: Tensor) -> None:
         """Let multipliers (groups, rows, *shape) arrive at a node."""
@@ -223,6 +224,7 @@ class Backward:
         return parts
 
     def _account(self, linear: Tensor, spread: Tensor) -> None:
+        self.terms += 2
         self.lower = self.lower + (linear - spread)
         if self.parallel:
             self.upper = self.upper + (linear + spread)
@@ -233,14 +235,20 @@ class Backward:
         known = self.state[node]
         signed = split.beta * split.side.unsqueeze(1)
         offset = split.point - known.center.flatten(1).gather(1, split.index)
-        charge = 8 * UNIT_ROUNDOFF[rows.dtype] * known.reach
+        # Every split rounds what is there at its entry, the other splits' share too.
+        u, count = UNIT_ROUNDOFF[rows.dtype], split.index.shape[1]
+        reach = known.reach.flatten(1).gather(1, split.index)
+        lost = (7 + count) * u * reach + (3 + count) * U64 * (split.point.abs() + offset.abs())
         if known.charge is not None:
-            charge = charge + known.charge
-        lost = charge.flatten(1).gather(1, split.index) + 4 * U64 * (split.point.abs() + offset.abs())
-        gained = (signed.double() * offset.unsqueeze(1)).sum(2)
-        self.lower = self.lower + gained - (split.beta.double() * lost.unsqueeze(1)).sum(2) * (1 + 2.0**-20)
-        self.size = self.size + (signed.double() * offset.unsqueeze(1)).abs().sum(2).detach()
+            lost = lost + known.charge.flatten(1).gather(1, split.index)
         flat = rows.flatten(2)
+        there = flat.detach().gather(2, split.index.unsqueeze(1).expand_as(signed)).double()
+        paid = torch.where(split.beta > 0, split.beta.double() * lost.unsqueeze(1), 0.0)
+        paid = paid + torch.where(there == 0, 0.0, there.abs() * (2 * u * split.side.abs() * reach).unsqueeze(1))
+        gained = (signed.double() * offset.unsqueeze(1)).sum(2)
+        self.lower = self.lower + gained - paid.sum(2) * (1 + 2.0**-20)
+        self.size = self.size + (signed.double() * offset.unsqueeze(1)).abs().sum(2).detach()
+        self.terms += 2
         return flat.scatter_add(2, split.index.unsqueeze(1).expand_as(signed), -signed.to(flat.dtype)).reshape(rows.shape)
 
     @staticmethod
@@ -274,7 +282,7 @@ class Backward:
         return self.lower - reach - pad, self.upper + reach + pad
 
     def _pad(self, size: Tensor) -> Tensor:
-        return 16 * U64 * size + self.graph.entries * UNDERFLOW[self.graph.dtype]
+        return (16 + self.terms + 2 * len(self.waiting)) * U64 * size + self.graph.entries * UNDERFLOW[self.graph.dtype]
 
     def _interval(self, node: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """The interval of a node's deviation, with the charges of using it."""

@@ -138,11 +138,11 @@ def bound_rows(
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
     sweep.seen = seen
     sweep.add(node, flat.reshape(batch, count, *graph.nodes[node].shape))
-    base, pad = _base(start, rows, flat)
+    base, pad = _base(graph, node, start, rows, flat)
     for other, other_rows in [*([] if x_rows is None else [(0, x_rows)]), *(also or {}).items()]:
         sent = other_rows.to(graph.dtype)
         sweep.add(other, sent.reshape(batch, count, *graph.nodes[other].shape))
-        more, more_pad = _base(state[other], other_rows, sent)
+        more, more_pad = _base(graph, other, state[other], other_rows, sent)
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass
@@ -155,15 +155,15 @@ def bound_rows(
     )
 
 
-def _base(start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
     """The rows at the reference value, (batch, r), and what rounding loses at the start (`flat` are the rows as multiplied)."""
     center = start.center.flatten(1).unsqueeze(2)
     base = (rows @ center).squeeze(2)
     pad = 2 * (rows.shape[2] + 8) * U64 * (rows.abs() @ center.abs()).squeeze(2)
     deviation = start.deviation.flatten(1)
     lost = ((rows - flat.double()).abs() @ deviation.unsqueeze(2)).squeeze(2)
-    # The multipliers may meet others at this node: one addition each.
-    charge = 4 * UNIT_ROUNDOFF[flat.dtype] * deviation
+    # The multipliers may meet others at this node: those of the nodes that read it, and of splits.
+    charge = (3 + len(graph.consumers[node])) * UNIT_ROUNDOFF[flat.dtype] * deviation
     if start.charge is not None:
         charge = charge + start.charge.flatten(1)
     return base, pad + (lost + (rows.abs() @ charge.unsqueeze(2)).squeeze(2)) * (1 + 2.0**-20)

@@ -13,8 +13,8 @@ from product_networks import Grower
 import milpverify as mv
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.forward import Carried, forward
-from milpverify.bounds.interval_propagation import charged
-from milpverify.bounds.state import State
+from milpverify.bounds.interval_propagation import charged, propagate
+from milpverify.bounds.state import Lines, SplitConstraints, State
 from milpverify.graph import Graph
 
 COPIES = ((torch.float32, None), (torch.float32, torch.float64), (torch.float64, None))
@@ -98,3 +98,39 @@ def test_forms_charge_for_weights_that_are_no_normal_numbers(dtype: torch.dtype)
     high = carried.forms[graph.output].bounds(state[graph.output].center).upper.item()
     exact = 10**6 * Fraction(1e30) * Fraction(7.7e-45) * 10**8
     assert exact <= Fraction(high) <= exact * Fraction(3, 2)
+
+
+def test_every_addition_of_multipliers_is_charged_for() -> None:
+    """Sixty-four maps of one input, each of whose multipliers is lost beside that of the input itself."""
+    g, weight = Grower(1, 0), 0.99 * 2.0**-24
+    graph = g.finished(g.concat([g.scale(g.nodes[0], weight) for _ in range(64)], 0))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    state, table = crown(graph, -one, one, torch.float32)
+    found = bound_rows(graph.to(torch.float32), state, table, torch.ones(1, 1, 64, dtype=torch.float64), x_rows=one.reshape(1, 1, 1))
+    assert Fraction(found.lower.item()) <= -1 - 64 * Fraction(weight)
+
+
+def test_every_split_of_an_entry_is_charged_for() -> None:
+    """-z where z >= 1, sixty-four times over; each multiplier is lost beside that of the row."""
+    g, count = Grower(1, 0), 64
+    graph = g.finished(g.scale(g.nodes[0], 1.0))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    state, table = crown(graph, -one, one, torch.float32)
+    beta = torch.full((1, 1, count), 0.99 * 2.0**-24)
+    split = SplitConstraints(torch.zeros(1, count).long(), torch.ones(1, count), torch.ones(1, count, dtype=torch.float64), beta)
+    found = bound_rows(graph.to(torch.float32), state, table, -one.reshape(1, 1, 1), splits={graph.output: split})
+    assert found.lower.item() <= -1
+
+
+def test_every_term_of_a_bound_is_charged_for() -> None:
+    """One large intercept, and four hundred after it that are lost beside it."""
+    g, count = Grower(401, 0), 400
+    graph = g.finished(g.concat([g.relu(g.select(g.nodes[0], np.array([k]))) for k in range(count + 1)], 0))
+    radius = torch.full((1, count + 1), 2.0**-40, dtype=torch.float64)
+    state = propagate(graph, -radius, radius)
+    row, b = torch.full((1, 1, count + 1), 0.99 * 2.0**-54, dtype=torch.float64), -torch.ones(1, 1, dtype=torch.float64)
+    row[0, 0, -1] = 1.0
+    zero = (torch.zeros_like(b),)
+    table = {i: Lines(zero, zero, b, b) for i in graph.nonlinear[:-1]} | {graph.nonlinear[-1]: Lines(zero, zero, -b, -b)}
+    found = bound_rows(graph, state, table, row).lower.item()
+    assert Fraction(found) <= 1 - count * Fraction(row[0, 0, 0].item())
