@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milpverify.bounds.rounding import U64, down, up
+from milpverify.bounds.rounding import U64, down, gamma, up
 
 
 def least(rows: Tensor, rhs: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def clip(lower: Tensor, upper: Tensor, minima: Tensor, coefficients: Tensor, rou
         new_low, new_high = torch.where(refuted.unsqueeze(1), low, new_low), torch.where(refuted.unsqueeze(1), high, new_high)
         # Each row's minimum rises with what was cut from its minimising ends.
         gained = torch.where(rising, down(new_low - low).clamp(min=0.0).unsqueeze(1), down(high - new_high).clamp(min=0.0).unsqueeze(1))
-        least = least + (slope * gained).sum(2) * (1 - 1e-12)
+        least = least + (slope * gained).sum(2) * (1 - gamma(lower.shape[1]))
         least = torch.where(gained.sum(2) > 0, down(least), least)
         refuted = refuted | (least > 0).any(1)
         if bool(((new_low == low) & (new_high == high)).all()):
