@@ -235,6 +235,9 @@ def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
             steep = slope.double()
             moved = steep * b
             size, end, wide = size + steep.abs() * reach, end + moved, wide + 4 * U64 * moved.abs()
+            if slope.dtype != own.dtype:  # lines of another precision
+                slope = slope.to(own.dtype)
+                wide = wide + 2 * (steep - slope.double()).abs() * reach
             part = slope.unsqueeze(1) * own
             matrix = part if matrix is None else matrix + part
         assert matrix is not None

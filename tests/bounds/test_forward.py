@@ -133,6 +133,22 @@ def test_forms_hold_at_every_sample(graph: Graph, dtype: torch.dtype) -> None:
     assert seen >= sum(isinstance(n.op, Affine) for n in refinable(graph)) and len(carried.forms) <= 4
 
 
+@pytest.mark.parametrize("graph", GRAPHS, ids=map(str, range(len(GRAPHS))))
+@pytest.mark.parametrize(("inner", "forms"), [(torch.float64, torch.float32), (torch.float64, torch.float64), (None, torch.float64)])
+def test_forms_in_another_precision_than_the_backward_passes_hold(graph: Graph, inner: torch.dtype | None, forms: torch.dtype) -> None:
+    lower, upper = boxes(graph, 5, 0.2, 7)
+    points = sample(lower, upper, 500)
+    state, _ = crown(graph, lower, upper, torch.float32, inner=inner, carried=Carried(graph, lower, upper, forms))
+    wide, _ = crown(graph, lower, upper, torch.float64, carried=Carried(graph, lower, upper, torch.float64))
+    for i, value in enumerate(evaluate_all(graph, points.flatten(0, 1))):
+        value = value.reshape(*points.shape[:2], *value.shape[1:])
+        size = 1e-12 * (1 + value.abs())
+        known, other = state[i].bounds, wide[i].bounds
+        assert (known.lower.unsqueeze(1) <= value + size).all() and (known.upper.unsqueeze(1) >= value - size).all()
+        near = 1e-4 * (1 + other.width)
+        assert (known.lower >= other.lower - near).all() and (known.upper <= other.upper + near).all()
+
+
 def exact_values(graph: Graph, lower: list[Fraction], upper: list[Fraction], point: list[Fraction]) -> list[list[Fraction]]:
     """The values of every node of a dense ReLU network at a point, in rationals."""
     values = [point]
