@@ -81,6 +81,9 @@ def intercepts(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor
     Args:
         lower, upper: float64, broadcastable against the slopes.
         k_lower, k_upper: float64; the results are differentiable in them, with gradient -x* at the extreme points x*.
+
+    Returns:
+        the intercepts; where an end is infinite, what is infinite or NaN (the latter from functions made of lines alone) says nothing.
     """
     if function.pieces:
         return piecewise.intercepts(function.pieces, lower, upper, k_lower, k_upper)
