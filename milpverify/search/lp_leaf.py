@@ -227,9 +227,9 @@ class _Leaf:
     def exact_bound(self, outcome: SolveOutcome, elastic: bool) -> float | None:
         """The bound at the solver's basis in rationals, rounded down.
 
-        None where there is no basis, the network is too large, or a neuron is not known to be on one piece.
+        None where there is no basis, the network is too large, or a neuron that matters is not known to be on one piece.
         """
-        if outcome.basic is None or self._dense_entries() > _DENSE or self._pieces is None:
+        if outcome.basic is None or self._dense_entries() > _DENSE:
             return None
         import flint
 
@@ -238,7 +238,10 @@ class _Leaf:
         active = [i for i in range(m) if not outcome.basic[len(self.centre) + 1 + i] and (not elastic or i >= len(self.top))]
         if not active or len(active) != len(columns) + int(outcome.basic[0]):
             return None
-        forms, constants = self._exact_rows(active)
+        found = self._exact_rows(active)
+        if found is None:
+            return None
+        forms, constants = found
         slack = self._slack(elastic)
         # Reduced costs vanish on basic variables: sum_i w_i row_i = 0 there, and the first variable's costs 1.
         square = [[forms[i, j] for i in range(len(active))] for j in columns]
@@ -264,8 +267,8 @@ class _Leaf:
         affine = [n for n in self.graph.nodes if isinstance(n.op, Affine)]
         return sum(n.size * self.graph.nodes[i].size for n in affine for i in n.inputs)
 
-    def _exact_rows(self, active: list[int]) -> tuple[Any, list[Any]]:
-        """The active residuals as exact affine functions of x: an fmpq_mat (rows, nx) and constants."""
+    def _exact_rows(self, active: list[int]) -> tuple[Any, list[Any]] | None:
+        """The active residuals as exact affine functions of x: an fmpq_mat (rows, nx) and constants; None where they are not affine."""
         import flint
 
         count, splits = len(self.top), len(self.decisions)
@@ -299,8 +302,9 @@ class _Leaf:
                     for source, matrix in zip(node.inputs, self._matrices[node.id], strict=True):
                         start[source] = at(source) + here * matrix
                 case Elementwise():
-                    assert self._pieces is not None
-                    slopes, intercepts = self._pieces[node.id]
+                    slopes, intercepts, undecided = self._pieces[node.id]
+                    if any(here[k, j] for j in undecided for k in range(len(active))):
+                        return None
                     values = flint.fmpq_mat([[_rational(b)] for b in intercepts])
                     constants = [c + s for c, s in zip(constants, (here * values).entries(), strict=True)]
                     source = at(node.inputs[0])
@@ -325,17 +329,16 @@ class _Leaf:
         return found
 
     @cached_property
-    def _pieces(self) -> dict[int, tuple[list[float], list[float]]] | None:
-        """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on; None where one may be on two."""
+    def _pieces(self) -> dict[int, tuple[list[float], list[float], list[int]]]:
+        """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on, and which may be on several."""
         found = {}
         for i in self.graph.nonlinear:
             op = self.graph.nodes[i].op
             assert isinstance(op, Elementwise) and op.function.pieces is not None
             bounds = self.state[self.graph.nodes[i].inputs[0]].bounds
             first, last = touched_pieces(op.function.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
-            if (first != last).any():
-                return None
-            found[i] = ([op.function.pieces.slopes[k] for k in first], [op.function.pieces.intercepts[k] for k in first])
+            slopes, intercepts = ([values[k] for k in first] for values in (op.function.pieces.slopes, op.function.pieces.intercepts))
+            found[i] = (slopes, intercepts, np.nonzero(first != last)[0].tolist())
         return found
 
 
