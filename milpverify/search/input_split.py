@@ -23,6 +23,7 @@ from torch import Tensor
 from milpverify.bounds.backward import parallel_lines, path_weights
 from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.rounding import down
+from milpverify.bounds.row_intervals import RowIntervals
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import select
 from milpverify.config import DELTA, SearchOptions
@@ -131,7 +132,8 @@ class Bisection:
         self.on_event, self.options = on_event, options
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-        self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=deadline)
+        self.ranges = RowIntervals.of(graph, group.y_rows, group.x_rows)
+        self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=deadline, ranges=self.ranges)
         self.inheritance = Inheritance(graph, self.root.state)
         self.closed_bound, self.subproblems, self.reported, self.began = math.inf, 1, 0.0, time.monotonic()
         self.judgement: Judgement | None = None
@@ -296,8 +298,8 @@ class Bisection:
         return fresh
 
     def _bounded(self, boxes: Boxes, known: dict[int, Bounds], method: Method) -> Bounded:
-        quadratic = self.options.second_order
-        return bound_batch(self.graph, self.group, boxes.lower, boxes.upper, self.dtype, known, self.deadline, method, quadratic)
+        ends, quadratic = (boxes.lower, boxes.upper), self.options.second_order
+        return bound_batch(self.graph, self.group, *ends, self.dtype, known, self.deadline, method, quadratic, self.ranges)
 
     def _compare(self, boxes: Boxes) -> None:
         """Bound a sample by every method, for the choice between them."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from milpverify.bounds.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.forward import Carried, forward
+from milpverify.bounds.row_intervals import RowIntervals
 from milpverify.bounds.second_order import SecondOrder, applies, better
 from milpverify.bounds.state import LinearBound
 
@@ -33,7 +34,7 @@ class Method(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """A bounded batch: the state and lines, the rows' linear bounds, and the margins (batch, D).
+    """A bounded batch: the state and lines, the rows' linear bounds, and the margins (batch, D), which may be better than the rows'.
 
     Where the rows were bounded to second order, also the forms for that, and what each input makes the rows lose (batch, rows, nx).
     """
@@ -56,6 +57,7 @@ def bound_batch(
     deadline: Deadline | None = None,
     method: Method = Method.BACKWARD,
     second_order: bool = False,
+    ranges: RowIntervals | None = None,
 ) -> Bounded:
     """Bound the margins over a batch of boxes.
 
@@ -66,6 +68,7 @@ def bound_batch(
         known: inherited bounds of pre-activations.
         method: how the pre-activations are bounded; the rows get a backward pass in any case.
         second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
+        ranges: of the group's rows, where many batches are to be bounded.
     """
     if method is Method.FORWARD:
         state, table = forward(graph, lower, upper, dtype, known)
@@ -81,7 +84,9 @@ def bound_batch(
         forms = SecondOrder(graph, state, table, dtype)
         curved, losses = forms.bound(y_rows, x_rows)
         rows = better(rows, curved)
-    return Bounded(state, table, rows, group.margins(rows.lower), forms, losses)
+    # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
+    least = torch.maximum(rows.lower, (ranges or RowIntervals.of(graph, group.y_rows, group.x_rows)).lower(state))
+    return Bounded(state, table, rows, group.margins(least), forms, losses)
 
 
 def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> Bounded:
@@ -96,7 +101,8 @@ def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, de
     fast = graph.to(torch.float32, graph.device)
     threshold = group.rhs.expand(batch, -1)
     rows, _ = optimise(fast, state, table, group.y_rows.expand(batch, -1, -1), None, options, deadline, threshold, x_rows)
-    return Bounded(state, table, rows, torch.maximum(found.margins, group.margins(rows.lower)))
+    least = torch.maximum(rows.lower, RowIntervals.of(graph, group.y_rows, group.x_rows).lower(state))
+    return Bounded(state, table, rows, torch.maximum(found.margins, group.margins(least)))
 
 
 def reduce(group: Group, found: Bounded) -> tuple[Group, Bounded] | None:
