@@ -12,11 +12,13 @@ from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Dual, Relaxations
 from milpverify.bounds.crown import bound_rows, crown, refinable, rows_at_once
+from milpverify.bounds.needed import EVERYTHING, wanted
 from milpverify.bounds.screening import grouped, undecided
 from milpverify.bounds.state import Bounds, LinearBound, State
 
 if TYPE_CHECKING:
     from milpverify.bounds.backward import LineTable
+    from milpverify.bounds.needed import Needed
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
 
@@ -37,6 +39,7 @@ def optimise(
     deadline: Deadline | None = None,
     stop_above: Tensor | None = None,
     x_rows: Tensor | None = None,
+    needed: Needed = EVERYTHING,
 ) -> tuple[LinearBound, Slopes]:
     """Lower bounds of `rows . value(node)` with slopes optimised per box and row, never worse than those of the lines given.
 
@@ -46,10 +49,11 @@ def optimise(
         rows: (batch, r, size of the node) float64.
         stop_above: stop once in every box some row is above this, (batch, rows).
         x_rows: as in `bound_rows`.
+        needed: the entries that the rows depend on.
     """
     node = graph.output if node is None else node
     first = bound_rows(graph, state, table, rows, node, x_rows)
-    relaxations = Relaxations(graph, state, node)
+    relaxations = Relaxations(graph, state, node, needed=needed)
     domain = relaxations.domain(torch.arange(len(rows), device=rows.device))
     start = relaxations.slopes(table, domain.box).unsqueeze(1).repeat(1, rows.shape[1], 1)
     dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, x_rows, stop_above, deadline)
@@ -70,6 +74,7 @@ def alpha_crown(
     options: AlphaOptions = _DEFAULT,
     deadline: Deadline | None = None,
     paced: bool = False,
+    needed: Needed = EVERYTHING,
 ) -> tuple[State, LineTable]:
     """Intermediate bounds with slopes of their own for every undecided neuron: each layer sees what those before it gained.
 
@@ -79,21 +84,27 @@ def alpha_crown(
         dtype: the precision of the passes, and what the state returned is for.
         paced: share the time left among the layers, so that each gets some iterations: bounds that are loose in one layer spoil all
             that follow. What is found then depends on the speed of the machine.
+        needed: the entries that matter; the others keep their bounds.
     """
     fast = graph.to(dtype, graph.device)
     targets = refinable(graph)
     # What a layer costs: so many rows through so many relaxations. One more share is for what the caller does with the bounds.
-    weight = {node.id: node.size * (1 + len(graph.ancestors[node.id])) for node in targets}
-    left = sum(weight.values()) + max(weight.values(), default=0)
+    entries = {node.id: int(needed[node.id].sum()) if node.id in needed else node.size for node in targets}
+    weight = {node.id: entries[node.id] * (1 + len(graph.ancestors[node.id])) for node in targets}
+    to_come = sum(weight.values()) + max(weight.values(), default=0)
 
     def sharpen(node: Node, state: State, table: LineTable) -> Bounds:
         bounds = state[node.id].bounds
         low, high = (t.flatten(1).clone(memory_format=torch.contiguous_format) for t in (bounds.lower, bounds.upper))
-        owner, index = undecided(graph, node.id, state, low, high).nonzero(as_tuple=True)
-        relaxations = Relaxations(fast, state, node.id, table)
-        nonlocal left
-        until = None if deadline is None else deadline.within(deadline.remaining() * weight[node.id] / left) if paced else deadline
-        left -= weight[node.id]
+        left = wanted(graph, node.id, undecided(graph, node.id, state, low, high), low, high, needed.get(node.id))
+        owner, index = left.nonzero(as_tuple=True)
+        nonlocal to_come
+        share = weight[node.id] / to_come if to_come else 1.0
+        until = None if deadline is None else deadline.within(deadline.remaining() * share) if paced else deadline
+        to_come -= weight[node.id]
+        if not len(owner):
+            return bounds
+        relaxations = Relaxations(fast, state, node.id, table, needed)
         # Neurons of one box are rows of one subproblem, for what its relaxations need is made once.
         for box, place in grouped(owner, max(1, rows_at_once(fast) // 8)):
             if deadline is not None and deadline.expired():
@@ -111,4 +122,4 @@ def alpha_crown(
 
     known = {node.id: state[node.id].bounds for node in targets}
     ends = state[0].bounds
-    return crown(graph, ends.lower, ends.upper, dtype, known=known, deadline=deadline, sharpen=sharpen)
+    return crown(graph, ends.lower, ends.upper, dtype, known=known, deadline=deadline, sharpen=sharpen, needed=needed)

@@ -16,6 +16,7 @@ from milpverify.bounds.backward import LineTable, SplitTable, default_lines, end
 from milpverify.bounds.climb import Adam, Climb
 from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Kind, Open, OutputConstraints, Passed, Primal, one_after_another
+from milpverify.bounds.needed import EVERYTHING
 from milpverify.bounds.rounding import U64
 from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, SplitConstraints, State, map_lines
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from milpverify.bounds.dual import Columns
+    from milpverify.bounds.needed import Needed
     from milpverify.bounds.rules import Ends, Rule
     from milpverify.config import Deadline
     from milpverify.graph import Graph
@@ -39,22 +41,25 @@ class Relaxations:
         state: of a batch of boxes, with charges of that precision.
         target: the node whose rows are bounded, the output by default; only what is before it matters.
         table: lines of that precision that hold on the boxes, the default ones otherwise.
+        needed: the entries that the rows to be bounded depend on; the others leave no choice.
     """
 
-    def __init__(self, graph: Graph, state: State, target: int | None = None, table: LineTable | None = None) -> None:
+    def __init__(
+        self, graph: Graph, state: State, target: int | None = None, table: LineTable | None = None, needed: Needed = EVERYTHING
+    ) -> None:
         self.graph, self.state = graph, state
         self.target = graph.output if target is None else target
         nonlinear = [i for i in graph.nonlinear if i in graph.ancestors[self.target]]
-        loose = {i: ~rule_of(graph.nodes[i].op).is_exact(*ends_of(graph, i, state)).all(0).flatten() for i in nonlinear}
+        loose = {i: _loose(graph, i, state, needed.get(i)) for i in nonlinear}
         still_open: dict[int, Tensor] = {}
         for i in reversed(nonlinear):
             # What a function makes of a variable that something else reads is open with it.
-            wanted = loose[i] | still_open[i] if i in still_open and len(graph.nodes[i].inputs) == 1 else loose[i]
+            opening = loose[i] | still_open[i] if i in still_open and len(graph.nodes[i].inputs) == 1 else loose[i]
             for reading in graph.readings[i]:
                 mask = still_open.setdefault(
                     reading.node, torch.zeros(graph.nodes[reading.node].size, dtype=torch.bool, device=graph.device)
                 )
-                mask[wanted if reading.index is None else reading.index[wanted]] = True
+                mask[opening if reading.index is None else reading.index[opening]] = True
         self.slots = sorted(still_open)
         self.entries = {z: still_open[z].nonzero(as_tuple=True)[0] for z in self.slots}  # variable -> its open entries
         self.columns: dict[int, slice] = {}
@@ -333,6 +338,16 @@ class Relaxations:
             bounds = Bounds(self.own(s.bounds.lower, box), self.own(s.bounds.upper, box))
             state[i] = NodeState(bounds, self.own(s.center, box), None if s.charge is None else self.own(s.charge, box))
         return state
+
+
+def _loose(graph: Graph, node: int, state: State, needed: Tensor | None) -> Tensor:
+    """Which entries of a nonlinear node are relaxed in some box and matter, (size,) bool."""
+    loose = ~rule_of(graph.nodes[node].op).is_exact(*ends_of(graph, node, state)).flatten(1)
+    if needed is not None:  # zero times an infinite slope or intercept is no number
+        known = [state[i].bounds for i in (node, *graph.nodes[node].inputs)]
+        infinite = torch.stack([torch.isinf(side).flatten(1) for b in known for side in (b.lower, b.upper)]).any(0)
+        loose = loose & (needed | infinite)
+    return loose.any(0)
 
 
 def _keep(kept: Dual, value: Tensor, active: Tensor, better: Tensor, now: Dual, found: Tensor) -> tuple[Dual, Tensor]:

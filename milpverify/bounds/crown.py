@@ -17,6 +17,7 @@ from torch import Tensor
 
 from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.bounds.interval_propagation import charged, input_state, step
+from milpverify.bounds.needed import EVERYTHING, wanted
 from milpverify.bounds.relaxation import is_smooth
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
 from milpverify.bounds.screening import Gram, functions_of, grouped, inexact, screen, summing_maps, undecided
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from milpverify.bounds.forward import Carried
+    from milpverify.bounds.needed import Needed
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
 
@@ -46,6 +48,7 @@ def crown(
     inner: torch.dtype | None = None,
     carried: Carried | None = None,
     sharpen: Callable[[Node, State, LineTable], Bounds] | None = None,
+    needed: Needed = EVERYTHING,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -60,6 +63,7 @@ def crown(
             they would be felt, while screening and the dearest step, onto the input, stay as fast as `dtype`.
         carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
         sharpen: better bounds of a variable, from the state and the lines of what is before it.
+        needed: the entries that matter; the others keep their interval bounds.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -91,12 +95,13 @@ def crown(
             if screened:
                 parallel[node.id] = parallel_lines(graph, node.id, coarse, dtype)
         if node.id in targets and not (deadline and deadline.expired()):
+            mine, quick = needed.get(node.id), fast.nodes[node.id]
             if node.id in screened:
-                _improve(state, coarse, node.id, _screened(fast, fast.nodes[node.id], coarse, parallel, coarse_intervals, gram, deadline))
+                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline))
             if node.id in smooth:
-                bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, deadline)
+                bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, mine, deadline)
             else:
-                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, deadline)
+                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline)
             _improve(state, coarse, node.id, bounds)
             if sharpen is not None:
                 _improve(state, coarse, node.id, sharpen(node, state, table))
@@ -180,13 +185,21 @@ def refinable(graph: Graph) -> list[Node]:
 
 
 def _screened(
-    graph: Graph, node: Node, state: State, parallel: LineTable, intervals: Intervals, gram: Gram | None, deadline: Deadline | None
+    graph: Graph,
+    node: Node,
+    state: State,
+    parallel: LineTable,
+    intervals: Intervals,
+    gram: Gram | None,
+    needed: Tensor | None,
+    deadline: Deadline | None,
 ) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
     functions = functions_of(graph, node.id)
     known = _Known(state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
-        owner, index = inexact(functions, known.low, known.high).nonzero(as_tuple=True)
+        left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
+        owner, index = left.nonzero(as_tuple=True)
         for box, place in grouped(owner, rows_at_once(graph)):
             if deadline is not None and deadline.expired():
                 break
@@ -195,10 +208,13 @@ def _screened(
     return known.bounds
 
 
-def _refined(graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, deadline: Deadline | None) -> Bounds:
+def _refined(
+    graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, needed: Tensor | None, deadline: Deadline | None
+) -> Bounds:
     """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
     known = _Known(state[node.id])
-    _two_sided(graph, node, state, table, undecided(graph, node.id, state, known.low, known.high), known, intervals, deadline)
+    left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
+    _two_sided(graph, node, state, table, left, known, intervals, deadline)
     return known.bounds
 
 
@@ -241,12 +257,19 @@ def _level(graph: Graph, node: int, state: State, around: Lines) -> tuple[Lines,
 
 
 def _levelled(
-    graph: Graph, node: Node, state: State, table: LineTable, level: Level, intervals: Intervals, deadline: Deadline | None
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    level: Level,
+    intervals: Intervals,
+    needed: Tensor | None,
+    deadline: Deadline | None,
 ) -> Bounds:
     """Bounds of a pre-activation node by a pass with one slope for both sides, and by a two-sided one where that should gain much."""
     known = _Known(state[node.id])
     shared = {i: around for i, (around, _) in level.items()}
-    left = undecided(graph, node.id, state, known.low, known.high)
+    left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
     owner, index = left.nonzero(as_tuple=True)
     for box, place in grouped(owner, rows_at_once(graph)):
         if deadline is not None and deadline.expired():

@@ -17,6 +17,7 @@ from milpverify.bounds.beta import AlphaOptions, Dual, OutputConstraints, Relaxa
 from milpverify.bounds.crown import rows_at_once
 from milpverify.bounds.dual import accumulate
 from milpverify.bounds.interval_propagation import follow
+from milpverify.bounds.needed import needed
 from milpverify.bounds.state import Bounds, NodeState, State
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def tightened(
         most: so many neurons at most, those first whose relaxations the constraints' rows feel most; the rest keep their bounds.
     """
     state = dict(state)
-    relaxations = Relaxations(graph, state)
+    parts = needed(graph, given.rows.flatten(0, 1))
+    relaxations = Relaxations(graph, state, needed=parts)
     one = torch.zeros(1, dtype=torch.long, device=graph.device)
     start = relaxations.slopes(relaxations.lines, one).unsqueeze(1).repeat(1, given.rhs.shape[1], 1)
     longer = replace(options, iterations=40, step=0.25)
@@ -94,7 +96,7 @@ def tightened(
             shape = state[z].bounds.lower.shape
             state[z] = NodeState(Bounds(low.reshape(shape), high.reshape(shape)), state[z].center, state[z].charge)
             follow(graph, state)
-            relaxations = Relaxations(graph, state)
+            relaxations = Relaxations(graph, state, needed=parts)
             if float((high - low)[0, entries].sum()) > (1 - LEAST_GAIN) * float(width.sum()):
                 break
             gained = True

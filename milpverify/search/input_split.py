@@ -23,7 +23,6 @@ from torch import Tensor
 from milpverify.bounds.backward import parallel_lines, path_weights
 from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.rounding import down
-from milpverify.bounds.row_intervals import RowIntervals
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import select
 from milpverify.config import DELTA, SearchOptions
@@ -38,7 +37,7 @@ from milpverify.search.combine import combined
 from milpverify.search.finish import Finisher
 from milpverify.search.ledger import Ledger
 from milpverify.search.method import MethodChoice
-from milpverify.search.relaxer import Bounded, Method, bound_batch, is_out_of_memory
+from milpverify.search.relaxer import Bounded, Method, Prepared, bound_batch, is_out_of_memory
 from milpverify.search.witness import Judgement, Status
 
 if TYPE_CHECKING:
@@ -132,8 +131,8 @@ class Bisection:
         self.on_event, self.options = on_event, options
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-        self.ranges = RowIntervals.of(graph, group.y_rows, group.x_rows)
-        self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=deadline, ranges=self.ranges)
+        self.prepared = Prepared.of(graph, group)
+        self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=deadline, prepared=self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
         self.closed_bound, self.subproblems, self.reported, self.began = math.inf, 1, 0.0, time.monotonic()
         self.judgement: Judgement | None = None
@@ -299,7 +298,7 @@ class Bisection:
 
     def _bounded(self, boxes: Boxes, known: dict[int, Bounds], method: Method) -> Bounded:
         ends, quadratic = (boxes.lower, boxes.upper), self.options.second_order
-        return bound_batch(self.graph, self.group, *ends, self.dtype, known, self.deadline, method, quadratic, self.ranges)
+        return bound_batch(self.graph, self.group, *ends, self.dtype, known, self.deadline, method, quadratic, self.prepared)
 
     def _compare(self, boxes: Boxes) -> None:
         """Bound a sample by every method, for the choice between them."""
@@ -341,7 +340,8 @@ class Bisection:
         waiting = select(found.state, left)
         for z in self.graph.readers:
             bounds = waiting[z].bounds
-            unstable += undecided(self.graph, z, waiting, bounds.lower.flatten(1), bounds.upper.flatten(1)).sum(1)
+            loose = undecided(self.graph, z, waiting, bounds.lower.flatten(1), bounds.upper.flatten(1))
+            unstable += (loose & self.prepared.needed[z] if z in self.prepared.needed else loose).sum(1)
         tried, age = torch.zeros_like(left, dtype=torch.bool), torch.full_like(left, self.subproblems)
         ends = self.inheritance.pack(found.state, left)
         return Boxes(lower[left], upper[left], margins[left], scores.float(), unstable, tried, age, ends)

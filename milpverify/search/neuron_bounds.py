@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Domain, Dual, Relaxations
 from milpverify.bounds.interval_propagation import follow, step
+from milpverify.bounds.needed import needed
 from milpverify.bounds.rounding import down
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
 from milpverify.search.branching.points import Points
@@ -56,7 +57,7 @@ class Bounder:
         for node in graph.nodes:  # the charges of float32 passes, with the bounds that are known
             now = step(graph, node, self.root, lower, upper, self.fast)
             self.root[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
-        self.relaxations = Relaxations(self.fast, self.root)
+        self.relaxations = Relaxations(self.fast, self.root, needed=needed(graph, group.y_rows))
         self.slots = self.relaxations.slots
         self.points = Points(self.relaxations, optimised)
         # Where what is gained at an input of a node counts: at the variable that is split for it.

@@ -12,12 +12,14 @@ from torch import Tensor
 from milpverify.bounds.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.forward import Carried, forward
+from milpverify.bounds.needed import needed
 from milpverify.bounds.row_intervals import RowIntervals
 from milpverify.bounds.second_order import SecondOrder, applies, better
 from milpverify.bounds.state import LinearBound
 
 if TYPE_CHECKING:
     from milpverify.bounds.backward import LineTable
+    from milpverify.bounds.needed import Needed
     from milpverify.bounds.state import Bounds, State
     from milpverify.config import Deadline
     from milpverify.graph import Graph
@@ -30,6 +32,19 @@ class Method(Enum):
     BACKWARD = "backward"  # a pass for every undecided one
     FORWARD = "forward"  # linear forms carried along, and inherited bounds
     BOTH = "both"  # linear forms first, then a pass for what they leave undecided
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a group's rows tell before any box is known: the functions of the last nonlinear nodes that they are, and what they need."""
+
+    ranges: RowIntervals
+    needed: Needed
+
+    @staticmethod
+    def of(graph: Graph, group: Group) -> Prepared:
+        """Read the rows of a group; the graph is in float64."""
+        return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +72,7 @@ def bound_batch(
     deadline: Deadline | None = None,
     method: Method = Method.BACKWARD,
     second_order: bool = False,
-    ranges: RowIntervals | None = None,
+    prepared: Prepared | None = None,
 ) -> Bounded:
     """Bound the margins over a batch of boxes.
 
@@ -68,13 +83,14 @@ def bound_batch(
         known: inherited bounds of pre-activations.
         method: how the pre-activations are bounded; the rows get a backward pass in any case.
         second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
-        ranges: of the group's rows, where many batches are to be bounded.
+        prepared: the group's, where many batches are to be bounded.
     """
+    prepared = prepared or Prepared.of(graph, group)
     if method is Method.FORWARD:
         state, table = forward(graph, lower, upper, dtype, known)
     else:
         carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
-        state, table = crown(graph, lower, upper, dtype, known, deadline, carried=carried)
+        state, table = crown(graph, lower, upper, dtype, known, deadline, carried=carried, needed=prepared.needed)
     batch = lower.shape[0]
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
@@ -85,7 +101,7 @@ def bound_batch(
         curved, losses = forms.bound(y_rows, x_rows)
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
-    least = torch.maximum(rows.lower, (ranges or RowIntervals.of(graph, group.y_rows, group.x_rows)).lower(state))
+    least = torch.maximum(rows.lower, prepared.ranges.lower(state))
     return Bounded(state, table, rows, group.margins(least), forms, losses)
 
 
@@ -95,13 +111,15 @@ def refine(graph: Graph, group: Group, found: Bounded, options: AlphaOptions, de
     Args:
         paced: as in `alpha_crown`.
     """
-    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced)
+    prepared = Prepared.of(graph, group)
+    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced, prepared.needed)
     batch = state[0].bounds.lower.shape[0]
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
     fast = graph.to(torch.float32, graph.device)
     threshold = group.rhs.expand(batch, -1)
-    rows, _ = optimise(fast, state, table, group.y_rows.expand(batch, -1, -1), None, options, deadline, threshold, x_rows)
-    least = torch.maximum(rows.lower, RowIntervals.of(graph, group.y_rows, group.x_rows).lower(state))
+    y_rows = group.y_rows.expand(batch, -1, -1)
+    rows, _ = optimise(fast, state, table, y_rows, None, options, deadline, threshold, x_rows, prepared.needed)
+    least = torch.maximum(rows.lower, prepared.ranges.lower(state))
     return Bounded(state, table, rows, torch.maximum(found.margins, group.margins(least)))
 
 

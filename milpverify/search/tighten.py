@@ -176,7 +176,9 @@ class Tightening:
         low, high = (t.flatten()[index] for t in (bounds.lower, bounds.upper))
         width = (high - low).clamp(min=1e-300)
         worth = torch.stack([(high / width).square(), (low / width).square()], 1) * self._multipliers(z)[index].unsqueeze(1)
-        order = (worth * torch.stack([-low, high], 1).clamp(min=0.0)).sum(1).argsort(descending=True, stable=True)[:MOST]
+        gain = (worth * torch.stack([-low, high], 1).clamp(min=0.0)).sum(1)
+        order = gain.argsort(descending=True, stable=True)[:MOST]
+        order = order[gain[order] > 0]  # of the others no open row is felt to depend
         return index[order], worth[order]
 
     def _multipliers(self, z: int) -> Tensor:

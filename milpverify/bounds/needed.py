@@ -1,0 +1,69 @@
+"""Which entries of nodes some rows depend on: only these need bounds better than intervals, relaxations of their own, and splits.
+
+Where a network computes much and a property asks for little (one flow of a power network, a class among many heads), most entries have
+no path to the rows at all. What is left out is left out for speed alone: a bound that uses it is as valid as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.operators import Affine, Elementwise
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph
+
+Needed = Mapping[int, Tensor]
+"""Node id -> the entries that some rows depend on, (size,) bool; nodes that are not in it are needed whole."""
+
+EVERYTHING: Needed = {}
+
+
+def needed(graph: Graph, rows: Tensor) -> Needed:
+    """The entries that some rows of the output depend on, by paths of coefficients other than zero.
+
+    Args:
+        rows: (r, ny).
+    """
+    waiting = {graph.output: (rows != 0).any(0).reshape(1, *graph.nodes[graph.output].shape)}
+    found: dict[int, Tensor] = {}
+    for node in reversed(graph.nodes):
+        reached = waiting.pop(node.id, None)
+        if reached is None:
+            found[node.id] = torch.zeros(node.size, dtype=torch.bool, device=graph.device)
+            continue
+        if not bool(reached.all()):
+            found[node.id] = reached.flatten()
+        if not node.inputs:
+            continue
+        parts: tuple[Tensor, ...] = (reached,) * len(node.inputs)
+        if isinstance(node.op, Affine):
+            parts = graph.absolutes[node.id].adjoint(reached.to(graph.precision(node.id)))
+        for source, part in zip(node.inputs, parts, strict=True):
+            part = (part != 0).reshape(1, *graph.nodes[source].shape)
+            waiting[source] = waiting[source] | part if source in waiting else part
+    return found
+
+
+def wanted(graph: Graph, node: int, chosen: Tensor, lower: Tensor, upper: Tensor, needed: Tensor | None) -> Tensor:
+    """Entries of a variable (batch, size) bool less those that nothing needs.
+
+    Those that are infinite, or of which a function is, stay: lines around them are too, and zero times infinity is no number.
+
+    Args:
+        lower, upper: the variable's bounds, (batch, size).
+        needed: (size,) bool, or None for all.
+    """
+    if needed is None:
+        return chosen
+    infinite = torch.isinf(lower) | torch.isinf(upper)
+    for reading in graph.readers[node]:
+        op = graph.nodes[reading.reader].op
+        if isinstance(op, Elementwise):
+            low, high = op.function.interval(lower, upper)
+            infinite |= torch.isinf(low) | torch.isinf(high)
+    return chosen & (needed | infinite)
