@@ -100,7 +100,10 @@ class NoGoods:
         """Shrink closed leaves to no-goods; one pass to find what to drop, and one to prove what is left."""
         if not len(leaves) or leaves.side.shape[1] < 2 or not bool(self.single.any()):
             return
-        leaves = leaves.take(((leaves.side != 0).sum(1) >= 2) & torch.isfinite(leaves.bound))
+        # Other decisions than those at a single breakpoint would all have to be dropped.
+        taken = leaves.side != 0
+        usable = (taken & self.single[self.bounder.lookup[leaves.slot, leaves.index]]).any(1)
+        leaves = leaves.take(usable & (taken.sum(1) >= 2) & torch.isfinite(leaves.bound))
         if self.bounder.inherits and len(leaves):  # what they inherited has decisions in it that may be dropped
             leaves = replace(leaves, low=torch.full_like(leaves.low, -torch.inf), high=torch.full_like(leaves.high, torch.inf))
             leaves = replace(leaves, bound=torch.minimum(leaves.bound, self.bounder.estimate(leaves)))

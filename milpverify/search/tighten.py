@@ -24,6 +24,7 @@ from torch import Tensor
 from milpverify.bounds.alpha import AlphaOptions
 from milpverify.bounds.beta import Dual
 from milpverify.bounds.interval_propagation import step
+from milpverify.bounds.needed import needed
 from milpverify.bounds.rounding import down
 from milpverify.bounds.screening import functions_of, undecided
 from milpverify.bounds.state import Bounds
@@ -41,6 +42,7 @@ from milpverify.spec import Disjunct, Rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from milpverify.bounds.needed import Needed
     from milpverify.bounds.state import State
     from milpverify.search.subproblems import Subproblems
 
@@ -82,6 +84,7 @@ class Tightening:
     consult: Callable[[], None] | None = None
     clock: Callable[[], float] = time.perf_counter
     _bounder: tuple[Bounded, Bounder] | None = None
+    _needed: tuple[Group, Needed] | None = None
     _seen: list[Tensor] | None = None
     _end: float = math.inf
     _most: float = math.inf
@@ -96,7 +99,7 @@ class Tightening:
 
     @property
     def unstable(self) -> int:
-        """How many pre-activations the root leaves undecided."""
+        """How many pre-activations that the rows depend on the root leaves undecided."""
         return sum(int(self._undecided(z).sum()) for z in self.graph.readers)
 
     def unstable_before(self, z: int) -> int:
@@ -106,8 +109,11 @@ class Tightening:
         return sum(int(self._undecided(i).sum()) for i in before)
 
     def _undecided(self, z: int) -> Tensor:
-        bounds = self.root.state[z].bounds
-        return undecided(self.graph, z, self.root.state, bounds.lower.flatten(1), bounds.upper.flatten(1))[0]
+        if self._needed is None or self._needed[0] is not self.group:
+            self._needed = self.group, needed(self.graph, self.group.y_rows)
+        bounds, parts = self.root.state[z].bounds, self._needed[1]
+        loose = undecided(self.graph, z, self.root.state, bounds.lower.flatten(1), bounds.upper.flatten(1))[0]
+        return loose & parts[z] if z in parts else loose
 
     def run(self, deadline: Deadline, seconds: float = math.inf, limit: float = math.inf) -> None:
         """Tighten every layer in its turn, the first before the others.
