@@ -1,6 +1,6 @@
 """verify(): presolve -> attack -> refine -> search, one readable page.
 
-1. Presolve: CROWN bounds every pre-activation over each box; disjuncts whose margin is proved positive are closed.
+1. Presolve: CROWN bounds what the rows depend on over each box; disjuncts whose margin is proved positive are closed.
 2. Attack: projected gradient looks for a counterexample; only one that holds in the network's runtime and in real arithmetic counts.
 3. Refine: where inputs are many, alpha-CROWN tightens the pre-activations and the margins.
 4. Search: what is still open is decided by branching, by whole mixed-integer models, or by SMT, as the method says.
