@@ -32,7 +32,7 @@ _MAX_DENSE = 200_000_000
 def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
     """Intervals that contain f(x) in real arithmetic on the stored weights, at the points x (N, nx) float64.
 
-    For an affine node with an inner product of n terms and inputs c -+ r,
+    For an affine node with an inner product of n terms (and as many more as its weights are rounded) and inputs c -+ r,
 
         centre = fl(W c + b),    radius = |W| r + gamma(n) (|W| |c| + |b|),    gamma(n) = n u / (1 - n u),
 
@@ -88,8 +88,8 @@ def _middle(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) -> list[Fraction] | None:
     """f(x) in rational arithmetic at one point x (nx,), None where that is impossible or too expensive.
 
-    The rows of an affine node are exact, for they are multiplied by ones and zeros only; what is evaluated exactly besides are
-    piecewise-linear functions, whose pieces are exact in binary64.
+    The rows of an affine node are exact unless its weights are rounded, for they are multiplied by ones and zeros only; what is
+    evaluated exactly besides are piecewise-linear functions, whose pieces are exact in binary64.
 
     Args:
         limit: the number of multiplications that are affordable (about a microsecond each).
@@ -99,6 +99,8 @@ def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) 
     affine = [node for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
     products = sum(node.size * node.op.terms for node in affine if isinstance(node.op, Affine))
     dense = sum(node.size * source.size for node in affine for source in sources[node.id])
+    if any(node.op.rounded for node in affine if isinstance(node.op, Affine)):
+        return None
     if products > limit or dense > _MAX_DENSE or not np.isfinite(x).all():
         return None
     values: dict[int, list[Fraction]] = {}

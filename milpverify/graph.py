@@ -67,8 +67,9 @@ class Graph:
     """A network y = f(x) with x (nx,) and y (ny,) flat, in topological order.
 
     `nodes[0]` is the `Input`; `output` is the id of the node that holds y, of shape (ny,). Weights are float64, which holds
-    float32 weights exactly; `to` gives the copy that an algorithm computes with. `inputs` and `outputs` say how the source
-    network cuts x and y into named tensors. `inner` is the precision behind the first nonlinear nodes where it is not `dtype`.
+    float32 weights exactly; operators say where a computed one is `rounded`. `to` gives the copy that an algorithm computes with.
+    `inputs` and `outputs` say how the source network cuts x and y into named tensors. `inner` is the precision behind the first nonlinear
+    nodes where it is not `dtype`.
     `lost`, for a copy: the affine nodes some of whose coefficients underflowed, and how much these lost at most.
     """
 
@@ -142,6 +143,11 @@ class Graph:
         """Whether every nonlinear node is a function of the catalogue that is made of lines."""
         ops = [self.nodes[i].op for i in self.nonlinear]
         return all(isinstance(op, Elementwise) and op.function.pieces is not None for op in ops)
+
+    @cached_property
+    def rounded(self) -> bool:
+        """Whether constants were computed that float64 does not hold, so that no rational arithmetic is exact on this graph."""
+        return any(op.rounded for op in self.absolutes.values())
 
     @cached_property
     def readings(self) -> dict[int, tuple[Reading, ...]]:

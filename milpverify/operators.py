@@ -2,7 +2,7 @@
 
 Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its
 transpose, which is all that backward bound propagation needs), `absolute` (the same map with |W|, which is all that
-intervals and rounding-error bounds need) and `terms` (the length of its longest inner product, for the error bounds).
+intervals and rounding-error bounds need) and `terms` (how many roundings a product may suffer, for the error bounds).
 
 Tensors carry one leading batch axis N that the operator's static shape does not mention: (N, *shape).
 """
@@ -59,9 +59,15 @@ class Product(Operator):
 
 
 class Affine(Operator):
-    """y = sum_i W_i x_i + b. Subclasses define the linear part and its adjoint."""
+    """y = sum_i W_i x_i + b. Subclasses define the linear part and its adjoint.
+
+    A network stores its constants, and some have to be computed from them: a quotient, the reciprocal of a count. Where float64 does not
+    hold the result, `rounded` says so: each coefficient of W and of b is that of the real map times as many factors (1 + d)^(-+1),
+    |d| <= 2^-53. Rounding-error bounds take it as so many more roundings, so that they hold for the real map.
+    """
 
     bias: Tensor | None = None  # broadcastable to the operator's shape
+    rounded: int = 0
 
     @abstractmethod
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
@@ -72,14 +78,24 @@ class Affine(Operator):
         """The transpose: (N, *shape) -> one (N, *input_shape) per input."""
 
     @property
-    def terms(self) -> int:
+    def length(self) -> int:
         """The length of the longest inner product that `linear` or `adjoint` forms (1 where nothing is summed)."""
         return 1
 
     @property
+    def adjoint_length(self) -> int:
+        """The length of the longest inner product that `adjoint` forms: at most `length`."""
+        return self.length
+
+    @property
+    def terms(self) -> int:
+        """How many roundings a product of `linear` or `adjoint` suffers at most, those of its coefficient included."""
+        return self.length + self.rounded
+
+    @property
     def adjoint_terms(self) -> int:
-        """The length of the longest inner product that `adjoint` forms: at most `terms`."""
-        return self.terms
+        """How many roundings a product of `adjoint` suffers at most, those of its coefficient included."""
+        return self.adjoint_length + self.rounded
 
     @property
     def copies(self) -> bool:
@@ -143,6 +159,7 @@ class Linear(Affine):
 
     weight: Tensor
     bias: Tensor | None = None
+    rounded: int = 0
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0] @ self.weight.T
@@ -151,11 +168,11 @@ class Linear(Affine):
         return (y @ self.weight,)
 
     @property
-    def terms(self) -> int:
+    def length(self) -> int:
         return max(self.weight.shape)
 
     @property
-    def adjoint_terms(self) -> int:
+    def adjoint_length(self) -> int:
         return self.weight.shape[0]
 
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
@@ -178,6 +195,7 @@ class Conv(Affine):
     groups: int
     in_shape: Shape  # (batch, channels, *space)
     bias: Tensor | None = None  # (out, 1, ..., 1)
+    rounded: int = 0
 
     def _fold(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *x.shape[2:])
@@ -206,7 +224,7 @@ class Conv(Affine):
         return (x.reshape(y.shape[0], *self.in_shape),)
 
     @property
-    def terms(self) -> int:
+    def length(self) -> int:
         kernel = math.prod(self.weight.shape[2:])
         return kernel * max(self.weight.shape[1], self.weight.shape[0] // self.groups)
 
@@ -217,6 +235,7 @@ class Scale(Affine):
 
     weight: Tensor | None = None
     bias: Tensor | None = None
+    rounded: int = 0
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0] if self.weight is None else xs[0] * self.weight
@@ -248,7 +267,7 @@ class Sum(Affine):
         return Sum(tuple(1 for _ in self.signs))
 
     @property
-    def terms(self) -> int:
+    def length(self) -> int:
         return len(self.signs)
 
 
@@ -298,6 +317,7 @@ class Select(Affine):
     index: Tensor  # (*shape), int64
     in_shape: Shape
     bias: Tensor | None = None
+    rounded: int = 0
 
     @cached_property
     def _repeats(self) -> tuple[int, ...]:
@@ -329,7 +349,7 @@ class Select(Affine):
         return (out[:, :size].reshape(y.shape[0], *self.in_shape),)
 
     @property
-    def terms(self) -> int:
+    def length(self) -> int:
         used = self.index[self.index >= 0]
         return int(torch.bincount(used.reshape(-1)).max()) if used.numel() else 1
 
@@ -366,5 +386,5 @@ class ReduceSum(Affine):
         return (y.expand(y.shape[0], *self.in_shape),)
 
     @property
-    def terms(self) -> int:
+    def length(self) -> int:
         return math.prod(self.in_shape[a] for a in self.axes)

@@ -58,10 +58,11 @@ class Gram:
         if 4 * size > graph.nx or summing_maps(graph).get(node) != 1:
             return None
         unit = torch.eye(size, dtype=torch.float64, device=graph.device).reshape(size, *graph.nodes[node].shape)
-        # With one summing map at most, an entry of A is a product of weights, exact up to a unit each.
+        # With one summing map at most, an entry of A is a product of weights, exact up to a unit each beside their own rounding.
         scaled = affine_form(graph, node, unit).coefficients[0].flatten(1) * radius
         exact = scaled @ scaled.T
-        lost = 2 * gamma(graph.nx + 4 * len(graph.nodes)) * scaled.square().sum()
+        roundings = graph.nx + 4 * len(graph.nodes) + 2 * sum(op.rounded for op in graph.absolutes.values())
+        lost = 2 * gamma(roundings) * scaled.square().sum()
         lost += 2 * gamma(2 * size + 16, fast.dtype) * exact.square().sum().sqrt()
         tiny = 2.0 * size * size * torch.finfo(fast.dtype).tiny
         matrix = exact + (lost + tiny) * torch.eye(size, dtype=torch.float64, device=graph.device)
@@ -80,7 +81,7 @@ def summing_maps(graph: Graph) -> dict[int, int]:
     found: dict[int, int] = {0: 0}
     for node in graph.nodes:
         if isinstance(node.op, Affine) and len(node.inputs) == 1 and node.inputs[0] in found:
-            found[node.id] = found[node.inputs[0]] + (node.op.terms > 1)
+            found[node.id] = found[node.inputs[0]] + (node.op.length > 1)
     return found
 
 

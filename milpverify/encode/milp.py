@@ -263,11 +263,15 @@ class _Encoder:
 
     def _one_step(self, node: int) -> bool:
         """Whether one affine operator on distinct cut nodes makes the node, so that unit rows of it are its own, exact coefficients."""
-        inputs = self.graph.nodes[node].inputs
-        return len(set(inputs)) == len(inputs) and not any(isinstance(self.graph.nodes[i].op, Affine) for i in inputs)
+        inputs, op = self.graph.nodes[node].inputs, self.graph.nodes[node].op
+        return (
+            not (isinstance(op, Affine) and op.rounded)
+            and len(set(inputs)) == len(inputs)
+            and not any(isinstance(self.graph.nodes[i].op, Affine) for i in inputs)
+        )
 
     def _terms(self, node: int) -> int:
-        """How many roundings a composed coefficient can see between a node and the cut nodes behind it."""
+        """How many roundings a composed coefficient can see between a node and the cut nodes behind it, those of weights included."""
         total, pending, seen = 0, [node], set()
         while pending:
             i = pending.pop()

@@ -1,8 +1,9 @@
 """One disjunct as an SMT-LIB 2 script over the reals, exact: every weight, bound and breakpoint is the rational that its float64 is.
 
 Affine nodes are composed in rational arithmetic, strict rows stay strict, and functions keep their values at jumps, so the script is
-satisfiable if and only if a real counterexample exists. Neurons that are stable within their intervals are written as lines; the
-intervals come from interval arithmetic on rationals, rounded outwards to float64, and so cost no trust.
+satisfiable if and only if a real counterexample exists. Where weights are rounded, what they make is a variable within the error of what
+they say: `unsat` stays exact, and a solution may be none of the network. Neurons that are stable within their intervals are written as
+lines; the intervals come from interval arithmetic on rationals, rounded outwards to float64, and so cost no trust.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from milpverify.errors import SolverUnavailable
 from milpverify.operators import Affine
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from milpverify.encode.milp import Bounds
     from milpverify.graph import Graph
     from milpverify.pieces import Pieces
@@ -76,7 +79,7 @@ class _Writer:
 
     def _needed(self, outputs: list[int]) -> dict[int, list[int]]:
         """Per nonlinear node, the entries that the given outputs depend on; composes every affine form on the way."""
-        needed: dict[int, set[int]] = {i: set() for i in self.graph.nonlinear}
+        needed: dict[int, set[int]] = {node.id: set() for node in self.graph.nodes if node.id and self._is_cut(node.id)}
         pending: list[tuple[int, list[int]]] = [(self.graph.output, outputs)]
         while pending:
             node, entries = pending.pop()
@@ -86,34 +89,82 @@ class _Writer:
                     if cut and i not in needed[cut]:
                         needed[cut].add(i)
                         new.setdefault(cut, set()).add(i)
-            pending += [(self.graph.nodes[cut].inputs[0], sorted(found)) for cut, found in new.items()]
+            for cut, found in new.items():
+                if self._affine(cut) is None:
+                    pending.append((self.graph.nodes[cut].inputs[0], sorted(found)))
+                else:
+                    pending += [(source, np.unique(column).tolist()) for source, _, column, _ in self._rows(cut, sorted(found))]
         return {node: sorted(entries) for node, entries in needed.items() if entries}
+
+    def _affine(self, node: int) -> Affine | None:
+        op = self.graph.nodes[node].op
+        return op if isinstance(op, Affine) else None
+
+    def _is_cut(self, node: int) -> bool:
+        """Whether a node's entries are variables: not those of an affine one, unless its weights are rounded."""
+        op = self._affine(node)
+        return op is None or op.rounded > 0
+
+    def _rows(self, node: int, entries: Sequence[int]) -> list[tuple[int, list[int], NDArray[np.int64], list[Fraction]]]:
+        """Per input of an affine node, what some of its entries are made of: the input, row, column and coefficient of each weight."""
+        op, shape = self._affine(node), self.graph.nodes[node].shape
+        assert op is not None
+        found = []
+        for source, part in zip(self.graph.nodes[node].inputs, op.rows(torch.tensor(entries), shape), strict=True):
+            weights = part.reshape(len(entries), -1).numpy()
+            row, column = np.nonzero(weights)
+            found.append((source, row.tolist(), column, [Fraction(w) for w in weights[row, column].tolist()]))
+        return found
+
+    def _biases(self, node: int, entries: Sequence[int]) -> list[Fraction]:
+        op = self._affine(node)
+        bias = torch.zeros((), dtype=torch.float64) if op is None or op.bias is None else op.bias
+        return [Fraction(b) for b in bias.expand(self.graph.nodes[node].shape).reshape(-1)[list(entries)].tolist()]
 
     def _resolve(self, node: int, entries: Sequence[int]) -> dict[int, _Form]:
         """The exact affine forms of some entries of a node over the cut nodes behind it."""
         missing = [i for i in entries if (node, i) not in self.forms]
-        op = self.graph.nodes[node].op
-        if not isinstance(op, Affine):
+        if self._is_cut(node):
             self.forms.update({(node, i): ({(node, i): Fraction(1)}, Fraction(0)) for i in missing})
         elif missing:
-            shape = self.graph.nodes[node].shape
-            zero = torch.zeros((), dtype=torch.float64)
-            bias = (zero if op.bias is None else op.bias).expand(shape).reshape(-1)[missing].tolist()
-            totals: list[_Form] = [({}, Fraction(b)) for b in bias]
-            for source, part in zip(self.graph.nodes[node].inputs, op.rows(torch.tensor(missing), shape), strict=True):
-                weights = part.reshape(len(missing), -1).numpy()
-                row, column = np.nonzero(weights)
-                self.count += len(row)
-                if self.count > LARGEST:
-                    raise SolverUnavailable(f"more than {LARGEST} coefficients are too many for an SMT solver; use method milp or bab")
-                behind = self._resolve(source, np.unique(column).tolist())
-                for r, c, w in zip(row.tolist(), column.tolist(), weights[row, column].tolist(), strict=True):
-                    _add(totals, r, Fraction(w), behind[c])
-            self.forms.update({(node, i): total for i, total in zip(missing, totals, strict=True)})
+            self.forms.update({(node, i): total for i, total in zip(missing, self._composed(node, missing), strict=True)})
         return {i: self.forms[node, i] for i in entries}
+
+    def _composed(self, node: int, entries: Sequence[int]) -> list[_Form]:
+        """What the weights of an affine node make of the forms behind it."""
+        totals: list[_Form] = [({}, b) for b in self._biases(node, entries)]
+        for source, row, column, weights in self._rows(node, entries):
+            self.count += len(row)
+            if self.count > LARGEST:
+                raise SolverUnavailable(f"more than {LARGEST} coefficients are too many for an SMT solver; use method milp or bab")
+            behind = self._resolve(source, np.unique(column).tolist())
+            for r, c, w in zip(row, column.tolist(), weights, strict=True):
+                _add(totals, r, w, behind[c])
+        return totals
+
+    def _define_rounded(self, node: int, entries: Sequence[int], op: Affine) -> None:
+        """Entries of an affine node as variables within the error that its rounded weights may make.
+
+        k factors (1 + d)^(-+1), |d| <= u, make one within k u / (1 - k u) of 1 (Higham, Accuracy and Stability of Numerical Algorithms,
+        lemma 3.1).
+        """
+        sizes = [abs(b) for b in self._biases(node, entries)]
+        for source, row, column, weights in self._rows(node, entries):
+            reach = {c: max(map(abs, self._range(form))) for c, form in self._resolve(source, np.unique(column).tolist()).items()}
+            for r, c, w in zip(row, column.tolist(), weights, strict=True):
+                sizes[r] += abs(w) * Fraction(reach[c])
+        share = Fraction(op.rounded, 2**53 - op.rounded)
+        for i, form, size in zip(entries, self._composed(node, entries), sizes, strict=True):
+            name, low, high = _name((node, i)), (form[0], form[1] - share * size), (form[0], form[1] + share * size)
+            self.lines.append(f"(declare-const {name} Real)")
+            self.lines += [f"(assert (<= {self._sum(low)} {name}))", f"(assert (<= {name} {self._sum(high)}))"]
+            self.intervals[node, i] = (self._range(low)[0], self._range(high)[1])
 
     def _define(self, needed: dict[int, list[int]]) -> None:
         for node, entries in sorted(needed.items()):
+            if (op := self._affine(node)) is not None:
+                self._define_rounded(node, entries, op)
+                continue
             pieces = pieces_of(self.graph.nodes[node])
             source = self.graph.nodes[node].inputs[0]
             forms = self._resolve(source, entries)

@@ -1,7 +1,7 @@
 """Grows a graph of core operators: what every frontend lowers with.
 
-The rewrites are exact in real arithmetic; a constant that they compute (a quotient, a reciprocal of a count) is the
-nearest float64 number.
+The rewrites are exact in real arithmetic; what they have to compute with constants (a quotient, the reciprocal of a count) is done by
+`constants.Constant`, whose mark the affine operators keep.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.catalogue import catalogue
+from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.tidy import tidy
 from milpverify.graph import Graph, Node, TensorSpec
 from milpverify.operators import (
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from milpverify.catalogue import Function
 
-Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
@@ -70,8 +70,15 @@ class Builder:
         """Call a node by the source tensor that it holds, if it is new: not among the first `since` nodes."""
         if node.id < since:
             return node
-        self.nodes[node.id] = replace(node, name=self.name)
+        self.nodes[node.id] = replace(self.nodes[node.id], name=self.name)
         return self.nodes[node.id]
+
+    def mark(self, since: int, rounded: int) -> None:
+        """Let the coefficients of all affine nodes but the first `since` nodes be rounded so much more."""
+        for i in range(since, len(self.nodes)) if rounded else ():
+            op = self.nodes[i].op
+            if isinstance(op, Linear | Conv | Scale | Select):
+                self.nodes[i] = replace(self.nodes[i], op=replace(op, rounded=op.rounded + rounded))
 
     # Moving entries
 
@@ -102,9 +109,13 @@ class Builder:
         places = torch.from_numpy(np.array(index, dtype=np.int64, order="C"))
         return self.add(Select(places, x.shape, None if bias is None else weights(bias)), [x], index.shape)
 
-    def constant(self, value: Array) -> Node:
+    def constant(self, value: ArrayLike | Constant) -> Node:
         """A constant, as a node that reads nothing of x."""
-        return self.select(self.nodes[0], np.full(value.shape, -1, dtype=np.int64), value)
+        known = Constant.of(value)
+        since = len(self.nodes)
+        node = self.select(self.nodes[0], np.full(known.value.shape, -1, dtype=np.int64), known.value)
+        self.mark(since, known.rounded)
+        return self.nodes[node.id]
 
     def broadcast(self, x: Node, shape: Shape) -> Node:
         """Numpy's broadcasting to a shape."""
@@ -122,15 +133,17 @@ class Builder:
 
     # Arithmetic
 
-    def scale(self, x: Node, weight: ArrayLike | None = None, bias: ArrayLike | None = None) -> Node:
+    def scale(self, x: Node, weight: ArrayLike | Constant | None = None, bias: ArrayLike | Constant | None = None) -> Node:
         """weight * x + bias with numpy's broadcasting; factors of 1 and terms of 0 vanish."""
-        w, b = (None if v is None else np.asarray(v, dtype=np.float64) for v in (weight, bias))
-        x = self.broadcast(x, np.broadcast_shapes(x.shape, *(v.shape for v in (w, b) if v is not None)))
-        w = None if w is None or np.all(w == 1) else w
-        b = None if b is None or np.all(b == 0) else b
+        w, b = (None if v is None else Constant.of(v) for v in (weight, bias))
+        x = self.broadcast(x, np.broadcast_shapes(x.shape, *(v.value.shape for v in (w, b) if v is not None)))
+        w = None if w is None or (not w.rounded and np.all(w.value == 1)) else w
+        b = None if b is None or np.all(b.value == 0) else b
         if w is None and b is None:
             return x
-        return self.add(Scale(None if w is None else weights(w), None if b is None else weights(b)), [x], x.shape)
+        rounded = max(v.rounded for v in (w, b) if v is not None)
+        factor, term = (None if v is None else weights(v.value) for v in (w, b))
+        return self.add(Scale(factor, term, rounded), [x], x.shape)
 
     def sum(self, xs: Sequence[Node], signs: Sequence[int] | None = None) -> Node:
         """The signed sum, with numpy's broadcasting."""
@@ -145,50 +158,54 @@ class Builder:
         y = self.add(ReduceSum(tuple(axes), x.shape), [x], kept)
         return y if keepdims else self.reshape(y, [n for a, n in enumerate(x.shape) if a not in axes])
 
-    def matmul(self, x: Node, w: Array) -> Node:
-        """numpy's x @ w."""
+    def matmul(self, x: Node, weight: Array | Constant) -> Node:
+        """numpy's x @ weight."""
+        constant = Constant.of(weight)
+        w = constant.value
         if w.ndim == 0 or not x.shape or x.shape[-1] != w.shape[max(0, w.ndim - 2)]:
             raise ValueError(f"shapes {x.shape} and {w.shape} cannot be multiplied")
         if w.ndim == 1:
-            y = self.matmul(x, w[:, None])
+            y = self.matmul(x, constant.moved(w[:, None]))
             return self.reshape(y, y.shape[:-1])
         batch = w.shape[:-2]
         if math.prod(batch) == 1 and len(batch) + 2 <= max(2, len(x.shape)):
             matrix = w.reshape(w.shape[-2], w.shape[-1]).T
-            return self.add(Linear(weights(matrix)), [x], (*x.shape[:-1], w.shape[-1]))
+            return self.add(Linear(weights(matrix), rounded=constant.rounded), [x], (*x.shape[:-1], w.shape[-1]))
         if len(x.shape) == 1:
-            y = self.matmul(self.reshape(x, (1, x.size)), w)
+            y = self.matmul(self.reshape(x, (1, x.size)), constant)
             return self.reshape(y, (*y.shape[:-2], y.shape[-1]))
         # One matrix per batch entry: a convolution of kernel 1 with one group per entry.
         batch = np.broadcast_shapes(batch, x.shape[:-2])
         groups, p, n, m = math.prod(batch), x.shape[-2], x.shape[-1], w.shape[-1]
         kernels = np.broadcast_to(w, (*batch, n, m)).swapaxes(-1, -2).reshape(groups * m, n, 1)
         columns = self.reshape(self.transpose(self.broadcast(x, (*batch, p, n))), (1, groups * n, p))
-        y = self.conv(columns, kernels, groups=groups)
+        y = self.conv(columns, constant.moved(kernels), groups=groups)
         return self.transpose(self.reshape(y, (*batch, m, p)))
 
     def conv(
         self,
         x: Node,
-        weight: Array,
+        weight: Array | Constant,
         stride: Sequence[int] | None = None,
         pads: Sequence[tuple[int, int]] | None = None,
         dilation: Sequence[int] | None = None,
         groups: int = 1,
     ) -> Node:
         """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as in `operators.Conv`."""
+        constant = Constant.of(weight)
+        kernels = constant.value
         n = len(x.shape) - 2
         stride, dilation, pads = tuple(stride or [1] * n), tuple(dilation or [1] * n), tuple(pads or [(0, 0)] * n)
-        if weight.ndim != n + 2 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-            raise ValueError(f"a kernel of shape {weight.shape} in {groups} group(s) does not fit an input of shape {x.shape}")
+        if kernels.ndim != n + 2 or x.shape[1] != kernels.shape[1] * groups or kernels.shape[0] % groups:
+            raise ValueError(f"a kernel of shape {kernels.shape} in {groups} group(s) does not fit an input of shape {x.shape}")
         space = [
             (s + sum(p) - d * (k - 1) - 1) // st + 1
-            for s, p, d, k, st in zip(x.shape[2:], pads, dilation, weight.shape[2:], stride, strict=True)
+            for s, p, d, k, st in zip(x.shape[2:], pads, dilation, kernels.shape[2:], stride, strict=True)
         ]
         if min(space) < 1:
-            raise ValueError(f"a kernel of shape {weight.shape} is larger than its input of shape {x.shape}")
-        op = Conv(weights(weight), stride, pads, dilation, groups, x.shape)
-        return self.add(op, [x], (x.shape[0], weight.shape[0], *space))
+            raise ValueError(f"a kernel of shape {kernels.shape} is larger than its input of shape {x.shape}")
+        op = Conv(weights(kernels), stride, pads, dilation, groups, x.shape, rounded=constant.rounded)
+        return self.add(op, [x], (x.shape[0], kernels.shape[0], *space))
 
     # Nonlinearities
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from milpverify.frontends import patterns
 from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.constants import Constant
 from milpverify.graph import Node
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def mean(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
     """The mean over some axes >= 0."""
-    return g.scale(g.reduce_sum(x, axes, keepdims), 1.0 / math.prod(x.shape[a] for a in axes))
+    return g.scale(g.reduce_sum(x, axes, keepdims), 1.0 / Constant.of(math.prod(x.shape[a] for a in axes)))
 
 
 def extremum(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True, sign: int = 1) -> Node:

@@ -1,6 +1,8 @@
 """ONNX networks: reading them, and lowering them to the graph of core operators.
 
-The graph means real arithmetic on the stored weights: constants fold in float64, which holds every float32 weight.
+The graph means real arithmetic on the stored weights, which float64 holds. Constants that nodes compute from them fold in float64: of sums,
+products, quotients and roots what is lost is known and kept as a mark (`constants.Constant`); what any other operator makes of constants
+(an exponential, a product of matrices) is by definition the float64 number that the reference of ONNX computes.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends import onnx_composites, onnx_recurrent, onnx_resample, onnx_windows  # noqa: F401 (register their rules)
 from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.constants import Constant
+from milpverify.frontends.onnx_folding import LINEAR_IN_CONSTANTS, folded_roundings
 from milpverify.frontends.onnx_node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx_ops import FLOATS
 from milpverify.graph import Graph, Node, TensorSpec
 
 OLDEST_OPSET = 7
+WIDE = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
 
@@ -124,6 +129,7 @@ class _Lowering:
             if not all(isinstance(text, str) for text in (node.op_type, node.name, node.domain, *node.input, *node.output)):
                 raise InvalidModel(f"the network is damaged: a {node.op_type!r} node has names that are no text")
         self.values: dict[str, Value] = {}
+        self.rounded: dict[str, int] = {}  # of the constants that are not exact: see `constants.Constant`
         # A bound to clip to may be infinite; a weight may not.
         readers = [(n.op_type, name) for n in self.proto.node for name in n.input]
         self.bounds = {name for op, name in readers if op == "Clip"} - {name for op, name in readers if op != "Clip"}
@@ -148,7 +154,7 @@ class _Lowering:
         outputs = []
         for info in self.proto.output:
             value = self.lookup(info.name, "the network's output")
-            outputs.append(value if isinstance(value, Node) else self.builder.constant(value))
+            outputs.append(value if isinstance(value, Node) else self.builder.constant(Constant(value, self.rounded.get(info.name, 0))))
         specs = tuple(spec_of(info, node.shape) for info, node in zip(self.proto.output, outputs, strict=True))
         return self.builder.graph(outputs, inputs, specs)
 
@@ -181,7 +187,7 @@ class _Lowering:
         if node.op_type == "Constant":
             results: list[Value] = [_constant(node)]
         elif not any(isinstance(v, Node) for v in op.inputs) and operator_name(node) == node.op_type and not _is_random(node, self.opset):
-            results = list(evaluate(node, [_array(v) for v in op.inputs], self.opset))
+            results = self.fold(op)
         else:
             results = self.apply_rule(op)
         if any(name and self.is_read(name) for name in node.output[len(results) :]):
@@ -191,6 +197,29 @@ class _Lowering:
                 self.values[name] = value
             else:
                 self.define(name, value, "constant")
+
+    def fold(self, op: Operation) -> list[Value]:
+        """What a node makes of constants, whose roundings are noted; where these are not known, nodes that stand for the real numbers."""
+        rounded = [self.rounded.get(name, 0) for name in op.proto.input]
+        if any(rounded) and op.proto.op_type == "Cast" and op.attributes["to"] in WIDE:
+            results = [op.weight(0)]  # the real number that the constant stands for has no type
+        else:
+            results = evaluate(op.proto, [_array(v) for v in op.inputs], self.opset)
+        if (most := folded_roundings(op, results, rounded)) is None:
+            return self.apply_rule(op)
+        if most:
+            self.rounded |= dict.fromkeys(op.proto.output, most)
+        return list(results)
+
+    def as_nodes(self, op: Operation) -> Operation:
+        """The operation with the constants that are not exact as nodes: they stand for real numbers then, whatever is made of them."""
+        if self.rounded.keys().isdisjoint(op.proto.input):
+            return op
+        for i, name in enumerate(op.proto.input):
+            if name in self.rounded:
+                self.builder.name = name
+                self.values[name] = self.builder.constant(Constant(op.weight(i), self.rounded.pop(name)))
+        return self.operation(op.proto)
 
     def is_read(self, name: str) -> bool:
         """Whether anything reads a tensor."""
@@ -218,6 +247,9 @@ class _Lowering:
     def apply_rule(self, op: Operation) -> list[Value]:
         node = op.proto
         rule = RULES.get(operator_name(node))
+        if node.op_type not in LINEAR_IN_CONSTANTS or not any(isinstance(v, Node) for v in op.inputs):
+            op = self.as_nodes(op)
+        rounded = sum(self.rounded.get(name, 0) for name in node.input)
         since = len(self.builder.nodes)
         self.builder.name = node.output[0]
         try:
@@ -231,6 +263,7 @@ class _Lowering:
             raise
         except (ValueError, IndexError, KeyError) as error:
             raise InvalidModel(f"{op} does not fit its inputs: {error}") from error
+        self.builder.mark(since, rounded)
         return self.finished(node, [result] if isinstance(result, (Node, np.ndarray)) else list(result), since)
 
     def finished(self, node: onnx.NodeProto, results: list[Value], since: int) -> list[Value]:

@@ -9,6 +9,7 @@ import numpy as np
 from milpverify.errors import InvalidModel
 from milpverify.frontends import composites
 from milpverify.frontends.builder import Builder
+from milpverify.frontends.constants import Constant
 from milpverify.frontends.onnx_node import Operation, Value, rule
 from milpverify.frontends.onnx_ops import reduced_axes
 from milpverify.graph import Node
@@ -34,7 +35,7 @@ def _pow(g: Builder, op: Operation) -> Value:
             return g.function("exp", composites.multiply(g, exponent, composites.logarithm(g, base)))
         if not np.all(base > 0):
             raise InvalidModel(f"{op} raises the constant '{op.proto.input[0]}', which is not positive everywhere, to a real power")
-        return g.function("exp", g.scale(exponent, np.log(base)))
+        return g.function("exp", g.scale(exponent, Constant(base).log()))
     if not exponent.size or not np.all(exponent == exponent.flat[0]):
         raise op.refuse("exponents that differ between entries have no rule; one for all has")
     x = op.node()

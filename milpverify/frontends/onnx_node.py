@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from milpverify.errors import InvalidModel, UnsupportedOperator
-from milpverify.frontends.builder import Array, Builder
+from milpverify.frontends.builder import Builder
+from milpverify.frontends.constants import Array
 from milpverify.graph import Node
 
 Value = Node | NDArray[Any]

@@ -17,6 +17,7 @@ from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel
 from milpverify.frontends import composites
 from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.constants import Constant
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
 
@@ -67,17 +68,18 @@ def _divide(g: Builder, op: Operation) -> Value:
         return composites.divide(g, a, b)
     if not np.all(b):
         raise InvalidModel(f"{op} divides by zero: the constant '{op.proto.input[1]}' has a zero entry")
-    return g.scale(op.node(), 1.0 / b)
+    return g.scale(op.node(), 1.0 / Constant(b))
 
 
-def product(g: Builder, a: Value, b: Value) -> Node:
+def product(g: Builder, a: Value | Constant, b: Value | Constant) -> Node:
     """numpy's a @ b, where at least one of them is a node."""
     if isinstance(a, Node):
         return g.matmul_nodes(a, b) if isinstance(b, Node) else g.matmul(a, b)
     assert isinstance(b, Node)
-    if a.ndim < 2:
+    a = Constant.of(a)
+    if a.value.ndim < 2:
         return g.matmul(g.transpose(b) if len(b.shape) > 1 else b, a)
-    a = a.swapaxes(-1, -2)
+    a = a.moved(a.value.swapaxes(-1, -2))
     return g.matmul(b, a) if len(b.shape) < 2 else g.transpose(g.matmul(g.transpose(b), a))
 
 
@@ -100,15 +102,15 @@ def _gemm(g: Builder, op: Operation) -> Value:
     c = op.optional(2)
     nodes = [isinstance(f, Node) for f in factors]
     if not any(nodes):
-        y: Value = alpha * (factors[0] @ factors[1])  # type: ignore[operator]
-    elif all(nodes):
+        factors[0] = g.constant(factors[0])  # type: ignore[arg-type]
+    if all(nodes):
         y = g.scale(product(g, *factors), alpha)
     else:
         # A float32 factor times a float32 weight is exact in float64.
-        y = product(g, *(f if isinstance(f, Node) else alpha * f for f in factors))
+        y = product(g, *(f if isinstance(f, Node) else Constant(f) * alpha for f in factors))
     if c is None:
         return y
-    return total(g, [y, g.scale(c, beta) if isinstance(c, Node) else beta * c], [1, 1])
+    return g.sum([y, g.scale(c, beta)]) if isinstance(c, Node) else g.scale(y, bias=Constant(c) * beta)
 
 
 @rule("BatchNormalization", attributes="epsilon momentum")
@@ -116,7 +118,8 @@ def _batch_normalization(g: Builder, op: Operation) -> Value:
     x = op.node()
     scale, shift, mean, variance = (op.weight(i).reshape(-1, *[1] * (len(x.shape) - 2)) for i in range(1, 5))
     # The mean goes first, on its own: subtracted inside the shift it could cancel, and float64 would round it.
-    return g.scale(g.scale(x, bias=-mean), scale / np.sqrt(variance + op.attributes["epsilon"]), shift)
+    factor = Constant(scale) / (Constant(variance) + op.attributes["epsilon"]).sqrt()
+    return g.scale(g.scale(x, bias=-mean), factor, shift)
 
 
 @rule("Where")
@@ -337,4 +340,4 @@ def _prelu(g: Builder, op: Operation) -> Value:
     x, slope = op.node(), op.weight(1)
     if slope.size and np.all(slope == slope.flat[0]):
         return g.apply(catalogue()["leaky_relu"].bind(alpha=float(slope.flat[0])), x)
-    return g.sum([g.scale(x, slope), g.scale(g.relu(x), 1.0 - slope)])
+    return g.sum([g.scale(x, slope), g.scale(g.relu(x), 1.0 - Constant(slope))])

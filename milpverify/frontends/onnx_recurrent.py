@@ -8,7 +8,8 @@ import numpy as np
 
 from milpverify.errors import InvalidModel
 from milpverify.frontends import recurrent
-from milpverify.frontends.builder import Array, Builder, entries
+from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.onnx_node import Operation, Value, rule
 from milpverify.graph import Node
 
@@ -46,6 +47,14 @@ def _state(g: Builder, op: Operation, i: int, direction: int) -> Node | None:
     return g.select(value, entries(value.shape)[direction]) if isinstance(value, Node) else g.constant(value[direction])
 
 
+def _bias(array: Array | None) -> Constant | None:
+    """The biases beside both products, which enter as their sum."""
+    if array is None:
+        return None
+    first, second = np.split(array, 2)
+    return Constant(first) + second
+
+
 def _reordered(array: Array, order: Sequence[int]) -> Array:
     """The stacked gates in another order."""
     return np.concatenate([np.split(array, len(order))[i] for i in order])
@@ -69,7 +78,8 @@ def _lstm(g: Builder, op: Operation) -> Sequence[Value]:
     order = (0, 2, 1, 3)  # ONNX has i, o, f, g
     states, cells = [], []
     for d, backwards in enumerate(_directions(op)):
-        bias = None if b is None else _reordered(np.add(*np.split(b[d], 2)), order)
+        bias = _bias(None if b is None else b[d])
+        bias = None if bias is None else bias.moved(_reordered(bias.value, order))
         h, c = _state(g, op, 5, d), _state(g, op, 6, d)
         run, cell = recurrent.lstm(g, x, _reordered(w[d], order), _reordered(r[d], order), bias, h, c, backwards)
         states.append(run)
@@ -100,6 +110,6 @@ def _rnn(g: Builder, op: Operation) -> Sequence[Value]:
     x, w, r, b = op.node(), op.weight(1), op.weight(2), op.constant(3)
     states = []
     for d, backwards in enumerate(_directions(op)):
-        bias = None if b is None else np.add(*np.split(b[d], 2))
+        bias = _bias(None if b is None else b[d])
         states.append(recurrent.rnn(g, x, w[d], r[d], bias, _state(g, op, 5, d), name, backwards))
     return _outputs(g, states, _directions(op))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.builder import Array, Builder, entries
+from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
 
@@ -62,20 +64,20 @@ def _conv_transpose(g: Builder, op: Operation) -> Value:
 # Resampling
 
 
-def _coordinates(op: Operation, mode: str, n: int, m: int, scale: float) -> Array:
+def _coordinates(op: Operation, mode: str, n: int, m: int, scale: Fraction) -> list[Fraction]:
     """Where along an axis of n entries each of m resampled ones lies."""
-    at = np.arange(m, dtype=np.float64)
+    half = Fraction(1, 2)
     match mode:
         case "half_pixel":
-            return (at + 0.5) / scale - 0.5
+            return [(i + half) / scale - half for i in range(m)]
         case "pytorch_half_pixel":
-            return (at + 0.5) / scale - 0.5 if m > 1 else np.zeros(m)
+            return [(i + half) / scale - half for i in range(m)] if m > 1 else [Fraction(0)]
         case "asymmetric":
-            return at / scale
+            return [i / scale for i in range(m)]
         case "align_corners":
-            return at * ((n - 1) / (m - 1)) if m > 1 else np.zeros(m)
+            return [Fraction(i * (n - 1), m - 1) for i in range(m)] if m > 1 else [Fraction(0)]
         case "half_pixel_symmetric":
-            return n / 2 * (1 - m / (scale * n)) + (at + 0.5) / scale - 0.5
+            return [Fraction(n, 2) * (1 - m / (scale * n)) + (i + half) / scale - half for i in range(m)]
     raise op.refuse(f"coordinate_transformation_mode '{mode}' has no rule")
 
 
@@ -86,14 +88,26 @@ def _nearest(op: Operation, mode: str, x: Array) -> Array:
     return rounded[mode]
 
 
-def _along(g: Builder, x: Node, axis: int, matrix: Array) -> Node:
+def _along(g: Builder, x: Node, axis: int, matrix: Array | Constant) -> Node:
     """matrix (m, n) times x along an axis of length n."""
     rank = len(x.shape)
     order = [a for a in range(rank) if a != axis] + [axis]
-    return g.permute(g.matmul(g.permute(x, order), matrix.T), [order.index(a) for a in range(rank)])
+    columns = Constant.of(matrix)
+    return g.permute(g.matmul(g.permute(x, order), columns.moved(columns.value.T)), [order.index(a) for a in range(rank)])
 
 
-def _resample(g: Builder, op: Operation, sizes: list[tuple[int, float]], mode: str, transformation: str, nearest: str) -> Node:
+def _interpolating(n: int, at: list[Fraction]) -> Constant:
+    """The matrix (m, n) that interpolates between the two entries around each coordinate."""
+    entries = [Fraction(0)] * (len(at) * n)
+    for i, place in enumerate(at):
+        place = min(max(place, Fraction(0)), Fraction(n - 1))
+        low = math.floor(place)
+        entries[i * n + low] += 1 - (place - low)
+        entries[i * n + min(low + 1, n - 1)] += place - low
+    return Constant.nearest(entries, (len(at), n))
+
+
+def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode: str, transformation: str, nearest: str) -> Node:
     """Every axis resampled to (length, scale)."""
     x = op.node()
     for axis, (m, scale) in enumerate(sizes):
@@ -102,25 +116,32 @@ def _resample(g: Builder, op: Operation, sizes: list[tuple[int, float]], mode: s
             continue
         at = _coordinates(op, transformation, n, m, scale)
         if mode == "nearest":
-            chosen = np.clip(_nearest(op, nearest, at), 0, n - 1).astype(np.int64)
+            places = np.array([float(place) for place in at])
+            chosen = np.clip(_nearest(op, nearest, places), 0, n - 1).astype(np.int64)
             x = g.select(x, np.take(entries(x.shape), chosen, axis))
         elif mode == "linear":
-            at = np.clip(at, 0, n - 1)
-            low = np.clip(np.floor(at), 0, n - 1).astype(np.int64)
-            high, weight = np.minimum(low + 1, n - 1), at - low
-            matrix = np.zeros((m, n))
-            np.add.at(matrix, (np.arange(m), low), 1 - weight)
-            np.add.at(matrix, (np.arange(m), high), weight)
-            x = _along(g, x, axis, matrix)
+            x = _along(g, x, axis, _interpolating(n, at))
         else:
             raise op.refuse(f"mode '{mode}' has no rule; nearest and linear have")
     return x
 
 
+def _scaled(op: Operation, n: int, scale: float) -> tuple[int, Fraction]:
+    """The length that an axis of length n is resampled to, and the scale."""
+    exact = Fraction(scale)
+    return _length(op, math.floor(n * exact)), exact
+
+
+def _length(op: Operation, m: int) -> int:
+    if m < 1:
+        raise InvalidModel(f"{op} resamples an axis to the length {m}")
+    return m
+
+
 @rule("Upsample", attributes="mode scales")
 def _upsample(g: Builder, op: Operation) -> Value:
     given = op.attributes["scales"] if op.opset < 9 else op.weight(1).tolist()
-    sizes = [(math.floor(n * s), s) for n, s in zip(op.node().shape, given, strict=True)]
+    sizes = [_scaled(op, n, s) for n, s in zip(op.node().shape, given, strict=True)]
     return _resample(g, op, sizes, op.attributes["mode"], "asymmetric", "floor")
 
 
@@ -131,17 +152,17 @@ def _resize(g: Builder, op: Operation) -> Value:
         given = op.weight(1).tolist()
         if min(given) < 1:
             raise op.refuse("shrinking has no rule before opset 11")
-        sizes = [(math.floor(n * s), s) for n, s in zip(x.shape, given, strict=True)]
+        sizes = [_scaled(op, n, s) for n, s in zip(x.shape, given, strict=True)]
         return _resample(g, op, sizes, op.attributes["mode"], "asymmetric", "floor")
     axes = [a % len(x.shape) for a in op.attributes.get("axes") or range(len(x.shape))]
-    lengths = [(n, 1.0) for n in x.shape]
+    lengths = [(n, Fraction(1)) for n in x.shape]
     scales, targets = op.constant(2), op.constant(3)
     if targets is not None and targets.size:
         for a, m in zip(axes, targets.tolist(), strict=True):
-            lengths[a] = (int(m), m / x.shape[a])
+            lengths[a] = (_length(op, m), Fraction(m, x.shape[a]))
     elif scales is not None and scales.size:
         for a, s in zip(axes, scales.tolist(), strict=True):
-            lengths[a] = (math.floor(x.shape[a] * s), s)
+            lengths[a] = _scaled(op, x.shape[a], s)
     else:
         raise InvalidModel(f"{op} has neither scales nor sizes")
     modes = [op.attributes[key] for key in ("mode", "coordinate_transformation_mode", "nearest_mode")]

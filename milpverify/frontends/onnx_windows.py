@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.builder import Array, Builder, Index
+from milpverify.frontends.builder import Builder, Index
+from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.onnx_node import Operation, Value, rule
 from milpverify.graph import Node
 from milpverify.operators import Shape
@@ -84,7 +85,7 @@ def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
     return axes
 
 
-def slide(g: Builder, x: Node, weight: Array, axes: Sequence[Axis], groups: int) -> Node:
+def slide(g: Builder, x: Node, weight: Array | Constant, axes: Sequence[Axis], groups: int) -> Node:
     """A convolution along the axes."""
     pads = [(a.begin, a.reach) for a in axes]
     return g.conv(x, weight, [a.stride for a in axes], pads, [a.dilation for a in axes], groups)
@@ -123,8 +124,8 @@ def average_pool(g: Builder, x: Node, axes: Sequence[Axis], include_padding: boo
     channels = x.shape[1]
     ones = np.ones((channels, 1, *(a.kernel for a in axes)))
     if (count == count.flat[0]).all():
-        return slide(g, x, ones / count.flat[0], axes, channels)
-    return g.scale(slide(g, x, ones, axes, channels), 1.0 / count)
+        return slide(g, x, Constant(ones) / count.flat[0], axes, channels)
+    return g.scale(slide(g, x, ones, axes, channels), 1.0 / Constant.of(count))
 
 
 @rule("MaxPool", attributes=f"{WINDOW} ceil_mode storage_order")

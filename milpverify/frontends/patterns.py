@@ -1,8 +1,9 @@
 """Functions that a network writes out in parts, found again: GELU, SiLU, Mish, hard swish, softsign, powers, softplus, softmax.
 
 Bounded part by part they would be loose: x * sigmoid(x) as a product of two variables, say. What is found is exactly what the network
-computes in the reals, with its own constants, whatever these are rounded from: they end up as parameters of a catalogue function or as
-factors around it (as ever, a constant that is computed is the nearest float64 number). A pattern that does not fit exactly is none.
+computes in the reals, with its own constants, whatever these are rounded from: they end up as parameters of a catalogue function, which are
+exact, or as factors and terms around it, which are marked where float64 does not hold them. Constants that are marked already are equal to
+nothing. A pattern that does not fit exactly is none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from milpverify.catalogue import catalogue
 from milpverify.frontends.builder import entries
+from milpverify.frontends.constants import Constant
 from milpverify.operators import Elementwise, ReduceSum, Reshape, Scale, Select, Sum
 
 if TYPE_CHECKING:
@@ -31,25 +33,30 @@ _POWERS = {"square": 2, "cube": 3}
 
 @dataclass(frozen=True)
 class Line:
-    """slope * node + offset, with the same slope and offset for all entries."""
+    """slope * node + offset, with the same slope and offset for all entries.
+
+    The offset is exact, and the slope where it is not `rounded`, as in `operators.Affine`.
+    """
 
     node: Node
     slope: Fraction
     offset: Fraction
+    rounded: int = 0
 
     @property
     def identity(self) -> bool:
         """Whether it is the node itself."""
-        return self.slope == 1 and not self.offset
+        return self.slope == 1 and not self.offset and not self.rounded
 
     def of(self, name: str) -> bool:
         """Whether the node is this function of something."""
         return isinstance(self.node.op, Elementwise) and self.node.op.function.name == name
 
 
-def scaled(g: Builder, x: Node, slope: Fraction, offset: Fraction = Fraction(0)) -> Node:
-    """slope * x + offset."""
-    return g.scale(x, float(slope), float(offset))
+def scaled(g: Builder, x: Node, slope: Fraction, offset: Fraction = Fraction(0), rounded: int = 0) -> Node:
+    """slope * x + offset, both of which are `rounded` already."""
+    weight, bias = (Constant.nearest([v], ()) for v in (slope, offset))
+    return g.scale(x, *(Constant(v.value, v.rounded + rounded) for v in (weight, bias)))
 
 
 def lines(g: Builder, x: Node) -> Iterator[Line]:
@@ -63,7 +70,10 @@ def lines(g: Builder, x: Node) -> Iterator[Line]:
         weight, bias = _uniform(op.weight, 1), _uniform(op.bias, 0)
         if weight is None or bias is None:
             return
-        line = Line(g.nodes[line.node.inputs[0]], line.slope * weight, line.slope * bias + line.offset)
+        if bias and (line.rounded or op.rounded):
+            return
+        known = g.nodes[line.node.inputs[0]]
+        line = Line(known, line.slope * weight, line.slope * bias + line.offset, line.rounded + op.rounded)
 
 
 def _uniform(values: Tensor | None, default: int) -> Fraction | None:
@@ -103,15 +113,18 @@ def product(g: Builder, a: Node, b: Node) -> Node | None:
     return _gate(g, a, b) or _gate(g, b, a)
 
 
-def _quadratic(g: Builder, a: Line, b: Line) -> Node:
-    """(p x + q) (r x + s) = p r (x + h)^2 - c."""
+def _quadratic(g: Builder, a: Line, b: Line) -> Node | None:
+    """(p x + q) (r x + s) = p r (x + h)^2 - c, unless h or c is so large that they would cancel."""
     if not a.slope * b.slope:
         constant, line = (a, b) if not a.slope else (b, a)
-        return scaled(g, line.node, line.slope * constant.offset, line.offset * constant.offset)
-    roots = a.offset / a.slope, b.offset / b.slope
-    square = g.function("square", scaled(g, a.node, Fraction(1), (roots[0] + roots[1]) / 2))
-    factor = a.slope * b.slope
-    return scaled(g, square, factor, -factor * (roots[0] - roots[1]) ** 2 / 4)
+        return scaled(g, line.node, line.slope * constant.offset, line.offset * constant.offset, line.rounded)
+    factor, roots = a.slope * b.slope, (a.offset / a.slope, b.offset / b.slope)
+    middle, half = (roots[0] + roots[1]) / 2, (roots[0] - roots[1]) / 2
+    if a.rounded or b.rounded:  # h and c are differences
+        offsets = a.offset or b.offset
+        return None if offsets else scaled(g, g.function("square", a.node), factor, rounded=a.rounded + b.rounded)
+    square = g.function("square", scaled(g, a.node, Fraction(1), middle))
+    return scaled(g, square, factor, -factor * half**2)
 
 
 def _root(g: Builder, x: Node) -> tuple[Node, int]:
@@ -140,8 +153,9 @@ def _power(g: Builder, a: Node, b: Node) -> Node | None:
             for other in lines(g, second):
                 (x, n), (y, m) = _root(g, one.node), _root(g, other.node)
                 if x.id == y.id and n + m > 2 and not one.offset:
-                    high = scaled(g, power(g, x, n + m), one.slope * other.slope)
-                    return g.sum([high, scaled(g, one.node, one.slope * other.offset)]) if other.offset else high
+                    high = scaled(g, power(g, x, n + m), one.slope * other.slope, rounded=one.rounded + other.rounded)
+                    rest = one.slope * other.offset
+                    return g.sum([high, scaled(g, one.node, rest, rounded=one.rounded)]) if rest else high
     return None
 
 
@@ -153,20 +167,22 @@ def _gate(g: Builder, a: Node, b: Node) -> Node | None:
     y, name = argument(g, gate.node), gate.node.op.function.name
     if name == "tanh":
         found = _mish(g, a, y) or _gelu_tanh(g, a, y)
-    elif name in ("erf", "sigmoid", "clip", "relu6", "hard_tanh", "hard_sigmoid"):
+    elif name in ("erf", "sigmoid", "clip", "relu6", "hard_tanh"):
         found = _line_gate(g, a, y, gate.node.op.function)
     else:
         found = None
     if found is None:
         return None
-    x, function, u, v = found
-    main = scaled(g, function, x.slope * gate.slope * u)
+    x, function, u, v, rounded = found
+    if v and gate.rounded:
+        return None
+    main = scaled(g, function, x.slope * gate.slope * u, rounded=x.rounded + gate.rounded + rounded)
     rest = x.slope * (gate.slope * v + gate.offset)
-    return g.sum([main, scaled(g, x.node, rest)]) if rest else main
+    return g.sum([main, scaled(g, x.node, rest, rounded=x.rounded)]) if rest else main
 
 
-_Gate = tuple[Line, "Node", Fraction, Fraction]
-"""a = p x as a line, F(x), u and v, where x f(y) = u F(x) + v x."""
+_Gate = tuple[Line, "Node", Fraction, Fraction, int]
+"""a = p x as a line, F(x), u and v, where x f(y) = u F(x) + v x; and how often u is rounded."""
 
 
 def _line_gate(g: Builder, a: Node, y: Node, f: Function) -> _Gate | None:
@@ -174,17 +190,19 @@ def _line_gate(g: Builder, a: Node, y: Node, f: Function) -> _Gate | None:
     pair = common(g, a, y)
     if pair is None or pair[0].offset or not pair[1].slope:
         return None
-    x, k, t = pair[0], pair[1].slope, pair[1].offset
+    x, k, t, rounded = pair[0], pair[1].slope, pair[1].offset, pair[1].rounded
     if f.name == "erf" and not t:
         sign = Fraction(1 if k > 0 else -1)
-        return x, g.function("gelu_rounded", x.node, c=float(abs(k))), 2 * sign, -sign
+        if not rounded and Fraction(c := float(abs(k))) == abs(k):
+            return x, g.function("gelu_rounded", x.node, c=c), 2 * sign, -sign, 0
+        return x, g.function("gelu_rounded", scaled(g, x.node, abs(k), rounded=rounded), c=1.0), 2 / k, -sign, rounded
     if f.name == "sigmoid" and not t:
-        return x, g.function("silu", scaled(g, x.node, k)), 1 / k, Fraction(0)
+        return x, g.function("silu", scaled(g, x.node, k, rounded=rounded)), 1 / k, Fraction(0), rounded
     limits = {"min": 0.0, "max": 6.0, **dict(f.parameters)} if f.name in ("clip", "relu6", "hard_tanh") else {}
     if limits and limits["min"] == 0 and 0 < limits["max"] < np.inf and t == (high := Fraction(limits["max"])) / 2:
         # x clip(k x + h / 2, 0, h) = h hard_swish(w x) / w with w = 6 k / h
         w = 6 * k / high
-        return x, g.function("hard_swish", scaled(g, x.node, w)), high / w, Fraction(0)
+        return x, g.function("hard_swish", scaled(g, x.node, w, rounded=rounded)), high / w, Fraction(0), rounded
     return None
 
 
@@ -196,7 +214,7 @@ def _mish(g: Builder, a: Node, y: Node) -> _Gate | None:
     pair = common(g, a, argument(g, outer.node))
     if pair is None or pair[0].offset or not pair[1].identity:
         return None
-    return pair[0], g.function("mish", pair[0].node), Fraction(1), Fraction(0)
+    return pair[0], g.function("mish", pair[0].node), Fraction(1), Fraction(0), 0
 
 
 def _gelu_tanh(g: Builder, a: Node, y: Node) -> _Gate | None:
@@ -212,12 +230,13 @@ def _gelu_tanh(g: Builder, a: Node, y: Node) -> _Gate | None:
         x = argument(g, cube.node)
         line = next((line for line in lines(g, second) if line.node.id == x.id), None)
         factor = next((line for line in lines(g, a) if line.node.id == x.id), None)
-        if line is None or factor is None or line.offset or factor.offset:
+        if line is None or factor is None or line.offset or factor.offset or line.rounded or cube.rounded or outer.rounded:
             continue
-        parameters = {"slope": float(slope * line.slope), "cubic": float(cubic * cube.slope)}
+        exact = {"slope": slope * line.slope, "cubic": cubic * cube.slope}
+        parameters = {key: float(value) for key, value in exact.items()}
         family = catalogue()["gelu_tanh_rounded"]
-        if all(family.limits[key].accepts(value) for key, value in parameters.items()):
-            return factor, g.apply(family.bind(**parameters), x), Fraction(2), Fraction(-1)
+        if all(family.limits[key].accepts(value) and Fraction(value) == exact[key] for key, value in parameters.items()):
+            return factor, g.apply(family.bind(**parameters), x), Fraction(2), Fraction(-1), 0
     return None
 
 
@@ -234,10 +253,12 @@ def quotient(g: Builder, a: Node, b: Node) -> Node | None:
         return None
     p, k = pair[0].slope, pair[1].slope
     if below.of("abs") and below.slope / below.offset > 0:  # p x / (s + r |k x|)
-        w = abs(k) * below.slope / below.offset
-        return scaled(g, g.function("softsign", scaled(g, pair[0].node, w)), p / (below.offset * w))
-    if below.of("exp") and below.slope == below.offset:  # p x / (s (1 + exp(k x)))
-        return scaled(g, g.function("silu", scaled(g, pair[0].node, -k)), -p / (below.offset * k))
+        w, rounded = abs(k) * below.slope / below.offset, pair[1].rounded + below.rounded
+        sign = g.function("softsign", scaled(g, pair[0].node, w, rounded=rounded))
+        return scaled(g, sign, p / (below.offset * w), rounded=pair[0].rounded + rounded)
+    if below.of("exp") and below.slope == below.offset and not below.rounded:  # p x / (s (1 + exp(k x)))
+        gate = g.function("silu", scaled(g, pair[0].node, -k, rounded=pair[1].rounded))
+        return scaled(g, gate, -p / (below.offset * k), rounded=pair[0].rounded + pair[1].rounded)
     return None
 
 
@@ -245,10 +266,10 @@ def reciprocal(g: Builder, x: Node) -> Node | None:
     """1 / x as one function: of a square root, of an exponential, of 1 + exp(y)."""
     below = innermost(g, x)
     if below.of("sqrt") and not below.offset and below.slope:
-        return scaled(g, g.function("rsqrt", argument(g, below.node)), 1 / below.slope)
+        return scaled(g, g.function("rsqrt", argument(g, below.node)), 1 / below.slope, rounded=below.rounded)
     if below.of("exp") and not below.offset and below.slope:
-        return scaled(g, g.function("exp", g.scale(argument(g, below.node), -1.0)), 1 / below.slope)
-    if below.of("exp") and below.slope and below.slope == below.offset:
+        return scaled(g, g.function("exp", g.scale(argument(g, below.node), -1.0)), 1 / below.slope, rounded=below.rounded)
+    if below.of("exp") and below.slope and below.slope == below.offset and not below.rounded:
         return scaled(g, g.function("sigmoid", g.scale(argument(g, below.node), -1.0)), 1 / below.slope)
     return None
 
@@ -256,7 +277,7 @@ def reciprocal(g: Builder, x: Node) -> Node | None:
 def logarithm(g: Builder, x: Node) -> Node | None:
     """log x as one function: of 1 + exp(y)."""
     inner = innermost(g, x)
-    if inner.of("exp") and inner.slope == inner.offset == 1:
+    if inner.of("exp") and inner.slope == inner.offset == 1 and not inner.rounded:
         return g.function("softplus", argument(g, inner.node))
     return None
 

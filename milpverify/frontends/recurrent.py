@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.frontends.builder import entries
+from milpverify.frontends.constants import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milpverify.frontends.builder import Array, Builder
+    from milpverify.frontends.builder import Builder
+    from milpverify.frontends.constants import Array
     from milpverify.graph import Node
 
 
 def lstm(
-    g: Builder, x: Node, w: Array, r: Array, bias: Array | None, h: Node | None, c: Node | None, backwards: bool = False
+    g: Builder, x: Node, w: Array, r: Array, bias: Array | Constant | None, h: Node | None, c: Node | None, backwards: bool = False
 ) -> tuple[list[Node], Node]:
     """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c') for the gates i, f, o, g = x w^T + h r^T + bias.
 
@@ -68,7 +70,7 @@ def gru(
         h after every step, in the order of x.
     """
     size, states = r.shape[1], {}
-    outer = None if bias is None else bias[0] + np.where(np.arange(3 * size) < 2 * size, bias[1], 0.0)
+    outer = None if bias is None else Constant(bias[0]) + np.where(np.arange(3 * size) < 2 * size, bias[1], 0.0)
     shift = np.zeros(size) if bias is None else bias[1][2 * size :]
     for step, given in _steps(g, x, w, outer, backwards):
         gates = g.function("sigmoid", _with_state(g, _gates(g, given, 0, 2 * size), h, r[: 2 * size]))
@@ -86,7 +88,7 @@ def gru(
 
 
 def rnn(
-    g: Builder, x: Node, w: Array, r: Array, bias: Array | None, h: Node | None, function: str = "tanh", backwards: bool = False
+    g: Builder, x: Node, w: Array, r: Array, bias: Array | Constant | None, h: Node | None, function: str = "tanh", backwards: bool = False
 ) -> list[Node]:
     """h' = f(x w^T + h r^T + bias) for a function of the catalogue; h after every step, in the order of x."""
     states = {}
@@ -95,7 +97,7 @@ def rnn(
     return [states[step] for step in sorted(states)]
 
 
-def _steps(g: Builder, x: Node, w: Array, bias: Array | None, backwards: bool) -> Sequence[tuple[int, Node]]:
+def _steps(g: Builder, x: Node, w: Array, bias: Array | Constant | None, backwards: bool) -> Sequence[tuple[int, Node]]:
     """x w^T + bias at every step, (batch, rows of w), in the order in which they are worked."""
     given = g.scale(g.matmul(x, w.T), bias=bias)
     places = entries(given.shape)

@@ -83,7 +83,9 @@ def _fuse_biases(nodes: Sequence[Node]) -> tuple[Node, ...]:
             continue
         shape = (-1,) if isinstance(source.op, Linear) else (-1, *[1] * (len(node.shape) - 2))
         fused = full.reshape(-1).expand(node.shape[axis]).reshape(shape).contiguous()
-        kept[node.id] = replace(node, op=replace(source.op, bias=fused), inputs=source.inputs)
+        kept[node.id] = replace(
+            node, op=replace(source.op, bias=fused, rounded=max(source.op.rounded, node.op.rounded)), inputs=source.inputs
+        )
     return _renumber(kept.values(), {})
 
 

@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from milpverify.errors import InvalidModel, UnsupportedOperator
 from milpverify.frontends.builder import Builder
+from milpverify.frontends.constants import Array
 from milpverify.graph import Node
 
-Array = NDArray[np.float64]
 Value = Node | Tensor
 """A tensor of the module: a node where it depends on x, else a constant (real numbers in float64)."""
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from milpverify.frontends import composites
+from milpverify.frontends.constants import Constant
 from milpverify.frontends.onnx_windows import Axis, average_pool, max_pool, slide
-from milpverify.frontends.torch_call import Call, execute, rule
-from milpverify.frontends.torch_ops import as_constant, matrix_product, total
+from milpverify.frontends.torch_call import Call, execute, name_of, rule
+from milpverify.frontends.torch_ops import matrix_product, total
 from milpverify.graph import Node
 
 
@@ -197,10 +198,11 @@ def _averaged(call: Call, x: Node, axis: int, count: int) -> Node:
     if count == size:
         return x
     if count == 1:
-        return g.scale(g.reduce_sum(x, [axis]), 1.0 / size)
-    matrix = np.zeros((size, count))
+        return g.scale(g.reduce_sum(x, [axis]), 1.0 / Constant.of(size))
+    ones, lengths = np.zeros((size, count)), np.ones(count)
     for i, (first, last) in enumerate(regions(size, count)):
-        matrix[first:last, i] = 1.0 / (last - first)
+        ones[first:last, i], lengths[i] = 1.0, last - first
+    matrix = Constant(ones) / lengths
     axes = [a for a in range(len(x.shape)) if a != axis] + [axis]
     return g.permute(g.matmul(g.permute(x, axes), matrix), [axes.index(a) for a in range(len(axes))])
 
@@ -239,7 +241,9 @@ def _interpolate(
         places = torch.arange(x.size, dtype=torch.float64).reshape(x.shape)
         found = execute(call.target, [places, size, scale_factor, mode, align_corners], kwargs)
         return call.g.select(x, found.numpy().astype(np.int64))
-    return _planewise(call, x, lambda planes: execute(call.target, [planes, size, scale_factor, mode, align_corners], kwargs))
+    return _planewise(
+        call, x, lambda planes: execute(call.target, [planes, size, scale_factor, mode, align_corners], kwargs), mode.endswith("linear")
+    )
 
 
 @rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
@@ -250,14 +254,26 @@ def _upsample_nearest(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
 
 @rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
 def _upsample(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
-    return _planewise(call, x, lambda planes: execute(call.target, [planes, *args], kwargs))
+    return _planewise(call, x, lambda planes: execute(call.target, [planes, *args], kwargs), "linear" in name_of(call.target))
 
 
-def _planewise(call: Call, x: Node, linear: Any) -> Node:
-    """A linear map of (batch, channels, *space) that treats all planes alike, by its matrix."""
+def _planewise(call: Call, x: Node, resample: Any, linear: bool) -> Node:
+    """A linear map of (batch, channels, *space) that treats all planes alike, by its matrix.
+
+    torch computes the matrix in float64. Where interpolation is `linear` and an axis gets m entries, the weights along it are multiples of
+    1 / 2 m, or of 1 / (m - 1) with the corners aligned, unless the scale is another than that of the lengths: these are recovered.
+    All others count as torch computes them.
+    """
     size = math.prod(x.shape[2:])
-    images = linear(torch.eye(size, dtype=torch.float64).reshape(size, 1, *x.shape[2:]))
-    y = call.g.matmul(call.g.reshape(x, (x.shape[0], x.shape[1], size)), images.reshape(size, -1).numpy())
+    images = resample(torch.eye(size, dtype=torch.float64).reshape(size, 1, *x.shape[2:]))
+    matrix = Constant(images.reshape(size, -1).numpy())
+    for parts in ([2 * m for m in images.shape[2:]], [max(1, m - 1) for m in images.shape[2:]]) if linear else ():
+        whole = math.prod(parts)
+        multiples = np.round(matrix.value * whole)
+        if whole < 2**32 and np.abs(matrix.value * whole - multiples).max() < 2.0**-16:
+            matrix = Constant(multiples) / float(whole)
+            break
+    y = call.g.matmul(call.g.reshape(x, (x.shape[0], x.shape[1], size)), matrix)
     return call.g.reshape(y, (*x.shape[:2], *images.shape[2:]))
 
 
@@ -293,7 +309,7 @@ def _normalised(call: Call, x: Node, weight: Any, bias: Any, mean: Any, variance
     def along_channels(value: Any, default: float) -> Any:
         return np.array(default) if value is None else call.array(value).reshape(-1, *[1] * (len(x.shape) - 2))
 
-    factor = along_channels(weight, 1.0) / np.sqrt(along_channels(variance, 1.0) + call.number(eps))
+    factor = Constant(along_channels(weight, 1.0)) / (Constant(along_channels(variance, 1.0)) + call.number(eps)).sqrt()
     # The mean goes first, on its own: subtracted inside the shift it could cancel, and float64 would round it.
     return call.g.scale(call.g.scale(x, bias=-along_channels(mean, 0.0)), factor, along_channels(bias, 0.0))
 
@@ -381,13 +397,13 @@ def _attention(
     """softmax(q k^T / sqrt(d) + mask) v."""
     if dropout_p or enable_gqa:
         raise call.refuse("dropout_p and enable_gqa have no rule")
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    factor = 1.0 / Constant.of(query.shape[-1]).sqrt() if scale is None else Constant.of(float(scale))
     keys = call.g.transpose(key) if isinstance(key, Node) else key.mT
     scores = matrix_product(call, query, keys)
-    scores = call.g.scale(call.node(scores), factor)
+    scores = call.g.scale(scores, factor)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
     if mask is not None:
         if not isinstance(mask, Node) and (mask.dtype == torch.bool or not torch.isfinite(mask).all()):
             raise call.refuse("a mask that forbids entries has no rule")
-        scores = total(call, [scores, as_constant(mask)], [1, 1])
+        scores = total(call, [scores, mask], [1, 1])
     return matrix_product(call, composites.softmax(call.g, scores, -1), value)

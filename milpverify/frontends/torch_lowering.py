@@ -1,4 +1,8 @@
-"""Lowering torch operations one by one: constants fold in float64, functions of the catalogue are found by name, the rest has rules."""
+"""Lowering torch operations one by one: functions of the catalogue are found by name, the rest has rules, and constants fold in float64.
+
+Of folded sums, products, quotients and roots what is lost is known and kept as a mark (`constants.Constant`); what any other operation
+makes of constants is by definition the float64 number that torch computes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +20,7 @@ from milpverify.errors import InvalidModel, MilpverifyError
 from milpverify.frontends import torch_layers, torch_moves, torch_ops  # noqa: F401 (register their rules)
 from milpverify.frontends.activation import Activation
 from milpverify.frontends.builder import Builder
+from milpverify.frontends.constants import ARITHMETIC, Constant
 from milpverify.frontends.torch_call import RULES, Call, execute, leaves, name_of, qualified_name, replaced
 from milpverify.graph import Graph, Node, TensorSpec
 
@@ -23,6 +29,19 @@ if TYPE_CHECKING:
 
 MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError)
 """What torch and the builder raise where an operation does not fit its arguments."""
+
+
+LINEAR_IN_CONSTANTS = frozenset(
+    (
+        *("add", "radd", "sub", "rsub", "mul", "rmul", "div", "rtruediv", "matmul", "rmatmul", "mm", "bmm", "mv", "linear", "where"),
+        *("addmm", "baddbmm", "addmv", "conv1d", "conv2d", "conv3d", "convolution"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "layer_norm", "group_norm"),
+    )
+)
+"""The operations on x whose weights are products and quotients of their constants, so that these hand their mark on."""
+
+MOVES = tuple(RULES[name] for name in ("view", "permute", "cat", "pad", "contiguous"))
+"""The rules of operations that only move entries."""
 
 
 def entry_of(target: Any) -> Nonlinearity | None:
@@ -48,11 +67,12 @@ class Lowering:
         self.spec = TensorSpec("x", self.shape, str(dtype).removeprefix("torch."))
         self.builder = Builder(self.spec.size)
         self.builder.name = "x"
+        self.rounded: dict[int, tuple[Tensor, int]] = {}  # by their identity, constants that are not exact: see `constants.Constant`
         self.input = self.builder.reshape(self.builder.nodes[0], self.shape)
 
     def constant(self, value: Tensor) -> Tensor:
         """A constant of the module: real numbers in float64, on the CPU."""
-        value = value.detach()
+        value = value.detach() if value.requires_grad else value
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
             raise InvalidModel(f"the network holds a tensor of type {value.dtype}, {value.layout}; real, dense tensors are supported")
         return value.to("cpu", torch.float64) if value.is_floating_point() else value.to("cpu")
@@ -71,10 +91,19 @@ class Lowering:
         call = Call(self.builder, target, path, self.dtype)
         self.builder.name = ".".join(filter(None, (path, name)))
         try:
+            moves = RULES.get(name) in MOVES
             if not any(isinstance(v, Node) for v in leaves((args, named))):
-                return self.fold(target, args, named)
+                if moves or not self.roundings(args, named) or (name in ARITHMETIC and not named):
+                    return self.fold(call, args, named)
+                args, named = self.as_nodes(args), self.as_nodes(named)
+            elif not moves and name not in LINEAR_IN_CONSTANTS:
+                args, named = self.as_nodes(args), self.as_nodes(named)
+            rounded = self.roundings(args, named)
             if name in RULES:
-                return RULES[name](call, *args, **named)
+                since = len(self.builder.nodes)
+                result = RULES[name](call, *args, **named)
+                self.builder.mark(since, rounded)
+                return replaced(result, lambda v: self.builder.nodes[v.id] if isinstance(v, Node) else v) if rounded else result
             if (entry := entry_of(target)) is not None:
                 return self.apply(call, entry, args, named)
         except MilpverifyError:
@@ -101,13 +130,36 @@ class Lowering:
 
         return [replaced(v, known) for v in places], {key: replaced(v, known) for key, v in named.items()}
 
-    def fold(self, target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def roundings(self, *values: Any) -> int:
+        """How often constants among the values are rounded, together."""
+        return sum(self.rounded[id(v)][1] for v in leaves(values) if id(v) in self.rounded)
+
+    def as_nodes(self, values: Any) -> Any:
+        """The values with the constants that are not exact as nodes: they stand for real numbers then, whatever is made of them."""
+        return replaced(values, lambda v: self.builder.constant(self.known(v)) if id(v) in self.rounded else v)
+
+    def fold(self, call: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An operation on constants, in float64."""
         with torch.no_grad():
-            found = execute(target, args, kwargs)
+            found = execute(call.target, args, kwargs)
         if found is torch.float64:
             return self.dtype
-        return replaced(found, lambda v: self.constant(v) if isinstance(v, Tensor) else v)
+        found = replaced(found, lambda v: self.constant(v) if isinstance(v, Tensor) else v)
+        real = [v for v in leaves(found) if isinstance(v, Tensor) and v.is_floating_point()]
+        name = name_of(call.target)
+        if not real:  # lengths, places and masks
+            return found
+        rounded = self.roundings(args, kwargs)
+        if name in ARITHMETIC and not kwargs and all(isinstance(v, (Tensor, float, int)) for v in args):
+            rounded = ARITHMETIC[name](*map(self.known, args)).rounded
+        if rounded:
+            self.rounded |= {id(v): (v, rounded) for v in real}
+        return found
+
+    def known(self, value: Any) -> Constant:
+        """A constant with its mark."""
+        array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+        return Constant(array.astype(np.float64), self.rounded[id(value)][1] if id(value) in self.rounded else 0)
 
     def apply(self, call: Call, entry: Nonlinearity, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
         """A function of the catalogue. What follows x are its parameters, in the order of its file or by their names there."""
@@ -160,7 +212,7 @@ class Lowering:
         if isinstance(result, dict) or not parts or not all(isinstance(v, (Node, Tensor)) for v in parts):
             raise InvalidModel(f"the network returns a {type(result).__name__}; a tensor, or a tuple of tensors, is needed")
         call = Call(self.builder, "return", "", self.dtype)
-        nodes = [call.node(v) for v in parts]
+        nodes = [v if isinstance(v, Node) else self.builder.constant(Constant(call.array(v), self.known(v).rounded)) for v in parts]
         names = [f"output {i}" for i in range(len(nodes))]  # with a space, as no submodule is called
         specs = tuple(TensorSpec(name, node.shape, self.spec.dtype) for name, node in zip(names, nodes, strict=True))
         return self.builder.graph(nodes, (self.spec,), specs)

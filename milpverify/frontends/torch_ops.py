@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from milpverify.frontends import composites
-from milpverify.frontends.torch_call import RULES, Array, Call, Value, name_of, rule
+from milpverify.frontends.constants import Array, Constant
+from milpverify.frontends.torch_call import RULES, Call, Value, name_of, rule
 from milpverify.graph import Node
 
 # Arithmetic
@@ -27,7 +28,8 @@ def total(call: Call, values: Sequence[Any], signs: Sequence[int]) -> Node:
     y = call.g.scale(*nodes[0]) if len(nodes) == 1 else call.g.sum([v for v, _ in nodes], [s for _, s in nodes])
     for value, sign in zip(values, signs, strict=True):
         if not isinstance(value, Node):
-            y = call.g.scale(y, bias=sign * call.array(value))
+            bias = value if isinstance(value, Constant) else Constant(call.array(value))
+            y = call.g.scale(y, bias=bias if sign > 0 else -bias)
     return y
 
 
@@ -35,27 +37,24 @@ def times(call: Call, a: Any, factor: Any) -> Any:
     """A value times a constant number."""
     if factor == 1:
         return a
-    return call.g.scale(a, call.number(factor)) if isinstance(a, Node) else call.array(a) * call.number(factor)
-
-
-def as_constant(value: Any) -> Any:
-    """An array as a constant tensor."""
-    return torch.from_numpy(np.asarray(value)) if isinstance(value, np.ndarray) else value
+    if isinstance(a, Node):
+        return call.g.scale(a, call.number(factor))
+    return (a if isinstance(a, Constant) else Constant(call.array(a))) * call.number(factor)
 
 
 @rule("add", "radd")
 def _add(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
-    return total(call, [a, as_constant(times(call, b, alpha))], [1, 1])
+    return total(call, [a, times(call, b, alpha)], [1, 1])
 
 
 @rule("sub")
 def _subtract(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
-    return total(call, [a, as_constant(times(call, b, alpha))], [1, -1])
+    return total(call, [a, times(call, b, alpha)], [1, -1])
 
 
 @rule("rsub")
 def _subtract_from(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node:
-    return total(call, [b, as_constant(times(call, a, alpha))], [1, -1])
+    return total(call, [b, times(call, a, alpha)], [1, -1])
 
 
 @rule("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "logical_not", "isnan", "isinf", "argmax", "argmin")
@@ -96,7 +95,7 @@ def _divide(call: Call, a: Any, b: Any, *, rounding_mode: str | None = None) -> 
     divisor = call.array(b)
     if not np.all(divisor):
         raise call.invalid("divides by zero")
-    return call.g.scale(a, 1.0 / divisor)
+    return call.g.scale(a, 1.0 / Constant(divisor))
 
 
 @rule("rtruediv", "rdiv")
@@ -106,7 +105,7 @@ def _divide_into(call: Call, a: Any, b: Any) -> Node:
 
 @rule("addcmul")
 def _add_product(call: Call, x: Any, a: Any, b: Any, *, value: Any = 1) -> Node:
-    return total(call, [x, as_constant(times(call, multiply(call, a, b), value))], [1, 1])
+    return total(call, [x, times(call, multiply(call, a, b), value)], [1, 1])
 
 
 @rule("lerp")
@@ -118,19 +117,19 @@ def multiply(call: Call, a: Any, b: Any) -> Any:
     """a * b where both may be constant."""
     if isinstance(a, Node) or isinstance(b, Node):
         return product(call, a, b)
-    return torch.as_tensor(call.array(a) * call.array(b))
+    return Constant(call.array(a)) * call.array(b)
 
 
-def matrix_product(call: Call, a: Any, b: Any) -> Any:
-    """torch's a @ b: a node, or a tensor where both are constant."""
+def matrix_product(call: Call, a: Any, b: Any) -> Node:
+    """torch's a @ b, as a node where both are constant, too: the sums would be rounded."""
     g = call.g
     if isinstance(a, Node) and isinstance(b, Node):
         return call.g.matmul_nodes(a, b)
     if isinstance(a, Node):
         return g.matmul(a, call.array(b))
-    left = call.array(a)
     if not isinstance(b, Node):
-        return torch.from_numpy(left @ call.array(b))
+        return g.matmul(call.node(a), call.array(b))
+    left = call.array(a)
     if left.ndim < 2:
         return g.matmul(g.transpose(b) if len(b.shape) > 1 else b, left)
     left = left.swapaxes(-1, -2)
@@ -145,7 +144,7 @@ def _matmul(call: Call, a: Any, b: Any) -> Any:
 @rule("addmm", "baddbmm", "addmv")
 def _addmm(call: Call, c: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Node:
     scaled = times(call, matrix_product(call, a, b), alpha)
-    return total(call, [as_constant(scaled), as_constant(times(call, c, beta))], [1, 1])
+    return total(call, [scaled, times(call, c, beta)], [1, 1])
 
 
 @rule("linear")
@@ -222,7 +221,7 @@ def _variance(call: Call, x: Node, dim: Any = None, unbiased: Any = None, keepdi
     count = math.prod(x.shape[a] for a in axes)
     less = correction if correction is not None else 1 if unbiased is None else int(unbiased)
     centred = g.sum([x, composites.mean(g, x, axes)], [1, -1])
-    y = g.scale(g.reduce_sum(g.function("square", centred), axes, keepdim), 1.0 / (count - less))
+    y = g.scale(g.reduce_sum(g.function("square", centred), axes, keepdim), 1.0 / Constant.of(count - less))
     return g.function("sqrt", y) if name_of(call.target) == "std" else y
 
 
@@ -335,7 +334,8 @@ def _threshold(call: Call, x: Node, threshold: Any, value: Any) -> Node:
 
 @rule("hardsigmoid")
 def _hard_sigmoid(call: Call, x: Node) -> Node:
-    return call.g.clip(call.g.scale(x, 1.0 / 6.0, 0.5), 0.0, 1.0)
+    """relu6(x + 3) / 6."""
+    return call.g.scale(call.g.clip(call.g.scale(x, bias=3.0), 0.0, 6.0), 1.0 / Constant.of(6.0))
 
 
 @rule("hardshrink", "softshrink")
@@ -353,7 +353,7 @@ def _prelu(call: Call, x: Node, weight: Any) -> Node:
     if np.all(slope == slope[0]):
         return call.g.function("leaky_relu", x, alpha=float(slope[0]))
     slope = slope.reshape(-1, *[1] * (len(x.shape) - 2))
-    return call.g.sum([call.g.scale(x, slope), call.g.scale(call.g.relu(x), 1.0 - slope)])
+    return call.g.sum([call.g.scale(x, slope), call.g.scale(call.g.relu(x), 1.0 - Constant(slope))])
 
 
 # Functions of the catalogue that torch has in more forms
@@ -370,7 +370,7 @@ def _softplus(call: Call, x: Node, beta: Any = 1, threshold: Any = 20) -> Node:
     if call.number(threshold) < 20:
         raise call.refuse(f"threshold = {threshold} makes the function jump; 20, the default, and above have a rule")
     b = call.number(beta)
-    return call.g.scale(call.g.function("softplus", call.g.scale(x, b)), 1.0 / b)
+    return call.g.scale(call.g.function("softplus", call.g.scale(x, b)), 1.0 / Constant.of(b))
 
 
 @rule("selu")

@@ -227,9 +227,9 @@ class _Leaf:
     def exact_bound(self, outcome: SolveOutcome, elastic: bool) -> float | None:
         """The bound at the solver's basis in rationals, rounded down.
 
-        None where there is no basis, the network is too large, or a neuron that matters is not known to be on one piece.
+        None where there is no basis, the network is too large or has rounded weights, or a neuron that matters may be on several pieces.
         """
-        if outcome.basic is None or self._dense_entries() > _DENSE:
+        if outcome.basic is None or self.graph.rounded or self._dense_entries() > _DENSE:
             return None
         import flint
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import flint
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper
 from onnx_cases import agrees, build, floats, ints, single
 
+from milpverify.enclosure import enclose
+from milpverify.frontends.onnx import lower
 from milpverify.operators import Elementwise, Product
 
 RNG = np.random.default_rng(2)
@@ -250,3 +254,51 @@ def test_functions_of_the_same_entries_are_taken_once() -> None:
     assert neurons(steps(*twice)) == {"sigmoid": 8, "tanh": 8}
     again: list[Step] = [("Sigmoid", "x", {}), ("Tanh", ["t0"], {}), ("Sigmoid", "x", {})]
     assert neurons(steps(*again, shape=(4,))) == {"sigmoid": 4}
+
+
+NUDGE = flint.arb(float(np.float32(1 / 3))) - flint.arb(1) / 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected", "real"),
+    [
+        (
+            [("Div", ["x", "c"], {}), ("Erf", ["t0"], {}), ("Add", ["t1", "one"], {}), ("Mul", ["x", "t2"], {})],
+            "gelu_rounded",
+            lambda x: x * (1 + (x / 3).erf()),
+        ),
+        ([("Div", ["x", "c"], {}), ("Sigmoid", ["t0"], {}), ("Mul", ["t1", "x"], {})], "silu", lambda x: x / (1 + (-x / 3).exp())),
+        ([("Sigmoid", "x", {}), ("Div", ["t0", "c"], {}), ("Mul", ["t1", "x"], {})], "silu", lambda x: x / (1 + (-x).exp()) / 3),
+        (
+            [("Div", ["x", "c"], {}), ("Add", ["t0", "one"], {}), ("Clip", ["t1", "zero", "two"], {}), ("Mul", ["x", "t2"], {})],
+            "hard_swish",
+            lambda x: x * min(max(x / 3 + 1, flint.arb(0)), flint.arb(2)),
+        ),
+        (
+            [("Abs", "x", {}), ("Div", ["t0", "c"], {}), ("Add", ["t1", "one"], {}), ("Div", ["x", "t2"], {})],
+            "softsign",
+            lambda x: x / (1 + abs(x) / 3),
+        ),
+        ([("Exp", "x", {}), ("Div", ["t0", "c"], {}), ("Reciprocal", ["t1"], {})], "exp", lambda x: 3 * (-x).exp()),
+        ([("Div", ["x", "c"], {}), ("Mul", ["t0", "x"], {})], "square", lambda x: x * x / 3),
+        ([("Div", ["x", "c"], {}), ("Mul", ["t0", "t0"], {}), ("Mul", ["t0", "t1"], {})], "cube", lambda x: x**3 / 27),
+        ([("Div", ["x", "c"], {}), ("Add", ["t0", "one"], {}), ("Mul", ["t1", "x"], {})], "product", lambda x: x * (x / 3 + 1)),
+        (
+            [("Exp", "x", {}), ("Div", ["t0", "c"], {}), ("Add", ["t1", "t"], {}), ("Reciprocal", ["t2"], {})],
+            "reciprocal",
+            lambda x: 3 / (x.exp() + 1 + 3 * NUDGE),
+        ),
+    ],
+)
+def test_patterns_with_computed_constants_enclose_the_reals(
+    nodes: list[Step], expected: str, real: Callable[[flint.arb], flint.arb]
+) -> None:
+    constants = {"zero": 0.0, "one": 1.0, "two": 2.0, "c": 3.0, "t": float(np.float32(1 / 3))}
+    model = steps(*nodes, shape=(1, 40), **{k: scalar(v) for k, v in constants.items()})
+    assert expected in neurons(model)
+    graph = lower(model)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 40)) * 2)
+    low, high = (t[0].tolist() for t in enclose(graph, x))
+    with flint.ctx.workprec(200):
+        for a, v, b in zip(low, x[0].tolist(), high, strict=True):
+            assert flint.arb(a) <= real(flint.arb(v)) <= flint.arb(b)

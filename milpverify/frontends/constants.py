@@ -1,0 +1,175 @@
+"""Constants that a frontend computes, with what their rounding amounts to: the graph means real arithmetic on what the network stores.
+
+Arithmetic is done in float64 and checked by error-free transformations (Dekker's product and Knuth's sum; Ogita, Rump and Oishi, Accurate
+Sum and Dot Product, SIAM J. Sci. Comput. 2005): most results are exact, such as a product of two float32 numbers, and need no mark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Array = NDArray[np.float64]
+
+_SPLIT = 2.0**27 + 1.0
+_SAFE = 2.0**-900
+"""Products below are not told exact: what is lost might underflow."""
+_UNIT = 2.0**-53
+_MOST = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Real numbers as float64: `value` is theirs times as many factors (1 + d)^(-+1), |d| <= 2^-53, as `rounded` says (0: exactly).
+
+    The operators raise ValueError where a result has no such form: it underflows, overflows, or is the difference of numbers too close.
+    """
+
+    value: Array
+    rounded: int = 0
+
+    @staticmethod
+    def of(value: ArrayLike | Constant) -> Constant:
+        """Numbers that are what they stand for; a constant as it is."""
+        return value if isinstance(value, Constant) else Constant(np.asarray(value, dtype=np.float64))
+
+    @staticmethod
+    def nearest(values: list[Fraction], shape: tuple[int, ...]) -> Constant:
+        """Rationals, each rounded once."""
+        rounded = [float(v) for v in values]
+        exact = all(Fraction(r) == v for r, v in zip(rounded, values, strict=True))
+        _check(array := np.array(rounded, dtype=np.float64), np.array([v == 0 for v in values], dtype=bool))
+        return Constant(array.reshape(shape), 0 if exact else 1)
+
+    def __mul__(self, other: ArrayLike | Constant) -> Constant:
+        a, b = self, Constant.of(other)
+        if _is_one(b):
+            return a
+        with np.errstate(all="ignore"):
+            value = a.value * b.value
+            exact = _is_product(value, a.value, b.value)
+        _check(value, (a.value == 0) | (b.value == 0))
+        return Constant(value, a.rounded + b.rounded + (not exact))
+
+    def __truediv__(self, other: ArrayLike | Constant) -> Constant:
+        a, b = self, Constant.of(other)
+        if _is_one(b):
+            return a
+        with np.errstate(all="ignore"):
+            value = a.value / b.value
+            exact = _is_product(a.value, value, b.value)
+        _check(value, np.broadcast_to(a.value == 0, value.shape))
+        return Constant(value, a.rounded + b.rounded + (not exact))
+
+    def __rtruediv__(self, other: ArrayLike) -> Constant:
+        return Constant.of(other) / self
+
+    def __rmul__(self, other: ArrayLike) -> Constant:
+        return self * other
+
+    def __neg__(self) -> Constant:
+        return Constant(-self.value, self.rounded)
+
+    def __add__(self, other: ArrayLike | Constant) -> Constant:
+        a, b = self, Constant.of(other)
+        with np.errstate(all="ignore"):
+            value = np.asarray(a.value + b.value)
+            back = value - a.value
+            lost = (a.value - (value - back)) + (b.value - back)
+        _check(value, True)  # a sum that underflows is exact
+        grown = 0
+        if a.rounded or b.rounded:
+            # |a| and |b| are off by so many units; the sum may be far smaller than they are.
+            off = np.abs(a.value) * a.rounded + np.abs(b.value) * b.rounded
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = float(np.where(off > 0, off / np.abs(value), 0.0).max(initial=0.0))
+            if not share < _MOST:
+                raise ValueError("two computed constants cancel; store their sum in the network")
+            grown = math.ceil(share * (1 + 2.0**-20)) + 1
+        return Constant(value, grown + bool((lost != 0).any()))
+
+    __array_ufunc__ = None  # numpy's arrays leave arithmetic with constants to these methods
+
+    def __radd__(self, other: ArrayLike) -> Constant:
+        return self + other
+
+    def __sub__(self, other: ArrayLike | Constant) -> Constant:
+        return self + -Constant.of(other)
+
+    def __rsub__(self, other: ArrayLike) -> Constant:
+        return Constant.of(other) - self
+
+    def sqrt(self) -> Constant:
+        """The square roots."""
+        with np.errstate(all="ignore"):
+            value = np.sqrt(self.value)
+            exact = _is_product(self.value, value, value)
+        _check(value, self.value == 0)
+        return Constant(value, (self.rounded + 1) // 2 + (not exact))
+
+    def log(self) -> Constant:
+        """The natural logarithms of exact positive numbers."""
+        import flint
+
+        assert not self.rounded
+        with flint.ctx.workprec(192):
+            # Of a ball this small the middle, rounded once, is within two units.
+            found = [float(flint.arb(v).log().mid()) for v in self.value.reshape(-1).tolist()]
+        return Constant(np.array(found).reshape(self.value.shape), 0 if bool((self.value == 1).all()) else 2)
+
+    def reshape(self, *shape: int) -> Constant:
+        """The same numbers in another shape."""
+        return Constant(self.value.reshape(*shape), self.rounded)
+
+    def moved(self, value: Array) -> Constant:
+        """Some of these numbers, and zeros."""
+        return Constant(value, self.rounded)
+
+
+ARITHMETIC: dict[str, Callable[..., Constant]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "sqrt": lambda a: a.sqrt(),
+    "reciprocal": lambda a: 1.0 / a,
+}
+"""The operations on constants whose rounding is known, by names that frontends share."""
+
+
+def _is_one(constant: Constant) -> bool:
+    return not constant.value.ndim and constant.value == 1 and not constant.rounded
+
+
+def _is_product(p: Array, a: Array, b: Array) -> bool:
+    """Whether p = a b in the reals, everywhere; False where that cannot be told."""
+    high_a, low_a = _halves(a)
+    high_b, low_b = _halves(b)
+    lost = ((high_a * high_b - p) + high_a * low_b + low_a * high_b) + low_a * low_b
+    safe = (np.abs(p) > _SAFE) | ((p == 0) & ((a == 0) | (b == 0)))
+    return bool(((lost == 0) & (a * b == p) & safe).all())
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """x as the sum of two numbers of 26 bits (NaN where it is too large)."""
+    big = _SPLIT * x
+    high = big - (big - x)
+    return high, x - high
+
+
+def _check(value: Array, zero: Array | bool) -> None:
+    """Refuse results for which a relative error says nothing."""
+    if not np.isfinite(value).all():
+        raise ValueError("a constant computed from the network's is no finite number")
+    if bool(((np.abs(value) < 2.0**-1021) & ~np.asarray(zero)).any()):
+        raise ValueError("a constant computed from the network's is too small for float64")

@@ -1,0 +1,69 @@
+"""What folding constants rounds: how far a constant that a node computes from constants is from the real number it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milpverify.errors import InvalidModel
+from milpverify.frontends.constants import ARITHMETIC, Constant
+from milpverify.frontends.onnx_node import Operation
+from milpverify.graph import Node
+
+MOVES = frozenset(
+    (
+        *(
+            "Identity",
+            "Cast",
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Transpose",
+            "Slice",
+            "Split",
+            "Gather",
+            "GatherElements",
+            "GatherND",
+        ),
+        *("Expand", "Tile", "Concat", "Pad", "Where", "Abs", "Max", "Min", "Relu", "Constant", "ConstantOfShape", "Dropout"),
+    )
+)
+"""The operators whose results are entries of their inputs, but for signs."""
+
+LINEAR_IN_CONSTANTS = frozenset(
+    (
+        *("Add", "Sum", "Sub", "Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose", "Where", "Concat", "ScatterND", "ScatterElements"),
+        *("BatchNormalization", "LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization"),
+    )
+)
+"""The operators on x whose weights are products and quotients of their constants, so that these hand their mark on."""
+
+
+def folded_roundings(op: Operation, results: Sequence[NDArray[Any]], rounded: Sequence[int]) -> int | None:
+    """How often what a node makes of constants is rounded, as `Constant` counts; None where nothing is known of that.
+
+    Args:
+        rounded: of its inputs.
+
+    Raises:
+        InvalidModel: the result underflows, or it cancels what is not exact.
+    """
+    if not any(r.dtype.kind == "f" for r in results):  # lengths, places and masks
+        return 0
+    name, worst = op.proto.op_type, max(rounded, default=0)
+    if name.lower() in ARITHMETIC:
+        given = [_constant(v, r) for v, r in zip(op.inputs, rounded, strict=True)]
+        try:
+            return ARITHMETIC[name.lower()](*given).rounded
+        except (ValueError, TypeError) as error:
+            raise InvalidModel(f"{op} does not fit its inputs: {error}") from error
+    return worst if not worst or name in MOVES else None
+
+
+def _constant(value: Any, rounded: int) -> Constant:
+    assert not isinstance(value, Node)
+    return Constant(np.asarray(value, dtype=np.float64), rounded)
