@@ -3,7 +3,7 @@
 Bounded part by part they would be loose: x * sigmoid(x) as a product of two variables, say. What is found is exactly what the network
 computes in the reals, with its own constants, whatever these are rounded from: they end up as parameters of a catalogue function, which are
 exact, or as factors and terms around it, which are marked where float64 does not hold them. Constants that are marked already are equal to
-nothing. A pattern that does not fit exactly is none.
+nothing. A pattern that does not fit exactly is none, nor is one whose rewriting would cancel.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from milpverify.graph import Node
 
 _POWERS = {"square": 2, "cube": 3}
+_CANCELS = 2**20
+"""A square whose constants exceed those of the product that it stands for by more than this factor is left a product."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ def _quadratic(g: Builder, a: Line, b: Line) -> Node | None:
     if a.rounded or b.rounded:  # h and c are differences
         offsets = a.offset or b.offset
         return None if offsets else scaled(g, g.function("square", a.node), factor, rounded=a.rounded + b.rounded)
+    coefficients = factor, a.slope * b.offset + b.slope * a.offset, a.offset * b.offset
+    if abs(factor) * max(middle**2, half**2) > _CANCELS * max(map(abs, coefficients)):
+        return None
     square = g.function("square", scaled(g, a.node, Fraction(1), middle))
     return scaled(g, square, factor, -factor * half**2)
 

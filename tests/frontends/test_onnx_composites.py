@@ -256,6 +256,21 @@ def test_functions_of_the_same_entries_are_taken_once() -> None:
     assert neurons(steps(*again, shape=(4,))) == {"sigmoid": 4}
 
 
+def test_squares_whose_constants_would_cancel_stay_products() -> None:
+    """(p x + 1) (x - 2) for small p: the square would be that of x + 1 / 2 p."""
+    nodes: list[Step] = [("Mul", ["x", "p"], {}), ("Add", ["t0", "one"], {}), ("Sub", ["x", "two"], {}), ("Mul", ["t1", "t2"], {})]
+    constants = {"one": scalar(1.0), "two": scalar(2.0)}
+    for p in (1e-13, 1e-20, -1e-30):
+        model = steps(*nodes, p=scalar(p), **constants)
+        assert neurons(model) == {"product": 8}
+        graph = lower(model)
+        low, high = enclose(graph, torch.zeros(1, graph.nx, dtype=torch.float64))
+        assert bool((low <= -2).all())
+        assert bool((high >= -2).all())
+        assert bool((high - low < 1e-12).all())
+    assert neurons(steps(*nodes, p=scalar(0.01), **constants)) == {"square": 8}
+
+
 NUDGE = flint.arb(float(np.float32(1 / 3))) - flint.arb(1) / 3
 
 
