@@ -278,8 +278,8 @@ class Function:
 
     def __call__(self, x: Tensor) -> Tensor:
         """f(x) elementwise, in x's precision, differentiable; nothing is proved about its rounding."""
-        value: Tensor = self._on_tensors({"x": x})
-        return value
+        value = self._on_tensors({"x": x})
+        return x.new_full(x.shape, value) if isinstance(value, float) else value
 
     def derivative(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """f'(x) elementwise, in x's precision; one of the one-sided derivatives, or their mean, at a kink.

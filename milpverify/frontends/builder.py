@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.catalogue import catalogue
+from milpverify.errors import InvalidModel
 from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.tidy import tidy
 from milpverify.graph import Graph, Node, TensorSpec
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 Index = NDArray[np.int64]
 
+MOST_ENTRIES = 2**28
+"""Of a tensor: beyond, bounds would not fit into memory."""
+
 
 def weights(array: ArrayLike) -> Tensor:
     """A float64 tensor of its own."""
@@ -62,6 +66,7 @@ class Builder:
 
     def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
         """Append one operation."""
+        check_size(shape := tuple(shape))
         node = Node(len(self.nodes), op, tuple(i.id for i in inputs), tuple(map(int, shape)), f"{self.name} (part)")
         self.nodes.append(node)
         return node
@@ -312,6 +317,18 @@ class Builder:
         return Graph(nodes, len(nodes) - 1, inputs, specs)
 
 
+def check_size(shape: Iterable[int]) -> None:
+    """Refuse a tensor that would not fit into memory, before it is made.
+
+    Raises:
+        InvalidModel: it has a negative length or too many entries.
+    """
+    sizes = [int(n) for n in shape]
+    if min(sizes, default=0) < 0 or math.prod(sizes) > MOST_ENTRIES:
+        raise InvalidModel(f"a tensor of shape {tuple(sizes)} is too large: at most {MOST_ENTRIES} entries are supported")
+
+
 def entries(shape: Shape) -> Index:
     """The places of a tensor's entries in its flattened form, in its shape."""
+    check_size(shape)
     return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from milpverify.operators import Shape
 
+DEGREE = 1024
+"""The largest exponent."""
 PAIRS = 200_000
 """Softmax compares every two entries of a row while that takes no more exponentials than this; a longer one shares them."""
 
@@ -66,7 +68,13 @@ def logarithm(g: Builder, x: Node) -> Node:
 
 
 def power(g: Builder, x: Node, n: float) -> Node:
-    """x ** n for a constant n. A real power that is no integer, 1/2 or -1/2 is exp(n log x), which needs x > 0."""
+    """x ** n for a constant n. A real power that is no integer, 1/2 or -1/2 is exp(n log x), which needs x > 0.
+
+    Raises:
+        ValueError: the exponent is too large for a polynomial.
+    """
+    if abs(n) > DEGREE:
+        raise ValueError(f"the exponent {n} is beyond {DEGREE}")
     if n == 0:
         return g.constant(np.ones(x.shape))
     if n in (0.5, -0.5):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends import onnx_composites, onnx_recurrent, onnx_resample, onnx_windows  # noqa: F401 (register their rules)
 from milpverify.frontends.builder import Builder, entries
 from milpverify.frontends.constants import Constant
-from milpverify.frontends.onnx_folding import LINEAR_IN_CONSTANTS, folded_roundings
+from milpverify.frontends.onnx_folding import LINEAR_IN_CONSTANTS, check_result, folded_roundings
 from milpverify.frontends.onnx_node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx_ops import FLOATS
 from milpverify.graph import Graph, Node, TensorSpec
@@ -34,6 +35,8 @@ from milpverify.graph import Graph, Node, TensorSpec
 OLDEST_OPSET = 7
 WIDE = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
+MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What numpy, onnx, torch and the rules raise where a node does not fit its inputs."""
 
 
 def read_onnx(path: str | Path) -> onnx.ModelProto:
@@ -163,7 +166,7 @@ class _Lowering:
         names = {info.name for info in self.proto.output}
         for node in reversed(self.proto.node):
             if not names.isdisjoint(node.output):
-                names.update(node.input)
+                names.update(_read(node))
         return names - {""}
 
     def lookup(self, name: str, reader: str) -> Value:
@@ -183,9 +186,20 @@ class _Lowering:
 
     def lower_node(self, node: onnx.NodeProto) -> None:
         """Lower one ONNX node, or evaluate it where all it reads is constant."""
+        try:
+            self.read_node(node)
+        except MilpverifyError:
+            raise
+        except MISFITS as error:
+            raise InvalidModel(f"{describe(node)} does not fit its inputs: {' '.join(str(error).split())}") from error
+
+    def read_node(self, node: onnx.NodeProto) -> None:
+        """Keep what a node computes."""
         op = self.operation(node)
         if node.op_type == "Constant":
             results: list[Value] = [_constant(node)]
+        elif operator_name(node) == "If":
+            results = self.branch(op)
         elif not any(isinstance(v, Node) for v in op.inputs) and operator_name(node) == node.op_type and not _is_random(node, self.opset):
             results = self.fold(op)
         else:
@@ -198,12 +212,25 @@ class _Lowering:
             else:
                 self.define(name, value, "constant")
 
+    def branch(self, op: Operation) -> list[Value]:
+        """The outputs of the branch of an If that its constant condition chooses, lowered in its place."""
+        chosen = op.attributes["then_branch" if op.weight(0).reshape(()) else "else_branch"]
+        for tensor in chosen.initializer:
+            self.define(tensor.name, _weight(tensor), "initializer")
+        for node in chosen.node:
+            self.lower_node(node)
+        for name, info in zip(op.proto.output, chosen.output, strict=True):
+            if info.name in self.rounded:
+                self.rounded[name] = self.rounded[info.name]
+        return [self.lookup(info.name, str(op)) for info in chosen.output]
+
     def fold(self, op: Operation) -> list[Value]:
         """What a node makes of constants, whose roundings are noted; where these are not known, nodes that stand for the real numbers."""
         rounded = [self.rounded.get(name, 0) for name in op.proto.input]
         if any(rounded) and op.proto.op_type == "Cast" and op.attributes["to"] in WIDE:
             results = [op.weight(0)]  # the real number that the constant stands for has no type
         else:
+            check_result(op)
             results = evaluate(op.proto, [_array(v) for v in op.inputs], self.opset)
         if (most := folded_roundings(op, results, rounded)) is None:
             return self.apply_rule(op)
@@ -235,6 +262,7 @@ class _Lowering:
             why = f"opset {self.opset} of the domain '{node.domain or 'ai.onnx'}' has no rule for it; express it by standard operators"
             raise Operation(node, self.opset, inputs, given).refuse(why)
         known = onnx.defs.get_schema(node.op_type, self.opset, "").attributes
+        _check_attributes(node, known)
         defaults = {name: attribute(a.default_value) for name, a in known.items() if a.default_value.type}
         op = Operation(node, self.opset, inputs, {**defaults, **given})
         rule = RULES.get(node.op_type)
@@ -252,17 +280,12 @@ class _Lowering:
         rounded = sum(self.rounded.get(name, 0) for name in node.input)
         since = len(self.builder.nodes)
         self.builder.name = node.output[0]
-        try:
-            if rule is not None:
-                result = rule.lower(self.builder, op)
-            elif (entry := catalogue().by_onnx(operator_name(node))) is not None and len(op.inputs) == 1:
-                result = self.builder.apply(entry.bind(**op.attributes), op.node())
-            else:
-                raise op.refuse("it has no rule; express it by supported operators (`milpverify info` lists them)")
-        except MilpverifyError:
-            raise
-        except (ValueError, IndexError, KeyError) as error:
-            raise InvalidModel(f"{op} does not fit its inputs: {error}") from error
+        if rule is not None:
+            result = rule.lower(self.builder, op)
+        elif (entry := catalogue().by_onnx(operator_name(node))) is not None and len(op.inputs) == 1:
+            result = self.builder.apply(entry.bind(**op.attributes), op.node())
+        else:
+            raise op.refuse("it has no rule; express it by supported operators (`milpverify info` lists them)")
         self.builder.mark(since, rounded)
         return self.finished(node, [result] if isinstance(result, (Node, np.ndarray)) else list(result), since)
 
@@ -297,6 +320,26 @@ def _constant(node: onnx.NodeProto) -> NDArray[Any]:
             value = np.asarray(attribute(proto))
             return value.astype(np.int64) if proto.name.startswith("value_int") else value
     raise UnsupportedOperator(f"{describe(node)} is not supported: its value is neither a dense tensor nor numbers")
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """The tensors that a node reads, those of its branches included."""
+    inner = [proto.g for proto in node.attribute if proto.type == onnx.AttributeProto.GRAPH]
+    return set(node.input).union(*(_read(n) for g in inner for n in g.node), *({o.name for o in g.output} for g in inner))
+
+
+def _check_attributes(node: onnx.NodeProto, known: Mapping[str, onnx.defs.OpSchema.Attribute]) -> None:
+    """Refuse attributes of another type than the standard's, and numbers that are none."""
+    for proto in node.attribute:
+        if proto.name not in known:
+            continue
+        kinds = [onnx.AttributeProto.AttributeType.Name(int(kind)) for kind in (proto.type, known[proto.name].type)]  # type: ignore[arg-type]
+        if kinds[0] != kinds[1]:
+            raise InvalidModel(f"{describe(node)} has the attribute {proto.name} of type {kinds[0]}; the standard wants {kinds[1]}")
+        numbers = np.array([proto.f, *proto.floats])
+        allowed = ~np.isnan(numbers) if node.op_type == "Clip" else np.isfinite(numbers)
+        if not allowed.all():
+            raise InvalidModel(f"{describe(node)} has the attribute {proto.name} = {numbers[~allowed][0]}; a finite number is needed")
 
 
 def _is_random(node: onnx.NodeProto, opset: int) -> bool:

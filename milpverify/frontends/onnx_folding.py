@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milpverify.errors import InvalidModel
+from milpverify.frontends.builder import check_size
 from milpverify.frontends.constants import ARITHMETIC, Constant
 from milpverify.frontends.onnx_node import Operation
 from milpverify.graph import Node
@@ -62,6 +64,24 @@ def folded_roundings(op: Operation, results: Sequence[NDArray[Any]], rounded: Se
         except (ValueError, TypeError) as error:
             raise InvalidModel(f"{op} does not fit its inputs: {error}") from error
     return worst if not worst or name in MOVES else None
+
+
+def check_result(op: Operation) -> None:
+    """Refuse to fold what would not fit into memory.
+
+    Raises:
+        InvalidModel: the result has too many entries.
+    """
+    match op.proto.op_type:
+        case "ConstantOfShape":
+            check_size(op.weight(0).tolist())
+        case "Expand":
+            check_size(np.broadcast_shapes(op.value(0).shape, tuple(op.weight(1).tolist())))
+        case "Tile":
+            check_size(n * int(k) for n, k in zip(op.value(0).shape, op.weight(1).tolist(), strict=True))
+        case "Range":
+            start, limit, step = (float(op.weight(i)) for i in range(3))
+            check_size([max(0, math.ceil((limit - start) / step))])
 
 
 def _constant(value: Any, rounded: int) -> Constant:

@@ -16,8 +16,9 @@ import numpy as np
 from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel
 from milpverify.frontends import composites
-from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.builder import Builder, check_size, entries
 from milpverify.frontends.constants import Constant
+from milpverify.frontends.onnx_folding import check_result
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
 
@@ -192,7 +193,10 @@ def axes_of(op: Operation, rank: int) -> list[int] | None:
         return None
     if any(not -rank <= a < rank for a in given):
         raise InvalidModel(f"{op} names the axes {list(given)} of a tensor with {rank}")
-    return sorted(int(a) % rank for a in given)
+    axes = sorted(int(a) % rank for a in given)
+    if len(set(axes)) < len(axes):
+        raise InvalidModel(f"{op} names an axis twice: {list(given)}")
+    return axes
 
 
 @rule("Squeeze", attributes="axes")
@@ -224,6 +228,7 @@ def _move(g: Builder, op: Operation) -> Sequence[Value]:
     """Entries are only moved: the standard's own definition, run on the places of the entries, says where to."""
     x = op.node()
     rest = [op.constant(i) for i in range(1, len(op.inputs))]
+    check_result(op)
     return [g.select(x, places.astype(np.int64)) for places in evaluate(op.proto, [entries(x.shape), *rest], op.opset)]
 
 
@@ -244,6 +249,7 @@ def _pad(g: Builder, op: Operation) -> Value:
     # Negative widths crop, before the rest is padded.
     places = entries(x.shape)[tuple(slice(max(0, -b), n - max(0, -e)) for (b, e), n in zip(widths, x.shape, strict=True))]
     outer = [(max(0, b), max(0, e)) for b, e in widths]
+    check_size([n + b + e for n, (b, e) in zip(places.shape, outer, strict=True)])
     places = np.pad(places, outer, constant_values=-1) if mode == "constant" else np.pad(places, outer, mode=mode)
     if not math.isfinite(fill):
         raise InvalidModel(f"{op} pads with {fill}")
@@ -320,7 +326,8 @@ def _maximum(g: Builder, op: Operation) -> Value:
 def _clip(g: Builder, op: Operation) -> Value:
     bounds: list[Any] = [op.attributes.get("min"), op.attributes.get("max")] if op.opset < 11 else [op.constant(1), op.constant(2)]
     lower, upper = (none if b is None else float(np.asarray(b).reshape(())) for b, none in zip(bounds, (-math.inf, math.inf), strict=True))
-    # The standard's defaults, the largest float32 numbers, mean that there is no bound.
+    # The standard's defaults, the largest float32 numbers, mean that there is no bound. The upper one wins where the lower is above it.
+    lower = min(lower, upper)
     return g.clip(op.node(), -math.inf if lower <= -LARGEST else lower, math.inf if upper >= LARGEST else upper)
 
 

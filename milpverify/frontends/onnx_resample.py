@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.builder import Builder, check_size, entries
 from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
@@ -43,8 +43,11 @@ def _conv_transpose(g: Builder, op: Operation) -> Value:
         raise InvalidModel(f"{op} has a kernel of shape {weight.shape}, which does not fit its input of shape {x.shape}")
     strides, dilations = (op.attributes.get(key) or [1] * n for key in ("strides", "dilations"))
     extra = op.attributes.get("output_padding") or [0] * n
+    if not len(strides) == len(dilations) == len(extra) == n or min(*strides, *dilations, *kernel, groups) < 1:
+        raise InvalidModel(f"{op} has strides, dilations or a group that are not positive, or not one per axis")
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     full = [(s - 1) * st + r + 1 + e for s, st, r, e in zip(space, strides, reach, extra, strict=True)]
+    check_size((*x.shape[:2], *full))
     places = entries(x.shape)
     for a, stride in enumerate(strides, start=2):
         spread = np.full((*places.shape[:a], (places.shape[a] - 1) * stride + 1, *places.shape[a + 1 :]), -1, dtype=np.int64)
@@ -110,6 +113,7 @@ def _interpolating(n: int, at: list[Fraction]) -> Constant:
 def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode: str, transformation: str, nearest: str) -> Node:
     """Every axis resampled to (length, scale)."""
     x = op.node()
+    check_size(m for m, _ in sizes)
     for axis, (m, scale) in enumerate(sizes):
         n = x.shape[axis]
         if m == n and scale == 1:
@@ -129,6 +133,8 @@ def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode
 def _scaled(op: Operation, n: int, scale: float) -> tuple[int, Fraction]:
     """The length that an axis of length n is resampled to, and the scale."""
     exact = Fraction(scale)
+    if exact <= 0:
+        raise InvalidModel(f"{op} has a scale of {scale}")
     return _length(op, math.floor(n * exact)), exact
 
 

@@ -56,6 +56,10 @@ def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
     auto, ceil = op.attributes["auto_pad"], op.attributes.get("ceil_mode", 0)
     if not len(kernel) == len(strides) == len(dilations) == len(pads) // 2 == n:
         raise InvalidModel(f"{op} has a kernel, strides, dilations or pads that do not fit its input of shape {x.shape}")
+    if min(*kernel, *strides, *dilations) < 1:
+        raise InvalidModel(f"{op} has a kernel, strides or dilations that are not positive")
+    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise InvalidModel(f"{op} has auto_pad '{auto}', which the standard does not know")
     if min(pads) < 0:
         raise op.refuse("negative pads have no rule; crop with a Slice instead")
     axes = []

@@ -375,7 +375,6 @@ def test_networks_that_contradict_themselves() -> None:
     refused(single("Conv", (1, 1, 4), f(1, 1, 5)), InvalidModel, "Conv", "larger")
     refused(single("Add", (1, 4), f(3)), InvalidModel, "Add", "'it'")
     refused(single("Concat", (1, 4), (2, 3), axis=1), InvalidModel, "Concat", "'it'")
-    refused(single("Clip", (1, 4), np.array(1.0, np.float32), np.array(0.0, np.float32)), InvalidModel, "Clip", "[1.0, 0.0]")
     refused(single("Div", (1, 4), np.zeros(4, np.float32)), InvalidModel, "Div", "zero")
     refused(single("Squeeze", (1, 4), ints(1)), InvalidModel, "Squeeze")
     refused(single("MaxPool", (1, 1, 4), kernel_shape=[2], pads=[0, 3]), InvalidModel, "padding")
