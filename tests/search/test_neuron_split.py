@@ -87,9 +87,14 @@ def test_leaves_closer_to_a_tie_than_float64_can_tell_are_decided_in_rationals(l
             leaves.problem = Problem(graph, (near,))
             outcome = run(searching(graph, [near], leaves))
             solved.append(outcome.closed)
-            assert outcome.closed or outcome.stuck.bound.tolist() or outcome.judgement is not None
             if outcome.closed:
                 assert outcome.lower_bound >= 0
+            elif outcome.judgement is not None:
+                assert outcome.judgement.status is not Status.NOT_A_COUNTEREXAMPLE
+            else:
+                bounds = outcome.stuck.bound.tolist()
+                assert bounds and not outcome.open.box.tolist()
+                assert all(-1e-9 * max(1.0, abs(least)) <= bound <= 0 for bound in bounds)
     assert any(solved) and not all(solved)
 
 
