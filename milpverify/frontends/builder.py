@@ -15,7 +15,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.catalogue import catalogue
-from milpverify.errors import InvalidModel
 from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.tidy import tidy
 from milpverify.graph import Graph, Node, TensorSpec
@@ -321,11 +320,11 @@ def check_size(shape: Iterable[int]) -> None:
     """Refuse a tensor that would not fit into memory, before it is made.
 
     Raises:
-        InvalidModel: it has a negative length or too many entries.
+        ValueError: it has a negative length or too many entries.
     """
     sizes = [int(n) for n in shape]
     if min(sizes, default=0) < 0 or math.prod(sizes) > MOST_ENTRIES:
-        raise InvalidModel(f"a tensor of shape {tuple(sizes)} is too large: at most {MOST_ENTRIES} entries are supported")
+        raise ValueError(f"a tensor of shape {tuple(sizes)} is too large: at most {MOST_ENTRIES} entries are supported")
 
 
 def entries(shape: Shape) -> Index:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends import onnx_composites, onnx_recurrent, onnx_resample, onnx_windows  # noqa: F401 (register their rules)
-from milpverify.frontends.builder import Builder, entries
+from milpverify.frontends.builder import Builder, check_size, entries
 from milpverify.frontends.constants import Constant
 from milpverify.frontends.onnx_folding import LINEAR_IN_CONSTANTS, check_result, folded_roundings
 from milpverify.frontends.onnx_node import RULES, Operation, Value, attribute, describe, evaluate
@@ -64,7 +64,7 @@ def static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
     """The shape of a graph input, with 1 for an unknown batch (first) dimension.
 
     Raises:
-        InvalidModel: the shape is left out, or another dimension is unknown.
+        InvalidModel: the shape is left out or too large, or another dimension is unknown.
     """
     tensor = info.type.tensor_type
     if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
@@ -74,6 +74,10 @@ def static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
         axis = sizes.index(0, 1)
         unknown = tensor.shape.dim[axis].dim_param or "?"
         raise InvalidModel(f"axis {axis} of the network's input '{info.name}' has an unknown length ({unknown}); export it static")
+    try:
+        check_size(sizes)
+    except ValueError as error:
+        raise InvalidModel(f"the network's input '{info.name}': {error}") from error
     return tuple(n or 1 for n in sizes)
 
 

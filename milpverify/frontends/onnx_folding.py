@@ -70,7 +70,7 @@ def check_result(op: Operation) -> None:
     """Refuse to fold what would not fit into memory.
 
     Raises:
-        InvalidModel: the result has too many entries.
+        ValueError: the result has too many entries.
     """
     match op.proto.op_type:
         case "ConstantOfShape":
