@@ -150,8 +150,6 @@ class SearchOptions:
         return replace(self, **off)
 
 
-EVERYTHING = SearchOptions()
-"""All parts on, choices by the clock."""
 PARTS = tuple(f.name for f in fields(SearchOptions) if f.default is True)
 """The names of what can be turned off."""
 

@@ -193,7 +193,7 @@ class Graph:
         return {node.id: node.op.absolute() for node in self.nodes if isinstance(node.op, Affine)}
 
     def to_networkx(self) -> networkx.DiGraph:
-        """A networkx view (nodes carry `op`, `shape`, `name`), for drawing and graph algorithms."""
+        """The graph for networkx, to draw it or to ask about paths: nodes are ids with the attributes `op`, `shape`, `name`."""
         import networkx as nx
 
         view = nx.DiGraph()

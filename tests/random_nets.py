@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import highspy
@@ -190,6 +190,17 @@ def _program(box: Box, rows: _Rows, objective: tuple[np.ndarray, np.ndarray] | N
         return math.inf
     assert highs.getModelStatus() == highspy.HighsModelStatus.kOptimal, highs.getModelStatus()
     return float(highs.getInfo().objective_function_value)
+
+
+def shifted(disjunct: Disjunct, by: float) -> Disjunct:
+    """The disjunct with margins smaller by so much."""
+    unsafe = disjunct.unsafe
+    return replace(disjunct, unsafe=Rows(unsafe.x_rows, unsafe.y_rows, unsafe.rhs + by, unsafe.strict))
+
+
+def disjunct_of(box: Box, threshold: float) -> Disjunct:
+    """Of three outputs each but the last is at most the next one and the threshold."""
+    return Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], box.size), Rows.none(box.size, 3))
 
 
 def hard_model(sizes: Sequence[int] = (8, 40, 40, 40, 3)) -> Model:

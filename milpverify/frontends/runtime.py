@@ -92,10 +92,6 @@ class OnnxRuntime:
         """
         return np.concatenate([np.asarray(t, dtype=np.float64).reshape(-1) for t in self.tensors(x)])
 
-    def run_batch(self, points: Array) -> Array:
-        """y (N, ny) at the points (N, nx), one after the other: the batch dimension that the file has is kept."""
-        return np.stack([self.run(x) for x in points])
-
 
 def _errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: classes of its own, and RuntimeError."""

@@ -28,10 +28,7 @@ COPIES = ((torch.float32, None), (torch.float32, torch.float64), (torch.float64,
 """Precisions of the matrices: at the front, and behind the first nonlinear nodes where it differs."""
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=map(str, range(len(GRAPHS))))

@@ -18,7 +18,7 @@ from milpverify.bounds.alpha import AlphaOptions, alpha_crown
 from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.rounding import ieee
 from milpverify.bounds.state import State
-from milpverify.config import EVERYTHING, Deadline
+from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate_all
 from milpverify.search import margin
 from milpverify.search.input_split import Bisection
@@ -150,5 +150,5 @@ def test_searches_make_their_tensors_where_the_graph_is(single: bool) -> None:
         outcome = Search(made, graph, group, root.state, Deadline(60)).run(limit=60)
         assert refine(graph, group, root, AlphaOptions(3), Deadline()).margins.device.type == "cpu"
         assert outcome.detail["subproblems"] > 5
-        bisection = Bisection(made, graph, group, Deadline(60), torch.float32, None, None, EVERYTHING, None)
+        bisection = Bisection(made, graph, group, Deadline(60), torch.float32, None, None, SearchOptions(), None)
         assert bisection.run(limit=300).subproblems > 5

@@ -47,10 +47,7 @@ GRAPHS = [dense_network((5, 12, 12, 12, 3), f, k) for k, f in enumerate(FUNCTION
 GRAPHS += [product_network(0), product_network(1)]
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=map(str, range(len(GRAPHS))))

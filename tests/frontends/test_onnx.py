@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import networkx
 import numpy as np
 import onnx
 import pytest
@@ -269,13 +270,11 @@ def test_what_onnx_runtime_refuses_is_refused() -> None:
         check(graph, model, unit_box(4))
 
 
-def test_runtime_runs_points_one_by_one() -> None:
+def test_a_runtime_takes_a_point_whatever_its_batch_axis_is_called() -> None:
     model = build([node("Gemm", ["x", "w"], ["y"])], {"x": ["n", 4]}, ["y"], {"w": f(4, 3)})
     runtime = OnnxRuntime(model.SerializeToString())
-    points = RNG.normal(size=(5, 4))
-    batch = runtime.run_batch(points)
-    assert batch.shape == (5, 3) and batch.dtype == np.float64
-    np.testing.assert_array_equal(batch[2], runtime.run(points[2]))
+    y = runtime.run(RNG.normal(size=4))
+    assert y.shape == (3,) and y.dtype == np.float64
     with pytest.raises(ValueError, match="4 inputs"):
         runtime.run(np.zeros(3))
 
@@ -401,3 +400,17 @@ def test_benchmark_networks_agree_with_onnx_runtime(benchmarks: Path, family: st
         model = read_onnx(path)
         graph = lower(model)
         check(graph, model, Box(np.zeros(graph.nx), np.ones(graph.nx)))
+
+
+def test_a_graph_as_a_networkx_graph() -> None:
+    """Its nodes know what they are, its edges who reads whom: networkx finds the depth of a network and draws it."""
+    graph = lower(dense())
+    view = graph.to_networkx()
+    assert networkx.is_directed_acyclic_graph(view)
+    assert sorted(view.edges) == sorted({(i, n.id) for n in graph.nodes for i in n.inputs})
+    assert [view.nodes[n.id]["shape"] for n in graph.nodes] == [n.shape for n in graph.nodes]
+    assert set(networkx.ancestors(view, graph.output)) | {graph.output} == graph.ancestors[graph.output]
+    longest = [0] * len(graph.nodes)
+    for n in graph.nodes[1:]:
+        longest[n.id] = 1 + max(longest[i] for i in n.inputs)
+    assert networkx.dag_longest_path_length(view) == max(longest)

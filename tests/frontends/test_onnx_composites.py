@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
-from onnx_cases import agrees, build, floats, ints, single
+from onnx_cases import agrees, build, floats, ints, scalar, single
 
 from milpverify.enclosure import enclose
 from milpverify.frontends.onnx import lower
@@ -24,10 +24,6 @@ ALL = (7, 9, 11, 13, 18, NEWEST)
 
 def f(*shape: int) -> np.ndarray:
     return floats(RNG, *shape)
-
-
-def scalar(value: float) -> np.ndarray:
-    return np.array(value, dtype=np.float32)
 
 
 Step = tuple[str, Sequence[str], dict[str, object]]

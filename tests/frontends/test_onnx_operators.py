@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_cases import agrees, build, floats, ints, single
+from onnx_cases import agrees, build, floats, ints, scalar, single
 
 from milpverify.errors import InvalidModel, UnsupportedOperator
 from milpverify.frontends.runtime import OnnxRuntime
@@ -26,10 +26,6 @@ def f(*shape: int) -> np.ndarray:
 
 def nonzero(*shape: int) -> np.ndarray:
     return np.sign(floats(RNG, *shape)) * np.float32(0.5) + floats(RNG, *shape) * np.float32(0.1)
-
-
-def scalar(value: float) -> np.ndarray:
-    return np.array(value, dtype=np.float32)
 
 
 def arithmetic() -> Iterator[onnx.ModelProto]:

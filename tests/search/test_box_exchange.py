@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from random_nets import relu_network
+from random_nets import disjunct_of, relu_network
 
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.graph import Graph, evaluate
@@ -20,7 +20,7 @@ from milpverify.search.input_split import Bisection, SplitOutcome
 from milpverify.search.margin import groups
 from milpverify.search.oracle import Finding, Oracle, Task
 from milpverify.search.witness import Status
-from milpverify.spec import Box, Disjunct, Problem, Rows
+from milpverify.spec import Box, Disjunct, Problem
 from milpverify.verify import verify
 
 NX = 5
@@ -33,10 +33,6 @@ def network() -> tuple[Graph, Box, float]:
     x = torch.rand(20000, NX, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     y = evaluate(graph, x).numpy()
     return graph, box, float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
-
-
-def disjunct_of(box: Box, threshold: float) -> Disjunct:
-    return Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], NX), Rows.none(NX, 3))
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from random_nets import relu_network
+from support import detail
 
 import milpverify as mv
 from milpverify.graph import Graph
@@ -26,10 +27,6 @@ def timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k != "seconds"}
     return [timeless(v) for v in value] if isinstance(value, list) else value
-
-
-def detail(result: mv.Result) -> dict[str, Any]:
-    return next(p.detail for p in result.phases if p.name == "search")
 
 
 @pytest.fixture

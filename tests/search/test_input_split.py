@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from product_networks import Grower
-from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network
+from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network, shifted
 
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate
@@ -29,11 +29,6 @@ def run(problem: Problem, seconds: float = 20.0, options: SearchOptions | None =
     (group,) = groups(problem)
     with torch.no_grad():
         return input_split.search(problem, problem.graph, group, Deadline(seconds), options=options)
-
-
-def shifted(disjunct: Disjunct, by: float) -> Disjunct:
-    unsafe = disjunct.unsafe
-    return replace(disjunct, unsafe=Rows(unsafe.x_rows, unsafe.y_rows, unsafe.rhs + by, unsafe.strict))
 
 
 @pytest.fixture

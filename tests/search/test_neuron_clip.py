@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from points import sampled
-from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
 
 from milpverify.bounds.halfspaces import Forms
 from milpverify.bounds.rounding import down
@@ -32,11 +32,6 @@ def searching(graph: Graph, disjunct: Disjunct, options: SearchOptions = CLIPPIN
     with torch.no_grad():
         found = bound_batch(graph, group, lower, upper, dtype)
         return Search(problem, graph, group, found.state, Deadline(60), options=options)
-
-
-def shifted(disjunct: Disjunct, by: float) -> Disjunct:
-    unsafe = disjunct.unsafe
-    return replace(disjunct, unsafe=Rows(unsafe.x_rows, unsafe.y_rows, unsafe.rhs + by, unsafe.strict))
 
 
 def margins(disjunct: Disjunct, points: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

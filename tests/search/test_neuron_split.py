@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
 
 from milpverify.bounds.beta import Domain, Relaxations
 from milpverify.config import Deadline, SearchOptions
@@ -40,17 +39,6 @@ def searching(
 def run(search: Search, **options: int) -> NeuronOutcome:
     with torch.no_grad():
         return search.run(**options)
-
-
-def shifted(disjunct: Disjunct, by: float) -> Disjunct:
-    unsafe = disjunct.unsafe
-    return replace(disjunct, unsafe=Rows(unsafe.x_rows, unsafe.y_rows, unsafe.rhs + by, unsafe.strict))
-
-
-@pytest.fixture(scope="module")
-def leaves() -> object:
-    with Leaves(Problem(relu_network([1, 1], 0), ()), Deadline(300)) as found:
-        yield found
 
 
 @pytest.mark.parametrize("options", [PLAIN, ON], ids=["plain", "on"])

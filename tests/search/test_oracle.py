@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from random_nets import proved_bounds, relu_network
+from random_nets import disjunct_of, proved_bounds, relu_network
 
 from milpverify.catalogue import catalogue
 from milpverify.config import Deadline, Options, SearchOptions
@@ -34,7 +34,7 @@ from milpverify.search.relaxer import bound_batch
 from milpverify.search.subproblems import NeuronOutcome
 from milpverify.solvers.base import SmtOutcome, SolveOutcome, Status
 from milpverify.solvers.process import SolverProcess
-from milpverify.spec import Box, Disjunct, Problem, Rows
+from milpverify.spec import Box, Disjunct, Problem
 
 NX = 6
 DEFAULT = Options()
@@ -47,10 +47,6 @@ def network() -> tuple[Graph, Box, float]:
     x = torch.rand(20000, NX, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     y = evaluate(graph, x).numpy()
     return graph, box, float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
-
-
-def disjunct_of(box: Box, threshold: float) -> Disjunct:
-    return Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], NX), Rows.none(NX, 3))
 
 
 def run(

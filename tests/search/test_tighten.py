@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from random_nets import relu_network
+from support import detail
 from torch import Tensor
 
 import milpverify as mv
@@ -204,10 +205,6 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", **parts: bool) -> mv.Result:
     return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=SearchOptions(**parts)))
-
-
-def detail(result: mv.Result) -> dict[str, object]:
-    return next(p.detail for p in result.phases if p.name == "search")
 
 
 @pytest.mark.parametrize("counted", [True, False])

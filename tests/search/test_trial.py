@@ -10,7 +10,7 @@ import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
 from milpverify import Options, SearchOptions, Verdict, verify
-from milpverify.config import EVERYTHING, Deadline
+from milpverify.config import Deadline
 from milpverify.search import decide, trial
 from milpverify.search.decide import Decision
 from milpverify.search.input_split import Bisection
@@ -22,13 +22,7 @@ from milpverify.search.relaxer import bound_batch
 from milpverify.search.trial import Trial
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
-COUNTED = replace(EVERYTHING, deterministic=True)
-
-
-@pytest.fixture(scope="module")
-def leaves() -> object:
-    with Leaves(Problem(relu_network([1, 1], 0), ()), Deadline(300)) as found:
-        yield found
+COUNTED = SearchOptions(deterministic=True)
 
 
 @pytest.fixture(autouse=True)
