@@ -114,7 +114,7 @@ def verify(
         Literal["bbps", "first-order", "babsr", "widest", "random", "none"],
         typer.Option(help="How splits of neurons are scored; none: nothing is searched."),
     ] = "first-order",
-    points: Annotated[Literal["optimised", "midpoint"], typer.Option(help="Where smooth functions are split.")] = "midpoint",
+    points: Annotated[Literal["optimised", "midpoint"], typer.Option(help="Where smooth functions are split.")] = "optimised",
     filter_smooth: Annotated[bool, typer.Option("--filter-smooth", help="Bound the best few splits in smooth networks too.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,

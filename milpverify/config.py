@@ -7,31 +7,36 @@ import os
 import time
 from dataclasses import dataclass, field, fields, replace
 from threading import Event as _Flag
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Deadline:
     """The one time limit of a run, passed through every phase; it also carries the request to stop (Ctrl-C).
 
     Args:
-        seconds: wall-clock seconds from now, `math.inf` for none.
+        seconds: seconds from now, `math.inf` for none.
+        clock: what measures them: wall clock by default; `time.process_time` makes runs comparable that others slow down.
     """
 
-    def __init__(self, seconds: float = math.inf) -> None:
+    def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         if math.isnan(seconds) or seconds < 0:
             raise ValueError(f"a time limit must be a number of seconds >= 0, not {seconds}")
-        self.start = time.monotonic()
+        self._clock = clock
+        self.start = clock()
         self.end = self.start + seconds
         self._cancelled = _Flag()
         self._memory = _Memory()
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self.start
+        return self._clock() - self.start
 
     def remaining(self) -> float:
         """Seconds left, 0 when over or cancelled, or when the memory limit is reached."""
-        return 0.0 if self._cancelled.is_set() or self._memory.exceeded() else max(0.0, self.end - time.monotonic())
+        return 0.0 if self._cancelled.is_set() or self._memory.exceeded() else max(0.0, self.end - self._clock())
 
     def expired(self) -> bool:
         """Whether the run must end now."""
@@ -58,7 +63,8 @@ class Deadline:
     def within(self, seconds: float) -> Deadline:
         """A tighter deadline for one phase, which shares the request to stop and the memory limit."""
         inner = Deadline.__new__(Deadline)
-        inner.start = time.monotonic()
+        inner._clock = self._clock
+        inner.start = self._clock()
         inner.end = min(self.end, inner.start + seconds)
         inner._cancelled, inner._memory = self._cancelled, self._memory
         return inner
@@ -127,10 +133,11 @@ class SearchOptions:
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals
     refining: bool = True  # slopes optimised before the search, where inputs are many
     filtering: bool = True  # the best few splits are bounded before one is taken, in piecewise-linear networks
+    fresh_lines: bool = True  # lines begin anew where splits or clipping make intervals much narrower
     filtering_smooth: bool = False  # in smooth networks too, where bounding children takes as long as several subproblems
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
     branching: str = "first-order"  # how splits of neurons are scored: bbps | first-order | babsr | widest | random | none
-    points: str = "midpoint"  # where smooth functions are split: optimised | midpoint
+    points: str = "optimised"  # where smooth functions are split: optimised | midpoint
 
     def __post_init__(self) -> None:
         for name, known in (("branching", BRANCHINGS), ("points", POINTS)):

@@ -4,9 +4,8 @@ The loss of a split of [l, u] at p is the summed area between the default lines 
 over middles and widths (`encodings/branching_points.npz`, which `python -m milpverify.bounds.branching_points` makes), and from a search
 on the spot where an interval leaves the table or there is none: functions with parameters, a domain of their own, or of the user.
 
-The search takes midpoints by default, which need fewer subproblems on sigmoid and tanh networks: likely because the least area is off
-the inflection, and the child that still crosses it keeps most of the width and of the area (tanh on [-1, 2] is split at 0.87). Points on
-the inflection do about as well as midpoints; children of equal area do worse.
+These points presume what their loss does: children with default lines. To children that begin from their parent's lines they are worth
+less than midpoints, and less than splits far off the middle (`milpverify.search.branching.fresh`).
 """
 
 from __future__ import annotations

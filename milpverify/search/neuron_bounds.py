@@ -38,6 +38,7 @@ class Bounder:
         candidates: how many splits a subproblem remembers.
         inherits: whether subproblems have bounds of open entries of their own.
         optimised: whether smooth functions are split where their children are tightest, not in the middle.
+        fresh: whether lines begin anew where intervals become much narrower.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Bounder:
         candidates: int,
         inherits: bool = False,
         optimised: bool = True,
+        fresh: bool = True,
     ) -> None:
+        self.fresh = fresh
         self.graph, self.group, self.deadline, self.candidates, self.inherits = graph, group, deadline, candidates, inherits
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper

@@ -22,7 +22,7 @@ from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
 from milpverify.search.attack import polish
 from milpverify.search.batching import LARGEST, BatchSize
-from milpverify.search.branching import Brancher, children, decide
+from milpverify.search.branching import Brancher, children, decide, narrowed
 from milpverify.search.conditional import conditional_root, implied
 from milpverify.search.exchange import exchange
 from milpverify.search.ledger import Ledger
@@ -90,7 +90,8 @@ class Search:
         self.options, self.seed = options, seed
         # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
         candidates = candidates if options.filtering and (graph.piecewise_linear or options.filtering_smooth) else 1
-        self.plain = Bounder(graph, group, root, deadline, candidates, optimised=options.points == "optimised")
+        optimised, fresh = options.points == "optimised", options.fresh_lines
+        self.plain = Bounder(graph, group, root, deadline, candidates, optimised=optimised, fresh=fresh)
         # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
         self.bounder = self.plain.inheriting() if options.clipping else self.plain
         self._equip()
@@ -151,7 +152,8 @@ class Search:
             return
         lowest = [float(known.bound[known.disjunct == place].amin()) for place in root.disjuncts]
         plain, inherits = self.plain, self.options.clipping
-        bounder = Bounder(self.graph, self.group, root.state, self.deadline, plain.candidates, inherits, plain.points.optimised)
+        ways = plain.points.optimised, plain.fresh
+        bounder = Bounder(self.graph, self.group, root.state, self.deadline, plain.candidates, inherits, *ways)
         no_goods = NoGoods(bounder) if self.options.no_goods else None
         box = torch.arange(len(root.disjuncts), device=self.graph.device)
         again = bounder.first(box, torch.tensor(root.disjuncts, device=self.graph.device))
@@ -186,8 +188,9 @@ class Search:
         self._attack(found, subs)
         if self.options.clipping:
             with self.ledger.spent("clipping"):
-                subs = self.clipper.clip(subs, found, self.ledger)
+                before, subs = domain, self.clipper.clip(subs, found, self.ledger)
                 domain = self.bounder.domain_of(subs)
+                subs = narrowed(self.bounder, subs, before, domain) if self.bounder.fresh else subs
         with self.ledger.spent("branching"):
             return replace(subs, best=self.brancher.rank(subs, domain, found))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from milpverify.config import BRANCHINGS as NAMES
 from milpverify.config import POINTS, Deadline, Options, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Verdict
-from milpverify.search.branching import Brancher, Points, children, form
+from milpverify.search.branching import Brancher, Points, children, form, narrowed
 from milpverify.search.branching.bbps import gains
 from milpverify.search.branching.candidates import Candidates, Consumers, looseness, splittable
 from milpverify.search.branching.gains import pointwise
@@ -151,6 +152,68 @@ def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
 def _rows(search: Search, subs: object) -> tuple[torch.Tensor, Dual, torch.Tensor | None]:
     y_rows, _, x_rows = search.bounder.rows_of(subs.disjunct)  # type: ignore[attr-defined]
     return y_rows, Dual(subs.slopes, subs.beta), x_rows  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_children_relax_anew_what_reads_the_split_and_keep_other_lines(name: str) -> None:
+    search = searching(problem_of(SMOOTH[name](), 0.05))
+    bounder = search.bounder
+    of = bounder.relaxations
+    with torch.no_grad():
+        root, domain, _ = bounder.bound(bounder.first(), 20)
+        column = splittable(of, bounder.home, domain)[0].nonzero().flatten()
+        both = children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column)
+        halves = bounder.domain_of(both)
+        seen = 0
+        for o in of.opened.values():
+            low, high = (tuple(side[:, c] for c in o.columns) for side in (halves.low, halves.high))
+            reads = of.root[o.columns[0]].unsqueeze(0) == torch.cat([column, column]).unsqueeze(1)
+            reads = reads & math.isinf(o.rule.span[1])
+            for which, part in enumerate((o.lower, o.upper)):
+                if part is not None and len(o.index):
+                    fresh = o.rule.parameters(low, high, which, o.rule.default_slopes(low, high)[which]).to(both.slopes.dtype)
+                    wanted = torch.where(reads.unsqueeze(1), fresh.unsqueeze(1), root.slopes[:, :, part])
+                    assert torch.equal(both.slopes[:, :, part], wanted)
+                    seen += int(reads.sum())
+    assert seen > 0 or name == "products"
+
+
+def test_what_clipping_narrows_is_relaxed_anew() -> None:
+    search = searching(problem_of(attention_network(0), 0.05, 0.3))
+    bounder = search.bounder
+    of = bounder.relaxations
+    with torch.no_grad():
+        root, domain, _ = bounder.bound(bounder.first(), 20)
+        width = domain.high - domain.low
+        low = domain.low + torch.where(torch.arange(of.count) % 3 == 0, 0.5 * width, 0.02 * width)
+        now = replace(domain, low=low)
+        fresh = narrowed(bounder, root, domain, now)
+        closed = narrowed(bounder, replace(root, bound=torch.ones_like(root.bound)), domain, now)
+    assert torch.equal(closed.slopes, root.slopes)
+    moved = (fresh.slopes != root.slopes)[0, 0]
+    may = torch.zeros_like(moved)
+    for o in of.opened.values():
+        for which, part in enumerate((o.lower, o.upper)):
+            if part is not None and math.isinf(o.rule.span[1]):
+                here = o.columns[0]
+                may[part] = torch.arange(of.count)[here] % 3 == 0
+                ends = (now.low[:, here],), (now.high[:, here],)
+                made = o.rule.parameters(*ends, which, o.rule.default_slopes(*ends)[which]).to(fresh.slopes.dtype)
+                assert torch.equal(fresh.slopes[0, 0, part][may[part]], made[0][may[part]])
+    assert bool(moved.any()) and not bool((moved & ~may).any())
+
+
+def test_fresh_lines_are_worth_more_than_those_of_the_parent() -> None:
+    """Summed over all splits, children gain more at once than with the parent's lines."""
+    search = searching(problem_of(attention_network(0), 0.05, 0.3))
+    bounder = search.bounder
+    with torch.no_grad():
+        root, domain, _ = bounder.bound(bounder.first(), 40)
+        column = splittable(bounder.relaxations, bounder.home, domain)[0].nonzero().flatten()
+        both = children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column)
+        stale = replace(both, slopes=root.slopes.expand(len(both), -1, -1))
+        gained = [(bounder.estimate(some) - root.bound).clamp(min=0.0).sum() for some in (both, stale)]
+    assert float(gained[0]) > float(gained[1])
 
 
 def test_points_go_by_everything_that_reads_a_variable() -> None:

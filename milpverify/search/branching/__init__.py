@@ -5,6 +5,7 @@ smart branching, arXiv 2104.06718); `children` splits.
 """
 
 from milpverify.search.branching.choice import Brancher, children, decide, form
+from milpverify.search.branching.fresh import narrowed
 from milpverify.search.branching.points import Points
 
-__all__ = ["Brancher", "Points", "children", "decide", "form"]
+__all__ = ["Brancher", "Points", "children", "decide", "form", "narrowed"]
