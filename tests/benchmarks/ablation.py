@@ -30,7 +30,8 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[2]
-START = "import runpy; from milpverify.solvers.worker import die_with; die_with({parent}); runpy.run_module('milpverify', None, '__main__')"
+START = "import runpy; from milpverify.solvers.worker import die_with; die_with({parent}); "
+CLI = "runpy.run_module('milpverify', None, '__main__')"
 VARIANTS = {
     "MILP alone": ["--method", "milp"],
     "relaxation alone": ["--method", "bab"],
@@ -94,16 +95,22 @@ def spread(count: int, most: int | None) -> list[int]:
     return [(2 * k + 1) * count // (2 * most) for k in range(most)]
 
 
+def families_of(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of a folder's list of instances by family."""
+    families: dict[str, list[dict[str, str]]] = {}
+    with (folder / "instances.csv").open() as file:
+        for row in csv.DictReader(file):
+            families.setdefault(row.get("family", ""), []).append(row)
+    return families
+
+
 def instances(options: argparse.Namespace) -> list[Instance]:
     """What to run."""
     found = []
     for network, spec in zip(options.files[::2], options.files[1::2], strict=True):
         found.append(Instance("files", _name(network, spec), network, spec, "", options.timeout))
     if options.folder is not None:
-        families: dict[str, list[dict[str, str]]] = {}
-        with (options.folder / "instances.csv").open() as file:
-            for row in csv.DictReader(file):
-                families.setdefault(row.get("family", ""), []).append(row)
+        families = families_of(options.folder)
         unknown = set(options.family or ()) - set(families)
         if unknown:
             sys.exit(f"{options.folder} has no family {', '.join(sorted(unknown))}; there are {', '.join(families)}")
@@ -121,9 +128,14 @@ def _name(network: Path, spec: Path) -> str:
 
 
 class Runs:
-    """Runs variants in processes of their own, and ends what is under way when told to."""
+    """Runs variants in processes of their own, and ends what is under way when told to.
 
-    def __init__(self) -> None:
+    Args:
+        program: the Python code that is the command line.
+    """
+
+    def __init__(self, program: str = CLI) -> None:
+        self.program = program
         self._lock = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._ended = False
@@ -142,7 +154,7 @@ class Runs:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
         with tempfile.TemporaryDirectory() as folder:
             out, errors = Path(folder) / "result.json", Path(folder) / "errors"
-            command = [sys.executable, "-c", START.format(parent=os.getpid())]
+            command = [sys.executable, "-c", START.format(parent=os.getpid()) + self.program]
             command += ["verify", str(instance.network.resolve()), str(instance.spec.resolve())]
             command += ["--timeout", str(instance.timeout), "--quiet", "--json", str(out), *arguments]
             with errors.open("wb") as sink:

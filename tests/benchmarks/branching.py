@@ -1,19 +1,24 @@
 """The ablation of branching on general nonlinearities (GenBaB, arXiv 2405.21063, section 4): scores and branching points, and none.
 
-    python tests/benchmarks/branching.py --folder benchmarks --family digits_tanh_4x100 --timeout 60 --results branching.json
+    python tests/benchmarks/branching.py --folder benchmarks --results branching.json
+    python tests/benchmarks/branching.py --folder benchmarks --family digits_tanh_4x100 --timeout 60 --variant "BBPS, midpoint"
 
-A folder is as `ablation.py` has it. Every run is a process of its own; with --results it is written down at once, and what is there
-already is not run again. Prints a table per family: verified, falsified and undecided instances by every variant, and the subproblems
-and CPU seconds of all of them and of those that every search solves.
+A folder is as `ablation.py` has it; without --family, the families whose names begin with digits_ are run, or all where there are none.
+Every run is a process of its own, limited in CPU seconds; with --results it is written down at once, and what is there already is not
+run again. Prints a table per family, in Markdown: verified, falsified and undecided instances by every variant, and the subproblems and
+CPU seconds of all of them and of those that every search solves.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from ablation import Row, Runs, command, instances, load, save
+from ablation import Row, Runs, command, families_of, instances, load, save
 
+PROGRAM = f"runpy.run_path({str(Path(__file__).with_name('by_cpu.py'))!r}, None, '__main__')"
+PREFIX = "digits_"
 SEARCH = ["--method", "bab", "--without", "filtering"]
 VARIANTS = {
     "CROWN": ["--branching", "none", "--without", "refining"],
@@ -22,6 +27,8 @@ VARIANTS = {
     "BaBSR-like, midpoint": [*SEARCH, "--branching", "babsr", "--points", "midpoint"],
     "BBPS, midpoint": [*SEARCH, "--branching", "bbps", "--points", "midpoint"],
     "BBPS, optimised": [*SEARCH, "--branching", "bbps", "--points", "optimised"],
+    "BBPS, optimised, parent's lines": [*SEARCH, "--branching", "bbps", "--points", "optimised", "--without", "fresh_lines"],
+    "BBPS, midpoint, parent's lines": [*SEARCH, "--branching", "bbps", "--points", "midpoint", "--without", "fresh_lines"],
     "BBPS, filtered, midpoint": ["--method", "bab", "--filter-smooth", "--branching", "bbps", "--points", "midpoint"],
     "first order, midpoint": [*SEARCH, "--branching", "first-order", "--points", "midpoint"],
     "first order, optimised": [*SEARCH, "--branching", "first-order", "--points", "optimised"],
@@ -47,15 +54,17 @@ def table(rows: Sequence[Row], variants: Sequence[str]) -> str:
                 numbers += [str(sum(row.counts.get("subproblems", 0) for row in some)), f"{sum(row.cpu for row in some):.1f}"]
             lines.append((family, variant, *numbers))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines
-    )
+    lines.insert(1, tuple("-" * (w - (k > 1)) + ":" * (k > 1) for k, w in enumerate(widths)))
+    cells = ([c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = command(__doc__, VARIANTS, 60.0).parse_args(arguments)
+    options = command(__doc__, VARIANTS, 20.0).parse_args(arguments)
+    if options.folder is not None and not options.family:
+        options.family = [family for family in families_of(options.folder) if family.startswith(PREFIX)]
     variants = options.variant or list(VARIANTS)
-    known, runs = load(options.results), Runs()
+    known, runs = load(options.results), Runs(PROGRAM)
     wanted = [(instance, variant) for instance in instances(options) for variant in variants]
     keys = [(i.family, i.name, v, i.timeout) for i, v in wanted]
     try:
