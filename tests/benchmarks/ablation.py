@@ -132,10 +132,11 @@ class Runs:
 
     Args:
         program: the Python code that is the command line.
+        patience: a run is killed after so many times its limit, and a minute.
     """
 
-    def __init__(self, program: str = CLI) -> None:
-        self.program = program
+    def __init__(self, program: str = CLI, patience: float = 2.0) -> None:
+        self.program, self.patience = program, patience
         self._lock = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._ended = False
@@ -165,7 +166,7 @@ class Runs:
                         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=sink, cwd=folder, env=environment
                     )
                     self._children.add(child)
-                usage = self._wait(child, 2 * instance.timeout + 60)
+                usage = self._wait(child, self.patience * instance.timeout + 60)
             if self._ended:
                 return None
             row.cpu = round(usage.ru_utime + usage.ru_stime, 2)

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.folder is not None and not options.family:
         options.family = [family for family in families_of(options.folder) if family.startswith(PREFIX)]
     variants = options.variant or list(VARIANTS)
-    known, runs = load(options.results), Runs(PROGRAM)
+    known, runs = load(options.results), Runs(PROGRAM, patience=20.0)
     wanted = [(instance, variant) for instance in instances(options) for variant in variants]
     keys = [(i.family, i.name, v, i.timeout) for i, v in wanted]
     try:

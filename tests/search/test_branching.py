@@ -265,3 +265,14 @@ def test_nothing_is_searched_where_nothing_is_to_be_split() -> None:
     result = verify(problem, 60, options=Options(attack=False, search=replace(SearchOptions(branching="none"), refining=False)))
     assert result.verdict is Verdict.UNKNOWN and {p.name for p in result.phases} == {"presolve"}
     assert result.lower_bound > -float("inf")
+
+
+def test_a_deadline_goes_by_its_clock_and_so_do_its_parts() -> None:
+    now = 5.0
+    deadline = Deadline(10.0, lambda: now)
+    inner = deadline.within(4.0)
+    now = 8.0
+    assert (deadline.elapsed(), deadline.remaining(), inner.remaining()) == (3.0, 7.0, 1.0)
+    now = 9.5
+    assert inner.expired() and not deadline.expired()
+    assert inner.within(1.0).expired()
