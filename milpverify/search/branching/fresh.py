@@ -1,9 +1,15 @@
 """Fresh lines where intervals became narrower, by a split or by clipping.
 
-A slope that was optimised for an interval is far from good on a part of it, and further than a few iterations lead: of a split neuron
-whose lines begin at their defaults both children gain half as much again after 8 iterations as with their parent's lines, more than
-these give after 40 (tanh, sigmoid, sin). It is also what scores and branching points presume, which are worth little otherwise: trees
-had a third of the subproblems with midpoints, and half of those again with optimised points on gelu, where before midpoints were better.
+A slope that was optimised for an interval is far from good on a part of it, and further than a few iterations lead. At 57 subproblems of
+sigmoid, tanh and sin networks both children of the best split gained together, as shares of the parent's gap to 0,
+
+    split at a share of the width of       0.2    0.5    0.8    where the area is least
+    the parent's lines, 8 iterations       1.12   1.01   1.17   0.95
+    the parent's lines, 40 iterations      1.46   1.43   1.50   1.41
+    fresh lines of the split neuron, 8     1.35   1.50   1.37   1.50
+
+so that without fresh lines the points of least area were the worst of all, and scores, which presume them, said little: the rank
+correlation of BBPS with the gains rises from 0.27 to 0.68, that of first-order gains from 0.33 to 0.87.
 
 Parameters that mean the same on every interval stay: the slope of ReLU on the side of its kink, the place between a product's planes.
 """
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from milpverify.search.subproblems import Subproblems
 
 NARROWER = 0.95
-"""An interval that keeps less than this share of its width is relaxed anew."""
+"""An interval that keeps less than this share of its width is relaxed anew: 0.99 and 1 do as well, 0.8 saves half as much."""
 
 
 def relaxed_anew(bounder: Bounder, subs: Subproblems, domain: Domain, changed: Tensor) -> Subproblems:
