@@ -20,7 +20,7 @@ CPU seconds) CROWN and alpha-CROWN verify 8, every search 23, with 150 to 155 su
 BBPS and optimised points pay with fresh lines. First order stays ahead of BBPS: where the gains of both children are known (re-optimised
 and clipped), the split that it likes best has 0.96 of the best gain, that of BBPS 0.86, BaBSR-like 0.88, the widest 0.57; its rank
 correlation with the gains is 0.87, against 0.68, 0.75 and 0.25. BBPS sees half of the gains, for what a line sends on meets linear forms
-that were saved at the root. A multiplier of the split constraint in its estimate changed nothing. Little is left to gain by scores.
+that were saved at the root. A multiplier of the split constraint in its estimate did not help. Little is left to gain by scores.
 """
 
 from milpverify.search.branching.choice import Brancher, children, decide, form
