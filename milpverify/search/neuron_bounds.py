@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
@@ -38,7 +39,7 @@ class Bounder:
         candidates: how many splits a subproblem remembers.
         inherits: whether subproblems have bounds of open entries of their own.
         optimised: whether smooth functions are split where their children are tightest, not in the middle.
-        fresh: whether lines begin anew where intervals become much narrower.
+        fresh: whether lines begin anew where intervals become much narrower; only where there are curves.
     """
 
     def __init__(
@@ -52,7 +53,6 @@ class Bounder:
         optimised: bool = True,
         fresh: bool = True,
     ) -> None:
-        self.fresh = fresh
         self.graph, self.group, self.deadline, self.candidates, self.inherits = graph, group, deadline, candidates, inherits
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = root[0].bounds.lower, root[0].bounds.upper
@@ -62,6 +62,7 @@ class Bounder:
             self.root[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
         self.relaxations = Relaxations(self.fast, self.root, needed=needed(graph, group.y_rows))
         self.slots = self.relaxations.slots
+        self.fresh = fresh and any(math.isinf(o.rule.span[1]) for o in self.relaxations.opened.values())
         self.points = Points(self.relaxations, optimised)
         # Where what is gained at an input of a node counts: at the variable that is split for it.
         self.home: dict[int, list[Columns]] = {}
@@ -106,6 +107,7 @@ class Bounder:
             box, disjunct, torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
             none.long(), none.long(), none.float(), none.double(), torch.zeros(count, rows, 0, device=device),
             torch.full((count, self.candidates), -1, device=device), slopes, low, -low,
+            torch.zeros(count, self.relaxations.count if self.fresh else 0, dtype=torch.bool, device=device),
         )  # fmt: skip
 
     def rows_of(self, disjunct: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -45,8 +45,7 @@ class Clipper:
         """Subproblems with bounds of their open entries that hold where their newest split constraint does."""
         if not subs.slot.shape[1] or self.splits.reach == 0:
             return subs
-        count = torch.arange(1, subs.side.shape[1] + 1, device=subs.side.device)
-        newest = ((subs.side != 0) * count).argmax(1)
+        newest = subs.newest
         side, point = (t[torch.arange(len(subs), device=t.device), newest] for t in (subs.side, subs.point))
         domain = self.bounder.domain_of(subs)
         column = domain.column.gather(1, newest.unsqueeze(1)).squeeze(1)

@@ -22,7 +22,7 @@ from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
 from milpverify.search.attack import polish
 from milpverify.search.batching import LARGEST, BatchSize
-from milpverify.search.branching import Brancher, children, decide, narrowed
+from milpverify.search.branching import Brancher, bound_anew, children, decide, narrowed
 from milpverify.search.conditional import conditional_root, implied
 from milpverify.search.exchange import exchange
 from milpverify.search.ledger import Ledger
@@ -184,13 +184,13 @@ class Search:
         if self.options.clipping:
             with self.ledger.spent("clipping"):
                 subs = self.clipper.divided(subs)
-        subs, domain, found = self.bounder.bound(subs, iterations, self.ledger)
+        subs, domain, found = bound_anew(self.bounder, subs, iterations, self.ledger)
         self._attack(found, subs)
         if self.options.clipping:
             with self.ledger.spent("clipping"):
                 before, subs = domain, self.clipper.clip(subs, found, self.ledger)
                 domain = self.bounder.domain_of(subs)
-                subs = narrowed(self.bounder, subs, before, domain) if self.bounder.fresh else subs
+                subs = narrowed(self.bounder, subs, before, domain)
         with self.ledger.spent("branching"):
             return replace(subs, best=self.brancher.rank(subs, domain, found))
 

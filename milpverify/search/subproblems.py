@@ -25,7 +25,8 @@ class Subproblems:
     `box` (n,) the place in the root's batch of boxes; `disjunct` (n,) the place in the group; `bound` (n,) float64, proved;
     `slot`, `index`, `side`, `point`, `beta` (n, K) (`beta` (n, r, K)) the split decisions, side 0 where there is none; `best`
     (n, C) the flat numbers of the splits to consider, -1 where there is none left; `slopes` (n, r, P) of the lines; `low`, `high` (n, T)
-    float32 bounds of the open entries besides the root's and the decisions, inherited by what is split off, or (n, 0) for none.
+    float32 bounds of the open entries besides the root's and the decisions, inherited by what is split off, or (n, 0) for none;
+    `narrower` (n, T) bool which entries have become much narrower since the lines were optimised, or (n, 0) where that does not matter.
     """
 
     box: Tensor
@@ -40,6 +41,7 @@ class Subproblems:
     slopes: Tensor
     low: Tensor
     high: Tensor
+    narrower: Tensor
 
     def __len__(self) -> int:
         return len(self.disjunct)
@@ -58,6 +60,11 @@ class Subproblems:
         """With room for `width` splits, and no more."""
         more = width - self.slot.shape[1]
         return replace(self, **{name: pad(getattr(self, name), (0, more)) for name in _PER_SPLIT}) if more else self
+
+    @property
+    def newest(self) -> Tensor:
+        """The place of the last split decision of each, (n,); 0 where there is none. Only where K > 0."""
+        return ((self.side != 0) * torch.arange(1, self.side.shape[1] + 1, device=self.side.device)).argmax(1)
 
     @property
     def depth(self) -> Tensor:

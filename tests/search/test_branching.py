@@ -18,11 +18,13 @@ from milpverify.bounds.halfspaces import Forms
 from milpverify.catalogue import catalogue
 from milpverify.config import BRANCHINGS as NAMES
 from milpverify.config import POINTS, Deadline, Options, SearchOptions
+from milpverify.frontends.builder import Builder
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Verdict
-from milpverify.search.branching import Brancher, Points, children, form, narrowed
+from milpverify.search.branching import Brancher, Points, bound_anew, children, form, narrowed
 from milpverify.search.branching.bbps import gains
 from milpverify.search.branching.candidates import Candidates, Consumers, looseness, splittable
+from milpverify.search.branching.fresh import begun_anew, relaxed_anew
 from milpverify.search.branching.gains import pointwise
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import PLAIN, Search
@@ -162,7 +164,7 @@ def test_children_relax_anew_what_reads_the_split_and_keep_other_lines(name: str
     with torch.no_grad():
         root, domain, _ = bounder.bound(bounder.first(), 20)
         column = splittable(of, bounder.home, domain)[0].nonzero().flatten()
-        both = children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column)
+        both = begun_anew(bounder, children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column))
         halves = bounder.domain_of(both)
         seen = 0
         for o in of.opened.values():
@@ -187,9 +189,11 @@ def test_what_clipping_narrows_is_relaxed_anew() -> None:
         width = domain.high - domain.low
         low = domain.low + torch.where(torch.arange(of.count) % 3 == 0, 0.5 * width, 0.02 * width)
         now = replace(domain, low=low)
-        fresh = narrowed(bounder, root, domain, now)
+        wide = narrowed(bounder, root, domain, now)
         closed = narrowed(bounder, replace(root, bound=torch.ones_like(root.bound)), domain, now)
-    assert torch.equal(closed.slopes, root.slopes)
+        fresh = relaxed_anew(bounder, wide, now, wide.narrower)
+    assert torch.equal(wide.slopes, root.slopes)
+    assert not bool(closed.narrower.any())
     moved = (fresh.slopes != root.slopes)[0, 0]
     may = torch.zeros_like(moved)
     for o in of.opened.values():
@@ -211,9 +215,28 @@ def test_fresh_lines_are_worth_more_than_those_of_the_parent() -> None:
         root, domain, _ = bounder.bound(bounder.first(), 40)
         column = splittable(bounder.relaxations, bounder.home, domain)[0].nonzero().flatten()
         both = children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column)
-        stale = replace(both, slopes=root.slopes.expand(len(both), -1, -1))
-        gained = [(bounder.estimate(some) - root.bound).clamp(min=0.0).sum() for some in (both, stale)]
+        gained = [(bounder.estimate(some) - root.bound).clamp(min=0.0).sum() for some in (begun_anew(bounder, both), both)]
     assert float(gained[0]) > float(gained[1])
+
+
+def test_lines_that_were_fitted_to_each_other_are_kept_where_fresh_ones_are_worth_less() -> None:
+    builder = Builder(80)
+    z = builder.matmul(builder.nodes[0], np.full((80, 1), 1.0 / 80))
+    y = builder.sum([builder.function("exp", z), builder.function("exp", builder.scale(z, -1.0))])
+    graph, box = builder.graph([y], (), ()), Box(np.full(80, -1.5), np.full(80, 1.0))
+    search = searching(Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [2.0], 80), Rows.none(80, 1)),)))
+    bounder = search.bounder
+    with torch.no_grad():
+        root, _, _ = bounder.bound(bounder.first(), 200)  # the tangents of both at 0
+        assert float(root.bound) > -1e-3
+        both = children(bounder, root, torch.tensor([0]))
+        both = replace(both, bound=torch.full_like(both.bound, -torch.inf))
+        fresh, _, _ = bounder.bound(begun_anew(bounder, both), 2)
+        assert float(fresh.bound.amin()) < -0.01
+        both = replace(both, bound=root.bound.expand(2))
+        kept, _, found = bound_anew(bounder, both, 2)
+    assert bool((kept.bound >= root.bound).all())
+    assert float((found.lower - 2.0).amin()) > -1e-3
 
 
 def test_points_go_by_everything_that_reads_a_variable() -> None:

@@ -43,7 +43,7 @@ def at_most(graph: Graph, box: Box, row: list[float], rhs: float, x_row: list[fl
 
 
 @pytest.mark.parametrize("owner", [(NoGoods, "learn"), (NoGoods, "refute"), (Frontier, "push"), (Frontier, "pop")])
-@pytest.mark.parametrize("call", range(1, 6))
+@pytest.mark.parametrize("call", [1, 3])
 def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cls, name = owner
     genuine, calls = getattr(cls, name), 0
@@ -57,7 +57,7 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
     monkeypatch.setattr(cls, name, failing)
     failed = 0
-    for seed in range(100, 108):
+    for seed in range(100, 104):
         graph, box, calls = relu_network([4, 12, 12, 2], seed), Box(-np.ones(4), np.ones(4)), 0
         unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) + 0.02)
         result = verify(Problem(graph, (unsafe,)), timeout=10, options=Options(method="bab", attack=False, search=QUIET))

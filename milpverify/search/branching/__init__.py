@@ -24,7 +24,7 @@ that were saved at the root. A multiplier of the split constraint in its estimat
 """
 
 from milpverify.search.branching.choice import Brancher, children, decide, form
-from milpverify.search.branching.fresh import narrowed
+from milpverify.search.branching.fresh import bound_anew, narrowed
 from milpverify.search.branching.points import Points
 
-__all__ = ["Brancher", "Points", "children", "decide", "form", "narrowed"]
+__all__ = ["Brancher", "Points", "bound_anew", "children", "decide", "form", "narrowed"]

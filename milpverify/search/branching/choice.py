@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from milpverify.bounds.beta import Dual
 from milpverify.search.branching.bbps import gains
 from milpverify.search.branching.candidates import Candidates, Consumers, looseness, splittable
-from milpverify.search.branching.fresh import relaxed_anew
+from milpverify.search.branching.fresh import begun_anew, relaxed_anew
 from milpverify.search.branching.gains import pointwise
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class Brancher:
         if self.heuristic == "random":
             drawn = torch.rand(still.shape, generator=self.generator, dtype=torch.float64).to(still.device)
             return self._best(torch.where(still, drawn, -torch.inf))
+        if self.bounder.fresh:
+            subs = relaxed_anew(self.bounder, subs, domain, subs.narrower)  # as the children's will be
         y_rows, rhs, x_rows = self.bounder.rows_of(subs.disjunct)
         dual = Dual(subs.slopes, subs.beta)
         primal = of.primal(domain, y_rows, dual, x_rows, attained=self.heuristic == "first-order")
@@ -135,9 +137,7 @@ def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subprobl
         target[every, place] = torch.cat([value, value])
     both.side[every, place] = torch.cat([torch.full_like(slot, -1), torch.full_like(slot, 1)]).to(both.side.dtype)
     both.beta[every, :, place] = 0.0
-    if not bounder.fresh:
-        return both
-    return relaxed_anew(bounder, both, bounder.domain_of(both), bounder.relaxations.root == torch.cat([column, column]).unsqueeze(1))
+    return both
 
 
 def decide(bounder: Bounder, parents: Subproblems) -> Tensor:
@@ -147,7 +147,8 @@ def decide(bounder: Bounder, parents: Subproblems) -> Tensor:
         return best[:, 0]
     rows = torch.arange(n, device=best.device).repeat_interleave(bounder.candidates)
     column = torch.where(best >= 0, best, best[:, :1])
-    trial = bounder.estimate(children(bounder, parents.take(rows), column.flatten())).reshape(2, n, bounder.candidates)
+    both = children(bounder, parents.take(rows), column.flatten())
+    trial = bounder.estimate(begun_anew(bounder, both)).reshape(2, n, bounder.candidates)
     trial = torch.maximum(trial, parents.bound.unsqueeze(1)).clamp(max=0.0)
     # The smaller child decides; the other counts a little.
     value = trial.amin(0) + LARGER_BOUNDED * trial.amax(0)
