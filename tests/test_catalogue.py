@@ -248,7 +248,7 @@ def test_extrema_are_where_the_derivative_changes_its_sign(f: Function) -> None:
             assert before * after < 0
 
 
-@pytest.mark.parametrize("relative", [1e-7, 1e-4, 5e-3])
+@pytest.mark.parametrize("relative", [1e-7, 5e-3])
 def test_special_points_of_rounded_gelu_move_with_its_constants(relative: float) -> None:
     """They lie where the file says, and the derivatives that the file bounds are in its intervals for all allowed constants."""
     family, random_ = catalogue()["gelu_tanh_rounded"], random.Random(0)
