@@ -14,8 +14,9 @@ Measured on feed-forward networks of digits (3 x 50, sigmoid, tanh, sin, gelu; 1
                                                  BaBSR-like, optimised   643    widest, optimised, 14 closed: over 3865
 
 On five at larger radii, none of which closed in 1000 subproblems with the parent's lines, midpoints and the worse child: first order 953,
-BaBSR-like 1075, BBPS 1641, BBPS with midpoints 1849. Of 26 instances of the digits families (4 x 100 neurons, a transformer, an LSTM; 20
-CPU seconds) CROWN and alpha-CROWN verify 9, every search 24, with 150 to 155 subproblems by all scores, and 2982 by the widest.
+BaBSR-like 1075, BBPS 1641, BBPS with midpoints 1849. Of 25 feed-forward instances (4 x 100 neurons, 20 CPU seconds) CROWN and
+alpha-CROWN verify 9, every search 25, with bisection of inputs where its trial is ahead: widest 3630 subproblems, BaBSR-like 882, BBPS 870
+and first order 890 with midpoints, BBPS 406 and first order 404 with optimised points.
 
 BBPS and optimised points pay with fresh lines. First order stays ahead of BBPS: where the gains of both children are known (re-optimised
 and clipped), the split that it likes best has 0.96 of the best gain, that of BBPS 0.86, BaBSR-like 0.88, the widest 0.57; its rank
