@@ -23,7 +23,6 @@ Array = NDArray[np.float64]
 _SPLIT = 2.0**27 + 1.0
 _SAFE = 2.0**-900
 """Products below are not told exact: what is lost might underflow."""
-_UNIT = 2.0**-53
 _MOST = 2**20
 
 

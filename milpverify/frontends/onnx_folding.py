@@ -16,31 +16,18 @@ from milpverify.frontends.onnx_node import Operation
 from milpverify.graph import Node
 
 MOVES = frozenset(
-    (
-        *(
-            "Identity",
-            "Cast",
-            "Reshape",
-            "Flatten",
-            "Squeeze",
-            "Unsqueeze",
-            "Transpose",
-            "Slice",
-            "Split",
-            "Gather",
-            "GatherElements",
-            "GatherND",
-        ),
-        *("Expand", "Tile", "Concat", "Pad", "Where", "Abs", "Max", "Min", "Relu", "Constant", "ConstantOfShape", "Dropout"),
-    )
+    """
+    Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Gather GatherElements GatherND Expand Tile Concat Pad
+    Where Abs Max Min Relu Constant ConstantOfShape Dropout
+    """.split()
 )
 """The operators whose results are entries of their inputs, but for signs."""
 
 LINEAR_IN_CONSTANTS = frozenset(
-    (
-        *("Add", "Sum", "Sub", "Mul", "Div", "MatMul", "Gemm", "Conv", "ConvTranspose", "Where", "Concat", "ScatterND", "ScatterElements"),
-        *("BatchNormalization", "LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization"),
-    )
+    """
+    Add Sum Sub Mul Div MatMul Gemm Conv ConvTranspose Where Concat ScatterND ScatterElements BatchNormalization
+    LayerNormalization RMSNormalization InstanceNormalization GroupNormalization
+    """.split()
 )
 """The operators on x whose weights are products and quotients of their constants, so that these hand their mark on."""
 

@@ -32,11 +32,10 @@ MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeE
 
 
 LINEAR_IN_CONSTANTS = frozenset(
-    (
-        *("add", "radd", "sub", "rsub", "mul", "rmul", "div", "rtruediv", "matmul", "rmatmul", "mm", "bmm", "mv", "linear", "where"),
-        *("addmm", "baddbmm", "addmv", "conv1d", "conv2d", "conv3d", "convolution"),
-        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "layer_norm", "group_norm"),
-    )
+    """
+    add radd sub rsub mul rmul div rtruediv matmul rmatmul mm bmm mv linear where addmm baddbmm addmv conv1d conv2d conv3d
+    convolution conv_transpose1d conv_transpose2d conv_transpose3d batch_norm layer_norm group_norm
+    """.split()
 )
 """The operations on x whose weights are products and quotients of their constants, so that these hand their mark on."""
 

@@ -141,7 +141,9 @@ class BoxExchange:
         closed = search.group.closed(box.margins)[0]
         disjunct = int(torch.where(closed, torch.inf, box.margins[0]).argmin())
         known = search.inheritance.unpack(box.ends)
-        found = bound_batch(search.graph, search.group, box.lower, box.upper, torch.float64, known, search.deadline)
+        found = bound_batch(
+            search.graph, search.group, box.lower, box.upper, torch.float64, known, search.deadline, prepared=search.prepared
+        )
         bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(found.state.items())]
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
         seconds = (

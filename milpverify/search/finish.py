@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.search.lp_leaf import Leaves
     from milpverify.search.margin import Group
+    from milpverify.search.relaxer import Prepared
     from milpverify.search.subproblems import NeuronOutcome
     from milpverify.search.witness import Judgement
     from milpverify.spec import Problem
@@ -60,6 +61,7 @@ class Finisher:
     group: Group
     deadline: Deadline
     leaves: Leaves | None = None
+    prepared: Prepared | None = None
     threshold: int = 24
     closed: int = 0
     bounded: int = 0
@@ -138,7 +140,7 @@ class Finisher:
         limit: int | None,
         leaves: int | None,
     ) -> tuple[Search, NeuronOutcome]:
-        found = bound_batch(self.graph, self.group, lower, upper, dtype, known, self.deadline)
+        found = bound_batch(self.graph, self.group, lower, upper, dtype, known, self.deadline, prepared=self.prepared)
         box, disjunct = (~self.group.closed(torch.maximum(found.margins, margins))).nonzero(as_tuple=True)
         search = Search(self.problem, self.graph, self.group, found.state, self.deadline, leaves=self.leaves)
         if self.leaves is not None:

@@ -143,7 +143,7 @@ class Bisection:
         self.clock = time.process_time if alone else time.perf_counter
         self.batch = BatchSize(largest=self.per, fixed=FIXED_BATCH if options.deterministic else None)
         self.method = MethodChoice(options.forward, options.deterministic)
-        self.finisher = Finisher(problem, graph, group, deadline, leaves if options.leaves else None)
+        self.finisher = Finisher(problem, graph, group, deadline, leaves if options.leaves else None, self.prepared)
         whole = self._boxes(self.root, lower, upper, self.root.margins, torch.zeros(1, dtype=torch.long, device=lower.device))
         self.whole, self.held, self.stuck, self.frontier = whole, whole, whole.take(whole.tried), BoxFrontier(whole)
         self.exchange: BoxExchange | None = None

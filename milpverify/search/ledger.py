@@ -96,7 +96,7 @@ class Reporter:
             self.prove(min(self.others, max(self.floor, bound)), rests)
         if self.on_event is not None:
             known = {"lower_bound": self.lower_bound, "bound_trust": self.trust.value, "closed": dict(self.ledger.closed)}
-            data = {**event.data, **({} if trust is None else {"trust": getattr(trust, "value", trust)}), **known}
+            data = {**event.data, **({} if trust is None else {"trust": trust.value if isinstance(trust, Trust) else trust}), **known}
             self.on_event(Event(event.phase, event.message, data))
 
     def prove(self, bound: float, trust: Trust = Trust.ROUNDED) -> None:

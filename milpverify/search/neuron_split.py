@@ -131,7 +131,8 @@ class Search:
 
     def _nothing_yet(self) -> None:
         none = torch.zeros(0, dtype=torch.long, device=self.graph.device)
-        self.stuck = self.given_up = self.held = self.first(none, none)  # held: out of the frontier, in work
+        self.none = self.first(none, none)
+        self.stuck = self.given_up = self.held = self.none  # held: out of the frontier, in work
         self.frontier = Frontier(self.stuck)
 
     def _condition(self) -> None:
@@ -255,7 +256,7 @@ class Search:
                 self.patience = math.inf
         try:
             self.frontier.push(self.held)  # what a deadline or the end of memory left
-            self.held = self._none
+            self.held = self.none
             while self._going() and (limit is None or self.bounded < limit):
                 if self.waiting is not None:
                     if (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is None:
@@ -275,7 +276,7 @@ class Search:
                 self.held = self.frontier.pop(max(1, self.batch.size // 2), nearest)
                 if not self._expand(self.held, iterations):
                     break
-                self.held = self._none
+                self.held = self.none
                 self.batch.took(self.bounded - before, self.clock() - began)
                 self.consult()
                 self._report()
@@ -390,10 +391,6 @@ class Search:
     def decisions(self, one: Subproblems) -> tuple[Decision, ...]:
         """The split decisions of one subproblem by node."""
         return tuple((self.slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
-
-    @property
-    def _none(self) -> Subproblems:
-        return self.first(*(torch.zeros(0, dtype=torch.long, device=self.graph.device) for _ in range(2)))
 
     @property
     def left(self) -> Subproblems:

@@ -265,9 +265,15 @@ def along_a_diagonal(shift: float) -> tuple[Graph, Disjunct]:
 
 
 def test_what_is_closer_to_a_tie_than_bisection_can_tell_is_decided_by_linear_programs() -> None:
-    outcome = decided(*along_a_diagonal(2.0**-60))
-    assert outcome.closed and 0 <= outcome.lower_bound <= 2.0**-60 and outcome.detail["leaves"] > 0
-    assert not decided(*along_a_diagonal(2.0**-60), seconds=4.0, options=SearchOptions(leaves=False)).closed
+    graph, near = along_a_diagonal(2.0**-100)
+    outcome = decided(graph, near)
+    assert outcome.closed and 0 <= outcome.lower_bound <= 2.0**-100 and outcome.detail["leaves"] > 0
+    problem = Problem(graph, (near,))
+    (group,) = groups(problem)
+    without = SearchOptions(leaves=False)
+    bisection = input_split.Bisection(problem, graph, group, Deadline(60.0), torch.float32, None, None, without, None)
+    with torch.no_grad():
+        assert not bisection.run(limit=10 * outcome.subproblems).closed
     violated = decided(*along_a_diagonal(0.0))
     assert not violated.closed and violated.judgement is not None and violated.judgement.status is Status.HOLDS
 
