@@ -41,6 +41,11 @@ def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         lower, upper: (N, ny) float64; infinite where the arithmetic overflows.
     """
+    return enclose_all(graph, x)[graph.output]
+
+
+def enclose_all(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """`enclose` for every node: lower, upper (N, *shape) each."""
     if graph.dtype != torch.float64 or x.dtype != torch.float64:
         raise ValueError("an enclosure needs the float64 graph, whose weights are exact, and float64 points")
     centres: list[Tensor] = []
@@ -60,10 +65,9 @@ def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
                     raise NotImplementedError(f"no enclosure rule for {type(node.op).__name__} ({node.name})")
             centres.append(centre.expand(len(x), *node.shape))
             radii.append(radius.expand(len(x), *node.shape))
-        lower, upper = _ends(centres[graph.output], radii[graph.output])
-    return lower.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf), upper.nan_to_num(
-        nan=math.inf, posinf=math.inf, neginf=-math.inf
-    )
+        ends = [_ends(centre, radius) for centre, radius in zip(centres, radii, strict=True)]
+    infinite = {"posinf": math.inf, "neginf": -math.inf}
+    return [(lower.nan_to_num(nan=-math.inf, **infinite), upper.nan_to_num(nan=math.inf, **infinite)) for lower, upper in ends]
 
 
 def _affine(op: Affine, centres: list[Tensor], radii: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -205,9 +205,9 @@ def test_in_deterministic_mode_it_has_turns_by_counts(network: tuple[Graph, Box,
     """Two runs are the same run, and the solver closes what the bisection would take longer for."""
     graph, box, least = network
     monkeypatch.setattr(box_exchange, "FIRST", 40)
-    runs = [run(graph, disjunct_of(box, least - 0.3), 120, SearchOptions(deterministic=True)) for _ in range(2)]
+    runs = [run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True)) for _ in range(2)]
     (first, oracle), (second, _) = runs
     assert first.closed and oracle.counts["oracle_tasks"] > 0 and first.detail == second.detail
     assert (first.lower_bound, first.subproblems, first.trust) == (second.lower_bound, second.subproblems, second.trust)
-    alone, _ = run(graph, disjunct_of(box, least - 0.3), 120, SearchOptions(deterministic=True, oracle=False))
+    alone, _ = run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True, oracle=False))
     assert first.subproblems < alone.subproblems

@@ -74,7 +74,7 @@ def test_all_methods_agree_with_enumeration(first: int, tmp_path: Path, processe
         truths = [exact.truth(case.network, d) for d in case.disjuncts]
         problem = mv.load(*case.write(tmp_path, f"case{seed}"))
         found = optima(problem, truths) if len(problem.disjuncts) == len(truths) else []
-        runs = [(method, False) for method in ("auto", *map(mv.Milp, SOLVERS))] + [("bab", True) if seed % 2 else (mv.Milp("scip"), True)]
+        runs = [("auto", False), (mv.Milp(SOLVERS[seed % 3]), False), ("bab", True) if seed % 2 else (mv.Milp("scip"), True)]
         for method, attack in runs:
             name = f"{method if isinstance(method, str) else method.solver}{'' if attack else ' without attack'}"
             split = isinstance(method, str)

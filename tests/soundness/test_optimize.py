@@ -44,7 +44,7 @@ def test_bounds_enclose_the_exact_optimum(seed: int, tmp_path: Path) -> None:
         box,
         (row.x_row, row.y_row),
         gap=1e-4 * scale,
-        timeout=10,
+        timeout=3,
         constraints=_domain(disjunct, problem.graph.nx, problem.graph.ny),
     )
     if least is None:  # no input satisfies the constraints

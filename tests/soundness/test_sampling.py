@@ -26,7 +26,7 @@ from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.rounding import down, up
 from milpverify.bounds.state import Bounds, SplitConstraints, State
 from milpverify.catalogue import Function, catalogue
-from milpverify.enclosure import enclose
+from milpverify.enclosure import enclose_all
 from milpverify.frontends.onnx import lower as lower_onnx
 from milpverify.graph import Graph, evaluate_all
 from milpverify.operators import Affine, Elementwise
@@ -114,7 +114,7 @@ def points(graph: Graph, box: mv.Box, seed: int, count: int = POINTS) -> Tensor:
 
 def enclosures(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Per node, intervals (N, size) that contain its true values."""
-    return [tuple(side.flatten(1) for side in enclose(replace(graph, output=n.id), x)) for n in graph.nodes]
+    return [(lower.flatten(1), upper.flatten(1)) for lower, upper in enclose_all(graph, x)]
 
 
 def outside(bounds: Bounds, box: int, truth: tuple[Tensor, Tensor]) -> int:
