@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.bounds.alpha import AlphaOptions
 from milpverify.bounds.rounding import ieee
 from milpverify.config import Deadline, Milp, Options
 from milpverify.errors import InvalidInput
@@ -30,7 +29,7 @@ from milpverify.search.attack import attack
 from milpverify.search.decide import METHODS, Decision, decide
 from milpverify.search.ledger import Reporter
 from milpverify.search.margin import Group, few_inputs, groups
-from milpverify.search.relaxer import Bounded, bound_batch, is_out_of_memory, reduce, refine
+from milpverify.search.relaxer import REFINE, Bounded, bound_batch, is_out_of_memory, reduce, refine
 
 if TYPE_CHECKING:
     from milpverify.spec import Problem
@@ -38,9 +37,10 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Event], None]
 LARGE = 20_000
 """Above this number of entries of all nodes the presolve multiplies in float32, which halves its time; its bounds hold all the same."""
-REFINE = AlphaOptions(iterations=15)
 REFINE_SHARE = 0.25
-"""The share of the time left that optimising the root's slopes may take."""
+"""The share of the time left that optimising the root's slopes may take, and"""
+REFINE_SECONDS = 2.0
+"""what of it comes before the search, which often needs no more."""
 
 
 def verify(
@@ -181,15 +181,21 @@ class _Run:
             if few_inputs(group):
                 still_open.append((group, found))
             else:
-                seconds = max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups))
-                paced = not self.options.search.deterministic
-                share = self.deadline.within(seconds) if paced else self.deadline
-                with self.reporter.ledger.spent("alpha-CROWN"):
-                    found = refine(self.graph, group, found, REFINE, share, paced)
-                self.reporter.ledger.bound("alpha-CROWN", group.count)
-                still_open += self.open_part(group, found, "alpha-CROWN")
+                still_open += self.refined(group, found, max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups)))
         self.reporter.prove(self.bound(still_open))
         return still_open
+
+    def refined(self, group: Group, found: Bounded, seconds: float) -> list[tuple[Group, Bounded]]:
+        """What optimised slopes leave open of a group; where a search follows that may go on with them, they get a moment alone."""
+        paced, followed = not self.options.search.deterministic, self.options.method in ("auto", "bab")
+        now = min(seconds, REFINE_SECONDS) if followed and self.options.search.branching != "none" else seconds
+        share = self.deadline.within(now) if paced else self.deadline
+        with self.reporter.ledger.spent("alpha-CROWN"):
+            found = refine(self.graph, group, found, REFINE, share, paced)
+        self.reporter.ledger.bound("alpha-CROWN", group.count)
+        if paced and share.expired():
+            found = dataclasses.replace(found, unrefined=seconds - now)
+        return self.open_part(group, found, "alpha-CROWN")
 
     def open_part(self, group: Group, found: Bounded, part: str) -> list[tuple[Group, Bounded]]:
         """What bounds leave open of a group (nothing, or one reduced group); what they close counts towards the bound."""

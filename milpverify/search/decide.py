@@ -187,9 +187,8 @@ def _search(
 
     def on_neurons(search: Search) -> NeuronOutcome:
         with reporter.ledger.spent("neuron-split bounds"):
-            if not switches.tightening:
-                return search.run(ITERATIONS)
-            return Turns(search, make, graph, root, oracle, switches.deterministic).run(ITERATIONS, deadline)
+            turns = Turns(search, make, graph, root, oracle, switches.deterministic, switches.tightening)
+            return turns.run(ITERATIONS, deadline)
 
     if many_inputs(group):
         return _of_neurons(on_neurons(make(group, root, points)), oracle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.margin import Group
+
+
+REFINE = AlphaOptions(iterations=15)
+"""How the slopes of a root are optimised."""
 
 
 class Method(Enum):
@@ -52,6 +56,7 @@ class Bounded:
     """A bounded batch: the state and lines, the rows' linear bounds, and the margins (batch, D), which may be better than the rows'.
 
     Where the rows were bounded to second order, also the forms for that, and what each input makes the rows lose (batch, rows, nx).
+    `unrefined` are the seconds that optimising the slopes may still take where it was cut short.
     """
 
     state: State
@@ -60,6 +65,7 @@ class Bounded:
     margins: Tensor
     forms: SecondOrder | None = None
     losses: Tensor | None = None
+    unrefined: float = 0.0
 
 
 def bound_batch(
@@ -133,7 +139,7 @@ def choose(group: Group, found: Bounded, keep: list[int]) -> tuple[Group, Bounde
     """One box's group and bounds with some of the disjuncts only."""
     chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
     linear = LinearBound(found.rows.coefficients[:, chosen], found.rows.constant[:, chosen], found.rows.lower[:, chosen])
-    return group.select(keep), Bounded(found.state, found.table, linear, found.margins[:, keep])
+    return group.select(keep), replace(found, rows=linear, margins=found.margins[:, keep], forms=None, losses=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

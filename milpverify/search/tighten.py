@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.bounds.alpha import AlphaOptions
 from milpverify.bounds.beta import Dual
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.needed import needed
@@ -35,7 +34,7 @@ from milpverify.search.branching import Brancher, children
 from milpverify.search.ends import Ends
 from milpverify.search.margin import Group
 from milpverify.search.neuron_bounds import Bounder
-from milpverify.search.relaxer import Bounded, bound_batch, is_out_of_memory, refine
+from milpverify.search.relaxer import REFINE, Bounded, bound_batch, is_out_of_memory, refine
 from milpverify.search.subproblems import Frontier
 from milpverify.spec import Disjunct, Rows
 
@@ -57,7 +56,6 @@ BATCH, CANDIDATES = 256, 4
 POINTS = 64
 """Corners of the box at which a solver's word is checked."""
 ROOT_ITERATIONS, ITERATIONS = 20, 6
-REFINE = AlphaOptions(iterations=15)
 
 
 @dataclass(eq=False)
@@ -88,6 +86,7 @@ class Tightening:
     _seen: list[Tensor] | None = None
     _end: float = math.inf
     _most: float = math.inf
+    _each: float = math.inf
 
     def __post_init__(self) -> None:
         self.ends = Ends(self)
@@ -123,6 +122,7 @@ class Tightening:
             limit: in subproblems; what is left of either is shared equally by the layers to come.
         """
         end, most = self.clock() + seconds, self.bounded + limit
+        self._each = seconds / max(1, len(self.layers))
         for k, z in enumerate(self.layers):
             turns = len(self.layers) - k
             if deadline.expired() or self.out_of_memory:
@@ -137,6 +137,15 @@ class Tightening:
                 if not is_out_of_memory(error):
                     raise
                 self.out_of_memory = True
+
+    def refine(self, deadline: Deadline) -> None:
+        """Go on with optimising the root's slopes."""
+        try:
+            self.root = refine(self.graph, self.group, self.root, REFINE, deadline.within(self.root.unrefined), paced=True)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.root = replace(self.root, unrefined=0.0)
 
     def meet_solver(self, deadline: Deadline) -> bool:
         """Meet the root with what a solver proved; whether that changed anything, so that the root now has trust SOLVER."""
@@ -159,7 +168,8 @@ class Tightening:
         known = {i: tighter[i].meet(s.bounds) if i in tighter else s.bounds for i, s in found.state.items()}
         ends = found.state[0].bounds
         now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, known, deadline)
-        now = refine(self.graph, self.group, now, REFINE, deadline)
+        paced = self._each < math.inf
+        now = refine(self.graph, self.group, now, REFINE, deadline.within(self._each) if paced else deadline, paced)
         self.root = replace(now, margins=torch.maximum(now.margins, found.margins))
 
     def refutes(self, end: End, bound: float) -> bool:

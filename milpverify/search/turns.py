@@ -1,8 +1,9 @@
 """The neuron search and bound tightening in turns.
 
-The tree comes first, for easy problems need nothing else; then as much time goes into tighter bounds. Whether it pays is measured:
-what a turn of tightening closes of the root's gap to 0. If that is little, the tree goes on alone; otherwise it begins anew from the
-tighter root, with only what it left open, and turns grow twice as long.
+The tree comes first, for easy problems need nothing else; then as much time goes into tighter bounds, first of all into the slopes of
+the root where their optimisation was cut short. Whether it pays is measured: what a turn of tightening closes of the root's gap to 0.
+If that is little, the tree goes on alone; otherwise it begins anew from the tighter root, with only what it left open, and turns grow
+twice as long.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Turns:
         make: a search from another root, over some of the disjuncts, with the best points known.
         oracle: what the search listens to, or None.
         counted: whether subproblems are counted instead of seconds.
+        tightens: whether bounds are tightened; the root's slopes are gone on with in any case, where their optimisation was cut short.
 
     `closed_bound` is a proved bound of the disjuncts closed in earlier turns, `spent` are the subproblems of their searches; `raised`
     says whether a solver raised bounds of open subproblems there.
@@ -67,6 +69,7 @@ class Turns:
     root: Bounded
     oracle: Oracle | None
     counted: bool = False
+    tightens: bool = True
     closed_bound: float = math.inf
     lower_bound: float = -math.inf
     trust: Trust = Trust.ROUNDED
@@ -82,25 +85,33 @@ class Turns:
     def run(self, iterations: int, deadline: Deadline) -> NeuronOutcome:
         """Search until everything is closed or stuck, a counterexample holds, or the deadline."""
         tightening = Tightening(self.graph, self.search.group, self.root, clock=self.clock)
-        if not tightening.layers:
-            return self.search.run(iterations)
         self._listen(tightening)
         for turn in itertools.count():
+            refining = tightening.root.unrefined > 0
+            if not refining and not (self.tightens and tightening.layers):
+                return self._outcome(self.search.run(iterations), tightening)
             began, scale = self.clock(), 2**turn
             self._begin(iterations, deadline if self.counted else deadline.within(BEGIN * scale), deadline)
             outcome = self._tree(iterations, SECONDS * scale, SPLITS * scale)
             if self._over(outcome) or deadline.expired():
                 return self._outcome(outcome, tightening)
             worst, bounded = float(tightening.root.margins.amin()), tightening.bounded
-            # As long as the tree took, beginning included, but for a beginning that took very long.
-            seconds = math.inf if self.counted else SECONDS * scale * min(2.0, max(1.0, (self.clock() - began) / (SECONDS * scale)))
-            with self.search.ledger.spent("bound tightening"):
-                tightening.run(deadline, seconds, TARGETS * scale if self.counted else math.inf)
-                by_solver = self._meet(tightening, deadline)
-            self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
+            by_solver = False
+            if refining:
+                with self.search.ledger.spent("alpha-CROWN"):
+                    tightening.refine(deadline)
+            else:
+                # As long as the tree took, beginning included, but for a beginning that took very long.
+                seconds = math.inf if self.counted else SECONDS * scale * min(2.0, max(1.0, (self.clock() - began) / (SECONDS * scale)))
+                with self.search.ledger.spent("bound tightening"):
+                    tightening.run(deadline, seconds, TARGETS * scale if self.counted else math.inf)
+                    by_solver = self._meet(tightening, deadline)
+                self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
             now = float(tightening.root.margins.amin())
             gained, tree = _share(worst, now), _share(worst, outcome.lower_bound)
-            if gained < max(LEAST, AHEAD * tree):
+            if gained < LEAST and refining:
+                continue
+            if gained < max(LEAST, AHEAD * tree) and not refining:
                 self.search.tightening = tightening.consult = None
                 return self._outcome(self.search.run(iterations), tightening)
             if by_solver:
@@ -123,6 +134,8 @@ class Turns:
 
     def _listen(self, tightening: Tightening) -> None:
         """Let the oracle work on ends of pre-activations, and be heard while the tree stands still."""
+        if not self.tightens:
+            return
         self.search.tightening = tightening
         tightening.consult = None if self.counted else self.search.consult
 
@@ -182,7 +195,7 @@ class Turns:
 
     def _outcome(self, outcome: NeuronOutcome, tightening: Tightening) -> NeuronOutcome:
         detail: dict[str, Any] = {**outcome.detail, "subproblems": self.spent + self.search.bounded}
-        if tightening.bounded:
+        if tightening.bounded or self.anew:
             detail.update(tightened=tightening.bounded, restarts=self.anew)
             detail.update(unstable_before=tightening.first_unstable, unstable_after=tightening.unstable)
         bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))

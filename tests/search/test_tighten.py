@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
@@ -223,6 +224,18 @@ def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is(many: None, m
 def test_without_trust_in_solvers_their_ends_are_not_asked_for(many: None) -> None:
     result = decided(problem_of(-2.0), trust="rounded", output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED and "oracle_ends" not in detail(result)
+
+
+def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def restarts() -> int:
+        monkeypatch.setattr(turns, "SECONDS", 0.0)
+        result = decided(problem_of(-2.0), oracle=False, tightening=False)
+        assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED
+        return detail(result).get("restarts", 0)
+
+    assert restarts() == 0
+    monkeypatch.setattr(importlib.import_module("milpverify.verify"), "REFINE_SECONDS", 0.0)
+    assert restarts() == 1
 
 
 def test_a_counterexample_is_found_all_the_same(many: None) -> None:
