@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -120,7 +121,7 @@ def instances(options: argparse.Namespace) -> list[Instance]:
                 network, spec = options.folder / row["onnx"], options.folder / row["vnnlib"]
                 seconds = min(options.timeout, float(row.get("timeout_s") or options.timeout))
                 found.append(Instance(family, _name(network, spec), network, spec, row.get("expected", ""), seconds))
-    return found
+    return [i for i in found if options.only is None or options.only.search(i.name)]
 
 
 def _name(network: Path, spec: Path) -> str:
@@ -253,6 +254,7 @@ def command(about: str | None, variants: Mapping[str, Sequence[str]], timeout: f
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--family", action="append", help="once for every family; all without")
     parser.add_argument("--per-family", type=int, help="instances of a family, spread evenly over its list; all without")
+    parser.add_argument("--only", type=re.compile, help="a regular expression that the names of the instances must have in them")
     parser.add_argument("--timeout", type=float, default=timeout, help="seconds, where an instance's own limit is not less")
     parser.add_argument("--variant", action="append", choices=variants, help="once for every variant; all without")
     parser.add_argument("--results", type=Path, help="JSON file to write to and to resume from")
