@@ -1,4 +1,7 @@
-"""HiGHS through highspy."""
+"""HiGHS through highspy.
+
+What it proves of a mixed-integer model has to be proved by a second solver (`registry`), so that it counts when HiGHS ends only.
+"""
 
 from __future__ import annotations
 
@@ -59,20 +62,21 @@ class Highs(Solver[Model, SolveOutcome]):
             solution.col_value = model.start.tolist()
             highs.setSolution(solution)
         whole = bool(model.integer.any())
-        last, proved = [-math.inf], [-math.inf]
+        last = [-math.inf]
 
         def watch(event: Any) -> None:
             now, out = time.monotonic(), event.data_out
             found = event.callback_type == highspy.cb.HighsCallbackType.kCallbackMipImprovingSolution
-            dual, primal = (float(out.mip_dual_bound), float(out.mip_primal_bound)) if whole else (-math.inf, math.inf)
-            proved[0] = max(proved[0], dual)
+            within = whole and event.callback_type != highspy.cb.HighsCallbackType.kCallbackSimplexInterrupt  # of a linear program there
+            dual, primal = (float(out.mip_dual_bound), float(out.mip_primal_bound)) if within else (-math.inf, math.inf)
             point = np.array(out.mip_solution, dtype=np.float64) if found else None
             if point is not None:
                 primal = float(model.objective @ point)
             if not found and now - last[0] < _REPORT_EVERY and not stop.decided(dual, primal):
                 return
             last[0] = now
-            if stop.report(Progress(dual, primal, max(0, int(out.mip_node_count)) if whole else 0, now - began, point)):
+            nodes = max(0, int(out.mip_node_count)) if within else 0
+            if stop.report(Progress(-math.inf, primal, nodes, now - began, point)) or stop.decided(dual, primal):
                 event.interrupt()
 
         highs.cbMipInterrupt += watch
@@ -87,13 +91,14 @@ class Highs(Solver[Model, SolveOutcome]):
             point = np.array(highs.getSolution().col_value, dtype=np.float64)
             primal = float(model.objective @ point)
         if whole:
-            # A run that ends before its tree begins (short of memory in presolve, say) leaves the bound in `info` at 0.
-            dual = float(info.mip_dual_bound) if status is Status.OPTIMAL else min(proved[0], float(info.mip_dual_bound))
+            dual = float(info.mip_dual_bound)
         elif status is Status.OPTIMAL:
             dual = primal  # a linear program ends with a dual feasible basis
         if status is Status.INTERRUPTED:
             status = stop.status(status, dual, primal)
-        if status in (Status.INFEASIBLE, Status.UNBOUNDED) or not math.isfinite(dual):
+        if (whole and status not in (Status.OPTIMAL, Status.TARGET)) or status in (Status.INFEASIBLE, Status.UNBOUNDED):
+            dual = -math.inf
+        if not math.isfinite(dual):
             dual = -math.inf
         nodes = max(0, int(info.mip_node_count)) if whole else 0
         message = f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}"

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from milpverify.errors import SolverUnavailable
 
 if TYPE_CHECKING:
-    from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver
+    from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome
 
 MAGIC = b"mvwk"
 LARGEST = 2**40  # bytes of a message; a longer one is garbage
@@ -93,19 +93,20 @@ def limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _solve(solver: Solver[Any, Any], model: object, limits: Limits, on_progress: OnProgress) -> object:
+def _solve(name: str, model: object, limits: Limits, on_progress: OnProgress) -> object:
     """Solve; a MILP with its largest cost scaled to about 1: solvers take costs below their dual tolerance for nothing."""
     from milpverify.encode.model import Model, power_of_two
+    from milpverify.solvers import registry
 
     if not isinstance(model, Model):
-        return solver.solve(model, limits, on_progress)
+        return registry.solve(name, model, limits, on_progress)
     unit = float(power_of_two(max(abs(model.objective), default=0.0)))
 
     def report(progress: Progress) -> bool:
         return on_progress(replace(progress, dual_bound=progress.dual_bound * unit, primal=progress.primal * unit))
 
     limits = replace(limits, dual_target=limits.dual_target / unit, primal_target=limits.primal_target / unit)
-    outcome: SolveOutcome = solver.solve(replace(model, objective=model.objective / unit), limits, report)
+    outcome: SolveOutcome = registry.solve(name, replace(model, objective=model.objective / unit), limits, report)
     multipliers = None if outcome.multipliers is None else outcome.multipliers * unit
     return replace(outcome, dual_bound=outcome.dual_bound * unit, primal=outcome.primal * unit, multipliers=multipliers)
 
@@ -137,8 +138,6 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
 
-    from milpverify.solvers import registry
-
     while True:
         _, name, model, limits, number = requests.get()
 
@@ -147,7 +146,7 @@ def main() -> None:
             return number in stopped
 
         try:
-            answer: tuple[str, object] = ("outcome", _solve(registry.load(name), model, replace(limits, memory_mb=memory_mb), report))
+            answer: tuple[str, object] = ("outcome", _solve(name, model, replace(limits, memory_mb=memory_mb), report))
         except (SolverUnavailable, ImportError) as error:
             answer = ("unavailable", str(error))
         except MemoryError:

@@ -12,7 +12,7 @@ from random_nets import hard_model
 
 from milpverify.encode.model import SMALLEST_COEFFICIENT, Model, ModelBuilder, elastic, power_of_two, safe_dual_bound, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
-from milpverify.solvers import gurobi, highs, scip, z3
+from milpverify.solvers import gurobi, highs, registry, scip, z3
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
 from milpverify.solvers.registry import MILP_SOLVERS, available, load
 
@@ -205,6 +205,20 @@ def test_registry_describes_every_solver() -> None:
     assert all(info.version and info.note for info in infos.values())
     with pytest.raises(InvalidInput, match="there is no solver 'cplex'"):
         load("cplex")
+
+
+@pytest.mark.parametrize("claimed", [-11.0, -10.0, 1e6])
+def test_what_highs_proves_of_integers_counts_as_far_as_scip_proves_it(claimed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HiGHS 1.15.1 calls points of networks' models optimal that are not; here it does so of a small one."""
+    mixed, least, _ = MODELS["mixed"]
+
+    def lying(self: highs.Highs, model: Model, limits: Limits, on_progress: object) -> SolveOutcome:
+        return SolveOutcome(Status.OPTIMAL, claimed, claimed, None, 3, 0.0, "HiGHS: Optimal")
+
+    monkeypatch.setattr(highs.Highs, "solve", lying)
+    found = registry.solve("highs", mixed, Limits(30.0), lambda _: False)
+    assert found.status is Status.OPTIMAL and found.dual_bound <= least + 1e-9 and found.primal == pytest.approx(least)
+    assert found.point is not None and mixed.objective @ found.point == pytest.approx(least) and "SCIP" in found.message
 
 
 @pytest.mark.parametrize("solver", MILP_SOLVERS)
