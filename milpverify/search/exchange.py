@@ -35,6 +35,8 @@ END_SECONDS = 3.0
 """What an end of a pre-activation may take."""
 WHOLE_SHARE, PART_SHARE, LEAST_TASK = 0.7, 0.1, 2.0
 """The shares of the time left that a whole disjunct and a single subproblem get, and the seconds that either gets at least."""
+MIDDLING = 300
+"""With at most so many unstable neurons a last disjunct gets all of the time: a solver's bound says little of how near its end is."""
 TURN, NODES = 1000, 50
 """In deterministic mode, the subproblems before the oracle's first turn, and the solver's nodes in it; both double from turn to turn."""
 
@@ -151,9 +153,13 @@ def _give(search: Search, oracle: Oracle) -> None:
     # The solver's bound is to hold everywhere: it gets no conditional bounds.
     state = search.plain.state_of(replace(subproblem, box=torch.zeros_like(subproblem.box)))
     bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
-    seconds = max(LEAST_TASK, (WHOLE_SHARE if whole else PART_SHARE) * search.deadline.remaining())
+    share = WHOLE_SHARE if whole else PART_SHARE
+    count = search.plain.relaxations.count
+    if whole and count <= MIDDLING and all(k in search.tried or not _alive(search, k) for k in range(search.group.count)):
+        share = 1.0
+    seconds = max(LEAST_TASK, share * search.deadline.remaining())
     start = search.best[place][1] if whole and place in search.best else None
-    task = Task(place, search.decisions(subproblem), seconds)
+    task = Task(place, search.decisions(subproblem), seconds, unstable=count)
     if switches.deterministic:
         task = replace(task, seconds=math.inf, nodes=NODES * 2**turn)
     oracle.give(task, search.group.disjuncts[place], bounds, start)

@@ -40,7 +40,7 @@ class Task:
     """A subproblem: a disjunct by its place in the group, split decisions, the seconds and solver's nodes that it may take.
 
     `box` is a part of the disjunct's box, where it is not the whole. With `end` it is no subproblem of the margin's: what is bounded
-    from below is side times the pre-activation, over the box alone.
+    from below is side times the pre-activation, over the box alone. `unstable` pre-activations were undecided when it was made.
     """
 
     disjunct: int
@@ -49,6 +49,7 @@ class Task:
     nodes: int | None = None
     box: Box | None = None
     end: End | None = None
+    unstable: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +196,11 @@ class Oracle:
         limits = Limits(seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=work.task.nodes, plain=plain)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
         process.start(work.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
+
+    def move(self, disjunct: int) -> None:
+        """The disjunct of the task under way has another place in the group from now on."""
+        assert self._work is not None
+        self._work.task = replace(self._work.task, disjunct=disjunct)
 
     def stop(self) -> None:
         """End the task under way: it is of no more use."""

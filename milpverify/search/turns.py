@@ -42,6 +42,8 @@ AHEAD = 0.5
 """how much of what the tree closed of it in its turn: tighter bounds help the tree all along, so that less is enough."""
 LEAST_BY_SOLVER = 0.05
 """The share of the gap that a solver's bounds must close to be used."""
+SIMPLER = 0.88
+"""So much of the unstable neurons must be left for a solver to go on with the model of a looser root."""
 STEP = 64
 """Subproblems between two looks at the clock."""
 BEGIN = 20.0
@@ -171,9 +173,8 @@ class Turns:
         self.closed_bound = min([self.closed_bound, old.closed_bound, *margins[closed].tolist()])
         old.ledger.close("bound tightening", int(closed.sum()))
         self.trust = Trust.weakest(self.trust, old.trust)
-        if self.oracle is not None and self.oracle.task is not None and self.oracle.task.end is None:
-            self.oracle.close()  # what it works on has looser bounds, and other places in the group
         keep = (alive & ~closed).nonzero().flatten().tolist()
+        kept = self._kept(keep, tightening.unstable)
         if not keep:
             return False
         points = {group.members[place]: x for place, (_, x) in old.best.items()}
@@ -183,11 +184,24 @@ class Turns:
         self.anew += 1
         self.search = self.make(tightening.group, tightening.root, points)
         self.search.judgement, self.search.note, self.search.closed_bound = old.judgement, old.note, self.closed_bound
+        if kept is not None:
+            self.search.tried[kept] = 1
         self.raised |= old.raised  # `lower_bound` may rest on what is forgotten now
         self._listen(tightening)
         if self.trust is Trust.SOLVER:
             self.search.trust, self.search.raised = Trust.SOLVER, True
         return True
+
+    def _kept(self, keep: list[int], unstable: int) -> int | None:
+        """The new place of the disjunct that the oracle works on as a whole, if that is still open and a new model no simpler by far."""
+        task = None if self.oracle is None else self.oracle.task
+        if self.oracle is None or task is None or task.end is not None:
+            return None
+        if task.decisions or task.disjunct not in keep or unstable < SIMPLER * task.unstable:
+            self.oracle.close()
+            return None
+        self.oracle.move(keep.index(task.disjunct))
+        return keep.index(task.disjunct)
 
     def _closed(self, outcome: NeuronOutcome) -> NeuronOutcome:
         none = outcome.open.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
