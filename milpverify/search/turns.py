@@ -3,7 +3,7 @@
 The tree comes first, for easy problems need nothing else; then as much time goes into tighter bounds, first of all into the slopes of
 the root where their optimisation was cut short. Whether it pays is measured: what a turn of tightening closes of the root's gap to 0.
 If that is little, the tree goes on alone; otherwise it begins anew from the tighter root, with only what it left open, and turns grow
-twice as long.
+twice as long. A tree that closed far more of the gap itself gets another turn before: but the last of a gap is the hardest.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SECONDS = 1.5
 SPLITS, TARGETS = 512, 4096
 """In place of seconds, the subproblems of the first turns where choices go by counts; tightening's are of a part of the network."""
 LEAST = 0.03
-"""The share of the root's gap that a turn must close for another to come, and"""
+"""The share of the root's gap that a turn must close for the tree to begin anew, and"""
 AHEAD = 0.5
-"""how much of what the tree closed of it in its turn: tighter bounds help the tree all along, so that less is enough."""
+"""how much of what the tree closed of it in its turn for that to be done at once: tighter bounds help the tree all along."""
 LEAST_BY_SOLVER = 0.05
 """The share of the gap that a solver's bounds must close to be used."""
 SIMPLER = 0.88
@@ -113,9 +113,13 @@ class Turns:
             gained, tree = _share(worst, now), _share(worst, outcome.lower_bound)
             if gained < LEAST and refining:
                 continue
-            if gained < max(LEAST, AHEAD * tree) and not refining:
+            if gained < LEAST:
                 self.search.tightening = tightening.consult = None
                 return self._outcome(self.search.run(iterations), tightening)
+            if gained < AHEAD * tree and not refining:  # it may be about to end; if not, what is left may be what a tighter root is for
+                outcome = self._tree(iterations, 2 * SECONDS * scale, 2 * SPLITS * scale)
+                if self._over(outcome) or deadline.expired():
+                    return self._outcome(outcome, tightening)
             if by_solver:
                 self.trust = Trust.SOLVER
             if not self._anew(tightening):
