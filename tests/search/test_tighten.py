@@ -282,3 +282,28 @@ def test_short_of_memory_it_takes_fewer_or_gives_up(many: None, always: bool, mo
         assert refused[0] and found.out_of_memory is always
         assert (found.root is before) is always
         assert always or found.per <= 64
+
+
+def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left(many: None) -> None:
+    problem = problem_of(-2.0)
+    (near,) = problem.disjuncts
+    problem = replace(problem, disjuncts=(replace(near, unsafe=replace(near.unsafe, rhs=near.unsafe.rhs - 5.0)), near))
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        found = tightening_of(problem)
+        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
+        search.frontier.push(search.bound(search.first(), 0))
+        running = turns.Turns(search, lambda *_: search, found.graph, found.root, oracle)
+        for keep, unstable, place in (([0], 1000, None), ([1], 0, None), ([0, 1], 1000, 1), ([1], 1000, 0)):
+            search.tried.clear()
+            exchange._give(search, oracle)
+            assert oracle.task is not None and oracle.task.disjunct == 1 and not oracle.task.decisions
+            assert running._kept(keep, unstable) == place and (oracle.task is None) is (place is None)
+            if place is not None:
+                finding = oracle.wait()
+                assert finding is not None and finding.ended and finding.task.disjunct == place and finding.bound > 0
+
+
+def test_a_tree_that_is_ahead_begins_anew_a_turn_later(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "AHEAD", 1e9)
+    result = decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False, clipping=False)
+    assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0 and detail(result)["restarts"] > 0
