@@ -60,7 +60,7 @@ def solve(name: str, model: Any, limits: Limits, on_progress: OnProgress) -> Any
     if name not in SECOND or not isinstance(model, Model) or not model.integer.any():
         return found
     if not math.isfinite(found.dual_bound) or found.primal <= limits.primal_target:
-        return found
+        return replace(found, dual_bound=-math.inf)
     left = replace(limits, seconds=max(0.0, limits.seconds - found.seconds))
     second = load(SECOND[name]).solve(model if found.point is None else replace(model, start=found.point), left, on_progress)
     best = min((second, found), key=lambda outcome: float(outcome.primal))
