@@ -227,7 +227,7 @@ def comparison(rows: Sequence[Row]) -> list[str]:
     for variant in SHARED:
         only = sorted(by.get(variant, set()) - alone)
         lines.append(f"solved by neither alone, by {variant}: {', '.join(only) or 'none'}")
-    missed = sorted(alone - by.get("shared", set()))
+    missed = sorted((alone & {f"{row.family} {row.instance}" for row in rows if row.variant == "shared"}) - by.get("shared", set()))
     return [*lines, f"solved by one of them alone, missed by shared: {', '.join(missed) or 'none'}"]
 
 
