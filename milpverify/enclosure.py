@@ -41,11 +41,16 @@ def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         lower, upper: (N, ny) float64; infinite where the arithmetic overflows.
     """
-    return enclose_all(graph, x)[graph.output]
+    return _finished(*_carried(graph, x)[graph.output])
 
 
 def enclose_all(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """`enclose` for every node: lower, upper (N, *shape) each."""
+    return [_finished(centre, radius) for centre, radius in _carried(graph, x)]
+
+
+def _carried(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Centre and radius of every node."""
     if graph.dtype != torch.float64 or x.dtype != torch.float64:
         raise ValueError("an enclosure needs the float64 graph, whose weights are exact, and float64 points")
     centres: list[Tensor] = []
@@ -65,9 +70,14 @@ def enclose_all(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
                     raise NotImplementedError(f"no enclosure rule for {type(node.op).__name__} ({node.name})")
             centres.append(centre.expand(len(x), *node.shape))
             radii.append(radius.expand(len(x), *node.shape))
-        ends = [_ends(centre, radius) for centre, radius in zip(centres, radii, strict=True)]
+    return list(zip(centres, radii, strict=True))
+
+
+def _finished(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends, infinite where nothing is known."""
+    lower, upper = _ends(centre, radius)
     infinite = {"posinf": math.inf, "neginf": -math.inf}
-    return [(lower.nan_to_num(nan=-math.inf, **infinite), upper.nan_to_num(nan=math.inf, **infinite)) for lower, upper in ends]
+    return lower.nan_to_num(nan=-math.inf, **infinite), upper.nan_to_num(nan=math.inf, **infinite)
 
 
 def _affine(op: Affine, centres: list[Tensor], radii: list[Tensor]) -> tuple[Tensor, Tensor]:

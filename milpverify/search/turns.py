@@ -111,9 +111,9 @@ class Turns:
                 self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
             now = float(tightening.root.margins.amin())
             gained, tree = _share(worst, now), _share(worst, outcome.lower_bound)
-            if gained < LEAST and refining:
-                continue
             if gained < LEAST:
+                if refining:
+                    continue
                 self.search.tightening = tightening.consult = None
                 return self._outcome(self.search.run(iterations), tightening)
             if gained < AHEAD * tree and not refining:  # it may be about to end; if not, what is left may be what a tighter root is for
@@ -204,8 +204,9 @@ class Turns:
         if task.decisions or task.disjunct not in keep or unstable < SIMPLER * task.unstable:
             self.oracle.close()
             return None
-        self.oracle.move(keep.index(task.disjunct))
-        return keep.index(task.disjunct)
+        place = keep.index(task.disjunct)
+        self.oracle.move(place)
+        return place
 
     def _closed(self, outcome: NeuronOutcome) -> NeuronOutcome:
         none = outcome.open.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))

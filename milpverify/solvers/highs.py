@@ -96,9 +96,7 @@ class Highs(Solver[Model, SolveOutcome]):
             dual = primal  # a linear program ends with a dual feasible basis
         if status is Status.INTERRUPTED:
             status = stop.status(status, dual, primal)
-        if (whole and status not in (Status.OPTIMAL, Status.TARGET)) or status in (Status.INFEASIBLE, Status.UNBOUNDED):
-            dual = -math.inf
-        if not math.isfinite(dual):
+        if status not in (Status.OPTIMAL, Status.TARGET) or not math.isfinite(dual):
             dual = -math.inf
         nodes = max(0, int(info.mip_node_count)) if whole else 0
         message = f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}"

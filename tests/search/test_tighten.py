@@ -227,15 +227,15 @@ def test_without_trust_in_solvers_their_ends_are_not_asked_for(many: None) -> No
 
 
 def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def restarts() -> int:
-        monkeypatch.setattr(turns, "SECONDS", 0.0)
+    def restarts(seconds: float) -> int:
+        monkeypatch.setattr(importlib.import_module("milpverify.verify"), "REFINE_SECONDS", seconds)
         result = decided(problem_of(-2.0), oracle=False, tightening=False)
         assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED
         return detail(result).get("restarts", 0)
 
-    assert restarts() == 0
-    monkeypatch.setattr(importlib.import_module("milpverify.verify"), "REFINE_SECONDS", 0.0)
-    assert restarts() == 1
+    monkeypatch.setattr(turns, "SECONDS", 0.0)
+    assert restarts(60.0) == 0
+    assert restarts(0.0) == 1
 
 
 def test_a_counterexample_is_found_all_the_same(many: None) -> None:
