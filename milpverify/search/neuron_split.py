@@ -242,7 +242,7 @@ class Search:
 
         Args:
             batch: bound so many at a time, instead of as many as measurement shows to be best.
-            start: what to begin with, instead of every disjunct on every box.
+            start: what to begin with, instead of every disjunct on every box. It is bounded whatever the limit.
             per_box: a box that has branched so often is given up, and stays open.
         """
         self.per_box = per_box
@@ -257,7 +257,7 @@ class Search:
         try:
             self.frontier.push(self.held)  # what a deadline or the end of memory left
             self.held = self.none
-            while self._going() and (limit is None or self.bounded < limit):
+            while self._going() and (self.waiting is not None or limit is None or self.bounded < limit):
                 if self.waiting is not None:
                     if (bounded := self.bound_in_chunks(self.waiting, root_iterations)) is None:
                         break

@@ -1,7 +1,9 @@
 """The choice between bisecting inputs and splitting neurons, measured: both run in turns until one is ahead, which goes on alone.
 
-Ahead is whose proved lower bound closed more of the root's gap to 0 in the same time (or, where choices go by counts, with as many
-subproblems as cost about the same). What either proved stays: a disjunct that one closed is closed for the other, and bounds meet.
+A tree's bound rises by about as much whenever the tree doubles. Ahead is who would close the rest of the root's gap to 0 after fewer
+doublings, at the rate seen so far: both have the same time (or, where choices go by counts, as many subproblems as cost about the
+same), but bisection's first steps, many for they are cheap, gain far more than those to come. What either proved stays: a disjunct
+that one closed is closed for the other, and bounds meet.
 """
 
 from __future__ import annotations
@@ -12,25 +14,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.search.progress import doublings
+
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.search.input_split import Bisection
     from milpverify.search.neuron_split import Search
+    from milpverify.search.subproblems import NeuronOutcome
 
 ROUNDS = 4
 SECONDS, SHARE = 0.2, 0.01
 """What either has in the first round, and the share of the time left that this may be at most; it doubles from round to round."""
 BOXES, SPLITS = 1024, 512
 """In place of seconds, the subproblems of the first round."""
-AHEAD, LEAST = 2.0, 0.02
-"""Who closed so many times the other's share of the gap, and at least so much of it, is ahead."""
+AHEAD = 1.0
+"""Who needs so many doublings fewer than the other is ahead."""
 
 
 @dataclass
 class Trial:
     """Both searches over one group, from the same root.
 
-    `root` is the lower bound that both began with. `bound` is the best that is proved by either, `winner` whose search goes on.
+    `root` is the lower bound that both began with. `bound` is the best that is proved by either, `rounds` are the doublings that
+    bisection and neuron splits needed after each round.
     """
 
     boxes: Bisection
@@ -41,43 +47,43 @@ class Trial:
     rounds: list[tuple[float, float]] = field(default_factory=list)
 
     def run(self, deadline: Deadline, counted: bool) -> str:
-        """Run both in turns; returns who is to go on, "inputs" or "neurons", or who ended the search.
+        """Run both in turns, neurons first, which mostly win; returns who is to go on, "inputs" or "neurons", or who ended the search.
 
         Args:
             counted: whether subproblems are counted instead of seconds.
         """
         seconds = min(SECONDS, SHARE * deadline.remaining())
+        self._split(deadline, 0)  # the root takes what it takes
+        needs = math.inf, math.inf
         for k in range(ROUNDS):
-            turn = math.inf if counted else seconds * 2**k
-            limit = self.boxes.subproblems + BOXES * 2**k if counted else math.inf
-            with self.boxes.ledger.spent("bisection bounds"):
-                boxes = self.boxes.run(deadline.within(turn), limit)
-            self.bound = max(self.bound, boxes.lower_bound)
-            if boxes.closed or self.boxes.broken or deadline.expired():
-                return "inputs"
-            _tell_neurons(self.boxes, self.neurons)
-            self.neurons.deadline = deadline.within(turn)
-            more = self.neurons.bounded + SPLITS * 2**k if counted else None
-            with self.neurons.ledger.spent("neuron-split bounds"):
-                neurons = self.neurons.run(self.iterations, limit=more)
+            turn = deadline if counted else deadline.within(seconds * 2**k)
+            neurons = self._split(turn, self.neurons.bounded + SPLITS * 2**k if counted else None)
             self.neurons.deadline = deadline
-            self.bound = max(self.bound, neurons.lower_bound)
-            if neurons.closed or self.neurons.broken or self.boxes.out_of_memory:
+            if neurons.closed or self.neurons.broken or deadline.expired():
                 return "neurons"
             _tell_boxes(self.neurons, self.boxes)
-            if not len(self.boxes.frontier) + len(self.boxes.stuck) or self.neurons.out_of_memory:
+            turn = deadline if counted else deadline.within(seconds * 2**k)
+            with self.boxes.ledger.spent("bisection bounds"):
+                boxes = self.boxes.run(turn, self.boxes.subproblems + BOXES * 2**k if counted else math.inf)
+            self.bound = max(self.bound, boxes.lower_bound)
+            if boxes.closed or self.boxes.broken or (self.neurons.out_of_memory and not self.boxes.out_of_memory):
                 return "inputs"
-            shares = self._share(boxes.lower_bound), self._share(neurons.lower_bound)
-            self.rounds.append(shares)
-            if max(shares) > max(LEAST, AHEAD * min(shares)):
+            _tell_neurons(self.boxes, self.neurons)
+            if self.boxes.out_of_memory:
+                return "neurons"
+            of_neurons = doublings(self.root, neurons.lower_bound, self.neurons.bounded)
+            needs = doublings(self.root, boxes.lower_bound, boxes.subproblems), of_neurons
+            self.rounds.append(needs)
+            if abs(needs[0] - needs[1]) > AHEAD and (k or needs[1] < math.inf):
                 break
-        return "inputs" if shares[0] > shares[1] else "neurons"
+        return "inputs" if needs[0] < needs[1] else "neurons"
 
-    def _share(self, bound: float) -> float:
-        """The share of the root's gap that is closed."""
-        if not math.isfinite(self.root):
-            return 1.0 / max(1.0, -bound)
-        return max(0.0, 1.0 - bound / self.root) if self.root < 0 else 1.0
+    def _split(self, deadline: Deadline, limit: int | None) -> NeuronOutcome:
+        self.neurons.deadline = deadline
+        with self.neurons.ledger.spent("neuron-split bounds"):
+            outcome = self.neurons.run(self.iterations, limit=limit)
+        self.bound = max(self.bound, outcome.lower_bound)
+        return outcome
 
 
 def _tell_neurons(boxes: Bisection, search: Search) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from milpverify.result import Trust
+from milpverify.search.progress import gap_closed
 from milpverify.search.relaxer import choose
 from milpverify.search.tighten import Tightening
 
@@ -46,8 +47,6 @@ SIMPLER = 0.88
 """So much of the unstable neurons must be left for a solver to go on with the model of a looser root."""
 STEP = 64
 """Subproblems between two looks at the clock."""
-BEGIN = 20.0
-"""In a first turn the search's beginning takes its share of so many seconds instead of all that are left; doubled like the turns."""
 
 
 @dataclass(eq=False)
@@ -93,7 +92,7 @@ class Turns:
             if not refining and not (self.tightens and tightening.layers):
                 return self._outcome(self.search.run(iterations), tightening)
             began, scale = self.clock(), 2**turn
-            self._begin(iterations, deadline if self.counted else deadline.within(BEGIN * scale), deadline)
+            self.search.run(iterations, limit=0)  # the root takes what it takes
             outcome = self._tree(iterations, SECONDS * scale, SPLITS * scale)
             if self._over(outcome) or deadline.expired():
                 return self._outcome(outcome, tightening)
@@ -110,7 +109,7 @@ class Turns:
                     by_solver = self._meet(tightening, deadline)
                 self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
             now = float(tightening.root.margins.amin())
-            gained, tree = _share(worst, now), _share(worst, outcome.lower_bound)
+            gained, tree = gap_closed(worst, now), gap_closed(worst, outcome.lower_bound)
             if gained < LEAST:
                 if refining:
                     continue
@@ -133,7 +132,7 @@ class Turns:
             return False
         if not tightening.meet_solver(deadline):
             return False
-        if _share(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:
+        if gap_closed(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:
             return True
         tightening.root = before
         return False
@@ -144,12 +143,6 @@ class Turns:
             return
         self.search.tightening = tightening
         tightening.consult = None if self.counted else self.search.consult
-
-    def _begin(self, iterations: int, allowance: Deadline, deadline: Deadline) -> None:
-        """Bound the root; what that takes is a share of what the search believes to be left."""
-        self.search.deadline = allowance
-        self.search.run(iterations, limit=0)
-        self.search.deadline = self.search.plain.deadline = self.search.bounder.deadline = deadline
 
     def _tree(self, iterations: int, seconds: float, splits: int) -> NeuronOutcome:
         end, limit = self.clock() + seconds, self.search.bounded + splits
@@ -220,8 +213,3 @@ class Turns:
         bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))
         trust = Trust.SOLVER if self.raised and not outcome.closed else Trust.weakest(self.trust, outcome.trust)
         return replace(outcome, lower_bound=bound, trust=trust, detail=detail)
-
-
-def _share(before: float, now: float) -> float:
-    """The share of a margin's gap to 0 that is closed."""
-    return 1.0 - now / before if math.isfinite(before) and before < 0 else float(now > before)

@@ -106,6 +106,14 @@ def test_the_deadline_is_kept_and_the_bound_holds() -> None:
     assert run(again).lower_bound == -np.inf and not run(again).closed
 
 
+def test_what_a_search_begins_with_is_bounded_whatever_the_limit() -> None:
+    graph, disjunct = hard()
+    search = searching(graph, [shifted(disjunct, -10.0)], None, Deadline(60.0))
+    first, again = run(search, limit=0), run(search, limit=0)
+    assert search.bounded == 1 and search.waiting is None and len(search.frontier) == 1
+    assert -np.inf < first.lower_bound == again.lower_bound
+
+
 def test_short_memory_halves_the_batch_and_at_worst_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, disjunct = random_problem(4, CONTINUOUS)
     near = shifted(disjunct, enumerated_minimum(graph, disjunct) - 0.05)
