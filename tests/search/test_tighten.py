@@ -90,7 +90,7 @@ def test_by_counts_it_repeats() -> None:
 
 def test_what_a_model_says_of_an_end_holds_and_is_the_best(solver: str = "highs") -> None:
     with torch.no_grad():
-        found = tightening_of(problem_of(0.0))
+        found = tightening_of(problem_of(0.0, (NX, 14, 14, 14, 3)))
         z = found.layers[-1]
         index, _ = found.targets(z)
         bounds = [(s.bounds.lower[0], s.bounds.upper[0]) for _, s in sorted(found.root.state.items())]
@@ -244,7 +244,7 @@ def test_a_counterexample_is_found_all_the_same(many: None) -> None:
 
 
 def test_turns_repeat_by_counts(many: None) -> None:
-    first, second = (decided(problem_of(-2.0), deterministic=True, oracle=False, output_constraints=False) for _ in range(2))
+    first, second = (decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False) for _ in range(2))
     assert detail(first) == detail(second) and first.lower_bound == second.lower_bound and detail(first)["tightened"]
 
 
