@@ -1,14 +1,17 @@
-"""What the tests share: the command line as a process, and the public benchmarks where they are at hand."""
+"""What the tests share: the command line, as a process and within the tests' own, and the public benchmarks where they are at hand."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from support import BENCHMARKS, ROOT, Run
+
+from milpverify import cli
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores run the tests already
 
@@ -35,5 +38,21 @@ def run_cli(tmp_path: Path, environment: dict[str, str]) -> Run:
     def run(*args: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "milpverify", *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment, check=False)
+
+    return run
+
+
+@pytest.fixture
+def run_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run_main("verify", ...)`: the same within this process, which has loaded all that a process spends its first seconds on."""
+
+    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["milpverify", *map(str, args)])
+        monkeypatch.setattr(cli, "_no_collection", nullcontext)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert isinstance(left.value.code, int)
+        return subprocess.CompletedProcess(sys.argv, left.value.code, *capsys.readouterr())
 
     return run

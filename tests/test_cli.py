@@ -1,4 +1,4 @@
-"""The command line as a user meets it: verdicts, bad input, time limits, and Ctrl-C, all through real processes."""
+"""The command line as a user meets it: verdicts, bad input, time limits, and Ctrl-C; most of it through real processes."""
 
 from __future__ import annotations
 
@@ -198,62 +198,62 @@ def test_truncated_onnx(run_cli: Run, network: Path, tmp_path: Path) -> None:
     refused(run_cli("verify", network, good_property(tmp_path)), "net.onnx")
 
 
-def test_truncated_gzip(run_cli: Run, network: Path, tmp_path: Path) -> None:
+def test_truncated_gzip(run_main: Run, network: Path, tmp_path: Path) -> None:
     zipped = tmp_path / "net.onnx.gz"
     zipped.write_bytes(gzip.compress(network.read_bytes())[:-20])
-    refused(run_cli("verify", zipped, good_property(tmp_path)), "net.onnx.gz")
+    refused(run_main("verify", zipped, good_property(tmp_path)), "net.onnx.gz")
 
 
 @pytest.mark.parametrize("content", ["", "not a network\n" * 10])
-def test_not_onnx_at_all(run_cli: Run, tmp_path: Path, content: str) -> None:
+def test_not_onnx_at_all(run_main: Run, tmp_path: Path, content: str) -> None:
     (tmp_path / "net.onnx").write_text(content)
-    refused(run_cli("verify", "net.onnx", good_property(tmp_path)), "net.onnx")
+    refused(run_main("verify", "net.onnx", good_property(tmp_path)), "net.onnx")
 
 
-def test_unknown_operator(run_cli: Run, tmp_path: Path) -> None:
+def test_unknown_operator(run_main: Run, tmp_path: Path) -> None:
     nodes = [helper.make_node("Frobnicate", ["x"], ["y"], name="the_odd_node")]
     network = write_graph(tmp_path / "odd.onnx", nodes, 2, 1)
-    refused(run_cli("verify", network, good_property(tmp_path)), "Frobnicate", "the_odd_node")
+    refused(run_main("verify", network, good_property(tmp_path)), "Frobnicate", "the_odd_node")
 
 
-def test_wrong_input_count(run_cli: Run, network: Path, tmp_path: Path) -> None:
+def test_wrong_input_count(run_main: Run, network: Path, tmp_path: Path) -> None:
     for count in (1, 3):
         spec = write_property(tmp_path / "p.vnnlib", [0.0] * count, [1.0] * count, "(>= Y_0 1.5)")
-        refused(run_cli("verify", network, spec), "p.vnnlib", "the network has 2")
+        refused(run_main("verify", network, spec), "p.vnnlib", "the network has 2")
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf])
-def test_weights_that_are_no_numbers(run_cli: Run, tmp_path: Path, weight: float) -> None:
+def test_weights_that_are_no_numbers(run_main: Run, tmp_path: Path, weight: float) -> None:
     network = write_relu_network(tmp_path / "bad.onnx", [(np.array([[1.0, weight]]), np.zeros(1)), (np.ones((1, 1)), np.zeros(1))])
-    refused(run_cli("verify", network, good_property(tmp_path)), "w0")
+    refused(run_main("verify", network, good_property(tmp_path)), "w0")
 
 
-def test_empty_box(run_cli: Run, network: Path, tmp_path: Path) -> None:
-    refused(run_cli("verify", network, write_property(tmp_path / "p.vnnlib", [-1.0, 0.5], [1.0, 0.25], "(>= Y_0 1.5)")), "X_1", "empty")
+def test_empty_box(run_main: Run, network: Path, tmp_path: Path) -> None:
+    refused(run_main("verify", network, write_property(tmp_path / "p.vnnlib", [-1.0, 0.5], [1.0, 0.25], "(>= Y_0 1.5)")), "X_1", "empty")
 
 
 @pytest.mark.parametrize("bad", ["(assert (<= Y_0 1.0)", "(assert (frob Y_0 1.0))"])
-def test_malformed_property(run_cli: Run, network: Path, tmp_path: Path, bad: str) -> None:
+def test_malformed_property(run_main: Run, network: Path, tmp_path: Path, bad: str) -> None:
     spec = good_property(tmp_path)
     lines = spec.read_text().splitlines()
     spec.write_text("\n".join([*lines, bad]) + "\n")
-    refused(run_cli("verify", network, spec), "good.vnnlib", f"line {len(lines) + 1}")
+    refused(run_main("verify", network, spec), "good.vnnlib", f"line {len(lines) + 1}")
 
 
-def test_a_missing_output(run_cli: Run, network: Path, tmp_path: Path) -> None:
+def test_a_missing_output(run_main: Run, network: Path, tmp_path: Path) -> None:
     spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_3 1.5)", ny=4)
-    refused(run_cli("verify", network, spec), "output")
+    refused(run_main("verify", network, spec), "output")
     spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_3 1.5)")
-    refused(run_cli("verify", network, spec), "Y_3")
+    refused(run_main("verify", network, spec), "Y_3")
 
 
-def test_missing_files(run_cli: Run, network: Path, tmp_path: Path) -> None:
+def test_missing_files(run_main: Run, network: Path, tmp_path: Path) -> None:
     spec = good_property(tmp_path)
-    refused(run_cli("verify", "nowhere.onnx", spec), "nowhere.onnx")
-    refused(run_cli("verify", network, "nowhere.vnnlib"), "nowhere.vnnlib")
-    refused(run_cli("verify", tmp_path, spec), tmp_path.name)
-    refused(run_cli("info", "nowhere.onnx"), "nowhere.onnx")
-    refused(run_cli("verify", network, spec, "--json", "nowhere/r.json"), "nowhere/r.json")
+    refused(run_main("verify", "nowhere.onnx", spec), "nowhere.onnx")
+    refused(run_main("verify", network, "nowhere.vnnlib"), "nowhere.vnnlib")
+    refused(run_main("verify", tmp_path, spec), tmp_path.name)
+    refused(run_main("info", "nowhere.onnx"), "nowhere.onnx")
+    refused(run_main("verify", network, spec, "--json", "nowhere/r.json"), "nowhere/r.json")
 
 
 @pytest.mark.parametrize(
@@ -262,9 +262,9 @@ def test_missing_files(run_cli: Run, network: Path, tmp_path: Path) -> None:
         "method guess", "solver guess", "timeout -1", "timeout nan", "timeout soon", "delta nan", "frobnicate", "json", "without",
         "without guess", "without deterministic"))],
 )  # fmt: skip
-def test_bad_arguments(run_cli: Run, network: Path, tmp_path: Path, arguments: str) -> None:
+def test_bad_arguments(run_main: Run, network: Path, tmp_path: Path, arguments: str) -> None:
     good_property(tmp_path)
-    refused(run_cli(*arguments.split()))
+    refused(run_main(*arguments.split()))
 
 
 def test_debug_shows_the_traceback(run_cli: Run, network: Path, tmp_path: Path) -> None:

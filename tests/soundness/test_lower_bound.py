@@ -153,7 +153,7 @@ def test_a_minimum_that_rests_on_a_solver_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(optimize_module, "attack", lambda *a, **k: weak(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
     monkeypatch.setattr(optimize_module, "verify", lambda *a, **k: runs.append(judged(*a, **k)) or runs[-1])
     falsified = 0
-    for seed in range(900, 908):
+    for seed in range(904, 908):
         runs.clear()
         graph, box = relu_network([3, 8, 8, 1], seed), Box(-np.ones(3), np.ones(3))
         found = minimize(graph, box, [1.0], gap=1e-3, timeout=20, options=Options(method="milp", attack=False))
