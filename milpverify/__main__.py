@@ -1,5 +1,5 @@
 """`python -m milpverify`: the command line."""
 
-from milpverify.cli import main
+from milpverify.cli import program
 
-main()
+program()

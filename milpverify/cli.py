@@ -6,6 +6,7 @@ verdict, 2 for unusable input or arguments, 1 for an internal error.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -33,6 +34,23 @@ app = typer.Typer(
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+
+def program() -> None:
+    """Be the command line: as `main`, but the process ends at once, for to take apart all that torch built takes 0.2 to 0.4 s."""
+    status = 1
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    atexit.register(leave)  # before all others, so that it runs after them
+    try:
+        main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+        raise
 
 
 def main() -> None:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 @contextmanager
 def live(deadline: Deadline, quiet: bool = False) -> Iterator[Callable[[Event], None] | None]:
     """Show the events that the yielded callback receives; yields None where standard error is no terminal or `quiet` is set."""
+    if quiet:
+        yield None
+        return
+
     from rich.console import Console
 
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if not console.is_terminal:
         yield None
         return
 

@@ -46,6 +46,25 @@ def test_help_loads_nothing_heavy(run_cli: Run) -> None:
     assert not {"torch", "numpy", "onnx", "onnxruntime", "z3", "pyscipopt", "gurobipy", "highspy", "rich.progress"} & set(loaded)
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_process_ends_at_once_and_loses_nothing(status: int) -> None:
+    source = f"""
+import atexit, sys
+import milpverify.cli as cli
+class Torn:
+    def __del__(self): print("taken apart")
+kept = Torn()
+def main():
+    atexit.register(print, "ended")
+    print("unsat")
+    sys.exit({status})
+cli.main = main
+cli.program()
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "unsat\nended\n", "")
+
+
 def test_version(run_cli: Run) -> None:
     assert re.fullmatch(r"milpverify \d+\.\d+\.\d+\n", run_cli("--version").stdout)
 
