@@ -121,8 +121,8 @@ class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved."""
 
     oracle: bool = True  # a solver beside the tree
-    oracle_to_tree: bool = True  # its bounds and points reach the tree
-    tree_to_oracle: bool = True  # subproblems and bounds of the tree reach it, and what the tree closes stops it
+    oracle_to_tree: bool = True  # what it closes and its bounds reach the tree
+    tree_to_oracle: bool = True  # what is hardest for the tree reaches it, and what the tree closes stops it
     clipping: bool = True  # boxes and pre-activations clipped by linear bounds of rows, boxes by domain rows too
     output_constraints: bool = True  # "the point is unsafe" used in intermediate bounds
     no_goods: bool = True  # closed leaves shrunk to conflicts

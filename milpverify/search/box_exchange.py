@@ -2,7 +2,8 @@
 
 The oracle takes the hardest box as a mixed-integer model over that box and disjunct. While it works the bisection leaves the box
 alone unless nothing else is left. A dual bound holds for all open boxes within the task's; a point ends the run; what the bisection
-closes is taken from the oracle.
+closes is taken from the oracle. Where one of them is not told what the other does, the oracle gets the whole box, disjunct by disjunct,
+and a bisection that is not told goes on until nothing but what the oracle proved is open.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.result import Trust
-from milpverify.search.exchange import LARGEST, LEAST_TASK, PART_SHARE
+from milpverify.search.exchange import LARGEST, LEAST_TASK, PART_SHARE, WHOLE_SHARE
 from milpverify.search.oracle import Finding, Oracle, Task
 from milpverify.search.relaxer import bound_batch
 from milpverify.spec import Box
@@ -40,7 +41,8 @@ NODES = 50
 class BoxExchange:
     """Both ways between a bisection and an oracle; `trust` is what the bounds and closures of the bisection rest on.
 
-    `closed` counts open boxes that the oracle closed.
+    `closed` counts open boxes that the oracle closed; `tried` are the disjuncts that it had over the whole box, `proved` the bounds of
+    those that it closed there and the bisection was not told of.
     """
 
     search: Bisection
@@ -49,6 +51,8 @@ class BoxExchange:
     closed: int = 0
     raised: bool = False
     start: int = field(default_factory=lambda: FIRST)
+    tried: set[int] = field(default_factory=set)
+    proved: dict[int, float] = field(default_factory=dict)
     _failed: int = 0
     _ends: tuple[Tensor, Tensor] | None = None  # of the task's box
     _began: float = field(default_factory=time.monotonic)
@@ -57,8 +61,13 @@ class BoxExchange:
 
     @property
     def found(self) -> bool:
-        """Whether the oracle has a counterexample that the bisection may use."""
-        return self.search.options.oracle_to_tree and self.oracle.counterexample is not None
+        """Whether the oracle has a counterexample."""
+        return self.oracle.counterexample is not None
+
+    @property
+    def _parts(self) -> bool:
+        """Whether parts of the box are worth a task: where both listen."""
+        return self.search.options.oracle_to_tree and self.search.options.tree_to_oracle
 
     def consult(self) -> None:
         """Hear what the oracle found, and give it the next task where it has none. Waits in deterministic mode alone."""
@@ -71,6 +80,8 @@ class BoxExchange:
             return
         if finding is not None:
             self._hear(finding)
+        if self.proved:
+            self._end_race()
         if oracle.task is not None and task is oracle.task:
             if search.options.tree_to_oracle and not len(self._under()):
                 oracle.stop()
@@ -96,11 +107,16 @@ class BoxExchange:
         return self.search.frontier.within(*self._ends)
 
     def _hear(self, finding: Finding) -> None:
-        search, bound = self.search, finding.bound
-        place = self._under() if search.options.oracle_to_tree and bound > -torch.inf else None
+        search, bound, disjunct = self.search, finding.bound, finding.task.disjunct
+        if not search.options.oracle_to_tree:
+            if self._closes(bound, disjunct):
+                self.proved[disjunct] = bound
+                self.oracle.stop()
+            return
+        place = self._under() if bound > -torch.inf else None
         before = self.closed
         if place is not None and len(place):
-            self._raise(place, finding.task.disjunct, bound)
+            self._raise(place, disjunct, bound)
         if self.closed > before and not finding.ended:
             self.oracle.stop()
         if self.closed > before:
@@ -112,12 +128,26 @@ class BoxExchange:
         if finding.ended or self.closed > before:
             search.frontier.lent = None
 
+    def _closes(self, bound: float, disjunct: int) -> bool:
+        return bound > 0 or (bound >= 0 and bool(self.search.group.strict[disjunct]))
+
+    def _end_race(self) -> None:
+        """End a bisection that is not told what the oracle proves, once nothing else is open."""
+        search = self.search
+        still_open = ~search.group.closed(search.frontier.all().margins)
+        still_open[:, list(self.proved)] = False
+        if not bool(still_open.any()):
+            for disjunct, bound in self.proved.items():
+                place = search.frontier.alive.nonzero(as_tuple=True)[0]
+                if len(place):
+                    self._raise(place, disjunct, bound)
+
     def _raise(self, place: Tensor, disjunct: int, bound: float) -> None:
         """Raise the margins of one disjunct on some open boxes, and close what that closes."""
         search, store = self.search, self.search.frontier.store
         margins = store.margins[place]
         self.raised = True
-        if bound > 0 or (bound >= 0 and bool(search.group.strict[disjunct])):
+        if self._closes(bound, disjunct):
             self.trust = Trust.SOLVER
         margins[:, disjunct] = margins[:, disjunct].clamp(min=bound)
         store.margins[place] = margins
@@ -134,27 +164,38 @@ class BoxExchange:
         if nodes is None and self._spent > SHARE * (began - self._began):
             return
         search = self.search
-        box, place = self._hardest() if search.options.tree_to_oracle else (search.whole, None)
+        box, place = self._hardest() if self._parts else (search.whole, None)
         if int(box.unstable[0]) > LARGEST:
             self.oracle.give_up("the network has too many unstable neurons for a solver's model")
             return
-        closed = search.group.closed(box.margins)[0]
-        disjunct = int(torch.where(closed, torch.inf, box.margins[0]).argmin())
+        margins = torch.where(search.group.closed(box.margins), torch.inf, box.margins)[0]
+        if not self._parts:
+            margins[self._excluded()] = torch.inf
+        disjunct = int(margins.argmin())
+        if margins[disjunct] == torch.inf:
+            return
         known = search.inheritance.unpack(box.ends)
         found = bound_batch(
             search.graph, search.group, box.lower, box.upper, torch.float64, known, search.deadline, prepared=search.prepared
         )
         bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(found.state.items())]
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
-        seconds = (
-            max(LEAST_TASK, PART_SHARE * search.deadline.remaining()) if search.options.tree_to_oracle else search.deadline.remaining()
-        )
+        share = PART_SHARE if self._parts else 1.0 if int((margins < torch.inf).sum()) == 1 else WHOLE_SHARE
+        seconds = max(LEAST_TASK, share * search.deadline.remaining())
         seconds = seconds if nodes is None else math.inf
         self.oracle.give(Task(disjunct, (), seconds, nodes, ends), search.group.disjuncts[disjunct], bounds)
         if self.oracle.task is not None:
             self._ends = box.lower[0], box.upper[0]
-            search.frontier.lent = place if search.options.oracle_to_tree else None
+            search.frontier.lent = place
+            self.tried.add(disjunct)
         self._spent += time.monotonic() - began
+
+    def _excluded(self) -> list[int]:
+        """The disjuncts that are no task as a whole: the oracle had them, or is told that the bisection closed them."""
+        if not self.search.options.tree_to_oracle:
+            return list(self.tried)
+        closed = self.search.group.closed(self.search.frontier.all().margins).all(0)
+        return [*self.tried, *closed.nonzero(as_tuple=True)[0].tolist()]
 
     def _hardest(self) -> tuple[Boxes, int]:
         """The open box of the lowest margin, and its place; the oldest of those that are alike."""

@@ -2,8 +2,9 @@
 
 From the oracle: a bound closes everything of the tree that it is about, or raises it; points end the run. From the tree: what it has
 closed is taken from the oracle, which gets the hardest of what is open, first whole disjuncts, and the best point to start from.
-Without `oracle_to_tree` they race: only a disjunct that the oracle closes as a whole counts. Without `tree_to_oracle` it gets every
-disjunct as the presolve left it, and is not told what the tree closes. In deterministic mode they take turns by counts.
+Without either way the oracle gets whole disjuncts only. Without `oracle_to_tree` the tree goes on with what the oracle has closed, until
+nothing but that is open: who ends first ends the run. Without `tree_to_oracle` the oracle takes disjunct after disjunct, and is told
+neither what is hardest nor what is closed. In deterministic mode they take turns by counts.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def exchange(search: Search, oracle: Oracle) -> None:
         return
     if finding is not None and finding.bound > -math.inf:
         _apply(search, oracle, finding)
+    if oracle.proved and not switches.oracle_to_tree:
+        _end_race(search, oracle)
     if finding is not None and finding.solved:
         oracle.solved.add((search.group.members[finding.task.disjunct], finding.task.decisions))
     if oracle.task is not None:
@@ -111,20 +114,42 @@ def _apply(search: Search, oracle: Oracle, finding: Finding) -> None:
             return
     waiting, stuck, some = _under(search, task)
     closes = bound > 0 or (bound >= 0 and bool(search.group.strict[task.disjunct]))
-    if not some or not (oracle.options.search.oracle_to_tree or (closes and not task.decisions)):
+    if not oracle.options.search.oracle_to_tree:
+        if closes and not task.decisions:
+            oracle.proved[search.group.members[task.disjunct]] = bound
+            oracle.stop()
+        return
+    if not some:
         return
     if closes:
-        search.trust = Trust.SOLVER
-        oracle.counts["oracle_closed"] += 1
-        search.closed_bound = min(search.closed_bound, bound)
-        search.ledger.close("oracle", int(waiting.sum()) + int(stuck.sum()))
-        search.frontier.remove(waiting)
-        search.stuck = search.stuck.take(~stuck)
+        _close(search, oracle, bound, waiting, stuck)
         oracle.stop()
         return
     search.raised = True
     for subs, mask in ((search.frontier.store, waiting), (search.stuck, stuck)):
         subs.bound = torch.where(mask & (subs.bound < bound), bound, subs.bound)
+
+
+def _close(search: Search, oracle: Oracle, bound: float, waiting: Tensor, stuck: Tensor) -> None:
+    """Close some of the frontier and of what is stuck, by a bound of the oracle's."""
+    search.trust = Trust.SOLVER
+    oracle.counts["oracle_closed"] += 1
+    search.closed_bound = min(search.closed_bound, bound)
+    search.ledger.close("oracle", int(waiting.sum()) + int(stuck.sum()))
+    search.frontier.remove(waiting)
+    search.stuck = search.stuck.take(~stuck)
+
+
+def _end_race(search: Search, oracle: Oracle) -> None:
+    """Where the tree is not told what the oracle closed: end it once nothing else is open."""
+    places = [k for k in range(search.group.count) if _alive(search, k)]
+    bounds = [oracle.proved.get(search.group.members[k]) for k in places]
+    if None not in bounds:
+        for place, bound in zip(places, bounds, strict=True):
+            assert bound is not None
+            waiting, stuck, _ = _under(search, Task(place))
+            _close(search, oracle, bound, waiting, stuck)
+        oracle.stop()
 
 
 def _give(search: Search, oracle: Oracle) -> None:
@@ -141,13 +166,13 @@ def _give(search: Search, oracle: Oracle) -> None:
         return
     place = int(hardest.disjunct[0])
     whole = place not in search.tried
+    untried = [k for k in range(search.group.count) if k not in search.tried and (not switches.tree_to_oracle or _alive(search, k))]
     if switches.deterministic:
         whole = len(search.frontier) > 0 and turn % 2 == 0 and (search.group.members[place], ()) not in oracle.solved
-    elif not (switches.tree_to_oracle and switches.oracle_to_tree) and not whole:
-        rest = [k for k in range(search.group.count) if k not in search.tried and (not switches.tree_to_oracle or _alive(search, k))]
-        if not rest:
+    elif not (switches.tree_to_oracle and switches.oracle_to_tree):
+        if not untried:
             return  # parts make sense only where both listen
-        place, whole = rest[0], True
+        place, whole = place if whole and switches.tree_to_oracle else untried[0], True
     search.tried[place] = search.tried.get(place, 0) + 1
     subproblem = search.first(*_pair(search, place)) if whole else hardest
     # The solver's bound is to hold everywhere: it gets no conditional bounds.
@@ -155,7 +180,7 @@ def _give(search: Search, oracle: Oracle) -> None:
     bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
     share = WHOLE_SHARE if whole else PART_SHARE
     count = search.plain.relaxations.count
-    if whole and count <= MIDDLING and all(k in search.tried or not _alive(search, k) for k in range(search.group.count)):
+    if whole and count <= MIDDLING and not set(untried) - {place}:
         share = 1.0
     seconds = max(LEAST_TASK, share * search.deadline.remaining())
     start = search.best[place][1] if whole and place in search.best else None

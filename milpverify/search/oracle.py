@@ -97,7 +97,8 @@ class Oracle:
 
     `counterexample` is the first that held, `disagreement` describes a point on which runtime and reals differ, `notes` say what
     went wrong with the solver, `counts`, `seconds` and `nodes` of its process are for the ledger, `solved` are the tasks (disjunct of
-    the problem, decisions) that a solver has no more to say about.
+    the problem, decisions) that a solver has no more to say about, `proved` the bounds of disjuncts of the problem that it closed and the
+    tree was not told of (`SearchOptions.oracle_to_tree`).
     """
 
     problem: Problem
@@ -112,6 +113,7 @@ class Oracle:
     seconds: float = 0.0
     nodes: int = 0
     solved: set[tuple[int, tuple[Decision, ...]]] = field(default_factory=set)
+    proved: dict[int, float] = field(default_factory=dict)
     _process: SolverProcess | None = None
     _work: _Work | None = None
     _crashes: int = 0

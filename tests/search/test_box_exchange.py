@@ -70,7 +70,6 @@ def test_a_violated_property_is_never_closed(network: tuple[Graph, Box, float]) 
     ("parts", "trust"),
     [
         (SearchOptions(oracle=False), "solver"),
-        (SearchOptions(oracle_to_tree=False), "solver"),
         (SearchOptions(), "rounded"),
     ],
 )
@@ -99,6 +98,34 @@ def test_without_the_way_to_the_oracle_it_works_on_the_whole_box(
     tasks.clear()
     run(graph, disjunct_of(box, least - 0.3), 3, SearchOptions())
     assert any(t.box is not None and (t.box.upper - t.box.lower < 2).any() for t in tasks)
+
+
+@pytest.mark.parametrize("tree_to_oracle", [True, False])
+def test_a_bisection_that_is_not_told_ends_once_nothing_else_is_open(network: tuple[Graph, Box, float], tree_to_oracle: bool) -> None:
+    """The oracle gets the whole box, disjunct by disjunct; what it closes stays open in the bisection until that closed the rest."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.31)))
+    (group,) = groups(problem)
+    oracle, parts = Told(), SearchOptions(finishing=False, oracle_to_tree=False, tree_to_oracle=tree_to_oracle)
+    with torch.no_grad():
+        search = Bisection(problem, graph, group, Deadline(60), torch.float32, None, None, parts, None, oracle)  # type: ignore[arg-type]
+        search.frontier.push(search._sifted(search.root, search.whole))
+        for _ in range(6):
+            search.held = search.frontier.pop(4)
+            search._expand()
+        exchange, count = search.exchange, len(search.frontier)
+        assert isinstance(exchange, BoxExchange)
+        exchange.consult()
+        first = oracle.task
+        assert first is not None and first.box is not None and (first.box.lower == box.lower).all() and search.frontier.lent is None
+        oracle.findings.append(Finding(first, 0.25, True))
+        exchange.consult()
+        second = oracle.task
+        assert second is not None and second.disjunct == 1 - first.disjunct
+        assert len(search.frontier) == count and exchange.trust is Trust.ROUNDED and not exchange.closed
+        search.frontier.store.margins[:, second.disjunct] = 1.0  # as if bisection had proved it
+        exchange.consult()
+        assert not len(search.frontier) and exchange.closed == count and exchange.trust is Trust.SOLVER
 
 
 class Told:

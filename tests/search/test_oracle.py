@@ -107,7 +107,7 @@ def without(*parts: str) -> Options:
 
 
 def test_a_race_is_won_by_whole_disjuncts_alone(network: tuple[Graph, Box, float]) -> None:
-    """Without the oracle's words on parts, its word on the whole still counts; and it is given nothing else."""
+    """A tree that is not told what the oracle closes is ended where that is all that is open; and the oracle gets nothing else."""
     graph, box, least = network
     outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60, without("oracle_to_tree"))
     assert outcome.closed and (outcome.trust is Trust.SOLVER) == (oracle.counts["oracle_closed"] == 1)
@@ -135,7 +135,45 @@ def test_a_finding_on_a_part_reaches_the_tree_or_not(network: tuple[Graph, Box, 
             assert len(search.frontier) == left
             exchange._apply(search, oracle, exchange.Finding(exchange.Task(0, search.decisions(one)), 1e-9 - 1e-3, False))
             exchange._apply(search, oracle, exchange.Finding(exchange.Task(0), 1.0, True))
-            assert not len(search.frontier)
+            assert len(search.frontier) == (2 if parts else 0)
+
+
+def test_a_tree_that_is_not_told_goes_on_until_the_rest_is_closed(network: tuple[Graph, Box, float]) -> None:
+    """What the oracle closed stays open in the tree, and ends the run once the tree has closed everything else."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.4)))
+    (group,) = groups(problem)
+    with torch.no_grad(), Oracle(problem, without("oracle_to_tree"), Deadline(60)) as oracle:
+        found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+        search = Search(problem, graph, group, found.state, Deadline(60), oracle=oracle)
+        search.frontier.push(search.bound(search.first(), 0))
+        exchange._apply(search, oracle, exchange.Finding(exchange.Task(1), 0.25, True))
+        exchange._end_race(search, oracle)
+        assert len(search.frontier) == 2 and search.trust is Trust.ROUNDED
+        search.frontier.remove(search.frontier.under(0, ()))
+        exchange._end_race(search, oracle)
+        assert not len(search.frontier) and search.trust is Trust.SOLVER and search.closed_bound == 0.25
+
+
+def test_an_oracle_that_is_not_told_takes_disjunct_after_disjunct(network: tuple[Graph, Box, float]) -> None:
+    """It is not told which is the hardest, nor that the tree closed one."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.4), disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.2)))
+    (group,) = groups(problem)
+    for parts, first in ((("tree_to_oracle",), [0, 1, 2]), ((), [2])):
+        with torch.no_grad(), Oracle(problem, without(*parts), Deadline(60)) as oracle:
+            found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+            search = Search(problem, graph, group, found.state, Deadline(60), oracle=oracle)
+            subs = search.bound(search.first(), 0)
+            search.frontier.push(replace(subs, bound=torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)))
+            given: list[int] = []
+            for _ in first:
+                exchange._give(search, oracle)
+                assert oracle.task is not None
+                given.append(oracle.task.disjunct)
+                oracle.close()
+                search.frontier.remove(search.frontier.under(0, ()))
+            assert given == first
 
 
 def test_what_a_solver_is_done_with_is_not_given_to_it_again(network: tuple[Graph, Box, float]) -> None:
