@@ -39,6 +39,7 @@ _FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; th
 _SCOUTS = 8  # random points of which the best becomes a start
 _DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
 _RIDGE = 4  # rows that may meet at a minimum of the margin
+_TIE = 1e-6  # a margin above this in float64 is positive in the reals
 _NEAR = 0.01  # of the spread of the margins: near enough for a local search
 
 
@@ -331,19 +332,22 @@ def _repair(disjunct: Disjunct, point: Array) -> bool:
 def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12) -> Counterexample | None:
     """A counterexample near x (nx,), such as the point of a solver whose tolerances let it miss by a little, or None.
 
-    Each iteration evaluates, in float64, geometric sequences of steps and moves to the best point; what has a margin <= 0 is
+    Each iteration evaluates, in float64, geometric sequences of steps and moves to the best point; what may have a margin <= 0 is
     judged. The steps go along the sum of the unit gradients of the largest one, two, ... rows, for a conjunction mostly has its
     minimum where some rows meet, and along the signs of that; coordinates that their bounds block are held back.
     """
     graph, box, rows = problem.graph, disjunct.box, disjunct.unsafe
     x = restore(disjunct, representable(graph, box, x))
-    judgement = judge(problem, disjunct, x)
-    if judgement.counterexample is not None or not len(rows):
-        return judgement.counterexample
+    if not len(rows):
+        return judge(problem, disjunct, x).counterexample
     width = box.upper - box.lower
     scales = 0.5 ** np.arange(0.0, 40.0, min(8.0, 2.0 + _entries(graph) / 20_000))[:, None]
-    for _ in range(iterations):
+    for left in range(iterations, -1, -1):
         gradients, margin = _row_gradients(graph, rows, x)
+        if margin <= _TIE and (example := judge(problem, disjunct, x).counterexample) is not None:
+            return example
+        if not left:
+            break
         steps = []
         for gradient in np.cumsum(gradients / np.maximum(np.linalg.norm(gradients, axis=1, keepdims=True), 1e-300), axis=0):
             free = np.where(np.where(gradient > 0, x <= box.lower, x >= box.upper), 0.0, gradient)
@@ -361,11 +365,10 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
             y = evaluate(graph, torch.from_numpy(candidates)).numpy()
         margins = np.max(candidates @ rows.x_rows.T + y @ rows.y_rows.T - rows.rhs, axis=1)
         best = int(np.argmin(np.nan_to_num(margins, nan=np.inf)))
-        if not margins[best] < margin:
+        # A descent slows down: one that does not arrive at its present pace does not arrive.
+        if not margin - margins[best] > max(0.0, margins[best] / left):
             return None
         x = candidates[best]
-        if margins[best] <= 0.0 and (example := judge(problem, disjunct, x).counterexample) is not None:
-            return example
     return None
 
 
