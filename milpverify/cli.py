@@ -41,8 +41,9 @@ def program() -> None:
     status = 1
 
     def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed by whoever started us
+                stream.flush()
         os._exit(status)
 
     atexit.register(leave)  # before all others, so that it runs after them

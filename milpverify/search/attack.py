@@ -39,7 +39,7 @@ _FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; th
 _SCOUTS = 8  # random points of which the best becomes a start
 _DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
 _RIDGE = 4  # rows that may meet at a minimum of the margin
-_TIE = 1e-6  # a margin above this in float64 is positive in the reals
+_TIE = 1e-6  # a margin above this in float64 is taken to be positive in the reals
 _NEAR = 0.01  # of the spread of the margins: near enough for a local search
 
 
@@ -344,7 +344,7 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
     scales = 0.5 ** np.arange(0.0, 40.0, min(8.0, 2.0 + _entries(graph) / 20_000))[:, None]
     for left in range(iterations, -1, -1):
         gradients, margin = _row_gradients(graph, rows, x)
-        if margin <= _TIE and (example := judge(problem, disjunct, x).counterexample) is not None:
+        if margin <= (_TIE if left == iterations else 0.0) and (example := judge(problem, disjunct, x).counterexample) is not None:
             return example
         if not left:
             break
@@ -365,7 +365,7 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
             y = evaluate(graph, torch.from_numpy(candidates)).numpy()
         margins = np.max(candidates @ rows.x_rows.T + y @ rows.y_rows.T - rows.rhs, axis=1)
         best = int(np.argmin(np.nan_to_num(margins, nan=np.inf)))
-        # A descent slows down: one that does not arrive at its present pace does not arrive.
+        # Descents slow down: one that will not arrive at its present pace is given up.
         if not margin - margins[best] > max(0.0, margins[best] / left):
             return None
         x = candidates[best]

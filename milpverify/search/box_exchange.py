@@ -69,6 +69,12 @@ class BoxExchange:
         """Whether parts of the box are worth a task: where both listen."""
         return self.search.options.oracle_to_tree and self.search.options.tree_to_oracle
 
+    @property
+    def _open_margins(self) -> Tensor:
+        """Of all open boxes, (n, D)."""
+        frontier = self.search.frontier
+        return frontier.store.margins[frontier.alive]
+
     def consult(self) -> None:
         """Hear what the oracle found, and give it the next task where it has none. Waits in deterministic mode alone."""
         search, oracle = self.search, self.oracle
@@ -83,7 +89,7 @@ class BoxExchange:
         if self.proved:
             self._end_race()
         if oracle.task is not None and task is oracle.task:
-            if search.options.tree_to_oracle and not len(self._under()):
+            if search.options.tree_to_oracle and not self._needed(oracle.task):
                 oracle.stop()
         elif oracle.task is None and oracle.usable and search.subproblems >= self.start and len(search.frontier):
             self._give()
@@ -99,12 +105,19 @@ class BoxExchange:
         finding = oracle.wait()
         if finding is not None and not self.found:
             self._hear(finding)
+        if self.proved:
+            self._end_race()
         search.frontier.lent = None
 
     def _under(self) -> Tensor:
         """The places of the open boxes that the task is about."""
         assert self._ends is not None
         return self.search.frontier.within(*self._ends)
+
+    def _needed(self, task: Task) -> bool:
+        """Whether the task's disjunct is open on a box that the task is about."""
+        place = self._under()
+        return not bool(self.search.group.closed(self.search.frontier.store.margins[place])[:, task.disjunct].all())
 
     def _hear(self, finding: Finding) -> None:
         search, bound, disjunct = self.search, finding.bound, finding.task.disjunct
@@ -121,7 +134,7 @@ class BoxExchange:
             self.oracle.stop()
         if self.closed > before:
             self._failed = 0
-        elif finding.ended and (place is None or len(place)):
+        elif finding.ended and self._parts and (place is None or len(place)):
             self._failed += 1
             if self._failed >= FAILURES:
                 self.start, self._failed = 2 * search.subproblems, 0
@@ -134,7 +147,7 @@ class BoxExchange:
     def _end_race(self) -> None:
         """End a bisection that is not told what the oracle proves, once nothing else is open."""
         search = self.search
-        still_open = ~search.group.closed(search.frontier.all().margins)
+        still_open = ~search.group.closed(self._open_margins)
         still_open[:, list(self.proved)] = False
         if not bool(still_open.any()):
             for disjunct, bound in self.proved.items():
@@ -161,18 +174,21 @@ class BoxExchange:
 
     def _give(self, nodes: int | None = None) -> None:
         began = time.monotonic()
-        if nodes is None and self._spent > SHARE * (began - self._began):
-            return
         search = self.search
+        if (nodes is None and self._spent > SHARE * (began - self._began)) or not (self._parts or self._untried):
+            return
         box, place = self._hardest() if self._parts else (search.whole, None)
         if int(box.unstable[0]) > LARGEST:
             self.oracle.give_up("the network has too many unstable neurons for a solver's model")
             return
         margins = torch.where(search.group.closed(box.margins), torch.inf, box.margins)[0]
         if not self._parts:
-            margins[self._excluded()] = torch.inf
+            margins[list(set(range(search.group.count)) - self._untried)] = torch.inf
+            if search.options.tree_to_oracle:
+                margins[search.group.closed(self._open_margins).all(0)] = torch.inf
         disjunct = int(margins.argmin())
         if margins[disjunct] == torch.inf:
+            self._spent += time.monotonic() - began
             return
         known = search.inheritance.unpack(box.ends)
         found = bound_batch(
@@ -187,15 +203,14 @@ class BoxExchange:
         if self.oracle.task is not None:
             self._ends = box.lower[0], box.upper[0]
             search.frontier.lent = place
-            self.tried.add(disjunct)
+            if not self._parts and nodes is None:
+                self.tried.add(disjunct)
         self._spent += time.monotonic() - began
 
-    def _excluded(self) -> list[int]:
-        """The disjuncts that are no task as a whole: the oracle had them, or is told that the bisection closed them."""
-        if not self.search.options.tree_to_oracle:
-            return list(self.tried)
-        closed = self.search.group.closed(self.search.frontier.all().margins).all(0)
-        return [*self.tried, *closed.nonzero(as_tuple=True)[0].tolist()]
+    @property
+    def _untried(self) -> set[int]:
+        """The disjuncts that the oracle did neither have nor prove over the whole box."""
+        return set(range(self.search.group.count)) - self.tried - set(self.proved)
 
     def _hardest(self) -> tuple[Boxes, int]:
         """The open box of the lowest margin, and its place; the oldest of those that are alike."""

@@ -4,7 +4,7 @@ From the oracle: a bound closes everything of the tree that it is about, or rais
 closed is taken from the oracle, which gets the hardest of what is open, first whole disjuncts, and the best point to start from.
 Without either way the oracle gets whole disjuncts only. Without `oracle_to_tree` the tree goes on with what the oracle has closed, until
 nothing but that is open: who ends first ends the run. Without `tree_to_oracle` the oracle takes disjunct after disjunct, and is told
-neither what is hardest nor what is closed. In deterministic mode they take turns by counts.
+neither what is hardest nor what is closed, until the tree begins anew. In deterministic mode they take turns by counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def exchange(search: Search, oracle: Oracle) -> None:
     switches = oracle.options.search
     if switches.deterministic and not _due(search):
         return
-    if switches.deterministic:
+    if switches.deterministic and oracle.usable:
         _give(search, oracle)
     finding = oracle.wait() if switches.deterministic else oracle.poll()
     if finding is not None and finding.task.end is not None:
@@ -108,7 +108,7 @@ def _apply(search: Search, oracle: Oracle, finding: Finding) -> None:
         margin = search.best[task.disjunct][0]
         if bound > margin + 1e-6 * max(1.0, abs(margin)):
             text = f"the solver says that the margin is at least {bound:.9g}, a point has {margin:.9g}"
-            if oracle.counts["oracle_closed"]:
+            if oracle.counts["oracle_closed"] or oracle.proved:
                 raise Contradiction(text)
             oracle.give_up(text)
             return
@@ -166,13 +166,17 @@ def _give(search: Search, oracle: Oracle) -> None:
         return
     place = int(hardest.disjunct[0])
     whole = place not in search.tried
-    untried = [k for k in range(search.group.count) if k not in search.tried and (not switches.tree_to_oracle or _alive(search, k))]
-    if switches.deterministic:
-        whole = len(search.frontier) > 0 and turn % 2 == 0 and (search.group.members[place], ()) not in oracle.solved
-    elif not (switches.tree_to_oracle and switches.oracle_to_tree):
-        if not untried:
+    untried = [k for k in _worth(search, oracle) if k not in search.tried]
+    if not oracle.both_ways:
+        rest = _worth(search, oracle) if switches.deterministic else untried
+        if not rest:
+            if not len(search.frontier):
+                oracle.give_up("the solver has nothing more to say about what the tree cannot split")
             return  # parts make sense only where both listen
-        place, whole = place if whole and switches.tree_to_oracle else untried[0], True
+        first = place if switches.tree_to_oracle else -1
+        place, whole = min(rest, key=lambda k: (search.tried.get(k, 0), k != first)), True
+    elif switches.deterministic:
+        whole = len(search.frontier) > 0 and turn % 2 == 0 and (search.group.members[place], ()) not in oracle.solved
     search.tried[place] = search.tried.get(place, 0) + 1
     subproblem = search.first(*_pair(search, place)) if whole else hardest
     # The solver's bound is to hold everywhere: it gets no conditional bounds.
@@ -190,10 +194,17 @@ def _give(search: Search, oracle: Oracle) -> None:
     oracle.give(task, search.group.disjuncts[place], bounds, start)
 
 
+def _worth(search: Search, oracle: Oracle) -> list[int]:
+    """The disjuncts that may be a task as a whole, as far as the oracle is told: open, and not closed or ended by it."""
+    members, told = search.group.members, oracle.options.search.tree_to_oracle
+    left = [k for k, m in enumerate(members) if m not in oracle.proved and (m, ()) not in oracle.solved]
+    return [k for k in left if not told or _alive(search, k)]
+
+
 def _give_end(search: Search, oracle: Oracle) -> bool:
     """An end of a pre-activation as the next task, where those are worth more than subproblems; whether there was one."""
     switches, tightening = oracle.options.search, search.tightening
-    if tightening is None or switches.deterministic or not switches.oracle_to_tree or oracle.options.trust != "solver":
+    if tightening is None or switches.deterministic or not oracle.both_ways or oracle.options.trust != "solver":
         return False
     small = search.plain.relaxations.count <= SMALL
     if small and any(k not in search.tried and _alive(search, k) for k in range(search.group.count)):

@@ -342,7 +342,7 @@ class Search:
 
     def consult(self) -> None:
         """Let the oracle and the tree tell each other what they know."""
-        if self.oracle is not None and self.oracle.usable:
+        if self.oracle is not None and (self.oracle.usable or self.oracle.proved):
             with self.ledger.spent("oracle"):
                 exchange(self, self.oracle)
 

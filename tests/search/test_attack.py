@@ -11,6 +11,7 @@ from milpverify.catalogue import catalogue
 from milpverify.config import Deadline
 from milpverify.graph import Graph, Node, TensorSpec, evaluate
 from milpverify.operators import Elementwise, Input, Linear
+from milpverify.search import attack as module
 from milpverify.search.attack import AttackOutcome, attack, polish, restore
 from milpverify.search.witness import Status, judge
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -183,6 +184,21 @@ def test_polishing_reaches_what_a_solver_missed(miss: float) -> None:
         assert np.all((box.lower <= example.x) & (example.x <= box.upper))
         assert judge(problem, problem.disjuncts[0], example.x).status is Status.HOLDS
     assert missed >= 3
+
+
+def test_polishing_gives_up_what_its_pace_does_not_lead_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from a violation it takes one step and judges nothing; nearer it goes on."""
+    graph = random_network(np.random.default_rng(3), 6, 30, 30, 1)
+    box, x, taken, judged = Box(np.full(6, -1.0), np.ones(6)), np.zeros(6), [], []
+    gradients, verdict = module._row_gradients, module.judge
+    monkeypatch.setattr(module, "_row_gradients", lambda *a: taken.append(0) or gradients(*a))
+    monkeypatch.setattr(module, "judge", lambda *a: judged.append(0) or verdict(*a))
+    least = float(evaluate(graph, torch.rand(5000, 6, dtype=torch.float64) * 2 - 1).min())
+    for rhs, reached in ((least - 1e4, False), (least - 0.1, True)):
+        problem = Problem(graph, (Disjunct(box, Rows.on_outputs([[1]], [rhs], 6), Rows.none(6, 1)),))
+        assert (polish(problem, problem.disjuncts[0], x) is not None) is reached
+        assert (len(taken) > 1, bool(judged)) == (reached, reached)
+        taken.clear()
 
 
 def test_polishing_claims_nothing_where_there_is_nothing() -> None:

@@ -58,9 +58,10 @@ def test_a_solver_closes_boxes_and_the_closure_rests_on_it(network: tuple[Graph,
     assert 0 <= outcome.lower_bound <= 0.3 + 1e-9
 
 
-def test_a_violated_property_is_never_closed(network: tuple[Graph, Box, float]) -> None:
+@pytest.mark.parametrize("parts", [SearchOptions(), SearchOptions(oracle_to_tree=False)])
+def test_a_violated_property_is_never_closed(network: tuple[Graph, Box, float], parts: SearchOptions) -> None:
     graph, box, least = network
-    outcome, oracle = run(graph, disjunct_of(box, least + 0.01), 60, SearchOptions())
+    outcome, oracle = run(graph, disjunct_of(box, least + 0.01), 60, parts)
     assert not outcome.closed and outcome.lower_bound <= -0.01 + 1e-6
     found = outcome.judgement is not None and outcome.judgement.status is Status.HOLDS
     assert found or oracle.counterexample is not None
@@ -238,3 +239,5 @@ def test_in_deterministic_mode_it_has_turns_by_counts(network: tuple[Graph, Box,
     assert (first.lower_bound, first.subproblems, first.trust) == (second.lower_bound, second.subproblems, second.trust)
     alone, _ = run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True, oracle=False))
     assert first.subproblems < alone.subproblems
+    race, oracle = run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True, oracle_to_tree=False))
+    assert race.closed and oracle.counts["oracle_tasks"] > 1 and race.subproblems <= alone.subproblems

@@ -155,25 +155,68 @@ def test_a_tree_that_is_not_told_goes_on_until_the_rest_is_closed(network: tuple
         assert not len(search.frontier) and search.trust is Trust.SOLVER and search.closed_bound == 0.25
 
 
-def test_an_oracle_that_is_not_told_takes_disjunct_after_disjunct(network: tuple[Graph, Box, float]) -> None:
-    """It is not told which is the hardest, nor that the tree closed one."""
-    graph, box, least = network
-    problem = Problem(graph, (disjunct_of(box, least - 0.4), disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.2)))
+def race(problem: Problem, *parts: str) -> tuple[Search, Oracle]:
+    """A tree whose bounds say that the last disjunct is the hardest, and an oracle."""
     (group,) = groups(problem)
-    for parts, first in ((("tree_to_oracle",), [0, 1, 2]), ((), [2])):
-        with torch.no_grad(), Oracle(problem, without(*parts), Deadline(60)) as oracle:
-            found = bound_batch(graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
-            search = Search(problem, graph, group, found.state, Deadline(60), oracle=oracle)
-            subs = search.bound(search.first(), 0)
-            search.frontier.push(replace(subs, bound=torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)))
-            given: list[int] = []
-            for _ in first:
+    oracle, box = Oracle(problem, without(*parts), Deadline(60)), group.box
+    found = bound_batch(problem.graph, group, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+    search = Search(problem, problem.graph, group, found.state, Deadline(60), oracle=oracle)
+    bounds = -torch.arange(1.0, group.count + 1, dtype=torch.float64)
+    search.frontier.push(replace(search.bound(search.first(), 0), bound=bounds))
+    return search, oracle
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_an_oracle_that_is_not_told_takes_disjunct_after_disjunct(network: tuple[Graph, Box, float], deterministic: bool) -> None:
+    """It is told neither which is the hardest nor that the tree closed one, and gets nothing else."""
+    graph, box, least = network
+    problem = Problem(graph, tuple(disjunct_of(box, least - shift) for shift in (0.4, 0.3, 0.2)))
+    for parts, given in ((("tree_to_oracle",), [0, 1, 2]), (("oracle_to_tree",), [2, 0])):
+        with torch.no_grad():
+            search, oracle = race(problem, *parts)
+            oracle.options = replace(oracle.options, search=replace(oracle.options.search, deterministic=deterministic))
+            for place in given:
                 exchange._give(search, oracle)
-                assert oracle.task is not None
-                given.append(oracle.task.disjunct)
+                task = oracle.task
+                assert task is not None and (task.disjunct, task.decisions) == (place, ())
                 oracle.close()
-                search.frontier.remove(search.frontier.under(0, ()))
-            assert given == first
+                search.frontier.remove(search.frontier.under(1, ()))
+            exchange._give(search, oracle)
+            assert (oracle.task is not None) is deterministic  # by counts there are turns, and the tasks of later ones are larger
+            oracle.close()
+
+
+def test_what_the_solver_is_done_with_ends_a_race_that_nothing_else_can_decide(network: tuple[Graph, Box, float]) -> None:
+    graph, box, least = network
+    with torch.no_grad():
+        search, oracle = race(Problem(graph, (disjunct_of(box, least - 0.3),)), "oracle_to_tree")
+        root = search.frontier.pop(1)
+        child = children(search.bounder, root, root.best[:, 0]).take(torch.tensor([0]))
+        search.stuck = child
+        exchange._give(search, oracle)
+        assert oracle.task is not None and not oracle.task.decisions
+        oracle.close()
+        exchange._give(search, oracle)
+        assert oracle.task is None and not oracle.usable and "nothing more" in oracle.notes[0]
+
+
+def test_a_solver_that_is_caught_lying_in_a_race_ends_the_run(network: tuple[Graph, Box, float]) -> None:
+    """What it proved before is worth nothing then; what it proved before it became unusable for another reason is."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.4)))
+    with torch.no_grad():
+        for lies in (True, False):
+            search, oracle = race(problem, "oracle_to_tree")
+            exchange._apply(search, oracle, exchange.Finding(exchange.Task(0), 0.25, True))
+            search._remember(1, (box.lower + box.upper) / 2)
+            if lies:
+                with pytest.raises(Contradiction, match="the solver says"):
+                    exchange._apply(search, oracle, exchange.Finding(exchange.Task(1), search.best[1][0] + 1.0, True))
+                continue
+            oracle.give_up("it died")
+            search.frontier.remove(search.frontier.under(1, ()))
+            search.consult()
+            assert not len(search.frontier) and search.trust is Trust.SOLVER
 
 
 def test_what_a_solver_is_done_with_is_not_given_to_it_again(network: tuple[Graph, Box, float]) -> None:
