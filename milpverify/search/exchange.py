@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 HEAD_START = 1.0
 """Seconds for the tree alone: easy problems need no solver."""
-LARGEST = 3000
+LARGEST = 20_000
 """The largest model that is worth making, in unstable neurons."""
+LARGE, MODELS = 3000, 0.3
+"""Making a larger model than this takes seconds, in which the tree waits: after the first, the share of the time that this may take."""
 SMALL, SMALL_TREE = 150, 200
 """So few unstable neurons a solver often decides at once: its turn comes after so many subproblems of the tree, if that is earlier."""
 END_SECONDS = 3.0
@@ -158,6 +160,9 @@ def _give(search: Search, oracle: Oracle) -> None:
         oracle.give_up("the network has too many unstable neurons for a solver's model")
         return
     switches, turn = oracle.options.search, sum(search.tried.values())
+    large = search.plain.relaxations.count > LARGE
+    if large and not switches.deterministic and oracle.modelling > MODELS * (time.monotonic() - oracle.began):
+        return
     if _give_end(search, oracle):
         return
     hardest = _hardest(search, oracle)

@@ -96,9 +96,10 @@ class Oracle:
     """One solver process beside the tree; a context manager that leaves no child behind.
 
     `counterexample` is the first that held, `disagreement` describes a point on which runtime and reals differ, `notes` say what
-    went wrong with the solver, `counts`, `seconds` and `nodes` of its process are for the ledger, `solved` are the tasks (disjunct of
-    the problem, decisions) that a solver has no more to say about, `proved` the bounds of disjuncts of the problem that it closed and the
-    tree was not told of (`SearchOptions.oracle_to_tree`).
+    went wrong with the solver, `counts`, `seconds` and `nodes` of its process are for the ledger, `modelling` are the seconds since `began`
+    (of `time.monotonic`) in which models were made, `solved` are the tasks (disjunct of the problem, decisions) that a solver has no more
+    to say about, `proved` the bounds of disjuncts of the problem that it closed and the tree was not told of
+    (`SearchOptions.oracle_to_tree`).
     """
 
     problem: Problem
@@ -114,6 +115,8 @@ class Oracle:
     nodes: int = 0
     solved: set[tuple[int, tuple[Decision, ...]]] = field(default_factory=set)
     proved: dict[int, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    modelling: float = 0.0
     _process: SolverProcess | None = None
     _work: _Work | None = None
     _crashes: int = 0
@@ -160,7 +163,7 @@ class Oracle:
             bounds: of every node, proved where the task's split decisions hold, on the CPU.
             start: (nx,) an input that satisfies them, to begin with.
         """
-        within = disjunct if task.box is None else replace(disjunct, box=task.box)
+        within, now = disjunct if task.box is None else replace(disjunct, box=task.box), time.monotonic()
         try:
             encoding = encode(self.problem.graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
         except OutOfTime:
@@ -173,6 +176,7 @@ class Oracle:
         except NumericallyUnfit as error:
             self.give_up(str(error))
             return
+        self.modelling += time.monotonic() - now
         self.counts["oracle_tasks"] += 1
         self._begin(_Work(task, encoding.model, Judging(self.problem, disjunct, encoding)), self._started(), task.seconds)
 

@@ -186,6 +186,21 @@ def test_an_oracle_that_is_not_told_takes_disjunct_after_disjunct(network: tuple
             oracle.close()
 
 
+def test_models_that_take_long_to_make_leave_the_tree_its_time(network: tuple[Graph, Box, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, box, least = network
+    monkeypatch.setattr(exchange, "LARGE", 0)
+    with torch.no_grad():
+        search, oracle = race(Problem(graph, tuple(disjunct_of(box, least - shift) for shift in (0.4, 0.3))))
+        exchange._give(search, oracle)
+        assert oracle.task is not None and 0 < oracle.modelling <= time.monotonic() - oracle.began
+        oracle.close()
+        for spent, given in ((1e9, False), (0.0, True)):
+            oracle.modelling = spent
+            exchange._give(search, oracle)
+            assert (oracle.task is not None) is given
+        oracle.close()
+
+
 def test_what_the_solver_is_done_with_ends_a_race_that_nothing_else_can_decide(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     with torch.no_grad():
