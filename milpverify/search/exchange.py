@@ -21,6 +21,8 @@ from milpverify.result import Trust
 from milpverify.search.oracle import Finding, Oracle, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from milpverify.search.neuron_split import Search
@@ -171,9 +173,8 @@ def _give(search: Search, oracle: Oracle) -> None:
         return
     place = int(hardest.disjunct[0])
     whole = place not in search.tried
-    untried = [k for k in _worth(search, oracle) if k not in search.tried]
     if not oracle.both_ways:
-        rest = _worth(search, oracle) if switches.deterministic else untried
+        rest = [k for k in _worth(search, oracle) if switches.deterministic or k not in search.tried]
         if not rest:
             if not len(search.frontier):
                 oracle.give_up("the solver has nothing more to say about what the tree cannot split")
@@ -189,7 +190,7 @@ def _give(search: Search, oracle: Oracle) -> None:
     bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
     share = WHOLE_SHARE if whole else PART_SHARE
     count = search.plain.relaxations.count
-    if whole and count <= MIDDLING and not set(untried) - {place}:
+    if whole and count <= MIDDLING and all(k in search.tried for k in _worth(search, oracle)):
         share = 1.0
     seconds = max(LEAST_TASK, share * search.deadline.remaining())
     start = search.best[place][1] if whole and place in search.best else None
@@ -199,11 +200,12 @@ def _give(search: Search, oracle: Oracle) -> None:
     oracle.give(task, search.group.disjuncts[place], bounds, start)
 
 
-def _worth(search: Search, oracle: Oracle) -> list[int]:
+def _worth(search: Search, oracle: Oracle) -> Iterator[int]:
     """The disjuncts that may be a task as a whole, as far as the oracle is told: open, and not closed or ended by it."""
     members, told = search.group.members, oracle.options.search.tree_to_oracle
-    left = [k for k, m in enumerate(members) if m not in oracle.proved and (m, ()) not in oracle.solved]
-    return [k for k in left if not told or _alive(search, k)]
+    for k, m in enumerate(members):
+        if m not in oracle.proved and (m, ()) not in oracle.solved and (not told or _alive(search, k)):
+            yield k
 
 
 def _give_end(search: Search, oracle: Oracle) -> bool:
