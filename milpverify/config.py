@@ -139,6 +139,11 @@ class SearchOptions:
     branching: str = "first-order"  # how splits of neurons are scored: bbps | first-order | babsr | widest | random | none
     points: str = "optimised"  # where smooth functions are split: optimised | midpoint
 
+    @property
+    def both_ways(self) -> bool:
+        """Whether the tree and the oracle tell each other what they know."""
+        return self.oracle_to_tree and self.tree_to_oracle
+
     def __post_init__(self) -> None:
         for name, known in (("branching", BRANCHINGS), ("points", POINTS)):
             if getattr(self, name) not in known:

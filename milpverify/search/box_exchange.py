@@ -65,11 +65,6 @@ class BoxExchange:
         return self.oracle.counterexample is not None
 
     @property
-    def _parts(self) -> bool:
-        """Whether parts of the box are worth a task: where both listen."""
-        return self.search.options.oracle_to_tree and self.search.options.tree_to_oracle
-
-    @property
     def _open_margins(self) -> Tensor:
         """Of all open boxes, (n, D)."""
         frontier = self.search.frontier
@@ -134,7 +129,7 @@ class BoxExchange:
             self.oracle.stop()
         if self.closed > before:
             self._failed = 0
-        elif finding.ended and self._parts and (place is None or len(place)):
+        elif finding.ended and search.options.both_ways and (place is None or len(place)):
             self._failed += 1
             if self._failed >= FAILURES:
                 self.start, self._failed = 2 * search.subproblems, 0
@@ -173,17 +168,19 @@ class BoxExchange:
             self.oracle.counts["oracle_closed"] += 1
 
     def _give(self, nodes: int | None = None) -> None:
-        began = time.monotonic()
-        search = self.search
-        if (nodes is None and self._spent > SHARE * (began - self._began)) or not (self._parts or self._untried):
+        began, search = time.monotonic(), self.search
+        if nodes is None and self._spent > SHARE * (began - self._began):
             return
-        box, place = self._hardest() if self._parts else (search.whole, None)
+        parts, had = search.options.both_ways, self.tried | self.proved.keys()
+        if not parts and len(had) == search.group.count:
+            return
+        box, place = self._hardest() if parts else (search.whole, None)
         if int(box.unstable[0]) > LARGEST:
             self.oracle.give_up("the network has too many unstable neurons for a solver's model")
             return
         margins = torch.where(search.group.closed(box.margins), torch.inf, box.margins)[0]
-        if not self._parts:
-            margins[list(set(range(search.group.count)) - self._untried)] = torch.inf
+        if not parts:  # they make sense only where both listen
+            margins[list(had)] = torch.inf
             if search.options.tree_to_oracle:
                 margins[search.group.closed(self._open_margins).all(0)] = torch.inf
         disjunct = int(margins.argmin())
@@ -196,21 +193,16 @@ class BoxExchange:
         )
         bounds = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(found.state.items())]
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
-        share = PART_SHARE if self._parts else 1.0 if int((margins < torch.inf).sum()) == 1 else WHOLE_SHARE
+        share = PART_SHARE if parts else 1.0 if int((margins < torch.inf).sum()) == 1 else WHOLE_SHARE
         seconds = max(LEAST_TASK, share * search.deadline.remaining())
         seconds = seconds if nodes is None else math.inf
         self.oracle.give(Task(disjunct, (), seconds, nodes, ends), search.group.disjuncts[disjunct], bounds)
         if self.oracle.task is not None:
             self._ends = box.lower[0], box.upper[0]
             search.frontier.lent = place
-            if not self._parts and nodes is None:
+            if not parts and nodes is None:
                 self.tried.add(disjunct)
         self._spent += time.monotonic() - began
-
-    @property
-    def _untried(self) -> set[int]:
-        """The disjuncts that the oracle did neither have nor prove over the whole box."""
-        return set(range(self.search.group.count)) - self.tried - set(self.proved)
 
     def _hardest(self) -> tuple[Boxes, int]:
         """The open box of the lowest margin, and its place; the oldest of those that are alike."""

@@ -173,7 +173,7 @@ def _give(search: Search, oracle: Oracle) -> None:
         return
     place = int(hardest.disjunct[0])
     whole = place not in search.tried
-    if not oracle.both_ways:
+    if not switches.both_ways:
         rest = [k for k in _worth(search, oracle) if switches.deterministic or k not in search.tried]
         if not rest:
             if not len(search.frontier):
@@ -211,7 +211,7 @@ def _worth(search: Search, oracle: Oracle) -> Iterator[int]:
 def _give_end(search: Search, oracle: Oracle) -> bool:
     """An end of a pre-activation as the next task, where those are worth more than subproblems; whether there was one."""
     switches, tightening = oracle.options.search, search.tightening
-    if tightening is None or switches.deterministic or not oracle.both_ways or oracle.options.trust != "solver":
+    if tightening is None or switches.deterministic or not switches.both_ways or oracle.options.trust != "solver":
         return False
     small = search.plain.relaxations.count <= SMALL
     if small and any(k not in search.tried and _alive(search, k) for k in range(search.group.count)):

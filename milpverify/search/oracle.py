@@ -141,11 +141,6 @@ class Oracle:
         return None if self._work is None else self._work.task
 
     @property
-    def both_ways(self) -> bool:
-        """Whether the tree and the oracle tell each other what they know."""
-        return self.options.search.oracle_to_tree and self.options.search.tree_to_oracle
-
-    @property
     def pid(self) -> int | None:
         """The solver's process id."""
         return None if self._process is None else self._process.pid
