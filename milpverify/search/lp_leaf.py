@@ -47,13 +47,20 @@ _DENSE = 4_000_000  # entries of all matrices of a network whose leaves are wort
 class LeafOutcome:
     """What became of a leaf: a lower bound of its margin (trust ROUNDED; inf if it is empty), a judged point, words if it is open.
 
+    `closed`: the bound proves that no point of the leaf is unsafe; only `closing` says so, all else leaves the leaf open.
     `tie`: in rationals, too, the bound at the basis does not clear the threshold, and the network's own numbers show no violation.
     """
 
-    bound: float
+    bound: float = -math.inf
     judgement: Judgement | None = None
     note: str = ""
     tie: bool = False
+    closed: bool = False
+
+    @staticmethod
+    def closing(bound: float) -> LeafOutcome:
+        """A leaf that a bound closes."""
+        return LeafOutcome(bound, closed=True)
 
 
 @dataclass(eq=False)
@@ -80,7 +87,7 @@ class Leaves:
         """
         if self.left is not None:
             if self.left <= 0:
-                return LeafOutcome(-math.inf, None, "a leaf's linear program was not solved: as many were as may be")
+                return LeafOutcome(note="a leaf's linear program was not solved: as many were as may be")
             self.left -= 1
         self.solved += 1
         leaf = _Leaf(self.problem.graph, disjunct, _on_cpu(bounds), decisions)
@@ -91,18 +98,18 @@ class Leaves:
             first = outcome
             outcome = self._solve(leaf.model(elastic=True))
         if outcome.multipliers is None:
-            return LeafOutcome(-math.inf, None, f"a leaf's linear program: {first.message}")
+            return LeafOutcome(note=f"a leaf's linear program: {first.message}")
         weights = leaf.weights(outcome.multipliers, elastic=True)
         if leaf.bound(weights) > 0:
-            return LeafOutcome(math.inf)
+            return LeafOutcome.closing(math.inf)
         exact = leaf.exact_bound(outcome, elastic=True)
         empty = exact is not None and exact > 0
-        return LeafOutcome(math.inf if empty else -math.inf, None, "" if empty else "a leaf that is empty but for rounding")
+        return LeafOutcome.closing(math.inf) if empty else LeafOutcome(note="a leaf that is empty but for rounding")
 
     def _optimal(self, leaf: _Leaf, outcome: SolveOutcome, multipliers: Array) -> LeafOutcome:
         bound = leaf.bound(leaf.weights(multipliers, elastic=False))
         if leaf.closes(bound):
-            return LeafOutcome(bound)
+            return LeafOutcome.closing(bound)
         assert outcome.point is not None
         x = leaf.x_of(outcome.point)
         judgement = judge(self.problem, leaf.disjunct, x)
@@ -112,7 +119,7 @@ class Leaves:
             return LeafOutcome(bound, judgement)
         exact = leaf.exact_bound(outcome, elastic=False)
         if exact is not None and leaf.closes(exact):
-            return LeafOutcome(exact)
+            return LeafOutcome.closing(exact)
         least = outcome.primal * float(leaf.scale[0])
         note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({judgement})"
         return LeafOutcome(max(bound, -math.inf if exact is None else exact), judgement, note, tie=exact is not None)

@@ -382,7 +382,7 @@ class Search:
             self.note = outcome.note or self.note
             self.tied |= {int(leaf.box)} if outcome.tie else set()
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
-            if not outcome.note and not self.broken:
+            if outcome.closed:
                 self._count(outcome.bound)
                 self.ledger.close("LP leaves")
                 return
