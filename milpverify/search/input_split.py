@@ -78,37 +78,17 @@ class SplitOutcome:
     trust: Trust = Trust.ROUNDED
 
 
-def search(
-    problem: Problem,
-    graph: Graph,
-    group: Group,
-    deadline: Deadline,
-    dtype: torch.dtype = torch.float32,
-    on_event: Callable[[Event], None] | None = None,
-    root: Bounded | None = None,
-    options: SearchOptions | None = None,
-    leaves: Leaves | None = None,
-    oracle: Oracle | None = None,
-    delta: float = DELTA,
-) -> SplitOutcome:
-    """Bisect the group's box until every disjunct is proved, a counterexample holds, or the deadline.
-
-    Args:
-        graph: in float64.
-        dtype: the precision of the matrix products.
-        root: the bounds over the group's box, if they are known.
-        leaves: what decides boxes of which every neuron is on one piece, or None.
-        oracle: a solver to work beside the bisection, or None.
-        delta: a smooth network whose margin is known to be this close to zero is not divided further.
-    """
-    return Bisection(problem, graph, group, deadline, dtype, on_event, root, options or SearchOptions(), leaves, oracle, delta).run()
-
-
 class Bisection:
     """The search over one group; `run` can be called again with more time.
 
     Args:
-        see `search`.
+        graph: in float64.
+        dtype: the precision of the matrix products.
+        on_event: called with progress events.
+        root: the bounds over the group's box, if they are known.
+        leaves: what decides boxes of which every neuron is on one piece, or None.
+        oracle: a solver to work beside the bisection, or None.
+        delta: a smooth network whose margin is known to be this close to zero is not divided further.
     """
 
     def __init__(

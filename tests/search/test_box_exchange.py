@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bisections import bisection
 from random_nets import disjunct_of, relu_network
 
 from milpverify.config import Deadline, Options, SearchOptions
@@ -17,7 +18,6 @@ from milpverify.search import box_exchange, decide
 from milpverify.search.batching import BatchSize
 from milpverify.search.box_exchange import BoxExchange
 from milpverify.search.input_split import Bisection, SplitOutcome
-from milpverify.search.margin import groups
 from milpverify.search.oracle import Finding, Oracle, Task
 from milpverify.search.witness import Status
 from milpverify.spec import Box, Disjunct, Problem
@@ -44,9 +44,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(graph: Graph, disjunct: Disjunct, seconds: float, parts: SearchOptions, trust: str = "solver") -> tuple[SplitOutcome, Oracle]:
     """The bisection with two boxes at a time, which leaves the solver time."""
     problem, deadline = Problem(graph, (disjunct,)), Deadline(seconds)
-    (group,) = groups(problem)
     with torch.no_grad(), Oracle(problem, Options(trust=trust), deadline) as oracle:
-        search = Bisection(problem, graph, group, deadline, torch.float32, None, None, replace(parts, finishing=False), None, oracle)
+        search = bisection(problem, deadline, replace(parts, finishing=False), oracle=oracle)
         search.batch = BatchSize(size=2, smallest=2, largest=2)
         return search.run(), oracle
 
@@ -106,10 +105,9 @@ def test_a_bisection_that_is_not_told_ends_once_nothing_else_is_open(network: tu
     """The oracle gets the whole box, disjunct by disjunct; what it closes stays open in the bisection until that closed the rest."""
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.31)))
-    (group,) = groups(problem)
     oracle, parts = Told(), SearchOptions(finishing=False, oracle_to_tree=False, tree_to_oracle=tree_to_oracle)
     with torch.no_grad():
-        search = Bisection(problem, graph, group, Deadline(60), torch.float32, None, None, parts, None, oracle)  # type: ignore[arg-type]
+        search = bisection(problem, options=parts, oracle=oracle)  # type: ignore[arg-type]
         search.frontier.push(search._sifted(search.root, search.whole))
         for _ in range(6):
             search.held = search.frontier.pop(4)
@@ -156,10 +154,9 @@ def test_a_bound_reaches_the_open_boxes_within_the_task_and_its_disjunct_alone(n
     graph, box, least = network
     disjuncts = (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.31))
     problem = Problem(graph, disjuncts)
-    (group,) = groups(problem)
     oracle = Told()
     with torch.no_grad():
-        search = Bisection(problem, graph, group, Deadline(60), torch.float32, None, None, SearchOptions(finishing=False), None, oracle)  # type: ignore[arg-type]
+        search = bisection(problem, options=SearchOptions(finishing=False), oracle=oracle)  # type: ignore[arg-type]
         search.frontier.push(search._sifted(search.root, search.whole))
         for _ in range(6):
             search.held = search.frontier.pop(4)

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from bisections import EVERYTHING, bisection
 from product_networks import Grower
 from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network, shifted
 
@@ -21,14 +22,14 @@ from milpverify.search.boxes import Boxes, BoxFrontier
 from milpverify.search.input_split import SplitOutcome
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import groups
+from milpverify.search.relaxer import Bounded
 from milpverify.search.witness import Status
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
-def run(problem: Problem, seconds: float = 20.0, options: SearchOptions | None = None) -> SplitOutcome:
-    (group,) = groups(problem)
+def run(problem: Problem, seconds: float = 20.0, options: SearchOptions = EVERYTHING, root: Bounded | None = None) -> SplitOutcome:
     with torch.no_grad():
-        return input_split.search(problem, problem.graph, group, Deadline(seconds), options=options)
+        return bisection(problem, seconds, options, root).run()
 
 
 @pytest.fixture
@@ -91,12 +92,10 @@ def test_a_run_without_time_proves_nothing() -> None:
     assert not bool(found.proved.any())
 
 
-def decided(graph: Graph, near: Disjunct, seconds: float = 30.0, options: SearchOptions | None = None) -> SplitOutcome:
-    problem = Problem(graph, (near,))
-    (group,) = groups(problem)
-    deadline = Deadline(seconds)
+def decided(graph: Graph, near: Disjunct, seconds: float = 30.0, options: SearchOptions = EVERYTHING) -> SplitOutcome:
+    problem, deadline = Problem(graph, (near,)), Deadline(seconds)
     with torch.no_grad(), Leaves(problem, deadline) as leaves:
-        return input_split.search(problem, problem.graph, group, deadline, options=options, leaves=leaves)
+        return bisection(problem, deadline, options, leaves=leaves).run()
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -201,14 +200,12 @@ def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(input_split.BoxFrontier, "push", watched)
     options = SearchOptions(finishing=False)
-    (group,) = groups(problem)
-    with torch.no_grad():
-        free = input_split.search(problem, problem.graph, group, Deadline(60), options=options)
-        most = max(widest)
-        widest.clear()
-        monkeypatch.setattr(input_split, "FRONTIER_BYTES", 20_000)
-        monkeypatch.setattr(input_split, "FIXED_BATCH", 32)
-        diving = input_split.search(problem, problem.graph, group, Deadline(60), options=replace(options, deterministic=True))
+    free = run(problem, 60, options=options)
+    most = max(widest)
+    widest.clear()
+    monkeypatch.setattr(input_split, "FRONTIER_BYTES", 20_000)
+    monkeypatch.setattr(input_split, "FIXED_BATCH", 32)
+    diving = run(problem, 60, options=replace(options, deterministic=True))
     assert free.closed and diving.closed and diving.lower_bound <= margin
     assert max(widest) < 0.4 * most
 
@@ -235,8 +232,7 @@ def test_short_memory_never_gives_a_wrong_verdict(safe: bool, monkeypatch: pytes
 
     def outcome() -> SplitOutcome:
         sizes.clear()
-        with torch.no_grad():
-            return input_split.search(problem, problem.graph, group, Deadline(60), root=root)
+        return run(problem, 60, root=root)
 
     with torch.no_grad():
         lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
@@ -268,23 +264,18 @@ def test_what_is_closer_to_a_tie_than_bisection_can_tell_is_decided_by_linear_pr
     graph, near = along_a_diagonal(2.0**-100)
     outcome = decided(graph, near)
     assert outcome.closed and 0 <= outcome.lower_bound <= 2.0**-100 and outcome.detail["leaves"] > 0
-    problem = Problem(graph, (near,))
-    (group,) = groups(problem)
-    without = SearchOptions(leaves=False)
-    bisection = input_split.Bisection(problem, graph, group, Deadline(60.0), torch.float32, None, None, without, None)
     with torch.no_grad():
-        assert not bisection.run(limit=10 * outcome.subproblems).closed
+        without = bisection(Problem(graph, (near,)), options=SearchOptions(leaves=False))
+        assert not without.run(limit=10 * outcome.subproblems).closed
     violated = decided(*along_a_diagonal(0.0))
     assert not violated.closed and violated.judgement is not None and violated.judgement.status is Status.HOLDS
 
 
 def test_a_deterministic_run_repeats() -> None:
     problem, _ = harder([4, 20, 20, 20, 2], 2)
-    (group,) = groups(problem)
     seen = []
     for _ in range(2):
-        with torch.no_grad():
-            outcome = input_split.search(problem, problem.graph, group, Deadline(60), options=SearchOptions(deterministic=True))
+        outcome = run(problem, 60, options=SearchOptions(deterministic=True))
         assert outcome.closed
         seen.append((outcome.subproblems, outcome.lower_bound, outcome.detail))
     assert seen[0] == seen[1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bisections import bisection
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem
 
-from milpverify.config import Deadline, SearchOptions
+from milpverify.config import SearchOptions
 from milpverify.search import input_split, method
-from milpverify.search.margin import groups
 from milpverify.search.method import MethodChoice
 from milpverify.search.relaxer import Method, bound_batch
 from milpverify.search.witness import Status
@@ -62,9 +62,8 @@ def test_every_method_decides_what_enumeration_decides(way: Method, seed: int, m
     for by, safe in ((least - size, True), (least + size, False)):
         unsafe = Rows(disjunct.unsafe.x_rows, disjunct.unsafe.y_rows, disjunct.unsafe.rhs + by, disjunct.unsafe.strict)
         near = Problem(graph, (type(disjunct)(disjunct.box, unsafe, disjunct.domain),))
-        (group,) = groups(near)
         with torch.no_grad():
-            search = input_split.Bisection(near, graph, group, Deadline(20), torch.float32, None, None, SearchOptions(forward=False), None)
+            search = bisection(near, 20, SearchOptions(forward=False))
             monkeypatch.setattr(input_split, "bound_batch", counted)
             search.method.now = way
             outcome = search.run()

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bisections import bisection
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
 
 from milpverify import Options, SearchOptions, Verdict, verify
 from milpverify.config import Deadline
 from milpverify.search import decide, trial
 from milpverify.search.decide import Decision
-from milpverify.search.input_split import Bisection
 from milpverify.search.ledger import Reporter
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import Group, groups
@@ -109,7 +109,7 @@ def _trial(problem: Problem) -> tuple[Trial, Group]:
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with torch.no_grad():
         root = bound_batch(problem.graph, group, lower, upper, torch.float64)
-        boxes = Bisection(problem, problem.graph, group, Deadline(60), torch.float32, None, root, COUNTED, None)
+        boxes = bisection(problem, options=COUNTED, root=root)
         search = Search(problem, problem.graph, group, root.state, Deadline(60))
     return Trial(boxes, search, float(root.margins.amin()), 10), group
 
@@ -134,9 +134,8 @@ def test_what_one_closed_is_closed_for_the_other(seed: int) -> None:
 
 def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:
     problem = part_way(10)
-    (group,) = groups(problem)
     with torch.no_grad():
-        whole, parts = (Bisection(problem, problem.graph, group, Deadline(60), torch.float32, None, None, COUNTED, None) for _ in range(2))
+        whole, parts = (bisection(problem, options=COUNTED) for _ in range(2))
         once = whole.run()
         seen = [parts.run(limit=300)]
         while not seen[-1].closed and len(seen) < 500:

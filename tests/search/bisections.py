@@ -1,0 +1,34 @@
+"""Bisections as the tests want them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.config import Deadline, SearchOptions
+from milpverify.search.input_split import Bisection
+from milpverify.search.margin import groups
+
+if TYPE_CHECKING:
+    from milpverify.search.lp_leaf import Leaves
+    from milpverify.search.oracle import Oracle
+    from milpverify.search.relaxer import Bounded
+    from milpverify.spec import Problem
+
+EVERYTHING = SearchOptions()
+
+
+def bisection(
+    problem: Problem,
+    deadline: Deadline | float = 60.0,
+    options: SearchOptions = EVERYTHING,
+    root: Bounded | None = None,
+    leaves: Leaves | None = None,
+    oracle: Oracle | None = None,
+) -> Bisection:
+    """The bisection of a problem whose disjuncts share a box, in float32 and untold to anyone; a deadline may be seconds."""
+    (group,) = groups(problem)
+    until = deadline if isinstance(deadline, Deadline) else Deadline(deadline)
+    with torch.no_grad():
+        return Bisection(problem, problem.graph, group, until, torch.float32, None, root, options, leaves, oracle)
