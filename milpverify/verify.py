@@ -255,7 +255,7 @@ class _Run:
         return _Answer(Verdict.UNKNOWN, reason, rests, bound, None, decision.note, rests)
 
     def result(self, answer: _Answer) -> Result:
-        """Everything about the run. What an event said is proved stays proved, however the search ended."""
+        """Everything about the run. What was proved on the way stays proved, however the search ended."""
         known = self.reporter
         if known.lower_bound > answer.lower_bound:
             rests = known.trust if answer.verdict is Verdict.UNKNOWN and answer.reason is not Reason.TRUST else answer.trust

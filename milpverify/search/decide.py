@@ -181,9 +181,7 @@ def _search(
 
     def make(group: Group, root: Bounded, points: Mapping[int, Array]) -> Search:
         state = root.state
-        search = Search(problem, graph, group, state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches, delta, seed)
-        search.ledger = reporter.ledger
-        return search
+        return Search(problem, graph, group, state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches, delta, seed)
 
     def on_neurons(search: Search) -> NeuronOutcome:
         with reporter.ledger.spent("neuron-split bounds"):
@@ -193,7 +191,6 @@ def _search(
     if many_inputs(group):
         return _of_neurons(on_neurons(make(group, root, points)), oracle)
     boxes = Bisection(problem, graph, group, deadline, torch.float32, reporter, root, switches, leaves, delta=delta)
-    boxes.ledger = reporter.ledger
     if few_inputs(group):
         boxes.consult(oracle)
         with reporter.ledger.spent("bisection bounds"):

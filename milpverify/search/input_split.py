@@ -41,11 +41,10 @@ from milpverify.search.relaxer import Bounded, Method, Prepared, bound_batch, is
 from milpverify.search.witness import Judgement, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from milpverify.bounds.state import Bounds
     from milpverify.config import Deadline
     from milpverify.graph import Graph
+    from milpverify.search.ledger import Reporter
     from milpverify.search.lp_leaf import Leaves
     from milpverify.search.margin import Group
     from milpverify.search.oracle import Oracle
@@ -84,7 +83,7 @@ class Bisection:
     Args:
         graph: in float64.
         dtype: the precision of the matrix products.
-        on_event: called with progress events.
+        reporter: what is told what is proved, and keeps the ledger; or None.
         root: the bounds over the group's box, if they are known.
         leaves: what decides boxes of which every neuron is on one piece, or None.
         oracle: a solver to work beside the bisection, or None.
@@ -98,7 +97,7 @@ class Bisection:
         group: Group,
         deadline: Deadline,
         dtype: torch.dtype,
-        on_event: Callable[[Event], None] | None,
+        reporter: Reporter | None,
         root: Bounded | None,
         options: SearchOptions,
         leaves: Leaves | None,
@@ -108,7 +107,7 @@ class Bisection:
         self.problem, self.graph, self.group, self.deadline, self.dtype = problem, graph, group, deadline, dtype
         self.delta = -math.inf if graph.piecewise_linear else delta
         self.near: Judgement | None = None  # of a point whose margin is within delta
-        self.on_event, self.options = on_event, options
+        self.reporter, self.options = reporter, options
         self.fast = graph.to(torch.float32, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
         self.prepared = Prepared.of(graph, group)
@@ -116,7 +115,8 @@ class Bisection:
         self.inheritance = Inheritance(graph, self.root.state)
         self.closed_bound, self.subproblems, self.reported, self.began = math.inf, 1, 0.0, time.monotonic()
         self.judgement: Judgement | None = None
-        self.out_of_memory, self.fresh, self.ledger = False, True, Ledger()
+        self.out_of_memory, self.fresh = False, True
+        self.ledger = Ledger() if reporter is None else reporter.ledger
         self.per = LARGEST[graph.device.type]  # as many as memory holds
         # What else a machine does says nothing of the batch; but the time of several threads, or of a GPU, is that of the clock.
         alone = graph.device.type == "cpu" and torch.get_num_threads() == 1
@@ -220,13 +220,14 @@ class Bisection:
 
     def _report(self) -> None:
         now = time.monotonic()
-        if self.on_event is None or now - self.reported < 0.2:
+        if self.reporter is None or now - self.reported < 0.2:
             return
         self.reported = now
-        bound = self._lowest
+        bound, trust = self._lowest, self._trust_of_bound
+        self.reporter.prove(bound, trust)
         message = f"{len(self.frontier)} open, {self.subproblems} bounded, {self.subproblems / max(1e-9, now - self.began):.0f}/s"
-        data = {"open": len(self.frontier), "subproblems": self.subproblems, "bound": bound, "trust": self._trust_of_bound}
-        self.on_event(Event("search", message, data))
+        data = {"open": len(self.frontier), "subproblems": self.subproblems, "bound": bound, "trust": trust.value}
+        self.reporter(Event("search", message, data))
 
     @property
     def _trust_of_bound(self) -> Trust:

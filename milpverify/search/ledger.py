@@ -74,10 +74,10 @@ class Ledger:
 
 @dataclass(eq=False)
 class Reporter:
-    """Passes events on, with the proved lower bound of the whole run, which never falls, and who closed what.
+    """Keeps the proved lower bound of the whole run, which never falls, and passes events on with it and with who closed what.
 
-    `trust` is what that bound rests on. Searches report bounds of the group that they work on: `others` is a proved bound of everything
-    else, which rests on `trust_of_others`, `floor` what is proved of the group anyway.
+    `trust` is what that bound rests on. Only `prove` raises it; events prove nothing. A search proves bounds of the group that it works
+    on: `others` is a proved bound of everything else, which rests on `trust_of_others`, `floor` what is proved of the group anyway.
     """
 
     on_event: Callable[[Event], None] | None
@@ -89,17 +89,13 @@ class Reporter:
     floor: float = -math.inf
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on; a bound in one of phase "search" is proved."""
-        bound, trust = event.data.get("bound"), event.data.get("trust")
-        if event.phase == "search" and isinstance(bound, float):
-            rests = Trust.weakest(self.trust_of_others, trust if isinstance(trust, Trust) else Trust.ROUNDED)
-            self.prove(min(self.others, max(self.floor, bound)), rests)
+        """Pass an event on."""
         if self.on_event is not None:
             known = {"lower_bound": self.lower_bound, "bound_trust": self.trust.value, "closed": dict(self.ledger.closed)}
-            data = {**event.data, **({} if trust is None else {"trust": trust.value if isinstance(trust, Trust) else trust}), **known}
-            self.on_event(Event(event.phase, event.message, data))
+            self.on_event(Event(event.phase, event.message, {**event.data, **known}))
 
     def prove(self, bound: float, trust: Trust = Trust.ROUNDED) -> None:
-        """Note a proved lower bound of the margin over everything, and what it rests on."""
+        """Note a proved lower bound of the margin over the group, or over everything as long as there is no group; it rests on `trust`."""
+        bound, trust = min(self.others, max(self.floor, bound)), Trust.weakest(self.trust_of_others, trust)
         if bound > self.lower_bound or (bound == self.lower_bound and trust.rank > self.trust.rank):
             self.lower_bound, self.trust = bound, trust

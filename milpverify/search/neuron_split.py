@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.encode.milp import Decision
     from milpverify.graph import Graph
+    from milpverify.search.ledger import Reporter
     from milpverify.search.lp_leaf import Leaves
     from milpverify.search.margin import Group
     from milpverify.search.oracle import Oracle
@@ -60,6 +61,7 @@ class Search:
     Args:
         graph: in float64.
         root: the state of a batch of boxes within the group's, from `crown` in float64 or float32.
+        reporter: what is told what is proved, and keeps the ledger; or None.
         points: per disjunct of the problem, the best input known.
         oracle: a solver to work beside the tree, or None; only where the root is the group's box alone.
         leaves: what decides subproblems without a split left, or None.
@@ -76,7 +78,7 @@ class Search:
         group: Group,
         root: State,
         deadline: Deadline,
-        on_event: Callable[[Event], None] | None = None,
+        reporter: Reporter | None = None,
         points: Mapping[int, Array] | None = None,
         oracle: Oracle | None = None,
         leaves: Leaves | None = None,
@@ -86,7 +88,7 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.problem, self.graph, self.group, self.deadline = problem, graph, group, deadline
-        self.on_event, self.oracle, self.leaves = on_event, oracle, leaves
+        self.reporter, self.oracle, self.leaves = reporter, oracle, leaves
         self.options, self.seed = options, seed
         # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
         candidates = candidates if options.filtering and (graph.piecewise_linear or options.filtering_smooth) else 1
@@ -110,7 +112,7 @@ class Search:
         self.trust, self.note, self.out_of_memory = Trust.ROUNDED, "", False
         self.tied, self.raised = set[int](), False  # the boxes with leaves that are ties; whether open bounds rest on the oracle
         self.tried: dict[int, int] = {}  # how many tasks of a disjunct the oracle had, the first as a whole
-        self.began, self.ledger = time.monotonic(), Ledger()
+        self.began, self.ledger = time.monotonic(), Ledger() if reporter is None else reporter.ledger
         self.no_goods: NoGoods | None = None
         self.tightening: Tightening | None = None  # ends of pre-activations that an oracle may tighten
         self._nothing_yet()
@@ -423,10 +425,12 @@ class Search:
 
     def _report(self) -> None:
         now = time.monotonic()
-        if self.on_event is not None and now - self.reported > 0.2:
+        if self.reporter is not None and now - self.reported > 0.2:
             self.reported = now
-            data = {"open": len(self.frontier), "subproblems": self.bounded, "bound": self._lowest, "trust": self.trust_of_bound}
-            self.on_event(Event("search", f"{len(self.frontier)} open, {self.bounded} bounded", data))
+            bound, trust = self._lowest, self.trust_of_bound
+            self.reporter.prove(bound, trust)
+            data = {"open": len(self.frontier), "subproblems": self.bounded, "bound": bound, "trust": trust.value}
+            self.reporter(Event("search", f"{len(self.frontier)} open, {self.bounded} bounded", data))
 
     # -- points -----------------------------------------------------------------------------------------------------------
 

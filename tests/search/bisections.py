@@ -11,6 +11,7 @@ from milpverify.search.input_split import Bisection
 from milpverify.search.margin import groups
 
 if TYPE_CHECKING:
+    from milpverify.search.ledger import Reporter
     from milpverify.search.lp_leaf import Leaves
     from milpverify.search.oracle import Oracle
     from milpverify.search.relaxer import Bounded
@@ -26,9 +27,10 @@ def bisection(
     root: Bounded | None = None,
     leaves: Leaves | None = None,
     oracle: Oracle | None = None,
+    reporter: Reporter | None = None,
 ) -> Bisection:
-    """The bisection of a problem whose disjuncts share a box, in float32 and untold to anyone; a deadline may be seconds."""
+    """The bisection of a problem whose disjuncts share a box, in float32; a deadline may be seconds."""
     (group,) = groups(problem)
     until = deadline if isinstance(deadline, Deadline) else Deadline(deadline)
     with torch.no_grad():
-        return Bisection(problem, problem.graph, group, until, torch.float32, None, root, options, leaves, oracle)
+        return Bisection(problem, problem.graph, group, until, torch.float32, reporter, root, options, leaves, oracle)

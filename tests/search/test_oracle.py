@@ -27,6 +27,7 @@ from milpverify.operators import Elementwise
 from milpverify.result import Trust
 from milpverify.search import exchange
 from milpverify.search.branching import children
+from milpverify.search.ledger import Reporter
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import Search
 from milpverify.search.oracle import Oracle, Task
@@ -63,7 +64,7 @@ def run(
         oracle.on_event = None if on_event is None else on_event(oracle)
         found = bound_batch(graph, group, torch.tensor(group.box.lower)[None], torch.tensor(group.box.upper)[None], torch.float64)
         points = {} if point is None else {0: point}
-        search = Search(problem, graph, group, found.state, deadline, oracle.on_event, points, oracle)
+        search = Search(problem, graph, group, found.state, deadline, Reporter(oracle.on_event), points, oracle)
         # A tree that cannot close anything by itself: the oracle decides, or nobody.
         search.per = 2
         return search.run(batch=2), oracle

@@ -1,0 +1,84 @@
+"""What is proved is told by a call of its own, and what is passed on says what is proved."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from bisections import bisection
+from random_nets import disjunct_of, relu_network
+
+from milpverify.config import Deadline
+from milpverify.events import Event
+from milpverify.graph import evaluate
+from milpverify.result import Trust
+from milpverify.search.input_split import Bisection
+from milpverify.search.ledger import Reporter
+from milpverify.search.margin import groups
+from milpverify.search.neuron_split import Search
+from milpverify.search.relaxer import bound_batch
+from milpverify.spec import Box, Problem
+
+
+def test_an_event_proves_nothing() -> None:
+    told = list[Event]()
+    reporter = Reporter(told.append)
+    for phase in ("search", "oracle", "milp"):
+        reporter(Event(phase, "", {"bound": 1.0, "trust": "exact"}))
+    assert reporter.lower_bound == -math.inf
+    reporter.prove(-2.0)
+    reporter(Event("search", "two", {"bound": 3.0}))
+    assert told[-1] == Event("search", "two", {"bound": 3.0, "lower_bound": -2.0, "bound_trust": "rounded", "closed": {}})
+
+
+def test_what_is_proved_of_a_group_counts_with_what_is_proved_of_the_others() -> None:
+    reporter = Reporter(None)
+    reporter.prove(-5.0, Trust.ROUNDED)
+    assert (reporter.lower_bound, reporter.trust) == (-5.0, Trust.ROUNDED)
+    reporter.others, reporter.floor = 1.0, -3.0
+    reporter.prove(-4.0, Trust.ROUNDED)
+    assert reporter.lower_bound == -3.0
+    reporter.prove(0.5, Trust.SOLVER)
+    assert (reporter.lower_bound, reporter.trust) == (0.5, Trust.SOLVER)
+    reporter.prove(0.5, Trust.ROUNDED)  # as much, by less
+    assert (reporter.lower_bound, reporter.trust) == (0.5, Trust.ROUNDED)
+    reporter.trust_of_others = Trust.SOLVER
+    reporter.prove(2.0, Trust.ROUNDED)
+    assert (reporter.lower_bound, reporter.trust) == (1.0, Trust.SOLVER)
+    reporter.prove(-1.0, Trust.ROUNDED)
+    reporter.prove(math.nan, Trust.EXACT)
+    assert (reporter.lower_bound, reporter.trust) == (1.0, Trust.SOLVER)
+
+
+@pytest.mark.parametrize("on_neurons", [False, True])
+def test_a_search_proves_while_it_runs_whether_anybody_watches_or_not(on_neurons: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, box = relu_network([4, 12, 12, 3], 5), Box(-np.ones(4), np.ones(4))
+    x = torch.rand(20000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    y = evaluate(graph, x).numpy()
+    least = float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
+    problem = Problem(graph, (disjunct_of(box, least - 0.1),))
+    (group,) = groups(problem)
+    proved = list[float]()
+
+    class Watched(Reporter):
+        def prove(self, bound: float, trust: Trust = Trust.ROUNDED) -> None:
+            proved.append(bound)
+            super().prove(bound, trust)
+
+    lower, upper = (torch.tensor(side)[None] for side in (box.lower, box.upper))
+    with torch.no_grad():
+        root = bound_batch(graph, group, lower, upper, torch.float32)
+        for told in (None, list[Event]()):
+            reporter = Watched(None if told is None else told.append)
+            search: Search | Bisection
+            if on_neurons:
+                search = Search(problem, graph, group, root.state, Deadline(60), reporter)
+            else:
+                search = bisection(problem, root=root, reporter=reporter)
+            search.reported = -math.inf  # however short the run
+            outcome = search.run(limit=200)
+            assert search.ledger is reporter.ledger
+            assert -math.inf < reporter.lower_bound <= outcome.lower_bound <= 0.1 + 1e-6
+            assert told is None or (reporter.lower_bound == proved[-1] and told[-1].data["bound"] == proved[-1])
