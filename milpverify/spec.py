@@ -7,7 +7,8 @@ property that is proved is the one with these values.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from milpverify.errors import InvalidProperty
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from milpverify.graph import Graph
 
 Array = NDArray[np.float64]
@@ -108,6 +111,28 @@ class Disjunct:
     box: Box
     unsafe: Rows
     domain: Rows
+
+    @cached_property
+    def strict(self) -> bool:
+        """Whether all `unsafe` rows are strict, so that a margin of exactly 0 is safe; not so where there are no rows."""
+        return len(self.unsafe) > 0 and bool(self.unsafe.strict.all())
+
+    def closes(self, bound: float) -> bool:
+        """Whether a lower bound of the margin proves that no point is unsafe."""
+        return bool(closes(bound, self.strict))
+
+
+@overload
+def closes(bound: float, strict: bool) -> bool: ...
+@overload
+def closes(bound: Tensor, strict: Tensor) -> Tensor: ...
+def closes(bound: float | Tensor, strict: bool | Tensor) -> bool | Tensor:
+    """Whether lower bounds of margins prove their disjuncts: the one test that closes anything. NaN and -inf prove nothing.
+
+    Args:
+        strict: whether all rows of the disjunct are (`Disjunct.strict`).
+    """
+    return (bound > 0) | (strict & (bound >= 0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,7 +117,7 @@ class BoxExchange:
     def _hear(self, finding: Finding) -> None:
         search, bound, disjunct = self.search, finding.bound, finding.task.disjunct
         if not search.options.oracle_to_tree:
-            if self._closes(bound, disjunct):
+            if search.group.disjuncts[disjunct].closes(bound):
                 self.proved[disjunct] = bound
                 self.oracle.stop()
             return
@@ -136,9 +136,6 @@ class BoxExchange:
         if finding.ended or self.closed > before:
             search.frontier.lent = None
 
-    def _closes(self, bound: float, disjunct: int) -> bool:
-        return bound > 0 or (bound >= 0 and bool(self.search.group.strict[disjunct]))
-
     def _end_race(self) -> None:
         """End a bisection that is not told what the oracle proves, once nothing else is open."""
         search = self.search
@@ -155,7 +152,7 @@ class BoxExchange:
         search, store = self.search, self.search.frontier.store
         margins = store.margins[place]
         self.raised = True
-        if self._closes(bound, disjunct):
+        if search.group.disjuncts[disjunct].closes(bound):
             self.trust = Trust.SOLVER
         margins[:, disjunct] = margins[:, disjunct].clamp(min=bound)
         store.margins[place] = margins

@@ -117,7 +117,7 @@ def _apply(search: Search, oracle: Oracle, finding: Finding) -> None:
             oracle.give_up(text)
             return
     waiting, stuck, some = _under(search, task)
-    closes = bound > 0 or (bound >= 0 and bool(search.group.strict[task.disjunct]))
+    closes = search.group.disjuncts[task.disjunct].closes(bound)
     if not oracle.options.search.oracle_to_tree:
         if closes and not task.decisions:
             oracle.proved[search.group.members[task.disjunct]] = bound

@@ -108,7 +108,7 @@ class Leaves:
 
     def _optimal(self, leaf: _Leaf, outcome: SolveOutcome, multipliers: Array) -> LeafOutcome:
         bound = leaf.bound(leaf.weights(multipliers, elastic=False))
-        if leaf.closes(bound):
+        if leaf.disjunct.closes(bound):
             return LeafOutcome.closing(bound)
         assert outcome.point is not None
         x = leaf.x_of(outcome.point)
@@ -118,7 +118,7 @@ class Leaves:
         if judgement.status is Status.HOLDS:
             return LeafOutcome(bound, judgement)
         exact = leaf.exact_bound(outcome, elastic=False)
-        if exact is not None and leaf.closes(exact):
+        if exact is not None and leaf.disjunct.closes(exact):
             return LeafOutcome.closing(exact)
         least = outcome.primal * float(leaf.scale[0])
         note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({judgement})"
@@ -161,10 +161,6 @@ class _Leaf:
         reach = np.abs(self.rows) @ self.radius + np.abs(self.constants)
         self.scale = power_of_two(reach)
         self.scale[: len(self.top)] = self.scale[: len(self.top)].max(initial=1e-300)
-
-    def closes(self, bound: float) -> bool:
-        """Whether a lower bound of the margin proves that no point of the leaf is unsafe."""
-        return bound > 0 or (bound >= 0 and bool(self.top.strict.all()))
 
     def x_of(self, point: Array) -> Array:
         """The input of a solution of the model."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.rounding import down
+from milpverify.spec import closes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,8 @@ class Group:
     """Disjuncts over one box, with all their unsafe rows stacked: x_rows x + y_rows y - rhs.
 
     `members` are their places in `Problem.disjuncts`. `y_rows` (S, ny), `x_rows` (S, nx) or None where no row mentions an
-    input, `rhs` (S,), `disjunct` (S,) the place within the group of the disjunct that a row belongs to, `strict` (D,) whether
-    all rows of a disjunct are strict, so that a margin of exactly 0 is safe. float64.
+    input, `rhs` (S,), `disjunct` (S,) the place within the group of the disjunct that a row belongs to, `strict` (D,) as
+    `Disjunct.strict`. float64.
     """
 
     box: Box
@@ -48,7 +49,7 @@ class Group:
             torch.cat([torch.tensor(r.x_rows) for r in rows]).to(device) if mentions else None,
             torch.cat([torch.tensor(r.rhs) for r in rows]).to(device),
             torch.cat([torch.full((len(r),), k) for k, r in enumerate(rows)]).to(device),
-            torch.tensor([bool(len(r)) and bool(r.strict.all()) for r in rows], device=device),
+            torch.tensor([d.strict for d in disjuncts], device=device),
         )
 
     @cached_property
@@ -87,7 +88,11 @@ class Group:
 
     def closed(self, margins: Tensor) -> Tensor:
         """Which margins prove their disjunct, (batch, D) bool."""
-        return (margins > 0) | (self.strict & (margins >= 0))
+        return closes(margins, self.strict)
+
+    def closes(self, bound: Tensor, disjunct: Tensor) -> Tensor:
+        """Which lower bounds prove the disjuncts at the places given, (n,) bool."""
+        return closes(bound, self.strict[disjunct])
 
 
 FEW_INPUTS, MANY_INPUTS = 8, 64

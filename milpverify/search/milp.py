@@ -207,7 +207,7 @@ class _Runner:
             judging.consider(outcome.point, outcome.primal)
             judging.polish(outcome.point, outcome.primal)
         bound = safe_dual_bound(outcome, encoding.model)
-        closed = bound > 0 or (bound >= 0 and bool(item.disjunct.unsafe.strict.all()))
+        closed = item.disjunct.closes(bound)
         leaf = replace(unknown, lower_bound=bound, point_margin=outcome.primal, solver=self.process.solver)
         leaf = replace(leaf, nodes=outcome.nodes, seconds=outcome.seconds)
         if judging.counterexample is not None:

@@ -89,7 +89,7 @@ class Clipper:
         return replace(subs, low=cast_down(low, torch.float32), high=cast_up(high, torch.float32)), moved
 
     def _closed(self, subs: Subproblems) -> Tensor:
-        return (subs.bound > 0) | (self.bounder.group.strict[subs.disjunct] & (subs.bound >= 0))
+        return self.bounder.group.closes(subs.bound, subs.disjunct)
 
 
 def _put(subs: Subproblems, place: Tensor, some: Subproblems) -> Subproblems:

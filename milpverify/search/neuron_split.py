@@ -350,7 +350,7 @@ class Search:
 
     def _open(self, subs: Subproblems, by: str = "neuron-split bounds") -> Subproblems:
         """Those that are not closed; what is closed counts towards the bound."""
-        closed = (subs.bound > 0) | (self.group.strict[subs.disjunct] & (subs.bound >= 0))
+        closed = self.group.closes(subs.bound, subs.disjunct)
         if bool(closed.any()):
             self._count(float(subs.bound[closed].amin()))
             self.ledger.close(by, int(closed.sum()))

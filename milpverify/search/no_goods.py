@@ -121,8 +121,7 @@ class NoGoods:
         if not len(shrunk):
             return
         proved, _, _ = self.bounder.bound(shrunk, 0)
-        strict = self.bounder.group.strict[proved.disjunct]
-        proved = proved.take((proved.bound > 0) | (strict & (proved.bound >= 0)))
+        proved = proved.take(self.bounder.group.closes(proved.bound, proved.disjunct))
         proved = proved.take(~self.subsumed(proved))
         self.learned += len(proved)
         self.signs = torch.cat([self.signs, self._signs(proved)])[-CAPACITY:]
