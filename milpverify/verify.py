@@ -27,7 +27,7 @@ from milpverify.events import Event
 from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
 from milpverify.search.attack import attack
 from milpverify.search.decide import METHODS, Decision, decide
-from milpverify.search.ledger import Reporter
+from milpverify.search.ledger import Part, Reporter
 from milpverify.search.margin import Group, few_inputs, groups
 from milpverify.search.relaxer import REFINE, Bounded, bound_batch, is_out_of_memory, reduce, refine
 
@@ -167,10 +167,10 @@ class _Run:
             box = group.box
             lower, upper = (torch.tensor(side, device=self.device)[None] for side in (box.lower, box.upper))
             dtype = torch.float64 if self.graph.entries <= LARGE else torch.float32
-            with ledger.spent("presolve bounds"):
+            with ledger.spent(Part.PRESOLVE):
                 found = bound_batch(self.graph, group, lower, upper, dtype, deadline=self.deadline)
-            ledger.bound("presolve bounds", group.count)
-            still_open += self.open_part(group, found, "presolve bounds")
+            ledger.bound(Part.PRESOLVE, group.count)
+            still_open += self.open_part(group, found, Part.PRESOLVE)
         self.reporter.prove(self.bound(still_open))
         return still_open
 
@@ -190,14 +190,14 @@ class _Run:
         paced, followed = not self.options.search.deterministic, self.options.method in ("auto", "bab")
         now = min(seconds, REFINE_SECONDS) if followed and self.options.search.branching != "none" else seconds
         share = self.deadline.within(now) if paced else self.deadline
-        with self.reporter.ledger.spent("alpha-CROWN"):
+        with self.reporter.ledger.spent(Part.ALPHA_CROWN):
             found = refine(self.graph, group, found, REFINE, share, paced)
-        self.reporter.ledger.bound("alpha-CROWN", group.count)
+        self.reporter.ledger.bound(Part.ALPHA_CROWN, group.count)
         if paced and share.expired():
             found = dataclasses.replace(found, unrefined=seconds - now)
-        return self.open_part(group, found, "alpha-CROWN")
+        return self.open_part(group, found, Part.ALPHA_CROWN)
 
-    def open_part(self, group: Group, found: Bounded, part: str) -> list[tuple[Group, Bounded]]:
+    def open_part(self, group: Group, found: Bounded, part: Part) -> list[tuple[Group, Bounded]]:
         """What bounds leave open of a group (nothing, or one reduced group); what they close counts towards the bound."""
         margins = found.margins[0][group.closed(found.margins)[0]]
         self.closed_bound = min([self.closed_bound, *margins.tolist()])
@@ -210,7 +210,7 @@ class _Run:
         members = [m for g, _ in open_groups for m in g.members]
         # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
         starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
-        with self.reporter.ledger.spent("attack"):
+        with self.reporter.ledger.spent(Part.ATTACK):
             outcome = attack(
                 self.problem,
                 self.graph.to(torch.float32, self.device),

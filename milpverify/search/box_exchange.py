@@ -17,6 +17,7 @@ import torch
 
 from milpverify.result import Trust
 from milpverify.search.exchange import LARGEST, LEAST_TASK, PART_SHARE, WHOLE_SHARE
+from milpverify.search.ledger import Part
 from milpverify.search.oracle import Finding, Oracle, Task
 from milpverify.search.relaxer import bound_batch
 from milpverify.spec import Box
@@ -161,7 +162,7 @@ class BoxExchange:
             search.closed_bound = min(search.closed_bound, float(margins[done].amin()))
             search.frontier.remove(place[done])
             self.closed += int(done.sum())
-            search.ledger.close("oracle", int(done.sum()))
+            search.ledger.close(Part.ORACLE, int(done.sum()))
             self.oracle.counts["oracle_closed"] += 1
 
     def _give(self, nodes: int | None = None) -> None:

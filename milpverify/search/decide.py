@@ -12,7 +12,7 @@ import torch
 
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.input_split import Bisection, SplitOutcome
-from milpverify.search.ledger import Reporter
+from milpverify.search.ledger import Part, Reporter
 from milpverify.search.lp_leaf import Leaves
 from milpverify.search.margin import few_inputs, many_inputs
 from milpverify.search.neuron_split import Search
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 CANDIDATES, ITERATIONS = 8, 8
 """Of the search over neurons of whole boxes, where bounds are dear and splits must count."""
-_PROCESS = "the solver's process"
 METHODS = ("auto", "bab", "milp", "smt")
 
 
@@ -97,7 +96,7 @@ def decide(
         if bounded:
             parts.append(_by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, options))
     if oracle.counts["oracle_tasks"]:
-        reporter.ledger.bounded[_PROCESS], reporter.ledger.seconds[_PROCESS] = oracle.nodes, oracle.seconds
+        reporter.ledger.bounded[Part.SOLVER_PROCESS], reporter.ledger.seconds[Part.SOLVER_PROCESS] = oracle.nodes, oracle.seconds
     return _together(parts)
 
 
@@ -118,10 +117,10 @@ def _by_models(
         for member, disjunct in zip(group.members, group.disjuncts, strict=True)
     ]
     by = decide_by_smt if options.method == "smt" else decide_by_milp
-    with reporter.ledger.spent("whole models"):
+    with reporter.ledger.spent(Part.WHOLE_MODELS):
         outcome = by(problem, disjuncts, options, deadline, reporter)
-    reporter.ledger.close("whole models", sum(leaf.verdict is Verdict.VERIFIED for leaf in outcome.leaves))
-    reporter.ledger.bound("whole models", len(outcome.leaves))
+    reporter.ledger.close(Part.WHOLE_MODELS, sum(leaf.verdict is Verdict.VERIFIED for leaf in outcome.leaves))
+    reporter.ledger.bound(Part.WHOLE_MODELS, len(outcome.leaves))
     solvers = sorted({leaf.solver for leaf in outcome.leaves if leaf.solver})
     method = "smt" if options.method == "smt" else "milp"
     detail = {"method": method, "solver": ",".join(solvers), "nodes": sum(leaf.nodes for leaf in outcome.leaves)}
@@ -184,7 +183,7 @@ def _search(
         return Search(problem, graph, group, state, deadline, reporter, points, oracle, leaves, CANDIDATES, switches, delta, seed)
 
     def on_neurons(search: Search) -> NeuronOutcome:
-        with reporter.ledger.spent("neuron-split bounds"):
+        with reporter.ledger.spent(Part.NEURON_SPLITS):
             turns = Turns(search, make, graph, root, oracle, switches.deterministic, switches.tightening)
             return turns.run(ITERATIONS, deadline)
 
@@ -193,14 +192,14 @@ def _search(
     boxes = Bisection(problem, graph, group, deadline, torch.float32, reporter, root, switches, leaves, delta=delta)
     if few_inputs(group):
         boxes.consult(oracle)
-        with reporter.ledger.spent("bisection bounds"):
+        with reporter.ledger.spent(Part.BISECTION):
             return _of_boxes(boxes.run(), oracle)
     search = make(group, root, points)
     search.oracle = None  # it is for the one that goes on
     trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
     if trial.run(deadline, switches.deterministic) == "inputs":
         boxes.consult(oracle)
-        with reporter.ledger.spent("bisection bounds"):
+        with reporter.ledger.spent(Part.BISECTION):
             part, other = _of_boxes(boxes.run(deadline), oracle), search.bounded
     else:
         search.oracle = oracle

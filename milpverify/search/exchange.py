@@ -18,6 +18,7 @@ import torch
 
 from milpverify.errors import Contradiction
 from milpverify.result import Trust
+from milpverify.search.ledger import Part
 from milpverify.search.oracle import Finding, Oracle, Task
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _close(search: Search, oracle: Oracle, bound: float, waiting: Tensor, stuck:
     search.trust = Trust.SOLVER
     oracle.counts["oracle_closed"] += 1
     search.closed_bound = min(search.closed_bound, bound)
-    search.ledger.close("oracle", int(waiting.sum()) + int(stuck.sum()))
+    search.ledger.close(Part.ORACLE, int(waiting.sum()) + int(stuck.sum()))
     search.frontier.remove(waiting)
     search.stuck = search.stuck.take(~stuck)
 

@@ -35,7 +35,7 @@ from milpverify.search.boxes import Boxes, BoxFrontier, Inheritance
 from milpverify.search.clip import clip, least
 from milpverify.search.combine import combined
 from milpverify.search.finish import Finisher
-from milpverify.search.ledger import Ledger
+from milpverify.search.ledger import Ledger, Part
 from milpverify.search.method import MethodChoice
 from milpverify.search.relaxer import Bounded, Method, Prepared, bound_batch, is_out_of_memory
 from milpverify.search.witness import Judgement, Status
@@ -159,7 +159,7 @@ class Bisection:
                 if self._going() and self.options.finishing:
                     self._finish()
                 if self.exchange is not None:
-                    with self.ledger.spent("oracle"):
+                    with self.ledger.spent(Part.ORACLE):
                         self.exchange.consult()
                 self._report()
             if not len(self.frontier):
@@ -271,9 +271,9 @@ class Bisection:
             self._compare(boxes)
         found = self._bounded(boxes, known, self.method.now)
         self.subproblems += len(boxes)
-        self.ledger.bound("bisection bounds", len(boxes))
+        self.ledger.bound(Part.BISECTION, len(boxes))
         fresh = self._sifted(found, boxes)
-        with self.ledger.spent("attack"):
+        with self.ledger.spent(Part.ATTACK):
             self._note(try_points(self.problem, self.fast, self.group, found, boxes.lower, boxes.upper, self.delta))
         return fresh
 
@@ -301,10 +301,10 @@ class Bisection:
         done = closed.all(1)
         if bool(done.any()):
             self.closed_bound = min(self.closed_bound, float(margins[done].amin()))
-            self.ledger.close("bisection bounds", int(done.sum()))
+            self.ledger.close(Part.BISECTION, int(done.sum()))
         left = (~done).nonzero(as_tuple=True)[0]
         fresh = self._boxes(found, boxes.lower, boxes.upper, margins, left)
-        with self.ledger.spent("clipping"):
+        with self.ledger.spent(Part.CLIPPING):
             return self._clipped(found, fresh, closed, left)
 
     def _boxes(self, found: Bounded, lower: Tensor, upper: Tensor, margins: Tensor, left: Tensor) -> Boxes:
@@ -371,7 +371,7 @@ class Bisection:
             refuted = (outside > 0).any(1)
         if bool(((low > boxes.lower[single]) | (high < boxes.upper[single])).any()) or bool(refuted.any()):
             self.closed_bound = min(self.closed_bound, 0.0)
-        self.ledger.close("clipping", int(refuted.sum()))
+        self.ledger.close(Part.CLIPPING, int(refuted.sum()))
         boxes.lower[single], boxes.upper[single] = low, high
         keep = torch.ones(len(boxes), dtype=torch.bool, device=low.device)
         keep[single[refuted]] = False
@@ -393,9 +393,9 @@ class Bisection:
             return
         store.tried[place] = True
         boxes = store.take(place)
-        with self.ledger.spent("finishing"):
+        with self.ledger.spent(Part.FINISHING):
             found = self.finisher.run(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends))
-        self.ledger.close("finishing", int(found.proved.sum()))
+        self.ledger.close(Part.FINISHING, int(found.proved.sum()))
         self._note(found.judgement)
         if bool(found.proved.any()):
             self.closed_bound = min(self.closed_bound, 0.0)
@@ -414,9 +414,9 @@ class Bisection:
 
     def _settled(self, boxes: Boxes, leaves: int | None) -> Tensor:
         """Which boxes neuron splits and at most so many linear programs prove, (n,) bool."""
-        with self.ledger.spent("finishing"):
+        with self.ledger.spent(Part.FINISHING):
             found = self.finisher.settle(boxes.lower, boxes.upper, boxes.margins, self.inheritance.unpack(boxes.ends), leaves)
-        self.ledger.close("finishing", int(found.proved.sum()))
+        self.ledger.close(Part.FINISHING, int(found.proved.sum()))
         self._note(found.judgement)
         if bool(found.proved.any()):
             self.closed_bound = min(self.closed_bound, 0.0)

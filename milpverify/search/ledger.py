@@ -1,13 +1,7 @@
 """The ledger of a run: who closed how many subproblems, how many were bounded, and where the time went, without a profiler.
 
-Times are exclusive: while an inner part runs, the outer one's clock stands still, so that the parts add up. The parts are
-
-    presolve bounds, attack, alpha-CROWN, bisection bounds, clipping, finishing, neuron-split bounds, branching, rigorous pass,
-    bound tightening, no-goods, LP leaves, oracle, whole models
-
-of which not every run has every one, and the solver's process beside the tree, whose seconds are its own. A subproblem is a disjunct
-on a box with its split decisions; of the bisection, a box. The rigorous pass is what closing costs in neuron splits, beside the optimiser,
-which proves nothing. Bisection has no such part: its only passes are rigorous.
+Times are exclusive: while an inner part runs, the outer one's clock stands still, so that the parts add up; not every run has every
+part. A subproblem is a disjunct on a box with its split decisions; of the bisection, a box.
 """
 
 from __future__ import annotations
@@ -16,6 +10,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from milpverify.events import Event
@@ -25,27 +20,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+class Part(Enum):
+    """The parts of a run. The values are their names in results and events."""
+
+    PRESOLVE = "presolve bounds"
+    ATTACK = "attack"
+    ALPHA_CROWN = "alpha-CROWN"
+    BISECTION = "bisection bounds"
+    CLIPPING = "clipping"
+    FINISHING = "finishing"  # small boxes, by neuron splits
+    NEURON_SPLITS = "neuron-split bounds"
+    BRANCHING = "branching"
+    RIGOROUS_PASS = "rigorous pass"  # what proves in neuron splits, beside the optimiser; bisection's only passes are rigorous
+    TIGHTENING = "bound tightening"
+    NO_GOODS = "no-goods"
+    LEAVES = "LP leaves"
+    ORACLE = "oracle"  # talking with the solver beside the tree
+    WHOLE_MODELS = "whole models"
+    SOLVER_PROCESS = "the solver's process"  # beside the tree: its seconds are its own, what it bounds are its nodes
+
+
 @dataclass(eq=False)
 class Ledger:
     """Counts and seconds per part: `closed` subproblems, `bounded` subproblems, wall-clock `seconds`."""
 
-    closed: dict[str, int] = field(default_factory=dict)
-    bounded: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    _running: list[str] = field(default_factory=list)
+    closed: dict[Part, int] = field(default_factory=dict)
+    bounded: dict[Part, int] = field(default_factory=dict)
+    seconds: dict[Part, float] = field(default_factory=dict)
+    _running: list[Part] = field(default_factory=list)
     _since: float = 0.0
 
-    def close(self, part: str, count: int = 1) -> None:
+    def close(self, part: Part, count: int = 1) -> None:
         """Note that a part closed so many."""
         if count:
             self.closed[part] = self.closed.get(part, 0) + count
 
-    def bound(self, part: str, count: int = 1) -> None:
+    def bound(self, part: Part, count: int = 1) -> None:
         """Note that a part bounded so many."""
         self.bounded[part] = self.bounded.get(part, 0) + count
 
     @contextmanager
-    def spent(self, part: str) -> Iterator[None]:
+    def spent(self, part: Part) -> Iterator[None]:
         """Charge what runs inside to a part, less what parts inside of it take."""
         self._charge()
         self._running.append(part)
@@ -64,10 +79,10 @@ class Ledger:
         self._since = now
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Per part what it closed and bounded, and its seconds."""
+        """Per part, by name, what it closed and bounded, and its seconds."""
         parts = dict.fromkeys([*self.seconds, *self.bounded, *self.closed])
         return {
-            part: {"closed": self.closed.get(part, 0), "bounded": self.bounded.get(part, 0), "seconds": self.seconds.get(part, 0.0)}
+            part.value: {"closed": self.closed.get(part, 0), "bounded": self.bounded.get(part, 0), "seconds": self.seconds.get(part, 0.0)}
             for part in parts
         }
 
@@ -91,7 +106,8 @@ class Reporter:
     def __call__(self, event: Event) -> None:
         """Pass an event on."""
         if self.on_event is not None:
-            known = {"lower_bound": self.lower_bound, "bound_trust": self.trust.value, "closed": dict(self.ledger.closed)}
+            closed = {part.value: count for part, count in self.ledger.closed.items()}
+            known = {"lower_bound": self.lower_bound, "bound_trust": self.trust.value, "closed": closed}
             self.on_event(Event(event.phase, event.message, {**event.data, **known}))
 
     def prove(self, bound: float, trust: Trust = Trust.ROUNDED) -> None:

@@ -17,6 +17,7 @@ from milpverify.bounds.needed import needed
 from milpverify.bounds.rounding import down
 from milpverify.bounds.state import Bounds, LinearBound, NodeState, State
 from milpverify.search.branching.points import Points
+from milpverify.search.ledger import Part
 from milpverify.search.subproblems import Subproblems
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Bounder:
         rows, rhs, x_rows = self.rows_of(subs.disjunct)
         options = AlphaOptions(iterations, STEP if subs.slot.shape[1] else ROOT_STEP)
         dual = self.relaxations.ascend(domain, rows, Dual(subs.slopes, subs.beta), options, x_rows, rhs, self.deadline)
-        with nullcontext() if ledger is None else ledger.spent("rigorous pass"):
+        with nullcontext() if ledger is None else ledger.spent(Part.RIGOROUS_PASS):
             found = self.relaxations.certify(domain, rows, dual, x_rows)
         margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
         margin = torch.where((domain.low > domain.high).any(1), torch.inf, margin)  # decisions that the root's bounds contradict

@@ -25,7 +25,7 @@ from milpverify.search.batching import LARGEST, BatchSize
 from milpverify.search.branching import Brancher, bound_anew, children, decide, narrowed
 from milpverify.search.conditional import conditional_root, implied
 from milpverify.search.exchange import exchange
-from milpverify.search.ledger import Ledger
+from milpverify.search.ledger import Ledger, Part
 from milpverify.search.neuron_bounds import Bounder
 from milpverify.search.neuron_clip import Clipper
 from milpverify.search.no_goods import NoGoods
@@ -183,23 +183,23 @@ class Search:
     def bound(self, subs: Subproblems, iterations: int) -> Subproblems:
         """Bound subproblems, with some iterations of the optimiser; try their points and rank their splits."""
         self.bounded += len(subs)
-        self.ledger.bound("neuron-split bounds", len(subs))
+        self.ledger.bound(Part.NEURON_SPLITS, len(subs))
         if self.options.clipping:
-            with self.ledger.spent("clipping"):
+            with self.ledger.spent(Part.CLIPPING):
                 subs = self.clipper.divided(subs)
         subs, domain, found = bound_anew(self.bounder, subs, iterations, self.ledger)
         self._attack(found, subs)
         if self.options.clipping:
-            with self.ledger.spent("clipping"):
+            with self.ledger.spent(Part.CLIPPING):
                 before, subs = domain, self.clipper.clip(subs, found, self.ledger)
                 domain = self.bounder.domain_of(subs)
                 subs = narrowed(self.bounder, subs, before, domain)
-        with self.ledger.spent("branching"):
+        with self.ledger.spent(Part.BRANCHING):
             return replace(subs, best=self.brancher.rank(subs, domain, found))
 
     def branch(self, parents: Subproblems) -> Subproblems | None:
         """The children of the best of each parent's candidate splits."""
-        with self.ledger.spent("branching"):
+        with self.ledger.spent(Part.BRANCHING):
             found = self._in_chunks(parents, max(1, self.per // (2 * self.bounder.candidates)), self._choose)
         return None if found is None else children(self.bounder, parents, found.best[:, 0])
 
@@ -301,9 +301,9 @@ class Search:
         """Split, bound and sift; False when the deadline comes first."""
         parents = self._spend(parents)
         if self.no_goods is not None:
-            with self.ledger.spent("no-goods"):
+            with self.ledger.spent(Part.NO_GOODS):
                 refuted = self.no_goods.refute(parents)
-            parents = self._open(replace(parents, bound=torch.maximum(parents.bound, refuted)), "no-goods")
+            parents = self._open(replace(parents, bound=torch.maximum(parents.bound, refuted)), Part.NO_GOODS)
         if not len(parents):
             return True
         children = self.branch(parents)
@@ -318,9 +318,9 @@ class Search:
         """What no-goods leave, with the decisions that they force."""
         if self.no_goods is None:
             return subs
-        with self.ledger.spent("no-goods"):
+        with self.ledger.spent(Part.NO_GOODS):
             refuted = self.no_goods.refute(subs)
-        subs = self._open(replace(subs, bound=torch.maximum(subs.bound, refuted)), "no-goods")
+        subs = self._open(replace(subs, bound=torch.maximum(subs.bound, refuted)), Part.NO_GOODS)
         column, side, cut = self.no_goods.implied(subs)
         forced = column >= 0
         if bool(forced.any()):
@@ -345,10 +345,10 @@ class Search:
     def consult(self) -> None:
         """Let the oracle and the tree tell each other what they know."""
         if self.oracle is not None and (self.oracle.usable or self.oracle.proved):
-            with self.ledger.spent("oracle"):
+            with self.ledger.spent(Part.ORACLE):
                 exchange(self, self.oracle)
 
-    def _open(self, subs: Subproblems, by: str = "neuron-split bounds") -> Subproblems:
+    def _open(self, subs: Subproblems, by: Part = Part.NEURON_SPLITS) -> Subproblems:
         """Those that are not closed; what is closed counts towards the bound."""
         closed = self.group.closes(subs.bound, subs.disjunct)
         if bool(closed.any()):
@@ -359,7 +359,7 @@ class Search:
     def _sift(self, subs: Subproblems) -> None:
         """Into the frontier goes what is open and can be split; the rest are linear programs."""
         if self.no_goods is not None:
-            with self.ledger.spent("no-goods"):
+            with self.ledger.spent(Part.NO_GOODS):
                 self.no_goods.learn(subs.take(subs.bound > 0))
         subs = self._open(subs)
         final = subs.best[:, 0] < 0
@@ -371,14 +371,14 @@ class Search:
         """Decide a subproblem without a split left by a linear program, or keep it."""
         disjunct = self.group.disjuncts[int(leaf.disjunct)]
         if self.leaves is not None and not self.broken and not self.deadline.expired():
-            with self.ledger.spent("LP leaves"):
+            with self.ledger.spent(Part.LEAVES):
                 state, decisions = self.bounder.state_of(leaf), self.decisions(leaf)
                 if self.conditional:
                     alike = self.bounder.root is self.plain.root  # otherwise its boxes are the disjuncts'
                     plain = leaf if alike else replace(leaf, box=torch.zeros_like(leaf.box))
                     decisions += implied(self.graph, self.plain.state_of(plain), state)
                 outcome = self.leaves.decide(disjunct, state, decisions)
-            self.ledger.bound("LP leaves")
+            self.ledger.bound(Part.LEAVES)
             if outcome.judgement is not None:
                 self._note(outcome.judgement)
             self.note = outcome.note or self.note
@@ -386,7 +386,7 @@ class Search:
             leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
             if outcome.closed:
                 self._count(outcome.bound)
-                self.ledger.close("LP leaves")
+                self.ledger.close(Part.LEAVES)
                 return
         self.stuck = self.stuck.join(leaf)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.search.ledger import Part
 from milpverify.search.progress import doublings
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Trial:
                 return "neurons"
             _tell_boxes(self.neurons, self.boxes)
             turn = deadline if counted else deadline.within(seconds * 2**k)
-            with self.boxes.ledger.spent("bisection bounds"):
+            with self.boxes.ledger.spent(Part.BISECTION):
                 boxes = self.boxes.run(turn, self.boxes.subproblems + BOXES * 2**k if counted else math.inf)
             self.bound = max(self.bound, boxes.lower_bound)
             if boxes.closed or self.boxes.broken or (self.neurons.out_of_memory and not self.boxes.out_of_memory):
@@ -80,7 +81,7 @@ class Trial:
 
     def _split(self, deadline: Deadline, limit: int | None) -> NeuronOutcome:
         self.neurons.deadline = deadline
-        with self.neurons.ledger.spent("neuron-split bounds"):
+        with self.neurons.ledger.spent(Part.NEURON_SPLITS):
             outcome = self.neurons.run(self.iterations, limit=limit)
         self.bound = max(self.bound, outcome.lower_bound)
         return outcome

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from milpverify.result import Trust
+from milpverify.search.ledger import Part
 from milpverify.search.progress import gap_closed
 from milpverify.search.relaxer import choose
 from milpverify.search.tighten import Tightening
@@ -99,15 +100,15 @@ class Turns:
             worst, bounded = float(tightening.root.margins.amin()), tightening.bounded
             by_solver = False
             if refining:
-                with self.search.ledger.spent("alpha-CROWN"):
+                with self.search.ledger.spent(Part.ALPHA_CROWN):
                     tightening.refine(deadline)
             else:
                 # As long as the tree took, beginning included, but for a beginning that took very long.
                 seconds = math.inf if self.counted else SECONDS * scale * min(2.0, max(1.0, (self.clock() - began) / (SECONDS * scale)))
-                with self.search.ledger.spent("bound tightening"):
+                with self.search.ledger.spent(Part.TIGHTENING):
                     tightening.run(deadline, seconds, TARGETS * scale if self.counted else math.inf)
                     by_solver = self._meet(tightening, deadline)
-                self.search.ledger.bound("bound tightening", tightening.bounded - bounded)
+                self.search.ledger.bound(Part.TIGHTENING, tightening.bounded - bounded)
             now = float(tightening.root.margins.amin())
             gained, tree = gap_closed(worst, now), gap_closed(worst, outcome.lower_bound)
             if gained < LEAST:
@@ -168,7 +169,7 @@ class Turns:
         margins = tightening.root.margins[0]
         closed = group.closed(margins) & alive
         self.closed_bound = min([self.closed_bound, old.closed_bound, *margins[closed].tolist()])
-        old.ledger.close("bound tightening", int(closed.sum()))
+        old.ledger.close(Part.TIGHTENING, int(closed.sum()))
         self.trust = Trust.weakest(self.trust, old.trust)
         keep = (alive & ~closed).nonzero().flatten().tolist()
         kept = self._kept(keep, tightening.unstable)

@@ -15,7 +15,7 @@ from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Trust
 from milpverify.search.input_split import Bisection
-from milpverify.search.ledger import Reporter
+from milpverify.search.ledger import Ledger, Part, Reporter
 from milpverify.search.margin import groups
 from milpverify.search.neuron_split import Search
 from milpverify.search.relaxer import bound_batch
@@ -50,6 +50,19 @@ def test_what_is_proved_of_a_group_counts_with_what_is_proved_of_the_others() ->
     reporter.prove(-1.0, Trust.ROUNDED)
     reporter.prove(math.nan, Trust.EXACT)
     assert (reporter.lower_bound, reporter.trust) == (1.0, Trust.SOLVER)
+
+
+def test_parts_have_their_names_in_results_and_events() -> None:
+    ledger, told = Ledger(), list[Event]()
+    with ledger.spent(Part.BISECTION), ledger.spent(Part.ORACLE):
+        ledger.close(Part.ORACLE, 2)
+        ledger.close(Part.CLIPPING, 0)
+    ledger.bound(Part.LEAVES)
+    found = ledger.to_dict()
+    assert list(found) == ["bisection bounds", "oracle", "LP leaves"]
+    assert [(part["closed"], part["bounded"]) for part in found.values()] == [(0, 0), (2, 0), (0, 1)]
+    Reporter(told.append, ledger)(Event("search", ""))
+    assert told[0].data["closed"] == {"oracle": 2}
 
 
 @pytest.mark.parametrize("on_neurons", [False, True])
