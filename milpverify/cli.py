@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from milpverify import __version__
+from milpverify.config import Branching, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
 from milpverify.errors import InvalidInput, SolverUnavailable
+from milpverify.result import Reason, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from milpverify.config import Deadline
     from milpverify.result import Result
 
 app = typer.Typer(
@@ -119,9 +120,9 @@ def verify(
     network: Network,
     spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
     timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
-    method: Annotated[Literal["auto", "bab", "milp", "smt"], typer.Option(help="What decides what bounds and attack leave open.")] = "auto",
+    method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
     solver: Annotated[Literal["scip", "highs", "gurobi", "z3"], typer.Option(help="The exact solver.")] = "scip",
-    trust: Annotated[Literal["exact", "rounded", "solver"], typer.Option(help="The weakest trust that may decide.")] = "solver",
+    trust: Annotated[Trust, typer.Option(help="The weakest trust that may decide.")] = Trust.SOLVER,
     delta: Annotated[
         float, typer.Option(min=0.0, metavar="D", callback=_number, help="The margin up to which smooth networks are decided.")
     ] = 1e-6,
@@ -130,10 +131,9 @@ def verify(
     attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Search for counterexamples first.")] = True,
     without: Annotated[list[str] | None, typer.Option(metavar="PART", help="Turn a part of the search off (repeatable).")] = None,
     branching: Annotated[
-        Literal["bbps", "first-order", "babsr", "widest", "random", "none"],
-        typer.Option(help="How splits of neurons are scored; none: nothing is searched."),
-    ] = "first-order",
-    points: Annotated[Literal["optimised", "midpoint"], typer.Option(help="Where smooth functions are split.")] = "optimised",
+        Branching, typer.Option(help="How splits of neurons are scored; none: nothing is searched.")
+    ] = Branching.FIRST_ORDER,
+    points: Annotated[SplitPoints, typer.Option(help="Where smooth functions are split.")] = SplitPoints.OPTIMISED,
     filter_smooth: Annotated[bool, typer.Option("--filter-smooth", help="Bound the best few splits in smooth networks too.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,
@@ -146,8 +146,6 @@ def verify(
     `unknown` or `timeout`.
     """
     import math
-
-    from milpverify.config import Deadline, Options, SearchOptions
 
     deadline = Deadline(math.inf if timeout is None else timeout)
     with _stop_signals(deadline), _reported(debug):
@@ -190,8 +188,6 @@ def _no_collection() -> Iterator[None]:
 
 def _answer(result: Result) -> str:
     """The text of a VNN-COMP results file."""
-    from milpverify.result import Reason, Verdict
-
     if result.counterexample is not None and result.verdict is Verdict.FALSIFIED:
         from milpverify.search.witness import format_counterexample
 

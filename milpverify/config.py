@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
 from threading import Event as _Flag
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from milpverify.errors import InvalidInput
+from milpverify.result import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,13 +116,94 @@ class Milp:
     memory_mb: int = 8192
 
 
-BRANCHINGS = ("bbps", "first-order", "babsr", "widest", "random", "none")
-POINTS = ("optimised", "midpoint")
+class SearchMethod(Enum):
+    """What decides what bounds and attack leave open."""
+
+    AUTO = "auto"  # branch-and-bound with a solver beside it
+    BAB = "bab"  # branch-and-bound alone
+    MILP = "milp"  # whole mixed-integer models
+    SMT = "smt"  # whole models in exact arithmetic
+
+    @property
+    def branches(self) -> bool:
+        """Whether it is branch-and-bound."""
+        return self in (SearchMethod.AUTO, SearchMethod.BAB)
+
+
+class Branching(Enum):
+    """How splits of neurons are scored."""
+
+    BBPS = "bbps"  # bound propagation cut short
+    FIRST_ORDER = "first-order"  # the children's relaxations at the point that attains the bound
+    BABSR = "babsr"  # the same at the reference values
+    WIDEST = "widest"
+    RANDOM = "random"
+    NONE = "none"  # nothing is searched
+
+    @property
+    def estimates_gains(self) -> bool:
+        """Whether it estimates what the children's bounds gain."""
+        return self in (Branching.BBPS, Branching.FIRST_ORDER, Branching.BABSR)
+
+    @property
+    def needs_point(self) -> bool:
+        """Whether it needs the point that attains the bound."""
+        return self is Branching.FIRST_ORDER
+
+    @property
+    def needs_forms(self) -> bool:
+        """Whether it needs the saved linear forms of what is split, and the linear bounds of the rows."""
+        return self is Branching.BBPS
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether it scores every neuron, not only those whose relaxations are loosest."""
+        return self is Branching.BABSR
+
+
+class SplitPoints(Enum):
+    """Where smooth functions are split."""
+
+    OPTIMISED = "optimised"  # where their children are tightest
+    MIDPOINT = "midpoint"
+
+
+_E = TypeVar("_E", bound=Enum)
+
+
+class _Choice(Generic[_E]):
+    """A field of a dataclass that is one of an enum, and may be given by its value.
+
+    Raises:
+        InvalidInput: what is given is none of them.
+    """
+
+    def __init__(self, default: _E) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> _E:
+        if instance is None:
+            return self._default
+        value: _E = instance.__dict__[self._name]
+        return value
+
+    def __set__(self, instance: object, value: _E | str) -> None:
+        known = type(self._default)
+        try:
+            instance.__dict__[self._name] = known(value)
+        except ValueError:
+            raise InvalidInput(f"unknown {self._name} {value!r}; there are {', '.join(e.value for e in known)}") from None
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved."""
+    """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved.
+
+    `branching` and `points` may be given by their values.
+    """
 
     oracle: bool = True  # a solver beside the tree
     oracle_to_tree: bool = True  # what it closes and its bounds reach the tree
@@ -136,18 +221,13 @@ class SearchOptions:
     fresh_lines: bool = True  # lines begin anew where splits or clipping make intervals much narrower
     filtering_smooth: bool = False  # in smooth networks too, where bounding children takes as long as several subproblems
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
-    branching: str = "first-order"  # how splits of neurons are scored: bbps | first-order | babsr | widest | random | none
-    points: str = "optimised"  # where smooth functions are split: optimised | midpoint
+    branching: _Choice[Branching] = _Choice(Branching.FIRST_ORDER)
+    points: _Choice[SplitPoints] = _Choice(SplitPoints.OPTIMISED)
 
     @property
     def both_ways(self) -> bool:
         """Whether the tree and the oracle tell each other what they know."""
         return self.oracle_to_tree and self.tree_to_oracle
-
-    def __post_init__(self) -> None:
-        for name, known in (("branching", BRANCHINGS), ("points", POINTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
 
     def without(self, *parts: str) -> SearchOptions:
         """With some parts off.
@@ -168,11 +248,11 @@ PARTS = tuple(f.name for f in fields(SearchOptions) if f.default is True)
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `verify`; every one of them is in the result's JSON."""
+    """The options of `verify`; every one of them is in the result's JSON. `method` and `trust` may be given by their values."""
 
-    method: str = "auto"  # auto | bab | milp | smt
+    method: _Choice[SearchMethod] = _Choice(SearchMethod.AUTO)
     solver: str = "scip"  # scip | highs | gurobi | z3
-    trust: str = "solver"  # the weakest trust that may decide: exact | rounded | solver
+    trust: _Choice[Trust] = _Choice(Trust.SOLVER)  # the weakest that may decide
     delta: float = DELTA  # completeness margin of smooth networks
     device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
@@ -180,3 +260,12 @@ class Options:
     threads: int = 1
     memory_mb: int = 8192
     search: SearchOptions = field(default_factory=SearchOptions)
+
+    @property
+    def believes_solvers(self) -> bool:
+        """Whether a solver's bounds may decide."""
+        return self.trust is Trust.SOLVER
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the result's JSON: choices by their values."""
+        return asdict(self, dict_factory=lambda items: {name: value.value if isinstance(value, Enum) else value for name, value in items})

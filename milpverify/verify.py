@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from milpverify.bounds.rounding import ieee
-from milpverify.config import Deadline, Milp, Options
+from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
 from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
 from milpverify.search.attack import attack
-from milpverify.search.decide import METHODS, Decision, decide
+from milpverify.search.decide import Decision, decide
 from milpverify.search.ledger import Part, Reporter
 from milpverify.search.margin import Group, few_inputs, groups
 from milpverify.search.relaxer import REFINE, Bounded, bound_batch, is_out_of_memory, reduce, refine
@@ -46,7 +46,7 @@ REFINE_SECONDS = 2.0
 def verify(
     problem: Problem,
     timeout: float | None = None,
-    method: str | Milp = "auto",
+    method: str | SearchMethod | Milp = SearchMethod.AUTO,
     *,
     deadline: Deadline | None = None,
     options: Options | None = None,
@@ -104,7 +104,7 @@ def _decide(run: _Run) -> _Answer:
             detail.update(open=sum(g.count for g, _ in open_groups))
     if not open_groups:
         return run.conclude([], Decision(True, run.closed_bound, Trust.ROUNDED))
-    if run.options.search.branching == "none":
+    if run.options.search.branching is Branching.NONE:
         return run.conclude(open_groups, Decision(False, run.bound(open_groups), Trust.ROUNDED))
     with run.phase("search") as detail:
         run.reporter.others = run.closed_bound
@@ -187,8 +187,8 @@ class _Run:
 
     def refined(self, group: Group, found: Bounded, seconds: float) -> list[tuple[Group, Bounded]]:
         """What optimised slopes leave open of a group; where a search follows that may go on with them, they get a moment alone."""
-        paced, followed = not self.options.search.deterministic, self.options.method in ("auto", "bab")
-        now = min(seconds, REFINE_SECONDS) if followed and self.options.search.branching != "none" else seconds
+        paced, followed = not self.options.search.deterministic, self.options.method.branches
+        now = min(seconds, REFINE_SECONDS) if followed and self.options.search.branching is not Branching.NONE else seconds
         share = self.deadline.within(now) if paced else self.deadline
         with self.reporter.ledger.spent(Part.ALPHA_CROWN):
             found = refine(self.graph, group, found, REFINE, share, paced)
@@ -239,7 +239,7 @@ class _Run:
             return _Answer(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, bound, example, decision.note, rests)
         if decision.verified:
             trust = Trust.weakest(decision.trust, *([Trust.ROUNDED] if self.closed_bound < math.inf else []))
-            if trust.rank < Trust(self.options.trust).rank:
+            if trust.rank < self.options.trust.rank:
                 return _Answer(Verdict.UNKNOWN, Reason.TRUST, trust, root, None, decision.note)
             return _Answer(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, decision.note, trust)
         disagreement = decision.disagreement or self.disagreement
@@ -266,21 +266,17 @@ class _Run:
             seconds=time.monotonic() - self.began,
             phases=tuple(self.phases),
             versions=_versions(),
-            options=dataclasses.asdict(self.options),
+            options=self.options.to_dict(),
             files={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.problem.files},
         )
 
 
-def _settings(options: Options, method: str | Milp) -> Options:
+def _settings(options: Options, method: str | SearchMethod | Milp) -> Options:
     if isinstance(method, Milp):
-        options = dataclasses.replace(options, method="milp", solver=method.solver, threads=method.threads, memory_mb=method.memory_mb)
-    elif method != "auto":
-        options = dataclasses.replace(options, method=method)
-    if options.method not in METHODS:
-        raise InvalidInput(f"unknown method {options.method!r}; there are {', '.join(METHODS)}")
-    if options.trust not in {t.value for t in Trust}:
-        raise InvalidInput(f"unknown trust {options.trust!r}; there are {', '.join(t.value for t in Trust)}")
-    return options
+        models = SearchMethod.MILP
+        return dataclasses.replace(options, method=models, solver=method.solver, threads=method.threads, memory_mb=method.memory_mb)
+    asked = dataclasses.replace(options, method=method)
+    return options if asked.method is SearchMethod.AUTO else asked
 
 
 def _device(name: str) -> torch.device:

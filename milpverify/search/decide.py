@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from milpverify.config import SearchMethod
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.input_split import Bisection, SplitOutcome
 from milpverify.search.ledger import Part, Reporter
@@ -19,7 +20,7 @@ from milpverify.search.neuron_split import Search
 from milpverify.search.oracle import Oracle
 from milpverify.search.relaxer import choose
 from milpverify.search.subproblems import NeuronOutcome
-from milpverify.search.trial import Trial
+from milpverify.search.trial import SplitSpace, Trial
 from milpverify.search.turns import Turns
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 CANDIDATES, ITERATIONS = 8, 8
 """Of the search over neurons of whole boxes, where bounds are dear and splits must count."""
-METHODS = ("auto", "bab", "milp", "smt")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def decide(
         points: per disjunct, the best input known.
         reporter: of events and the ledger; its `others` is a proved bound of what is not open any more (changed).
     """
-    if options.method in ("milp", "smt"):
+    if not options.method.branches:
         return _by_models(problem, open_groups, points, options, deadline, reporter)
     bounded: list[tuple[Group, Bounded]] = []
     bare: list[tuple[Group, Bounded]] = []
@@ -91,7 +91,7 @@ def decide(
         reporter.others = min(reporter.others, parts[0].lower_bound)
         reporter.trust_of_others = Trust.weakest(reporter.trust_of_others, parts[0].trust)
     with Oracle(problem, options, deadline, reporter) as oracle, Leaves(problem, deadline) as leaves:
-        helper = oracle if options.method == "auto" and switches.oracle else None
+        helper = oracle if options.method is SearchMethod.AUTO and switches.oracle else None
         exact = leaves if switches.leaves and graph.piecewise_linear else None
         if bounded:
             parts.append(_by_tree(problem, graph, bounded, points, deadline, reporter, helper, exact, options))
@@ -116,13 +116,14 @@ def _by_models(
         for group, root in open_groups
         for member, disjunct in zip(group.members, group.disjuncts, strict=True)
     ]
-    by = decide_by_smt if options.method == "smt" else decide_by_milp
+    smt = options.method is SearchMethod.SMT
+    by = decide_by_smt if smt else decide_by_milp
     with reporter.ledger.spent(Part.WHOLE_MODELS):
         outcome = by(problem, disjuncts, options, deadline, reporter)
     reporter.ledger.close(Part.WHOLE_MODELS, sum(leaf.verdict is Verdict.VERIFIED for leaf in outcome.leaves))
     reporter.ledger.bound(Part.WHOLE_MODELS, len(outcome.leaves))
     solvers = sorted({leaf.solver for leaf in outcome.leaves if leaf.solver})
-    method = "smt" if options.method == "smt" else "milp"
+    method = (SearchMethod.SMT if smt else SearchMethod.MILP).value
     detail = {"method": method, "solver": ",".join(solvers), "nodes": sum(leaf.nodes for leaf in outcome.leaves)}
     verified, note = outcome.verdict is Verdict.VERIFIED, "; ".join(outcome.notes)
     return Decision(verified, outcome.lower_bound, outcome.trust, outcome.counterexample, outcome.reason, note, detail=detail)
@@ -197,7 +198,7 @@ def _search(
     search = make(group, root, points)
     search.oracle = None  # it is for the one that goes on
     trial = Trial(boxes, search, float(root.margins.amin()), ITERATIONS)
-    if trial.run(deadline, switches.deterministic) == "inputs":
+    if trial.run(deadline, switches.deterministic) is SplitSpace.INPUTS:
         boxes.consult(oracle)
         with reporter.ledger.spent(Part.BISECTION):
             part, other = _of_boxes(boxes.run(deadline), oracle), search.bounded

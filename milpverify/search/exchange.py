@@ -212,7 +212,7 @@ def _worth(search: Search, oracle: Oracle) -> Iterator[int]:
 def _give_end(search: Search, oracle: Oracle) -> bool:
     """An end of a pre-activation as the next task, where those are worth more than subproblems; whether there was one."""
     switches, tightening = oracle.options.search, search.tightening
-    if tightening is None or switches.deterministic or not switches.both_ways or oracle.options.trust != "solver":
+    if tightening is None or switches.deterministic or not switches.both_ways or not oracle.options.believes_solvers:
         return False
     small = search.plain.relaxations.count <= SMALL
     if small and any(k not in search.tried and _alive(search, k) for k in range(search.group.count)):

@@ -214,7 +214,7 @@ class _Runner:
             if closed:
                 raise Contradiction(f"{leaf.solver} proves a margin of {bound:.9g} for disjunct {item.index}, which has a counterexample")
             return _falsified(leaf, judging.counterexample)
-        if closed and self.options.trust == "solver":
+        if closed and self.options.believes_solvers:
             return replace(leaf, verdict=Verdict.VERIFIED, reason=Reason.PROVED)
         if closed:
             return replace(leaf, reason=Reason.TRUST, lower_bound=-math.inf)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.halfspaces import Forms
-from milpverify.config import DELTA, SearchOptions
+from milpverify.config import DELTA, SearchOptions, SplitPoints
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from milpverify.search.tighten import Tightening
     from milpverify.spec import Array, Problem
 
-PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False, branching="first-order")
+PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False)
 FIXED_BATCH = 512
 PATIENCE = 1000
 """Subproblems before the root is bounded anew under output constraints, which takes as long as many: clipping closes most before."""
@@ -92,7 +92,7 @@ class Search:
         self.options, self.seed = options, seed
         # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
         candidates = candidates if options.filtering and (graph.piecewise_linear or options.filtering_smooth) else 1
-        optimised, fresh = options.points == "optimised", options.fresh_lines
+        optimised, fresh = options.points is SplitPoints.OPTIMISED, options.fresh_lines
         self.plain = Bounder(graph, group, root, deadline, candidates, optimised=optimised, fresh=fresh)
         # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
         self.bounder = self.plain.inheriting() if options.clipping else self.plain
@@ -294,7 +294,7 @@ class Search:
             return False
         if self.waiting is not None:
             return True
-        helps = self.oracle is not None and self.oracle.usable and self.oracle.options.trust == "solver"
+        helps = self.oracle is not None and self.oracle.usable and self.oracle.options.believes_solvers
         return bool(len(self.frontier)) or (helps and bool(len(self.stuck)))
 
     def _expand(self, parents: Subproblems, iterations: int) -> bool:

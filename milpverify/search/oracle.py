@@ -236,7 +236,7 @@ class Oracle:
         if outcome is None and work.bound <= work.told:
             return None
         work.told = work.bound
-        may_close = self.options.trust == "solver"
+        may_close = self.options.believes_solvers
         ended = outcome is not None and self._work is None
         solved = ended and outcome is not None and outcome.status in (Status.OPTIMAL, Status.INFEASIBLE)
         return Finding(work.task, work.bound if may_close else -math.inf, ended, solved)
@@ -263,7 +263,7 @@ class Oracle:
             work.judging.consider(outcome.point, outcome.primal)
             work.judging.polish(outcome.point, outcome.primal)
         match outcome.status:
-            case Status.INFEASIBLE if not work.emptiness and work.judging is not None and self.options.trust == "solver":
+            case Status.INFEASIBLE if not work.emptiness and work.judging is not None and self.options.believes_solvers:
                 # Not to be taken at its word: that the subproblem is empty is proved by a dual bound, too.
                 rest = replace(work, model=elastic(work.model), emptiness=True)
                 self._begin(rest, process, work.task.seconds - outcome.seconds)

@@ -30,7 +30,7 @@ def decide_by_smt(
 ) -> MilpOutcome:
     """Decide disjuncts one after the other with z3: `unsat` closes one with trust EXACT, or ROUNDED where presolve bounds are used.
 
-    Presolve bounds are used unless the options ask for trust "exact". A closed disjunct's proved lower bound is 0: an SMT solver says
+    Presolve bounds are used unless the options ask for trust EXACT. A closed disjunct's proved lower bound is 0: an SMT solver says
     that no margin is <= 0, and not by how much.
 
     Raises:
@@ -51,7 +51,7 @@ def decide_by_smt(
 
 
 def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: Deadline, seconds: float, process: SolverProcess) -> Leaf:
-    exact = options.trust == "exact"
+    exact = options.trust is Trust.EXACT
     trust = Trust.EXACT if exact else Trust.ROUNDED
     leaf = Leaf(item.index, Verdict.UNKNOWN, Reason.SOLVER_INCONCLUSIVE, -math.inf, trust, solver="z3")
     if deadline.expired():

@@ -27,7 +27,7 @@ from milpverify.bounds.needed import needed
 from milpverify.bounds.rounding import down
 from milpverify.bounds.screening import functions_of, undecided
 from milpverify.bounds.state import Bounds
-from milpverify.config import Deadline
+from milpverify.config import Branching, Deadline
 from milpverify.graph import Graph, Node, evaluate, evaluate_all
 from milpverify.operators import Reshape
 from milpverify.search.branching import Brancher, children
@@ -255,7 +255,7 @@ class Tightening:
     def _branch(self, bounder: Bounder, subs: Subproblems, deadline: Deadline) -> Tensor:
         """Split the targets until they end; proved lower bounds of their margins, (2 n,)."""
         proved = torch.full_like(subs.bound, torch.inf)
-        brancher = Brancher(bounder, "first-order")
+        brancher = Brancher(bounder, Branching.FIRST_ORDER)
         subs = replace(subs, best=brancher.rank(subs, bounder.domain_of(subs)))
         frontier = Frontier(subs)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,13 @@ AHEAD = 1.0
 """Who needs so many doublings fewer than the other is ahead."""
 
 
+class SplitSpace(Enum):
+    """What a search splits."""
+
+    INPUTS = "inputs"
+    NEURONS = "neurons"
+
+
 @dataclass
 class Trial:
     """Both searches over one group, from the same root.
@@ -47,8 +55,8 @@ class Trial:
     bound: float = -math.inf
     rounds: list[tuple[float, float]] = field(default_factory=list)
 
-    def run(self, deadline: Deadline, counted: bool) -> str:
-        """Run both in turns, neurons first, which mostly win; returns who is to go on, "inputs" or "neurons", or who ended the search.
+    def run(self, deadline: Deadline, counted: bool) -> SplitSpace:
+        """Run both in turns, neurons first, which mostly win; returns who is to go on, or who ended the search.
 
         Args:
             counted: whether subproblems are counted instead of seconds.
@@ -61,23 +69,23 @@ class Trial:
             neurons = self._split(turn, self.neurons.bounded + SPLITS * 2**k if counted else None)
             self.neurons.deadline = deadline
             if neurons.closed or self.neurons.broken or deadline.expired():
-                return "neurons"
+                return SplitSpace.NEURONS
             _tell_boxes(self.neurons, self.boxes)
             turn = deadline if counted else deadline.within(seconds * 2**k)
             with self.boxes.ledger.spent(Part.BISECTION):
                 boxes = self.boxes.run(turn, self.boxes.subproblems + BOXES * 2**k if counted else math.inf)
             self.bound = max(self.bound, boxes.lower_bound)
             if boxes.closed or self.boxes.broken or (self.neurons.out_of_memory and not self.boxes.out_of_memory):
-                return "inputs"
+                return SplitSpace.INPUTS
             _tell_neurons(self.boxes, self.neurons)
             if self.boxes.out_of_memory:
-                return "neurons"
+                return SplitSpace.NEURONS
             of_neurons = doublings(self.root, neurons.lower_bound, self.neurons.bounded)
             needs = doublings(self.root, boxes.lower_bound, boxes.subproblems), of_neurons
             self.rounds.append(needs)
             if abs(needs[0] - needs[1]) > AHEAD and (k or needs[1] < math.inf):
                 break
-        return "inputs" if needs[0] < needs[1] else "neurons"
+        return SplitSpace.INPUTS if needs[0] < needs[1] else SplitSpace.NEURONS
 
     def _split(self, deadline: Deadline, limit: int | None) -> NeuronOutcome:
         self.neurons.deadline = deadline

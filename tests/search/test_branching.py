@@ -16,8 +16,7 @@ from milpverify.bounds.beta import Dual
 from milpverify.bounds.branching_points import branching_points
 from milpverify.bounds.halfspaces import Forms
 from milpverify.catalogue import catalogue
-from milpverify.config import BRANCHINGS as NAMES
-from milpverify.config import POINTS, Deadline, Options, SearchOptions
+from milpverify.config import Branching, Deadline, Options, SearchOptions, SplitPoints
 from milpverify.frontends.builder import Builder
 from milpverify.graph import Graph, evaluate
 from milpverify.result import Verdict
@@ -31,7 +30,7 @@ from milpverify.search.neuron_split import PLAIN, Search
 from milpverify.search.relaxer import bound_batch
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
-BRANCHINGS = tuple(name for name in NAMES if name != "none")
+BRANCHINGS = tuple(b for b in Branching if b is not Branching.NONE)
 SMOOTH = {
     "products": lambda: product_network(1),
     "attention": lambda: attention_network(0, sharp=2.0),
@@ -96,14 +95,14 @@ def test_a_split_relaxes_anew_what_reads_it_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("branching", BRANCHINGS)
-def test_every_heuristic_proves_no_more_than_is_true_and_repeats(name: str, branching: str) -> None:
+@pytest.mark.parametrize("branching", BRANCHINGS, ids=lambda b: b.value)
+def test_every_heuristic_proves_no_more_than_is_true_and_repeats(name: str, branching: Branching) -> None:
     problem = problem_of(SMOOTH[name](), 0.1, 0.3)
     disjunct = problem.disjuncts[0]
     points = 0.6 * torch.rand(4096, problem.graph.nodes[0].size, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.3
     least = float(evaluate(problem.graph, points)[:, 0].min()) - float(disjunct.unsafe.rhs[0])
     found = []
-    for where in (*POINTS, POINTS[-1]):
+    for where in (*SplitPoints, SplitPoints.MIDPOINT):
         search = searching(problem, replace(PLAIN, branching=branching, points=where, deterministic=True))
         with torch.no_grad():
             root = float(search.bound(search.first(), 20).bound)
@@ -111,19 +110,19 @@ def test_every_heuristic_proves_no_more_than_is_true_and_repeats(name: str, bran
         assert root <= outcome.lower_bound <= least
         found.append((outcome.closed, outcome.lower_bound, search.bounded))
     assert found[-1] == found[-2]
-    assert root > 0 or branching in ("widest", "random") or max(bound for _, bound, _ in found) > root
+    assert root > 0 or not branching.estimates_gains or max(bound for _, bound, _ in found) > root
 
 
-@pytest.mark.parametrize("branching", BRANCHINGS)
-def test_every_heuristic_gives_the_same_verdict(branching: str) -> None:
+@pytest.mark.parametrize("branching", BRANCHINGS, ids=lambda b: b.value)
+def test_every_heuristic_gives_the_same_verdict(branching: Branching) -> None:
     for name, by, verdict in (("products", 0.3, Verdict.VERIFIED), ("cells", 0.2, Verdict.VERIFIED), ("products", -0.1, Verdict.FALSIFIED)):
         result = verify(problem_of(SMOOTH[name](), by, 0.3), 60, options=Options(search=SearchOptions(branching=branching)))
         assert result.verdict is verdict
 
 
-@pytest.mark.parametrize("branching", BRANCHINGS)
+@pytest.mark.parametrize("branching", BRANCHINGS, ids=lambda b: b.value)
 @pytest.mark.parametrize("seed", range(4))
-def test_piecewise_linear_problems_too(seed: int, branching: str) -> None:
+def test_piecewise_linear_problems_too(seed: int, branching: Branching) -> None:
     graph, disjunct = random_problem(seed, ("relu", "abs"))
     problem = Problem(graph, (disjunct,))
     reference = verify(problem, 60)
@@ -146,7 +145,7 @@ def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
             again = Brancher(bounder, heuristic, Forms(bounder.relaxations), seed=3).rank(some, domain, found)
             assert torch.equal(best, again) and best.shape == (3, bounder.candidates)
             assert bool(still.gather(1, best).all())
-            assert heuristic == "random" or torch.equal(best[0], best[2])
+            assert heuristic is Branching.RANDOM or torch.equal(best[0], best[2])
         primal = bounder.relaxations.primal(domain, *_rows(search, some))
         assert bool((looseness(bounder.relaxations, bounder.home, domain, primal) >= 0).all())
 

@@ -21,7 +21,7 @@ from milpverify.search.margin import Group, groups
 from milpverify.search.neuron_split import Search
 from milpverify.search.progress import doublings, gap_closed
 from milpverify.search.relaxer import bound_batch
-from milpverify.search.trial import Trial
+from milpverify.search.trial import SplitSpace, Trial
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 COUNTED = SearchOptions(deterministic=True)
@@ -74,7 +74,7 @@ def test_whoever_goes_on_the_answer_is_the_one_of_enumeration(seed: int, leaves:
 
 
 @pytest.mark.parametrize(("boxes", "splits"), [(64, 16), (8, 1), (512, 1)])
-@pytest.mark.parametrize(("nx", "width", "share", "winner"), [(5, 60, 0.2, "inputs"), (24, 16, 0.4, "neurons")])
+@pytest.mark.parametrize(("nx", "width", "share", "winner"), [(5, 60, 0.2, SplitSpace.INPUTS), (24, 16, 0.4, SplitSpace.NEURONS)])
 def test_who_goes_on_depends_on_the_problem(
     nx: int, width: int, share: float, winner: str, boxes: int, splits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +85,7 @@ def test_who_goes_on_depends_on_the_problem(
     with torch.no_grad():
         assert tried.run(Deadline(60), counted=True) == winner
     if tried.rounds:
-        assert (tried.rounds[-1][0] < tried.rounds[-1][1]) == (winner == "inputs")
+        assert (tried.rounds[-1][0] < tried.rounds[-1][1]) == (winner is SplitSpace.INPUTS)
 
 
 def test_doublings_follow_the_rate_seen_so_far() -> None:

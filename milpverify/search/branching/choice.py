@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from milpverify.bounds.beta import Dual
+from milpverify.config import Branching
 from milpverify.search.branching.bbps import gains
 from milpverify.search.branching.candidates import Candidates, Consumers, looseness, splittable
 from milpverify.search.branching.fresh import begun_anew, relaxed_anew
@@ -37,12 +38,11 @@ class Brancher:
     """Ranks the splits of subproblems.
 
     Args:
-        heuristic: "bbps", "first-order", "babsr", "widest" or "random", as `SearchOptions.branching` says.
-        forms: the saved linear forms of the open entries, made for a box when it is first met; "bbps" needs them.
+        forms: the saved linear forms of the open entries, made for a box when it is first met, for the heuristic that needs them.
         seed: of what is random; a search that repeats draws the same.
     """
 
-    def __init__(self, bounder: Bounder, heuristic: str, forms: Forms | None = None, seed: int = 0) -> None:
+    def __init__(self, bounder: Bounder, heuristic: Branching, forms: Forms | None = None, seed: int = 0) -> None:
         self.bounder, self.heuristic, self.forms = bounder, heuristic, forms
         self.consumers = Consumers(bounder.relaxations)
         self.generator = torch.Generator().manual_seed(seed)
@@ -51,13 +51,13 @@ class Brancher:
         """The open entries that are the best splits, (n, C), -1 where there are fewer.
 
         Args:
-            found: the linear bounds of the rows of the subproblems; "bbps" needs them.
+            found: the linear bounds of the rows of the subproblems, for the heuristic that needs them.
         """
         per = len(subs)
-        if self.heuristic in ("bbps", "first-order", "babsr"):
+        if self.heuristic.estimates_gains:
             of, rows = self.bounder.relaxations, self.bounder.rhs.shape[1]
-            columns = min(of.count, LOOSEST) if self.heuristic != "babsr" else of.count
-            wide = self.bounder.graph.nodes[0].size if self.heuristic == "bbps" else 1
+            columns = of.count if self.heuristic.scores_all else min(of.count, LOOSEST)
+            wide = self.bounder.graph.nodes[0].size if self.heuristic.needs_forms else 1
             per = max(1, int(ENTRIES[subs.bound.device.type] // max(1.0, 4 * columns * rows * wide * max(1.0, self.consumers.fan))))
         parts = []
         for n in torch.arange(len(subs), device=subs.bound.device).split(max(1, per)):
@@ -67,27 +67,27 @@ class Brancher:
     def _rank(self, subs: Subproblems, domain: Domain, found: LinearBound | None) -> Tensor:
         of = self.bounder.relaxations
         still = splittable(of, self.bounder.home, domain)
-        if self.heuristic == "widest":
+        if self.heuristic is Branching.WIDEST:
             return self._best(torch.where(still, domain.high - domain.low, -torch.inf))
-        if self.heuristic == "random":
+        if self.heuristic is Branching.RANDOM:
             drawn = torch.rand(still.shape, generator=self.generator, dtype=torch.float64).to(still.device)
             return self._best(torch.where(still, drawn, -torch.inf))
         if self.bounder.fresh:
             subs = relaxed_anew(self.bounder, subs, domain, subs.narrower)  # as the children's will be
         y_rows, rhs, x_rows = self.bounder.rows_of(subs.disjunct)
         dual = Dual(subs.slopes, subs.beta)
-        primal = of.primal(domain, y_rows, dual, x_rows, attained=self.heuristic == "first-order")
+        primal = of.primal(domain, y_rows, dual, x_rows, attained=self.heuristic.needs_point)
         loose = looseness(of, self.bounder.home, domain, primal) + 1e-9 * (domain.high - domain.low)
         # Gains alone favour early layers, whose many splits each move the bound a little and seldom close anything.
-        count = of.count if self.heuristic == "babsr" else min(max(LOOSEST, self.bounder.candidates), of.count)
+        count = of.count if self.heuristic.scores_all else min(max(LOOSEST, self.bounder.candidates), of.count)
         wanted, column = torch.where(still, loose, -torch.inf).topk(count, dim=1)
         candidates = Candidates.of(of, self.bounder.points, domain, column, wanted > -torch.inf)
         margin = (primal.value - rhs).double()
-        if self.forms is not None and found is not None and self.heuristic == "bbps":
+        if self.forms is not None and found is not None and self.heuristic.needs_forms:
             form(self.bounder, self.forms, subs)
             gained = gains(self.consumers, self.forms, candidates, primal, found)
         else:
-            gained = pointwise(self.consumers, candidates, primal, self.heuristic == "first-order")
+            gained = pointwise(self.consumers, candidates, primal, self.heuristic.needs_point)
         after = (margin.unsqueeze(1) + gained.clamp(min=0.0)).amax(3).clamp(max=0.0)
         score = after.amin(0) + LARGER * after.amax(0)
         score = torch.where(candidates.valid & torch.isfinite(score), score + 1e-9 * loose.gather(1, column), -torch.inf)
