@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class Product(Operator):
 
 
 class Affine(Operator):
-    """y = sum_i W_i x_i + b. Subclasses define the linear part and its adjoint.
+    """y = sum_i W_i x_i + b. Subclasses define the linear part and its adjoint, and say all that rounding errors and intervals rest on.
 
     A network stores its constants, and some have to be computed from them: a quotient, the reciprocal of a count. Where float64 does not
     hold the result, `rounded` says so: each coefficient of W and of b is that of the real map times as many factors (1 + d)^(-+1),
@@ -78,9 +78,18 @@ class Affine(Operator):
         """The transpose: (N, *shape) -> one (N, *input_shape) per input."""
 
     @property
+    @abstractmethod
     def length(self) -> int:
         """The length of the longest inner product that `linear` or `adjoint` forms (1 where nothing is summed)."""
-        return 1
+
+    @property
+    @abstractmethod
+    def directions(self) -> tuple[int, ...]:
+        """Per input 1 if it enters with no negative coefficient, -1 if with no positive one, 0 if with both."""
+
+    @abstractmethod
+    def absolute(self) -> Affine:
+        """The operator with every coefficient of W and b replaced by its absolute value."""
 
     @property
     def adjoint_length(self) -> int:
@@ -101,28 +110,6 @@ class Affine(Operator):
     def copies(self) -> bool:
         """Whether every entry is one of the entries of the one input."""
         return False
-
-    @property
-    def directions(self) -> tuple[int, ...]:
-        """Per input 1 if it enters with no negative coefficient, -1 if with no positive one, 0 if with both."""
-        weight: Tensor | None = getattr(self, "weight", None)
-        if weight is None or bool((weight >= 0).all()):
-            return (1,) * self.arity
-        return (-1 if bool((weight <= 0).all()) else 0,) * self.arity
-
-    @property
-    def arity(self) -> int:
-        """The number of inputs."""
-        return 1
-
-    def absolute(self) -> Affine:
-        """The operator with every coefficient of W and b replaced by its absolute value."""
-        changes = {
-            f.name: v.abs()
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if isinstance(v := getattr(self, f.name), Tensor) and v.is_floating_point()
-        }
-        return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
     def lost(self, dtype: torch.dtype) -> float:
         """What a coefficient of W loses at most in another precision where it underflows, and rounding is not relative to its size."""
@@ -153,8 +140,35 @@ class Affine(Operator):
         return self.adjoint(units.reshape(len(index), *shape))
 
 
+class _Weighted:
+    """What is said of an operator by its `weight`, all of whose coefficients are entries of it (1 where it is None)."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        if self.weight is None or bool((self.weight >= 0).all()):
+            return (1,)
+        return (-1 if bool((self.weight <= 0).all()) else 0,)
+
+    def absolute(self) -> Self:
+        weight, bias = (None if values is None else values.abs() for values in (self.weight, self.bias))
+        return dataclasses.replace(self, weight=weight, bias=bias)  # type: ignore[type-var]
+
+
+class _Choosing:
+    """What is said of an operator with one input and no coefficient but 0 and 1."""
+
+    bias: Tensor | None
+    directions: tuple[int, ...] = (1,)
+
+    def absolute(self) -> Self:
+        return self if self.bias is None else dataclasses.replace(self, bias=self.bias.abs())  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, eq=False)
-class Linear(Affine):
+class Linear(_Weighted, Affine):
     """y = x W^T + b along the last axis. `weight` (m, n), `bias` (m,)."""
 
     weight: Tensor
@@ -182,7 +196,7 @@ class Linear(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class Conv(Affine):
+class Conv(_Weighted, Affine):
     """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel).
 
     `pads` are (begin, end) per spatial axis.
@@ -197,12 +211,9 @@ class Conv(Affine):
     bias: Tensor | None = None  # (out, 1, ..., 1)
     rounded: int = 0
 
-    def _fold(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, *x.shape[2:])
-
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         x = xs[0]
-        flat = F.pad(self._fold(x), [p for pair in reversed(self.pads) for p in pair])
+        flat = F.pad(x.flatten(0, 1), [p for pair in reversed(self.pads) for p in pair])
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
         y = conv(flat, self.weight, None, self.stride, 0, self.dilation, self.groups)
         return y.reshape(x.shape[0], self.in_shape[0], *y.shape[1:])
@@ -210,7 +221,7 @@ class Conv(Affine):
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         space = self.in_shape[2:]
         kernel = self.weight.shape[2:]
-        flat = self._fold(y)
+        flat = y.flatten(0, 1)
         # What the transposed convolution misses of the padded input, because strides skipped the rest.
         extra = [
             s + sum(p) - ((o - 1) * st + d * (k - 1) + 1)
@@ -225,17 +236,17 @@ class Conv(Affine):
 
     @property
     def length(self) -> int:
-        kernel = math.prod(self.weight.shape[2:])
-        return kernel * max(self.weight.shape[1], self.weight.shape[0] // self.groups)
+        return math.prod(self.weight.shape[2:]) * max(self.weight.shape[1], self.weight.shape[0] // self.groups)
 
 
 @dataclass(frozen=True, eq=False)
-class Scale(Affine):
+class Scale(_Weighted, Affine):
     """y = w * x + b elementwise; `weight` and `bias` broadcast to the shape, None means 1 and 0."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
     rounded: int = 0
+    length = 1
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0] if self.weight is None else xs[0] * self.weight
@@ -272,35 +283,31 @@ class Sum(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class Reshape(Affine):
+class Reshape(_Choosing, Affine):
     """The same entries in another shape."""
 
     in_shape: Shape
     shape: Shape
+    length = 1
+    copies = True
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0].reshape(xs[0].shape[0], *self.shape)
-
-    @property
-    def copies(self) -> bool:
-        return True
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y.reshape(y.shape[0], *self.in_shape),)
 
 
 @dataclass(frozen=True, eq=False)
-class Permute(Affine):
+class Permute(_Choosing, Affine):
     """y = x with its axes in the order `axes` (static axes, the batch axis not counted)."""
 
     axes: Shape
+    length = 1
+    copies = True
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return xs[0].permute(0, *(a + 1 for a in self.axes))
-
-    @property
-    def copies(self) -> bool:
-        return True
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
@@ -308,7 +315,7 @@ class Permute(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class Select(Affine):
+class Select(_Choosing, Affine):
     """y_i = x[index_i] of the flattened input, 0 where index_i is -1: slicing, gathering, padding, broadcasting, flipping.
 
     `index` has the shape of the output; `bias` fills constants in.
@@ -343,8 +350,7 @@ class Select(Affine):
             return (y.sum(dim=tuple(a + 1 for a in self._repeats)).reshape(y.shape[0], *self.in_shape),)
         flat = y.reshape(y.shape[0], self.index.numel())
         size = math.prod(self.in_shape)
-        index = self.index.reshape(-1)
-        index = torch.where(index < 0, size, index)
+        index = torch.where(self.index < 0, size, self.index).reshape(-1)
         out = flat.new_zeros(y.shape[0], size + 1).index_add(1, index, flat)
         return (out[:, :size].reshape(y.shape[0], *self.in_shape),)
 
@@ -360,20 +366,24 @@ class Concat(Affine):
 
     axis: int
     sizes: Shape
+    length = 1
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(xs), dim=self.axis + 1)
 
-    @property
-    def arity(self) -> int:
-        return len(self.sizes)
-
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return tuple(y.split(list(self.sizes), dim=self.axis + 1))
 
+    @property
+    def directions(self) -> tuple[int, ...]:
+        return (1,) * len(self.sizes)
+
+    def absolute(self) -> Affine:
+        return self
+
 
 @dataclass(frozen=True, eq=False)
-class ReduceSum(Affine):
+class ReduceSum(_Choosing, Affine):
     """The sum over some static axes, which stay with length 1."""
 
     axes: Shape

@@ -113,6 +113,24 @@ def test_adjoints_are_adjoint_and_rows_are_theirs(graph: Graph) -> None:
                 torch.testing.assert_close(row.double(), part)
 
 
+@pytest.mark.parametrize("graph", GRAPHS, ids=map(str, range(len(GRAPHS))))
+def test_what_affine_operators_say_of_themselves_is_what_they_do(graph: Graph) -> None:
+    for node in graph.nodes:
+        if isinstance(node.op, Affine):
+            every = torch.arange(node.size)
+            matrices = [part.flatten(1).double() for part in node.op.rows(every, node.shape)]
+            magnitudes = [part.flatten(1).double() for part in node.op.absolute().rows(every, node.shape)]
+            assert all(torch.equal(w.abs(), m) for w, m in zip(matrices, magnitudes, strict=True))
+            for w, direction in zip(matrices, node.op.directions, strict=True):
+                assert direction == 0 or bool((direction * w >= 0).all())
+            assert node.op.length >= int(sum((w != 0).sum(1) for w in matrices).max())
+            assert node.op.adjoint_length >= max(int((w != 0).sum(0).max()) for w in matrices)
+
+
+def test_an_affine_operator_has_to_say_all_that_rounding_bounds_rest_on() -> None:
+    assert Affine.__abstractmethods__ == {"linear", "adjoint", "length", "directions", "absolute"}
+
+
 def test_the_gram_matrix_bounds_the_reach_of_rows() -> None:
     graph = dense_network((90, 20, 20, 3), "relu", 1)
     lower, upper = boxes(graph, 1, 0.5, 3)
