@@ -7,6 +7,7 @@ solver's tolerances, bounds the optimum from below. A status proves nothing, and
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,23 +141,57 @@ class Solver(ABC, Generic[M, R]):
         """What it may be used for, in words; raises SolverUnavailable where it cannot be used at all."""
 
 
-class Stop:
-    """The stopping rule that MILP adapters share: says when a minimisation is decided, by its targets or by request."""
+REPORT_EVERY = 0.1  # seconds
+EMPTY_HANDED = frozenset({Status.INFEASIBLE, Status.UNBOUNDED})
+"""What solvers say of a model without an optimum: a word only, whatever bound they call it by (SCIP: +inf)."""
+
+
+class Minimisation:
+    """A solve under way, by the rules that all MILP adapters share: when a report is due, when to stop, and what the end proves."""
 
     def __init__(self, limits: Limits, on_progress: OnProgress) -> None:
         self.limits = limits
         self.on_progress = on_progress
         self.requested = False
+        self._began, self._reported = time.monotonic(), -math.inf
 
-    def report(self, progress: Progress) -> bool:
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left to it."""
+        return max(0.0, self.limits.seconds - self.seconds)
+
+    def due(self, dual_bound: float, primal: float, found: bool = False) -> bool:
+        """Whether it is time for a report: at once of a point found and of a target reached, else every REPORT_EVERY seconds."""
+        now = time.monotonic()
+        if not found and now - self._reported < REPORT_EVERY and not self.decided(dual_bound, primal):
+            return False
+        self._reported = now
+        return True
+
+    def report(self, dual_bound: float, primal: float, nodes: int, point: NDArray[np.float64] | None = None) -> bool:
         """Pass a report on; returns whether the solver must stop now."""
-        self.requested |= self.on_progress(progress)
-        return self.requested or self.decided(progress.dual_bound, progress.primal)
+        self.requested |= self.on_progress(Progress(dual_bound, primal, nodes, self.seconds, point))
+        return self.requested or self.decided(dual_bound, primal)
 
     def decided(self, dual_bound: float, primal: float) -> bool:
         """Whether a target is reached."""
         return dual_bound >= self.limits.dual_target or primal <= self.limits.primal_target
 
-    def status(self, interrupted: Status, dual_bound: float, primal: float) -> Status:
-        """What a stop that this rule asked for is called."""
-        return Status.TARGET if not self.requested and self.decided(dual_bound, primal) else interrupted
+    def outcome(
+        self, status: Status, dual_bound: float, primal: float, point: NDArray[np.float64] | None, nodes: int, message: str
+    ) -> SolveOutcome:
+        """What the solver's last words amount to.
+
+        An interruption was this class's own where a target is reached and nobody asked for it. "Infeasible" and "unbounded" prove
+        nothing, and neither does an infinite bound.
+        """
+        if status is Status.INTERRUPTED and not self.requested and self.decided(dual_bound, primal):
+            status = Status.TARGET
+        if status in EMPTY_HANDED or not math.isfinite(dual_bound):
+            dual_bound = -math.inf
+        return SolveOutcome(status, dual_bound, primal, point, nodes, self.seconds, message)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
 from typing import Any
 
 import numpy as np
 
 from milpverify.encode.model import TOLERANCE, Capability, Model
 from milpverify.errors import SolverUnavailable
-from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver, Status, Stop
+from milpverify.solvers.base import Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
 
 _STATUS = {
     2: Status.OPTIMAL,
@@ -24,7 +23,6 @@ _STATUS = {
     17: Status.MEMORY_LIMIT,
 }
 _OVER_LICENCE = 10010
-_REPORT_EVERY = 0.1  # seconds
 
 
 def status_of(code: int) -> Status:
@@ -80,8 +78,7 @@ def _environment(gurobipy: Any) -> Any:
 
 
 def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
-    began = time.monotonic()
-    stop = Stop(limits, on_progress)
+    solve = Minimisation(limits, on_progress)
     kinds = ["I" if flag else "C" for flag in model.integer]
     n = model.num_variables
     low, high, costs = model.lower.tolist(), model.upper.tolist(), model.objective.tolist()
@@ -103,28 +100,22 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
     for name, value in _parameters(limits).items():
         gurobi.setParam(name, value)
     call = gurobipy.GRB.Callback
-    last = [-math.inf]
+    boundless = (call.PRESOLVE, call.SIMPLEX, call.BARRIER, call.POLLING)
 
     def watch(m: Any, where: int) -> None:
-        now = time.monotonic()
         if where == call.MIPSOL:
             point = np.array(m.cbGetSolution(variables), dtype=np.float64)
-            primal, dual = m.cbGet(call.MIPSOL_OBJ), m.cbGet(call.MIPSOL_OBJBND)
-            if stop.report(Progress(_finite(dual), primal, int(m.cbGet(call.MIPSOL_NODCNT)), now - began, point)):
+            primal, dual = m.cbGet(call.MIPSOL_OBJ), _finite(m.cbGet(call.MIPSOL_OBJBND))
+            if solve.due(dual, primal, found=True) and solve.report(dual, primal, int(m.cbGet(call.MIPSOL_NODCNT)), point):
                 m.terminate()
         elif where == call.MIP:
             primal, dual = m.cbGet(call.MIP_OBJBST), _finite(m.cbGet(call.MIP_OBJBND))
-            if now - last[0] < _REPORT_EVERY and not stop.decided(dual, primal):
-                return
-            last[0] = now
-            if stop.report(Progress(dual, -_finite(-primal), int(m.cbGet(call.MIP_NODCNT)), now - began)):
+            if solve.due(dual, primal) and solve.report(dual, -_finite(-primal), int(m.cbGet(call.MIP_NODCNT))):
                 m.terminate()
-        elif now - last[0] >= _REPORT_EVERY and where in (call.PRESOLVE, call.SIMPLEX, call.BARRIER, call.POLLING):
-            last[0] = now
-            if stop.report(Progress(-math.inf, math.inf, 0, now - began)):
-                m.terminate()
+        elif where in boundless and solve.due(-math.inf, math.inf) and solve.report(-math.inf, math.inf, 0):
+            m.terminate()
 
-    gurobi.setParam("TimeLimit", max(0.0, limits.seconds - (time.monotonic() - began)))
+    gurobi.setParam("TimeLimit", solve.left)
     gurobi.optimize(watch)
     status = status_of(gurobi.Status)
     whole = bool(model.integer.any())
@@ -136,12 +127,8 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
         dual = _finite(gurobi.ObjBound)
     elif status is Status.OPTIMAL:
         dual = float(gurobi.ObjVal)  # a linear program ends with a dual feasible basis
-    if status is Status.INTERRUPTED:
-        status = stop.status(status, dual, primal)
-    if status in (Status.INFEASIBLE, Status.UNBOUNDED):
-        dual = -math.inf
     nodes = int(gurobi.NodeCount) if whole else 0
-    return SolveOutcome(status, dual, primal, point, nodes, time.monotonic() - began, f"Gurobi: status {gurobi.Status}")
+    return solve.outcome(status, dual, primal, point, nodes, f"Gurobi: status {gurobi.Status}")
 
 
 def _finite(bound: float) -> float:

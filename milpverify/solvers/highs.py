@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from milpverify.encode.model import TOLERANCE, Capability, Model
-from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver, Status, Stop
+from milpverify.solvers.base import Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
 
 _STATUS = {
     "kOptimal": Status.OPTIMAL,
@@ -29,7 +28,6 @@ _STATUS = {
     "kInterrupt": Status.INTERRUPTED,
     "kHighsInterrupt": Status.INTERRUPTED,
 }
-_REPORT_EVERY = 0.1  # seconds
 
 
 def status_of(word: str) -> Status:
@@ -49,8 +47,7 @@ class Highs(Solver[Model, SolveOutcome]):
 
     def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
         highspy: Any = importlib.import_module("highspy")
-        began = time.monotonic()
-        stop = Stop(limits, on_progress)
+        solve = Minimisation(limits, on_progress)
         highs = highspy.Highs()
         for option, value in _parameters(limits).items():
             if highs.setOptionValue(option, value) != highspy.HighsStatus.kOk:
@@ -62,27 +59,25 @@ class Highs(Solver[Model, SolveOutcome]):
             solution.col_value = model.start.tolist()
             highs.setSolution(solution)
         whole = bool(model.integer.any())
-        last = [-math.inf]
 
         def watch(event: Any) -> None:
-            now, out = time.monotonic(), event.data_out
+            out = event.data_out
             found = event.callback_type == highspy.cb.HighsCallbackType.kCallbackMipImprovingSolution
             within = whole and event.callback_type != highspy.cb.HighsCallbackType.kCallbackSimplexInterrupt  # of a linear program there
             dual, primal = (float(out.mip_dual_bound), float(out.mip_primal_bound)) if within else (-math.inf, math.inf)
             point = np.array(out.mip_solution, dtype=np.float64) if found else None
             if point is not None:
                 primal = float(model.objective @ point)
-            if not found and now - last[0] < _REPORT_EVERY and not stop.decided(dual, primal):
+            if not solve.due(dual, primal, found):
                 return
-            last[0] = now
             nodes = max(0, int(out.mip_node_count)) if within else 0
-            if stop.report(Progress(-math.inf, primal, nodes, now - began, point)) or stop.decided(dual, primal):
+            if solve.report(-math.inf, primal, nodes, point) or solve.decided(dual, primal):
                 event.interrupt()
 
         highs.cbMipInterrupt += watch
         highs.cbMipImprovingSolution += watch
         highs.cbSimplexInterrupt += watch
-        highs.setOptionValue("time_limit", max(0.0, limits.seconds - (time.monotonic() - began)))
+        highs.setOptionValue("time_limit", solve.left)
         highs.run()
         word = highs.getModelStatus().name
         status, info = status_of(word), highs.getInfo()
@@ -94,13 +89,10 @@ class Highs(Solver[Model, SolveOutcome]):
             dual = float(info.mip_dual_bound)
         elif status is Status.OPTIMAL:
             dual = primal  # a linear program ends with a dual feasible basis
-        if status is Status.INTERRUPTED:
-            status = stop.status(status, dual, primal)
-        if status not in (Status.OPTIMAL, Status.TARGET) or not math.isfinite(dual):
-            dual = -math.inf
         nodes = max(0, int(info.mip_node_count)) if whole else 0
-        message = f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}"
-        outcome = SolveOutcome(status, dual, primal, point, nodes, time.monotonic() - began, message)
+        outcome = solve.outcome(status, dual, primal, point, nodes, f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}")
+        if outcome.status not in (Status.OPTIMAL, Status.TARGET):
+            return replace(outcome, dual_bound=-math.inf)  # it has not ended
         return outcome if whole or status is not Status.OPTIMAL else _with_basis(highspy, highs, outcome)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from milpverify.encode.model import TOLERANCE, Capability, Model
-from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, Solver, Status, Stop
+from milpverify.solvers.base import Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +27,6 @@ _STATUS = {
     "userinterrupt": Status.INTERRUPTED,
     "terminate": Status.INTERRUPTED,
 }
-_REPORT_EVERY = 0.1  # seconds
 
 
 def status_of(word: str) -> Status:
@@ -48,8 +46,7 @@ class Scip(Solver[Model, SolveOutcome]):
 
     def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
         pyscipopt: Any = importlib.import_module("pyscipopt")
-        began = time.monotonic()
-        stop = Stop(limits, on_progress)
+        solve = Minimisation(limits, on_progress)
         scip = pyscipopt.Model()
         scip.hideOutput()
         scip.setParams(_parameters(limits))
@@ -85,7 +82,6 @@ class Scip(Solver[Model, SolveOutcome]):
         class Watch(pyscipopt.Eventhdlr):  # type: ignore[misc]
             """Reports and stops. SCIP drops exceptions of callbacks, hence nothing here raises on purpose."""
 
-            last = -math.inf
             events = (kind.BESTSOLFOUND, kind.LPSOLVED, kind.NODESOLVED)
 
             def eventinit(self) -> None:
@@ -97,32 +93,25 @@ class Scip(Solver[Model, SolveOutcome]):
                     self.model.dropEvent(event, self)
 
             def eventexec(self, event: Any) -> None:
-                now = time.monotonic()
                 found = event.getType() == kind.BESTSOLFOUND
                 dual, primal = bound(), float(self.model.getPrimalbound())
-                if not found and now - self.last < _REPORT_EVERY and not stop.decided(dual, primal):
+                if not solve.due(dual, primal, found):
                     return
-                self.last = now
                 point = values(self.model.getBestSol()) if found else None
                 if point is not None:
                     primal = float(model.objective @ point)  # SCIP updates its own bound after this event
-                nodes = int(self.model.getNTotalNodes())
-                if stop.report(Progress(dual, primal if primal < infinity else math.inf, nodes, now - began, point)):
+                if solve.report(dual, primal if primal < infinity else math.inf, int(self.model.getNTotalNodes()), point):
                     self.model.interruptSolve()
 
         scip.includeEventhdlr(Watch(), "milpverify", "progress and early stopping")
-        scip.setParam("limits/time", min(max(0.0, limits.seconds - (time.monotonic() - began)), 1e20))
+        scip.setParam("limits/time", min(solve.left, 1e20))
         scip.optimizeNogil()
-        status, dual = status_of(scip.getStatus()), bound()
+        status = status_of(scip.getStatus())
         point, primal = None, math.inf
         if scip.getNSols() and status is not Status.UNBOUNDED:
             best = scip.getBestSol()
             point, primal = values(best), float(scip.getSolObjVal(best))
-        if status is Status.INTERRUPTED:
-            status = stop.status(status, dual, primal)
-        if status in (Status.INFEASIBLE, Status.UNBOUNDED):
-            dual = -math.inf  # SCIP calls the bound of an infeasible model +inf, which proves nothing here
-        return SolveOutcome(status, dual, primal, point, int(scip.getNTotalNodes()), time.monotonic() - began, f"SCIP: {scip.getStatus()}")
+        return solve.outcome(status, bound(), primal, point, int(scip.getNTotalNodes()), f"SCIP: {scip.getStatus()}")
 
 
 def _parameters(limits: Limits) -> dict[str, object]:

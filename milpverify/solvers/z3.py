@@ -10,12 +10,12 @@ from typing import Any
 from milpverify.encode.model import Capability, SmtScript
 from milpverify.solvers.base import Answer, Limits, OnProgress, SmtOutcome, Solver, Status
 
+_STATUS = {"timeout": Status.TIME_LIMIT, "canceled": Status.TIME_LIMIT, "memory": Status.MEMORY_LIMIT}
+
 
 def status_of(reason: str) -> Status:
     """The status of z3's reason for "unknown" or of its error message; what is not recognised is inconclusive."""
-    if "timeout" in reason or "canceled" in reason:
-        return Status.TIME_LIMIT
-    return Status.MEMORY_LIMIT if "memory" in reason else Status.UNKNOWN
+    return next((status for word, status in _STATUS.items() if word in reason), Status.UNKNOWN)
 
 
 class Z3(Solver[SmtScript, SmtOutcome]):

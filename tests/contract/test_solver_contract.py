@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import highspy
@@ -13,7 +14,7 @@ from random_nets import hard_model
 from milpverify.encode.model import SMALLEST_COEFFICIENT, Model, ModelBuilder, elastic, power_of_two, safe_dual_bound, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers import gurobi, highs, registry, scip, z3
-from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
+from milpverify.solvers.base import Limits, Minimisation, Progress, SolveOutcome, Status
 from milpverify.solvers.registry import MILP_SOLVERS, available, load
 
 Row = tuple[list[int], list[float], float, float]
@@ -156,6 +157,32 @@ def test_words_that_are_not_known_decide_nothing() -> None:
     assert scip.status_of("inforunbd") is highs.status_of("kUnboundedOrInfeasible") is gurobi.status_of(4) is Status.UNBOUNDED
     assert z3.status_of("timeout") is Status.TIME_LIMIT
     assert z3.status_of("(incomplete quantifiers)") is Status.UNKNOWN
+
+
+@pytest.mark.parametrize("status", Status)
+def test_what_an_end_proves_is_the_same_for_all_solvers(status: Status) -> None:
+    for target, requested in ((INF, False), (1.0, False), (1.0, True)):
+        solve = Minimisation(Limits(dual_target=target), lambda _, requested=requested: requested)
+        solve.report(0.0, INF, 0)
+        found = solve.outcome(status, 2.0, 3.0, None, 1, "")
+        decided = status is Status.INTERRUPTED and target == 1.0 and not requested
+        assert found.status is (Status.TARGET if decided else status)
+        assert found.dual_bound == (-INF if status in (Status.INFEASIBLE, Status.UNBOUNDED) else 2.0)
+        for nothing in (INF, -INF, math.nan):
+            assert solve.outcome(status, nothing, 3.0, None, 1, "").dual_bound == -INF
+
+
+def test_reports_are_due_at_intervals_but_points_and_decisions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    solve = Minimisation(Limits(seconds=5.0, dual_target=1.0), lambda _: False)
+    assert solve.due(0.0, INF) and not solve.due(0.0, INF)
+    assert solve.due(0.0, 7.0, found=True) and solve.due(1.0, 7.0)
+    now[0] += 0.05
+    assert not solve.due(0.0, 7.0)
+    now[0] += 0.06
+    assert solve.due(0.0, 7.0) and not solve.due(0.0, 7.0)
+    assert solve.left == pytest.approx(4.89)
 
 
 def _highs_words() -> list[str]:
