@@ -14,9 +14,9 @@ import torch
 from milpverify.bounds import bounds
 from milpverify.catalogue import Function, catalogue
 from milpverify.encode.milp import Bounds, encode
-from milpverify.encode.model import Model
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Concat, Elementwise, Input, Linear, ReduceSum, Scale, Select, Sum
+from milpverify.solvers.model import Model
 from milpverify.spec import Box, Disjunct, Rows
 
 CONTINUOUS = ("relu", "abs", "leaky_relu", "relu6", "hard_tanh", "clip")

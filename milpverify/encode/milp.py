@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.encode.model import Array, Index, Model, ModelBuilder, NumericallyUnfit, OutOfTime
+from milpverify.encode.model import ModelBuilder, NumericallyUnfit, OutOfTime
 from milpverify.encode.segments import Segment, is_continuous, pieces_of, segments, touched_pieces
 from milpverify.graph import affine_form, evaluate_all
 from milpverify.operators import Affine
+from milpverify.solvers.model import Array, Index, Model
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline

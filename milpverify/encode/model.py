@@ -1,4 +1,4 @@
-"""The solver-neutral mixed-integer model: numpy arrays only, so that worker processes need neither torch nor the graph.
+"""How models are made: in the network's units, then in those in which a solver's tolerance is a relative one.
 
 Models are well scaled by construction: every variable is a quantity in units of a power of two near the size of its range, every
 row is divided by a power of two so that its largest coefficient is about 1, and coefficients too small for a solver's arithmetic
@@ -9,37 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from milpverify.errors import MilpverifyError
+from milpverify.solvers.model import Array, Index, Model, power_of_two
 
-if TYPE_CHECKING:
-    from milpverify.solvers.base import SolveOutcome
-
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
-
-TOLERANCE = 1e-9
-"""The feasibility, integrality and optimality tolerance asked of every MILP solver, in units of the scaled model."""
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
 THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
 FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
-SAFETY = 16.0  # the multiple of the tolerance that a dual bound must clear
-
-
-class Capability(Enum):
-    """What a model needs and a solver offers."""
-
-    LINEAR = "linear"
-    INTEGER = "integer"
-    INDICATOR = "indicator constraints"
-    NONLINEAR = "nonlinear terms"
-    SMT = "exact SMT"
 
 
 class NumericallyUnfit(MilpverifyError, ArithmeticError):
@@ -48,88 +28,6 @@ class NumericallyUnfit(MilpverifyError, ArithmeticError):
 
 class OutOfTime(MilpverifyError, TimeoutError):
     """The run's deadline came, or it was cancelled, before the model was built."""
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """Minimise objective . v subject to row_lower <= rows v <= row_upper, lower <= v <= upper, v integer where flagged.
-
-    n variables, m rows in compressed form: row i has the entries row_start[i] to row_start[i + 1] of `column` and `value`.
-    `start` (n,) is a feasible point to begin with. All float64; row bounds may be infinite, variable bounds too in tests.
-    """
-
-    lower: Array  # (n,)
-    upper: Array  # (n,)
-    integer: NDArray[np.bool_]  # (n,)
-    row_start: Index  # (m + 1,)
-    column: Index  # (nnz,)
-    value: Array  # (nnz,)
-    row_lower: Array  # (m,)
-    row_upper: Array  # (m,)
-    objective: Array  # (n,)
-    start: Array | None = None
-
-    @property
-    def num_variables(self) -> int:
-        """n."""
-        return len(self.lower)
-
-    @property
-    def num_rows(self) -> int:
-        """m."""
-        return len(self.row_lower)
-
-    @property
-    def required(self) -> frozenset[Capability]:
-        """The capabilities that a solver must have."""
-        return frozenset({Capability.LINEAR} | ({Capability.INTEGER} if self.integer.any() else set()))
-
-    def row(self, i: int) -> tuple[Index, Array]:
-        """The columns and values of row i."""
-        part = slice(self.row_start[i], self.row_start[i + 1])
-        return self.column[part], self.value[part]
-
-    def activity(self, point: Array) -> Array:
-        """rows v, (m,)."""
-        owner = np.repeat(np.arange(self.num_rows), np.diff(self.row_start))
-        total = np.zeros(self.num_rows)
-        np.add.at(total, owner, self.value * point[self.column])
-        return total
-
-    def violation(self, point: Array) -> float:
-        """The largest violation of any row, bound or integrality at a point (n,)."""
-        activity = self.activity(point)
-        parts = (self.lower - point, point - self.upper, self.row_lower - activity, activity - self.row_upper)
-        whole = np.abs(point - np.round(point))[self.integer]
-        return max(0.0, *(float(part.max(initial=0.0)) for part in (*parts, whole)))
-
-
-@dataclass(frozen=True)
-class SmtScript:
-    """An SMT-LIB 2 script that is satisfiable if and only if a counterexample exists; `inputs` names the constants of x."""
-
-    text: str
-    inputs: tuple[str, ...]
-
-
-def safety_margin(model: Model, dual_bound: float = 0.0) -> float:
-    """What a solver's dual bound may be too high by: SAFETY times the tolerance times the scale of the objective.
-
-    The rows' tolerances relax the model and only lower the bound. What can raise it falsely is the dual tolerance (at most the
-    tolerance times the range of each variable, of order 1 here) and the arithmetic of cuts and presolve, which solvers keep near the
-    feasibility tolerance. The scale is sum |c_j| max(|lower_j|, |upper_j|, 1): the variable t that a margin model minimises is in units of
-    the largest term of the unsafe rows, so cancellation in them is charged for.
-    """
-    costed = model.objective != 0
-    reach = np.maximum(1.0, np.maximum(np.abs(model.lower[costed]), np.abs(model.upper[costed])))
-    scale = float(np.abs(model.objective[costed]) @ np.where(np.isfinite(reach), reach, 1.0))
-    return SAFETY * TOLERANCE * max(scale, abs(dual_bound))
-
-
-def safe_dual_bound(outcome: SolveOutcome, model: Model) -> float:
-    """A lower bound of the optimum on which a proof may rest (trust SOLVER): the dual bound less `safety_margin`; -inf if there is none."""
-    bound = outcome.dual_bound
-    return bound - safety_margin(model, bound) if math.isfinite(bound) else -math.inf
 
 
 def elastic(model: Model) -> Model:
@@ -163,14 +61,6 @@ def elastic(model: Model) -> Model:
         np.where(sign > 0, model.row_lower[rows], -free), np.where(sign > 0, free, model.row_upper[rows]), np.append(np.zeros(n), 1.0),
         np.append(middle, worst),
     )  # fmt: skip
-
-
-def power_of_two(magnitude: ArrayLike) -> Array:
-    """The smallest power of two >= each magnitude (1 where it is 0), so that dividing by it is exact."""
-    m = np.abs(np.asarray(magnitude, dtype=np.float64))
-    fraction, exponent = np.frexp(np.where(m > 0, m, 1.0))
-    scale: Array = np.ldexp(np.ones_like(m), exponent - (fraction == 0.5))
-    return scale
 
 
 class ModelBuilder:

@@ -14,9 +14,9 @@ from milpverify.errors import UnsupportedOperator
 from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
-    from milpverify.encode.model import Array, Index
     from milpverify.graph import Node
     from milpverify.pieces import Pieces
+    from milpverify.solvers.model import Array, Index
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.encode.model import SmtScript
 from milpverify.encode.segments import is_continuous, pieces_of, touched_pieces
 from milpverify.errors import SolverUnavailable
 from milpverify.operators import Affine
+from milpverify.solvers.model import SmtScript
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

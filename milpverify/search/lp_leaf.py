@@ -25,13 +25,13 @@ from milpverify.bounds.crown import bound_rows
 from milpverify.bounds.interval_propagation import step
 from milpverify.bounds.rounding import U64
 from milpverify.bounds.state import Bounds, NodeState, SplitConstraints, State
-from milpverify.encode.model import Model, power_of_two
 from milpverify.encode.segments import touched_pieces
 from milpverify.operators import Affine, Elementwise
 from milpverify.search.attack import polish
 from milpverify.search.witness import Judgement, Status, judge
 from milpverify.solvers.base import Limits, SolveOutcome
 from milpverify.solvers.base import Status as Solved
+from milpverify.solvers.model import Model, power_of_two
 from milpverify.solvers.process import SolverProcess
 
 if TYPE_CHECKING:

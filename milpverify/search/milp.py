@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.encode.milp import Encoding, encode
-from milpverify.encode.model import NumericallyUnfit, OutOfTime, safe_dual_bound, safety_margin
+from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
 from milpverify.events import Event
@@ -26,6 +26,7 @@ from milpverify.search.witness import judge
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, Status
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.registry import FALLBACK
+from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline, Options

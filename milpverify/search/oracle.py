@@ -13,22 +13,23 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milpverify.encode.milp import Decision, encode
-from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic, safe_dual_bound, safety_margin
+from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic
 from milpverify.errors import UnsupportedOperator
 from milpverify.events import Event
 from milpverify.search.milp import Judging
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, Status
 from milpverify.solvers.process import POLL, SolverProcess
 from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS
+from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from milpverify.config import Deadline, Options
     from milpverify.encode.milp import Bounds, Layer
-    from milpverify.encode.model import Model
     from milpverify.result import Counterexample
     from milpverify.search.tighten import End
+    from milpverify.solvers.model import Model
     from milpverify.spec import Array, Box, Disjunct, Problem
 
 NICENESS = 5  # on a single core the tree gets three quarters

@@ -1,6 +1,6 @@
 """What every solver adapter speaks: limits in, progress on the way, an outcome out. Imports neither torch nor a solver.
 
-What a solver says is trusted in one place only, `encode.model.safe_dual_bound`: a finite dual bound, less a margin above the
+What a solver says is trusted in one place only, `trusted_bound.safe_dual_bound`: a finite dual bound, less a margin above the
 solver's tolerances, bounds the optimum from below. A status proves nothing, and neither does a point.
 """
 
@@ -13,13 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from milpverify.encode.model import Capability
+
+class Capability(Enum):
+    """What a model needs and a solver offers."""
+
+    LINEAR = "linear"
+    INTEGER = "integer"
+    INDICATOR = "indicator constraints"
+    NONLINEAR = "nonlinear terms"
+    SMT = "exact SMT"
 
 
 class Status(Enum):

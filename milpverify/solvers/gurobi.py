@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from milpverify.encode.model import TOLERANCE, Capability, Model
 from milpverify.errors import SolverUnavailable
-from milpverify.solvers.base import Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.model import TOLERANCE, Model
 
 _STATUS = {
     2: Status.OPTIMAL,

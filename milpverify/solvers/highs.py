@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from milpverify.encode.model import TOLERANCE, Capability, Model
-from milpverify.solvers.base import Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.model import TOLERANCE, Model
 
 _STATUS = {
     "kOptimal": Status.OPTIMAL,

@@ -23,8 +23,8 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from milpverify.encode.model import Model, SmtScript
 from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, Status
+from milpverify.solvers.model import Model, SmtScript
 from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
 
 if TYPE_CHECKING:

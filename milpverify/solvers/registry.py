@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from milpverify.encode.model import Capability, Model
 from milpverify.errors import InvalidInput, SolverUnavailable
-from milpverify.solvers.base import Limits, OnProgress, Solver
+from milpverify.solvers.base import Capability, Limits, OnProgress, Solver
+from milpverify.solvers.model import Model
 
 _ADAPTERS = {
     "scip": ("milpverify.solvers.scip", "Scip"),

@@ -95,8 +95,8 @@ def limit_memory(memory_mb: int) -> None:
 
 def _solve(name: str, model: object, limits: Limits, on_progress: OnProgress) -> object:
     """Solve; a MILP with its largest cost scaled to about 1: solvers take costs below their dual tolerance for nothing."""
-    from milpverify.encode.model import Model, power_of_two
     from milpverify.solvers import registry
+    from milpverify.solvers.model import Model, power_of_two
 
     if not isinstance(model, Model):
         return registry.solve(name, model, limits, on_progress)

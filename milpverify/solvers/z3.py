@@ -7,8 +7,8 @@ import math
 import time
 from typing import Any
 
-from milpverify.encode.model import Capability, SmtScript
-from milpverify.solvers.base import Answer, Limits, OnProgress, SmtOutcome, Solver, Status
+from milpverify.solvers.base import Answer, Capability, Limits, OnProgress, SmtOutcome, Solver, Status
+from milpverify.solvers.model import SmtScript
 
 _STATUS = {"timeout": Status.TIME_LIMIT, "canceled": Status.TIME_LIMIT, "memory": Status.MEMORY_LIMIT}
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from random_nets import hard_model
 
-from milpverify.encode.model import SMALLEST_COEFFICIENT, Model, ModelBuilder, elastic, power_of_two, safe_dual_bound, scaled
+from milpverify.encode.model import SMALLEST_COEFFICIENT, ModelBuilder, elastic, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers import gurobi, highs, registry, scip, z3
 from milpverify.solvers.base import Limits, Minimisation, Progress, SolveOutcome, Status
+from milpverify.solvers.model import Model, power_of_two
 from milpverify.solvers.registry import MILP_SOLVERS, available, load
+from milpverify.solvers.trusted_bound import safe_dual_bound
 
 Row = tuple[list[int], list[float], float, float]
 INF = math.inf

@@ -13,13 +13,14 @@ from random_nets import CONTINUOUS, Stack, dense, enumerated_minimum, function, 
 from milpverify.catalogue import catalogue
 from milpverify.config import Deadline
 from milpverify.encode.milp import encode, segments, touched_pieces
-from milpverify.encode.model import NumericallyUnfit, OutOfTime, safe_dual_bound
+from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import UnsupportedOperator
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise, Linear
 from milpverify.solvers.base import Answer, Limits
 from milpverify.solvers.registry import load
+from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Rows
 
 SOLVERS = ("scip", "highs", "gurobi")

@@ -20,7 +20,6 @@ import milpverify as mv
 from milpverify.bounds.state import LinearBound
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.encode.milp import encode_layer
-from milpverify.encode.model import Model, safe_dual_bound
 from milpverify.errors import Contradiction
 from milpverify.graph import Graph, evaluate_all
 from milpverify.result import Trust, Verdict
@@ -34,7 +33,9 @@ from milpverify.search.relaxer import bound_batch
 from milpverify.search.subproblems import Subproblems
 from milpverify.search.tighten import Tightening
 from milpverify.solvers.base import Limits, SmtOutcome, SolveOutcome, Status
+from milpverify.solvers.model import Model
 from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 NX = 6

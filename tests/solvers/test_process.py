@@ -17,10 +17,11 @@ from random_nets import hard_model, proved_bounds, relu_network
 
 from milpverify.config import Deadline
 from milpverify.encode.milp import encode
-from milpverify.encode.model import Model, SmtScript, safe_dual_bound
 from milpverify.encode.smt import smt_script
 from milpverify.solvers.base import Answer, Limits, Progress, Status
+from milpverify.solvers.model import Model, SmtScript
 from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.solvers.worker import receive, send
 from milpverify.spec import Box, Disjunct, Rows
 

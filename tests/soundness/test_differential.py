@@ -21,11 +21,11 @@ from random_networks import Case, random_case
 
 import milpverify as mv
 from milpverify.encode.milp import encode
-from milpverify.encode.model import safe_dual_bound
 from milpverify.frontends.runtime import OnnxRuntime
 from milpverify.search.margin import groups
 from milpverify.search.relaxer import bound_batch
 from milpverify.solvers.base import Limits, Status
+from milpverify.solvers.trusted_bound import safe_dual_bound
 
 RELATIVE = 1e-6
 SOLVERS = ("scip", "highs", "gurobi")

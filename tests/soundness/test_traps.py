@@ -17,8 +17,9 @@ from random_networks import ABS, SIGN, Builder, Case, spec_text
 import milpverify as mv
 from milpverify import Verdict
 from milpverify.config import PARTS
-from milpverify.encode.model import Model, safe_dual_bound
 from milpverify.solvers.base import Limits
+from milpverify.solvers.model import Model
+from milpverify.solvers.trusted_bound import safe_dual_bound
 
 METHODS: dict[str, str | mv.Milp] = {"auto": "auto", "bab": "bab", "smt": "smt", **{s: mv.Milp(s) for s in ("scip", "highs", "gurobi")}}
 

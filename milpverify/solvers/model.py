@@ -1,0 +1,86 @@
+"""What is sent to a solver: numpy arrays or text only, so that worker processes need neither torch nor the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from milpverify.solvers.base import Capability
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+TOLERANCE = 1e-9
+"""The feasibility, integrality and optimality tolerance asked of every MILP solver, in units of the scaled model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Minimise objective . v subject to row_lower <= rows v <= row_upper, lower <= v <= upper, v integer where flagged.
+
+    n variables, m rows in compressed form: row i has the entries row_start[i] to row_start[i + 1] of `column` and `value`.
+    `start` (n,) is a feasible point to begin with. All float64; row bounds may be infinite, variable bounds too in tests.
+    """
+
+    lower: Array  # (n,)
+    upper: Array  # (n,)
+    integer: NDArray[np.bool_]  # (n,)
+    row_start: Index  # (m + 1,)
+    column: Index  # (nnz,)
+    value: Array  # (nnz,)
+    row_lower: Array  # (m,)
+    row_upper: Array  # (m,)
+    objective: Array  # (n,)
+    start: Array | None = None
+
+    @property
+    def num_variables(self) -> int:
+        """n."""
+        return len(self.lower)
+
+    @property
+    def num_rows(self) -> int:
+        """m."""
+        return len(self.row_lower)
+
+    @property
+    def required(self) -> frozenset[Capability]:
+        """The capabilities that a solver must have."""
+        return frozenset({Capability.LINEAR} | ({Capability.INTEGER} if self.integer.any() else set()))
+
+    def row(self, i: int) -> tuple[Index, Array]:
+        """The columns and values of row i."""
+        part = slice(self.row_start[i], self.row_start[i + 1])
+        return self.column[part], self.value[part]
+
+    def activity(self, point: Array) -> Array:
+        """rows v, (m,)."""
+        owner = np.repeat(np.arange(self.num_rows), np.diff(self.row_start))
+        total = np.zeros(self.num_rows)
+        np.add.at(total, owner, self.value * point[self.column])
+        return total
+
+    def violation(self, point: Array) -> float:
+        """The largest violation of any row, bound or integrality at a point (n,)."""
+        activity = self.activity(point)
+        parts = (self.lower - point, point - self.upper, self.row_lower - activity, activity - self.row_upper)
+        whole = np.abs(point - np.round(point))[self.integer]
+        return max(0.0, *(float(part.max(initial=0.0)) for part in (*parts, whole)))
+
+
+@dataclass(frozen=True)
+class SmtScript:
+    """An SMT-LIB 2 script that is satisfiable if and only if a counterexample exists; `inputs` names the constants of x."""
+
+    text: str
+    inputs: tuple[str, ...]
+
+
+def power_of_two(magnitude: ArrayLike) -> Array:
+    """The smallest power of two >= each magnitude (1 where it is 0), so that dividing by it is exact."""
+    m = np.abs(np.asarray(magnitude, dtype=np.float64))
+    fraction, exponent = np.frexp(np.where(m > 0, m, 1.0))
+    scale: Array = np.ldexp(np.ones_like(m), exponent - (fraction == 0.5))
+    return scale

@@ -1,0 +1,32 @@
+"""What of a solver's words a proof may rest on: the one place where a solver is trusted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from milpverify.solvers.base import SolveOutcome
+from milpverify.solvers.model import TOLERANCE, Model
+
+SAFETY = 16.0  # the multiple of the tolerance that a dual bound must clear
+
+
+def safety_margin(model: Model, dual_bound: float = 0.0) -> float:
+    """What a solver's dual bound may be too high by: SAFETY times the tolerance times the scale of the objective.
+
+    The rows' tolerances relax the model and only lower the bound. What can raise it falsely is the dual tolerance (at most the
+    tolerance times the range of each variable, of order 1 here) and the arithmetic of cuts and presolve, which solvers keep near the
+    feasibility tolerance. The scale is sum |c_j| max(|lower_j|, |upper_j|, 1): the variable t that a margin model minimises is in units of
+    the largest term of the unsafe rows, so cancellation in them is charged for.
+    """
+    costed = model.objective != 0
+    reach = np.maximum(1.0, np.maximum(np.abs(model.lower[costed]), np.abs(model.upper[costed])))
+    scale = float(np.abs(model.objective[costed]) @ np.where(np.isfinite(reach), reach, 1.0))
+    return SAFETY * TOLERANCE * max(scale, abs(dual_bound))
+
+
+def safe_dual_bound(outcome: SolveOutcome, model: Model) -> float:
+    """A lower bound of the optimum on which a proof may rest (trust SOLVER): the dual bound less `safety_margin`; -inf if there is none."""
+    bound = outcome.dual_bound
+    return bound - safety_margin(model, bound) if math.isfinite(bound) else -math.inf
