@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 
 class Capability(Enum):
-    """What a model needs and a solver offers."""
+    """What a model needs and an adapter passes on to its solver; `registry.solve` compares them."""
 
     LINEAR = "linear"
     INTEGER = "integer"
-    INDICATOR = "indicator constraints"
-    NONLINEAR = "nonlinear terms"
     SMT = "exact SMT"
 
 

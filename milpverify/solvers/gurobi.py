@@ -35,7 +35,7 @@ class Gurobi(Solver[Model, SolveOutcome]):
 
     name = "gurobi"
     package = "gurobipy"
-    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.INDICATOR, Capability.NONLINEAR})
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER})
 
     def licence(self) -> str:
         gurobipy: Any = importlib.import_module("gurobipy")

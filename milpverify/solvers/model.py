@@ -77,6 +77,11 @@ class SmtScript:
     text: str
     inputs: tuple[str, ...]
 
+    @property
+    def required(self) -> frozenset[Capability]:
+        """The capabilities that a solver must have."""
+        return frozenset({Capability.SMT})
+
 
 def power_of_two(magnitude: ArrayLike) -> Array:
     """The smallest power of two >= each magnitude (1 where it is 0), so that dividing by it is exact."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, OnProgress, Solver
-from milpverify.solvers.model import Model
+from milpverify.solvers.model import Model, SmtScript
 
 _ADAPTERS = {
     "scip": ("milpverify.solvers.scip", "Scip"),
@@ -49,20 +49,28 @@ def load(name: str) -> Solver[Any, Any]:
     return solver
 
 
-def solve(name: str, model: Any, limits: Limits, on_progress: OnProgress) -> Any:
+def _able(name: str, model: Model | SmtScript) -> Solver[Any, Any]:
+    """The adapter of a solver, which has all that the model needs."""
+    solver = load(name)
+    if missing := model.required - solver.capabilities:
+        raise SolverUnavailable(f"{name} cannot take this model: it lacks {', '.join(sorted(c.value for c in missing))}")
+    return solver
+
+
+def solve(name: str, model: Model | SmtScript, limits: Limits, on_progress: OnProgress) -> Any:
     """Solve a model; what a solver of `SECOND` proves of it counts as far as the second one proves it too.
 
     Raises:
         InvalidInput: there is no solver of that name.
-        SolverUnavailable: the library is missing, or its licence or abilities do not cover the model.
+        SolverUnavailable: the library is missing, or its licence or capabilities do not cover the model.
     """
-    found = load(name).solve(model, limits, on_progress)
+    found = _able(name, model).solve(model, limits, on_progress)
     if name not in SECOND or not isinstance(model, Model) or not model.integer.any():
         return found
     if not math.isfinite(found.dual_bound) or found.primal <= limits.primal_target:
         return replace(found, dual_bound=-math.inf)
     left = replace(limits, seconds=max(0.0, limits.seconds - found.seconds))
-    second = load(SECOND[name]).solve(model if found.point is None else replace(model, start=found.point), left, on_progress)
+    second = _able(SECOND[name], model).solve(model if found.point is None else replace(model, start=found.point), left, on_progress)
     best = min((second, found), key=lambda outcome: float(outcome.primal))
     return replace(
         second,

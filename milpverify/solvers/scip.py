@@ -39,7 +39,7 @@ class Scip(Solver[Model, SolveOutcome]):
 
     name = "scip"
     package = "PySCIPOpt"
-    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.INDICATOR, Capability.NONLINEAR})
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER})
 
     def licence(self) -> str:
         return "free (Apache 2.0), no limits"

@@ -22,6 +22,7 @@ from milpverify.errors import SolverUnavailable
 
 if TYPE_CHECKING:
     from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome
+    from milpverify.solvers.model import Model, SmtScript
 
 MAGIC = b"mvwk"
 LARGEST = 2**40  # bytes of a message; a longer one is garbage
@@ -93,7 +94,7 @@ def limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _solve(name: str, model: object, limits: Limits, on_progress: OnProgress) -> object:
+def _solve(name: str, model: Model | SmtScript, limits: Limits, on_progress: OnProgress) -> object:
     """Solve; a MILP with its largest cost scaled to about 1: solvers take costs below their dual tolerance for nothing."""
     from milpverify.solvers import registry
     from milpverify.solvers.model import Model, power_of_two

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from random_nets import hard_model
 
+from milpverify.config import Deadline
 from milpverify.encode.model import SMALLEST_COEFFICIENT, ModelBuilder, elastic, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers import gurobi, highs, registry, scip, z3
-from milpverify.solvers.base import Limits, Minimisation, Progress, SolveOutcome, Status
-from milpverify.solvers.model import Model, power_of_two
-from milpverify.solvers.registry import MILP_SOLVERS, available, load
+from milpverify.solvers.base import Capability, Limits, Minimisation, Progress, SolveOutcome, Status
+from milpverify.solvers.model import Model, SmtScript, power_of_two
+from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS, SECOND, available, load
 from milpverify.solvers.trusted_bound import safe_dual_bound
 
 Row = tuple[list[int], list[float], float, float]
@@ -234,6 +236,22 @@ def test_registry_describes_every_solver() -> None:
     assert all(info.version and info.note for info in infos.values())
     with pytest.raises(InvalidInput, match="there is no solver 'cplex'"):
         load("cplex")
+    assert set(MILP_SOLVERS) == {name for name, info in infos.items() if Capability.INTEGER in info.capabilities}
+    assert {FALLBACK, *SECOND, *SECOND.values()} <= set(MILP_SOLVERS)
+    assert all(load(name).name == name for name in infos)
+
+
+def test_a_model_goes_only_to_a_solver_that_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed, script = MODELS["mixed"][0], SmtScript("(check-sat)", ())
+    assert mixed.required == {Capability.LINEAR, Capability.INTEGER} and MODELS["linear"][0].required == {Capability.LINEAR}
+    with pytest.raises(SolverUnavailable, match="z3 cannot take this model: it lacks integer, linear"):
+        registry.solve("z3", mixed, Limits(30.0), lambda _: False)
+    with SolverProcess("scip") as process:
+        outcome = process.solve(script, Limits(30.0), Deadline(60.0))
+    assert outcome.status is Status.UNAVAILABLE and outcome.message == "scip cannot take this model: it lacks exact SMT"
+    monkeypatch.setattr(scip.Scip, "capabilities", frozenset({Capability.LINEAR}))
+    with pytest.raises(SolverUnavailable, match="scip cannot take this model: it lacks integer"):
+        registry.solve("highs", mixed, Limits(30.0), lambda _: False)  # SCIP has to confirm what HiGHS proves
 
 
 @pytest.mark.parametrize("claimed", [-11.0, -10.0, 1e6])
