@@ -32,7 +32,7 @@ __all__ = [
 _REQUIRED = ("name", "term", "onnx", "torch")
 _SMOOTH = ("domain", "range", "extrema", "inflections", "curvature")  # required of, and only given by, what is not piecewise linear
 _OPTIONAL = ("derivative", "period", "poles", "jumps", "parameters", "backend")
-_BACKENDS = ("torch", "numeric", "scip", "gurobi", "z3", "cvc5")
+_BACKENDS = ("torch", "numeric")
 
 
 class Catalogue(Mapping[str, Nonlinearity]):

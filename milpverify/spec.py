@@ -148,7 +148,6 @@ class Problem:
     disjuncts: tuple[Disjunct, ...]
     runtime: object | None = None
     files: tuple[str, ...] = ()
-    info: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for d in self.disjuncts:

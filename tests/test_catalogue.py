@@ -485,6 +485,7 @@ def changed(text: str, old: str, new: str) -> str:
         (RAMP + "[parameters]\na = { default = 1.0, minimum = 2.0 }\n", "the default 1.0 is not allowed"),
         (RAMP + "[parameters]\na = { most = 2.0 }\n", "parameters.a: unknown key 'most'"),
         (RAMP + "[backend]\nfortran = 'x'\n", "unknown backend 'fortran'"),
+        (RAMP + "[backend]\nscip = 'x'\n", "unknown backend 'scip'"),
         (changed(RAMP, "onnx = []", 'onnx = "Ramp"'), "onnx: a list is needed"),
         (changed(RAMP, "onnx = []", "onnx = [3]"), "onnx: a list of strings is needed"),
         (changed(LOGCOSH, 'range = ["0", "inf"]\n', ""), "the key 'range' is missing"),

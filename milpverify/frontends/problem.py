@@ -47,7 +47,6 @@ class Problem(spec.Problem):
         disjuncts: Box | Sequence[Disjunct],
         runtime: object | None = None,
         files: tuple[str, ...] = (),
-        info: dict[str, object] | None = None,
         *,
         unsafe: Unsafe | None = None,
         shape: Sequence[int] | None = None,
@@ -62,7 +61,7 @@ class Problem(spec.Problem):
             disjuncts = _disjuncts(unsafe, disjuncts, graph.nx, graph.ny)
         elif not isinstance(graph, Graph) or unsafe is not None:
             raise InvalidInput("a problem is a network with a Box and unsafe=..., or a Graph with disjuncts")
-        super().__init__(graph, tuple(disjuncts), runtime, files, {} if info is None else info)
+        super().__init__(graph, tuple(disjuncts), runtime, files)
 
 
 def robustness(
