@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.beta import AlphaOptions, Dual, Relaxations
-from milpverify.bounds.crown import bound_rows, crown, refinable, rows_at_once
-from milpverify.bounds.needed import EVERYTHING, wanted
+from milpverify.bounds.crown import bound_rows, crown, rows_at_once
+from milpverify.bounds.needed import EVERYTHING, refinable, wanted
 from milpverify.bounds.screening import grouped, undecided
 from milpverify.bounds.state import Bounds, LinearBound, State
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from milpverify.bounds.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.bounds.interval_propagation import charged, input_state, step
-from milpverify.bounds.needed import EVERYTHING, wanted
+from milpverify.bounds.needed import EVERYTHING, refinable, wanted
 from milpverify.bounds.relaxation import is_smooth
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF
-from milpverify.bounds.screening import Gram, functions_of, grouped, inexact, screen, summing_maps, undecided
+from milpverify.bounds.screening import Gram, functions_of, grouped, inexact, screen, undecided
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, State
 from milpverify.operators import Affine
 
@@ -172,16 +172,6 @@ def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor)
     if start.charge is not None:
         charge = charge + start.charge.flatten(1)
     return base, pad + (lost + (rows.abs() @ charge.unsqueeze(2)).squeeze(2)) * (1 + 2.0**-20)
-
-
-def refinable(graph: Graph) -> list[Node]:
-    """The variables of nonlinear nodes that backward passes can improve, in topological order: pre-activations, and factors.
-
-    Interval propagation is exact where at most one summing map lies between the input and the node, and through functions of one input.
-    """
-    depth = summing_maps(graph)
-    improvable = (n for n in map(graph.nodes.__getitem__, graph.readers) if isinstance(n.op, Affine) or len(n.inputs) > 1)
-    return [n for n in improvable if depth.get(n.id, 2) > 1]
 
 
 def _screened(

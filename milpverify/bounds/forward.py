@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from milpverify.bounds.backward import LineTable, default_lines
-from milpverify.bounds.crown import refinable
 from milpverify.bounds.interval_propagation import step
+from milpverify.bounds.needed import refinable
 from milpverify.bounds.rounding import U64, UNIT_ROUNDOFF, cast_up, down, gamma, up
 from milpverify.bounds.state import Bounds, Lines, NodeState, State
 from milpverify.operators import Affine

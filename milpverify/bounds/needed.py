@@ -1,6 +1,6 @@
 """Which entries of nodes some rows depend on: only these need bounds better than intervals, relaxations of their own, and splits.
 
-Where a network computes much and a property asks for little (one flow of a power network, a class among many heads), most entries have
+And which variables backward passes can improve at all. Where a network computes much and a property asks for little (one flow of a power network, a class among many heads), most entries have
 no path to the rows at all. What is left out is left out for speed alone: a bound that uses it is as valid as before.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from milpverify.operators import Affine, Elementwise
 
 if TYPE_CHECKING:
-    from milpverify.graph import Graph
+    from milpverify.graph import Graph, Node
 
 Needed = Mapping[int, Tensor]
 """Node id -> the entries that some rows depend on, (size,) bool; nodes that are not in it are needed whole."""
@@ -67,3 +67,22 @@ def wanted(graph: Graph, node: int, chosen: Tensor, lower: Tensor, upper: Tensor
             low, high = op.function.interval(lower, upper)
             infinite |= torch.isinf(low) | torch.isinf(high)
     return chosen & (needed | infinite)
+
+
+def refinable(graph: Graph) -> list[Node]:
+    """The variables of nonlinear nodes that backward passes can improve, in topological order: pre-activations, and factors.
+
+    Interval propagation is exact where at most one summing map lies between the input and the node, and through functions of one input.
+    """
+    depth = summing_maps(graph)
+    improvable = (n for n in map(graph.nodes.__getitem__, graph.readers) if isinstance(n.op, Affine) or len(n.inputs) > 1)
+    return [n for n in improvable if depth.get(n.id, 2) > 1]
+
+
+def summing_maps(graph: Graph) -> dict[int, int]:
+    """Per node that one path of affine nodes joins to the input, how many maps on that path sum."""
+    found: dict[int, int] = {0: 0}
+    for node in graph.nodes:
+        if isinstance(node.op, Affine) and len(node.inputs) == 1 and node.inputs[0] in found:
+            found[node.id] = found[node.inputs[0]] + (node.op.length > 1)
+    return found

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from milpverify.bounds import relaxation
 from milpverify.bounds.backward import Backward
+from milpverify.bounds.needed import summing_maps
 from milpverify.bounds.rounding import gamma
 from milpverify.bounds.rules import rule_of
 from milpverify.graph import affine_form
@@ -74,15 +75,6 @@ class Gram:
         square = ((flat.flatten(0, 1) @ self.matrix).reshape(flat.shape) * flat).sum(2).double().clamp(min=0.0)
         tiny = 2.0 * flat.shape[2] ** 2 * torch.finfo(flat.dtype).tiny
         return (self.inputs * (square + tiny)).sqrt() * (1 + 2.0**-40)
-
-
-def summing_maps(graph: Graph) -> dict[int, int]:
-    """Per node that one path of affine nodes joins to the input, how many maps on that path sum."""
-    found: dict[int, int] = {0: 0}
-    for node in graph.nodes:
-        if isinstance(node.op, Affine) and len(node.inputs) == 1 and node.inputs[0] in found:
-            found[node.id] = found[node.inputs[0]] + (node.op.length > 1)
-    return found
 
 
 def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.crown import refinable
+from milpverify.bounds.needed import refinable
 from milpverify.bounds.screening import undecided
 from milpverify.bounds.state import Bounds
 

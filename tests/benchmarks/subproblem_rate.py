@@ -19,7 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
 
 from milpverify import load
-from milpverify.bounds.crown import refinable
+from milpverify.bounds.needed import refinable
 from milpverify.bounds.state import Bounds
 from milpverify.graph import Graph
 from milpverify.search.margin import Group, groups

@@ -13,9 +13,10 @@ from random_graphs import FUNCTIONS, Builder, boxes, dense_network, mixed_networ
 
 from milpverify.bounds import relaxation
 from milpverify.bounds.backward import default_lines
-from milpverify.bounds.crown import bound_rows, crown, refinable
+from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.forward import Carried, forward
 from milpverify.bounds.interval_propagation import propagate, step
+from milpverify.bounds.needed import refinable
 from milpverify.bounds.state import Bounds
 from milpverify.catalogue import Function, load_nonlinearity
 from milpverify.graph import Graph, evaluate_all

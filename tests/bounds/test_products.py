@@ -13,9 +13,10 @@ from torch import Tensor
 
 from milpverify.bounds.alpha import AlphaOptions, optimise
 from milpverify.bounds.beta import Relaxations
-from milpverify.bounds.crown import bound_rows, crown, refinable
+from milpverify.bounds.crown import bound_rows, crown
 from milpverify.bounds.forward import forward
 from milpverify.bounds.interval_propagation import propagate
+from milpverify.bounds.needed import refinable
 from milpverify.bounds.rules import McCormick
 from milpverify.enclosure import enclose, exact_outputs
 from milpverify.frontends.builder import Builder

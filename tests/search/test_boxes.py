@@ -6,7 +6,8 @@ import pytest
 import torch
 from random_nets import relu_network
 
-from milpverify.bounds.crown import crown, refinable
+from milpverify.bounds.crown import crown
+from milpverify.bounds.needed import refinable
 from milpverify.bounds.screening import inexact
 from milpverify.catalogue import catalogue
 from milpverify.search.batching import BatchSize
