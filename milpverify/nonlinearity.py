@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import flint
     from torch import Tensor
 
+    from milpverify.interval import Interval
+    from milpverify.ranges import Shape
     from milpverify.running import Near
 
 _PRECISION = 128  # bits, of the balls around constants
@@ -320,9 +322,36 @@ class Function:
         Returns:
             two float64 tensors of that shape.
         """
-        from milpverify import ranges
+        import torch
 
-        return ranges.function_range(self, lower.double(), upper.double())
+        from milpverify.ranges import curved_range, linear_range
+
+        low, high = lower.double(), upper.double()
+        found = (
+            curved_range(self._shape, self._values(low, high), low, high) if self.pieces is None else linear_range(self.pieces, low, high)
+        )
+        unknown = low.isnan() | high.isnan()
+        return torch.where(unknown, -math.inf, found.lower), torch.where(unknown, math.inf, found.upper)
+
+    @cached_property
+    def _shape(self) -> Shape:
+        from milpverify.ranges import Shape
+
+        return Shape(self.domain, self.range, self.extrema, self.extreme_values, self.poles, self.period)
+
+    def _values(self, lower: Tensor, upper: Tensor) -> Interval:
+        """The hull of f at both ends: by running errors, and by intervals where these know nothing (infinite ends, an overflow)."""
+        import torch
+
+        from milpverify.interval import Interval, down, interval_algebra, point, up
+        from milpverify.ranges import hull
+
+        near = self.near(torch.stack([lower, upper]))
+        if bool(near.error.isfinite().all()):
+            low, high = down(near.value - near.error), up(near.value + near.error)
+            return Interval(torch.minimum(low[0], low[1]), torch.maximum(high[0], high[1]))
+        ends: list[Interval] = [evaluate(self.numeric, interval_algebra(), {"x": point(x)}) for x in (lower, upper)]
+        return hull(*ends)
 
     def ball(self, x: flint.arb) -> flint.arb:
         """A rigorous enclosure of f over a ball, at the working precision of `flint.ctx`; at a jump, of the limits too."""

@@ -1,43 +1,48 @@
-"""The range of a catalogue function over boxes, outward-rounded: exact on linear pieces, by extrema and monotonicity elsewhere."""
+"""The range of a function over boxes, outward-rounded: exact on linear pieces, by extrema and monotonicity elsewhere.
+
+What is known of a function is handed in: `nonlinearity.Function.interval` puts it together.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from milpverify.interval import Interval, add, down, interval_algebra, point, product, up
+from milpverify.interval import Interval, add, product
 from milpverify.pieces import Pieces
-from milpverify.terms import enclose, evaluate
+from milpverify.terms import enclose
 
-if TYPE_CHECKING:
-    from milpverify.nonlinearity import Function
+Ends = tuple[float, float]  # floats around a number
 
 _RELU = Pieces(breakpoints=(0.0,), slopes=(0.0, 1.0), intercepts=(0.0, 0.0), values=(0.0,))
 
 
-def function_range(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The range of the function over [lower, upper] (float64, any shape); see `Function.interval`."""
-    if function.pieces is not None:
-        found = _linear_range(function.pieces, lower, upper)
-    else:
-        found = _curved_range(function, lower, upper)
-    unknown = lower.isnan() | upper.isnan()
-    return torch.where(unknown, -math.inf, found.lower), torch.where(unknown, math.inf, found.upper)
+@dataclass(frozen=True)
+class Shape:
+    """Where a function that is not piecewise linear is defined and turns, in enclosed numbers; see `nonlinearity.Function`."""
+
+    domain: tuple[Ends, ...]
+    range: tuple[Ends, ...]
+    extrema: tuple[Ends, ...]
+    extreme_values: tuple[Ends, ...]
+    poles: tuple[Ends, ...]
+    period: Ends | None
 
 
-def _hull(a: Interval, b: Interval) -> Interval:
+def hull(a: Interval, b: Interval) -> Interval:
+    """The least intervals that contain both, elementwise."""
     return Interval(torch.minimum(a.lower, b.lower), torch.maximum(a.upper, b.upper))
 
 
 def _include(found: Interval, met: Tensor, values: Interval) -> Interval:
     """The hull with the values, where they are met."""
-    return _hull(found, Interval(torch.where(met, values.lower, math.inf), torch.where(met, values.upper, -math.inf)))
+    return hull(found, Interval(torch.where(met, values.lower, math.inf), torch.where(met, values.upper, -math.inf)))
 
 
 def _same(like: Tensor, lower: float, upper: float) -> Interval:
@@ -45,8 +50,8 @@ def _same(like: Tensor, lower: float, upper: float) -> Interval:
     return Interval(torch.full_like(like, lower), torch.full_like(like, upper))
 
 
-def _linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
-    """The lines that hold the ends of the box, there, and the values and one-sided limits at the breakpoints inside."""
+def linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
+    """On a box, float64: the lines that hold its ends, there, and the values and one-sided limits at the breakpoints inside."""
     if pieces == _RELU:  # the most frequent by far, and exact
         return Interval(lower.clamp(min=0.0), upper.clamp(min=0.0))
     found = _same(lower, math.inf, -math.inf)
@@ -74,7 +79,7 @@ def _line(slope: float, intercept: float, x: Tensor) -> Interval:
 
 
 @functools.lru_cache(maxsize=1024)
-def _extremes(pieces: Pieces) -> tuple[tuple[float, float], ...]:
+def _extremes(pieces: Pieces) -> tuple[Ends, ...]:
     """Per breakpoint, floats around the value and both one-sided limits."""
     lines = [(Fraction(k), Fraction(c)) for k, c in zip(pieces.slopes, pieces.intercepts, strict=True)]
     extremes = []
@@ -84,37 +89,29 @@ def _extremes(pieces: Pieces) -> tuple[tuple[float, float], ...]:
     return tuple(extremes)
 
 
-def _curved_range(function: Function, lower: Tensor, upper: Tensor) -> Interval:
-    """Between extrema f is monotone, so its range is the hull of f at both ends and at the extrema inside."""
-    found = _ends(function, lower, upper)
-    for (low, high), (least, most) in zip(function.extrema, function.extreme_values, strict=True):
-        met = _meets(lower, upper, low, high, function.period)
+def curved_range(shape: Shape, ends: Interval, lower: Tensor, upper: Tensor) -> Interval:
+    """Between extrema a function is monotone, so its range is the hull of its values at both ends and at the extrema inside.
+
+    Args:
+        ends: contains the values at both ends of the box.
+        lower, upper: the box, float64.
+    """
+    found = ends
+    for (low, high), (least, most) in zip(shape.extrema, shape.extreme_values, strict=True):
+        met = _meets(lower, upper, low, high, shape.period)
         found = _include(found, met, _same(lower, least, most))
-    (least, _), (_, most) = function.range
-    (_, start), (end, _) = function.domain
+    (least, _), (_, most) = shape.range
+    (_, start), (end, _) = shape.domain
     # The ends of the domain are inner roundings of it, so a box that might leave the domain counts as leaving.
     inside = (lower >= start) & (upper <= end)
-    for low, high in function.poles:
+    for low, high in shape.poles:
         inside &= ~((lower <= high) & (upper >= low))
     return Interval(
         torch.where(inside, found.lower.clamp(least, most), -math.inf), torch.where(inside, found.upper.clamp(least, most), math.inf)
     )
 
 
-def _ends(function: Function, lower: Tensor, upper: Tensor) -> Interval:
-    """The hull of f at both ends: by running errors, and by intervals where these know nothing (infinite ends, an overflow)."""
-    near = function.near(torch.stack([lower, upper]))
-    if bool(near.error.isfinite().all()):
-        low, high = down(near.value - near.error), up(near.value + near.error)
-        return Interval(torch.minimum(low[0], low[1]), torch.maximum(high[0], high[1]))
-
-    def values(x: Interval) -> Interval:
-        return evaluate(function.numeric, interval_algebra(), {"x": x})
-
-    return _hull(values(point(lower)), values(point(upper)))
-
-
-def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: tuple[float, float] | None) -> Tensor:
+def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: Ends | None) -> Tensor:
     """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away."""
     if period is None:
         return (lower <= high) & (upper >= low)

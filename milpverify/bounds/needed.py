@@ -1,7 +1,8 @@
 """Which entries of nodes some rows depend on: only these need bounds better than intervals, relaxations of their own, and splits.
 
-And which variables backward passes can improve at all. Where a network computes much and a property asks for little (one flow of a power network, a class among many heads), most entries have
+Where a network computes much and a property asks for little (one flow of a power network, a class among many heads), most entries have
 no path to the rows at all. What is left out is left out for speed alone: a bound that uses it is as valid as before.
+Beside it, which variables backward passes can improve at all, whatever the rows.
 """
 
 from __future__ import annotations
