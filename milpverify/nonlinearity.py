@@ -327,9 +327,10 @@ class Function:
         from milpverify.ranges import curved_range, linear_range
 
         low, high = lower.double(), upper.double()
-        found = (
-            curved_range(self._shape, self._values(low, high), low, high) if self.pieces is None else linear_range(self.pieces, low, high)
-        )
+        if self.pieces is not None:
+            found = linear_range(self.pieces, low, high)
+        else:
+            found = curved_range(self._shape, self._values(low, high), low, high)
         unknown = low.isnan() | high.isnan()
         return torch.where(unknown, -math.inf, found.lower), torch.where(unknown, math.inf, found.upper)
 

@@ -12,29 +12,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.bounds.backward import LineTable, SplitTable, default_lines, ends_of, lines
+from milpverify.bounds.backward import LineTable, SplitTable, default_lines, lines
 from milpverify.bounds.climb import Adam, Climb
 from milpverify.bounds.crown import bound_rows
-from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Kind, Open, OutputConstraints, Passed, Primal, one_after_another
+from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Passed, Primal
+from milpverify.bounds.layout import Layout
 from milpverify.bounds.needed import EVERYTHING
 from milpverify.bounds.rounding import U64
-from milpverify.bounds.rules import rule_of
 from milpverify.bounds.state import Bounds, LinearBound, Lines, NodeState, SplitConstraints, State, map_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from milpverify.bounds.dual import Columns
     from milpverify.bounds.needed import Needed
-    from milpverify.bounds.rules import Ends, Rule
+    from milpverify.bounds.rules import Ends
     from milpverify.config import Deadline
     from milpverify.graph import Graph
 
 __all__ = ["AlphaOptions", "Domain", "Dual", "OutputConstraints", "Primal", "Relaxations"]
 
 
-class Relaxations:
-    """The relaxations of a root's boxes, and the choice that they leave.
+class Relaxations(Layout):
+    """The relaxations of a root's boxes, and the bounds that the choice they leave gives.
 
     Args:
         graph: in the precision of the matrices.
@@ -47,105 +44,10 @@ class Relaxations:
     def __init__(
         self, graph: Graph, state: State, target: int | None = None, table: LineTable | None = None, needed: Needed = EVERYTHING
     ) -> None:
-        self.graph, self.state = graph, state
-        self.target = graph.output if target is None else target
-        nonlinear = [i for i in graph.nonlinear if i in graph.ancestors[self.target]]
-        loose = {i: _loose(graph, i, state, needed.get(i)) for i in nonlinear}
-        still_open: dict[int, Tensor] = {}
-        for i in reversed(nonlinear):
-            # What a function makes of a variable that something else reads is open with it.
-            opening = loose[i] | still_open[i] if i in still_open and len(graph.nodes[i].inputs) == 1 else loose[i]
-            for reading in graph.readings[i]:
-                mask = still_open.setdefault(
-                    reading.node, torch.zeros(graph.nodes[reading.node].size, dtype=torch.bool, device=graph.device)
-                )
-                mask[opening if reading.index is None else reading.index[opening]] = True
-        self.slots = sorted(still_open)
-        self.entries = {z: still_open[z].nonzero(as_tuple=True)[0] for z in self.slots}  # variable -> its open entries
-        self.columns: dict[int, slice] = {}
-        self.opened: dict[int, Open] = {}
+        target = graph.output if target is None else target
+        nonlinear = [i for i in graph.nonlinear if i in graph.ancestors[target]]
         self.lines: LineTable = {i: default_lines(graph, i, state, graph.dtype) if table is None else table[i] for i in nonlinear}
-        self.count = self.width = 0
-        for z in self.slots:
-            self.columns[z] = slice(self.count, self.count + len(self.entries[z]))
-            self.count = self.columns[z].stop
-        place = {z: torch.cumsum(mask, 0) - 1 + self.columns[z].start for z, mask in still_open.items()}
-        found: dict[Rule, list[tuple[int, Tensor, tuple[Columns, ...]]]] = {}
-        for i in nonlinear:
-            rule, readings = rule_of(graph.nodes[i].op), graph.readings[i]
-            whole = len(readings) == 1 and readings[0].index is None
-            index = self.entries[readings[0].node] if whole else loose[i].nonzero(as_tuple=True)[0]
-            columns = [self.columns[r.node] if whole else place[r.node][index if r.index is None else r.index[index]] for r in readings]
-            found.setdefault(rule, []).append((i, index, tuple(columns)))
-        self.kinds: list[Kind] = []
-        opened = {open_part.node: open_part for rule, parts in found.items() for open_part in self._lay_out(rule, parts)}
-        self.opened.update((i, opened[i]) for i in nonlinear)
-        # The slopes of what is stable at the root, zero at open entries.
-        self.stable = {i: tuple(k.flatten(1).index_fill(1, o.index, 0.0) for k in self.lines[i].k_lower) for i, o in opened.items()}
-        every = [(state[z].bounds.lower, state[z].bounds.upper, state[z].center) for z in self.slots]
-        none = state[0].center[:, :0]
-        self.low, self.high, self.center = (
-            torch.cat([none, *(t[k].flatten(1)[:, self.entries[z]] for z, t in zip(self.slots, every, strict=True))], 1) for k in range(3)
-        )
-        # Variables that are functions of others: their columns, and those of what they are functions of.
-        self.derived: list[tuple[Rule, slice, Tensor]] = []
-        self.root = torch.arange(self.count, device=graph.device)  # (T,): the column to split for each
-        for y in self.slots:
-            if y in self.opened and len(self.opened[y].columns) == 1:
-                source = place[graph.readings[y][0].node][self.entries[y]]
-                self.derived.append((self.opened[y].rule, self.columns[y], source))
-                self.root[self.columns[y]] = self.root[source]
-
-    def _lay_out(self, rule: Rule, parts: Sequence[tuple[int, Tensor, tuple[Columns, ...]]]) -> list[Open]:
-        """Give the entries of all nodes of a kind their places among the parameters: lower lines first, then upper ones."""
-        sizes, device = [len(index) for _, index, _ in parts], self.graph.device
-        starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        sides: list[slice | None] = []
-        for matters in rule.matters:
-            sides.append(slice(self.width, self.width + sum(sizes)) if matters else None)
-            self.width += sum(sizes) if matters else 0
-        if sum(sizes):
-            some = [(i, index, columns) for i, index, columns in parts if len(index)]
-            value = torch.cat([self.state[i].center.flatten(1)[:, index] for i, index, _ in some], 1)
-            columns = tuple(one_after_another(c, device) for c in zip(*(c for _, _, c in some), strict=True))
-            nodes, counts = tuple(i for i, _, _ in some), tuple(len(index) for _, index, _ in some)
-            self.kinds.append(Kind(rule, nodes, counts, columns, sides[0], sides[1], value))
-        made = []
-        for (i, index, columns), start, size in zip(parts, starts, sizes, strict=True):
-            lower, upper = (None if part is None else slice(part.start + start, part.start + start + size) for part in sides)
-            made.append(Open(i, rule, index, columns, lower, upper))
-        return made
-
-    def derive(self, low: Tensor, high: Tensor) -> None:
-        """Clamp the variables that are functions of others to what bounds (n, T) of these imply, in place."""
-        for rule, here, source in self.derived:
-            least, most = rule.range((low[:, source],), (high[:, source],))
-            low[:, here] = torch.maximum(low[:, here], least)
-            high[:, here] = torch.minimum(high[:, here], most)
-
-    def own(self, values: Tensor, box: Tensor) -> Tensor:
-        """What belongs to each subproblem's box, of values (batch, ...)."""
-        return values.expand(len(box), *values.shape[1:]) if len(values) == 1 else values[box]
-
-    def domain(self, box: Tensor) -> Domain:
-        """The boxes themselves as subproblems without splits."""
-        none = torch.zeros(len(box), 0, device=box.device)
-        return Domain(box, self.own(self.low, box), self.own(self.high, box), none.long(), none, none.double())
-
-    def slopes(self, table: LineTable, box: Tensor) -> Tensor:
-        """The parameters of some lines without rows of their own, in the layout of `Dual.slopes` but for the rows: (n, P)."""
-        made = self.low.new_empty(len(self.low), self.width, dtype=self.graph.dtype)
-        for kind in self.kinds:
-            ends = tuple(self.low[:, c] for c in kind.columns), tuple(self.high[:, c] for c in kind.columns)
-            for which, part in enumerate((kind.lower, kind.upper)):
-                if part is not None:
-                    sides = ((table[i].k_lower, table[i].k_upper)[which] for i in kind.nodes)
-                    by_node = [
-                        tuple(k.flatten(1)[:, self.opened[i].index] for k in side) for i, side in zip(kind.nodes, sides, strict=True)
-                    ]
-                    slopes = tuple(torch.cat(k, 1) for k in zip(*by_node, strict=True))
-                    made[:, part] = kind.rule.parameters(*ends, which, slopes).to(made.dtype)
-        return self.own(made, box)
+        super().__init__(graph, state, target, self.lines, needed)
 
     # -- the optimiser ------------------------------------------------------------------------------------------------------
 
@@ -338,16 +240,6 @@ class Relaxations:
             bounds = Bounds(self.own(s.bounds.lower, box), self.own(s.bounds.upper, box))
             state[i] = NodeState(bounds, self.own(s.center, box), None if s.charge is None else self.own(s.charge, box))
         return state
-
-
-def _loose(graph: Graph, node: int, state: State, needed: Tensor | None) -> Tensor:
-    """Which entries of a nonlinear node are relaxed in some box and matter, (size,) bool."""
-    loose = ~rule_of(graph.nodes[node].op).is_exact(*ends_of(graph, node, state)).flatten(1)
-    if needed is not None:  # zero times an infinite slope or intercept is no number
-        known = [state[i].bounds for i in (node, *graph.nodes[node].inputs)]
-        infinite = torch.stack([torch.isinf(side).flatten(1) for b in known for side in (b.lower, b.upper)]).any(0)
-        loose = loose & (needed | infinite)
-    return loose.any(0)
 
 
 def _keep(kept: Dual, value: Tensor, active: Tensor, better: Tensor, now: Dual, found: Tensor) -> tuple[Dual, Tensor]:

@@ -12,7 +12,7 @@ from milpverify.bounds.dual import AlphaOptions, Domain, Dual, Kind, OutputConst
 from milpverify.operators import Affine
 
 if TYPE_CHECKING:
-    from milpverify.bounds.beta import Relaxations
+    from milpverify.bounds.layout import Layout
     from milpverify.bounds.rules import Side
 
     Line = tuple[tuple[Tensor, ...], Tensor]
@@ -59,7 +59,7 @@ class Climb:
 
     def __init__(
         self,
-        of: Relaxations,
+        of: Layout,
         domain: Domain,
         rows: Tensor,
         x_rows: Tensor | None,
@@ -69,7 +69,7 @@ class Climb:
     ) -> None:
         node = of.target if node is None else node
         graph, dtype = of.graph, of.graph.dtype
-        self.of, self.domain, self.graph = of, domain, graph
+        self.of, self.domain = of, domain
         n, r = rows.shape[:2]
         self.shape = (n, r)
         self.start = {node: rows.to(dtype).reshape(n, r, *graph.nodes[node].shape)}
@@ -102,18 +102,12 @@ class Climb:
                 if part is not None:
                     low[:, 0, part], high[:, 0, part], pace[:, 0, part] = spans
         self.span = Span(low, high, pace)
-        # Split constraints are subtracted where the multipliers of the first function of a variable come back; if there is none, later.
-        self.first: dict[int, int] = {}
-        for i, o in of.opened.items():
-            if isinstance(o.columns[0], slice):
-                self.first.setdefault(graph.nodes[i].inputs[0], i)
-        self.later = {z: of.entries[z] for z in of.slots if z not in self.first}
 
     def _lines(self, kind: Kind, once: bool) -> tuple[Side, Side]:
         of, box = self.of, self.domain.box
         low, high = (tuple(t[:, c] for c in kind.columns) for t in (self.domain.low, self.domain.high))
         center = tuple(of.own(of.center[:, c], box) for c in kind.columns)
-        return kind.rule.sides(low, high, center, of.own(kind.value, box), self.graph.dtype, once)
+        return kind.rule.sides(low, high, center, of.own(kind.value, box), of.graph.dtype, once)
 
     def _chosen(self, alpha: Tensor) -> dict[int, tuple[Line, Line]]:
         """The lines that some slopes give, per nonlinear node with open entries."""
@@ -128,7 +122,7 @@ class Climb:
 
     def value(self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, Passed] | None = None) -> Tensor:
         """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them."""
-        of, graph = self.of, self.graph
+        of, graph = self.of, self.of.graph
         n, r = self.shape
         total = self.base
         chosen = self._chosen(alpha)
@@ -146,8 +140,9 @@ class Climb:
         while True:
             last = max(waiting)
             node, rows = graph.nodes[last], waiting.pop(last)
-            if signed is not None and last in self.later:
-                rows = rows.flatten(2).index_add(2, self.later[last], -signed[:, :, of.columns[last]]).reshape(rows.shape)
+            # Split constraints are subtracted where the multipliers of the first function of a variable come back; if there is none, here.
+            if signed is not None and last in of.entries and last not in of.first:
+                rows = rows.flatten(2).index_add(2, of.entries[last], -signed[:, :, of.columns[last]]).reshape(rows.shape)
             if last == 0:
                 return total - (rows.flatten(2).abs() * self.radius).sum(2)
             parts: tuple[Tensor, ...]
@@ -163,7 +158,7 @@ class Climb:
                     total = total + (up * b_lower + down * b_upper).sum(2)
                     back = tuple(up * low + down * high for low, high in zip(k_lower, k_upper, strict=True))
                     here = o.columns[0]
-                    if signed is not None and isinstance(here, slice) and self.first[node.inputs[0]] == last:
+                    if signed is not None and isinstance(here, slice) and of.first[node.inputs[0]] == last:
                         back = (back[0] - signed[:, :, here],)
                     if seen is not None:
                         seen[last] = Passed(free, (k_lower, b_lower), (k_upper, b_upper), back)
