@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.onnx_check import Comparison, comparable_points
+from milpverify.frontends.lowering.comparison import Comparison, comparable_points
 from milpverify.frontends.torch_call import leaves
 from milpverify.frontends.torch_module import refuse_training
 from milpverify.graph import Graph
