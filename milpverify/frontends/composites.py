@@ -17,7 +17,7 @@ import numpy as np
 
 from milpverify.frontends import patterns
 from milpverify.frontends.builder import Builder, entries
-from milpverify.frontends.constants import Constant
+from milpverify.frontends.constants import Array, Constant
 from milpverify.graph import Node
 
 if TYPE_CHECKING:
@@ -57,6 +57,18 @@ def divide(g: Builder, a: Node | ArrayLike, b: Node) -> Node:
         return softmax(g, sums[0], sums[1][0])
     quotient = patterns.quotient(g, a, b) if a.shape == b.shape else None
     return multiply(g, a, reciprocal(g, b)) if quotient is None else quotient
+
+
+def matrix_product(g: Builder, a: Node | ArrayLike | Constant, b: Node | ArrayLike | Constant) -> Node:
+    """numpy's a @ b, where at least one of them is a node."""
+    if isinstance(a, Node):
+        return g.matmul_nodes(a, b) if isinstance(b, Node) else g.matmul(a, Constant.of(b))
+    assert isinstance(b, Node)
+    left = Constant.of(a)
+    if left.value.ndim < 2:
+        return g.matmul(g.transpose(b) if len(b.shape) > 1 else b, left)
+    left = left.moved(left.value.swapaxes(-1, -2))
+    return g.matmul(b, left) if len(b.shape) < 2 else g.transpose(g.matmul(g.transpose(b), left))
 
 
 def logarithm(g: Builder, x: Node) -> Node:
@@ -191,6 +203,29 @@ def _log_softmax(g: Builder, x: Node) -> Node:
 
 
 # Normalisation
+
+
+def batch_norm(
+    g: Builder, x: Node, mean: Array | None, variance: Array | None, eps: float, weight: Array | None = None, bias: Array | None = None
+) -> Node:
+    """(x - mean) / sqrt(variance + eps) * weight + bias with constants per channel, axis 1; None means 0 and, of a factor, 1."""
+    centre, spread, factor, shift = (_per_channel(x, v) for v in (mean, variance, weight, bias))
+    ones = np.array(1.0)
+    scale = Constant(ones if factor is None else factor) / (Constant(ones if spread is None else spread) + eps).sqrt()
+    # The mean goes first, on its own: subtracted inside the shift it could cancel, and float64 would round it.
+    return g.scale(x if centre is None else g.scale(x, bias=-centre), scale, shift)
+
+
+def group_norm(g: Builder, x: Node, groups: int, eps: float, weight: Array | None = None, bias: Array | None = None) -> Node:
+    """Every group of channels, axis 1, normalised as by `layer_norm`, then times weight plus bias per channel."""
+    rows = g.reshape(x, (x.shape[0], groups, x.size // (x.shape[0] * groups)))
+    y = g.reshape(layer_norm(g, rows, [2], eps), x.shape)
+    return g.scale(y, _per_channel(x, weight), _per_channel(x, bias))
+
+
+def _per_channel(x: Node, values: Array | None) -> Array | None:
+    """Values (channels,) as they broadcast against (batch, channels, *space)."""
+    return None if values is None else values.reshape(-1, *[1] * (len(x.shape) - 2))
 
 
 def layer_norm(

@@ -115,9 +115,6 @@ def _instance_normalization(g: Builder, op: Operation) -> Value:
 
 @rule("GroupNormalization", attributes="epsilon num_groups stash_type")
 def _group_normalization(g: Builder, op: Operation) -> Value:
-    x, groups = op.node(), op.attributes["num_groups"]
     if op.opset < 21:
         raise op.refuse("before opset 21 its scale and bias are per group, which ONNX itself calls a mistake; export it with opset 21")
-    weight, bias = (op.weight(i).reshape(-1, *[1] * (len(x.shape) - 2)) for i in (1, 2))
-    planes = g.reshape(x, (x.shape[0], groups, x.size // (x.shape[0] * groups)))
-    return g.scale(g.reshape(composites.layer_norm(g, planes, [2], op.attributes["epsilon"]), x.shape), weight, bias)
+    return composites.group_norm(g, op.node(), op.attributes["num_groups"], op.attributes["epsilon"], op.weight(1), op.weight(2))

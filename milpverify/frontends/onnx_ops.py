@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from milpverify.catalogue import catalogue
 from milpverify.errors import InvalidModel
 from milpverify.frontends import composites
 from milpverify.frontends.builder import Builder, check_size, entries
 from milpverify.frontends.constants import Constant
+from milpverify.frontends.lowering import elementwise
+from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.onnx_folding import check_result
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
@@ -29,24 +30,14 @@ LARGEST = float(np.finfo(np.float32).max)
 # Arithmetic
 
 
-def total(g: Builder, values: Sequence[Value], signs: Sequence[int]) -> Value:
-    """The signed sum of values with broadcasting. Constants are added one by one, so that nothing is rounded."""
-    nodes = [(v, s) for v, s in zip(values, signs, strict=True) if isinstance(v, Node)]
-    y = g.scale(*nodes[0]) if len(nodes) == 1 else g.sum([v for v, _ in nodes], [s for _, s in nodes])
-    for value, sign in zip(values, signs, strict=True):
-        if not isinstance(value, Node):
-            y = g.scale(y, bias=sign * value)
-    return y
-
-
 @rule("Add", "Sum")
 def _add(g: Builder, op: Operation) -> Value:
-    return total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
+    return elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
 
 
 @rule("Sub")
 def _subtract(g: Builder, op: Operation) -> Value:
-    return total(g, [op.value(0), op.value(1)], [1, -1])
+    return elementwise.total(g, [op.value(0), op.value(1)], [1, -1])
 
 
 @rule("Neg")
@@ -72,21 +63,9 @@ def _divide(g: Builder, op: Operation) -> Value:
     return g.scale(op.node(), 1.0 / Constant(b))
 
 
-def product(g: Builder, a: Value | Constant, b: Value | Constant) -> Node:
-    """numpy's a @ b, where at least one of them is a node."""
-    if isinstance(a, Node):
-        return g.matmul_nodes(a, b) if isinstance(b, Node) else g.matmul(a, b)
-    assert isinstance(b, Node)
-    a = Constant.of(a)
-    if a.value.ndim < 2:
-        return g.matmul(g.transpose(b) if len(b.shape) > 1 else b, a)
-    a = a.moved(a.value.swapaxes(-1, -2))
-    return g.matmul(b, a) if len(b.shape) < 2 else g.transpose(g.matmul(g.transpose(b), a))
-
-
 @rule("MatMul")
 def _matmul(g: Builder, op: Operation) -> Value:
-    return product(g, op.value(0), op.value(1))
+    return composites.matrix_product(g, op.value(0), op.value(1))
 
 
 @rule("Gemm", attributes="alpha beta transA transB")
@@ -105,10 +84,10 @@ def _gemm(g: Builder, op: Operation) -> Value:
     if not any(nodes):
         factors[0] = g.constant(factors[0])  # type: ignore[arg-type]
     if all(nodes):
-        y = g.scale(product(g, *factors), alpha)
+        y = g.scale(composites.matrix_product(g, *factors), alpha)
     else:
         # A float32 factor times a float32 weight is exact in float64.
-        y = product(g, *(f if isinstance(f, Node) else Constant(f) * alpha for f in factors))
+        y = composites.matrix_product(g, *(f if isinstance(f, Node) else Constant(f) * alpha for f in factors))
     if c is None:
         return y
     return g.sum([y, g.scale(c, beta)]) if isinstance(c, Node) else g.scale(y, bias=Constant(c) * beta)
@@ -117,19 +96,13 @@ def _gemm(g: Builder, op: Operation) -> Value:
 @rule("BatchNormalization", attributes="epsilon momentum")
 def _batch_normalization(g: Builder, op: Operation) -> Value:
     x = op.node()
-    scale, shift, mean, variance = (op.weight(i).reshape(-1, *[1] * (len(x.shape) - 2)) for i in range(1, 5))
-    # The mean goes first, on its own: subtracted inside the shift it could cancel, and float64 would round it.
-    factor = Constant(scale) / (Constant(variance) + op.attributes["epsilon"]).sqrt()
-    return g.scale(g.scale(x, bias=-mean), factor, shift)
+    weight, bias, mean, variance = (op.weight(i) for i in range(1, 5))
+    return composites.batch_norm(g, x, mean, variance, op.attributes["epsilon"], weight, bias)
 
 
 @rule("Where")
 def _where(g: Builder, op: Operation) -> Value:
-    condition = op.weight(0).astype(bool)
-    parts: list[Value] = []
-    for value, mask in ((op.value(1), condition), (op.value(2), ~condition)):
-        parts.append(g.scale(value, mask) if isinstance(value, Node) else np.where(mask, value, 0.0))
-    return total(g, parts, [1, 1])
+    return elementwise.where(g, op.weight(0).astype(bool), op.value(1), op.value(2))
 
 
 # Moving entries
@@ -191,12 +164,7 @@ def axes_of(op: Operation, rank: int) -> list[int] | None:
         given = array.reshape(-1).tolist()
     if given is None:
         return None
-    if any(not -rank <= a < rank for a in given):
-        raise InvalidModel(f"{op} names the axes {list(given)} of a tensor with {rank}")
-    axes = sorted(int(a) % rank for a in given)
-    if len(set(axes)) < len(axes):
-        raise InvalidModel(f"{op} names an axis twice: {list(given)}")
-    return axes
+    return axes_named(given, rank, op)
 
 
 @rule("Squeeze", attributes="axes")
@@ -343,8 +311,4 @@ def _ceil(g: Builder, op: Operation) -> Value:
 
 @rule("PRelu")
 def _prelu(g: Builder, op: Operation) -> Value:
-    """x where x >= 0, else slope * x: slope * x + (1 - slope) * relu(x)."""
-    x, slope = op.node(), op.weight(1)
-    if slope.size and np.all(slope == slope.flat[0]):
-        return g.apply(catalogue()["leaky_relu"].bind(alpha=float(slope.flat[0])), x)
-    return g.sum([g.scale(x, slope), g.scale(g.relu(x), 1.0 - Constant(slope))])
+    return elementwise.prelu(g, op.node(), op.weight(1))

@@ -11,6 +11,8 @@ import numpy as np
 from milpverify.errors import InvalidModel
 from milpverify.frontends.builder import Builder, check_size, entries
 from milpverify.frontends.constants import Array, Constant
+from milpverify.frontends.lowering.axes import along, cumulative_sum
+from milpverify.frontends.lowering.windows import convolve_transposed
 from milpverify.frontends.onnx_node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
 
@@ -35,7 +37,6 @@ def _end_pads(op: Operation, full: list[int]) -> list[tuple[int, int]]:
 
 @rule("ConvTranspose", attributes="auto_pad dilations group kernel_shape output_padding output_shape pads strides")
 def _conv_transpose(g: Builder, op: Operation) -> Value:
-    """A convolution of the flipped kernel over the input with zeros between its entries and around."""
     x, weight, bias = op.node(), op.weight(1), op.constant(2)
     n, groups = len(x.shape) - 2, op.attributes["group"]
     kernel, space = weight.shape[2:], x.shape[2:]
@@ -45,23 +46,11 @@ def _conv_transpose(g: Builder, op: Operation) -> Value:
     extra = op.attributes.get("output_padding") or [0] * n
     if not len(strides) == len(dilations) == len(extra) == n or min(*strides, *dilations, *kernel, groups) < 1:
         raise InvalidModel(f"{op} has strides, dilations or a group that are not positive, or not one per axis")
-    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
-    full = [(s - 1) * st + r + 1 + e for s, st, r, e in zip(space, strides, reach, extra, strict=True)]
+    rows = zip(space, strides, kernel, dilations, extra, strict=True)
+    full = [(size - 1) * step + (k - 1) * spread + 1 + e for size, step, k, spread, e in rows]
     check_size((*x.shape[:2], *full))
-    places = entries(x.shape)
-    for a, stride in enumerate(strides, start=2):
-        spread = np.full((*places.shape[:a], (places.shape[a] - 1) * stride + 1, *places.shape[a + 1 :]), -1, dtype=np.int64)
-        spread[(slice(None),) * a + (slice(None, None, stride),)] = places
-        places = spread
-    for a, ((begin, end), r, e) in enumerate(zip(_end_pads(op, full), reach, extra, strict=True), start=2):
-        widths = [(0, 0)] * places.ndim
-        widths[a] = (max(0, r - begin), max(0, r - end + e))
-        cropped = slice(max(0, begin - r), places.shape[a] - max(0, end - e - r))
-        places = np.pad(places[(slice(None),) * a + (cropped,)], widths, constant_values=-1)
-    rows = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
-    flipped = np.flip(rows.reshape(-1, *rows.shape[2:]), tuple(range(2, n + 2)))
-    y = g.conv(g.select(x, places), flipped, dilation=dilations, groups=groups)
-    return y if bias is None else g.scale(y, bias=bias.reshape(-1, *[1] * n))
+    crops = [(begin, end - e) for (begin, end), e in zip(_end_pads(op, full), extra, strict=True)]
+    return convolve_transposed(g, x, weight, strides, dilations, crops, groups, bias)
 
 
 # Resampling
@@ -91,14 +80,6 @@ def _nearest(op: Operation, mode: str, x: Array) -> Array:
     return rounded[mode]
 
 
-def _along(g: Builder, x: Node, axis: int, matrix: Array | Constant) -> Node:
-    """matrix (m, n) times x along an axis of length n."""
-    rank = len(x.shape)
-    order = [a for a in range(rank) if a != axis] + [axis]
-    columns = Constant.of(matrix)
-    return g.permute(g.matmul(g.permute(x, order), columns.moved(columns.value.T)), [order.index(a) for a in range(rank)])
-
-
 def _interpolating(n: int, at: list[Fraction]) -> Constant:
     """The matrix (m, n) that interpolates between the two entries around each coordinate."""
     entries = [Fraction(0)] * (len(at) * n)
@@ -124,7 +105,7 @@ def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode
             chosen = np.clip(_nearest(op, nearest, places), 0, n - 1).astype(np.int64)
             x = g.select(x, np.take(entries(x.shape), chosen, axis))
         elif mode == "linear":
-            x = _along(g, x, axis, _interpolating(n, at))
+            x = along(g, x, axis, _interpolating(n, at))
         else:
             raise op.refuse(f"mode '{mode}' has no rule; nearest and linear have")
     return x
@@ -180,10 +161,8 @@ def _resize(g: Builder, op: Operation) -> Value:
 
 @rule("CumSum", attributes="exclusive reverse")
 def _cumulative_sum(g: Builder, op: Operation) -> Value:
-    x = op.node()
-    axis = int(op.weight(1).reshape(())) % len(x.shape)
-    matrix = np.tril(np.ones((x.shape[axis],) * 2), -1 if op.attributes["exclusive"] else 0)
-    return _along(g, x, axis, matrix.T if op.attributes["reverse"] else matrix)
+    axis = int(op.weight(1).reshape(()))
+    return cumulative_sum(g, op.node(), axis, bool(op.attributes["exclusive"]), bool(op.attributes["reverse"]))
 
 
 @rule("Trilu", attributes="upper")

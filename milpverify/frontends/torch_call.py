@@ -113,6 +113,10 @@ class Call:
             raise self.invalid(f"computes with {found[~np.isfinite(found)].flat[0]}; weights must be finite numbers")
         return found
 
+    def optional(self, value: Any) -> Array | None:
+        """A constant, or None where it is left out."""
+        return None if value is None else self.array(value)
+
     def node(self, value: Any) -> Node:
         """A tensor as a node; a constant becomes one."""
         return value if isinstance(value, Node) else self.g.constant(self.array(value))

@@ -12,7 +12,15 @@ import torch
 
 from milpverify.frontends import composites
 from milpverify.frontends.constants import Constant
-from milpverify.frontends.onnx_windows import Axis, average_pool, max_pool, slide
+from milpverify.frontends.lowering.windows import (
+    Axis,
+    adaptive_average_pool,
+    adaptive_max_pool,
+    average_pool,
+    convolve,
+    convolve_transposed,
+    max_pool,
+)
 from milpverify.frontends.torch_call import Call, execute, name_of, rule
 from milpverify.frontends.torch_ops import matrix_product, total
 from milpverify.graph import Node
@@ -40,13 +48,9 @@ def unbatched(call: Call, y: Node, added: bool) -> Node:
 
 def window(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool = False) -> Axis:
     """How a window slides along one axis; with `ceil` the last one may reach beyond the padding, but not begin there."""
-    free = size + begin + end - (kernel - 1) * dilation - 1
-    if free < 0:
+    if size + begin + end <= (kernel - 1) * dilation:
         raise ValueError(f"a kernel of length {kernel} is larger than its padded input of length {size + begin + end}")
-    windows = (-(-free // stride) if ceil else free // stride) + 1
-    if ceil and (windows - 1) * stride >= size + begin:
-        windows -= 1
-    return Axis(size, kernel, stride, dilation, begin, end, windows)
+    return Axis.padded(size, kernel, stride, dilation, begin, end, ceil)
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -64,9 +68,7 @@ def _conv(
         pads = [(p, p) for p in per_axis(padding, n)]
     rows = zip(x.shape[2:], kernels.shape[2:], strides, dilations, pads, strict=True)
     axes = [window(size, kernel, step, spread, begin, end) for size, kernel, step, spread, (begin, end) in rows]
-    y = slide(call.g, x, kernels, axes, groups)
-    y = y if bias is None else call.g.scale(y, bias=call.array(bias).reshape(-1, *[1] * n))
-    return unbatched(call, y, added)
+    return unbatched(call, convolve(call.g, x, kernels, axes, groups, call.optional(bias)), added)
 
 
 def transposed(
@@ -80,28 +82,13 @@ def transposed(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Node:
-    """A transposed convolution: zeros between the entries, then a convolution with the kernel turned round."""
+    """A transposed convolution with torch's arguments."""
     kernels = call.array(weight)  # (in, out / groups, *kernel)
     n = kernels.ndim - 2
     x, added = batched(call, x, n)
     strides, paddings, extras, dilations = (per_axis(v, n) for v in (stride, padding, output_padding, dilation))
-    places = np.arange(x.size, dtype=np.int64).reshape(x.shape)
-    pads = []
-    for a in range(n):
-        size, reach = places.shape[2 + a], dilations[a] * (kernels.shape[2 + a] - 1)
-        spread = np.full((*places.shape[: 2 + a], (size - 1) * strides[a] + 1, *places.shape[3 + a :]), -1)
-        spread[(slice(None),) * (2 + a) + (slice(None, None, strides[a]),)] = places
-        begin, end = reach - paddings[a], reach - paddings[a] + extras[a]
-        # Negative padding crops.
-        first, last = max(0, -begin), spread.shape[2 + a] - max(0, -end)
-        places = spread[(slice(None),) * (2 + a) + (slice(first, last),)]
-        pads.append((max(0, begin), max(0, end)))
-    inputs, outputs = kernels.shape[:2]
-    grouped = kernels.reshape(groups, inputs // groups, outputs, *kernels.shape[2:]).swapaxes(1, 2)
-    turned = np.flip(grouped.reshape(groups * outputs, inputs // groups, *kernels.shape[2:]), tuple(range(2, 2 + n)))
-    y = call.g.conv(call.g.select(x, places), turned, None, pads, dilations, groups)
-    y = y if bias is None else call.g.scale(y, bias=call.array(bias).reshape(-1, *[1] * n))
-    return unbatched(call, y, added)
+    crops = [(p, p - extra) for p, extra in zip(paddings, extras, strict=True)]
+    return unbatched(call, convolve_transposed(call.g, x, kernels, strides, dilations, crops, groups, call.optional(bias)), added)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -171,11 +158,6 @@ def _largest_with_places(lower: Any, call: Call, *args: Any, **kwargs: Any) -> A
     return lower(call, *args, **kwargs), None
 
 
-def regions(size: int, count: int) -> list[tuple[int, int]]:
-    """The stretches that adaptive pooling cuts an axis into."""
-    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
-
-
 def targets(x: Node, n: int, output_size: Any) -> list[int]:
     """The lengths that adaptive pooling is asked for; None keeps one."""
     asked = list(output_size) if isinstance(output_size, (list, tuple)) else [output_size] * n
@@ -184,27 +166,10 @@ def targets(x: Node, n: int, output_size: Any) -> list[int]:
 
 def _adaptive_average(n: int) -> Any:
     def lower(call: Call, x: Node, output_size: Any) -> Node:
-        """Along each axis a product with the matrix that averages over its stretches."""
         x, added = batched(call, x, n)
-        for axis, count in enumerate(targets(x, n, output_size), start=2):
-            x = _averaged(call, x, axis, count)
-        return unbatched(call, x, added)
+        return unbatched(call, adaptive_average_pool(call.g, x, targets(x, n, output_size)), added)
 
     return lower
-
-
-def _averaged(call: Call, x: Node, axis: int, count: int) -> Node:
-    g, size = call.g, x.shape[axis]
-    if count == size:
-        return x
-    if count == 1:
-        return g.scale(g.reduce_sum(x, [axis]), 1.0 / Constant.of(size))
-    ones, lengths = np.zeros((size, count)), np.ones(count)
-    for i, (first, last) in enumerate(regions(size, count)):
-        ones[first:last, i], lengths[i] = 1.0, last - first
-    matrix = Constant(ones) / lengths
-    axes = [a for a in range(len(x.shape)) if a != axis] + [axis]
-    return g.permute(g.matmul(g.permute(x, axes), matrix), [axes.index(a) for a in range(len(axes))])
 
 
 def _adaptive_largest(n: int) -> Any:
@@ -212,15 +177,7 @@ def _adaptive_largest(n: int) -> Any:
         if return_indices:
             raise call.refuse("return_indices has no rule: the places depend on the network's input")
         x, added = batched(call, x, n)
-        counts = targets(x, n, output_size)
-        sets = np.zeros((1, 1), dtype=np.int64)
-        for size, count in zip(x.shape[2:], counts, strict=True):
-            ends = regions(size, count)
-            longest = max(last - first for first, last in ends)
-            taps = np.array([np.minimum(np.arange(first, first + longest), last - 1) for first, last in ends])
-            sets = (sets[:, None, :, None] * size + taps[None, :, None, :]).reshape(len(sets) * count, -1)
-        planes = call.g.reshape(x, (math.prod(x.shape[:2]), math.prod(x.shape[2:])))
-        return unbatched(call, call.g.extremum(planes, sets, (*x.shape[:2], *counts)), added)
+        return unbatched(call, adaptive_max_pool(call.g, x, targets(x, n, output_size)), added)
 
     return lower
 
@@ -306,12 +263,8 @@ def _native_batch_norm(call: Call, x: Node, weight: Any, bias: Any, mean: Any, v
 
 
 def _normalised(call: Call, x: Node, weight: Any, bias: Any, mean: Any, variance: Any, eps: Any) -> Node:
-    def along_channels(value: Any, default: float) -> Any:
-        return np.array(default) if value is None else call.array(value).reshape(-1, *[1] * (len(x.shape) - 2))
-
-    factor = Constant(along_channels(weight, 1.0)) / (Constant(along_channels(variance, 1.0)) + call.number(eps)).sqrt()
-    # The mean goes first, on its own: subtracted inside the shift it could cancel, and float64 would round it.
-    return call.g.scale(call.g.scale(x, bias=-along_channels(mean, 0.0)), factor, along_channels(bias, 0.0))
+    statistics = call.optional(mean), call.optional(variance)
+    return composites.batch_norm(call.g, x, *statistics, call.number(eps), call.optional(weight), call.optional(bias))
 
 
 @rule("layer_norm")
@@ -319,7 +272,7 @@ def _layer_norm(
     call: Call, x: Node, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: Any = 1e-5, *_: Any
 ) -> Node:
     axes = range(len(x.shape) - len(normalized_shape), len(x.shape))
-    return composites.layer_norm(call.g, x, axes, call.number(eps), *(None if v is None else call.array(v) for v in (weight, bias)))
+    return composites.layer_norm(call.g, x, axes, call.number(eps), call.optional(weight), call.optional(bias))
 
 
 @rule("native_layer_norm")
@@ -329,10 +282,7 @@ def _native_layer_norm(call: Call, x: Node, shape: Sequence[int], weight: Any, b
 
 @rule("group_norm")
 def _group_norm(call: Call, x: Node, num_groups: int, weight: Any = None, bias: Any = None, eps: Any = 1e-5, *_: Any) -> Node:
-    parts = call.g.reshape(x, (x.shape[0], num_groups, x.size // (x.shape[0] * num_groups)))
-    y = call.g.reshape(composites.layer_norm(call.g, parts, [2], call.number(eps)), x.shape)
-    space = [1] * (len(x.shape) - 2)
-    return call.g.scale(y, *(None if v is None else call.array(v).reshape(-1, *space) for v in (weight, bias)))
+    return composites.group_norm(call.g, x, num_groups, call.number(eps), call.optional(weight), call.optional(bias))
 
 
 @rule("instance_norm")
@@ -357,7 +307,7 @@ def _instance_norm(
 def _rms_norm(call: Call, x: Node, normalized_shape: Sequence[int], weight: Any = None, eps: Any = None) -> Node:
     axes = range(len(x.shape) - len(normalized_shape), len(x.shape))
     floor = torch.finfo(call.dtype).eps if eps is None else call.number(eps)
-    return composites.rms_norm(call.g, x, axes, floor, None if weight is None else call.array(weight))
+    return composites.rms_norm(call.g, x, axes, floor, call.optional(weight))
 
 
 # Softmax and attention

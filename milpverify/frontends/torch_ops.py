@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from milpverify.frontends import composites
-from milpverify.frontends.constants import Array, Constant
+from milpverify.frontends.constants import Constant
+from milpverify.frontends.lowering import elementwise
+from milpverify.frontends.lowering.axes import axes_named, cumulative_sum
 from milpverify.frontends.torch_call import RULES, Call, Value, name_of, rule
 from milpverify.graph import Node
 
@@ -23,14 +24,8 @@ from milpverify.graph import Node
 
 
 def total(call: Call, values: Sequence[Any], signs: Sequence[int]) -> Node:
-    """The signed sum of values with broadcasting. Constants are added one by one, so that nothing is rounded."""
-    nodes = [(v, s) for v, s in zip(values, signs, strict=True) if isinstance(v, Node)]
-    y = call.g.scale(*nodes[0]) if len(nodes) == 1 else call.g.sum([v for v, _ in nodes], [s for _, s in nodes])
-    for value, sign in zip(values, signs, strict=True):
-        if not isinstance(value, Node):
-            bias = value if isinstance(value, Constant) else Constant(call.array(value))
-            y = call.g.scale(y, bias=bias if sign > 0 else -bias)
-    return y
+    """The signed sum of values with broadcasting."""
+    return elementwise.total(call.g, [v if isinstance(v, (Node, Constant)) else call.array(v) for v in values], signs)
 
 
 def times(call: Call, a: Any, factor: Any) -> Any:
@@ -122,18 +117,8 @@ def multiply(call: Call, a: Any, b: Any) -> Any:
 
 def matrix_product(call: Call, a: Any, b: Any) -> Node:
     """torch's a @ b, as a node where both are constant, too: the sums would be rounded."""
-    g = call.g
-    if isinstance(a, Node) and isinstance(b, Node):
-        return call.g.matmul_nodes(a, b)
-    if isinstance(a, Node):
-        return g.matmul(a, call.array(b))
-    if not isinstance(b, Node):
-        return g.matmul(call.node(a), call.array(b))
-    left = call.array(a)
-    if left.ndim < 2:
-        return g.matmul(g.transpose(b) if len(b.shape) > 1 else b, left)
-    left = left.swapaxes(-1, -2)
-    return g.matmul(b, left) if len(b.shape) < 2 else g.transpose(g.matmul(g.transpose(b), left))
+    left = a if isinstance(a, Node) else call.array(a) if isinstance(b, Node) else call.node(a)
+    return composites.matrix_product(call.g, left, b if isinstance(b, Node) else call.array(b))
 
 
 @rule("matmul", "rmatmul", "mm", "bmm", "mv", "dot", "inner")
@@ -180,10 +165,7 @@ def _logarithm(call: Call, x: Node) -> Node:
 @rule("where")
 def _where(call: Call, condition: Any, a: Any, b: Any) -> Node:
     chosen = call.array(condition).astype(bool)
-    parts: list[Any] = []
-    for value, mask in ((a, chosen), (b, ~chosen)):
-        parts.append(call.g.scale(value, mask) if isinstance(value, Node) else torch.from_numpy(np.where(mask, call.array(value), 0.0)))
-    return total(call, parts, [1, 1])
+    return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v) for v in (a, b)))
 
 
 @rule("masked_fill")
@@ -198,9 +180,7 @@ def axes_of(call: Call, x: Node, dim: Any) -> list[int]:
     """The axes that `dim` names, >= 0; all of them where it is left out or empty."""
     rank = len(x.shape)
     given = list(range(rank)) if dim is None or dim in ((), []) else [dim] if isinstance(dim, int) else list(dim)
-    if any(not -rank <= a < rank for a in given):
-        raise call.invalid(f"names the axes {given} of a tensor with {rank}")
-    return sorted(a % rank for a in given)
+    return axes_named(given, rank, call)
 
 
 @rule("sum")
@@ -293,11 +273,7 @@ def _minimum(call: Call, a: Any, b: Any) -> Node:
 
 @rule("cumsum")
 def _cumulative_sum(call: Call, x: Node, dim: int, *, dtype: Any = None) -> Node:
-    """A product with a triangular matrix."""
-    g, axis, n = call.g, dim % len(x.shape), len(x.shape)
-    axes = [a for a in range(n) if a != axis] + [axis]
-    y = g.matmul(g.permute(x, axes), np.triu(np.ones((x.shape[axis], x.shape[axis]))))
-    return g.permute(y, [axes.index(a) for a in range(n)])
+    return cumulative_sum(call.g, x, dim)
 
 
 # Piecewise-linear functions
@@ -348,12 +324,7 @@ def _shrink(call: Call, x: Node, lambd: Any = 0.5) -> Node:
 
 @rule("prelu", "_prelu_kernel")
 def _prelu(call: Call, x: Node, weight: Any) -> Node:
-    """x where x >= 0, else slope * x: slope * x + (1 - slope) * relu(x)."""
-    slope: Array = call.array(weight).reshape(-1)
-    if np.all(slope == slope[0]):
-        return call.g.function("leaky_relu", x, alpha=float(slope[0]))
-    slope = slope.reshape(-1, *[1] * (len(x.shape) - 2))
-    return call.g.sum([call.g.scale(x, slope), call.g.scale(call.g.relu(x), 1.0 - Constant(slope))])
+    return elementwise.prelu(call.g, x, call.array(weight).reshape(-1, *[1] * (len(x.shape) - 2)))
 
 
 # Functions of the catalogue that torch has in more forms
