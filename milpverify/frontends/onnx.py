@@ -27,7 +27,7 @@ from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends import onnx_composites, onnx_recurrent, onnx_resample, onnx_windows  # noqa: F401 (register their rules)
 from milpverify.frontends.builder import Builder, check_size, entries
 from milpverify.frontends.constants import Constant
-from milpverify.frontends.onnx_folding import LINEAR_IN_CONSTANTS, check_result, folded_roundings
+from milpverify.frontends.onnx_folding import check_result, folded_roundings
 from milpverify.frontends.onnx_node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx_ops import FLOATS
 from milpverify.graph import Graph, Node, TensorSpec
@@ -279,7 +279,8 @@ class _Lowering:
     def apply_rule(self, op: Operation) -> list[Value]:
         node = op.proto
         rule = RULES.get(operator_name(node))
-        if node.op_type not in LINEAR_IN_CONSTANTS or not any(isinstance(v, Node) for v in op.inputs):
+        linear = rule is not None and rule.linear_in_constants
+        if not linear or not any(isinstance(v, Node) for v in op.inputs):
             op = self.as_nodes(op)
         rounded = sum(self.rounded.get(name, 0) for name in node.input)
         since = len(self.builder.nodes)

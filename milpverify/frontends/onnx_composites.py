@@ -92,28 +92,28 @@ def _reduce(g: Builder, op: Operation) -> Value:
 # Normalisation
 
 
-@rule("LayerNormalization", attributes="axis epsilon stash_type")
+@rule("LayerNormalization", attributes="axis epsilon stash_type", linear_in_constants=True)
 def _layer_normalization(g: Builder, op: Operation) -> Value:
     x = op.node()
     axes = range(op.attributes["axis"] % len(x.shape), len(x.shape))
     return composites.layer_norm(g, x, axes, op.attributes["epsilon"], op.weight(1), op.constant(2))
 
 
-@rule("RMSNormalization", attributes="axis epsilon stash_type")
+@rule("RMSNormalization", attributes="axis epsilon stash_type", linear_in_constants=True)
 def _rms_normalization(g: Builder, op: Operation) -> Value:
     x = op.node()
     axes = range(op.attributes["axis"] % len(x.shape), len(x.shape))
     return composites.rms_norm(g, x, axes, op.attributes["epsilon"], op.weight(1))
 
 
-@rule("InstanceNormalization", attributes="epsilon")
+@rule("InstanceNormalization", attributes="epsilon", linear_in_constants=True)
 def _instance_normalization(g: Builder, op: Operation) -> Value:
     x = op.node()
     weight, bias = (op.weight(i).reshape(-1, *[1] * (len(x.shape) - 2)) for i in (1, 2))
     return composites.layer_norm(g, x, range(2, len(x.shape)), op.attributes["epsilon"], weight, bias)
 
 
-@rule("GroupNormalization", attributes="epsilon num_groups stash_type")
+@rule("GroupNormalization", attributes="epsilon num_groups stash_type", linear_in_constants=True)
 def _group_normalization(g: Builder, op: Operation) -> Value:
     if op.opset < 21:
         raise op.refuse("before opset 21 its scale and bias are per group, which ONNX itself calls a mistake; export it with opset 21")

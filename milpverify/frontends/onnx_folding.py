@@ -12,24 +12,8 @@ from numpy.typing import NDArray
 from milpverify.errors import InvalidModel
 from milpverify.frontends.builder import check_size
 from milpverify.frontends.constants import ARITHMETIC, Constant
-from milpverify.frontends.onnx_node import Operation
+from milpverify.frontends.onnx_node import RULES, Operation
 from milpverify.graph import Node
-
-MOVES = frozenset(
-    """
-    Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Gather GatherElements GatherND Expand Tile Concat Pad
-    Where Abs Max Min Relu Constant ConstantOfShape Dropout
-    """.split()
-)
-"""The operators whose results are entries of their inputs, but for signs."""
-
-LINEAR_IN_CONSTANTS = frozenset(
-    """
-    Add Sum Sub Mul Div MatMul Gemm Conv ConvTranspose Where Concat ScatterND ScatterElements BatchNormalization
-    LayerNormalization RMSNormalization InstanceNormalization GroupNormalization
-    """.split()
-)
-"""The operators on x whose weights are products and quotients of their constants, so that these hand their mark on."""
 
 
 def folded_roundings(op: Operation, results: Sequence[NDArray[Any]], rounded: Sequence[int]) -> int | None:
@@ -50,7 +34,7 @@ def folded_roundings(op: Operation, results: Sequence[NDArray[Any]], rounded: Se
             return ARITHMETIC[name.lower()](*given).rounded
         except (ValueError, TypeError) as error:
             raise InvalidModel(f"{op} does not fit its inputs: {error}") from error
-    return worst if not worst or name in MOVES else None
+    return worst if not worst or (name in RULES and RULES[name].moves) else None
 
 
 def check_result(op: Operation) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from milpverify.errors import InvalidModel, UnsupportedOperator
 from milpverify.frontends.builder import Builder
 from milpverify.frontends.constants import Array
+from milpverify.frontends.lowering.rule import Rule
 from milpverify.graph import Node
 
 Value = Node | NDArray[Any]
@@ -78,22 +79,16 @@ class Operation:
 Lowering = Callable[[Builder, Operation], Value | Sequence[Value]]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How an operator is lowered, and which attributes the rule heeds (None: all that the standard knows)."""
-
-    lower: Lowering
-    attributes: frozenset[str] | None
+RULES: dict[str, Rule[Lowering]] = {}
 
 
-RULES: dict[str, Rule] = {}
-
-
-def rule(*op_types: str, attributes: str | None = "") -> Callable[[Lowering], Lowering]:
-    """Register the rule of some operators; `attributes` lists, with spaces, those it heeds."""
+def rule(
+    *op_types: str, attributes: str | None = "", moves: bool = False, linear_in_constants: bool = False
+) -> Callable[[Lowering], Lowering]:
+    """Register the rule of some operators, as `Rule` says; `attributes` lists, with spaces, those it heeds."""
 
     def register(lower: Lowering) -> Lowering:
-        entry = Rule(lower, None if attributes is None else frozenset(attributes.split()))
+        entry = Rule(lower, moves, linear_in_constants, None if attributes is None else frozenset(attributes.split()))
         RULES.update(dict.fromkeys(op_types, entry))
         return lower
 

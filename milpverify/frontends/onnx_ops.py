@@ -30,12 +30,12 @@ LARGEST = float(np.finfo(np.float32).max)
 # Arithmetic
 
 
-@rule("Add", "Sum")
+@rule("Add", "Sum", linear_in_constants=True)
 def _add(g: Builder, op: Operation) -> Value:
     return elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
 
 
-@rule("Sub")
+@rule("Sub", linear_in_constants=True)
 def _subtract(g: Builder, op: Operation) -> Value:
     return elementwise.total(g, [op.value(0), op.value(1)], [1, -1])
 
@@ -45,7 +45,7 @@ def _negate(g: Builder, op: Operation) -> Value:
     return g.scale(op.node(), -1)
 
 
-@rule("Mul")
+@rule("Mul", linear_in_constants=True)
 def _multiply(g: Builder, op: Operation) -> Value:
     a, b = op.value(0), op.value(1)
     if isinstance(a, Node) and isinstance(b, Node):
@@ -53,7 +53,7 @@ def _multiply(g: Builder, op: Operation) -> Value:
     return g.scale(op.node(0), op.weight(1)) if isinstance(a, Node) else g.scale(op.node(1), op.weight(0))
 
 
-@rule("Div")
+@rule("Div", linear_in_constants=True)
 def _divide(g: Builder, op: Operation) -> Value:
     a, b = op.value(0), op.value(1)
     if isinstance(b, Node):
@@ -63,12 +63,12 @@ def _divide(g: Builder, op: Operation) -> Value:
     return g.scale(op.node(), 1.0 / Constant(b))
 
 
-@rule("MatMul")
+@rule("MatMul", linear_in_constants=True)
 def _matmul(g: Builder, op: Operation) -> Value:
     return composites.matrix_product(g, op.value(0), op.value(1))
 
 
-@rule("Gemm", attributes="alpha beta transA transB")
+@rule("Gemm", attributes="alpha beta transA transB", linear_in_constants=True)
 def _gemm(g: Builder, op: Operation) -> Value:
     factors: list[Value] = []
     alpha, beta = op.attributes["alpha"], op.attributes["beta"]
@@ -93,14 +93,14 @@ def _gemm(g: Builder, op: Operation) -> Value:
     return g.sum([y, g.scale(c, beta)]) if isinstance(c, Node) else g.scale(y, bias=Constant(c) * beta)
 
 
-@rule("BatchNormalization", attributes="epsilon momentum")
+@rule("BatchNormalization", attributes="epsilon momentum", linear_in_constants=True)
 def _batch_normalization(g: Builder, op: Operation) -> Value:
     x = op.node()
     weight, bias, mean, variance = (op.weight(i) for i in range(1, 5))
     return composites.batch_norm(g, x, mean, variance, op.attributes["epsilon"], weight, bias)
 
 
-@rule("Where")
+@rule("Where", moves=True, linear_in_constants=True)
 def _where(g: Builder, op: Operation) -> Value:
     return elementwise.where(g, op.weight(0).astype(bool), op.value(1), op.value(2))
 
@@ -108,12 +108,12 @@ def _where(g: Builder, op: Operation) -> Value:
 # Moving entries
 
 
-@rule("Identity")
+@rule("Identity", moves=True)
 def _identity(g: Builder, op: Operation) -> Value:
     return op.value(0)
 
 
-@rule("Dropout", attributes="ratio seed")
+@rule("Dropout", attributes="ratio seed", moves=True)
 def _dropout(g: Builder, op: Operation) -> Value:
     training = op.constant(2)
     if training is not None and np.any(training):
@@ -121,7 +121,7 @@ def _dropout(g: Builder, op: Operation) -> Value:
     return op.value(0)
 
 
-@rule("Cast", attributes="to saturate round_mode")
+@rule("Cast", attributes="to saturate round_mode", moves=True)
 def _cast(g: Builder, op: Operation) -> Value:
     if op.attributes["to"] not in FLOATS:
         raise op.refuse("it makes a tensor that depends on the network's input integer or boolean; only real types have a rule")
@@ -138,7 +138,7 @@ def _size(g: Builder, op: Operation) -> Value:
     return np.array(op.node().size, dtype=np.int64)
 
 
-@rule("Reshape", attributes="allowzero")
+@rule("Reshape", attributes="allowzero", moves=True)
 def _reshape(g: Builder, op: Operation) -> Value:
     x = op.node()
     target = [int(n) for n in op.weight(1)]
@@ -150,7 +150,7 @@ def _reshape(g: Builder, op: Operation) -> Value:
     return g.reshape(x, target)
 
 
-@rule("Flatten", attributes="axis")
+@rule("Flatten", attributes="axis", moves=True)
 def _flatten(g: Builder, op: Operation) -> Value:
     x = op.node()
     axis = op.attributes["axis"] % (len(x.shape) + 1) if op.attributes["axis"] >= 0 else op.attributes["axis"] + len(x.shape)
@@ -167,14 +167,14 @@ def axes_of(op: Operation, rank: int) -> list[int] | None:
     return axes_named(given, rank, op)
 
 
-@rule("Squeeze", attributes="axes")
+@rule("Squeeze", attributes="axes", moves=True)
 def _squeeze(g: Builder, op: Operation) -> Value:
     x = op.node()
     axes = axes_of(op, len(x.shape))
     return g.reshape(x, [n for a, n in enumerate(x.shape) if (n != 1 if axes is None else a not in axes)])
 
 
-@rule("Unsqueeze", attributes="axes")
+@rule("Unsqueeze", attributes="axes", moves=True)
 def _unsqueeze(g: Builder, op: Operation) -> Value:
     x = op.node()
     given = op.attributes["axes"] if "axes" in op.attributes else op.weight(1).reshape(-1)
@@ -185,13 +185,14 @@ def _unsqueeze(g: Builder, op: Operation) -> Value:
     return g.reshape(x, target)
 
 
-@rule("Transpose", attributes="perm")
+@rule("Transpose", attributes="perm", moves=True)
 def _transpose(g: Builder, op: Operation) -> Value:
     x = op.node()
     return g.permute(x, op.attributes.get("perm", list(reversed(range(len(x.shape))))))
 
 
-@rule("Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", attributes=None)
+@rule("DepthToSpace", "SpaceToDepth", attributes=None)
+@rule("Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", attributes=None, moves=True)
 def _move(g: Builder, op: Operation) -> Sequence[Value]:
     """Entries are only moved: the standard's own definition, run on the places of the entries, says where to."""
     x = op.node()
@@ -200,7 +201,7 @@ def _move(g: Builder, op: Operation) -> Sequence[Value]:
     return [g.select(x, places.astype(np.int64)) for places in evaluate(op.proto, [entries(x.shape), *rest], op.opset)]
 
 
-@rule("Pad", attributes="mode pads value")
+@rule("Pad", attributes="mode pads value", moves=True)
 def _pad(g: Builder, op: Operation) -> Value:
     x = op.node()
     mode = op.attributes["mode"]
@@ -224,7 +225,7 @@ def _pad(g: Builder, op: Operation) -> Value:
     return g.select(x, places, np.where(places < 0, fill, 0.0) if fill and (places < 0).any() else None)
 
 
-@rule("Concat", attributes="axis")
+@rule("Concat", attributes="axis", moves=True, linear_in_constants=True)
 def _concat(g: Builder, op: Operation) -> Value:
     values = [op.value(i) for i in range(len(op.inputs))]
     nodes = [v if isinstance(v, Node) else g.constant(v) for v in values]
@@ -273,7 +274,7 @@ def _global_max_pool(g: Builder, op: Operation) -> Value:
 # Piecewise-linear functions
 
 
-@rule("Max", "Min")
+@rule("Max", "Min", moves=True)
 def _maximum(g: Builder, op: Operation) -> Value:
     sign = 1 if op.proto.op_type == "Max" else -1
     values = [op.value(i) for i in range(len(op.inputs))]
@@ -288,6 +289,12 @@ def _maximum(g: Builder, op: Operation) -> Value:
     for other in constants[1:]:
         bound = np.maximum(bound, other) if sign > 0 else np.minimum(bound, other)
     return g.larger_constant(nodes[0], bound, sign)
+
+
+@rule("Abs", "Relu", moves=True)
+def _keep_sizes(g: Builder, op: Operation) -> Value:
+    """The catalogue has these functions too; the rule says that they round nothing."""
+    return g.function(op.proto.op_type.lower(), op.node())
 
 
 @rule("Clip", attributes="min max")

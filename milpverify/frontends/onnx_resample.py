@@ -35,7 +35,9 @@ def _end_pads(op: Operation, full: list[int]) -> list[tuple[int, int]]:
     return [(0, 0)] * n if auto == "VALID" else list(zip(pads[:n], pads[n:], strict=True))
 
 
-@rule("ConvTranspose", attributes="auto_pad dilations group kernel_shape output_padding output_shape pads strides")
+@rule(
+    "ConvTranspose", attributes="auto_pad dilations group kernel_shape output_padding output_shape pads strides", linear_in_constants=True
+)
 def _conv_transpose(g: Builder, op: Operation) -> Value:
     x, weight, bias = op.node(), op.weight(1), op.constant(2)
     n, groups = len(x.shape) - 2, op.attributes["group"]
@@ -173,7 +175,7 @@ def _triangle(g: Builder, op: Operation) -> Value:
     return g.select(x, places.astype(np.int64) - 1)
 
 
-@rule("ScatterND", "ScatterElements", attributes="axis")
+@rule("ScatterND", "ScatterElements", attributes="axis", linear_in_constants=True)
 def _scatter(g: Builder, op: Operation) -> Value:
     """Entries of the data are replaced: the standard's own definition, run on the places of both, says by which."""
     data, updates = (v if isinstance(v, Node) else g.constant(v) for v in (op.value(0), op.value(2)))

@@ -50,7 +50,7 @@ def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
     return axes
 
 
-@rule("Conv", attributes=f"{WINDOW} group")
+@rule("Conv", attributes=f"{WINDOW} group", linear_in_constants=True)
 def _conv(g: Builder, op: Operation) -> Value:
     x, weight, bias = op.node(), op.weight(1), op.constant(2)
     kernel = tuple(op.attributes.get("kernel_shape") or weight.shape[2:])

@@ -19,6 +19,7 @@ from torch import Tensor
 from milpverify.errors import InvalidModel, UnsupportedOperator
 from milpverify.frontends.builder import Builder
 from milpverify.frontends.constants import Array
+from milpverify.frontends.lowering.rule import Rule
 from milpverify.graph import Node
 
 Value = Node | Tensor
@@ -123,15 +124,15 @@ class Call:
 
 
 Lowering = Callable[..., Any]
-RULES: dict[str, Lowering] = {}
+RULES: dict[str, Rule[Lowering]] = {}
 _L = TypeVar("_L", bound=Lowering)
 
 
-def rule(*names: str) -> Callable[[_L], _L]:
-    """Register a rule, `lower(call, *args, **kwargs)`, for some operations."""
+def rule(*names: str, moves: bool = False, linear_in_constants: bool = False) -> Callable[[_L], _L]:
+    """Register a rule, `lower(call, *args, **kwargs)`, for some operations, as `Rule` says."""
 
     def register(lower: _L) -> _L:
-        RULES.update(dict.fromkeys(names, lower))
+        RULES.update(dict.fromkeys(names, Rule(lower, moves, linear_in_constants)))
         return lower
 
     return register

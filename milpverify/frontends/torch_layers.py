@@ -53,7 +53,7 @@ def window(size: int, kernel: int, stride: int, dilation: int, begin: int, end: 
     return Axis.padded(size, kernel, stride, dilation, begin, end, ceil)
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule("conv1d", "conv2d", "conv3d", linear_in_constants=True)
 def _conv(
     call: Call, x: Node, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Node:
@@ -91,12 +91,12 @@ def transposed(
     return unbatched(call, convolve_transposed(call.g, x, kernels, strides, dilations, crops, groups, call.optional(bias)), added)
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", linear_in_constants=True)
 def _conv_transpose(call: Call, x: Node, weight: Any, *args: Any, **kwargs: Any) -> Node:
     return transposed(call, x, weight, *args, **kwargs)
 
 
-@rule("convolution")
+@rule("convolution", linear_in_constants=True)
 def _convolution(
     call: Call, x: Node, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, flipped: bool, output_padding: Any, groups: int
 ) -> Node:
@@ -237,7 +237,7 @@ def _planewise(call: Call, x: Node, resample: Any, linear: bool) -> Node:
 # Normalisation
 
 
-@rule("batch_norm")
+@rule("batch_norm", linear_in_constants=True)
 def _batch_norm(
     call: Call,
     x: Node,
@@ -267,7 +267,7 @@ def _normalised(call: Call, x: Node, weight: Any, bias: Any, mean: Any, variance
     return composites.batch_norm(call.g, x, *statistics, call.number(eps), call.optional(weight), call.optional(bias))
 
 
-@rule("layer_norm")
+@rule("layer_norm", linear_in_constants=True)
 def _layer_norm(
     call: Call, x: Node, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: Any = 1e-5, *_: Any
 ) -> Node:
@@ -280,7 +280,7 @@ def _native_layer_norm(call: Call, x: Node, shape: Sequence[int], weight: Any, b
     return _layer_norm(call, x, shape, weight, bias, eps), None, None
 
 
-@rule("group_norm")
+@rule("group_norm", linear_in_constants=True)
 def _group_norm(call: Call, x: Node, num_groups: int, weight: Any = None, bias: Any = None, eps: Any = 1e-5, *_: Any) -> Node:
     return composites.group_norm(call.g, x, num_groups, call.number(eps), call.optional(weight), call.optional(bias))
 

@@ -31,18 +31,6 @@ MISFITS = (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeE
 """What torch and the builder raise where an operation does not fit its arguments."""
 
 
-LINEAR_IN_CONSTANTS = frozenset(
-    """
-    add radd sub rsub mul rmul div rtruediv matmul rmatmul mm bmm mv linear where addmm baddbmm addmv conv1d conv2d conv3d
-    convolution conv_transpose1d conv_transpose2d conv_transpose3d batch_norm layer_norm group_norm
-    """.split()
-)
-"""The operations on x whose weights are products and quotients of their constants, so that these hand their mark on."""
-
-MOVES = tuple(RULES[name] for name in ("view", "permute", "cat", "pad", "contiguous"))
-"""The rules of operations that only move entries."""
-
-
 def entry_of(target: Any) -> Nonlinearity | None:
     """The entry of the catalogue that is a torch function, method or operator, or a module of this class."""
     qualified = qualified_name(target)
@@ -85,22 +73,22 @@ class Lowering:
         """
         args, named = self.arguments(args, kwargs)
         name = name_of(target)
+        rule = RULES.get(name)
         if name == "getitem" and isinstance(args[0], (tuple, list, dict)):
             return args[0][args[1]]
         call = Call(self.builder, target, path, self.dtype)
         self.builder.name = ".".join(filter(None, (path, name)))
         try:
-            moves = RULES.get(name) in MOVES
             if not any(isinstance(v, Node) for v in leaves((args, named))):
-                if moves or not self.roundings(args, named) or (name in ARITHMETIC and not named):
+                if (rule is not None and rule.moves) or not self.roundings(args, named) or (name in ARITHMETIC and not named):
                     return self.fold(call, args, named)
                 args, named = self.as_nodes(args), self.as_nodes(named)
-            elif not moves and name not in LINEAR_IN_CONSTANTS:
+            elif rule is None or not (rule.moves or rule.linear_in_constants):
                 args, named = self.as_nodes(args), self.as_nodes(named)
             rounded = self.roundings(args, named)
-            if name in RULES:
+            if rule is not None:
                 since = len(self.builder.nodes)
-                result = RULES[name](call, *args, **named)
+                result = rule.lower(call, *args, **named)
                 self.builder.mark(since, rounded)
                 return replaced(result, lambda v: self.builder.nodes[v.id] if isinstance(v, Node) else v) if rounded else result
             if (entry := entry_of(target)) is not None:

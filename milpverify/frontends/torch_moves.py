@@ -76,8 +76,13 @@ def _filled(call: Call, x: Node, *args: Any, **kwargs: Any) -> Any:
 # The same entries
 
 
-@rule("contiguous", "clone", "detach", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as", "float", "double", "half", "cpu", "cuda")
-@rule("requires_grad_", "data", "resolve_conj", "resolve_neg", "identity")
+@rule(
+    *"""
+    contiguous clone detach alias lift_fresh_copy to _to_copy type_as float double half cpu cuda requires_grad_ data resolve_conj
+    resolve_neg identity
+    """.split(),
+    moves=True,
+)
 def _keep(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
     """The type that the entries are converted to must be real."""
     if any(isinstance(v, torch.dtype) and not v.is_floating_point for v in (*args, *kwargs.values())):
@@ -96,26 +101,18 @@ def _dropout(call: Call, x: Node, p: float = 0.5, training: Any = None, inplace:
 # Moving entries
 
 
-@rule("view", "reshape", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_copy", "view_as", "reshape_as")
-@rule("select", "slice", "slice_copy", "index", "_unsafe_index", "getitem", "narrow", "chunk", "split", "split_with_sizes", "tensor_split")
-@rule("unsafe_chunk", "unsafe_split", "hsplit", "vsplit", "dsplit", "unbind", "index_select", "gather", "take", "take_along_dim", "unfold")
-@rule("expand", "expand_copy", "expand_as", "broadcast_to", "broadcast_tensors", "repeat", "tile", "repeat_interleave", "meshgrid")
-@rule("flip", "fliplr", "flipud", "roll", "rot90", "diagonal", "tril", "triu", "diag", "diag_embed", "block_diag", "im2col")
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "atleast_1d", "atleast_2d", "atleast_3d")
 @rule(
-    "stack",
-    "hstack",
-    "vstack",
-    "dstack",
-    "column_stack",
-    "slice_scatter",
-    "select_scatter",
-    "index_put",
-    "index_copy",
-    "masked_select",
-    "copy",
+    *"""
+    view reshape flatten ravel unflatten squeeze unsqueeze _unsafe_view view_copy view_as reshape_as select slice slice_copy index
+    _unsafe_index getitem narrow chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit unbind
+    index_select gather take take_along_dim unfold expand expand_copy expand_as broadcast_to broadcast_tensors repeat tile
+    repeat_interleave meshgrid flip fliplr flipud roll rot90 diagonal tril triu diag diag_embed block_diag im2col pixel_shuffle
+    pixel_unshuffle channel_shuffle native_channel_shuffle atleast_1d atleast_2d atleast_3d stack hstack vstack dstack column_stack
+    slice_scatter select_scatter index_put index_copy masked_select copy reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d
+    """.split(),
+    moves=True,
 )
-@rule("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d")
 def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     """Entries are only moved: torch itself, run on the places of the entries, says where to.
 
@@ -152,20 +149,20 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     return replaced(found, select)
 
 
-@rule("permute", "permute_copy", "transpose", "transpose_copy", "t", "T", "mT", "mH", "H", "movedim")
+@rule("permute", "permute_copy", "transpose", "transpose_copy", "t", "T", "mT", "mH", "H", "movedim", moves=True)
 def _permute(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
     """Axes in another order: torch says which, on a tensor without entries that has as many axes, all of other lengths."""
     probe = torch.empty(tuple(range(2, 2 + len(x.shape))), device="meta")
     return call.g.permute(x, [s - 2 for s in execute(call.target, [probe, *args], kwargs).shape])
 
 
-@rule("cat")
+@rule("cat", moves=True)
 def _concatenate(call: Call, tensors: Sequence[Any], dim: int = 0) -> Node:
     nodes = [call.node(v) for v in tensors if tuple(v.shape) != (0,)]
     return call.g.concat(nodes, dim % len(nodes[0].shape))
 
 
-@rule("pad", "constant_pad_nd")
+@rule("pad", "constant_pad_nd", moves=True)
 def _pad(call: Call, x: Node, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Node:
     if not isinstance(mode, str):  # aten: the value comes third
         mode, value = "constant", mode

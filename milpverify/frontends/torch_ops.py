@@ -17,7 +17,7 @@ from milpverify.frontends import composites
 from milpverify.frontends.constants import Constant
 from milpverify.frontends.lowering import elementwise
 from milpverify.frontends.lowering.axes import axes_named, cumulative_sum
-from milpverify.frontends.torch_call import RULES, Call, Value, name_of, rule
+from milpverify.frontends.torch_call import Call, Value, name_of, rule
 from milpverify.graph import Node
 
 # Arithmetic
@@ -37,17 +37,17 @@ def times(call: Call, a: Any, factor: Any) -> Any:
     return (a if isinstance(a, Constant) else Constant(call.array(a))) * call.number(factor)
 
 
-@rule("add", "radd")
+@rule("add", "radd", linear_in_constants=True)
 def _add(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
     return total(call, [a, times(call, b, alpha)], [1, 1])
 
 
-@rule("sub")
+@rule("sub", linear_in_constants=True)
 def _subtract(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
     return total(call, [a, times(call, b, alpha)], [1, -1])
 
 
-@rule("rsub")
+@rule("rsub", linear_in_constants=True)
 def _subtract_from(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node:
     return total(call, [b, times(call, a, alpha)], [1, -1])
 
@@ -76,12 +76,12 @@ def product(call: Call, a: Any, b: Any) -> Node:
     return call.g.scale(a, call.array(b)) if isinstance(a, Node) else call.g.scale(b, call.array(a))
 
 
-@rule("mul", "rmul")
+@rule("mul", "rmul", linear_in_constants=True)
 def _multiply(call: Call, a: Any, b: Any) -> Node:
     return product(call, a, b)
 
 
-@rule("div")
+@rule("div", linear_in_constants=True)
 def _divide(call: Call, a: Any, b: Any, *, rounding_mode: str | None = None) -> Node:
     if rounding_mode is not None:
         raise call.refuse(f"rounding_mode '{rounding_mode}' has no rule")
@@ -93,7 +93,7 @@ def _divide(call: Call, a: Any, b: Any, *, rounding_mode: str | None = None) -> 
     return call.g.scale(a, 1.0 / Constant(divisor))
 
 
-@rule("rtruediv", "rdiv")
+@rule("rtruediv", "rdiv", linear_in_constants=True)
 def _divide_into(call: Call, a: Any, b: Any) -> Node:
     return _divide(call, b, a)
 
@@ -121,18 +121,19 @@ def matrix_product(call: Call, a: Any, b: Any) -> Node:
     return composites.matrix_product(call.g, left, b if isinstance(b, Node) else call.array(b))
 
 
-@rule("matmul", "rmatmul", "mm", "bmm", "mv", "dot", "inner")
+@rule("dot", "inner")
+@rule("matmul", "rmatmul", "mm", "bmm", "mv", linear_in_constants=True)
 def _matmul(call: Call, a: Any, b: Any) -> Any:
     return matrix_product(call, a, b)
 
 
-@rule("addmm", "baddbmm", "addmv")
+@rule("addmm", "baddbmm", "addmv", linear_in_constants=True)
 def _addmm(call: Call, c: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Node:
     scaled = times(call, matrix_product(call, a, b), alpha)
     return total(call, [scaled, times(call, c, beta)], [1, 1])
 
 
-@rule("linear")
+@rule("linear", linear_in_constants=True)
 def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Node:
     if isinstance(weight, Node):
         y = matrix_product(call, x, call.g.transpose(weight))
@@ -162,7 +163,7 @@ def _logarithm(call: Call, x: Node) -> Node:
     return composites.logarithm(call.g, x)
 
 
-@rule("where")
+@rule("where", linear_in_constants=True)
 def _where(call: Call, condition: Any, a: Any, b: Any) -> Node:
     chosen = call.array(condition).astype(bool)
     return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v) for v in (a, b)))
@@ -257,8 +258,8 @@ def _amax(sign: int) -> Any:
 
 
 for _name, _sign in (("max", 1), ("min", -1)):
-    RULES[_name] = _extrema(_sign)
-    RULES[f"a{_name}"] = _amax(_sign)
+    rule(_name)(_extrema(_sign))
+    rule(f"a{_name}")(_amax(_sign))
 
 
 @rule("maximum", "fmax")
