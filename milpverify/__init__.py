@@ -17,8 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from milpverify.bounds import bounds
-    from milpverify.catalogue import register_nonlinearity
+    from milpverify.bounding import bounds
     from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.errors import (
         Contradiction,
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
         UnsupportedOperator,
     )
     from milpverify.events import Event
-    from milpverify.frontends.activation import Activation
     from milpverify.frontends.load import load
     from milpverify.frontends.problem import Problem, robustness
+    from milpverify.frontends.torch.activation import Activation
+    from milpverify.functions.catalogue import register_nonlinearity
     from milpverify.graph import Graph, Node
     from milpverify.optimize import Optimum, maximize, minimize
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
@@ -81,10 +81,10 @@ __all__ = [
 _HOMES = {
     "load": "frontends.load",
     "verify": "verify",
-    "bounds": "bounds",
+    "bounds": "bounding",
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
-    "register_nonlinearity": "catalogue",
-    "Activation": "frontends.activation",
+    "register_nonlinearity": "functions.catalogue",
+    "Activation": "frontends.torch.activation",
     **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),
     **dict.fromkeys(("Box", "Rows", "Disjunct"), "spec"),
     **dict.fromkeys(("Graph", "Node"), "graph"),
@@ -111,7 +111,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `verify` and `bounds` the public functions: loading the modules of these names would put the modules there."""
+    """Keeps `verify` the public function: loading the module of this name would put the module there."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

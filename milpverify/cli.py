@@ -158,7 +158,7 @@ def verify(
             raise InvalidInput(f"--without: {error}") from error
         options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack, search=search)
 
-        from milpverify.progress import live
+        from milpverify.live_display import live
 
         with live(deadline, quiet) as on_event:
             with _no_collection():
@@ -189,7 +189,7 @@ def _no_collection() -> Iterator[None]:
 def _answer(result: Result) -> str:
     """The text of a VNN-COMP results file."""
     if result.counterexample is not None and result.verdict is Verdict.FALSIFIED:
-        from milpverify.search.witness import format_counterexample
+        from milpverify.counterexamples.validate import format_counterexample
 
         return f"{result.verdict.value}\n{format_counterexample(result.counterexample)}"
     timed_out = result.verdict is Verdict.UNKNOWN and result.reason is Reason.TIMEOUT
@@ -228,8 +228,8 @@ def _stop_signals(deadline: Deadline) -> Iterator[None]:
 def info(network: Network, debug: Debug = False) -> None:
     """Show a network's shapes, operators, nonlinearities, and what is supported."""
     with _reported(debug):
-        from milpverify.frontends.onnx import read_onnx
-        from milpverify.frontends.overview import overview
+        from milpverify.frontends.onnx.lowering import read_onnx
+        from milpverify.frontends.onnx.overview import overview
 
         found = overview(read_onnx(network))
         tables = [
@@ -259,7 +259,7 @@ def solvers(debug: Debug = False) -> None:
 def functions(debug: Debug = False) -> None:
     """List the nonlinearities as a Markdown table: their names in ONNX and torch, and what is supported of each."""
     with _reported(debug):
-        from milpverify.support import markdown
+        from milpverify.function_table import markdown
 
         typer.echo(markdown())
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.interval import Interval, down, mul, up
+from milpverify.arithmetic.interval import Interval, down, mul, up
 from milpverify.operators import Affine, Elementwise, Input, Product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
-    from milpverify.pieces import Pieces
 
 _UNIT = 2.0**-53
 _UNDERFLOW = 2.0**-1020  # what a product may lose by underflow, flushing to zero included, and more

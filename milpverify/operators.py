@@ -23,7 +23,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milpverify.catalogue import Function
+    from milpverify.functions.catalogue import Function
 
 Shape = tuple[int, ...]
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.bounds.rounding import ieee
+from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Deadline, Options
+from milpverify.counterexamples.attack import attack
+from milpverify.counterexamples.validate import inside
 from milpverify.enclosure import enclose
 from milpverify.errors import InvalidProperty
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust, Verdict
-from milpverify.search.attack import attack
-from milpverify.search.margin import groups
-from milpverify.search.relaxer import bound_batch
-from milpverify.search.witness import inside
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
 from milpverify.spec import Array, Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
 

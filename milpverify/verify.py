@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.bounds.rounding import ieee
+from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
-from milpverify.errors import InvalidInput
+from milpverify.counterexamples.attack import attack
 from milpverify.events import Event
 from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
-from milpverify.search.attack import attack
-from milpverify.search.decide import Decision, decide
+from milpverify.run_info import device_of, settings_of, threads, versions
+from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, reduce, refine
+from milpverify.search.groups import Group, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
-from milpverify.search.margin import Group, few_inputs, groups
-from milpverify.search.relaxer import REFINE, Bounded, bound_batch, is_out_of_memory, reduce, refine
+from milpverify.search.strategy import Decision, decide
 
 if TYPE_CHECKING:
     from milpverify.spec import Problem
@@ -70,9 +70,9 @@ def verify(
     Raises:
         InvalidInput: an unknown method, solver or trust.
     """
-    settings = _settings(options or Options(), method)
+    settings = settings_of(options or Options(), method)
     run = _Run(problem, settings, deadline or Deadline(math.inf if timeout is None else timeout), on_event)
-    with torch.no_grad(), ieee(), _threads(settings.threads):
+    with torch.no_grad(), ieee(), threads(settings.threads):
         try:
             answer = _decide(run)
         except (MemoryError, RuntimeError) as error:
@@ -140,7 +140,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.on_event)
         self.deadline.watch_memory(self.options.memory_mb)
-        self.device = _device(self.options.device)
+        self.device = device_of(self.options.device)
         self.graph = self.problem.graph.to(torch.float64, self.device)
         self.began = time.monotonic()
 
@@ -159,7 +159,7 @@ class _Run:
         """An event for whoever watches."""
         self.reporter(Event(phase, message))
 
-    def presolve(self) -> list[tuple[Group, Bounded]]:
+    def presolve(self) -> list[tuple[Group, BatchBounds]]:
         """Bound every box; returns the groups with a disjunct still open, reduced to the open ones."""
         still_open = []
         ledger = self.reporter.ledger
@@ -174,7 +174,7 @@ class _Run:
         self.reporter.prove(self.bound(still_open))
         return still_open
 
-    def refine(self, open_groups: list[tuple[Group, Bounded]]) -> list[tuple[Group, Bounded]]:
+    def refine(self, open_groups: list[tuple[Group, BatchBounds]]) -> list[tuple[Group, BatchBounds]]:
         """Optimise slopes where inputs are many; where they are few, smaller boxes are the better investment."""
         still_open = []
         for group, found in open_groups:
@@ -185,7 +185,7 @@ class _Run:
         self.reporter.prove(self.bound(still_open))
         return still_open
 
-    def refined(self, group: Group, found: Bounded, seconds: float) -> list[tuple[Group, Bounded]]:
+    def refined(self, group: Group, found: BatchBounds, seconds: float) -> list[tuple[Group, BatchBounds]]:
         """What optimised slopes leave open of a group; where a search follows that may go on with them, they get a moment alone."""
         paced, followed = not self.options.search.deterministic, self.options.method.branches
         now = min(seconds, REFINE_SECONDS) if followed and self.options.search.branching is not Branching.NONE else seconds
@@ -197,7 +197,7 @@ class _Run:
             found = dataclasses.replace(found, unrefined=seconds - now)
         return self.open_part(group, found, Part.ALPHA_CROWN)
 
-    def open_part(self, group: Group, found: Bounded, part: Part) -> list[tuple[Group, Bounded]]:
+    def open_part(self, group: Group, found: BatchBounds, part: Part) -> list[tuple[Group, BatchBounds]]:
         """What bounds leave open of a group (nothing, or one reduced group); what they close counts towards the bound."""
         margins = found.margins[0][group.closed(found.margins)[0]]
         self.closed_bound = min([self.closed_bound, *margins.tolist()])
@@ -205,7 +205,7 @@ class _Run:
         left = reduce(group, found)
         return [] if left is None else [left]
 
-    def attack(self, open_groups: list[tuple[Group, Bounded]]) -> Counterexample | None:
+    def attack(self, open_groups: list[tuple[Group, BatchBounds]]) -> Counterexample | None:
         """Look for a counterexample of any open disjunct."""
         members = [m for g, _ in open_groups for m in g.members]
         # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
@@ -225,11 +225,11 @@ class _Run:
             self.disagreement = str(outcome.disagreement)
         return outcome.counterexample
 
-    def bound(self, open_groups: list[tuple[Group, Bounded]]) -> float:
+    def bound(self, open_groups: list[tuple[Group, BatchBounds]]) -> float:
         """The proved lower bound of the margin after the presolve."""
         return min([self.closed_bound, *(float(found.margins.amin()) for _, found in open_groups)])
 
-    def conclude(self, open_groups: list[tuple[Group, Bounded]], decision: Decision) -> _Answer:
+    def conclude(self, open_groups: list[tuple[Group, BatchBounds]], decision: Decision) -> _Answer:
         """The search's decision as the run's answer."""
         root = self.bound(open_groups)
         bound = min(self.closed_bound, max(root, decision.lower_bound))
@@ -265,46 +265,7 @@ class _Run:
             ledger=self.reporter.ledger.to_dict(),
             seconds=time.monotonic() - self.began,
             phases=tuple(self.phases),
-            versions=_versions(),
+            versions=versions(),
             options=self.options.to_dict(),
             files={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.problem.files},
         )
-
-
-def _settings(options: Options, method: str | SearchMethod | Milp) -> Options:
-    if isinstance(method, Milp):
-        models = SearchMethod.MILP
-        return dataclasses.replace(options, method=models, solver=method.solver, threads=method.threads, memory_mb=method.memory_mb)
-    asked = dataclasses.replace(options, method=method)
-    return options if asked.method is SearchMethod.AUTO else asked
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-    from platform import python_version
-
-    import milpverify
-
-    found = {"milpverify": milpverify.__version__, "python": python_version()}
-    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

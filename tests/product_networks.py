@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from milpverify.catalogue import catalogue
-from milpverify.frontends.builder import Builder
+from milpverify.frontends.lowering.builder import Builder
+from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
 
 Array = np.ndarray

@@ -11,9 +11,9 @@ import highspy
 import numpy as np
 import torch
 
-from milpverify.bounds import bounds
-from milpverify.catalogue import Function, catalogue
-from milpverify.encode.milp import Bounds, encode
+from milpverify.bounding import bounds
+from milpverify.encode.milp import NodeRanges, encode
+from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Concat, Elementwise, Input, Linear, ReduceSum, Scale, Select, Sum
 from milpverify.solvers.model import Model
@@ -28,7 +28,7 @@ def function(name: str) -> Function:
     return catalogue()[name].bind(**_BOUND.get(name, {}))
 
 
-def proved_bounds(graph: Graph, box: Box, method: str = "crown") -> Bounds:
+def proved_bounds(graph: Graph, box: Box, method: str = "crown") -> NodeRanges:
     """Rigorous bounds per node, without the batch axis."""
     found = bounds(graph, box, method)
     return [(found[i].lower[0], found[i].upper[0]) for i in range(len(graph.nodes))]

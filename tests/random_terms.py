@@ -3,7 +3,7 @@
 import random
 from fractions import Fraction
 
-from milpverify.terms import Apply, Constant, Symbol, Term, symbols
+from milpverify.functions.terms import Apply, Constant, Symbol, Term, symbols
 
 
 def random_term(rng: random.Random, depth: int, unary: tuple[str, ...], binary: tuple[str, ...]) -> Term:

@@ -41,9 +41,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_functions_are_not_hidden_by_the_modules_of_their_name(environment: dict[str, str], tmp_path: Path) -> None:
     code = (
-        "import milpverify.verify, milpverify.bounds, milpverify as mv\n"
+        "import milpverify.verify, milpverify.bounding, milpverify as mv\n"
         "from milpverify import bounds\n"
-        "from milpverify.bounds import bounds as same\n"
+        "from milpverify.bounding import bounds as same\n"
         "print(callable(mv.verify), callable(mv.bounds), bounds is same)"
     )
     assert python(code, environment, tmp_path).split() == ["True"] * 3
@@ -80,8 +80,8 @@ def test_bounding_smooth_functions_loads_no_algebra_system(environment: dict[str
     """Helpers of torch that look harmless load its symbolic shapes, which take half a second."""
     code = (
         "import sys, torch\n"
-        "from milpverify.bounds.relaxation import intercepts\n"
-        "from milpverify.catalogue import catalogue\n"
+        "from milpverify.relaxations.relaxation import intercepts\n"
+        "from milpverify.functions.catalogue import catalogue\n"
         "one = torch.ones(1, dtype=torch.float64)\n"
         "for name in ('tanh', 'sin', 'floor'):\n"
         "    intercepts(catalogue()[name].bind(), -one, one, 0.5 * one, 0.5 * one)\n"

@@ -30,14 +30,14 @@ from milpverify.solvers.model import Array, Index, Model
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
+    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
-    from milpverify.pieces import Pieces
     from milpverify.spec import Box, Disjunct, Rows
 
-Bounds = Sequence[tuple[Tensor, Tensor]]
+NodeRanges = Sequence[tuple[Tensor, Tensor]]
 """Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
 
-Decision = tuple[int, int, float, float]
+Split = tuple[int, int, float, float]
 """A split decision side * (z - point) >= 0 as (node of z, flat index of z, side, point)."""
 
 _CHUNK = 2**22  # entries of the dense rows that are formed at a time
@@ -69,12 +69,12 @@ class Encoding:
 
 def encode(
     graph: Graph,
-    bounds: Bounds,
+    bounds: NodeRanges,
     disjunct: Disjunct,
     objective: Rows | None = None,
     start: Array | None = None,
     constraints: Rows | None = None,
-    decisions: Sequence[Decision] = (),
+    decisions: Sequence[Split] = (),
     deadline: Deadline | None = None,
 ) -> Encoding:
     """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
@@ -117,7 +117,7 @@ class Layer:
         return replace(self.model, objective=side * self.objective[r])
 
 
-def encode_layer(graph: Graph, bounds: Bounds, box: Box, node: int, index: Index, deadline: Deadline | None = None) -> Layer:
+def encode_layer(graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None) -> Layer:
     """The model of what lies before some pre-activations, for bounds of each (optimisation-based bound tightening).
 
     Args:
@@ -154,7 +154,7 @@ class _Block:
 
 
 class _Encoder:
-    def __init__(self, graph: Graph, bounds: Bounds, box: Box, start: Array | None, deadline: Deadline | None) -> None:
+    def __init__(self, graph: Graph, bounds: NodeRanges, box: Box, start: Array | None, deadline: Deadline | None) -> None:
         self.graph = graph
         self.deadline = deadline
         self.box = box
@@ -179,7 +179,7 @@ class _Encoder:
         )
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as NumericallyUnfit
-    def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Decision]) -> Encoding:
+    def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Split]) -> Encoding:
         top = self._top_rows(objective)
         split = self._decided(decisions)
         extra = [] if constraints is None else [self._top_rows(constraints)]
@@ -288,7 +288,7 @@ class _Encoder:
         y = torch.from_numpy(np.array(rows.y_rows, dtype=np.float64))
         return self._forms(self.graph.output, y, rows.x_rows if rows.mentions_x.any() else None)
 
-    def _decided(self, decisions: Sequence[Decision]) -> list[tuple[_Forms, list[float], list[float]]]:
+    def _decided(self, decisions: Sequence[Split]) -> list[tuple[_Forms, list[float], list[float]]]:
         """Per node, the forms of the pre-activations with decisions, their sides and their points."""
         found = []
         for node in sorted({d[0] for d in decisions}):

@@ -14,8 +14,8 @@ from milpverify.errors import UnsupportedOperator
 from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
+    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Node
-    from milpverify.pieces import Pieces
     from milpverify.solvers.model import Array, Index
 
 

@@ -24,9 +24,9 @@ from milpverify.solvers.model import SmtScript
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from milpverify.encode.milp import Bounds
+    from milpverify.encode.milp import NodeRanges
+    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph
-    from milpverify.pieces import Pieces
     from milpverify.spec import Disjunct, Rows
 
 LARGEST = 200_000  # coefficients; beyond that no SMT solver answers in time
@@ -36,7 +36,7 @@ _Form = tuple[dict[_Key, Fraction], Fraction]  # coefficients over cut entries, 
 _Interval = tuple[float, float]
 
 
-def smt_script(graph: Graph, disjunct: Disjunct, bounds: Bounds | None = None) -> SmtScript:
+def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = None) -> SmtScript:
     """The script of one disjunct.
 
     Args:
@@ -52,7 +52,7 @@ def smt_script(graph: Graph, disjunct: Disjunct, bounds: Bounds | None = None) -
 
 
 class _Writer:
-    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: Bounds | None) -> None:
+    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None) -> None:
         self.graph = graph
         self.disjunct = disjunct
         self.bounds = bounds

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from milpverify.frontends import onnx_check
-from milpverify.frontends.onnx import lower, read_onnx
+from milpverify.frontends.onnx import check
+from milpverify.frontends.onnx.lowering import lower, read_onnx
+from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.frontends.problem import Problem
-from milpverify.frontends.runtime import OnnxRuntime
-from milpverify.frontends.vnnlib import parse_vnnlib, read_vnnlib
+from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_vnnlib
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,5 +30,5 @@ def load(network_path: str | Path, property_path: str | Path) -> Problem:
     graph = lower(model)
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
     if disjuncts:
-        onnx_check.check(graph, model, disjuncts[0].box)
+        check.check(graph, model, disjuncts[0].box)
     return Problem(graph, disjuncts, OnnxRuntime(model.SerializeToString()), (str(network_path), str(property_path)))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from milpverify.frontends.torch_runtime import TorchRuntime
+    from milpverify.frontends.torch.runtime import TorchRuntime
     from milpverify.spec import Box
 
     Network = Graph | str | Path | nn.Module
@@ -51,8 +51,8 @@ def load_network(network: Network, box: Box, shape: Sequence[int] | None = None)
 
     if not isinstance(network, nn.Module):
         raise InvalidInput(f"a network is a torch module, the path of an ONNX file or a Graph, not a {type(network).__name__}")
-    from milpverify.frontends.torch_module import lower_module
-    from milpverify.frontends.torch_runtime import check
+    from milpverify.frontends.torch.runtime import check
+    from milpverify.frontends.torch.trace import lower_module
 
     runtime = _runtime(network, box, shape)
     graph = lower_module(runtime.module, runtime.shape, runtime.dtype)
@@ -62,9 +62,9 @@ def load_network(network: Network, box: Box, shape: Sequence[int] | None = None)
 
 def _onnx(path: str | Path, box: Box) -> Loaded:
     from milpverify.errors import InvalidProperty
-    from milpverify.frontends import onnx_check
-    from milpverify.frontends.onnx import lower, read_onnx
-    from milpverify.frontends.runtime import OnnxRuntime
+    from milpverify.frontends.onnx import check as onnx_check
+    from milpverify.frontends.onnx.lowering import lower, read_onnx
+    from milpverify.frontends.onnx.runtime import OnnxRuntime
 
     model = read_onnx(path)
     graph = lower(model)
@@ -78,7 +78,7 @@ def _runtime(module: nn.Module, box: Box, shape: Sequence[int] | None) -> TorchR
     """The module on inputs of the first shape that it takes."""
     from math import prod
 
-    from milpverify.frontends.torch_runtime import TorchRuntime
+    from milpverify.frontends.torch.runtime import TorchRuntime
 
     given = box.shape or (box.size,)
     shapes = [tuple(shape)] if shape is not None else [(1, *given)] + ([given] if len(given) > 1 and given[0] == 1 else [])

@@ -11,7 +11,7 @@ import numpy as np
 from milpverify import spec
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.network import load_network
-from milpverify.frontends.vnnlib import parse_vnnlib
+from milpverify.frontends.vnnlib.reader import parse_vnnlib
 from milpverify.spec import Box, Disjunct, Rows
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ class Capability(Enum):
     SMT = "exact SMT"
 
 
-class Status(Enum):
+class SolverStatus(Enum):
     """How a solve ended. The values are the words shown to people. Only a dual bound proves anything, whatever the status."""
 
     OPTIMAL = "solved to optimality"
@@ -85,7 +85,7 @@ class SolveOutcome:
     `basic` (n + m,): which variables and which rows are basic. To be checked like all else.
     """
 
-    status: Status
+    status: SolverStatus
     dual_bound: float = -math.inf
     primal: float = math.inf
     point: NDArray[np.float64] | None = None
@@ -110,7 +110,7 @@ class SmtOutcome:
 
     answer: Answer
     point: tuple[str, ...] = ()
-    status: Status = Status.OPTIMAL
+    status: SolverStatus = SolverStatus.OPTIMAL
     seconds: float = 0.0
     message: str = ""
 
@@ -147,7 +147,7 @@ class Solver(ABC, Generic[M, R]):
 
 
 REPORT_EVERY = 0.1  # seconds
-EMPTY_HANDED = frozenset({Status.INFEASIBLE, Status.UNBOUNDED})
+EMPTY_HANDED = frozenset({SolverStatus.INFEASIBLE, SolverStatus.UNBOUNDED})
 """What solvers say of a model without an optimum: a word only, whatever bound they call it by (SCIP: +inf)."""
 
 
@@ -188,15 +188,15 @@ class Minimisation:
         return dual_bound >= self.limits.dual_target or primal <= self.limits.primal_target
 
     def outcome(
-        self, status: Status, dual_bound: float, primal: float, point: NDArray[np.float64] | None, nodes: int, message: str
+        self, status: SolverStatus, dual_bound: float, primal: float, point: NDArray[np.float64] | None, nodes: int, message: str
     ) -> SolveOutcome:
         """What the solver's last words amount to.
 
         An interruption was this class's own where a target is reached and nobody asked for it. "Infeasible" and "unbounded" prove
         nothing, and neither does an infinite bound.
         """
-        if status is Status.INTERRUPTED and not self.requested and self.decided(dual_bound, primal):
-            status = Status.TARGET
+        if status is SolverStatus.INTERRUPTED and not self.requested and self.decided(dual_bound, primal):
+            status = SolverStatus.TARGET
         if status in EMPTY_HANDED or not math.isfinite(dual_bound):
             dual_bound = -math.inf
         return SolveOutcome(status, dual_bound, primal, point, nodes, self.seconds, message)

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from milpverify.errors import SolverUnavailable
-from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
 from milpverify.solvers.model import TOLERANCE, Model
 
 _STATUS = {
-    2: Status.OPTIMAL,
-    3: Status.INFEASIBLE,
-    4: Status.UNBOUNDED,  # infeasible or unbounded
-    5: Status.UNBOUNDED,
-    9: Status.TIME_LIMIT,
-    11: Status.INTERRUPTED,
-    15: Status.TARGET,  # objective or bound target reached
-    17: Status.MEMORY_LIMIT,
+    2: SolverStatus.OPTIMAL,
+    3: SolverStatus.INFEASIBLE,
+    4: SolverStatus.UNBOUNDED,  # infeasible or unbounded
+    5: SolverStatus.UNBOUNDED,
+    9: SolverStatus.TIME_LIMIT,
+    11: SolverStatus.INTERRUPTED,
+    15: SolverStatus.TARGET,  # objective or bound target reached
+    17: SolverStatus.MEMORY_LIMIT,
 }
 _OVER_LICENCE = 10010
 
 
-def status_of(code: int) -> Status:
-    """The status of Gurobi's `Status` attribute; NUMERIC, SUBOPTIMAL, CUTOFF and whatever is not listed are inconclusive."""
-    return _STATUS.get(code, Status.UNKNOWN)
+def status_of(code: int) -> SolverStatus:
+    """The status of Gurobi's `SolverStatus` attribute; NUMERIC, SUBOPTIMAL, CUTOFF and whatever is not listed are inconclusive."""
+    return _STATUS.get(code, SolverStatus.UNKNOWN)
 
 
 class Gurobi(Solver[Model, SolveOutcome]):
@@ -64,10 +64,10 @@ class Gurobi(Solver[Model, SolveOutcome]):
                     f"Gurobi: the model ({model.num_variables} variables, {model.num_rows} rows) is too large for its licence"
                 ) from error
             if error.errno == 10001:
-                return SolveOutcome(Status.MEMORY_LIMIT, message=f"Gurobi: {error}")
+                return SolveOutcome(SolverStatus.MEMORY_LIMIT, message=f"Gurobi: {error}")
             if error.errno == 10009:
                 raise SolverUnavailable(f"Gurobi: {error}") from error
-            return SolveOutcome(Status.UNKNOWN, message=f"Gurobi: {error}")
+            return SolveOutcome(SolverStatus.UNKNOWN, message=f"Gurobi: {error}")
 
 
 def _environment(gurobipy: Any) -> Any:
@@ -120,12 +120,12 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
     status = status_of(gurobi.Status)
     whole = bool(model.integer.any())
     point, primal, dual = None, math.inf, -math.inf
-    if gurobi.SolCount > 0 and status is not Status.UNBOUNDED:
+    if gurobi.SolCount > 0 and status is not SolverStatus.UNBOUNDED:
         point = np.array([v.X for v in variables], dtype=np.float64)
         primal = float(model.objective @ point)
     if whole:
         dual = _finite(gurobi.ObjBound)
-    elif status is Status.OPTIMAL:
+    elif status is SolverStatus.OPTIMAL:
         dual = float(gurobi.ObjVal)  # a linear program ends with a dual feasible basis
     nodes = int(gurobi.NodeCount) if whole else 0
     return solve.outcome(status, dual, primal, point, nodes, f"Gurobi: status {gurobi.Status}")

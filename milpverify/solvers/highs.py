@@ -12,27 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
 from milpverify.solvers.model import TOLERANCE, Model
 
 _STATUS = {
-    "kOptimal": Status.OPTIMAL,
-    "kModelEmpty": Status.OPTIMAL,
-    "kObjectiveTarget": Status.TARGET,
-    "kObjectiveBound": Status.TARGET,
-    "kInfeasible": Status.INFEASIBLE,
-    "kUnbounded": Status.UNBOUNDED,
-    "kUnboundedOrInfeasible": Status.UNBOUNDED,
-    "kTimeLimit": Status.TIME_LIMIT,
-    "kMemoryLimit": Status.MEMORY_LIMIT,
-    "kInterrupt": Status.INTERRUPTED,
-    "kHighsInterrupt": Status.INTERRUPTED,
+    "kOptimal": SolverStatus.OPTIMAL,
+    "kModelEmpty": SolverStatus.OPTIMAL,
+    "kObjectiveTarget": SolverStatus.TARGET,
+    "kObjectiveBound": SolverStatus.TARGET,
+    "kInfeasible": SolverStatus.INFEASIBLE,
+    "kUnbounded": SolverStatus.UNBOUNDED,
+    "kUnboundedOrInfeasible": SolverStatus.UNBOUNDED,
+    "kTimeLimit": SolverStatus.TIME_LIMIT,
+    "kMemoryLimit": SolverStatus.MEMORY_LIMIT,
+    "kInterrupt": SolverStatus.INTERRUPTED,
+    "kHighsInterrupt": SolverStatus.INTERRUPTED,
 }
 
 
-def status_of(word: str) -> Status:
+def status_of(word: str) -> SolverStatus:
     """The status of `HighsModelStatus.name`; errors, iteration limits and unknown words are inconclusive."""
-    return _STATUS.get(word, Status.UNKNOWN)
+    return _STATUS.get(word, SolverStatus.UNKNOWN)
 
 
 class Highs(Solver[Model, SolveOutcome]):
@@ -51,9 +51,9 @@ class Highs(Solver[Model, SolveOutcome]):
         highs = highspy.Highs()
         for option, value in _parameters(limits).items():
             if highs.setOptionValue(option, value) != highspy.HighsStatus.kOk:
-                return SolveOutcome(Status.UNKNOWN, message=f"HiGHS refuses the option {option} = {value}")
+                return SolveOutcome(SolverStatus.UNKNOWN, message=f"HiGHS refuses the option {option} = {value}")
         if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
-            return SolveOutcome(Status.UNKNOWN, message="HiGHS refuses the model")
+            return SolveOutcome(SolverStatus.UNKNOWN, message="HiGHS refuses the model")
         if model.start is not None:
             solution = highspy.HighsSolution()
             solution.col_value = model.start.tolist()
@@ -87,13 +87,13 @@ class Highs(Solver[Model, SolveOutcome]):
             primal = float(model.objective @ point)
         if whole:
             dual = float(info.mip_dual_bound)
-        elif status is Status.OPTIMAL:
+        elif status is SolverStatus.OPTIMAL:
             dual = primal  # a linear program ends with a dual feasible basis
         nodes = max(0, int(info.mip_node_count)) if whole else 0
         outcome = solve.outcome(status, dual, primal, point, nodes, f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}")
-        if outcome.status not in (Status.OPTIMAL, Status.TARGET):
+        if outcome.status not in (SolverStatus.OPTIMAL, SolverStatus.TARGET):
             return replace(outcome, dual_bound=-math.inf)  # it has not ended
-        return outcome if whole or status is not Status.OPTIMAL else _with_basis(highspy, highs, outcome)
+        return outcome if whole or status is not SolverStatus.OPTIMAL else _with_basis(highspy, highs, outcome)
 
 
 def _with_basis(highspy: Any, highs: Any, outcome: SolveOutcome) -> SolveOutcome:

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, Status
+from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, SolverStatus
 from milpverify.solvers.model import Model, SmtScript
 from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
 
@@ -89,7 +89,7 @@ class SolverProcess:
     ) -> SolveOutcome | SmtOutcome:
         """Solve in the worker and wait, at most until the deadline plus GRACE; a true return of `on_progress` ends the solve.
 
-        The limits' seconds and the deadline both hold. Never raises for what the worker does: see `Status`.
+        The limits' seconds and the deadline both hold. Never raises for what the worker does: see `SolverStatus`.
         """
         try:
             self.start(model, limits, deadline, on_progress)
@@ -149,10 +149,10 @@ class SolverProcess:
             now = time.monotonic()
             if task.deadline.cancelled or now > task.stopping:
                 self.kill()
-                return task.failed(Status.INTERRUPTED, f"{self.solver}: interrupted")
+                return task.failed(SolverStatus.INTERRUPTED, f"{self.solver}: interrupted")
             if now > task.began + task.seconds + GRACE:
                 self.kill()
-                return task.failed(Status.TIME_LIMIT, f"{self.solver}: killed at the deadline")
+                return task.failed(SolverStatus.TIME_LIMIT, f"{self.solver}: killed at the deadline")
             if message is None:
                 return None
             wait = 0.0
@@ -172,13 +172,13 @@ class SolverProcess:
             case ("dead", str(text)):
                 code = self._burial()
                 if code == NO_MEMORY:
-                    return task.failed(Status.MEMORY_LIMIT, f"{self.solver}: out of memory")
+                    return task.failed(SolverStatus.MEMORY_LIMIT, f"{self.solver}: out of memory")
                 end = f" (signal {-code})" if code < 0 else f" (exit status {code})" if code else ""
-                return task.failed(Status.CRASHED, f"{self.solver}: {text}{end}")
+                return task.failed(SolverStatus.CRASHED, f"{self.solver}: {text}{end}")
             case (str(kind), str(text)) if kind in _ENDINGS:
                 return task.failed(_ENDINGS[kind], text)
         self.kill()
-        return task.failed(Status.CRASHED, f"{self.solver}: the solver process broke the protocol: a malformed message")
+        return task.failed(SolverStatus.CRASHED, f"{self.solver}: the solver process broke the protocol: a malformed message")
 
     def close(self) -> None:
         """End the worker; it holds nothing that needs a farewell."""
@@ -252,7 +252,7 @@ class _Task:
         dual, primal = max(self.last.dual_bound, now.dual_bound), min(self.last.primal, now.primal)
         self.last = replace(now, dual_bound=dual, primal=primal, point=point)
 
-    def failed(self, status: Status, message: str) -> SolveOutcome | SmtOutcome:
+    def failed(self, status: SolverStatus, message: str) -> SolveOutcome | SmtOutcome:
         """The outcome of a solve that ended without one."""
         spent = time.monotonic() - self.began
         if not isinstance(self.model, Model):
@@ -272,14 +272,14 @@ def _well_formed(report: Progress | SolveOutcome, model: Model | SmtScript) -> b
 
 
 _ENDINGS = {
-    "unavailable": Status.UNAVAILABLE,
-    "memory": Status.MEMORY_LIMIT,
-    "failed": Status.UNKNOWN,
+    "unavailable": SolverStatus.UNAVAILABLE,
+    "memory": SolverStatus.MEMORY_LIMIT,
+    "failed": SolverStatus.UNKNOWN,
 }
 
 
-def _expired(deadline: Deadline) -> tuple[Status, str]:
-    return (Status.INTERRUPTED, "interrupted") if deadline.cancelled else (Status.TIME_LIMIT, "no time left")
+def _expired(deadline: Deadline) -> tuple[SolverStatus, str]:
+    return (SolverStatus.INTERRUPTED, "interrupted") if deadline.cancelled else (SolverStatus.TIME_LIMIT, "no time left")
 
 
 def _ended(child: subprocess.Popen[bytes]) -> bool:

@@ -8,30 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, Status
+from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
 from milpverify.solvers.model import TOLERANCE, Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _STATUS = {
-    "optimal": Status.OPTIMAL,
-    "gaplimit": Status.OPTIMAL,
-    "duallimit": Status.TARGET,
-    "primallimit": Status.TARGET,
-    "infeasible": Status.INFEASIBLE,
-    "unbounded": Status.UNBOUNDED,
-    "inforunbd": Status.UNBOUNDED,
-    "timelimit": Status.TIME_LIMIT,
-    "memlimit": Status.MEMORY_LIMIT,
-    "userinterrupt": Status.INTERRUPTED,
-    "terminate": Status.INTERRUPTED,
+    "optimal": SolverStatus.OPTIMAL,
+    "gaplimit": SolverStatus.OPTIMAL,
+    "duallimit": SolverStatus.TARGET,
+    "primallimit": SolverStatus.TARGET,
+    "infeasible": SolverStatus.INFEASIBLE,
+    "unbounded": SolverStatus.UNBOUNDED,
+    "inforunbd": SolverStatus.UNBOUNDED,
+    "timelimit": SolverStatus.TIME_LIMIT,
+    "memlimit": SolverStatus.MEMORY_LIMIT,
+    "userinterrupt": SolverStatus.INTERRUPTED,
+    "terminate": SolverStatus.INTERRUPTED,
 }
 
 
-def status_of(word: str) -> Status:
+def status_of(word: str) -> SolverStatus:
     """SCIP's status; every word not listed (node limits, "unknown", words of later versions) is inconclusive."""
-    return _STATUS.get(word, Status.UNKNOWN)
+    return _STATUS.get(word, SolverStatus.UNKNOWN)
 
 
 class Scip(Solver[Model, SolveOutcome]):
@@ -108,7 +108,7 @@ class Scip(Solver[Model, SolveOutcome]):
         scip.optimizeNogil()
         status = status_of(scip.getStatus())
         point, primal = None, math.inf
-        if scip.getNSols() and status is not Status.UNBOUNDED:
+        if scip.getNSols() and status is not SolverStatus.UNBOUNDED:
             best = scip.getBestSol()
             point, primal = values(best), float(scip.getSolObjVal(best))
         return solve.outcome(status, bound(), primal, point, int(scip.getNTotalNodes()), f"SCIP: {scip.getStatus()}")

@@ -7,15 +7,15 @@ import math
 import time
 from typing import Any
 
-from milpverify.solvers.base import Answer, Capability, Limits, OnProgress, SmtOutcome, Solver, Status
+from milpverify.solvers.base import Answer, Capability, Limits, OnProgress, SmtOutcome, Solver, SolverStatus
 from milpverify.solvers.model import SmtScript
 
-_STATUS = {"timeout": Status.TIME_LIMIT, "canceled": Status.TIME_LIMIT, "memory": Status.MEMORY_LIMIT}
+_STATUS = {"timeout": SolverStatus.TIME_LIMIT, "canceled": SolverStatus.TIME_LIMIT, "memory": SolverStatus.MEMORY_LIMIT}
 
 
-def status_of(reason: str) -> Status:
+def status_of(reason: str) -> SolverStatus:
     """The status of z3's reason for "unknown" or of its error message; what is not recognised is inconclusive."""
-    return next((status for word, status in _STATUS.items() if word in reason), Status.UNKNOWN)
+    return next((status for word, status in _STATUS.items() if word in reason), SolverStatus.UNKNOWN)
 
 
 class Z3(Solver[SmtScript, SmtOutcome]):
@@ -43,10 +43,10 @@ class Z3(Solver[SmtScript, SmtOutcome]):
             return SmtOutcome(Answer.UNKNOWN, (), status_of(str(error)), time.monotonic() - began, f"z3: {error}")
         seconds = time.monotonic() - began
         if answer == z3.unsat:
-            return SmtOutcome(Answer.UNSAT, (), Status.OPTIMAL, seconds, "z3: unsat")
+            return SmtOutcome(Answer.UNSAT, (), SolverStatus.OPTIMAL, seconds, "z3: unsat")
         if answer == z3.unknown:
             why = solver.reason_unknown()
             return SmtOutcome(Answer.UNKNOWN, (), status_of(why), seconds, f"z3: {why}")
         values = solver.model()
         point = tuple(str(values.eval(z3.Real(name), model_completion=True).as_fraction()) for name in model.inputs)
-        return SmtOutcome(Answer.SAT, point, Status.OPTIMAL, seconds, "z3: sat")
+        return SmtOutcome(Answer.SAT, point, SolverStatus.OPTIMAL, seconds, "z3: sat")

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
 
-from milpverify.bounds.alpha import optimise
-from milpverify.bounds.backward import LineTable
-from milpverify.bounds.crown import bound_rows, crown
-from milpverify.bounds.interval_propagation import propagate
-from milpverify.bounds.state import State
-from milpverify.catalogue import catalogue
+from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
 from milpverify.operators import Elementwise, Input, Linear
+from milpverify.propagation.backward import LineTable
+from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.interval import propagate
+from milpverify.propagation.optimised.alpha import optimise
+from milpverify.propagation.state import State
 
 SIZES, BOXES, RADIUS = (784, *[100] * 6, 10), 64, 0.005
 LOOSER = {torch.float32: 1e-4, torch.float64: 1e-8}

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
 
-from milpverify.bounds.alpha import AlphaOptions, optimise
-from milpverify.bounds.crown import bound_rows, crown
-from milpverify.catalogue import catalogue
+from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
 from milpverify.operators import Elementwise, Input, Linear
+from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.optimised.alpha import AlphaOptions, optimise
 
 SIZES, BOXES, RADIUS = (784, *[100] * 4, 10), 64, 0.005
 FUNCTIONS = "sigmoid,tanh,sin,gelu"

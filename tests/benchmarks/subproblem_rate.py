@@ -19,11 +19,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
 
 from milpverify import load
-from milpverify.bounds.needed import refinable
-from milpverify.bounds.state import Bounds
 from milpverify.graph import Graph
-from milpverify.search.margin import Group, groups
-from milpverify.search.relaxer import Bounded, bound_batch
+from milpverify.propagation.relevance import refinable
+from milpverify.propagation.state import Bounds
+from milpverify.search.bounding import BatchBounds, bound_batch
+from milpverify.search.groups import Group, groups
 
 Known = dict[int, Bounds]
 PRODUCTS = ("::mm", "::addmm", "::bmm", "::baddbmm", "gemm", "gemv")
@@ -62,7 +62,7 @@ def frontier(graph: Graph, group: Group, splits: int, together: int = 64) -> tup
             sys.exit(f"the property is proved after {done} splits: choose a harder one")
 
 
-def _known(graph: Graph, found: Bounded) -> Known:
+def _known(graph: Graph, found: BatchBounds) -> Known:
     return {node.id: found.state[node.id].bounds for node in refinable(graph)}
 
 
@@ -76,7 +76,7 @@ class Batch:
         self.lower, self.upper = (side[chosen].to(device) for side in boxes[:2])
         self.known = {i: Bounds(b.lower[chosen].to(device), b.upper[chosen].to(device)) for i, b in boxes[2].items()}
 
-    def bound(self) -> Bounded:
+    def bound(self) -> BatchBounds:
         """Bound them; the device has finished when this returns."""
         found = bound_batch(self.graph, self.group, self.lower, self.upper, torch.float32, self.known)
         if self.device != "cpu":
@@ -111,7 +111,7 @@ class Batch:
             print(f"  {name[:60]:<60} {100 * t / total:5.1f} % {count:6d} calls")
 
 
-def parity(mine: Bounded, other: Bounded) -> float:
+def parity(mine: BatchBounds, other: BatchBounds) -> float:
     """The largest difference of two devices' bounds of the rows, and of every node, in units of the width of a node's bounds."""
     worst = 0.0
     for i, known in mine.state.items():

@@ -15,7 +15,8 @@ from milpverify.config import Deadline
 from milpverify.encode.model import SMALLEST_COEFFICIENT, ModelBuilder, elastic, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers import gurobi, highs, registry, scip, z3
-from milpverify.solvers.base import Capability, Limits, Minimisation, Progress, SolveOutcome, Status
+from milpverify.solvers.base import Capability, Limits, Minimisation, Progress, SolveOutcome
+from milpverify.solvers.base import SolverStatus as Status
 from milpverify.solvers.model import Model, SmtScript, power_of_two
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS, SECOND, available, load

@@ -8,10 +8,10 @@ import pytest
 from networks import absolute_value, write_property
 
 from milpverify.config import Deadline
+from milpverify.counterexamples.attack import attack
+from milpverify.counterexamples.validate import Validity, validate
 from milpverify.errors import InvalidModel, InvalidProperty
 from milpverify.frontends.load import load
-from milpverify.search.attack import attack
-from milpverify.search.witness import Status, judge
 
 
 def packed(path: Path) -> Path:
@@ -28,8 +28,8 @@ def test_a_problem_from_files(tmp_path: Path) -> None:
         assert problem.files == tuple(map(str, paths))
         (disjunct,) = problem.disjuncts
         assert disjunct.box.lower.tolist() == [-1.0, 0.25]
-        assert judge(problem, disjunct, np.array([0.25, 0.25])).status is Status.HOLDS
-        assert judge(problem, disjunct, np.array([-0.25, 0.5])).status is Status.NOT_A_COUNTEREXAMPLE
+        assert validate(problem, disjunct, np.array([0.25, 0.25])).status is Validity.HOLDS
+        assert validate(problem, disjunct, np.array([-0.25, 0.5])).status is Validity.NOT_A_COUNTEREXAMPLE
         example = attack(problem, problem.graph, problem.disjuncts, Deadline(10.0)).counterexample
         assert example is not None
         assert abs(example.x).sum() <= 0.5

@@ -15,12 +15,12 @@ from own_functions import Calls, Dome
 from torch import nn
 
 import milpverify as mv
-from milpverify import catalogue as catalogue_module
-from milpverify.catalogue import Catalogue
 from milpverify.errors import InvalidInput, UnsupportedOperator
 from milpverify.frontends.network import load_network
-from milpverify.frontends.onnx import lower
-from milpverify.frontends.torch_module import lower_module
+from milpverify.frontends.onnx.lowering import lower
+from milpverify.frontends.torch.trace import lower_module
+from milpverify.functions import catalogue as catalogue_module
+from milpverify.functions.catalogue import Catalogue
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise
 from milpverify.spec import Box

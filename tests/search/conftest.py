@@ -8,7 +8,7 @@ import pytest
 from random_nets import relu_network
 
 from milpverify.config import Deadline
-from milpverify.search.lp_leaf import Leaves
+from milpverify.search.solver.leaves import Leaves
 from milpverify.spec import Problem
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from milpverify.config import Options, SearchOptions
-from milpverify.frontends.builder import Builder
+from milpverify.counterexamples.validate import validate
+from milpverify.frontends.lowering.builder import Builder
 from milpverify.result import Reason, Result, Verdict
-from milpverify.search.witness import judge
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
 
@@ -57,8 +57,8 @@ def test_the_same_problem_with_a_smaller_delta() -> None:
 def test_a_judgement_knows_whether_it_is_within_delta() -> None:
     problem = hyperbola(1, 1e-4)
     (disjunct,) = problem.disjuncts
-    close, far = (judge(problem, disjunct, np.array([x])) for x in (CENTRE, 1.0))
+    close, far = (validate(problem, disjunct, np.array([x])) for x in (CENTRE, 1.0))
     assert close.within(1.1e-4) and not close.within(0.9e-4)
     assert not far.within(1e-2)
-    holds = judge(hyperbola(1, -1.0), hyperbola(1, -1.0).disjuncts[0], np.array([CENTRE]))
+    holds = validate(hyperbola(1, -1.0), hyperbola(1, -1.0).disjuncts[0], np.array([CENTRE]))
     assert holds.counterexample is not None and not holds.within(1.0)

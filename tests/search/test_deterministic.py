@@ -11,7 +11,11 @@ from support import detail
 
 import milpverify as mv
 from milpverify.graph import Graph
-from milpverify.search import box_exchange, exchange, input_split, margin, neuron_split, tighten, trial, turns
+from milpverify.search import choose_space, groups
+from milpverify.search.input_split import bisection
+from milpverify.search.neuron_split import search
+from milpverify.search.solver import box_sharing, sharing
+from milpverify.search.tightening import restarts, tighten
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -32,18 +36,18 @@ def timeless(value: Any) -> Any:
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons are split however few inputs there are, and the oracle's turns come early."""
-    for module in (margin, exchange):
-        monkeypatch.setattr(module, "MANY_INPUTS" if module is margin else "TURN", 0 if module is margin else 20)
-    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(exchange, "NODES", 5)
+    for module in (groups, sharing):
+        monkeypatch.setattr(module, "MANY_INPUTS" if module is groups else "TURN", 0 if module is groups else 20)
+    monkeypatch.setattr(groups, "FEW_INPUTS", -1)
+    monkeypatch.setattr(sharing, "NODES", 5)
 
 
 @pytest.fixture
 def between(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are tried, and nothing is decided at once."""
-    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(trial, "BOXES", 64)
-    monkeypatch.setattr(trial, "SPLITS", 16)
+    monkeypatch.setattr(groups, "FEW_INPUTS", -1)
+    monkeypatch.setattr(choose_space, "BOXES", 64)
+    monkeypatch.setattr(choose_space, "SPLITS", 16)
 
 
 def twice(made: Problem, method: str = "auto", **parts: bool) -> mv.Result:
@@ -100,6 +104,6 @@ def test_no_choice_looks_at_the_clock(many: None, monkeypatch: pytest.MonkeyPatc
         def sleep(seconds: float) -> None:
             return
 
-    for module in (box_exchange, exchange, input_split, neuron_split, tighten, turns):
+    for module in (box_sharing, sharing, bisection, search, tighten, restarts):
         monkeypatch.setattr(module, "time", Clock)
     assert timeless(first.to_dict()) == timeless(twice(made).to_dict())

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import milpverify as mv
-from milpverify.catalogue import catalogue
+from milpverify.functions.catalogue import catalogue
 from milpverify.operators import Elementwise
 from milpverify.result import Verdict
-from milpverify.search.margin import groups
-from milpverify.search.relaxer import bound_batch
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
 
 
 @pytest.fixture(scope="session")

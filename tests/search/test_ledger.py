@@ -14,11 +14,11 @@ from milpverify.config import Deadline
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Trust
-from milpverify.search.input_split import Bisection
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
+from milpverify.search.input_split.bisection import Bisection
 from milpverify.search.ledger import Ledger, Part, Reporter
-from milpverify.search.margin import groups
-from milpverify.search.neuron_split import Search
-from milpverify.search.relaxer import bound_batch
+from milpverify.search.neuron_split.search import Search
 from milpverify.spec import Box, Problem
 
 

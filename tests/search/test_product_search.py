@@ -8,14 +8,14 @@ import torch
 from product_networks import Grower, attention_network, product_network, recurrent_network
 
 import milpverify as mv
-from milpverify.bounds.beta import AlphaOptions, Dual
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
+from milpverify.propagation.optimised.beta import AlphaOptions, Dual
 from milpverify.result import Verdict
-from milpverify.search.branching import children
-from milpverify.search.margin import groups
-from milpverify.search.neuron_split import PLAIN, Search
-from milpverify.search.relaxer import bound_batch
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
+from milpverify.search.neuron_split.branching import children
+from milpverify.search.neuron_split.search import PLAIN, Search
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 

@@ -18,7 +18,7 @@ from random_nets import hard_model, proved_bounds, relu_network
 from milpverify.config import Deadline
 from milpverify.encode.milp import encode
 from milpverify.encode.smt import smt_script
-from milpverify.solvers.base import Answer, Limits, Progress, Status
+from milpverify.solvers.base import Answer, Limits, Progress, SolverStatus
 from milpverify.solvers.model import Model, SmtScript
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.trusted_bound import safe_dual_bound
@@ -74,14 +74,14 @@ def test_sigkill_in_the_middle_of_a_solve(solver: str, hard: Model) -> None:
     with SolverProcess(solver) as process:
         began = time.monotonic()
         outcome = process.solve(hard, Limits(), Deadline(60), murder)
-        assert outcome.status is Status.CRASHED
+        assert outcome.status is SolverStatus.CRASHED
         assert "signal 9" in outcome.message
         assert outcome.seconds < 20
         assert time.monotonic() - began < 20
         assert safe_dual_bound(outcome, hard) <= float(hard.objective @ hard.start)
         assert gone(pids[0])
         # The next model gets a fresh worker.
-        assert process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)).status is Status.OPTIMAL
+        assert process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)).status is SolverStatus.OPTIMAL
         last = started(process)
     assert gone(last)
 
@@ -92,16 +92,16 @@ def test_deadline_and_cancel(solver: str, hard: Model, hard_script: SmtScript) -
     with SolverProcess(solver) as process:
         began = time.monotonic()
         outcome = process.solve(model, Limits(), Deadline(1.0))
-        assert outcome.status is Status.TIME_LIMIT
+        assert outcome.status is SolverStatus.TIME_LIMIT
         assert time.monotonic() - began < 10
         deadline = Deadline(60)
         threading.Timer(0.5, deadline.cancel).start()
         began = time.monotonic()
         outcome = process.solve(model, Limits(), deadline)
-        assert outcome.status is Status.INTERRUPTED
+        assert outcome.status is SolverStatus.INTERRUPTED
         assert time.monotonic() - began < 10
         assert process.pid is None
-        assert process.solve(model, Limits(), deadline).status is Status.INTERRUPTED
+        assert process.solve(model, Limits(), deadline).status is SolverStatus.INTERRUPTED
         assert process.pid is None  # nothing was started for a run that is over
 
 
@@ -110,7 +110,7 @@ def test_a_worker_that_hangs_is_killed_at_the_deadline(hard: Model) -> None:
         threading.Timer(0.6, lambda: os.kill(started(process), signal.SIGSTOP)).start()
         began = time.monotonic()
         outcome = process.solve(hard, Limits(), Deadline(1.0))
-        assert outcome.status is Status.TIME_LIMIT
+        assert outcome.status is SolverStatus.TIME_LIMIT
         assert "killed" in outcome.message
         assert time.monotonic() - began < 2.5
         assert process.pid is None
@@ -152,11 +152,11 @@ def test_an_error_of_the_callback_leaves_no_child(hard: Model) -> None:
 def test_stopping_on_request_keeps_the_worker(solver: str, hard: Model) -> None:
     with SolverProcess(solver) as process:
         outcome = process.solve(hard, Limits(), Deadline(60), lambda p: p.seconds > 0.3)
-        assert outcome.status is Status.INTERRUPTED
+        assert outcome.status is SolverStatus.INTERRUPTED
         assert outcome.seconds < 10
         if process.pid is not None:  # it stopped within its grace
             pid = process.pid
-            assert process.solve(hard, Limits(0.3), Deadline(60)).status is Status.TIME_LIMIT
+            assert process.solve(hard, Limits(0.3), Deadline(60)).status is SolverStatus.TIME_LIMIT
             assert process.pid == pid
 
 
@@ -168,7 +168,7 @@ def test_workers_load_no_torch_and_lead_their_own_group(solver: str) -> None:
             assert process.solve(EASY, Limits(), Deadline(60)).answer is Answer.SAT
         else:
             small = hard_model([2, 3, 3])
-            assert process.solve(small, Limits(), Deadline(60)).status is Status.OPTIMAL
+            assert process.solve(small, Limits(), Deadline(60)).status is SolverStatus.OPTIMAL
         pid = started(process)
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
         assert os.getpgid(pid) == os.getsid(pid) == pid
@@ -229,7 +229,7 @@ def _resident(pid: int) -> int:
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_forgotten_handle_ends_its_worker() -> None:
     process = SolverProcess("highs")
-    assert process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)).status is Status.OPTIMAL
+    assert process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)).status is SolverStatus.OPTIMAL
     child = started(process)
     del process
     gc.collect()
@@ -248,12 +248,12 @@ def test_a_request_to_stop_is_about_one_solve(hard: Model) -> None:
         send(worker.stdin, ("stop", 1))
         while (message := receive(worker.stdout))[0] == "progress":
             pass
-        assert message[1].status is Status.TIME_LIMIT
+        assert message[1].status is SolverStatus.TIME_LIMIT
         send(worker.stdin, ("solve", "highs", hard, Limits(60.0), 3))
         send(worker.stdin, ("stop", 3))
         while (message := receive(worker.stdout))[0] == "progress":
             pass
-        assert message[1].status is Status.INTERRUPTED
+        assert message[1].status is SolverStatus.INTERRUPTED
         worker.kill()
 
 
@@ -289,7 +289,7 @@ def test_garbage_and_crashes_are_outcomes(script: str, hard: Model, tmp_path: Pa
     monkeypatch.setattr(sys, "executable", str(program))
     with SolverProcess("scip") as process:
         outcome = process.solve(hard, Limits(), Deadline(30))
-        assert outcome.status is Status.CRASHED
+        assert outcome.status is SolverStatus.CRASHED
         assert outcome.dual_bound == -np.inf
         assert process.pid is None
 
@@ -302,7 +302,7 @@ def test_the_memory_limit_costs_the_model_only(solver: str) -> None:
     model = encode(graph, proved_bounds(graph, box, "ibp"), disjunct).model
     with SolverProcess(solver, memory_mb=200) as process:
         outcome = process.solve(model, Limits(20), Deadline(30))
-    assert outcome.status in (Status.MEMORY_LIMIT, Status.CRASHED, Status.UNAVAILABLE)
+    assert outcome.status in (SolverStatus.MEMORY_LIMIT, SolverStatus.CRASHED, SolverStatus.UNAVAILABLE)
     assert outcome.dual_bound == -np.inf
 
 
@@ -313,7 +313,7 @@ def test_a_model_that_the_worker_cannot_hold_ends_at_once() -> None:
     model = Model(zeros, zeros, np.zeros(n, dtype=bool), none, none[:0], zeros[:0], zeros[:0], zeros[:0], zeros)
     with SolverProcess("highs", memory_mb=128) as process:
         outcome = process.solve(model, Limits(), Deadline(60))
-        assert outcome.status in (Status.MEMORY_LIMIT, Status.CRASHED)
+        assert outcome.status in (SolverStatus.MEMORY_LIMIT, SolverStatus.CRASHED)
         assert process.pid is None
 
 
@@ -336,5 +336,5 @@ def test_a_missing_solver_is_unavailable(solver: str, tmp_path: Path, monkeypatc
     model = EASY if solver == "z3" else hard_model([2, 3, 3])
     with SolverProcess(solver) as process:
         outcome = process.solve(model, Limits(), Deadline(30))
-    assert outcome.status is Status.UNAVAILABLE
+    assert outcome.status is SolverStatus.UNAVAILABLE
     assert "not installed" in outcome.message

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from judging import Lasting
 
-from milpverify.search import milp, smt
+from milpverify.search.solver import whole_milp as milp
+from milpverify.search.solver import whole_smt as smt
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from exact import Disjunct, Row
 from random_networks import Builder, Case, spec_text
 
 import milpverify as mv
-from milpverify.search import margin
-from milpverify.search import relaxer as relaxer_module
+from milpverify.search import bounding as relaxer_module
+from milpverify.search import groups as margin
 
 METHODS = [("inputs", 99, 99), ("neurons", -1, -1), ("trial", -1, 99)]
 
@@ -76,7 +76,8 @@ def test_bounds_rise_and_are_true_whenever_a_run_stops(seed: int, slack: float, 
 @pytest.mark.parametrize("searched", METHODS[:2], indirect=True, ids=lambda m: m[0])
 def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports after every batch: the bound rises step by step."""
-    from milpverify.search import input_split, neuron_split
+    from milpverify.search.input_split import bisection as input_split
+    from milpverify.search.neuron_split import search as neuron_split
 
     for module in (input_split, neuron_split):
         monkeypatch.setattr(module.time, "monotonic", _hurried(module.time.monotonic))

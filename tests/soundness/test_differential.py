@@ -21,10 +21,11 @@ from random_networks import Case, random_case
 
 import milpverify as mv
 from milpverify.encode.milp import encode
-from milpverify.frontends.runtime import OnnxRuntime
-from milpverify.search.margin import groups
-from milpverify.search.relaxer import bound_batch
-from milpverify.solvers.base import Limits, Status
+from milpverify.frontends.onnx.runtime import OnnxRuntime
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
+from milpverify.solvers.base import Limits
+from milpverify.solvers.base import SolverStatus as Status
 from milpverify.solvers.trusted_bound import safe_dual_bound
 
 RELATIVE = 1e-6

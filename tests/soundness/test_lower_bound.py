@@ -13,10 +13,14 @@ from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.optimize import minimize
 from milpverify.result import Result, Trust, Verdict
-from milpverify.search import exchange, margin, neuron_split, oracle, turns
-from milpverify.search.no_goods import NoGoods
-from milpverify.search.subproblems import Frontier
-from milpverify.search.tighten import Tightening
+from milpverify.search import groups as margin
+from milpverify.search.neuron_split import search as neuron_split
+from milpverify.search.neuron_split.conflicts import Conflicts as NoGoods
+from milpverify.search.neuron_split.subproblems import Frontier
+from milpverify.search.solver import oracle
+from milpverify.search.solver import sharing as exchange
+from milpverify.search.tightening import restarts as turns
+from milpverify.search.tightening.tighten import Tightening
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
 

@@ -20,17 +20,20 @@ from random_networks import Builder, Generator
 from torch import Tensor
 
 import milpverify as mv
-from milpverify.bounds import METHODS, NetworkBounds, alpha, beta, interval_propagation, relaxation
-from milpverify.bounds.backward import LineTable, SplitTable, lines, parallel_lines
-from milpverify.bounds.crown import bound_rows, crown
-from milpverify.bounds.rounding import down, up
-from milpverify.bounds.state import Bounds, SplitConstraints, State
-from milpverify.catalogue import Function, catalogue
+from milpverify.arithmetic.rounding import down, up
+from milpverify.bounding import METHODS, NetworkBounds
 from milpverify.enclosure import enclose_all
-from milpverify.frontends.onnx import lower as lower_onnx
+from milpverify.frontends.onnx.lowering import lower as lower_onnx
+from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, evaluate_all
 from milpverify.operators import Affine, Elementwise
-from milpverify.search.clip import clip
+from milpverify.propagation import interval as interval_propagation
+from milpverify.propagation.backward import LineTable, SplitTable, lines, parallel_lines
+from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.optimised import alpha, beta
+from milpverify.propagation.state import Bounds, SplitConstraints, State
+from milpverify.relaxations import relaxation
+from milpverify.search.input_split.clip import clip
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 POINTS = 2500  # per box, four boxes per network
@@ -416,7 +419,7 @@ def test_missing_rounding_charges_are_seen(monkeypatch: pytest.MonkeyPatch) -> N
         return sum(bool(violations(mv.bounds(graph, box, "crown", torch.float32), 0, truth)) for graph, truth in trials)
 
     assert not wrong()
-    step, module = interval_propagation.step, import_module("milpverify.bounds.crown")
+    step, module = interval_propagation.step, import_module("milpverify.propagation.crown")
 
     def careless(*args: object) -> object:
         state = step(*args)  # type: ignore[arg-type]

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 import milpverify as mv
-from milpverify.bounds import METHODS, relaxation
-from milpverify.bounds.backward import parallel_lines
-from milpverify.bounds.crown import bound_rows, crown
-from milpverify.bounds.forward import forward
-from milpverify.bounds.state import Bounds
-from milpverify.catalogue import Function, catalogue
+from milpverify.arithmetic.interval import down, up
+from milpverify.bounding import METHODS
+from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, Node
-from milpverify.interval import down, up
 from milpverify.operators import Elementwise, Input, Linear
+from milpverify.propagation.backward import parallel_lines
+from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.forward import forward
+from milpverify.propagation.state import Bounds
+from milpverify.relaxations import relaxation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SMOOTH = {name: f for name, entry in catalogue().items() if entry.domain and not (f := entry.trial()).staircase}

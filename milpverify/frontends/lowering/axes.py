@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.builder import Builder
-from milpverify.frontends.constants import Array, Constant
+from milpverify.frontends.lowering.builder import Builder
+from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.graph import Node
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.constants import Array
+from milpverify.frontends.lowering.constants import Array
 from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import Affine, Elementwise, Input, Product
 from milpverify.spec import Box

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from milpverify.frontends.builder import Builder
-from milpverify.frontends.constants import Array, Constant
+from milpverify.frontends.lowering.builder import Builder
+from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.graph import Node
 
 

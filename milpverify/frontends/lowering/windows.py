@@ -9,9 +9,9 @@ from functools import reduce
 
 import numpy as np
 
-from milpverify.frontends.builder import Builder, Index, entries
-from milpverify.frontends.constants import Array, Constant
 from milpverify.frontends.lowering.axes import along
+from milpverify.frontends.lowering.builder import Builder, Index, entries
+from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.graph import Node
 
 

@@ -1,0 +1,1 @@
+"""Arithmetic with proved errors: rounding bounds, outward-rounded intervals, running errors."""

@@ -1,0 +1,1 @@
+"""Counterexamples: how they are looked for, polished, and validated."""

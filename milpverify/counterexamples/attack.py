@@ -1,0 +1,280 @@
+"""Looking for counterexamples: batched projected gradient on the disjunctive property.
+
+What is found here is only a candidate: `validate` alone makes a counterexample of it.
+
+Projected sign gradient after Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (arXiv 1706.06083);
+output-diversified starts after Tashiro et al., Diversity can be Transferred (arXiv 2003.06878).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milpverify.counterexamples.polish import polish, restore
+from milpverify.counterexamples.validate import Validation, Validity, validate
+from milpverify.graph import evaluate
+from milpverify.operators import Affine
+from milpverify.spec import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from milpverify.config import Deadline
+    from milpverify.graph import Graph
+    from milpverify.result import Counterexample
+    from milpverify.spec import Array, Disjunct, Problem
+
+_MAX_DISJUNCTS = 128  # attacked in one batch
+_MAX_STARTS = 512  # in one batch
+_MAX_ENTRIES = 30_000_000  # of all node values and rows of a batch
+_MAX_PRODUCTS = 100_000_000  # of one evaluation of a batch, so that a round takes a fraction of a second
+_MAX_JUDGEMENTS = 16  # per batch: a runtime that denies this many points would deny the next
+_FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; the second begins the later rounds
+_SCOUTS = 8  # random points of which the best becomes a start
+_DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
+_NEAR = 0.01  # of the spread of the margins: near enough for a local search
+
+
+@dataclass(frozen=True, eq=False)
+class AttackOutcome:
+    """What an attack found.
+
+    `points` (D, nx) float64 are the best inputs per disjunct and `margins` (D,) their margins as the search computed them, inf
+    where a disjunct was not reached. `disagreement` is a point whose violation the runtime and the reals do not agree on.
+    """
+
+    points: Array
+    margins: Array
+    counterexample: Counterexample | None = None
+    disagreement: Validation | None = None
+
+
+def attack(
+    problem: Problem,
+    graph: Graph,
+    disjuncts: Sequence[Disjunct],
+    deadline: Deadline,
+    seed: int = 0,
+    *,
+    starts: int = 128,
+    steps: int = 24,
+    rounds: int = 6,
+) -> AttackOutcome:
+    """Projected sign-gradient descent on the margin, for all disjuncts at once; ends at the first counterexample.
+
+    Every start belongs to one disjunct and stays in its box, on numbers of the graph's precision. The first round starts from
+    the centre, the corner that the centre's gradient points to, random points and random corners; later rounds from around the
+    best point, from the best of some random points, and from where a random direction of the output leads. Half of the starts
+    descend the largest residual, the other half the sum of the positive ones. Linear constraints between inputs are projected
+    on. The same seed gives the same result unless the deadline cuts it short.
+
+    Args:
+        graph: `problem.graph` in the precision and on the device to search in.
+        starts: per disjunct and round, fewer where disjuncts are many or the network is large.
+    """
+    generator = torch.Generator(graph.device).manual_seed(seed)
+    batches: list[_Batch] = []
+    together = min(_MAX_DISJUNCTS, _MAX_ENTRIES // graph.entries + 1)
+    for first in range(0, len(disjuncts), together):
+        batch = _Batch(problem, graph, disjuncts[first : first + together], generator)
+        batches.append(batch)
+        for number in range(rounds):
+            if batch.counterexample is None and not deadline.expired():
+                batch.descend(deadline, starts, steps, number)
+        if batch.counterexample is None and not deadline.expired():
+            batch.refine()
+        if batch.counterexample is not None or deadline.expired():
+            break
+    reached = sum(len(b.margins) for b in batches)
+    return AttackOutcome(
+        np.concatenate([*(b.points for b in batches), _centres(disjuncts[reached:], graph.nx)]),
+        np.concatenate([*(b.margins for b in batches), np.full(len(disjuncts) - reached, np.inf)]),
+        batches[-1].counterexample if batches else None,
+        next((b.disagreement for b in batches if b.disagreement is not None), None),
+    )
+
+
+class _Batch:
+    """Some disjuncts under attack, with the best point of each."""
+
+    def __init__(self, problem: Problem, graph: Graph, disjuncts: Sequence[Disjunct], generator: torch.Generator) -> None:
+        self.problem, self.graph, self.disjuncts, self.generator = problem, graph, disjuncts, generator
+        self.lower, self.upper = (_tensor(side, graph) for side in _inner_boxes(disjuncts, graph.dtype))
+        self.unsafe = _Table.pad([d.unsafe for d in disjuncts], graph)
+        self.domain = _Table.pad([d.domain for d in disjuncts], graph) if any(len(d.domain) for d in disjuncts) else None
+        self.points = _centres(disjuncts, graph.nx)
+        self.margins = np.full(len(disjuncts), np.inf)
+        self.spread = 0.0  # of the margins at the starts: what a small margin is compared with
+        self.judgements = 0
+        self.counterexample: Counterexample | None = None
+        self.disagreement: Validation | None = None
+
+    def descend(self, deadline: Deadline, starts: int, steps: int, number: int) -> None:
+        """Round `number` of projected sign-gradient descent."""
+        count = len(self.disjuncts)
+        entries = self.graph.entries + self.unsafe.entries + (self.domain.entries if self.domain else 0)
+        products = sum(node.size * node.op.terms for node in self.graph.nodes if isinstance(node.op, Affine))
+        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count), _MAX_PRODUCTS // (products * count + 1)))
+        owner = torch.arange(count, device=self.graph.device).repeat_interleave(each)
+        diversify = number > 0
+        # Where there are few starts, their kinds take turns from round to round.
+        kind = torch.arange(len(owner), device=self.graph.device) % each + (number if each < 4 else 0)
+        lower, upper, unsafe = self.lower[owner], self.upper[owner], self.unsafe.of(owner)
+        domain = self.domain.of(owner) if self.domain else None
+        width = upper - lower
+
+        def project(x: Tensor) -> Tensor:
+            x = torch.minimum(torch.maximum(x, lower), upper)
+            for _ in range(3 if domain else 0):
+                x = torch.minimum(torch.maximum(domain.project(x, width > 0), lower), upper) if domain else x
+            return x
+
+        x = project(self.start(owner, kind, lower, width, diversify))
+        if diversify:
+            direction = torch.randn(len(owner), self.graph.ny, generator=self.generator, device=x.device, dtype=x.dtype)
+            for _ in range(2):
+                gradient, _ = _gradient(self.graph, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
+                x = torch.where((kind % 2 == 0)[:, None], x, project(x + _FIRST_STEP * width * gradient.sign()))
+            with torch.no_grad():
+                margin = unsafe.residual(x, evaluate(self.graph, x)).amax(1)
+                for _ in range(_SCOUTS):
+                    other = project(self.start(owner, kind, lower, width, diversify))
+                    other_margin = unsafe.residual(other, evaluate(self.graph, other)).amax(1)
+                    better = (other_margin < margin) & (kind % 2 == 0)
+                    x, margin = torch.where(better[:, None], other, x), torch.where(better, other_margin, margin)
+        best, best_margin = x, x.new_full((len(owner),), math.inf)
+        for step in range(steps):
+            gradient, margin = _gradient(self.graph, x, unsafe.residual, kind % 2 == 0)
+            if domain is not None:
+                margin = margin.masked_fill(domain.distance(x).amax(1) > _DOMAIN_TOLERANCE, math.inf)
+            if step == 0 and (finite := margin[margin.isfinite()]).numel():
+                self.spread = max(self.spread, float(finite.max() - finite.min()))
+            better = margin < best_margin
+            best, best_margin = torch.where(better[:, None], x, best), torch.where(better, margin, best_margin)
+            value, index = torch.where(better, margin, math.inf).min(0)
+            if value.item() <= 0 and self.found(int(owner[index]), x[index], value.item()):
+                return
+            if deadline.expired():
+                break
+            first = _LATER_STEP if diversify else _FIRST_STEP
+            size = first * (_LAST_STEP / first) ** (step / max(1, steps - 1)) * width
+            if step == 0 and not diversify:
+                size = torch.where((kind == 1)[:, None], width, size)  # to the corner
+            x = project(x - size * gradient.sign())
+        margins, places = best_margin.reshape(count, each).min(1)
+        improved = margins.double().cpu().numpy() < self.margins
+        chosen = best[torch.arange(count, device=places.device) * each + places].double().cpu().numpy()
+        self.points[improved] = chosen[improved]
+        self.margins[improved] = margins.double().cpu().numpy()[improved]
+
+    def start(self, owner: Tensor, kind: Tensor, lower: Tensor, width: Tensor, diversify: bool) -> Tensor:
+        """The centre twice, then random points and corners in turns; later the neighbourhood of the best point and random points."""
+        unit = torch.rand(lower.shape, generator=self.generator, device=lower.device, dtype=lower.dtype)
+        if diversify:
+            near = _tensor(self.points, self.graph)[owner] + 0.1 * (unit - 0.5) * width
+            return torch.where((kind == 0)[:, None], near, lower + unit * width)
+        unit = torch.where((kind % 2 == 1)[:, None], unit.round(), unit)
+        return lower + torch.where((kind < 2)[:, None], 0.5, unit) * width
+
+    def found(self, index: int, x: Tensor, margin: float) -> bool:
+        """Judge a point of one disjunct; whether it is a counterexample."""
+        if self.judgements == _MAX_JUDGEMENTS:
+            return False
+        self.judgements += 1
+        disjunct = self.disjuncts[index]
+        judgement = validate(self.problem, disjunct, restore(disjunct, x.double().cpu().numpy()))
+        if judgement.status is Validity.FLOAT_SEMANTICS and self.disagreement is None:
+            self.disagreement = judgement
+        if judgement.counterexample is not None:
+            self.counterexample, self.points[index], self.margins[index] = judgement.counterexample, judgement.x, margin
+        return judgement.counterexample is not None
+
+    def refine(self) -> None:
+        """Polish the best two points that come near to a violation."""
+        for index in np.argsort(self.margins, kind="stable")[:2].tolist():
+            if self.counterexample is None and self.margins[index] <= _NEAR * self.spread:
+                self.counterexample = polish(self.problem, self.disjuncts[index], self.points[index])
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The rows of several disjuncts, padded with rows that always hold: (D, R, nx), (D, R, ny), (D, R)."""
+
+    x_rows: Tensor | None
+    y_rows: Tensor
+    rhs: Tensor
+
+    @staticmethod
+    def pad(tables: Sequence[Rows], graph: Graph) -> _Table:
+        height = max(1, *(len(t) for t in tables))
+        x_rows = np.zeros((len(tables), height, graph.nx)) if any(t.mentions_x.any() for t in tables) else None
+        y_rows, rhs = np.zeros((len(tables), height, graph.ny)), np.full((len(tables), height), np.inf)
+        for i, table in enumerate(tables):
+            y_rows[i, : len(table)], rhs[i, : len(table)] = table.y_rows, table.rhs
+            if x_rows is not None:
+                x_rows[i, : len(table)] = table.x_rows
+        return _Table(None if x_rows is None else _tensor(x_rows, graph), _tensor(y_rows, graph), _tensor(rhs, graph))
+
+    @property
+    def entries(self) -> int:
+        """Numbers per disjunct."""
+        return self.y_rows[0].numel() + (0 if self.x_rows is None else self.x_rows[0].numel())
+
+    def of(self, owner: Tensor) -> _Table:
+        """The rows of the disjunct that each start belongs to."""
+        return _Table(None if self.x_rows is None else self.x_rows[owner], self.y_rows[owner], self.rhs[owner])
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        linear = (self.y_rows @ y[:, :, None])[:, :, 0] - self.rhs
+        return linear if self.x_rows is None else linear + (self.x_rows @ x[:, :, None])[:, :, 0]
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far x violates rows on inputs alone, in units of their largest coefficient."""
+        assert self.x_rows is not None
+        excess = (self.x_rows @ x[:, :, None])[:, :, 0] - self.rhs
+        return excess.clamp(min=0) / self.x_rows.abs().amax(2).clamp(min=1e-30)
+
+    def project(self, x: Tensor, free: Tensor) -> Tensor:
+        """Project x onto one row on inputs after the other, moving the free coordinates only."""
+        assert self.x_rows is not None
+        for row, rhs in zip(self.x_rows.unbind(1), self.rhs.unbind(1), strict=True):
+            normal = row * free
+            excess = ((row * x).sum(1) - rhs).clamp(min=0)
+            x = x - (excess / (normal * normal).sum(1).clamp(min=1e-30))[:, None] * normal
+        return x
+
+
+@torch.enable_grad()
+def _gradient(graph: Graph, x: Tensor, residual: Callable[[Tensor, Tensor], Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the largest residual (where `largest`) or of the sum of the positive ones, and the margins (N,)."""
+    x = x.detach().requires_grad_()
+    residuals = residual(x, evaluate(graph, x))
+    margin, total = residuals.amax(1), residuals.clamp(min=0).sum(1)
+    (gradient,) = torch.autograd.grad(torch.where(largest | (total == 0), margin, total).sum(), x)
+    return gradient.nan_to_num(), margin.detach().nan_to_num(nan=math.inf, neginf=-math.inf)
+
+
+def _tensor(values: Array, graph: Graph) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(graph.device, graph.dtype)
+
+
+def _centres(disjuncts: Sequence[Disjunct], nx: int) -> Array:
+    return np.array([(d.box.lower + d.box.upper) / 2 for d in disjuncts], dtype=np.float64).reshape(-1, nx)
+
+
+def _inner_boxes(disjuncts: Sequence[Disjunct], dtype: torch.dtype) -> tuple[Array, Array]:
+    """The bounds (D, nx) moved inward to the precision of the search; where nothing is left, both are the nearest number."""
+    lower, upper = np.array([d.box.lower for d in disjuncts]), np.array([d.box.upper for d in disjuncts])
+    if dtype == torch.float64:
+        return lower, upper
+    low, high = lower.astype(np.float32), upper.astype(np.float32)
+    low = np.where(low < lower, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > upper, np.nextafter(high, np.float32(-np.inf)), high)
+    nearest = lower.astype(np.float32)
+    return np.where(low > high, nearest, low).astype(np.float64), np.where(low > high, nearest, high).astype(np.float64)

@@ -1,0 +1,114 @@
+"""Recurrent layers unrolled over a sequence of static length, for every frontend: LSTM, GRU and plain cells.
+
+The products of the inputs of all steps with their weights are one affine node; each step then adds what comes from the state before it.
+Sequences are nodes (steps, batch, features), states (batch, hidden); a state of None is zero, whose products vanish.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.frontends.lowering.builder import entries
+from milpverify.frontends.lowering.constants import Constant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milpverify.frontends.lowering.builder import Builder
+    from milpverify.frontends.lowering.constants import Array
+    from milpverify.graph import Node
+
+
+def lstm(
+    g: Builder, x: Node, w: Array, r: Array, bias: Array | Constant | None, h: Node | None, c: Node | None, backwards: bool = False
+) -> tuple[list[Node], Node]:
+    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c') for the gates i, f, o, g = x w^T + h r^T + bias.
+
+    Args:
+        x: (steps, batch, features).
+        w, r, bias: (4 hidden, features), (4 hidden, hidden), (4 hidden,), the gates in the order i, f, o, g.
+        h, c: the initial state.
+        backwards: begin at the last step.
+
+    Returns:
+        h after every step, in the order of x, and the last c.
+    """
+    size, states = r.shape[1], {}
+    for step, given in _steps(g, x, w, bias, backwards):
+        gates = _with_state(g, given, h, r)
+        opened, new = g.function("sigmoid", _gates(g, gates, 0, 3 * size)), g.function("tanh", _gates(g, gates, 3 * size, 4 * size))
+        written = g.product(_gates(g, opened, 0, size), new)
+        c = written if c is None else g.sum([g.product(_gates(g, opened, size, 2 * size), c), written])
+        h = states[step] = g.product(_gates(g, opened, 2 * size, 3 * size), g.function("tanh", c))
+    assert c is not None
+    return [states[step] for step in sorted(states)], c
+
+
+def gru(
+    g: Builder,
+    x: Node,
+    w: Array,
+    r: Array,
+    bias: tuple[Array, Array] | None,
+    h: Node | None,
+    backwards: bool = False,
+    reset_after: bool = True,
+) -> list[Node]:
+    """h' = n + sigmoid(z) (h - n) with n = tanh(x w_n^T + b_n + sigmoid(r) (h r_n^T + c_n)); one product for the two of z.
+
+    Args:
+        x: (steps, batch, features).
+        w, r: (3 hidden, features) and (3 hidden, hidden), the gates in the order z, r, n.
+        bias: (3 hidden,) beside w and beside r.
+        h: the initial state.
+        backwards: begin at the last step.
+        reset_after: whether the reset gate acts behind the product with r_n, as above; else on h itself.
+
+    Returns:
+        h after every step, in the order of x.
+    """
+    size, states = r.shape[1], {}
+    outer = None if bias is None else Constant(bias[0]) + np.where(np.arange(3 * size) < 2 * size, bias[1], 0.0)
+    shift = np.zeros(size) if bias is None else bias[1][2 * size :]
+    for step, given in _steps(g, x, w, outer, backwards):
+        gates = g.function("sigmoid", _with_state(g, _gates(g, given, 0, 2 * size), h, r[: 2 * size]))
+        update, reset = _gates(g, gates, 0, size), _gates(g, gates, size, 2 * size)
+        last = r[2 * size :].T
+        if reset_after:
+            recalled = g.scale(reset, shift) if h is None else g.product(reset, g.scale(g.matmul(h, last), bias=shift))
+        else:
+            recalled = g.constant(np.broadcast_to(shift, reset.shape))
+            recalled = recalled if h is None else g.scale(g.matmul(g.product(reset, h), last), bias=shift)
+        new = g.function("tanh", g.sum([_gates(g, given, 2 * size, 3 * size), recalled]))
+        h = g.sum([new, g.product(update, new if h is None else g.sum([new, h], [1, -1]))], [1, -1])
+        states[step] = h
+    return [states[step] for step in sorted(states)]
+
+
+def rnn(
+    g: Builder, x: Node, w: Array, r: Array, bias: Array | Constant | None, h: Node | None, function: str = "tanh", backwards: bool = False
+) -> list[Node]:
+    """h' = f(x w^T + h r^T + bias) for a function of the catalogue; h after every step, in the order of x."""
+    states = {}
+    for step, given in _steps(g, x, w, bias, backwards):
+        h = states[step] = g.function(function, _with_state(g, given, h, r))
+    return [states[step] for step in sorted(states)]
+
+
+def _steps(g: Builder, x: Node, w: Array, bias: Array | Constant | None, backwards: bool) -> Sequence[tuple[int, Node]]:
+    """x w^T + bias at every step, (batch, rows of w), in the order in which they are worked."""
+    given = g.scale(g.matmul(x, w.T), bias=bias)
+    places = entries(given.shape)
+    order = range(len(places))
+    return [(step, g.select(given, places[step])) for step in (reversed(order) if backwards else order)]
+
+
+def _with_state(g: Builder, given: Node, h: Node | None, r: Array) -> Node:
+    return given if h is None else g.sum([given, g.matmul(h, r.T)])
+
+
+def _gates(g: Builder, x: Node, start: int, end: int) -> Node:
+    """Columns start to end of (batch, columns)."""
+    return g.select(x, entries(x.shape)[:, start:end])

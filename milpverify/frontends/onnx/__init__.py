@@ -1,0 +1,1 @@
+"""ONNX networks: lowering rules, ONNX Runtime, and the comparison of the two."""

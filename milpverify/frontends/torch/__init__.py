@@ -1,0 +1,1 @@
+"""torch modules: tracing, lowering rules, and torch as the runtime."""

@@ -1,0 +1,260 @@
+"""torch modules as networks: traced by torch.fx, or by torch.export where that fails, and lowered to the graph of core operators.
+
+fx runs the module's own Python on proxies. Ours know their value as soon as they are made, a graph node or a constant, so that
+control flow on shapes, loops over a sequence and the constants' own arithmetic work; only control flow on entries does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
+from milpverify.frontends.torch.activation import Activation
+from milpverify.frontends.torch.call import RULES, in_place, name_of, qualified_name, replaced
+from milpverify.frontends.torch.lowering import MISFITS, Lowering, entry_of
+from milpverify.functions.catalogue import catalogue
+from milpverify.graph import Graph, Node
+
+_FAILURES = (*MISFITS, fx.proxy.TraceError, NotImplementedError, AssertionError)
+_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "data", "requires_grad", "is_cuda", "is_nested", "layout")
+
+
+def lower_module(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Graph:
+    """Lower a module in evaluation mode to the core operators.
+
+    Node 0 is the flat x (nx,), the last node the flat y (ny,). A node is called after the submodule whose output it is.
+
+    Args:
+        shape: of the module's input, with its batch axis.
+        dtype: that the module computes in.
+
+    Raises:
+        UnsupportedOperator: an operation, named with its submodule, has no rule.
+        InvalidModel: a submodule is in training mode, a weight is NaN or infinite, or the module cannot be traced at all.
+    """
+    refuse_training(module)
+    try:
+        return _trace(module, shape, dtype)
+    except UnsupportedOperator as error:
+        first: Exception = error
+    except InvalidModel:
+        raise
+    except _FAILURES as error:
+        first = error
+    try:
+        return _export(module, shape, dtype)
+    except UnsupportedOperator as error:
+        # The first names what the module's author wrote, the second what torch made of it.
+        both = isinstance(first, UnsupportedOperator) and str(first) != str(error)
+        raise UnsupportedOperator(f"{first}; torch.export tells: {error}" if both else str(error)) from error
+    except (*_FAILURES, torch._dynamo.exc.TorchDynamoException) as error:
+        if isinstance(first, MilpverifyError):
+            raise first from error
+        message = f"the network can be traced neither by torch.fx ({_line(first)}) nor by torch.export ({_line(error)})"
+        raise InvalidModel(message) from error
+
+
+def refuse_training(module: nn.Module) -> None:
+    """Refuse a module of which any part is in training mode: dropout is random there, and batches share statistics.
+
+    Raises:
+        InvalidModel: naming the first such part.
+    """
+    for path, part in module.named_modules():
+        if part.training:
+            where = f"its submodule '{path}' ({type(part).__name__})" if path else f"the network ({type(part).__name__})"
+            raise InvalidModel(f"{where} is in training mode; set the network to evaluation mode first: net.eval()")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+# torch.fx
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that knows its value: a graph node or a constant tensor."""
+
+    tracer: _Tracer
+
+    def __init__(self, node: fx.Node, tracer: _Tracer, value: Node | Tensor) -> None:
+        super().__init__(node, tracer)
+        self.value = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ATTRIBUTES:
+            return self.tracer.compute(name, (self,), {})
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return int(self.value.shape[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tracer.compute("unbind", (self,), {}))
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.overwrite(self, "add", other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.overwrite(self, "sub", other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.overwrite(self, "mul", other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.overwrite(self, "div", other)
+
+
+class _Root(nn.Module):
+    """Calls the network on one input, so that its other parameters keep their defaults."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)
+
+
+class _Tracer(fx.Tracer):
+    """Lowers every operation as fx records it."""
+
+    def __init__(self, lowering: Lowering) -> None:
+        functions, homes = _own_functions()
+        super().__init__(autowrap_functions=functions)
+        self._autowrap_search += homes
+        self.lowering = lowering
+        self.result: Any = None
+        self.outputs: set[str] = set()
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        if kind == "placeholder":
+            return self.wrapped(self.lowering.input)
+        return self.compute(target, args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """Called for what the network returns alone, as `create_proxy` records no arguments."""
+        self.result = replaced(a, _value)
+
+    def compute(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of one operation, wrapped where it is a tensor."""
+        values = [replaced(v, _value) for v in args], {key: replaced(v, _value) for key, v in kwargs.items()}
+        found = self.lowering.run(target, *values, self.path)
+        if in_place(target, kwargs) and args and isinstance(args[0], _Proxy):
+            args[0].value = found
+            return args[0]
+        return replaced(found, lambda v: self.wrapped(v) if isinstance(v, (Node, Tensor)) else v)
+
+    def overwrite(self, proxy: _Proxy, method: str, other: Any) -> _Proxy:
+        """An operation in place."""
+        proxy.value = self.lowering.run(method, [proxy.value, replaced(other, _value)], {}, self.path)
+        return proxy
+
+    def wrapped(self, value: Node | Tensor) -> _Proxy:
+        return _Proxy(self.graph.create_node("call_function", _recorded, (), {}), self, value)
+
+    @property
+    def path(self) -> str:
+        """The submodule in work."""
+        return next(reversed(self.module_stack.values()), ("", None))[0].removeprefix("net").removeprefix(".")
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Activation) or catalogue().by_torch(qualified_name(type(m))) is not None
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        path = self.path_of_module(m).removeprefix("net").removeprefix(".")
+        since = len(self.lowering.builder.nodes)
+        if self.is_leaf_module(m, path):
+            result: Any = self.wrapped(self.lowering.module(m, [replaced(v, _value) for v in args], path))
+        else:
+            result = super().call_module(m, forward, args, kwargs)
+        if path and path not in self.outputs and isinstance(result, _Proxy):
+            self.outputs.add(path)
+            if isinstance(result.value, Node) and result.value.id >= since:
+                self.lowering.name(result.value, path)
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, Tensor):
+            return self.wrapped(self.lowering.constant(attr_val))
+        return attr_val
+
+    def to_bool(self, obj: Any) -> bool:
+        if isinstance(obj, _Proxy) and isinstance(obj.value, Tensor):
+            return bool(obj.value)
+        where = f"the submodule '{self.path}'" if self.path else "the network's forward"
+        raise UnsupportedOperator(
+            f"control flow in {where} depends on the network's input, which has no rule: express it by torch.where, clamp or maximum"
+        )
+
+
+def _recorded() -> None:
+    """What fx's own graph holds for an operation: ours is the one that counts."""
+
+
+def _value(proxy: Any) -> Any:
+    return proxy.value if isinstance(proxy, _Proxy) else proxy
+
+
+def _own_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType]]:
+    """The functions outside torch that the catalogue names, and the modules that define them, as far as they are loaded."""
+    functions, homes = [], []
+    for name in {name for entry in catalogue().values() for name in entry.torch if not name.startswith("torch.")}:
+        home, _, last = name.rpartition(".")
+        module = sys.modules.get(home)
+        found = getattr(module, last, None)
+        if module is not None and callable(found) and not isinstance(found, type):
+            functions.append(found)
+            homes.append(module)
+    return tuple(functions), homes
+
+
+def _trace(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Graph:
+    tracer = _Tracer(Lowering(shape, dtype))
+    with torch.no_grad():
+        tracer.trace(_Root(module))
+    return tracer.lowering.graph(tracer.result)
+
+
+# torch.export
+
+
+def _export(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Graph:
+    import warnings
+
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch about itself
+        exported = torch.export.export(module, (torch.zeros(shape, dtype=dtype, device=device),), strict=False)
+        exported = exported.run_decompositions(_decompositions())
+    lowering = Lowering(shape, dtype)
+    signature = exported.graph_signature
+    weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = signature.inputs_to_lifted_tensor_constants
+    stored = {**exported.constants, **exported.state_dict}
+    values: dict[str, Any] = {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            name = weights.get(node.name) or lifted.get(node.name)
+            values[node.name] = lowering.input if name is None else lowering.constant(stored[name])
+        elif node.op == "call_function" and not name_of(node.target).startswith(("_assert", "sym_constrain")):
+            args, kwargs = (fx.node.map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
+            stack = node.meta.get("nn_module_stack") or {}
+            path = next((p for p, _ in reversed(stack.values())), "")
+            values[node.name] = lowering.run(node.target, args, kwargs, path)
+        elif node.op not in ("output", "call_function"):
+            raise UnsupportedOperator(f"torch.export made a node of kind {node.op} ({node.target}), which has no rule")
+    return lowering.graph(tuple(values[name] for name in signature.user_outputs))
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """How operators that have no rule are expressed by others that may."""
+    known = torch.export.default_decompositions() if hasattr(torch.export, "default_decompositions") else {}
+    return {op: rewrite for op, rewrite in known.items() if name_of(op) not in RULES and entry_of(op) is None}

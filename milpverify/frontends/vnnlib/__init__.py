@@ -1,0 +1,1 @@
+"""VNN-LIB properties: the reader and the disjunctive normal form."""

@@ -1,0 +1,88 @@
+"""What terms are evaluated in: rationals, tensors, balls, intervals, running errors. An algebra loads what it needs when it is made."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from milpverify.errors import InvalidInput
+from milpverify.functions.terms import FOREIGN, RATIONAL, UNARY, Algebra, Number, sign_of
+
+if TYPE_CHECKING:
+    import flint
+    from torch import Tensor
+
+
+def rational_algebra() -> Algebra[Number]:
+    """Exact arithmetic on `fractions.Fraction`: no pi, no transcendental functions."""
+    return Algebra(lambda value: value, RATIONAL.get)
+
+
+def _extremum(name: str, other: str) -> Callable[..., Any]:
+    def operator(a: Any, b: Any) -> Any:
+        if isinstance(a, float) and isinstance(b, float):
+            return (max if name == "max" else min)(a, b)
+        if isinstance(a, float) or isinstance(b, float):
+            tensor, bound = (b, a) if isinstance(a, float) else (a, b)
+            return tensor.clamp(**{other: bound})
+        return getattr(a, name + "imum")(b)
+
+    return operator
+
+
+@functools.cache
+def tensor_algebra() -> Algebra[Any]:
+    """torch tensors of any floating type, with Python floats for what is constant; differentiable. Imports torch."""
+    import torch
+
+    def unary(name: str) -> Callable[..., Any]:
+        on_tensor, on_float = getattr(torch, name), getattr(math, name, None)
+        return lambda a: on_float(a) if on_float is not None and isinstance(a, float) else on_tensor(a)
+
+    operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: unary(name) for name in UNARY if name not in ("abs", "sign")}}
+    operators |= {
+        "max": _extremum("max", "min"),
+        "min": _extremum("min", "max"),
+        "sign": lambda a: float(sign_of(a)) if isinstance(a, float) else torch.sign(a),
+    }
+    return Algebra(float, lambda op: torch_function(op) if FOREIGN.fullmatch(op) else operators.get(op), lambda: math.pi)
+
+
+@functools.cache
+def torch_function(name: str) -> Callable[..., Tensor]:
+    """The torch function of this dotted name, such as `torch.nn.functional.elu`.
+
+    Raises:
+        InvalidInput: torch has no such function.
+    """
+    import torch
+
+    found: Any = torch
+    for part in name.split(".")[1:]:
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise InvalidInput(f"torch has no function {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def ball_algebra() -> Algebra[flint.arb]:
+    """Rigorous ball arithmetic at the working precision of `flint.ctx`. Imports flint."""
+    import flint
+
+    arb = flint.arb
+
+    def constant(value: Number) -> flint.arb:
+        return arb(flint.fmpq(*value.as_integer_ratio()))
+
+    def power(a: flint.arb, n: int) -> flint.arb:
+        if n < 0:
+            return 1 / power(a, -n)
+        base = abs(a) if n % 2 == 0 else a  # an even power of a ball around 0 is not negative
+        return math.prod([base] * n, start=arb(1))
+
+    operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: getattr(arb, name) for name in UNARY if name not in ("abs", "sign")}}
+    operators |= {"sign": arb.sgn, "abs": abs, "min": arb.min, "max": arb.max, "pow": power}
+    return Algebra(constant, operators.get, arb.pi)

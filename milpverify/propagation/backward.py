@@ -1,0 +1,314 @@
+"""One backward pass: rows of multipliers travel from a node to the input, through adjoints and linear relaxations.
+
+The pass computes lower bounds of `rows . value` (CROWN, arXiv 1811.00866, theorem 3.2) in deviations from the reference values.
+All rounding is charged: what a multiplication by an adjoint loses was prepared as `NodeState.charge` by the forward pass and
+sits in the intercepts of the lines (`lines`) or is taken off at the start node, so that the bound returned holds for real
+arithmetic whatever the precision of the matrices.
+
+Rows live in groups: (groups, rows, *shape). The rows of a group belong to one box: either the groups are the boxes of the batch
+(`owner` None), or `owner` says which box a group belongs to, so that boxes may have different numbers of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
+from milpverify.operators import Affine, Input
+from milpverify.propagation.state import Lines, SplitConstraints, State
+from milpverify.relaxations.registry import rule_of
+from milpverify.relaxations.rule import Ends
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph
+
+LineTable = dict[int, Lines]
+"""Nonlinear node id -> its lines."""
+
+SplitTable = dict[int, SplitConstraints]
+"""Node id -> the split constraints on its entries."""
+
+Intervals = dict[int, tuple[Tensor | None, Tensor]]
+"""Node id -> the interval of its deviation, as middle (None if zero) and radius, (batch, *shape) in the precision of the matrices."""
+
+UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
+"""Per entry of the graph: what products that underflow can cost a bound (flushed to zero too, as many as 64 in a sum)."""
+
+
+def lines(
+    graph: Graph,
+    node: int,
+    state: State,
+    dtype: torch.dtype,
+    k_lower: Ends,
+    k_upper: Ends,
+    intercepts: tuple[Tensor, Tensor] | None = None,
+) -> Lines:
+    """Sound lines with the given slopes around a nonlinear node, in deviations and with the charges taken out.
+
+    Args:
+        k_lower, k_upper: one slope per input in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
+        intercepts: of the lower and the upper line, float64, where they are known or not those that the node's rule makes of the slopes.
+    """
+    known = graph.nodes[node]
+    sources = [state[i] for i in known.inputs]
+    y, rows = state[node].center, k_lower[0].dim() > state[node].center.dim()  # slopes of their own per row
+
+    def fit(t: Tensor) -> Tensor:
+        return t.unsqueeze(1) if rows else t
+
+    u = UNIT_ROUNDOFF[dtype]
+    charge: Tensor | None = None
+    for place, source in enumerate(sources):
+        steepest = torch.maximum(k_lower[place].detach().abs(), k_upper[place].detach().abs())
+        # Eight roundings, and one more for every further node whose multipliers are added to these.
+        several = u * (7 + len(graph.consumers[known.inputs[place]]))
+        per_unit = several * source.reach
+        if source.charge is not None:
+            per_unit = per_unit + (1 + 2 * several) * source.charge
+        # Nothing arrives where both slopes are 0. Those that are no normal numbers lose as much as the least one when they are halved.
+        lost = torch.where(steepest > 0, steepest.clamp(min=torch.finfo(dtype).tiny).double() * fit(per_unit), 0.0)
+        charge = lost if charge is None else charge + lost
+    assert charge is not None
+    # A dot product with as many terms as the node has entries will be formed with the intercepts.
+    g = 2 * gamma(known.size, dtype)
+    y, centers = fit(y), [fit(source.center) for source in sources]
+
+    def shifted(intercept: Tensor, slopes: Ends) -> tuple[Tensor, Tensor]:
+        moved = [slope * z for slope, z in zip(slopes, centers, strict=True)]
+        size = intercept.detach().abs() + y.abs()
+        for part in moved:
+            intercept, size = intercept + part, size + part.detach().abs()
+        return intercept - y, 8 * U64 * size
+
+    wide_lower = tuple(k.double() for k in k_lower)
+    wide_upper = wide_lower if k_upper is k_lower else tuple(k.double() for k in k_upper)
+    if intercepts is None:
+        ends = tuple(fit(source.bounds.lower) for source in sources), tuple(fit(source.bounds.upper) for source in sources)
+        intercepts = rule_of(known.op).intercepts(*ends, wide_lower, wide_upper)
+    below, above = intercepts
+    (low, low_pad), (high, high_pad) = shifted(below, wide_lower), shifted(above, wide_upper)
+    pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
+    return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))
+
+
+def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A directed conversion that gradients pass through."""
+    if not x.requires_grad:
+        return cast(x, dtype)
+    plain = x.to(dtype)
+    return plain + (cast(x.detach(), dtype) - plain.detach())
+
+
+def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
+    """The lines with the default slopes."""
+    k_lower, k_upper = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
+    return lines(graph, node, state, dtype, tuple(k.to(dtype) for k in k_lower), tuple(k.to(dtype) for k in k_upper))
+
+
+def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
+    """The lines with the same slopes for both sides."""
+    slopes = tuple(k.to(dtype) for k in rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state)))
+    return lines(graph, node, state, dtype, slopes, slopes)
+
+
+def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
+    """Sums over all paths from an input to a row of the products of absolute coefficients: an influence that nothing cancels.
+
+    Args:
+        graph: in the precision of the matrices.
+        table: lines; the larger of their two slopes counts.
+        rows: on the output, (batch, r, ny).
+
+    Returns:
+        (batch, r, nx).
+    """
+    batch, count = rows.shape[:2]
+    waiting = {graph.output: rows.abs().to(graph.dtype).reshape(batch, count, *graph.nodes[graph.output].shape)}
+    for node in reversed(graph.nodes):
+        if node.id not in waiting or node.id == 0:
+            continue
+        weight = waiting.pop(node.id)
+        if node.id in table:
+            both = zip(table[node.id].k_lower, table[node.id].k_upper, strict=True)
+            parts: tuple[Tensor, ...] = tuple(weight * torch.maximum(low.abs(), high.abs()).unsqueeze(1) for low, high in both)
+        else:
+            parts = graph.absolutes[node.id].adjoint(weight.reshape(-1, *node.shape))
+        for source, part in zip(node.inputs, parts, strict=True):
+            part = part.reshape(batch, count, *graph.nodes[source].shape)
+            waiting[source] = waiting[source] + part if source in waiting else part
+    return waiting[0]
+
+
+def ends_of(graph: Graph, node: int, state: State) -> tuple[Ends, Ends]:
+    """The lower and the upper bounds of a node's inputs."""
+    known = [state[i].bounds for i in graph.nodes[node].inputs]
+    return tuple(b.lower for b in known), tuple(b.upper for b in known)
+
+
+class Backward:
+    """A pass under way: multipliers waiting at nodes, and what has been accumulated.
+
+    Args:
+        graph: in the precision of the matrices.
+        parallel: the lines have one slope for both sides, so that upper bounds come along.
+        splits: split constraints that hold on the boxes, for passes whose groups are the boxes (`owner` None).
+        intervals: of the nodes where passes on this state ended, filled here; passes that share it need not form them again.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        state: State,
+        table: LineTable,
+        groups: int,
+        rows: int,
+        owner: Tensor | None,
+        parallel: bool,
+        splits: SplitTable | None = None,
+        intervals: Intervals | None = None,
+    ) -> None:
+        self.graph, self.state, self.table, self.owner, self.parallel = graph, state, table, owner, parallel
+        self.intervals = {} if intervals is None else intervals
+        self.splits = splits or {}
+        self.seen: dict[int, Tensor] | None = None  # set to {} to record the multipliers that arrive at nonlinear nodes
+        self.waiting: dict[int, Tensor] = {}
+        device = state[0].center.device
+        self.lower = torch.zeros(groups, rows, dtype=torch.float64, device=device)
+        self.upper = torch.zeros_like(self.lower) if parallel else self.lower
+        self.size = torch.zeros_like(self.lower)
+        self.terms = 0  # so many have been added to `lower` and `upper`
+
+    def add(self, node: int, rows: Tensor) -> None:
+        """Let multipliers (groups, rows, *shape) arrive at a node."""
+        self.waiting[node] = self.waiting[node] + rows if node in self.waiting else rows
+
+    def step(self) -> bool:
+        """Move the last waiting multipliers one node back; False when they have all reached the input."""
+        last = max(self.waiting)
+        node = self.graph.nodes[last]
+        rows = self.waiting[last]
+        if last in self.splits:
+            rows = self._split(rows, last, self.splits[last])
+        if isinstance(node.op, Input):
+            self.waiting[last], self.splits = rows, {}
+            return False
+        del self.waiting[last]
+        if isinstance(node.op, Affine):
+            flat = rows.reshape(-1, *node.shape).to(self.graph.precision(last))
+            for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
+                self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
+        else:
+            if self.seen is not None:
+                self.seen[last] = rows
+            for source, part in zip(node.inputs, self._relax(rows, self.table[last]), strict=True):
+                self.add(source, part)
+        return True
+
+    def _take(self, vector: Tensor) -> Tensor:
+        """A (batch, ...) vector as it applies to the groups."""
+        return vector if self.owner is None else vector[self.owner]
+
+    def _relax(self, rows: Tensor, around: Lines) -> list[Tensor]:
+        # Half the sum and half the difference round: a unit each, far within the factor 2 of the intercepts' own margin.
+        *slopes, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
+        magnitude = rows.abs()
+        self._account(self._dot(rows, middle), self._dot(magnitude, half))
+        parts = []
+        for mean, tilt in zip(slopes[::2], slopes[1::2], strict=True):
+            straight = rows * self._wide(mean, rows)
+            parts.append(straight if self.parallel else torch.addcmul(straight, magnitude, self._wide(tilt, rows)))
+        return parts
+
+    def _account(self, linear: Tensor, spread: Tensor) -> None:
+        self.terms += 2
+        self.lower = self.lower + (linear - spread)
+        if self.parallel:
+            self.upper = self.upper + (linear + spread)
+        self.size = self.size + (linear.detach().abs() + spread.detach().abs())
+
+    def _split(self, rows: Tensor, node: int, split: SplitConstraints) -> Tensor:
+        """Subtract beta * side * (z - point), which is >= 0 on the subproblem, from the bounded function (arXiv 2103.06624, eq. 8)."""
+        known = self.state[node]
+        signed = split.beta * split.side.unsqueeze(1)
+        offset = split.point - known.center.flatten(1).gather(1, split.index)
+        # Every split rounds what is there at its entry, the other splits' share too.
+        u, count = UNIT_ROUNDOFF[rows.dtype], split.index.shape[1]
+        reach = known.reach.flatten(1).gather(1, split.index)
+        lost = (7 + count) * u * reach + (3 + count) * U64 * (split.point.abs() + offset.abs())
+        if known.charge is not None:
+            lost = lost + known.charge.flatten(1).gather(1, split.index)
+        flat = rows.flatten(2)
+        there = flat.detach().gather(2, split.index.unsqueeze(1).expand_as(signed)).double()
+        paid = torch.where(split.beta > 0, split.beta.double() * lost.unsqueeze(1), 0.0)
+        paid = paid + torch.where(there == 0, 0.0, there.abs() * (2 * u * split.side.abs() * reach).unsqueeze(1))
+        gained = (signed.double() * offset.unsqueeze(1)).sum(2)
+        self.lower = self.lower + gained - paid.sum(2) * (1 + 2.0**-20)
+        self.size = self.size + (signed.double() * offset.unsqueeze(1)).abs().sum(2).detach()
+        self.terms += 2
+        return flat.scatter_add(2, split.index.unsqueeze(1).expand_as(signed), -signed.to(flat.dtype)).reshape(rows.shape)
+
+    @staticmethod
+    def _wide(vector: Tensor, rows: Tensor) -> Tensor:
+        return vector if vector.dim() == rows.dim() else vector.unsqueeze(1)
+
+    def _dot(self, rows: Tensor, vector: Tensor) -> Tensor:
+        """Inner products with a vector per group over the node's entries, (groups, rows) float64, summed in the inner precision.
+
+        A batched product of matrix and vector takes three times as long as the product and the sum, which stay in the caches.
+        """
+        return (rows * self._wide(vector, rows)).flatten(2).sum(2, dtype=self.graph.inner).double()
+
+    def concretise(self) -> tuple[Tensor, Tensor]:
+        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel."""
+        lower, upper, size = self.lower, self.upper, self.size
+        for node, rows in self.waiting.items():
+            if node not in self.intervals:
+                self.intervals[node] = self._interval(node, rows.dtype)
+            middle, radius = self.intervals[node]
+            reach = self._dot(rows.abs(), self._take(radius))
+            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle))
+            lower, upper = lower + (shift - reach), upper + (shift + reach)
+            size = size + (shift.abs() + reach).detach()
+        pad = self._pad(size)
+        return lower - pad, upper + pad
+
+    def accumulated(self, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds (lower, upper) if what still waits is known to be at most `reach` (groups, rows) in absolute value."""
+        pad = self._pad(self.size + reach)
+        return self.lower - reach - pad, self.upper + reach + pad
+
+    def _pad(self, size: Tensor) -> Tensor:
+        return (16 + self.terms + 2 * len(self.waiting)) * U64 * size + self.graph.entries * UNDERFLOW[self.graph.dtype]
+
+    def _interval(self, node: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+        """The interval of a node's deviation, with the charges of using it."""
+        known = self.state[node]
+        size = self.graph.nodes[node].size
+        g = 2 * (gamma(size, dtype) if self.graph.inner is None else gamma(1, dtype) + gamma(size, self.graph.inner))
+        if node == 0:
+            return None, cast_up(known.deviation * (1 + g), dtype)
+        half = 0.5 * known.bounds.width
+        centre = known.bounds.lower + half
+        middle = centre - known.center
+        radius = half + 8 * U64 * (half + centre.abs() + known.center.abs()) + 2 * g * middle.abs()
+        if known.charge is not None:
+            radius = radius + known.charge
+        kept = middle.to(dtype)
+        radius = radius + (middle - kept.double()).abs()
+        return kept, cast_up(radius * (1 + g), dtype)
+
+    def gather(self, owner: Tensor, position: Tensor) -> None:
+        """Go on with some of the rows only, rearranged.
+
+        Args:
+            owner: (new groups,) the box of each.
+            position: (new groups, new rows) places of the rows among groups * rows.
+        """
+        self.owner = owner
+        self.waiting = {node: rows.flatten(0, 1)[position] for node, rows in self.waiting.items()}
+        self.lower, self.upper, self.size = (total.flatten()[position] for total in (self.lower, self.upper, self.size))

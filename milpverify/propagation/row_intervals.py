@@ -1,0 +1,100 @@
+"""Rows bounded by the ranges of the last nonlinear nodes: rows are affine functions of these, whatever the box.
+
+Lines leave the range of a function that saturates: on [-20, 5] a line over the sigmoid that is tight anywhere exceeds 1 somewhere, and
+a backward pass takes what it exceeds 1 by for granted. Optimised slopes approach a constant line, but never arrive. So a limit that
+lies just beyond the range of an output's function is proved by that range, in float64, or hardly at all.
+
+Rounding: the computed coefficients of a row differ from the exact ones by at most g m, where m are the coefficients that the same row
+gets from |W|, and g counts the operations on the longest path. A tiny number added to m everywhere outweighs what underflows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.arithmetic.rounding import gamma
+from milpverify.operators import Affine
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph
+    from milpverify.propagation.state import State
+
+TINY = 2.0**-900
+
+
+@dataclass(frozen=True, eq=False)
+class RowIntervals:
+    """rows . y + x_rows . x as affine functions of the nearest nonlinear nodes and the input.
+
+    `coefficients` (r, size of the node) per node and `constant` (r,) are computed in float64; their errors, and those of products with
+    ends of ranges, are at most `loss` times `sizes` and `constant_size`.
+    """
+
+    coefficients: dict[int, Tensor]
+    sizes: dict[int, Tensor]
+    constant: Tensor
+    constant_size: Tensor
+    loss: float
+
+    @staticmethod
+    def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None = None) -> RowIntervals:
+        """The functions that some rows are.
+
+        Args:
+            graph: in float64.
+            y_rows: (r, ny) float64.
+            x_rows: (r, nx) float64, zero by default.
+        """
+        count = len(y_rows)
+        waiting: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def arrive(node: int, rows: Tensor, size: Tensor) -> None:
+            rows, size = (t.reshape(count, *graph.nodes[node].shape) for t in (rows, size))
+            known = waiting.get(node)
+            waiting[node] = (rows, size + TINY) if known is None else (known[0] + rows, known[1] + size)
+
+        arrive(graph.output, y_rows, y_rows.abs())
+        if x_rows is not None:
+            arrive(0, x_rows, x_rows.abs())
+        constant, constant_size = y_rows.new_zeros(count), y_rows.new_full((count,), TINY)
+        terms = 8
+        cuts: dict[int, tuple[Tensor, Tensor]] = {}
+        while waiting:
+            last = max(waiting)
+            node, (rows, size) = graph.nodes[last], waiting.pop(last)
+            op = node.op
+            terms += 2 * len(graph.consumers[last]) + 2
+            if not isinstance(op, Affine):
+                cuts[last] = rows.flatten(1), size.flatten(1)
+                terms += node.size
+                continue
+            absolute = graph.absolutes[last]
+            if op.bias is not None and absolute.bias is not None:
+                constant = constant + (rows * op.bias).flatten(1).sum(1)
+                constant_size = constant_size + (size * absolute.bias).flatten(1).sum(1)
+                terms += node.size
+            terms += op.adjoint_terms
+            for source, part, part_size in zip(node.inputs, op.adjoint(rows), absolute.adjoint(size), strict=True):
+                arrive(source, part, part_size)
+        # Sizes are rounded too, and enter with the ends of intervals: twice their own loss covers both.
+        return RowIntervals(
+            {i: rows for i, (rows, _) in cuts.items()},
+            {i: size for i, (_, size) in cuts.items()},
+            constant,
+            constant_size,
+            4 * gamma(terms),
+        )
+
+    def lower(self, state: State) -> Tensor:
+        """Proved minima of the rows over the ranges of the nodes, (batch, r) float64; -inf where a range is infinite."""
+        total, size = self.constant, self.constant_size
+        for i, rows in self.coefficients.items():
+            low, high = state[i].bounds.lower.flatten(1), state[i].bounds.upper.flatten(1)
+            total = total + (low @ rows.clamp(min=0.0).T + high @ rows.clamp(max=0.0).T)
+            size = size + torch.maximum(low.abs(), high.abs()) @ self.sizes[i].T
+        found = total - self.loss * size
+        return torch.where(torch.isnan(found), -torch.inf, found)

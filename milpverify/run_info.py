@@ -1,0 +1,55 @@
+"""What a run is made with: its options checked, the device, the number of threads, and the versions of what it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from milpverify.config import Milp, Options, SearchMethod
+from milpverify.errors import InvalidInput
+
+
+def settings_of(options: Options, method: str | SearchMethod | Milp) -> Options:
+    """The options with the method that was asked for, checked."""
+    if isinstance(method, Milp):
+        models = SearchMethod.MILP
+        return dataclasses.replace(options, method=models, solver=method.solver, threads=method.threads, memory_mb=method.memory_mb)
+    asked = dataclasses.replace(options, method=method)
+    return options if asked.method is SearchMethod.AUTO else asked
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this name, or the best there is for "auto"."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch works with so many threads within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the package and of all that a verdict rests on."""
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    import milpverify
+
+    found = {"milpverify": milpverify.__version__, "python": python_version()}
+    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,147 @@
+"""Bounding a batch of boxes for a group of disjuncts: CROWN for every pre-activation, then the rows of the margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.forward import Carried, forward
+from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
+from milpverify.propagation.relevance import needed
+from milpverify.propagation.row_intervals import RowIntervals
+from milpverify.propagation.second_order import SecondOrder, applies, better
+from milpverify.propagation.state import LinearBound
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline
+    from milpverify.graph import Graph
+    from milpverify.propagation.backward import LineTable
+    from milpverify.propagation.relevance import Needed
+    from milpverify.propagation.state import Bounds, State
+    from milpverify.search.groups import Group
+
+
+REFINE = AlphaOptions(iterations=15)
+"""How the slopes of a root are optimised."""
+
+
+class Method(Enum):
+    """How pre-activations are bounded."""
+
+    BACKWARD = "backward"  # a pass for every undecided one
+    FORWARD = "forward"  # linear forms carried along, and inherited bounds
+    BOTH = "both"  # linear forms first, then a pass for what they leave undecided
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a group's rows tell before any box is known: the functions of the last nonlinear nodes that they are, and what they need."""
+
+    ranges: RowIntervals
+    needed: Needed
+
+    @staticmethod
+    def of(graph: Graph, group: Group) -> Prepared:
+        """Read the rows of a group; the graph is in float64."""
+        return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows))
+
+
+@dataclass(frozen=True, eq=False)
+class BatchBounds:
+    """A bounded batch: the state and lines, the rows' linear bounds, and the margins (batch, D), which may be better than the rows'.
+
+    Where the rows were bounded to second order, also the forms for that, and what each input makes the rows lose (batch, rows, nx).
+    `unrefined` are the seconds that optimising the slopes may still take where it was cut short.
+    """
+
+    state: State
+    table: LineTable
+    rows: LinearBound
+    margins: Tensor
+    forms: SecondOrder | None = None
+    losses: Tensor | None = None
+    unrefined: float = 0.0
+
+
+def bound_batch(
+    graph: Graph,
+    group: Group,
+    lower: Tensor,
+    upper: Tensor,
+    dtype: torch.dtype,
+    known: dict[int, Bounds] | None = None,
+    deadline: Deadline | None = None,
+    method: Method = Method.BACKWARD,
+    second_order: bool = False,
+    prepared: Prepared | None = None,
+) -> BatchBounds:
+    """Bound the margins over a batch of boxes.
+
+    Args:
+        graph: in float64.
+        lower, upper: (batch, nx) float64.
+        dtype: the precision of the matrix products; the margins are rigorous in either.
+        known: inherited bounds of pre-activations.
+        method: how the pre-activations are bounded; the rows get a backward pass in any case.
+        second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
+        prepared: the group's, where many batches are to be bounded.
+    """
+    prepared = prepared or Prepared.of(graph, group)
+    if method is Method.FORWARD:
+        state, table = forward(graph, lower, upper, dtype, known)
+    else:
+        carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
+        state, table = crown(graph, lower, upper, dtype, known, deadline, carried=carried, needed=prepared.needed)
+    batch = lower.shape[0]
+    y_rows = group.y_rows.expand(batch, -1, -1)
+    x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
+    rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows)
+    forms = losses = None
+    if second_order and applies(graph, lower, upper):
+        forms = SecondOrder(graph, state, table, dtype)
+        curved, losses = forms.bound(y_rows, x_rows)
+        rows = better(rows, curved)
+    # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
+    least = torch.maximum(rows.lower, prepared.ranges.lower(state))
+    return BatchBounds(state, table, rows, group.margins(least), forms, losses)
+
+
+def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> BatchBounds:
+    """The same boxes with slopes optimised, first for every undecided pre-activation, then for the rows (float32).
+
+    Args:
+        paced: as in `alpha_crown`.
+    """
+    prepared = Prepared.of(graph, group)
+    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced, prepared.needed)
+    batch = state[0].bounds.lower.shape[0]
+    x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
+    fast = graph.to(torch.float32, graph.device)
+    threshold = group.rhs.expand(batch, -1)
+    y_rows = group.y_rows.expand(batch, -1, -1)
+    rows, _ = optimise(fast, state, table, y_rows, None, options, deadline, threshold, x_rows, prepared.needed)
+    least = torch.maximum(rows.lower, prepared.ranges.lower(state))
+    return BatchBounds(state, table, rows, torch.maximum(found.margins, group.margins(least)))
+
+
+def reduce(group: Group, found: BatchBounds) -> tuple[Group, BatchBounds] | None:
+    """One box's group and bounds with the disjuncts that are still open; None where all are closed."""
+    keep = [k for k, closed in enumerate(group.closed(found.margins)[0].tolist()) if not closed]
+    return choose(group, found, keep) if keep else None
+
+
+def choose(group: Group, found: BatchBounds, keep: list[int]) -> tuple[Group, BatchBounds]:
+    """One box's group and bounds with some of the disjuncts only."""
+    chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
+    linear = LinearBound(found.rows.coefficients[:, chosen], found.rows.constant[:, chosen], found.rows.lower[:, chosen])
+    return group.select(keep), replace(found, rows=linear, margins=found.margins[:, keep], forms=None, losses=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, which has several types for it, says that memory is short."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower() or "out of memory" in str(error).lower()

@@ -1,0 +1,73 @@
+"""Which way to bound the pre-activations of boxes: measured on samples of the frontier, for it depends on the network.
+
+With few inputs forward linear forms cost a fraction of backward passes; whether their bounds are nearly as good depends on how deep
+the unstable neurons are. What counts is the share of boxes that a method closes for the time it takes. Weaker bounds are handed
+down, so that a method that closes markedly fewer boxes is never taken, however fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.search.bounding import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FIRST, AGAIN = 4000, 8
+"""Subproblems before the first comparison (easy problems end earlier), and the factor between one and the next."""
+SAMPLE = 256
+CLOSES, GAIN = 0.9, 1.2
+"""A method must close at least this share of what backward passes close, and this much more for its time."""
+CLOSES_BY_COUNTS = 0.98
+
+
+@dataclass(eq=False)
+class MethodChoice:
+    """The method in use, `now`, and what is known of each: boxes, boxes closed and seconds.
+
+    Args:
+        forward: whether forward forms may be used at all.
+        deterministic: whether times must not matter.
+    """
+
+    forward: bool = True
+    deterministic: bool = False
+    now: Method = Method.BACKWARD
+    seen: dict[Method, tuple[int, int, float]] = field(default_factory=dict)
+    next: int = FIRST
+
+    @property
+    def candidates(self) -> tuple[Method, ...]:
+        """The methods to compare."""
+        return (Method.BACKWARD, Method.FORWARD) if self.deterministic else (Method.BACKWARD, Method.FORWARD, Method.BOTH)
+
+    def due(self, subproblems: int, batch: int) -> bool:
+        """Whether to compare them on a batch."""
+        return self.forward and subproblems >= self.next and 2 * batch >= SAMPLE
+
+    def sample(self, count: int, device: torch.device) -> Tensor:
+        """Places spread evenly over a batch."""
+        return torch.arange(0, count, max(1, count // SAMPLE), device=device)[:SAMPLE]
+
+    def took(self, method: Method, boxes: int, closed: int, seconds: float) -> None:
+        """A method bounded so many boxes and closed so many of them."""
+        self.seen[method] = boxes, closed, seconds
+
+    def choose(self) -> None:
+        """Take the method that closes most for its time."""
+        self.next *= AGAIN
+        reference = self.seen[Method.BACKWARD]
+        self.now = Method.BACKWARD
+        best = GAIN * self._worth(Method.BACKWARD)
+        for method in self.candidates[1:]:
+            enough = self.seen[method][1] >= (CLOSES_BY_COUNTS if self.deterministic else CLOSES) * max(1, reference[1])
+            if enough and (self.deterministic or self._worth(method) > best):
+                self.now, best = method, self._worth(method)
+
+    def _worth(self, method: Method) -> float:
+        _, closed, seconds = self.seen[method]
+        return closed / max(seconds, 1e-9)

@@ -1,0 +1,63 @@
+"""Points of open boxes tried as counterexamples: where the linear bounds of open rows are least, and the centres."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from milpverify.counterexamples.polish import polish
+from milpverify.counterexamples.validate import Validation, Validity, validate
+from milpverify.graph import evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from milpverify.graph import Graph
+    from milpverify.search.bounding import BatchBounds
+    from milpverify.search.groups import Group
+    from milpverify.spec import Problem
+
+
+def try_points(
+    problem: Problem, fast: Graph, group: Group, found: BatchBounds, lower: Tensor, upper: Tensor, delta: float = -math.inf
+) -> Validation | None:
+    """Try the corner that minimises each open row's linear bound, and the centre; judge the best of them, and polish the best.
+
+    Args:
+        fast: in float32.
+        lower, upper: the boxes that were bounded, (batch, nx).
+        delta: points with a margin up to this are worth telling.
+
+    Returns:
+        a judgement that a counterexample holds, or else one that the semantics disagree or that the margin is within delta, or None.
+    """
+    open_rows = ~group.closed(found.margins)[:, group.disjunct]
+    box, row = open_rows.nonzero(as_tuple=True)
+    if not len(box):
+        return None
+    corner = torch.where(found.rows.coefficients[box, row] > 0, lower[box], upper[box])
+    points = torch.cat([corner, 0.5 * (lower + upper)])
+    y = evaluate(fast, points.float()).double()
+    residual = y @ group.y_rows.T - group.rhs
+    if group.x_rows is not None:
+        residual = residual + points @ group.x_rows.T
+    margin = residual.new_full((len(points), group.count), -torch.inf).scatter_reduce(
+        1, group.disjunct.expand_as(residual), residual, "amax"
+    )
+    best: Validation | None = None
+    for flat in torch.argsort(margin.flatten())[:4].tolist():
+        point, disjunct = divmod(flat, group.count)
+        if float(margin[point, disjunct]) > max(1e-6, delta):
+            break
+        judgement = validate(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
+        if judgement.status is Validity.HOLDS:
+            return judgement
+        if judgement.status is Validity.FLOAT_SEMANTICS or (best is None and judgement.within(delta)):
+            best = judgement
+    # The best point of a batch starts a descent: in boxes this small it is often next to a counterexample.
+    point, disjunct = divmod(int(margin.argmin()), group.count)
+    example = polish(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
+    return best if example is None else validate(problem, group.disjuncts[disjunct], example.x)

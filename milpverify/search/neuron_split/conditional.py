@@ -1,0 +1,94 @@
+"""The root of the neuron search under "the point is unsafe": one state per disjunct, whose bounds belong to that disjunct alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.operators import Elementwise
+from milpverify.propagation.optimised.beta import OutputConstraints
+from milpverify.propagation.optimised.output_constraints import tightened
+from milpverify.propagation.state import Bounds, NodeState, State
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline
+    from milpverify.encode.milp import Split
+    from milpverify.graph import Graph
+    from milpverify.search.neuron_split.bounder import Bounder
+
+DISJUNCTS = 12
+"""More disjuncts than this share the unconditional root."""
+NEURONS = 6000
+"""How many neurons, over all disjuncts, are bounded under output constraints in every round."""
+SHARE = 0.15
+"""Of the time left, what it may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalRoot:
+    """A state with one batch entry for each disjunct that is open, `disjuncts` their places in the group; `refuted` those that are not."""
+
+    state: State
+    disjuncts: list[int]
+    refuted: list[int]
+
+
+def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by_counts: bool = False) -> ConditionalRoot | None:
+    """The root of one box under the unsafe set of every disjunct at some places in the group; None where it would not pay.
+
+    The bounds hold at the unsafe points of a disjunct, so that a bound b of its margin below 0 is one of the margin everywhere, and a
+    bound above 0 says that there are no unsafe points, which is a margin of at least 0.
+
+    Args:
+        by_counts: never look at the clock, but for the deadline itself.
+    """
+    count = len(places)
+    if count > DISJUNCTS or len(bounder.root[0].center) != 1 or not bounder.relaxations.count:
+        return None
+    states: list[State] = []
+    disjuncts: list[int] = []
+    refuted: list[int] = []
+    for k, d in enumerate(places):
+        one = torch.tensor([d], device=bounder.graph.device)
+        rows, rhs, x_rows = bounder.rows_of(one)
+        share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - k))
+        if share.expired():  # what there is no time for keeps the bounds that hold everywhere
+            disjuncts.append(d)
+            states.append(bounder.root)
+            continue
+        found = tightened(bounder.fast, bounder.root, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
+        (refuted if found.empty else disjuncts).append(d)
+        if not found.empty:
+            states.append(found.state)
+    if not states:
+        return ConditionalRoot({}, disjuncts, refuted)
+    return ConditionalRoot({i: _stacked([s[i] for s in states]) for i in states[0]}, disjuncts, refuted)
+
+
+def implied(graph: Graph, plain: State, conditional: State) -> tuple[Split, ...]:
+    """The decisions that hold at the unsafe points of a subproblem without having been taken.
+
+    What a linear program of its pieces says of other points is no more about the network: it needs them among its constraints.
+
+    Args:
+        plain, conditional: of the one subproblem, without and with the bounds that hold at unsafe points only.
+    """
+    found: dict[Split, None] = {}
+    for y in graph.nonlinear:
+        op = graph.nodes[y].op
+        if not isinstance(op, Elementwise) or op.function.pieces is None:
+            continue
+        (z,) = graph.nodes[y].inputs
+        known, now = plain[z].bounds, conditional[z].bounds
+        for point in op.function.pieces.breakpoints:
+            for side, news in ((1.0, (now.lower >= point) & (known.lower < point)), (-1.0, (now.upper <= point) & (known.upper > point))):
+                found |= dict.fromkeys((z, index, side, point) for index in news[0].flatten().nonzero().flatten().tolist())
+    return tuple(found)
+
+
+def _stacked(states: list[NodeState]) -> NodeState:
+    bounds = Bounds(torch.cat([s.bounds.lower for s in states]), torch.cat([s.bounds.upper for s in states]))
+    charges = [s.charge for s in states if s.charge is not None]
+    return NodeState(bounds, torch.cat([s.center for s in states]), torch.cat(charges) if charges else None)

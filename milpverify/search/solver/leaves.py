@@ -1,0 +1,360 @@
+"""Leaves: subproblems in which every neuron is on one piece are linear programs, decided by multipliers that are checked.
+
+On a leaf the network is affine. With rows r_i of the margin, split constraints s_k >= 0 and domain rows d_j <= 0, for any
+multipliers w >= 0 with sum 1 and u, v >= 0
+
+    margin = max_i r_i >= sum_i w_i r_i - sum_k u_k s_k + sum_j v_j d_j,
+
+whose minimum over the box is a sum of minima: weak duality. HiGHS proposes the multipliers. They are checked by a backward pass in
+float64 that charges its rounding, and where that cannot tell, by exact rationals at the basis. Both are ROUNDED: that the other
+neurons are on one piece is known from bounds. With w = 0 a positive minimum proves that the leaf is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from milpverify.arithmetic.rounding import U64
+from milpverify.counterexamples.polish import polish
+from milpverify.counterexamples.validate import Validation, Validity, validate
+from milpverify.encode.segments import touched_pieces
+from milpverify.operators import Affine, Elementwise
+from milpverify.propagation.backward import default_lines
+from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.interval import step
+from milpverify.propagation.state import Bounds, NodeState, SplitConstraints, State
+from milpverify.solvers.base import Limits, SolveOutcome, SolverStatus
+from milpverify.solvers.model import Model, power_of_two
+from milpverify.solvers.process import SolverProcess
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline
+    from milpverify.encode.milp import Split
+    from milpverify.graph import Graph
+    from milpverify.spec import Array, Disjunct, Problem
+
+_DENSE = 4_000_000  # entries of all matrices of a network whose leaves are worth exact arithmetic
+
+
+@dataclass(frozen=True)
+class LeafOutcome:
+    """What became of a leaf: a lower bound of its margin (trust ROUNDED; inf if it is empty), a judged point, words if it is open.
+
+    `closed`: the bound proves that no point of the leaf is unsafe; only `closing` says so, all else leaves the leaf open.
+    `tie`: in rationals, too, the bound at the basis does not clear the threshold, and the network's own numbers show no violation.
+    """
+
+    bound: float = -math.inf
+    judgement: Validation | None = None
+    note: str = ""
+    tie: bool = False
+    closed: bool = False
+
+    @staticmethod
+    def closing(bound: float) -> LeafOutcome:
+        """A leaf that a bound closes."""
+        return LeafOutcome(bound, closed=True)
+
+
+@dataclass(eq=False)
+class Leaves:
+    """Decides leaves; a context manager, for HiGHS runs in a process of its own. `left` is how many more may be solved (None: all)."""
+
+    problem: Problem
+    deadline: Deadline
+    solved: int = 0
+    left: int | None = None
+    _process: SolverProcess = field(default_factory=lambda: SolverProcess("highs"))
+
+    def __enter__(self) -> Leaves:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+
+    def decide(self, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...]) -> LeafOutcome:
+        """Decide one leaf.
+
+        Args:
+            bounds: of every node, a batch of one, where the decisions hold; every neuron is on one piece within them.
+        """
+        if self.left is not None:
+            if self.left <= 0:
+                return LeafOutcome(note="a leaf's linear program was not solved: as many were as may be")
+            self.left -= 1
+        self.solved += 1
+        leaf = _Leaf(self.problem.graph, disjunct, _on_cpu(bounds), decisions)
+        with torch.no_grad():
+            outcome = self._solve(leaf.model(elastic=False))
+            if outcome.status is SolverStatus.OPTIMAL and outcome.multipliers is not None:
+                return self._optimal(leaf, outcome, outcome.multipliers)
+            first = outcome
+            outcome = self._solve(leaf.model(elastic=True))
+        if outcome.multipliers is None:
+            return LeafOutcome(note=f"a leaf's linear program: {first.message}")
+        weights = leaf.weights(outcome.multipliers, elastic=True)
+        if leaf.bound(weights) > 0:
+            return LeafOutcome.closing(math.inf)
+        exact = leaf.exact_bound(outcome, elastic=True)
+        empty = exact is not None and exact > 0
+        return LeafOutcome.closing(math.inf) if empty else LeafOutcome(note="a leaf that is empty but for rounding")
+
+    def _optimal(self, leaf: _Leaf, outcome: SolveOutcome, multipliers: Array) -> LeafOutcome:
+        bound = leaf.bound(leaf.weights(multipliers, elastic=False))
+        if leaf.disjunct.closes(bound):
+            return LeafOutcome.closing(bound)
+        assert outcome.point is not None
+        x = leaf.x_of(outcome.point)
+        judgement = validate(self.problem, leaf.disjunct, x)
+        if judgement.status is not Validity.HOLDS and (example := polish(self.problem, leaf.disjunct, x)) is not None:
+            judgement = replace(judgement, status=Validity.HOLDS, counterexample=example)
+        if judgement.status is Validity.HOLDS:
+            return LeafOutcome(bound, judgement)
+        exact = leaf.exact_bound(outcome, elastic=False)
+        if exact is not None and leaf.disjunct.closes(exact):
+            return LeafOutcome.closing(exact)
+        least = outcome.primal * float(leaf.scale[0])
+        note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({judgement})"
+        return LeafOutcome(max(bound, -math.inf if exact is None else exact), judgement, note, tie=exact is not None)
+
+    def _solve(self, model: Model) -> SolveOutcome:
+        return self._process.solve(model, Limits(), self.deadline)
+
+
+class _Leaf:
+    """One leaf as a linear program. Its rows in order: margin rows, split decisions, domain rows."""
+
+    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...]) -> None:
+        self.graph, self.disjunct, self.decisions = graph, disjunct, decisions
+        box = disjunct.box
+        lower, upper = bounds[0].bounds.lower, bounds[0].bounds.upper
+        self.lower, self.upper = (t[0].numpy() for t in (lower, upper))
+        self.state: State = {}
+        for node in graph.nodes:
+            now = step(graph, node, self.state, lower, upper, graph)
+            self.state[node.id] = NodeState(now.bounds.meet(bounds[node.id].bounds), now.center, now.charge)
+        self.table = {i: default_lines(graph, i, self.state, torch.float64) for i in graph.nonlinear}
+        self.centre = self.state[0].center[0].numpy()
+        self.radius = np.maximum(self.upper - self.centre, self.centre - self.lower)
+        assert box.size == len(self.centre)
+        self.top, self.domain = disjunct.unsafe, disjunct.domain
+        rows = torch.from_numpy(np.array(self.top.y_rows))[None]
+        x_rows = torch.from_numpy(np.array(self.top.x_rows))[None] if self.top.mentions_x.any() else None
+        form = bound_rows(graph, self.state, self.table, rows, x_rows=x_rows)
+        parts = [(form.coefficients[0].numpy(), form.constant[0].numpy() - self.top.rhs)]
+        for z, index, side, point in decisions:
+            unit = torch.zeros(1, 1, graph.nodes[z].size, dtype=torch.float64)
+            unit[0, 0, index] = 1.0
+            form = bound_rows(graph, self.state, self.table, unit, z)
+            parts.append((-side * form.coefficients[0].numpy(), -side * (form.constant[0].numpy() - point)))
+        parts.append((self.domain.x_rows, self.domain.x_rows @ self.centre - self.domain.rhs))
+        # Residuals rows . (x - centre) + constant: the largest of the first is the margin, the others are to be <= 0.
+        self.rows = np.concatenate([np.asarray(rows, dtype=np.float64).reshape(-1, len(self.centre)) for rows, _ in parts])
+        self.constants = np.concatenate([np.asarray(c, dtype=np.float64).reshape(-1) for _, c in parts])
+        reach = np.abs(self.rows) @ self.radius + np.abs(self.constants)
+        self.scale = power_of_two(reach)
+        self.scale[: len(self.top)] = self.scale[: len(self.top)].max(initial=1e-300)
+
+    def x_of(self, point: Array) -> Array:
+        """The input of a solution of the model."""
+        x: Array = np.clip(self.centre + self.radius * point[1:], self.lower, self.upper)
+        return x
+
+    def _slack(self, elastic: bool) -> Array:
+        """The coefficient of the first variable: the margin t in its own rows, or with `elastic` a slack s in the others."""
+        own = np.arange(len(self.rows)) < len(self.top)
+        return np.where(own, 0.0 if elastic else 1.0, 1.0 if elastic else 0.0)
+
+    def model(self, elastic: bool) -> Model:
+        """Minimise t (or the slack s) over inputs in units of their radius, with every row in units of its reach."""
+        m, n = self.rows.shape
+        used = (np.arange(m) >= len(self.top)) | (not elastic)
+        value = np.concatenate([self._slack(elastic)[:, None], -self.rows * self.radius / self.scale[:, None]], axis=1)
+        lower = np.where(used, self.constants / self.scale, -math.inf)
+        row, column = np.nonzero(value)
+        start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=m))]).astype(np.int64)
+        ends = np.where(self.radius > 0, 1.0, 0.0)
+        bottom = 0.0 if elastic else -2.0
+        return Model(
+            np.append(bottom, -ends), np.append(2.0, ends), np.zeros(n + 1, dtype=bool), start, column.astype(np.int64), value[row, column],
+            lower, np.full(m, math.inf), np.append(1.0, np.zeros(n)),
+        )  # fmt: skip
+
+    def weights(self, multipliers: Array, elastic: bool) -> Array:
+        """Multipliers of the model as weights of the residuals, >= 0; those of the margin rows add up to about 1, or are 0."""
+        w: Array = np.maximum(multipliers, 0.0) * (self._unit(elastic) / self.scale)
+        if elastic:
+            w[: len(self.top)] = 0.0
+        return np.where(np.isfinite(w), w, 0.0)
+
+    def _unit(self, elastic: bool) -> float:
+        return 1.0 if elastic else float(self.scale[0])
+
+    def bound(self, weights: Array) -> float:
+        """A lower bound of the weighted sum of residuals over the box, per unit of the margin's weights: rigorous, in float64."""
+        count = len(self.top)
+        w, u, v = weights[:count], weights[count : count + len(self.decisions)], weights[count + len(self.decisions) :]
+        y_row, x_row = w @ self.top.y_rows, w @ self.top.x_rows + v @ self.domain.x_rows
+        rhs = np.concatenate([w * self.top.rhs, v * self.domain.rhs])
+        rows, x_rows = (torch.from_numpy(row)[None, None] for row in (y_row, x_row))
+        lower = bound_rows(self.graph, self.state, self.table, rows, x_rows=x_rows, splits=self._splits(u)).lower
+        # What rounding did to the combined rows, over the ranges of what they multiply.
+        y = self.state[self.graph.output].bounds
+        reach_y = torch.maximum(y.lower.abs(), y.upper.abs()).flatten().numpy()
+        reach_x = np.maximum(np.abs(self.lower), np.abs(self.upper))
+        size_x = w @ np.abs(self.top.x_rows) + v @ np.abs(self.domain.x_rows)
+        size = float(w @ np.abs(self.top.y_rows) @ reach_y + size_x @ reach_x + np.abs(rhs).sum())
+        total = float(lower[0, 0]) - math.fsum(rhs) - 4 * (len(weights) + 8) * U64 * size
+        if not math.isfinite(total):
+            return -math.inf
+        sums = math.fsum(w)
+        return total if sums == 0 else math.nextafter(total / (sums * (1 + 4 * U64 if total > 0 else 1 - 4 * U64)), -math.inf)
+
+    def _splits(self, u: Array) -> dict[int, SplitConstraints]:
+        table = {}
+        for node in sorted({d[0] for d in self.decisions}):
+            here = [(*d[1:], weight) for d, weight in zip(self.decisions, u.tolist(), strict=True) if d[0] == node]
+            index, side, point, beta = (torch.tensor([column], dtype=torch.float64) for column in zip(*here, strict=True))
+            table[node] = SplitConstraints(index.long(), side, point, beta[None])
+        return table
+
+    # -- exact ------------------------------------------------------------------------------------------------------------
+
+    def exact_bound(self, outcome: SolveOutcome, elastic: bool) -> float | None:
+        """The bound at the solver's basis in rationals, rounded down.
+
+        None where there is no basis, the network is too large or has rounded weights, or a neuron that matters may be on several pieces.
+        """
+        if outcome.basic is None or self.graph.rounded or self._dense_entries() > _DENSE:
+            return None
+        import flint
+
+        m = len(self.rows)
+        columns = [j for j in range(len(self.centre)) if outcome.basic[1 + j]]
+        active = [i for i in range(m) if not outcome.basic[len(self.centre) + 1 + i] and (not elastic or i >= len(self.top))]
+        if not active or len(active) != len(columns) + int(outcome.basic[0]):
+            return None
+        found = self._exact_rows(active)
+        if found is None:
+            return None
+        forms, constants = found
+        slack = self._slack(elastic)
+        # Reduced costs vanish on basic variables: sum_i w_i row_i = 0 there, and the first variable's costs 1.
+        square = [[forms[i, j] for i in range(len(active))] for j in columns]
+        if outcome.basic[0]:
+            square.append([flint.fmpq(int(slack[i])) for i in active])
+        target = [flint.fmpq(0)] * len(columns) + ([flint.fmpq(1)] if outcome.basic[0] else [])
+        try:
+            w = flint.fmpq_mat(square).solve(flint.fmpq_mat([[t] for t in target]))
+        except ZeroDivisionError:
+            return None
+        weights = [max(w[i, 0], flint.fmpq(0)) for i in range(len(active))]
+        share = sum((x for x, i in zip(weights, active, strict=True) if slack[i]), flint.fmpq(0))
+        if share == 0:
+            return None
+        total = sum((x * c for x, c in zip(weights, constants, strict=True)), flint.fmpq(0))
+        for j, (low, high) in enumerate(zip(self.lower.tolist(), self.upper.tolist(), strict=True)):
+            g = sum((x * forms[i, j] for i, x in enumerate(weights) if x), flint.fmpq(0))
+            if g:
+                total += g * _rational(low if g > 0 else high)
+        return _float_below(total if elastic else total / share)
+
+    def _dense_entries(self) -> int:
+        affine = [n for n in self.graph.nodes if isinstance(n.op, Affine)]
+        return sum(n.size * self.graph.nodes[i].size for n in affine for i in n.inputs)
+
+    def _exact_rows(self, active: list[int]) -> tuple[Any, list[Any]] | None:
+        """The active residuals as exact affine functions of x: an fmpq_mat (rows, nx) and constants; None where they are not affine."""
+        import flint
+
+        count, splits = len(self.top), len(self.decisions)
+        forms, constants = flint.fmpq_mat(len(active), len(self.centre)), [flint.fmpq(0)] * len(active)
+        start: dict[int, Any] = {}
+
+        def at(node: int) -> Any:
+            return start.setdefault(node, flint.fmpq_mat(len(active), self.graph.nodes[node].size))
+
+        for k, i in enumerate(active):
+            if i < count or i >= count + splits:
+                rows, r = (self.top, i) if i < count else (self.domain, i - count - splits)
+                for j, value in enumerate(rows.x_rows[r].tolist()):
+                    forms[k, j] = _rational(value)
+                for j, value in enumerate(rows.y_rows[r].tolist()):
+                    at(self.graph.output)[k, j] = _rational(value)
+                constants[k] = -_rational(float(rows.rhs[r]))
+            else:
+                z, index, side, point = self.decisions[i - count]
+                at(z)[k, index] = _rational(-side)
+                constants[k] = _rational(side * point)
+        for node in reversed(self.graph.nodes):
+            if node.id not in start:
+                continue
+            here = start.pop(node.id)
+            match node.op:
+                case Affine() as op:
+                    if op.bias is not None:
+                        bias = flint.fmpq_mat([[_rational(b)] for b in op.bias.expand(node.shape).flatten().tolist()])
+                        constants = [c + s for c, s in zip(constants, (here * bias).entries(), strict=True)]
+                    for source, matrix in zip(node.inputs, self._matrices[node.id], strict=True):
+                        start[source] = at(source) + here * matrix
+                case Elementwise():
+                    slopes, intercepts, undecided = self._pieces[node.id]
+                    if any(here[k, j] for j in undecided for k in range(len(active))):
+                        return None
+                    values = flint.fmpq_mat([[_rational(b)] for b in intercepts])
+                    constants = [c + s for c, s in zip(constants, (here * values).entries(), strict=True)]
+                    source = at(node.inputs[0])
+                    for j, slope in enumerate(slopes):
+                        if slope:
+                            for k in range(len(active)):
+                                source[k, j] += here[k, j] * _rational(slope)
+                case _:
+                    forms = forms + here
+        return forms, constants
+
+    @cached_property
+    def _matrices(self) -> dict[int, list[Any]]:
+        """Per affine node, its exact matrix for each input."""
+        import flint
+
+        found = {}
+        for node in self.graph.nodes:
+            if isinstance(node.op, Affine):
+                parts = node.op.rows(torch.arange(node.size), node.shape)
+                found[node.id] = [flint.fmpq_mat([[_rational(w) for w in row] for row in p.reshape(node.size, -1).tolist()]) for p in parts]
+        return found
+
+    @cached_property
+    def _pieces(self) -> dict[int, tuple[list[float], list[float], list[int]]]:
+        """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on, and which may be on several."""
+        found = {}
+        for i in self.graph.nonlinear:
+            op = self.graph.nodes[i].op
+            assert isinstance(op, Elementwise) and op.function.pieces is not None
+            bounds = self.state[self.graph.nodes[i].inputs[0]].bounds
+            first, last = touched_pieces(op.function.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
+            slopes, intercepts = ([values[k] for k in first] for values in (op.function.pieces.slopes, op.function.pieces.intercepts))
+            found[i] = (slopes, intercepts, np.nonzero(first != last)[0].tolist())
+        return found
+
+
+def _on_cpu(state: State) -> State:
+    return {i: NodeState(Bounds(s.bounds.lower.cpu(), s.bounds.upper.cpu()), s.center.cpu(), None) for i, s in state.items()}
+
+
+def _rational(x: float) -> Any:
+    import flint
+
+    return flint.fmpq(*float(x).as_integer_ratio())
+
+
+def _float_below(x: Any) -> float:
+    """The largest float64 <= a rational, or one near it."""
+    value = int(x.p) / int(x.q)
+    return value if _rational(value) <= x else math.nextafter(value, -math.inf)

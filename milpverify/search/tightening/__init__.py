@@ -1,0 +1,1 @@
+"""Tighter bounds of pre-activations, and restarts of the tree from them."""

@@ -1,0 +1,303 @@
+"""Bound tightening: branch-and-bound for the ends of pre-activations, whose relaxations then are tighter everywhere.
+
+The lower end of a pre-activation is a small verification problem of its own, about the layers before it alone (optimisation-based
+bound tightening; by models in Tjeng et al., arXiv 1711.07356). Both ends of the neurons that matter most are subproblems of one
+frontier, bounded in batches by beta-CROWN; a target ends when most of what sampled points leave to gain is gained, or when the neuron
+is stable. Early layers come first: what they gain tightens all that follows. All of it is ROUNDED. What a solver beside the tree finds
+of the same ends (trust SOLVER) is kept apart, and met only where the options allow that.
+
+What an end is worth is read off the root: for a ReLU over [l, u] the gap of the relaxation is u |l| / (u - l), its derivatives are
+(u / (u - l))^2 by l and (l / (u - l))^2 by u; times the multiplier that arrives at the neuron that is the gain to first order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milpverify.arithmetic.rounding import down
+from milpverify.config import Branching, Deadline
+from milpverify.graph import Graph, Node, evaluate, evaluate_all
+from milpverify.operators import Reshape
+from milpverify.propagation.interval import step
+from milpverify.propagation.optimised.beta import Dual
+from milpverify.propagation.relevance import needed
+from milpverify.propagation.screening import functions_of, undecided
+from milpverify.propagation.state import Bounds
+from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, refine
+from milpverify.search.groups import Group
+from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.branching import Brancher, children
+from milpverify.search.neuron_split.subproblems import Frontier
+from milpverify.search.tightening.solver_targets import SolverTarget, SolverTargets
+from milpverify.spec import Disjunct, Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.propagation.relevance import Needed
+    from milpverify.propagation.state import State
+    from milpverify.search.neuron_split.subproblems import Subproblems
+
+
+MOST = 128
+"""The most neurons of a layer that are tightened at a time."""
+ENOUGH = 0.8
+"""A target ends when so much of what points leave to gain is gained."""
+BATCH, CANDIDATES = 256, 4
+POINTS = 64
+"""Corners of the box at which a solver's word is checked."""
+ROOT_ITERATIONS, ITERATIONS = 20, 6
+
+
+@dataclass(eq=False)
+class Tightening:
+    """The ends of a root's pre-activations, and how far they are tightened.
+
+    `root` is the best root so far (ROUNDED). `by_solver` are values that a solver proved for ends of pre-activations: z >= value on
+    side +1, z <= value on side -1. `bounded` counts subproblems, `first_unstable` the undecided pre-activations at first.
+    `consult` is called between batches.
+
+    Args:
+        graph: in float64.
+        group: over the root's box; its domain rows are not used.
+        root: of one box.
+    """
+
+    graph: Graph
+    group: Group
+    root: BatchBounds
+    by_solver: dict[SolverTarget, float] = field(default_factory=dict)
+    bounded: int = 0
+    per: int = BATCH
+    out_of_memory: bool = False
+    consult: Callable[[], None] | None = None
+    clock: Callable[[], float] = time.perf_counter
+    _bounder: tuple[BatchBounds, Bounder] | None = None
+    _needed: tuple[Group, Needed] | None = None
+    _seen: list[Tensor] | None = None
+    _end: float = math.inf
+    _most: float = math.inf
+    _each: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.ends = SolverTargets(self)
+        graph = self.graph
+        kinked = [z for z in graph.readers if all(f.pieces is not None for f in functions_of(graph, z) or ()) and functions_of(graph, z)]
+        # The bounds of a first layer are exact.
+        self.layers = tuple(z for z in kinked if any(i in graph.ancestors[z] for i in graph.nonlinear))
+        self.first_unstable = self.unstable
+
+    @property
+    def unstable(self) -> int:
+        """How many pre-activations that the rows depend on the root leaves undecided."""
+        return sum(int(self._undecided(z).sum()) for z in self.graph.readers)
+
+    def unstable_before(self, z: int) -> int:
+        """How many of them lie before a node."""
+        graph = self.graph
+        before = {reading.node for y, readings in graph.readings.items() if y in graph.ancestors[z] for reading in readings}
+        return sum(int(self._undecided(i).sum()) for i in before)
+
+    def _undecided(self, z: int) -> Tensor:
+        if self._needed is None or self._needed[0] is not self.group:
+            self._needed = self.group, needed(self.graph, self.group.y_rows)
+        bounds, parts = self.root.state[z].bounds, self._needed[1]
+        loose = undecided(self.graph, z, self.root.state, bounds.lower.flatten(1), bounds.upper.flatten(1))[0]
+        return loose & parts[z] if z in parts else loose
+
+    def run(self, deadline: Deadline, seconds: float = math.inf, limit: float = math.inf) -> None:
+        """Tighten every layer in its turn, the first before the others.
+
+        Args:
+            seconds: what it may take by `clock`, and
+            limit: in subproblems; what is left of either is shared equally by the layers to come.
+        """
+        end, most = self.clock() + seconds, self.bounded + limit
+        self._each = seconds / max(1, len(self.layers))
+        for k, z in enumerate(self.layers):
+            turns = len(self.layers) - k
+            if deadline.expired() or self.out_of_memory:
+                return
+            self._end = self.clock() + max(0.0, end - self.clock()) / turns
+            self._most = self.bounded + max(0.0, most - self.bounded) / turns
+            try:
+                tighter = self._layer(z, deadline)
+                if tighter is not None:
+                    self._rebuild({z: tighter}, deadline)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.out_of_memory = True
+
+    def refine(self, deadline: Deadline) -> None:
+        """Go on with optimising the root's slopes."""
+        try:
+            self.root = refine(self.graph, self.group, self.root, REFINE, deadline.within(self.root.unrefined), paced=True)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.root = replace(self.root, unrefined=0.0)
+
+    def meet_solver(self, deadline: Deadline) -> bool:
+        """Meet the root with what a solver proved; whether that changed anything, so that the root now has trust SOLVER."""
+        known: dict[int, Bounds] = {}
+        changed = False
+        for (z, index, side), value in self.by_solver.items():
+            bounds = known.get(z) or self.root.state[z].bounds
+            lower, upper = bounds.lower.clone(), bounds.upper.clone()
+            end = (lower if side > 0 else upper).view(-1)
+            if (value - float(end[index])) * side > 0:
+                end[index], changed = value, True
+                known[z] = Bounds(lower, upper)
+        if changed:
+            self._rebuild(known, deadline)
+        return changed
+
+    def _rebuild(self, tighter: dict[int, Bounds], deadline: Deadline) -> None:
+        """The root anew, with tighter bounds of some nodes."""
+        found = self.root
+        known = {i: tighter[i].meet(s.bounds) if i in tighter else s.bounds for i, s in found.state.items()}
+        ends = found.state[0].bounds
+        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, known, deadline)
+        paced = self._each < math.inf
+        now = refine(self.graph, self.group, now, REFINE, deadline.within(self._each) if paced else deadline, paced)
+        self.root = replace(now, margins=torch.maximum(now.margins, found.margins))
+
+    def refutes(self, end: SolverTarget, bound: float) -> bool:
+        """Whether a point shows that a lower bound of side times a pre-activation is wrong."""
+        z, index, side = end
+        if self._seen is None:
+            ends = self.root.state[0].bounds
+            generator = torch.Generator().manual_seed(0)
+            share = torch.rand(POINTS, ends.lower.shape[1], generator=generator, dtype=torch.float64).round().to(ends.lower.device)
+            self._seen = evaluate_all(self.graph, torch.lerp(ends.lower, ends.upper, share))
+        values = side * self._seen[z].flatten(1)[:, index]
+        return bound > float(values.amin()) + 1e-6 * max(1.0, float(values.abs().amax()))
+
+    # -- targets ------------------------------------------------------------------------------------------------------------
+
+    def targets(self, z: int) -> tuple[Tensor, Tensor]:
+        """The undecided entries of a layer that matter most, the best first, (n,), and what their lower and upper ends are worth (n, 2)."""
+        index = self._undecided(z).nonzero(as_tuple=True)[0]
+        bounds = self.root.state[z].bounds
+        low, high = (t.flatten()[index] for t in (bounds.lower, bounds.upper))
+        width = (high - low).clamp(min=1e-300)
+        worth = torch.stack([(high / width).square(), (low / width).square()], 1) * self._multipliers(z)[index].unsqueeze(1)
+        gain = (worth * torch.stack([-low, high], 1).clamp(min=0.0)).sum(1)
+        order = gain.argsort(descending=True, stable=True)[:MOST]
+        order = order[gain[order] > 0]  # of the others no open row is felt to depend
+        return index[order], worth[order]
+
+    def _multipliers(self, z: int) -> Tensor:
+        """The largest of what arrives at the entries of a pre-activation from the rows of the open disjuncts, (size,) float64."""
+        if self._bounder is None or self._bounder[0] is not self.root:
+            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), CANDIDATES)
+        bounder = self._bounder[1]
+        of = bounder.relaxations
+        arrived = torch.zeros(self.graph.nodes[z].size, dtype=torch.float64, device=self.graph.device)
+        if z not in of.entries or not len(of.entries[z]):
+            return arrived
+        subs = bounder.first()
+        rows, _, x_rows = bounder.rows_of(subs.disjunct)
+        primal = of.primal(bounder.domain_of(subs), rows, Dual(subs.slopes, subs.beta), x_rows)
+        entries = of.entries[z]
+        for reading in self.graph.readers[z]:
+            if reading.reader in primal.multipliers:
+                here = primal.multipliers[reading.reader].abs().double().amax((0, 1))
+                arrived[entries] = torch.maximum(arrived[entries], here)
+        return arrived
+
+    # -- one layer ----------------------------------------------------------------------------------------------------------
+
+    def _layer(self, z: int, deadline: Deadline) -> Bounds | None:
+        """Tighter bounds of one layer; None where there is nothing to do."""
+        index, worth = self.targets(z)
+        if not len(index):
+            return None
+        bounds = self.root.state[z].bounds
+        low, high = (t.flatten()[index] for t in (bounds.lower, bounds.upper))
+        graph, state = _up_to(self.graph, z, self.root)
+        # Rows are scaled by what they are worth, in powers of two, so that the lowest bound is where most is to be gained.
+        scale = torch.exp2(torch.log2(worth.clamp(min=1e-6 * float(worth.max().clamp(min=1e-300)))).round())
+        side = torch.tensor([1.0, -1.0], dtype=torch.float64, device=index.device)
+        known = torch.stack([low, -high], 1) * scale  # (n, 2) lower bounds of the rows
+        rows = torch.zeros(2 * len(index), graph.ny, dtype=torch.float64, device=index.device)
+        rows[torch.arange(len(rows), device=index.device), index.repeat_interleave(2)] = (scale * side).flatten()
+        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, deadline, CANDIDATES)
+        subs, _, found = bounder.bound(bounder.first(), ROOT_ITERATIONS)
+        known = torch.maximum(known.flatten(), subs.bound)
+        threshold = self._threshold(graph, rows, found.coefficients.flatten(0, 1), known)
+        bounder = Bounder(graph, _group(self.group, rows, threshold), state, deadline, CANDIDATES)
+        proved = self._branch(bounder, replace(subs, bound=down(known - threshold)), deadline)
+        known = torch.maximum(known, down(proved + threshold)).reshape(-1, 2) / scale
+        lower, upper = bounds.lower.clone(), bounds.upper.clone()
+        lower.view(-1)[index] = torch.maximum(low, known[:, 0])
+        upper.view(-1)[index] = torch.minimum(high, -known[:, 1])
+        return Bounds(lower, upper)
+
+    def _threshold(self, graph: Graph, rows: Tensor, coefficients: Tensor, known: Tensor) -> Tensor:
+        """Where targets may end: short of the least value seen at a point, and at 0, (2 n,)."""
+        ends = self.root.state[0].bounds
+        corners = torch.where(coefficients > 0, ends.lower, ends.upper)
+        values = evaluate(graph.to(torch.float32, graph.device), corners.float()).double()
+        seen = (values @ rows.T).amin(0).clamp(max=0.0)
+        return torch.where(seen < 0, known + ENOUGH * (seen - known).clamp(min=0.0), 0.0)
+
+    def _branch(self, bounder: Bounder, subs: Subproblems, deadline: Deadline) -> Tensor:
+        """Split the targets until they end; proved lower bounds of their margins, (2 n,)."""
+        proved = torch.full_like(subs.bound, torch.inf)
+        brancher = Brancher(bounder, Branching.FIRST_ORDER)
+        subs = replace(subs, best=brancher.rank(subs, bounder.domain_of(subs)))
+        frontier = Frontier(subs)
+
+        def sift(some: Subproblems) -> None:
+            over = (some.bound > 0) | (some.best[:, 0] < 0)
+            proved.scatter_reduce_(0, some.disjunct[over], some.bound[over], "amin")
+            frontier.push(some.take(~over))
+
+        sift(subs)
+        self.bounded += len(subs)
+        while len(frontier) and not deadline.expired() and self.bounded < self._most and self.clock() < self._end:
+            parents = frontier.pop(max(1, self.per // 2))
+            try:
+                fresh, domain, _ = bounder.bound(children(bounder, parents, parents.best[:, 0]), ITERATIONS)
+                fresh = replace(fresh, best=brancher.rank(fresh, domain))
+            except (MemoryError, RuntimeError) as error:
+                frontier.push(parents)
+                if not is_out_of_memory(error):
+                    raise
+                self.per //= 2
+                if not self.per:
+                    self.out_of_memory = True
+                    break
+                continue
+            self.bounded += len(fresh)
+            sift(fresh)
+            if self.consult is not None:
+                self.consult()
+        left = frontier.all()
+        return proved.scatter_reduce(0, left.disjunct, left.bound, "amin")
+
+
+def _up_to(graph: Graph, z: int, root: BatchBounds) -> tuple[Graph, State]:
+    """The network that ends at a node, flattened, and its state."""
+    node = graph.nodes[z]
+    part = Graph((*graph.nodes[: z + 1], Node(z + 1, Reshape(node.shape, (node.size,)), (z,), (node.size,))), z + 1, device=graph.device)
+    state = {i: root.state[i] for i in range(z + 1)}
+    ends = state[0].bounds
+    return part, {**state, z + 1: step(part, part.nodes[z + 1], state, ends.lower, ends.upper, part)}
+
+
+def _group(group: Group, rows: Tensor, rhs: Tensor) -> Group:
+    """A disjunct for every row, on the outputs of a part of the network."""
+    nx, (count, ny) = group.box.size, rows.shape
+    one = Disjunct(group.box, Rows.on_outputs(np.zeros((1, ny)), [0.0], nx), Rows.none(nx, ny))  # stands for all: only the rows count
+    place = torch.arange(count, device=rows.device)
+    return Group(group.box, tuple(range(count)), (one,) * count, rows, None, rhs, place, torch.zeros_like(place, dtype=torch.bool))

@@ -1,0 +1,282 @@
+"""Bisection of the inputs decides random problems as enumeration does, with small boxes finished by neuron splits from the start."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from bisections import EVERYTHING, bisection
+from product_networks import Grower
+from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network, shifted
+
+from milpverify.config import Deadline, SearchOptions
+from milpverify.counterexamples.validate import Validity
+from milpverify.graph import Graph, evaluate
+from milpverify.operators import Elementwise, Linear
+from milpverify.result import Reason
+from milpverify.search.bounding import BatchBounds
+from milpverify.search.groups import groups
+from milpverify.search.input_split import bisection as input_split
+from milpverify.search.input_split import finish
+from milpverify.search.input_split.bisection import SplitOutcome
+from milpverify.search.input_split.boxes import Boxes, BoxFrontier
+from milpverify.search.solver.leaves import Leaves
+from milpverify.spec import Box, Disjunct, Problem, Rows
+
+
+def run(problem: Problem, seconds: float = 20.0, options: SearchOptions = EVERYTHING, root: BatchBounds | None = None) -> SplitOutcome:
+    with torch.no_grad():
+        return bisection(problem, seconds, options, root).run()
+
+
+@pytest.fixture
+def finished_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Neuron splits are tried on every small box; the boxes that they close are counted."""
+    monkeypatch.setattr(finish, "FIRST", 0)
+    monkeypatch.setattr(finish, "ROUND", 4)
+    closed: list[int] = []
+    original = finish.Finisher.run
+
+    def counting(self: finish.Finisher, *args: object) -> object:
+        found = original(self, *args)  # type: ignore[arg-type]
+        closed.append(int(found.proved.sum()))
+        return found
+
+    monkeypatch.setattr(finish.Finisher, "run", counting)
+    return closed
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_verdicts_are_those_of_enumeration(seed: int, finished_at_once: list[int]) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    least = enumerated_minimum(graph, disjunct)
+    if not math.isfinite(least):
+        pytest.skip("the input set is empty")
+    size = 1e-2 * max(1.0, abs(least))
+    for by, safe in ((least - size, True), (least + size, False)):
+        outcome = run(Problem(graph, (shifted(disjunct, by),)))
+        assert outcome.lower_bound <= (least - by) + 1e-6 * max(1.0, abs(least))
+        found = outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
+        assert not (safe and found)
+        assert not (outcome.closed and not safe)
+        assert outcome.closed or found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neuron_splits_close_boxes_that_bisection_left_open(seed: int, finished_at_once: list[int]) -> None:
+    graph = relu_network([3, 16, 16, 2], seed)
+    box = Box(-np.ones(3), np.ones(3))
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0, -1.0]], [0.0], 3), Rows.none(3, 2))
+    generator = torch.Generator().manual_seed(seed)
+    points = 2 * torch.rand(20_000, 3, generator=generator, dtype=torch.float64) - 1
+    outputs = evaluate(graph, points)
+    seen = float((outputs[:, 0] - outputs[:, 1]).min())
+    outcome = run(Problem(graph, (shifted(disjunct, seen - 0.05),)), 30)
+    assert outcome.closed or (outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS)
+    assert not outcome.closed or sum(finished_at_once) > 0
+
+
+def test_a_run_without_time_proves_nothing() -> None:
+    graph = relu_network([3, 16, 16, 2], 0)
+    disjunct = Disjunct(Box(-np.ones(3), np.ones(3)), Rows.on_outputs([[1.0, -1.0]], [0.0], 3), Rows.none(3, 2))
+    outcome = run(Problem(graph, (shifted(disjunct, -0.5),)), 0.0)
+    assert not outcome.closed
+    with torch.no_grad():
+        group = groups(Problem(graph, (disjunct,)))[0]
+        finisher = finish.Finisher(Problem(graph, (disjunct,)), graph, group, Deadline(0.0))
+        lower, upper = (torch.tensor(side)[None] for side in (disjunct.box.lower, disjunct.box.upper))
+        found = finisher.run(lower, upper, torch.full((1, 1), -math.inf, dtype=torch.float64), {})
+    assert not bool(found.proved.any())
+
+
+def decided(graph: Graph, near: Disjunct, seconds: float = 30.0, options: SearchOptions = EVERYTHING) -> SplitOutcome:
+    problem, deadline = Problem(graph, (near,)), Deadline(seconds)
+    with torch.no_grad(), Leaves(problem, deadline) as leaves:
+        return bisection(problem, deadline, options, leaves=leaves).run()
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_ties_end_in_a_verdict_or_a_disagreement_of_semantics(seed: int, finished_at_once: list[int]) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    least = enumerated_minimum(graph, disjunct)
+    if not math.isfinite(least):
+        pytest.skip("the input set is empty")
+    for by in (-1e-15, 0.0, 1e-15):
+        outcome = decided(graph, shifted(disjunct, least + by * max(1.0, abs(least))))
+        found = outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
+        assert outcome.closed or found or (outcome.points and not outcome.open_boxes)
+        if not outcome.closed and not found:
+            assert outcome.reason is Reason.FLOAT_SEMANTICS or outcome.judgement is not None, (outcome.reason, outcome.note)
+            assert outcome.lower_bound <= 0
+
+
+def test_a_box_of_one_point_is_decided_in_rationals() -> None:
+    """At the only point the margin is less than a unit of float64's rounding, which only rationals tell from 0."""
+    graph = relu_network([2, 3, 1], 1)
+    point = np.array([0.3, -0.7])
+    exact = [[Fraction(v) for v in point]]
+    for node in graph.nodes[1:]:
+        if isinstance(node.op, Linear):
+            weight, bias = node.op.weight.tolist(), node.op.bias.tolist()  # type: ignore[union-attr]
+            products = [sum(Fraction(w) * x for w, x in zip(row, exact[-1], strict=True)) for row in weight]
+            exact.append([p + Fraction(b) for p, b in zip(products, bias, strict=True)])
+        else:
+            exact.append([max(x, Fraction(0)) for x in exact[-1]])
+    value = exact[-1][0]
+    rhs = float(value)
+    if Fraction(rhs) >= value:
+        rhs = math.nextafter(rhs, -math.inf)
+    safe = Disjunct(Box(point, point), Rows.on_outputs([[1.0]], [rhs], 2), Rows.none(2, 1))
+    assert 0 < value - Fraction(rhs) < Fraction(1, 2**50)
+    outcome = decided(graph, safe)
+    assert outcome.closed and 0 <= outcome.lower_bound <= float(value - Fraction(rhs))
+    assert not decided(graph, safe, options=SearchOptions(leaves=False)).closed
+
+
+def quadratic_problem(by: float) -> Problem:
+    """The least value of a quadratic form with a bent part, outside an ellipsoid: safe with `by` to spare, two rows with products."""
+    g = Grower(3, 5)
+    x = g.nodes[0]
+    m = np.array([[3.0, 1.0, -2.0], [0.0, 2.0, 1.0], [0.5, 0.0, 4.0]])
+    q = np.array([[2.0, -1.0, 0.0], [-1.0, 2.0, 0.5], [0.0, 0.5, 1.0]])
+    first = g.sum([g.reduce_sum(g.product(x, g.matmul(x, m.T)), [0]), g.layer(g.relu(g.layer(x, 4)), 1)])
+    graph = g.finished(first, g.reduce_sum(g.product(x, g.matmul(x, q.T)), [0]))
+    points = 2 * torch.rand(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    y = evaluate(graph, points)
+    least = float(y[y[:, 1] >= 1.0, 0].min())
+    rows = Rows.on_outputs([[1.0, 0.0], [0.0, -1.0]], [least - by, -1.0], 3)
+    return Problem(graph, (Disjunct(Box(-np.ones(3), np.ones(3)), rows, Rows.none(3, 2)),))
+
+
+def test_second_order_bounds_save_subproblems() -> None:
+    counts = {}
+    for on in (True, False):
+        options = SearchOptions(deterministic=True, second_order=on)
+        for by, safe in ((0.02, True), (-0.02, False)):
+            outcome = run(quadratic_problem(by), 60, options)
+            found = outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
+            assert (outcome.closed, found) == (safe, not safe)
+            if safe:
+                counts[on] = outcome.subproblems
+    assert 3 * counts[True] < counts[False]
+
+
+@pytest.mark.parametrize("off", ["clipping", "finishing", "leaves"])
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_can_be_left_out(off: str, seed: int, finished_at_once: list[int]) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    least = enumerated_minimum(graph, disjunct)
+    if not math.isfinite(least):
+        pytest.skip("the input set is empty")
+    size = 1e-2 * max(1.0, abs(least))
+    for by, safe in ((least - size, True), (least + size, False)):
+        outcome = decided(graph, shifted(disjunct, by), options=SearchOptions(**{off: False}))  # type: ignore[arg-type]
+        assert outcome.closed is safe
+        assert safe or (outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS)
+        assert off != "finishing" or not finished_at_once
+
+
+def harder(sizes: list[int], seed: int) -> tuple[Problem, float]:
+    """A network with many boxes to go through, and an upper bound of its margin, which is positive."""
+    graph, n = relu_network(sizes, seed), sizes[0]
+    points = 2 * torch.rand(20_000, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    outputs = evaluate(graph, points)
+    seen = float((outputs[:, 0] - outputs[:, 1]).min())
+    disjunct = Disjunct(Box(-np.ones(n), np.ones(n)), Rows.on_outputs([[1.0, -1.0]], [0.0], n), Rows.none(n, 2))
+    return Problem(graph, (shifted(disjunct, seen - 0.05),)), 0.05
+
+
+def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, margin = harder([4, 20, 20, 20, 2], 2)
+    widest: list[int] = []
+    original = input_split.BoxFrontier.push
+
+    def watched(self: BoxFrontier, boxes: Boxes) -> None:
+        original(self, boxes)
+        widest.append(len(self))
+
+    monkeypatch.setattr(input_split.BoxFrontier, "push", watched)
+    options = SearchOptions(finishing=False)
+    free = run(problem, 60, options=options)
+    most = max(widest)
+    widest.clear()
+    monkeypatch.setattr(input_split, "FRONTIER_BYTES", 20_000)
+    monkeypatch.setattr(input_split, "FIXED_BATCH", 32)
+    diving = run(problem, 60, options=replace(options, deterministic=True))
+    assert free.closed and diving.closed and diving.lower_bound <= margin
+    assert max(widest) < 0.4 * most
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_short_memory_never_gives_a_wrong_verdict(safe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relaxer runs out of memory on more than some boxes, at random, from some time on, or on everything."""
+    problem, margin = harder([3, 16, 16, 16, 2], 0)
+    if not safe:
+        problem = Problem(problem.graph, (shifted(problem.disjuncts[0], 0.2),))
+        margin = -0.15
+    (group,) = groups(problem)
+    plain, random, sizes = input_split.bound_batch, np.random.default_rng(0), []
+
+    def failing(when: object) -> None:
+        def short(graph: object, group: object, lower: torch.Tensor, *rest: object) -> object:
+            sizes.append(len(lower))
+            if when(len(lower)):  # type: ignore[operator]
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            return plain(graph, group, lower, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(input_split, "bound_batch", short)
+        monkeypatch.setattr(finish, "bound_batch", short)
+
+    def outcome() -> SplitOutcome:
+        sizes.clear()
+        return run(problem, 60, root=root)
+
+    with torch.no_grad():
+        lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
+        root = plain(problem.graph, group, lower, upper, torch.float32)
+    for when in (lambda n: n > 3, lambda n: n > 1 and random.random() < 0.3):
+        failing(when)
+        found = outcome()
+        assert found.closed is safe and found.lower_bound <= margin + 0.01
+        assert safe or (found.judgement is not None and found.judgement.status is Validity.HOLDS)
+    for when in (lambda _: True, lambda _: len(sizes) > 6):
+        failing(when)
+        found = outcome()
+        assert not found.closed and found.lower_bound <= min(margin, 0.0) + 0.01
+        if found.judgement is None or found.judgement.status is not Validity.HOLDS:
+            assert found.reason is Reason.MEMORY and found.open_boxes > 0
+
+
+def along_a_diagonal(shift: float) -> tuple[Graph, Disjunct]:
+    """y = |x_0 - x_1| + shift, unsafe where y <= 0: where the minimum is taken, 2^k boxes remain open after k bisections."""
+    first, last = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    stack = Stack(3)
+    stack.add(Linear(first.double(), torch.zeros(3, dtype=torch.float64)), 0, size=3)
+    stack.add(Elementwise(function("relu")), 1, size=3)
+    stack.add(Linear(last.double(), torch.tensor([shift], dtype=torch.float64)), 2, size=1)
+    return stack.graph(), Disjunct(Box([-1, -1, -1], [1, 0.75, 1]), Rows.on_outputs([[1.0]], [0.0], 3), Rows.none(3, 1))
+
+
+def test_what_is_closer_to_a_tie_than_bisection_can_tell_is_decided_by_linear_programs() -> None:
+    graph, near = along_a_diagonal(2.0**-100)
+    outcome = decided(graph, near)
+    assert outcome.closed and 0 <= outcome.lower_bound <= 2.0**-100 and outcome.detail["leaves"] > 0
+    with torch.no_grad():
+        without = bisection(Problem(graph, (near,)), options=SearchOptions(leaves=False))
+        assert not without.run(limit=10 * outcome.subproblems).closed
+    violated = decided(*along_a_diagonal(0.0))
+    assert not violated.closed and violated.judgement is not None and violated.judgement.status is Validity.HOLDS
+
+
+def test_a_deterministic_run_repeats() -> None:
+    problem, _ = harder([4, 20, 20, 20, 2], 2)
+    seen = []
+    for _ in range(2):
+        outcome = run(problem, 60, options=SearchOptions(deterministic=True))
+        assert outcome.closed
+        seen.append((outcome.subproblems, outcome.lower_bound, outcome.detail))
+    assert seen[0] == seen[1]

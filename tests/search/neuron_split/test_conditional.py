@@ -1,0 +1,174 @@
+"""Bounds under "the output is unsafe" hold at every unsafe point, and count as 0 at most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from points import sampled
+from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+
+from milpverify.config import Deadline, SearchOptions
+from milpverify.graph import Graph, evaluate, evaluate_all
+from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints
+from milpverify.propagation.optimised.output_constraints import tightened
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
+from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.conditional import conditional_root
+from milpverify.search.neuron_split.search import PLAIN, Search
+from milpverify.spec import Box, Disjunct, Problem, Rows
+
+ON = SearchOptions(no_goods=False)
+
+
+def bounder_of(graph: Graph, disjuncts: list[Disjunct]) -> Bounder:
+    (group,) = groups(Problem(graph, tuple(disjuncts)))
+    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
+    with torch.no_grad():
+        return Bounder(graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(60), 4)
+
+
+def constraints(bounder: Bounder, shift: float = 0.0) -> OutputConstraints:
+    rows, rhs, x_rows = bounder.rows_of(torch.tensor([0]))
+    return OutputConstraints(rows, x_rows, rhs + shift)
+
+
+def residuals(given: OutputConstraints, points: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    found = y @ given.rows[0].T - given.rhs[0]
+    return found if given.x_rows is None else found + points @ given.x_rows[0].T
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_conditional_bounds_hold_at_unsafe_points(seed: int) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    bounder = bounder_of(graph, [disjunct])
+    points = sampled(disjunct.box, 4000, seed)
+    values = evaluate_all(graph, points)
+    worst = residuals(constraints(bounder), points, values[graph.output]).amax(1)
+    for share in (0.01, 0.2, 0.6):
+        given = constraints(bounder, float(worst.quantile(share)) + 1e-9 * max(1.0, float(worst.abs().amax())))
+        unsafe = (residuals(given, points, values[graph.output]) <= 0).all(1)
+        with torch.no_grad():
+            found = tightened(bounder.fast, bounder.root, given, 1000)
+        assert bool(unsafe.any()) and not found.empty
+        for z in bounder.slots:
+            bounds, value = found.state[z].bounds, values[z][unsafe]
+            slack = 1e-12 * (1 + value.abs())
+            assert bool((value >= bounds.lower[0] - slack).all()) and bool((value <= bounds.upper[0] + slack).all())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_multipliers_give_bounds_that_hold_at_unsafe_points(seed: int) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    bounder = bounder_of(graph, [disjunct])
+    if not bounder.relaxations.count:
+        pytest.skip("everything is stable")
+    points = sampled(disjunct.box, 3000, seed)
+    values = evaluate_all(graph, points)
+    given = constraints(bounder)
+    given = constraints(bounder, float(residuals(given, points, values[graph.output]).amax(1).quantile(0.3)))
+    unsafe = (residuals(given, points, values[graph.output]) <= 0).all(1)
+    relaxations, g = bounder.relaxations, torch.Generator().manual_seed(seed)
+    for z in bounder.slots:
+        size = graph.nodes[z].size
+        rows = torch.cat([torch.eye(size), -torch.eye(size)]).double()[None]
+        place = torch.zeros(1, dtype=torch.long)
+        slopes = relaxations.slopes(relaxations.lines, place).unsqueeze(1).repeat(1, 2 * size, 1)
+        for scale in (1e-3, 1.0, 1e3):
+            gamma = torch.rand(1, 2 * size, given.rhs.shape[1], generator=g) * scale
+            dual = Dual(torch.rand(slopes.shape, generator=g), slopes[:, :, :0], gamma)
+            lower = relaxations.certify(relaxations.domain(place), rows, dual, node=z, given=given).lower[0]
+            value = torch.cat([values[z].flatten(1), -values[z].flatten(1)], 1)[unsafe]
+            assert bool((lower <= value + 1e-12 * (1 + value.abs())).all())
+
+
+def robust(seed: int) -> tuple[Graph, Disjunct, float]:
+    """A network, an unsafe set that the samples reach, and the least margin among them."""
+    graph, box = relu_network([6, 24, 24, 2], seed), Box(-np.ones(6), np.ones(6))
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0, -1.0]], [0.0], 6), Rows.none(6, 2))
+    y = evaluate(graph, sampled(disjunct.box, 4000, seed))
+    return graph, disjunct, float((y[:, 0] - y[:, 1]).amin())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_constraints_tighten_and_refute(seed: int) -> None:
+    graph, disjunct, least = robust(seed)
+    bounder = bounder_of(graph, [disjunct])
+    with torch.no_grad():
+        root = bounder.bound(bounder.first(), 40)[0].bound
+        assert float(root) < least
+        before = sum(float(bounder.root[z].bounds.width.sum()) for z in bounder.slots)
+        near = tightened(bounder.fast, bounder.root, constraints(bounder, least), 1000, AlphaOptions(iterations=20, step=0.1))
+        after = sum(float(near.state[z].bounds.width.sum()) for z in bounder.slots)
+        assert not near.empty and after < 0.999 * before
+        # Below the bound of the relaxation nothing is unsafe.
+        assert tightened(bounder.fast, bounder.root, constraints(bounder, float(root) - abs(float(root))), 1000).empty
+
+
+def test_a_disjunct_refuted_at_the_root_counts_as_zero_and_others_keep_their_own_bounds() -> None:
+    graph, disjunct, least = robust(0)
+    bounder = bounder_of(graph, [disjunct])
+    with torch.no_grad():
+        root = float(bounder.bound(bounder.first(), 40)[0].bound)
+    far, near = (
+        Disjunct(disjunct.box, Rows.on_outputs([[1.0, -1.0]], [rhs], 6), Rows.none(6, 2)) for rhs in (root - abs(root), least - 0.3)
+    )
+    bounder = bounder_of(graph, [near, far])
+    with torch.no_grad():
+        found = conditional_root(bounder, [0, 1], Deadline(60))
+    assert found is not None and found.disjuncts == [0] and found.refuted == [1]
+    problem = Problem(graph, (near, far))
+    (group,) = groups(problem)
+    for options in (PLAIN, ON):
+        with torch.no_grad():
+            search = Search(problem, graph, group, bounder.root, Deadline(60), options=options)
+            search.patience = 0
+            outcome = search.run()
+        assert outcome.closed
+        assert outcome.lower_bound == 0 if options is ON else outcome.lower_bound > 0
+        assert search.conditional is (options is ON)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_empty_interval_means_that_enumeration_finds_nothing_unsafe(seed: int) -> None:
+    graph, disjunct = random_problem(seed, CONTINUOUS)
+    least = enumerated_minimum(graph, disjunct)
+    if not np.isfinite(least):
+        pytest.skip("the input set is empty")
+    bounder = bounder_of(graph, [disjunct])
+    for by in (1.0, 1e-2, 1e-4, -1e-4):
+        size = by * max(1.0, abs(least))
+        with torch.no_grad():
+            empty = tightened(bounder.fast, bounder.root, constraints(bounder, least - size), 1000).empty
+        assert not (empty and size < 0)
+
+
+def test_beginning_again_under_output_constraints_keeps_what_was_proved() -> None:
+    graph, disjunct, least = robust(1)
+    near = Disjunct(disjunct.box, Rows.on_outputs([[1.0, -1.0]], [least - 0.01], 6), Rows.none(6, 2))
+    bounder = bounder_of(graph, [near])
+    problem = Problem(graph, (near,))
+    (group,) = groups(problem)
+    search = Search(problem, graph, group, bounder.root, Deadline(60), options=SearchOptions(clipping=False))
+    search.patience = 30
+    with torch.no_grad():
+        before = search.run(limit=30)
+        assert len(before.open) and not search.conditional
+        after = search.run(limit=search.bounded + 1)
+        assert search.conditional and after.lower_bound >= before.lower_bound
+        assert bool((after.open.bound >= before.lower_bound).all())
+        done = search.run(limit=300)
+    assert after.lower_bound <= done.lower_bound <= 0.01
+
+
+def test_without_time_every_disjunct_keeps_the_bounds_that_hold_everywhere() -> None:
+    graph, disjunct = random_problem(1, CONTINUOUS)
+    bounder = bounder_of(graph, [disjunct, disjunct])
+    with torch.no_grad():
+        root = conditional_root(bounder, [0, 1], Deadline(0.0))
+    if not bounder.relaxations.count:
+        pytest.skip("everything is stable")
+    assert root is not None and root.disjuncts == [0, 1] and not root.refuted
+    for i, known in bounder.root.items():
+        assert torch.equal(root.state[i].bounds.lower, known.bounds.lower.expand(2, *known.bounds.lower.shape[1:]))

@@ -1,0 +1,313 @@
+"""Bound tightening: what it proves holds at every point, it repeats, and nothing that a solver or memory does makes a verdict."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from random_nets import relu_network
+from support import detail
+from torch import Tensor
+
+import milpverify as mv
+from milpverify.config import Deadline, Options, SearchOptions
+from milpverify.encode.milp import encode_layer
+from milpverify.errors import Contradiction
+from milpverify.graph import Graph, evaluate_all
+from milpverify.propagation.state import LinearBound
+from milpverify.result import Trust, Verdict
+from milpverify.search import groups as margin
+from milpverify.search.bounding import bound_batch
+from milpverify.search.groups import groups
+from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.search import Search
+from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.solver import sharing
+from milpverify.search.solver.oracle import Oracle, Task
+from milpverify.search.tightening import restarts as turns
+from milpverify.search.tightening import solver_targets
+from milpverify.search.tightening.solver_targets import SolverTargets
+from milpverify.search.tightening.tighten import Tightening
+from milpverify.solvers.base import Limits, SmtOutcome, SolveOutcome, SolverStatus
+from milpverify.solvers.model import Model
+from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.trusted_bound import safe_dual_bound
+from milpverify.spec import Box, Disjunct, Problem, Rows
+
+NX = 6
+
+
+def problem_of(threshold: float, sizes: tuple[int, ...] = (NX, 20, 20, 20, 3), seed: int = 5, radius: float = 0.7) -> Problem:
+    box = Box(np.full(NX, -radius), np.full(NX, radius))
+    rows = Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], NX)
+    return Problem(relu_network(list(sizes), seed), (Disjunct(box, rows, Rows.none(NX, 3)),))
+
+
+def tightening_of(problem: Problem) -> Tightening:
+    (group,) = groups(problem)
+    lower, upper = torch.tensor(group.box.lower)[None], torch.tensor(group.box.upper)[None]
+    return Tightening(problem.graph, group, bound_batch(problem.graph, group, lower, upper, torch.float64))
+
+
+def samples(graph: Graph, box: Box) -> list[Tensor]:
+    """Every node's values at random points and corners."""
+    generator = torch.Generator().manual_seed(1)
+    share = torch.rand(20000, graph.nx, generator=generator, dtype=torch.float64)
+    share[:10000] = share[:10000].round()
+    return evaluate_all(graph, torch.lerp(torch.tensor(box.lower), torch.tensor(box.upper), share))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tighter_bounds_hold_everywhere(seed: int) -> None:
+    problem = problem_of(0.0, seed=seed)
+    with torch.no_grad():
+        found = tightening_of(problem)
+        before = found.root
+        found.run(Deadline(), limit=3000)
+    values = samples(problem.graph, found.group.box)
+    for i, state in found.root.state.items():
+        bounds = state.bounds
+        assert bool((values[i] >= bounds.lower - 1e-9).all()) and bool((values[i] <= bounds.upper + 1e-9).all())
+        assert bool((bounds.width <= before.state[i].bounds.width + 1e-9).all())
+    narrower = [float(found.root.state[z].bounds.width.sum() / before.state[z].bounds.width.sum()) for z in found.layers]
+    assert max(narrower) < 0.9 and found.unstable <= found.first_unstable
+    assert float(found.root.margins.amin()) > float(before.margins.amin())
+
+
+def test_by_counts_it_repeats() -> None:
+    both = []
+    for _ in range(2):
+        with torch.no_grad():
+            found = tightening_of(problem_of(0.0))
+            found.run(Deadline(), limit=1500)
+        both.append(found)
+    assert both[0].bounded == both[1].bounded
+    assert all(torch.equal(s.bounds.lower, both[1].root.state[i].bounds.lower) for i, s in both[0].root.state.items())
+
+
+def test_what_a_model_says_of_an_end_holds_and_is_the_best(solver: str = "highs") -> None:
+    with torch.no_grad():
+        found = tightening_of(problem_of(0.0, (NX, 14, 14, 14, 3)))
+        z = found.layers[-1]
+        index, _ = found.targets(z)
+        bounds = [(s.bounds.lower[0], s.bounds.upper[0]) for _, s in sorted(found.root.state.items())]
+        layer = encode_layer(found.graph, bounds, found.group.box, z, index.numpy())
+        values = samples(found.graph, found.group.box)[z][:, index]
+        with SolverProcess(solver) as process:
+            for side in (1, -1):
+                model = layer.task(0, side)
+                outcome = process.solve(model, Limits(60.0, plain=True), Deadline(60))
+                assert isinstance(outcome, SolveOutcome) and outcome.status is SolverStatus.OPTIMAL and outcome.point is not None
+                offset = side * layer.constant[0] - layer.error[0]
+                bound, least = safe_dual_bound(outcome, model) + offset, float((side * values[:, 0]).min())
+                assert bound <= least and outcome.primal + offset - bound < 1e-4
+                # The solver's point is one of the network's.
+                assert side * float(bounds[z][0 if side > 0 else 1][index[0]]) <= bound + 1e-6
+
+
+def answered(
+    problem: Problem, outcome: Callable[[SolveOutcome], SolveOutcome] | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tightening, Oracle]:
+    """What the oracle's answers about the first four ends come to; where they are replaced, there are no reports on the way."""
+    poll, start = SolverProcess.poll, SolverProcess.start
+
+    def said(process: SolverProcess, wait: float = 0.0) -> SolveOutcome | SmtOutcome | None:
+        got = poll(process, wait)
+        return outcome(got) if outcome is not None and isinstance(got, SolveOutcome) else got
+
+    def silent(process: SolverProcess, model: Model, limits: Limits, deadline: Deadline, on_progress: object = None) -> None:
+        start(process, model, limits, deadline)
+
+    if outcome is not None:
+        monkeypatch.setattr(SolverProcess, "start", silent)
+    monkeypatch.setattr(SolverProcess, "poll", said)
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        found = tightening_of(problem)
+        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
+        search.tightening = found
+        for _ in range(4):
+            if oracle.usable and sharing._give_end(search, oracle):
+                finding = oracle.wait()
+                if finding is not None:
+                    sharing._note_end(search, oracle, finding)
+    return found, oracle
+
+
+def test_a_solver_tightens_ends_and_the_root_rests_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(0.0)
+    found, oracle = answered(problem, None, monkeypatch)
+    assert len(found.by_solver) >= 2 and oracle.counts["oracle_ends"] == 4
+    before = found.root
+    with torch.no_grad():
+        assert found.meet_solver(Deadline())
+        assert not found.meet_solver(Deadline())
+    values = samples(problem.graph, found.group.box)
+    for i, state in found.root.state.items():
+        assert bool((values[i] >= state.bounds.lower - 1e-6).all()) and bool((values[i] <= state.bounds.upper + 1e-6).all())
+    narrower = [sum(float(s.bounds.width.sum()) for s in root.state.values()) for root in (found.root, before)]
+    assert narrower[0] < narrower[1]
+
+
+LIES = {
+    "too good": lambda outcome: replace(outcome, dual_bound=1e3),
+    "infeasible": lambda outcome: SolveOutcome(SolverStatus.INFEASIBLE),
+    "unbounded": lambda outcome: SolveOutcome(SolverStatus.UNBOUNDED, math.inf),
+    "crashed": lambda outcome: SolveOutcome(SolverStatus.CRASHED),
+    "no number": lambda outcome: replace(outcome, dual_bound=math.nan),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_nonsense_about_ends_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, oracle = answered(problem_of(0.0), LIES[kind], monkeypatch)
+    assert found.by_solver == {}
+    assert oracle.usable is (kind not in ("too good", "crashed"))
+    with torch.no_grad():
+        assert not found.meet_solver(Deadline())
+
+
+def test_a_lie_after_its_bounds_were_used_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(0.0)
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        found = tightening_of(problem)
+        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
+        search.tightening, search.trust = found, Trust.SOLVER
+        with pytest.raises(Contradiction):
+            sharing._note_end(search, oracle, sharing.Finding(Task(-1, end=(found.layers[0], 0, 1)), 1e3, True))
+
+
+def test_a_solver_without_gains_is_asked_no_more() -> None:
+    with torch.no_grad():
+        found = tightening_of(problem_of(0.0))
+        queue = SolverTargets(found)
+        for _ in range(solver_targets.LAST):
+            assert not queue.over
+            asked = queue.next(Deadline())
+            assert asked is not None
+            queue.answer(asked[1], -math.inf, True)
+        assert queue.next(Deadline()) is None and found.by_solver == {}
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neurons are split however few inputs there are, and turns are short."""
+    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
+    monkeypatch.setattr(margin, "MANY_INPUTS", 0)
+    monkeypatch.setattr(turns, "SPLITS", 8)
+    monkeypatch.setattr(turns, "TARGETS", 400)
+    monkeypatch.setattr(turns, "STEP", 4)
+    monkeypatch.setattr(turns, "SECONDS", 0.05)
+    monkeypatch.setattr(sharing, "HEAD_START", 0.0)
+
+
+def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", **parts: bool) -> mv.Result:
+    return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=SearchOptions(**parts)))
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_search_begins_anew_from_tighter_roots(many: None, counted: bool) -> None:
+    """Closed by tightening and branching, from proofs alone; by the clock a solver helps."""
+    result = decided(problem_of(-2.0), deterministic=counted, oracle=not counted, output_constraints=False, clipping=False)
+    assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0
+    assert not counted or (result.trust is Trust.ROUNDED and detail(result)["tightened"] and detail(result)["restarts"])
+
+
+def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "LEAST", 2.0)
+    result = decided(problem_of(-2.0), deterministic=True, oracle=False, output_constraints=False)
+    assert result.verdict is Verdict.VERIFIED and detail(result)["tightened"] and detail(result)["restarts"] == 0
+
+
+def test_without_trust_in_solvers_their_ends_are_not_asked_for(many: None) -> None:
+    result = decided(problem_of(-2.0), trust="rounded", output_constraints=False)
+    assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED and "oracle_ends" not in detail(result)
+
+
+def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def restarts(seconds: float) -> int:
+        monkeypatch.setattr(importlib.import_module("milpverify.verify"), "REFINE_SECONDS", seconds)
+        result = decided(problem_of(-2.0), oracle=False, tightening=False)
+        assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED
+        return detail(result).get("restarts", 0)
+
+    monkeypatch.setattr(turns, "SECONDS", 0.0)
+    assert restarts(60.0) == 0
+    assert restarts(0.0) == 1
+
+
+def test_a_counterexample_is_found_all_the_same(many: None) -> None:
+    for parts in ({}, {"deterministic": True}, {"tightening": False}):
+        assert decided(problem_of(0.0), **parts).verdict is not Verdict.VERIFIED
+
+
+def test_turns_repeat_by_counts(many: None) -> None:
+    first, second = (decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False) for _ in range(2))
+    assert detail(first) == detail(second) and first.lower_bound == second.lower_bound and detail(first)["tightened"]
+
+
+def test_a_solver_killed_on_an_end_costs_an_end(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    give = Oracle.give_end
+
+    def giving(oracle: Oracle, *arguments: object) -> None:
+        give(oracle, *arguments)  # type: ignore[arg-type]
+        if len(killed) < 2 and oracle.pid is not None:
+            killed.append(oracle.pid)
+            os.killpg(oracle.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Oracle, "give_end", giving)
+    monkeypatch.setattr(sharing, "SMALL", 0)
+    result = decided(problem_of(-2.0), output_constraints=False)
+    assert killed and result.verdict is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_short_of_memory_it_takes_fewer_or_gives_up(many: None, always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(0.0)
+    with torch.no_grad():
+        found = tightening_of(problem)
+        before, bound, refused = found.root, Bounder.bound, [0]
+
+        def short(bounder: Bounder, subs: Subproblems, iterations: int) -> tuple[Subproblems, object, LinearBound]:
+            if always or len(subs) > 64:
+                refused[0] += 1
+                raise torch.OutOfMemoryError("out of memory")
+            return bound(bounder, subs, iterations)
+
+        monkeypatch.setattr(Bounder, "bound", short)
+        found.run(Deadline(), limit=800)
+        assert refused[0] and found.out_of_memory is always
+        assert (found.root is before) is always
+        assert always or found.per <= 64
+
+
+def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left(many: None) -> None:
+    problem = problem_of(-2.0)
+    (near,) = problem.disjuncts
+    problem = replace(problem, disjuncts=(replace(near, unsafe=replace(near.unsafe, rhs=near.unsafe.rhs - 5.0)), near))
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        found = tightening_of(problem)
+        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
+        search.frontier.push(search.bound(search.first(), 0))
+        running = turns.Restarts(search, lambda *_: search, found.graph, found.root, oracle)
+        for keep, unstable, place in (([0], 1000, None), ([1], 0, None), ([0, 1], 1000, 1), ([1], 1000, 0)):
+            search.tried.clear()
+            sharing._give(search, oracle)
+            assert oracle.task is not None and oracle.task.disjunct == 1 and not oracle.task.decisions
+            assert running._kept(keep, unstable) == place and (oracle.task is None) is (place is None)
+            if place is not None:
+                finding = oracle.wait()
+                assert finding is not None and finding.ended and finding.task.disjunct == place and finding.bound > 0
+
+
+def test_a_tree_that_is_ahead_begins_anew_a_turn_later(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "AHEAD", 1e9)
+    result = decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False, clipping=False)
+    assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0 and detail(result)["restarts"] > 0
