@@ -80,11 +80,11 @@ def test_bounding_smooth_functions_loads_no_algebra_system(environment: dict[str
     """Helpers of torch that look harmless load its symbolic shapes, which take half a second."""
     code = (
         "import sys, torch\n"
-        "from milpverify.relaxations.relaxation import intercepts\n"
+        "from milpverify.relaxations.registry import univariate\n"
         "from milpverify.functions.catalogue import catalogue\n"
         "one = torch.ones(1, dtype=torch.float64)\n"
         "for name in ('tanh', 'sin', 'floor'):\n"
-        "    intercepts(catalogue()[name].bind(), -one, one, 0.5 * one, 0.5 * one)\n"
+        "    univariate(catalogue()[name].bind()).both_intercepts(-one, one, 0.5 * one, 0.5 * one)\n"
         "print('sympy' in sys.modules)\n"
     )
     assert python(code, environment, tmp_path) == "False\n"

@@ -22,7 +22,8 @@ from milpverify.propagation.interval import charged, input_state, step
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
 from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State
-from milpverify.relaxations.relaxation import is_smooth
+from milpverify.relaxations.registry import univariate
+from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ def crown(
     coarse_intervals: Intervals = intervals if wide is fast else {}
     targets = {node.id for node in refinable(graph)}
     functions = {i: functions_of(graph, i) for i in targets}
-    smooth = {i for i, read in functions.items() if read is not None and all(map(is_smooth, read))}
+    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
     level: Level = {}
     # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())

@@ -18,8 +18,7 @@ from milpverify.graph import affine_form
 from milpverify.operators import Affine, Elementwise
 from milpverify.propagation.backward import Backward
 from milpverify.propagation.relevance import summing_maps
-from milpverify.relaxations import relaxation
-from milpverify.relaxations.registry import rule_of
+from milpverify.relaxations.registry import rule_of, univariate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +117,7 @@ def functions_of(graph: Graph, node: int) -> list[Function] | None:
 
 def inexact(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
     """Where the relaxation of some of the functions on [lower, upper] is not exact (bool)."""
-    exact = [relaxation.is_exact(f, lower, upper) for f in functions]
+    exact = [univariate(f).is_affine(lower, upper) for f in functions]
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.relaxations import relaxation
+from milpverify.relaxations.registry import univariate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,8 +41,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def area(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     """The area between the default lines on [lower, upper], float64: the width times their distance at the middle."""
     lower, upper = torch.broadcast_tensors(lower, upper)
-    k_lower, k_upper = relaxation.default_slopes(function, lower, upper)
-    below, above = relaxation.intercepts(function, lower, upper, k_lower, k_upper)
+    rule = univariate(function)
+    k_lower, k_upper = rule.supporting_slopes(lower, upper)
+    below, above = rule.both_intercepts(lower, upper, k_lower, k_upper)
     middle = lower + 0.5 * (upper - lower)
     return (upper - lower) * (above - below + (k_upper - k_lower) * middle).clamp(min=0.0)
 
@@ -59,7 +60,7 @@ def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor
     """
     for function in functions:
         if function.pieces is not None:
-            return relaxation.split_point(function, lower, upper)
+            return univariate(function).split_point(lower, upper)
     share, known = torch.full_like(lower, 0.5), ~torch.isfinite(upper - lower)
     if not functions:
         known = torch.ones_like(known)  # a square is least in the middle

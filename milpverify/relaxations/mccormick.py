@@ -9,7 +9,12 @@ from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, mul
 from milpverify.arithmetic.rounding import U64
-from milpverify.relaxations.rule import Ends, Rule, Side, _finite
+from milpverify.relaxations.rule import Ends, Rule, Side, finite
+
+_NOTHING = 2.0**-44
+"""A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
+_TINY = 2.0**-1000
+"""More than what underflow costs."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class McCormick(Rule):
         return self.slopes(lower, upper, (None, None))
 
     def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
-        a, b = (_finite(0.5 * low + 0.5 * high) for low, high in zip(lower, upper, strict=True))
+        a, b = (finite(0.5 * low + 0.5 * high) for low, high in zip(lower, upper, strict=True))
         return b, a
 
     def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
@@ -67,7 +72,7 @@ class McCormick(Rule):
         w_a, w_b = u_a - l_a, u_b - l_b
         below, above = (own if t is None else t.double() for own, t in zip(self._default(lower, upper), parameters, strict=True))
         first, second = (l_b + below * w_b, l_a + below * w_a), (u_b - above * w_b, l_a + above * w_a)
-        return tuple(map(_finite, first)), tuple(map(_finite, second))
+        return tuple(map(finite, first)), tuple(map(finite, second))
 
     def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
         reach_a, reach_b = (torch.maximum(low.abs(), high.abs()) for low, high in zip(lower, upper, strict=True))
@@ -105,11 +110,3 @@ class McCormick(Rule):
 
     def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
         return 0.5 * (lower + upper)
-
-
-_NOTHING = 2.0**-44
-"""A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
-
-
-_TINY = 2.0**-1000
-"""More than what underflow costs."""

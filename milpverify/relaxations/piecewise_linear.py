@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
+from milpverify.relaxations.rule import Univariate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from milpverify.functions.catalogue import Pieces
 
@@ -24,126 +25,117 @@ _TINY = 2.0**-900
 """Far more than what underflow costs."""
 
 
-def is_exact(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the function is one affine piece on [lower, upper], so that its relaxation is the function itself (bool)."""
-    if _has_jumps(pieces):  # at a jump the closed interval reaches both pieces
-        sides = [(upper < p) | (lower > p) for p in pieces.breakpoints]
-    else:
-        sides = [(upper <= p) | (lower >= p) for p in pieces.breakpoints]
-    return functools.reduce(torch.logical_and, sides) if sides else torch.ones_like(lower, dtype=torch.bool)
+@dataclass(frozen=True)
+class PiecewiseLinear(Univariate):
+    """A function made of lines, which may jump."""
 
+    @property
+    def pieces(self) -> Pieces:
+        """The function's lines."""
+        assert self.function.pieces is not None
+        return self.function.pieces
 
-def default_slopes(pieces: Pieces, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The slopes of the lines that support the convex and the concave envelope at the midpoint of [lower, upper].
+    @property
+    def matters(self) -> tuple[bool, bool]:
+        # Not where the envelope on that side is one chord.
+        if _has_jumps(self.pieces):
+            return True, True
+        steps = [b - a for a, b in pairwise(self.pieces.slopes)]
+        return not all(s < 0 for s in steps), not all(s > 0 for s in steps)
 
-    Args:
-        lower, upper: float64, any one shape.
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the largest slope of the function's chords, which have any slope upwards or downwards across a jump."""
+        steps = [step for at in _jumps(self.pieces) for step in at]
+        least = -math.inf if any(step < 0 for step in steps) else min(self.pieces.slopes)
+        return least, math.inf if any(step > 0 for step in steps) else max(self.pieces.slopes)
 
-    Returns:
-        the slopes of the lower and of the upper line, float64.
-    """
-    if (bend := _bend(pieces)) is not None:
-        inside, chord = bend.tangent_and_chord(lower, upper)
-        return (inside, chord) if bend.convex else (chord, inside)
-    points = list(_vertices(pieces, lower, upper))
-    middle = 0.5 * (lower + upper)
-    inside = _piece_slope(pieces, lower)
-    value_low = torch.full_like(lower, torch.inf)
-    value_high = torch.full_like(lower, -torch.inf)
-    slope_low, slope_high = inside, inside
-    for i, (x0, f0) in enumerate(points):
-        for x1, f1 in points[i + 1 :]:
-            # Only chords over the midpoint; vertices outside [lower, upper] are moved to an end, where they repeat it.
-            spans = (x0 <= middle) & (x1 >= middle) & (x1 > x0)
-            slope = torch.where(spans, (f1 - f0) / (x1 - x0), inside)
-            value = f0 + slope * (middle - x0)
-            better = spans & (value < value_low)
-            value_low, slope_low = torch.where(better, value, value_low), torch.where(better, slope, slope_low)
-            better = spans & (value > value_high)
-            value_high, slope_high = torch.where(better, value, value_high), torch.where(better, slope, slope_high)
-    exact = is_exact(pieces, lower, upper)
-    return torch.where(exact, inside, slope_low), torch.where(exact, inside, slope_high)
+    def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
+        if _has_jumps(self.pieces):  # at a jump the closed interval reaches both pieces
+            sides = [(upper < p) | (lower > p) for p in self.pieces.breakpoints]
+        else:
+            sides = [(upper <= p) | (lower >= p) for p in self.pieces.breakpoints]
+        return functools.reduce(torch.logical_and, sides) if sides else torch.ones_like(lower, dtype=torch.bool)
 
+    def supporting_slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        if (bend := _bend(self.pieces)) is not None:
+            inside, chord = bend.tangent_and_chord(lower, upper)
+            return (inside, chord) if bend.convex else (chord, inside)
+        points = list(_vertices(self.pieces, lower, upper))
+        middle = 0.5 * (lower + upper)
+        inside = _piece_slope(self.pieces, lower)
+        value_low = torch.full_like(lower, torch.inf)
+        value_high = torch.full_like(lower, -torch.inf)
+        slope_low, slope_high = inside, inside
+        for i, (x0, f0) in enumerate(points):
+            for x1, f1 in points[i + 1 :]:
+                # Only chords over the midpoint; vertices outside [lower, upper] are moved to an end, where they repeat it.
+                spans = (x0 <= middle) & (x1 >= middle) & (x1 > x0)
+                slope = torch.where(spans, (f1 - f0) / (x1 - x0), inside)
+                value = f0 + slope * (middle - x0)
+                better = spans & (value < value_low)
+                value_low, slope_low = torch.where(better, value, value_low), torch.where(better, slope, slope_low)
+                better = spans & (value > value_high)
+                value_high, slope_high = torch.where(better, value, value_high), torch.where(better, slope, slope_high)
+        exact = self.is_affine(lower, upper)
+        return torch.where(exact, inside, slope_low), torch.where(exact, inside, slope_high)
 
-def parallel_slope(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
-    """One slope for both lines, as zonotopes use it: the chord's. One backward matrix then bounds both sides."""
-    if (bend := _bend(pieces)) is not None:
-        return bend.tangent_and_chord(lower, upper)[1]
-    ends = list(_ends(pieces, lower, upper))
-    width = upper - lower
-    chord = (ends[-1][1] - ends[0][1]) / width
-    return torch.where(is_exact(pieces, lower, upper) | (width <= 0), _piece_slope(pieces, lower), chord)
+    def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
+        if (bend := _bend(self.pieces)) is not None:
+            return bend.tangent_and_chord(lower, upper)[1]
+        ends = list(_ends(self.pieces, lower, upper))
+        width = upper - lower
+        chord = (ends[-1][1] - ends[0][1]) / width
+        return torch.where(self.is_affine(lower, upper) | (width <= 0), _piece_slope(self.pieces, lower), chord)
 
+    def lower_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        return self._extreme_intercept(lower, upper, slope, torch.minimum, -1.0)
 
-def slope_range(pieces: Pieces) -> tuple[float, float]:
-    """The least and the largest slope of the function's chords, which have any slope upwards or downwards across a jump."""
-    steps = [step for at in _jumps(pieces) for step in at]
-    least = -math.inf if any(step < 0 for step in steps) else min(pieces.slopes)
-    return least, math.inf if any(step > 0 for step in steps) else max(pieces.slopes)
+    def upper_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        return self._extreme_intercept(lower, upper, slope, torch.maximum, 1.0)
 
+    def both_intercepts(self, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
+        bend = _bend(self.pieces)
+        if bend is None:
+            return super().both_intercepts(lower, upper, k_lower, k_upper)
+        return bend.intercepts(lower, upper, k_lower, k_upper)
 
-def slopes_matter(pieces: Pieces) -> tuple[bool, bool]:
-    """Whether the lower and the upper slope are worth optimising: not where the envelope on that side is one chord."""
-    if _has_jumps(pieces):
-        return True, True
-    steps = [b - a for a, b in pairwise(pieces.slopes)]
-    return not all(s < 0 for s in steps), not all(s > 0 for s in steps)
+    def heights(
+        self, lower: Tensor, upper: Tensor, center: Tensor, value: Tensor, dtype: torch.dtype, once: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        bend = _bend(self.pieces)
+        if bend is None:
+            return super().heights(lower, upper, center, value, dtype, once)
+        # On the convex side the best line of every slope touches the breakpoint, moved to the nearer end where it is outside.
+        kink = torch.maximum(lower, upper.clamp(max=0.0))
+        base, reach = (bend(kink) - value).to(dtype).unsqueeze(1), (center - kink).to(dtype).unsqueeze(1)
 
+        def height(slope: Tensor) -> Tensor:
+            return torch.addcmul(base, reach, slope)
 
-def lower_intercept(pieces: Pieces, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """The largest intercept (less an outward margin) with slope * x + intercept <= f(x) on [lower, upper].
+        return height, height
 
-    Args:
-        lower, upper: float64, broadcastable against `slope`.
-        slope: float64; the result is differentiable in it, with gradient -x* at the minimiser x*.
-    """
-    return _extreme_intercept(pieces, lower, upper, slope, torch.minimum, -1.0)
+    def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The breakpoint inside that is nearest to the middle (the middle where there is none)."""
+        middle = 0.5 * (lower + upper)
+        best, distance = middle, torch.full_like(middle, torch.inf)
+        for p in self.pieces.breakpoints:
+            nearer = (lower < p) & (upper > p) & ((p - middle).abs() < distance)
+            best, distance = torch.where(nearer, p, best), torch.where(nearer, (p - middle).abs(), distance)
+        return best
 
-
-def upper_intercept(pieces: Pieces, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """The smallest intercept (plus an outward margin) with f(x) <= slope * x + intercept on [lower, upper]."""
-    return _extreme_intercept(pieces, lower, upper, slope, torch.maximum, 1.0)
-
-
-def intercepts(pieces: Pieces, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
-    """`lower_intercept` for one slope and `upper_intercept` for another."""
-    bend = _bend(pieces)
-    if bend is None:
-        return lower_intercept(pieces, lower, upper, k_lower), upper_intercept(pieces, lower, upper, k_upper)
-    return bend.intercepts(lower, upper, k_lower, k_upper)
-
-
-def touched(pieces: Pieces, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor] | None:
-    """See `relaxation.touched`."""
-    bend = _bend(pieces)
-    if bend is None:
-        return None
-    kink = torch.maximum(lower, upper.clamp(max=0.0))
-    return kink, bend(kink)
-
-
-def split_point(pieces: Pieces, lower: Tensor, upper: Tensor) -> Tensor:
-    """Where to split [lower, upper]: the breakpoint inside that is nearest to the middle (the middle where there is none)."""
-    middle = 0.5 * (lower + upper)
-    best, distance = middle, torch.full_like(middle, torch.inf)
-    for p in pieces.breakpoints:
-        nearer = (lower < p) & (upper > p) & ((p - middle).abs() < distance)
-        best, distance = torch.where(nearer, p, best), torch.where(nearer, (p - middle).abs(), distance)
-    return best
-
-
-def _extreme_intercept(pieces: Pieces, lower: Tensor, upper: Tensor, slope: Tensor, extreme, sign: float) -> Tensor:  # type: ignore[no-untyped-def]
-    best: Tensor | None = None
-    size = torch.zeros_like(lower)
-    for x, f in _vertices(pieces, lower, upper):
-        gap = f - slope * x
-        best = gap if best is None else extreme(best, gap)
-        size = torch.maximum(size, f.abs() + x.abs() * (slope.detach().abs() + _steepest(pieces)))
-    assert best is not None
-    padded = best + sign * (8.0 * U64 * size + _TINY)
-    # On one piece with that piece's own slope the line is the function: no margin is needed, and none may creep in.
-    same = is_exact(pieces, lower, upper) & (slope == _piece_slope(pieces, lower))
-    return torch.where(same, _piece_intercept(pieces, lower), padded)
+    def _extreme_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor, extreme, sign: float) -> Tensor:  # type: ignore[no-untyped-def]
+        best: Tensor | None = None
+        size = torch.zeros_like(lower)
+        for x, f in _vertices(self.pieces, lower, upper):
+            gap = f - slope * x
+            best = gap if best is None else extreme(best, gap)
+            size = torch.maximum(size, f.abs() + x.abs() * (slope.detach().abs() + _steepest(self.pieces)))
+        assert best is not None
+        padded = best + sign * (8.0 * U64 * size + _TINY)
+        # On one piece with that piece's own slope the line is the function: no margin is needed, and none may creep in.
+        same = self.is_affine(lower, upper) & (slope == _piece_slope(self.pieces, lower))
+        return torch.where(same, _piece_intercept(self.pieces, lower), padded)
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,7 @@ class _Bend:
         return inside, torch.lerp(inside, chord, self.unstable(lower, upper))
 
     def intercepts(self, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
-        """See `lower_intercept` and `upper_intercept`."""
+        """See `Univariate.both_intercepts`."""
         f_lower, f_upper = self(lower), self(upper)
         kink = torch.maximum(lower, upper.clamp(max=0.0))  # moved to the nearer end where it is outside
         low = torch.minimum(f_lower - k_lower * lower, f_upper - k_lower * upper)

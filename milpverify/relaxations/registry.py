@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 from milpverify.operators import Elementwise, Product
 from milpverify.relaxations.mccormick import McCormick
-from milpverify.relaxations.rule import Rule, Univariate
+from milpverify.relaxations.piecewise_linear import PiecewiseLinear
+from milpverify.relaxations.smooth import Smooth
+from milpverify.relaxations.staircase import Staircase
 
 if TYPE_CHECKING:
+    from milpverify.functions.catalogue import Function
     from milpverify.operators import Operator
+    from milpverify.relaxations.rule import Rule, Univariate
 
 
 def rule_of(op: Operator) -> Rule:
@@ -20,8 +24,15 @@ def rule_of(op: Operator) -> Rule:
     """
     match op:
         case Elementwise(function):
-            return Univariate(function)
+            return univariate(function)
         case Product():
             return McCormick()
         case _:
             raise NotImplementedError(f"no relaxation of {type(op).__name__}")
+
+
+def univariate(function: Function) -> Univariate:
+    """The relaxation of a function of the catalogue."""
+    if function.pieces:
+        return PiecewiseLinear(function)
+    return Staircase(function) if function.staircase else Smooth(function)

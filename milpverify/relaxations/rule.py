@@ -1,8 +1,12 @@
 """How nonlinear operators are relaxed: what bound propagation asks of one, whatever the number of its inputs.
 
-A relaxation is a lower and an upper line (a plane, for two inputs), one slope per input. Slopes come first: whatever they are, the
-intercepts make the lines sound. A line that is worth optimising has one free parameter per entry, from which its slopes follow: the
-slope itself for a function of one input, the place between the two McCormick planes of its side for a product.
+A relaxation is a lower and an upper line (a plane, for two inputs), one slope per input. Slopes come first: every slope gives a sound
+line, so that slopes are free parameters, and whatever they are, the intercepts make the lines sound. For a slope k the best lower line
+of a function on [l, u] is k x + min over [l, u] of (f(x) - k x). The default slope supports the convex envelope at the midpoint, which
+minimises the area under the lower line; for ReLU that is the adaptive slope of CROWN (arXiv 1811.00866).
+
+A line that is worth optimising has one free parameter per entry, from which its slopes follow: the slope itself for a function of one
+input, the place between the two McCormick planes of its side for a product.
 """
 
 from __future__ import annotations
@@ -10,14 +14,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-from milpverify.relaxations import relaxation
-from milpverify.relaxations.slope_tables import SlopeTable, slope_tables
 
 if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
@@ -105,94 +105,121 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Univariate(Rule):
-    """A function of the catalogue; the parameter of a line is its slope."""
+    """A function of the catalogue; the parameter of a line is its slope. Each kind of function says in plain tensors how it is relaxed."""
 
     function: Function
 
+    @abstractmethod
+    def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where the function is affine on [lower, upper], so that its relaxation is the function itself (bool)."""
+
+    @abstractmethod
+    def supporting_slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The slopes of the lines that support the convex and the concave envelope at the midpoint of [lower, upper].
+
+        Args:
+            lower, upper: float64, any one shape.
+
+        Returns:
+            the slopes of the lower and of the upper line, float64, of that shape.
+        """
+
+    @abstractmethod
+    def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The slope between the ends; that of the function where it is affine."""
+
+    @abstractmethod
+    def lower_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        """The largest intercept with slope * x + intercept <= f(x) on [lower, upper], less an outward margin.
+
+        Args:
+            lower, upper: float64, broadcastable against `slope`.
+            slope: float64; the result is differentiable in it, with gradient -x* at the minimiser x*.
+        """
+
+    @abstractmethod
+    def upper_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        """The smallest intercept with f(x) <= slope * x + intercept on [lower, upper], plus an outward margin."""
+
+    def both_intercepts(self, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
+        """`lower_intercept` for one slope and `upper_intercept` for another.
+
+        Where an end is infinite, what is infinite or NaN (the latter from functions made of lines alone) says nothing.
+        """
+        return self.lower_intercept(lower, upper, k_lower), self.upper_intercept(lower, upper, k_upper)
+
+    def heights(
+        self, lower: Tensor, upper: Tensor, center: Tensor, value: Tensor, dtype: torch.dtype, once: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Of the lower and the upper line the best intercepts of slopes (n, r, U), without margins: see `sides`."""
+        low, high, z, y = (t.unsqueeze(1) for t in (lower, upper, center, value))
+
+        def height(intercept: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            def of(slope: Tensor) -> Tensor:
+                k = slope.double()
+                return (intercept(low, high, k) + k * z - y).to(dtype)
+
+            return of
+
+        return height(self.lower_intercept), height(self.upper_intercept)
+
+    def fixed_slopes(self, lower: Tensor, upper: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        """The supporting slopes, at least where the function is affine and they are not for the optimiser to choose."""
+        return self.supporting_slopes(lower, upper)
+
     @property
     def matters(self) -> tuple[bool, bool]:
-        return relaxation.slopes_matter(self.function)
-
-    @property
-    def span(self) -> tuple[float, float]:
-        return relaxation.slope_range(self.function)
+        return True, True
 
     def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = relaxation.slope_span(self.function, lower[0], upper[0])
-        return low, high, _SMOOTH_PACE * (high - low) if relaxation.is_smooth(self.function) else torch.ones_like(low)
+        least, most = self.span
+        return torch.full_like(lower[0], least), torch.full_like(lower[0], most), torch.ones_like(lower[0])
 
     @property
     def bilinear(self) -> bool:
-        return self.function.name == "square"
+        return False
 
     def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
-        return relaxation.is_exact(self.function, lower[0], upper[0])
+        return self.is_affine(lower[0], upper[0])
 
     def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
-        below, above = relaxation.default_slopes(self.function, lower[0], upper[0])
+        below, above = self.supporting_slopes(lower[0], upper[0])
         return (below,), (above,)
 
     def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
-        return (relaxation.parallel_slope(self.function, lower[0], upper[0]),)
+        return (self.chord(lower[0], upper[0]),)
 
     def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
         return slopes[0]
 
     def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
-        exact = self.is_exact(lower, upper)
-        own = self._fixed_slopes(lower[0], upper[0], exact)
+        exact = self.is_affine(lower[0], upper[0])
+        own = self.fixed_slopes(lower[0], upper[0], exact)
         below, above = (k if t is None else torch.where(exact, k, t.double()) for k, t in zip(own, parameters, strict=True))
         return (below,), (above,)
 
-    def _fixed_slopes(self, lower: Tensor, upper: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-        """The default slopes, at least where they are not for the optimiser to choose."""
-        if not all(self.matters) or not relaxation.is_smooth(self.function):
-            return relaxation.default_slopes(self.function, lower, upper)
-        place = exact.flatten().nonzero(as_tuple=True)[0]
-        slopes = torch.zeros(2, lower.numel(), dtype=lower.dtype, device=lower.device)
-        if len(place):
-            some = relaxation.default_slopes(self.function, lower.flatten()[place], upper.flatten()[place])
-            slopes[:, place] = torch.stack(some)
-        below, above = slopes.reshape(2, *lower.shape)
-        return below, above
-
     def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
-        return relaxation.intercepts(self.function, lower[0], upper[0], k_lower[0], k_upper[0])
+        return self.both_intercepts(lower[0], upper[0], k_lower[0], k_upper[0])
 
     def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
         (low,), (high,), (z,) = lower, upper, center
-        exact = relaxation.is_exact(self.function, low, high)
-        slopes = self._fixed_slopes(low, high, exact)
+        exact = self.is_affine(low, high)
+        slopes = self.fixed_slopes(low, high, exact)
         exact = exact.unsqueeze(1)
-        fixed = slopes if all(self.matters) else relaxation.intercepts(self.function, low, high, *slopes)
-        touched = relaxation.touched(self.function, low, high)
-        smooth = relaxation.is_smooth(self.function) and not once
-        tables = slope_tables(self.function, low, high, z, value, dtype) if smooth else None
-        wide = tuple(t.unsqueeze(1) for t in (low, high, z, value))
+        fixed = slopes if all(self.matters) else self.both_intercepts(low, high, *slopes)
+        heights = self.heights(low, high, z, value, dtype, once)
 
         def side(which: int) -> Side:
-            own = slopes[which].to(dtype).unsqueeze(1)
+            own, height = slopes[which].to(dtype).unsqueeze(1), heights[which]
             if not self.matters[which]:
                 base = (fixed[which] + slopes[which] * z - value).to(dtype).unsqueeze(1)
                 return lambda _: ((own,), base)
-            if touched is not None:  # every such line touches a vertex that is known
-                base, reach = (touched[1] - value).to(dtype).unsqueeze(1), (z - touched[0]).to(dtype).unsqueeze(1)
 
-                def through(t: Tensor) -> tuple[Ends, Tensor]:
-                    k = torch.where(exact, own, t)
-                    return (k,), torch.addcmul(base, reach, k)
-
-                return through
-            if tables is not None:
-                return partial(_read, exact, own, tables[which])
-            intercept = (relaxation.lower_intercept, relaxation.upper_intercept)[which]
-
-            def supporting(t: Tensor) -> tuple[Ends, Tensor]:
+            def line(t: Tensor) -> tuple[Ends, Tensor]:
                 k = torch.where(exact, own, t)
-                free = k.double()
-                return (k,), (intercept(self.function, wide[0], wide[1], free) + free * wide[2] - wide[3]).to(dtype)
+                return (k,), height(k)
 
-            return supporting
+            return line
 
         return side(0), side(1)
 
@@ -201,18 +228,9 @@ class Univariate(Rule):
         return low, high
 
     def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
-        return relaxation.split_point(self.function, lower, upper)
+        return 0.5 * (lower + upper)
 
 
-_SMOOTH_PACE = 1 / 16
-"""Steps of slopes in units of those that a function has on the interval: default lines of smooth functions are close to the best."""
-
-
-def _read(exact: Tensor, own: Tensor, table: SlopeTable, slopes: Tensor) -> tuple[Ends, Tensor]:
-    """A side of a smooth function, with the intercepts of a table."""
-    k = torch.where(exact, own, slopes)
-    return (k,), table.intercept(k)
-
-
-def _finite(slope: Tensor) -> Tensor:
+def finite(slope: Tensor) -> Tensor:
+    """A slope, and 0 where it is infinite or undefined."""
     return torch.where(slope.isfinite(), slope, 0.0)

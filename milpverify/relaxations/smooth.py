@@ -1,4 +1,4 @@
-"""Linear relaxations of smooth functions, slope first (DESIGN.md, section 6), from what the catalogue says about their curvature.
+"""Linear relaxations of smooth functions, from what the catalogue says about their curvature.
 
 For a slope k, f(x) - k x is bounded from below on [l, u] piece by piece. On a concave piece its minimum is at an end. On a convex
 piece every tangent bounds it: f(x) - k x >= f(t) - k t + (f'(t) - k) (x - t) for any t in the piece, which is tight where t is the
@@ -9,6 +9,8 @@ Upper lines are lower lines of -f.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
 from milpverify.relaxations.convex_parts import TURNS, Parts, Shape, parts_of, shape_of, slivers_of
+from milpverify.relaxations.rule import Ends, Univariate, finite
+from milpverify.relaxations.slope_tables import slope_tables
 
 if TYPE_CHECKING:
     from milpverify.arithmetic.running_error import Near
@@ -26,52 +30,96 @@ _STEPS = 3
 """Of the search for a critical point: what is left of its error costs the line next to nothing."""
 _ROUNDS = 4
 """Of the search for the supporting lines at the midpoint, each of which finds the extreme points of a slope."""
+_PACE = 1 / 16
+"""Steps of slopes in units of those that a function has on the interval: default lines of smooth functions are close to the best."""
 
 
-def is_exact(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the function is one affine piece on [lower, upper], or [lower, upper] is a point (bool)."""
-    exact = upper <= lower
-    for left, right in shape_of(function, lower.device).linear:
-        exact = exact | ((lower >= left) & (upper <= right))
-    return exact
+@dataclass(frozen=True)
+class Smooth(Univariate):
+    """A function that has a slope at every point but for kinks and poles."""
 
+    @property
+    def span(self) -> tuple[float, float]:
+        return -math.inf, math.inf
 
-def chord(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
-    """The slope between the ends; that of the function where they meet."""
-    slope = (function(upper) - function(lower)) / (upper - lower)
-    return torch.where(slope.isfinite(), slope, _finite(function.derivative(0.5 * (lower + upper))))
+    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+        """Nearly the least and the greatest derivative on [lower, upper]: they are at the ends of convex and concave parts."""
+        (low,), (high,) = lower, upper
+        parts = parts_of(self.function, shape_of(self.function, low.device), low, high)
+        steep = self.function.derivative(torch.cat([parts.a, parts.b, torch.stack([low, high])])).nan_to_num(0.0, 1e30, -1e30)
+        least, most = steep.amin(0), steep.amax(0)
+        return least, most, _PACE * (most - least)
 
+    @property
+    def bilinear(self) -> bool:
+        return self.function.name == "square"
 
-def slope_span(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest derivative on [lower, upper], nearly: they are at the ends of convex and concave parts."""
-    parts = parts_of(function, shape_of(function, lower.device), lower, upper)
-    steep = function.derivative(torch.cat([parts.a, parts.b, torch.stack([lower, upper])])).nan_to_num(0.0, 1e30, -1e30)
-    return steep.amin(0), steep.amax(0)
+    def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
+        exact = upper <= lower
+        for left, right in shape_of(self.function, lower.device).linear:
+            exact = exact | ((lower >= left) & (upper <= right))
+        return exact
+
+    def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
+        slope = (self.function(upper) - self.function(lower)) / (upper - lower)
+        return torch.where(slope.isfinite(), slope, finite(self.function.derivative(0.5 * (lower + upper))))
+
+    def supporting_slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearly: on one convex or concave piece these are the tangent at the midpoint and the chord."""
+        function = self.function
+        lower, upper = lower.clamp(-1e300, 1e300), upper.clamp(-1e300, 1e300)
+        shape = shape_of(function, lower.device)
+        middle = lower + 0.5 * (upper - lower)
+        values = function(torch.stack([lower, upper, middle]))
+        tangent = finite(function.derivative(middle, values[2]))
+        straight = (values[1] - values[0]) / (upper - lower)
+        straight = torch.where(straight.isfinite(), straight, tangent)
+        convex, concave = _within(function, shape, lower, upper)
+        low, high = torch.where(convex, tangent, straight), torch.where(concave, tangent, straight)
+        mixed = (~(convex | concave) & (lower < upper)).flatten().nonzero(as_tuple=True)[0]
+        if len(mixed):
+            places = (t.flatten()[mixed] for t in (lower, upper, middle, tangent, *values))
+            found = _supporting(function, shape, *places)
+            low, high = (side.flatten().index_put((mixed,), new).reshape(lower.shape) for side, new in zip((low, high), found, strict=True))
+        return low, high
+
+    def fixed_slopes(self, lower: Tensor, upper: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+        place = exact.flatten().nonzero(as_tuple=True)[0]
+        slopes = torch.zeros(2, lower.numel(), dtype=lower.dtype, device=lower.device)
+        if len(place):
+            some = self.supporting_slopes(lower.flatten()[place], upper.flatten()[place])
+            slopes[:, place] = torch.stack(some)
+        below, above = slopes.reshape(2, *lower.shape)
+        return below, above
+
+    def both_intercepts(self, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            wide = np.broadcast_shapes(lower.shape, k_lower.shape, k_upper.shape)
+            low, high = (k.detach().expand(wide) for k in (k_lower, k_upper))
+            (below, at_below), (above, at_above) = _least(self.function, lower, upper, low, high)
+        below, above = below.expand(wide), -above.expand(wide)
+        if k_lower.requires_grad:
+            below = below - at_below * (k_lower - k_lower.detach())
+        if k_upper.requires_grad:
+            above = above - at_above * (k_upper - k_upper.detach())
+        return below, above
+
+    def lower_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        return self.both_intercepts(lower, upper, slope, slope.detach())[0]
+
+    def upper_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        return self.both_intercepts(lower, upper, slope.detach(), slope)[1]
+
+    def heights(
+        self, lower: Tensor, upper: Tensor, center: Tensor, value: Tensor, dtype: torch.dtype, once: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        if once:
+            return super().heights(lower, upper, center, value, dtype, once)
+        below, above = slope_tables(self.function, lower, upper, center, value, dtype)
+        return below.intercept, above.intercept
 
 
 # --- default slopes ---
-
-
-def default_slopes(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The slopes of the lines that support the convex and the concave envelope at the midpoint of [lower, upper], nearly.
-
-    On one convex or concave piece these are the tangent there and the chord.
-    """
-    lower, upper = lower.clamp(-1e300, 1e300), upper.clamp(-1e300, 1e300)
-    shape = shape_of(function, lower.device)
-    middle = lower + 0.5 * (upper - lower)
-    values = function(torch.stack([lower, upper, middle]))
-    tangent = _finite(function.derivative(middle, values[2]))
-    straight = (values[1] - values[0]) / (upper - lower)
-    straight = torch.where(straight.isfinite(), straight, tangent)
-    convex, concave = _within(function, shape, lower, upper)
-    low, high = torch.where(convex, tangent, straight), torch.where(concave, tangent, straight)
-    mixed = (~(convex | concave) & (lower < upper)).flatten().nonzero(as_tuple=True)[0]
-    if len(mixed):
-        places = (t.flatten()[mixed] for t in (lower, upper, middle, tangent, *values))
-        found = _supporting(function, shape, *places)
-        low, high = (side.flatten().index_put((mixed,), new).reshape(lower.shape) for side, new in zip((low, high), found, strict=True))
-    return low, high
 
 
 def _within(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,35 +194,6 @@ class _Contact:
 
 
 # --- intercepts ---
-
-
-def intercepts(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest intercept with k_lower x + intercept <= f(x) on [lower, upper], the smallest one above f, with outward margins.
-
-    Args:
-        lower, upper: float64, broadcastable against the slopes.
-        k_lower, k_upper: float64; the results are differentiable in them, with gradient -x* at the extreme points x*.
-    """
-    with torch.no_grad():
-        wide = np.broadcast_shapes(lower.shape, k_lower.shape, k_upper.shape)
-        low, high = (k.detach().expand(wide) for k in (k_lower, k_upper))
-        (below, at_below), (above, at_above) = _least(function, lower, upper, low, high)
-    below, above = below.expand(wide), -above.expand(wide)
-    if k_lower.requires_grad:
-        below = below - at_below * (k_lower - k_lower.detach())
-    if k_upper.requires_grad:
-        above = above - at_above * (k_upper - k_upper.detach())
-    return below, above
-
-
-def lower_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """The first of `intercepts`."""
-    return intercepts(function, lower, upper, slope, slope.detach())[0]
-
-
-def upper_intercept(function: Function, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """The second of `intercepts`."""
-    return intercepts(function, lower, upper, slope.detach(), slope)[1]
 
 
 Extreme = tuple[Tensor, Tensor]
@@ -282,7 +301,3 @@ def _take_slivers(function: Function, shape: Shape, lower: Tensor, upper: Tensor
 
 def _product(k: Tensor, x: Tensor) -> Tensor:
     return torch.where(k == 0, 0.0, k * x)
-
-
-def _finite(slope: Tensor) -> Tensor:
-    return torch.where(slope.isfinite(), slope, 0.0)

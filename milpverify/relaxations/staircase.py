@@ -6,6 +6,8 @@ m - k m; both are linear in m, so that the outer jumps are enough.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -13,35 +15,47 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
+from milpverify.relaxations.rule import Univariate, finite
 
 _Points = list[tuple[Tensor, Tensor]]
 
 
-def is_exact(lower: Tensor, upper: Tensor) -> Tensor:
-    """Where floor is one number on [lower, upper] (bool)."""
-    return lower.floor() == upper.floor()
+@dataclass(frozen=True)
+class Staircase(Univariate):
+    """floor."""
 
+    @property
+    def span(self) -> tuple[float, float]:
+        return 0.0, math.inf
 
-def default_slopes(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The slopes of the lines that support the convex and the concave envelope at the midpoint."""
-    below, above = (_hull_slope(_vertices(lower, upper, side), 0.5 * (lower + upper), sign) for side, sign in ((-1.0, 1.0), (0.0, -1.0)))
-    exact = is_exact(lower, upper)
-    return torch.where(exact, 0.0, below), torch.where(exact, 0.0, above)
+    def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return lower.floor() == upper.floor()
 
+    def supporting_slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        middle = 0.5 * (lower + upper)
+        below, above = (_hull_slope(_vertices(lower, upper, side), middle, sign) for side, sign in ((-1.0, 1.0), (0.0, -1.0)))
+        exact = self.is_affine(lower, upper)
+        return torch.where(exact, 0.0, below), torch.where(exact, 0.0, above)
 
-def chord(lower: Tensor, upper: Tensor) -> Tensor:
-    """The slope between the ends."""
-    return torch.where(is_exact(lower, upper), 0.0, _finite((upper.floor() - lower.floor()) / (upper - lower)))
+    def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.where(self.is_affine(lower, upper), 0.0, finite((upper.floor() - lower.floor()) / (upper - lower)))
 
+    def lower_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        return self._extreme(lower, upper, slope, -1.0)
 
-def lower_intercept(lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """The largest intercept of a lower line of this slope, less an outward margin."""
-    return _extreme(lower, upper, slope, -1.0)
+    def upper_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
+        return self._extreme(lower, upper, slope, 0.0)
 
-
-def upper_intercept(lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """The smallest intercept of an upper line of this slope, plus an outward margin."""
-    return _extreme(lower, upper, slope, 0.0)
+    def _extreme(self, lower: Tensor, upper: Tensor, slope: Tensor, side: float) -> Tensor:
+        sign = -1.0 if side else 1.0
+        best = torch.full(np.broadcast_shapes(lower.shape, slope.shape), -torch.inf, dtype=slope.dtype, device=slope.device)
+        size = torch.zeros_like(best)
+        for x, f in _vertices(lower, upper, side):
+            best = torch.maximum(best, sign * (f - slope * x))
+            size = torch.maximum(size, f.abs() + x.abs() * slope.detach().abs())
+        found = sign * (best + 8.0 * U64 * size)
+        found = torch.where(self.is_affine(lower, upper) & (slope == 0), lower.floor() + 0 * slope, found)
+        return torch.where(found.isfinite(), found, sign * torch.inf)
 
 
 def _vertices(lower: Tensor, upper: Tensor, side: float) -> _Points:
@@ -61,20 +75,4 @@ def _hull_slope(points: _Points, middle: Tensor, sign: float) -> Tensor:
         value = sign * (f + rise * (middle - x))
         better = (x <= middle) & (y >= middle) & (y > x) & (value < best)
         best, slope = torch.where(better, value, best), torch.where(better, rise, slope)
-    return _finite(slope)
-
-
-def _extreme(lower: Tensor, upper: Tensor, slope: Tensor, side: float) -> Tensor:
-    sign = -1.0 if side else 1.0
-    best = torch.full(np.broadcast_shapes(lower.shape, slope.shape), -torch.inf, dtype=slope.dtype, device=slope.device)
-    size = torch.zeros_like(best)
-    for x, f in _vertices(lower, upper, side):
-        best = torch.maximum(best, sign * (f - slope * x))
-        size = torch.maximum(size, f.abs() + x.abs() * slope.detach().abs())
-    found = sign * (best + 8.0 * U64 * size)
-    found = torch.where(is_exact(lower, upper) & (slope == 0), lower.floor() + 0 * slope, found)
-    return torch.where(found.isfinite(), found, sign * torch.inf)
-
-
-def _finite(slope: Tensor) -> Tensor:
-    return torch.where(slope.isfinite(), slope, 0.0)
+    return finite(slope)

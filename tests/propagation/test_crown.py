@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import pytest
 import torch
 from product_networks import attention_network, product_network
 from random_graphs import FUNCTIONS, boxes, crown_in_float64, dense_network, mixed_network, sample
 
 from milpverify.arithmetic.rounding import ieee
-from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, affine_form, evaluate_all
 from milpverify.operators import Affine
 from milpverify.propagation import crown as crown_module
@@ -19,7 +15,7 @@ from milpverify.propagation.backward import lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.interval import input_state, propagate
 from milpverify.propagation.screening import Gram, grouped
-from milpverify.relaxations import piecewise_linear, relaxation
+from milpverify.relaxations.registry import univariate
 
 GRAPHS = [dense_network((5, 12, 12, 12, 3), f, k) for k, f in enumerate(FUNCTIONS)] + [mixed_network(seed) for seed in range(4)]
 GRAPHS += [product_network(0), product_network(1), attention_network(0, sharp=0.3)]
@@ -162,69 +158,12 @@ def test_groups_hold_every_entry_once_and_one_owner_each() -> None:
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "hard_tanh"])
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_lines_with_any_slope_hold_in_exact_arithmetic(name: str, dtype: torch.dtype) -> None:
-    function = catalogue()[name].trial()
-    assert function.pieces is not None
-    random = torch.Generator().manual_seed(5)
-    scale = 10.0 ** torch.randint(-6, 7, (400,), generator=random).double()
-    ends = (scale * torch.randn(2, 400, generator=random, dtype=torch.float64)).sort(0).values
-    lower, upper = ends
-    span = relaxation.slope_range(function)
-    free = torch.empty(2, 400, dtype=torch.float64).uniform_(span[0] - 0.5, span[1] + 0.5, generator=random)
-    default, parallel = relaxation.default_slopes(function, lower, upper), relaxation.parallel_slope(function, lower, upper)
-    for below, above in (free, default, (parallel, parallel)):
-        below, above = below.to(dtype).double(), above.to(dtype).double()
-        low, high = relaxation.intercepts(function, lower, upper, below, above)
-        for k in range(400):
-            inside = [p for p in function.pieces.breakpoints if lower[k] < p < upper[k]]
-            for x in (lower[k].item(), *inside, upper[k].item()):
-                piece = sum(x > p for p in function.pieces.breakpoints)
-                f = Fraction(function.pieces.slopes[piece]) * Fraction(x) + Fraction(function.pieces.intercepts[piece])
-                assert Fraction(below[k].item()) * Fraction(x) + Fraction(low[k].item()) <= f
-                assert Fraction(above[k].item()) * Fraction(x) + Fraction(high[k].item()) >= f
-
-
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "hard_tanh", "relu6", "clip", "sign"])
-def test_lines_hold_next_to_a_breakpoint(name: str) -> None:
-    function = catalogue()[name].trial()
-    assert function.pieces is not None
-    for i, (p, value) in enumerate(zip(function.pieces.breakpoints, function.pieces.values, strict=True)):
-        neighbours = math.nextafter(p, -math.inf), math.nextafter(p, math.inf)
-        lines = list(zip(function.pieces.slopes[i : i + 2], function.pieces.intercepts[i : i + 2], strict=True))
-        truth = [(x, Fraction(k) * Fraction(x) + Fraction(b)) for x, (k, b) in zip(neighbours, lines, strict=True)]
-        left, right = (torch.tensor([x], dtype=torch.float64) for x in neighbours)
-        at = torch.tensor([p], dtype=torch.float64)
-        for lower, upper, inside in ((left, at, truth[:1]), (at, right, truth[1:]), (left, right, truth), (at, at, [])):
-            slope = relaxation.parallel_slope(function, lower, upper)
-            own = (torch.tensor([k], dtype=torch.float64) for k, _ in lines)
-            for below, above in (relaxation.default_slopes(function, lower, upper), (slope, slope), *((k, k) for k in own)):
-                low, high = relaxation.intercepts(function, lower, upper, below, above)
-                if below.isinf() or above.isinf():  # across a jump
-                    continue
-                for x, f in (*inside, (p, Fraction(value))):
-                    assert Fraction(below.item()) * Fraction(x) + Fraction(low.item()) <= f
-                    assert Fraction(above.item()) * Fraction(x) + Fraction(high.item()) >= f
-
-
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs"])
-def test_few_operations_give_what_the_general_rule_gives(name: str) -> None:
-    function = catalogue()[name].trial()
-    lower = torch.tensor([-1.0, -3.0, -1.0, 0.0, -2.0, 1.0, 0.0, 0.5], dtype=torch.float64)
-    upper = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, 4.0, 0.0, 0.5], dtype=torch.float64)
-    below, above = (torch.linspace(a, b, 8, dtype=torch.float64) for a, b in ((-0.5, 1.2), (1.2, -1.0)))
-    low, high = relaxation.intercepts(function, lower, upper, below, above)
-    torch.testing.assert_close(low, piecewise_linear.lower_intercept(function.pieces, lower, upper, below), rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(high, piecewise_linear.upper_intercept(function.pieces, lower, upper, above), rtol=1e-14, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "hard_tanh"])
 def test_the_gradient_of_an_intercept_is_minus_the_supporting_point(name: str) -> None:
     graph = dense_network((4, 30, 2), name, 2)
     lower, upper = boxes(graph, 3, 2.0, 4)
     state = propagate(graph, lower, upper)
     known, function = state[1], graph.nodes[2].op.function  # type: ignore[attr-defined]
-    span = relaxation.slope_range(function)
+    span = univariate(function).span
     slopes = torch.empty(3, 30, dtype=torch.float64).uniform_(*span, generator=torch.Generator().manual_seed(0))
     for side in (0, 1):
         with torch.enable_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from milpverify.functions.catalogue import Function, catalogue
-from milpverify.relaxations import relaxation
+from milpverify.relaxations.registry import univariate
 
 LINEAR = {name for name, entry in catalogue().items() if not entry.domain}
 CURVED = {name: entry.trial() for name, entry in catalogue().items() if name not in LINEAR and name != "floor"}
@@ -72,15 +72,15 @@ def test_lines_are_proved_in_ball_arithmetic(name: str) -> None:
     function = CURVED[name]
     low, high = intervals(function, 3, (1e-9, 1e-3, 0.5, 4.0, 30.0))
     random = torch.Generator().manual_seed(1)
-    own = relaxation.default_slopes(function, low, high)
-    parallel = relaxation.parallel_slope(function, low, high)
+    own = univariate(function).supporting_slopes(low, high)
+    parallel = univariate(function).chord(low, high)
     free = torch.randn(2, len(low), generator=random, dtype=torch.float64)
     proved = 0
     with flint.ctx.workprec(BITS):
         for below, above in (own, (parallel, parallel), tuple(free)):
             for dtype in (torch.float32, torch.float64):
                 k_low, k_high = below.to(dtype).double(), above.to(dtype).double()
-                found = relaxation.intercepts(function, low, high, k_low, k_high)
+                found = univariate(function).both_intercepts(low, high, k_low, k_high)
                 for slopes, lines, side in ((k_low, found[0], 1), (k_high, found[1], -1)):
                     for a, b, k, c in zip(*(t.tolist() for t in (low, high, slopes, lines)), strict=True):
                         if abs(c) != float("inf"):
@@ -97,10 +97,10 @@ def test_lines_over_huge_intervals_hold_at_points(name: str) -> None:
     random = torch.Generator().manual_seed(2)
     near = 10.0 ** torch.linspace(-12, 5.9, 60, dtype=torch.float64)
     special = torch.tensor([0.0, *(end for pair in (*function.inflections, *function.extrema) for end in pair)], dtype=torch.float64)
-    own, free = relaxation.default_slopes(function, low, high), torch.randn(2, len(low), generator=random, dtype=torch.float64)
+    own, free = univariate(function).supporting_slopes(low, high), torch.randn(2, len(low), generator=random, dtype=torch.float64)
     with flint.ctx.workprec(BITS):
         for below, above in (own, tuple(free)):
-            under, over = relaxation.intercepts(function, low, high, below, above)
+            under, over = univariate(function).both_intercepts(low, high, below, above)
             for a, b, *lines in zip(*(t.tolist() for t in (low, high, below, under, above, over)), strict=True):
                 some = torch.cat([a + near, b - near, *(special + sign * d for d in near[::4] for sign in (-1, 1)), special])
                 for x in map(flint.arb, [a, b, *(x for x in some.tolist() if a <= x <= b)]):
@@ -113,8 +113,8 @@ def test_lines_over_huge_intervals_hold_at_points(name: str) -> None:
 def test_default_lines_lose_next_to_no_area(name: str) -> None:
     function = CURVED[name]
     low, high = intervals(function, 150, (0.1, 1.0, 5.0, 20.0))
-    below, above = relaxation.default_slopes(function, low, high)
-    under, over = relaxation.intercepts(function, low, high, below, above)
+    below, above = univariate(function).supporting_slopes(low, high)
+    under, over = univariate(function).both_intercepts(low, high, below, above)
     middle = 0.5 * (low + high)
     grid = low.unsqueeze(1) + (high - low).unsqueeze(1) * torch.linspace(0, 1, 201, dtype=torch.float64)
     values = function(grid)
@@ -137,9 +137,9 @@ def test_the_gradient_of_an_intercept_is_minus_the_extreme_point(name: str) -> N
     function = CURVED[name]
     low, high = intervals(function, 40, (1.0, 5.0))
     grid = low.unsqueeze(1) + (high - low).unsqueeze(1) * torch.linspace(0, 1, 2001, dtype=torch.float64)
-    for slopes in (*relaxation.default_slopes(function, low, high), 0.3 * torch.ones_like(low)):
+    for slopes in (*univariate(function).supporting_slopes(low, high), 0.3 * torch.ones_like(low)):
         k = slopes.clone().requires_grad_()
-        for side, line in zip((1.0, -1.0), relaxation.intercepts(function, low, high, k, k), strict=True):
+        for side, line in zip((1.0, -1.0), univariate(function).both_intercepts(low, high, k, k), strict=True):
             (gradient,) = torch.autograd.grad(line.sum(), k, retain_graph=True)
             point = -gradient
             assert ((point >= low - 1e-12) & (point <= high + 1e-12)).all()
@@ -152,8 +152,8 @@ def test_the_gradient_of_an_intercept_is_minus_the_extreme_point(name: str) -> N
 def test_a_box_that_leaves_the_domain_has_no_line(name: str) -> None:
     function = CURVED[name]
     low, high = torch.tensor([-3.0, -1.0], dtype=torch.float64), torch.tensor([3.0, 2.0], dtype=torch.float64)
-    below, above = relaxation.default_slopes(function, low, high)
-    under, over = relaxation.intercepts(function, low, high, below, above)
+    below, above = univariate(function).supporting_slopes(low, high)
+    under, over = univariate(function).both_intercepts(low, high, below, above)
     assert below.isfinite().all() and above.isfinite().all()
     assert (under == -torch.inf).all() and (over == torch.inf).all()
 
@@ -162,7 +162,7 @@ def test_unbounded_intervals_have_flat_lines() -> None:
     inf = torch.tensor([torch.inf], dtype=torch.float64)
     for name, (least, most) in {"tanh": (-1.0, 1.0), "sin": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}.items():
         zero = torch.zeros_like(inf)
-        under, over = relaxation.intercepts(CURVED[name], -inf, inf, zero, zero)
+        under, over = univariate(CURVED[name]).both_intercepts(-inf, inf, zero, zero)
         assert least - 1e-12 <= float(under) <= least and most <= float(over) <= most + 1e-12
 
 
@@ -170,7 +170,7 @@ def test_a_proof_can_fail() -> None:
     tanh = CURVED["tanh"]
     low, high = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
     slope = torch.tensor([0.3], dtype=torch.float64)
-    under, over = relaxation.intercepts(tanh, low, high, slope, slope)
+    under, over = univariate(tanh).both_intercepts(low, high, slope, slope)
     with flint.ctx.workprec(BITS):
         assert holds(tanh, -1.0, 2.0, 0.3, float(under), 1) and holds(tanh, -1.0, 2.0, 0.3, float(over), -1)
         assert not holds(tanh, -1.0, 2.0, 0.3, float(under) + 1e-12, 1)

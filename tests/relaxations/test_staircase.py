@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from milpverify.functions.catalogue import catalogue
-from milpverify.relaxations import relaxation
+from milpverify.relaxations.registry import univariate
 
 FLOOR = catalogue()["floor"].bind()
+RULE = univariate(FLOOR)
 
 
 def intervals(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,9 +28,9 @@ def intervals(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 def test_lines_hold_in_exact_arithmetic(seed: int) -> None:
     low, high = intervals(seed)
-    below, above = relaxation.default_slopes(FLOOR, low, high)
+    below, above = RULE.supporting_slopes(low, high)
     for k_low, k_high in ((below, above), (0 * low, 0 * low), (-0.7 + 0 * low, 1.3 + 0 * low)):
-        under, over = relaxation.intercepts(FLOOR, low, high, k_low, k_high)
+        under, over = RULE.both_intercepts(low, high, k_low, k_high)
         for a, b, *line in zip(*(t.tolist() for t in (low, high, k_low, under, k_high, over)), strict=True):
             k, c, m, d = map(Fraction, line)
             ends, tiny = (Fraction(a), Fraction(b)), Fraction(1, 10**30)
@@ -41,11 +42,11 @@ def test_lines_hold_in_exact_arithmetic(seed: int) -> None:
 def test_the_function_is_its_own_relaxation_between_jumps() -> None:
     low = torch.tensor([0.0, 0.25, -1.0, -0.5, 3.0], dtype=torch.float64)
     high = torch.tensor([0.5, 0.75, -0.25, -0.5, 3.5], dtype=torch.float64)
-    assert relaxation.is_exact(FLOOR, low, high).all()
-    for k, c in zip(relaxation.default_slopes(FLOOR, low, high), relaxation.intercepts(FLOOR, low, high, 0 * low, 0 * low), strict=True):
+    assert RULE.is_affine(low, high).all()
+    for k, c in zip(RULE.supporting_slopes(low, high), RULE.both_intercepts(low, high, 0 * low, 0 * low), strict=True):
         assert k.tolist() == [0.0] * 5
         assert c.tolist() == [0.0, 0.0, -1.0, -1.0, 3.0]
-    assert not relaxation.is_exact(FLOOR, low, high + 1.0).any()
+    assert not RULE.is_affine(low, high + 1.0).any()
 
 
 def test_default_lines_are_the_hull_at_the_midpoint() -> None:
@@ -53,10 +54,10 @@ def test_default_lines_are_the_hull_at_the_midpoint() -> None:
     wide = high - low > 1e-3
     low, high = low[wide], high[wide]
     middle = 0.5 * (low + high)
-    slopes = relaxation.default_slopes(FLOOR, low, high)
-    lines = [c + k * middle for k, c in zip(slopes, relaxation.intercepts(FLOOR, low, high, *slopes), strict=True)]
+    slopes = RULE.supporting_slopes(low, high)
+    lines = [c + k * middle for k, c in zip(slopes, RULE.both_intercepts(low, high, *slopes), strict=True)]
     for k in torch.linspace(0, 4, 201, dtype=torch.float64).tolist():
-        under, over = relaxation.intercepts(FLOOR, low, high, *[torch.full_like(low, k)] * 2)
+        under, over = RULE.both_intercepts(low, high, *[torch.full_like(low, k)] * 2)
         assert (under + k * middle <= lines[0] + 1e-9).all()
         assert (over + k * middle >= lines[1] - 1e-9).all()
 
@@ -65,7 +66,7 @@ def test_gradients_lead_to_the_extreme_points_and_infinite_ends_have_no_line() -
     low, high = torch.tensor([-0.5, -math.inf, 0.5]), torch.tensor([2.5, 1.0, math.inf])
     low, high = low.double(), high.double()
     k = torch.tensor([0.4, 0.0, 0.1], dtype=torch.float64, requires_grad=True)
-    under, over = relaxation.intercepts(FLOOR, low, high, k, k)
+    under, over = RULE.both_intercepts(low, high, k, k)
     assert under[1].item() == -math.inf and over[2].item() == math.inf
     (gradient,) = torch.autograd.grad(under[0], k, retain_graph=True)
     assert gradient[0].item() == 0.0  # at the jump at 0

@@ -13,6 +13,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import relaxation
 import torch
 from onnx import load_model_from_string
 from product_networks import attention_network, product_network, recurrent_network
@@ -32,7 +33,6 @@ from milpverify.propagation.backward import LineTable, SplitTable, lines, parall
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised import alpha, beta
 from milpverify.propagation.state import Bounds, SplitConstraints, State
-from milpverify.relaxations import relaxation
 from milpverify.search.input_split.clip import clip
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

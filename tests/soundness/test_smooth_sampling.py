@@ -9,6 +9,7 @@ import math
 
 import flint
 import pytest
+import relaxation
 import torch
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from milpverify.propagation.backward import parallel_lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import forward
 from milpverify.propagation.state import Bounds
-from milpverify.relaxations import relaxation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SMOOTH = {name: f for name, entry in catalogue().items() if entry.domain and not (f := entry.trial()).staircase}

@@ -1,6 +1,6 @@
 """alpha-CROWN: slopes of the relaxations optimised by gradient (arXiv 2011.13824).
 
-Every slope gives a sound bound (relaxation.py), so nothing depends on the optimiser: the best bound seen is kept per row.
+Every slope gives a sound bound (`relaxations.rule`), so nothing depends on the optimiser: the best bound seen is kept per row.
 """
 
 from __future__ import annotations

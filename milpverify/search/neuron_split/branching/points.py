@@ -9,8 +9,8 @@ from torch import Tensor
 
 from milpverify.operators import Elementwise
 from milpverify.propagation.optimised.dual import accumulate
-from milpverify.relaxations import relaxation
 from milpverify.relaxations.branching_points import branching_points
+from milpverify.relaxations.registry import univariate
 
 if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
@@ -60,5 +60,5 @@ class Points:
         broken = next((f for f in functions if f.pieces is not None), None)
         if broken is not None or not (functions and self.optimised):
             first = broken or next(iter(functions), None)
-            return 0.5 * (low + high) if first is None else relaxation.split_point(first, low, high)
+            return 0.5 * (low + high) if first is None else univariate(first).split_point(low, high)
         return branching_points(functions, low, high, self.bilinear[column])
