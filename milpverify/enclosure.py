@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.arithmetic.interval import Interval, down, mul, up
+from milpverify.arithmetic.interval import Interval, mul
+from milpverify.arithmetic.rounding import U64, UNDERFLOW, down, up
 from milpverify.operators import Affine, Elementwise, Input, Product
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
 
-_UNIT = 2.0**-53
-_UNDERFLOW = 2.0**-1020  # what a product may lose by underflow, flushing to zero included, and more
 _MAX_DENSE = 200_000_000
 
 
@@ -83,10 +82,10 @@ def _finished(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
 def _affine(op: Affine, centres: list[Tensor], radii: list[Tensor]) -> tuple[Tensor, Tensor]:
     absolute = op.absolute()
     terms = op.terms + 3
-    gamma = terms * _UNIT / (1 - terms * _UNIT)
+    gamma = terms * U64 / (1 - terms * U64)
     size = absolute.forward([c.abs() for c in centres])
     # 4 gamma covers that |W| r, |W| |c| and their sum are rounded too.
-    radius = (absolute.linear(radii) + gamma * size) * (1 + 4 * gamma) + terms * _UNDERFLOW
+    radius = (absolute.linear(radii) + gamma * size) * (1 + 4 * gamma) + terms * UNDERFLOW
     return op.forward(centres), radius
 
 

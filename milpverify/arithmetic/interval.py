@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from milpverify.errors import InvalidInput
-from milpverify.functions.terms import Algebra, Number, enclose
+from milpverify.arithmetic.rounding import down, up
 
 LARGEST = torch.finfo(torch.float64).max
 _RELATIVE = 2.0**-49  # 8 units in the last place
@@ -33,16 +32,6 @@ class Interval(NamedTuple):
 def point(x: Tensor) -> Interval:
     """[x, x]; an infinite x stands for everything beyond the largest float."""
     return Interval(x.clamp(max=LARGEST), x.clamp(min=-LARGEST))
-
-
-def down(x: Tensor) -> Tensor:
-    """The next smaller float."""
-    return torch.nextafter(x, torch.full_like(x, -math.inf))
-
-
-def up(x: Tensor) -> Tensor:
-    """The next larger float."""
-    return torch.nextafter(x, torch.full_like(x, math.inf))
 
 
 def _bounded(lower: Tensor, upper: Tensor) -> Interval:
@@ -209,19 +198,3 @@ OPERATORS: dict[str, Callable[..., Interval]] = {
     "erf": _increasing(torch.erf, -1.0, 1.0),
     "erfc": lambda a: _erfc(neg(a)),
 }
-
-
-def _constant(value: Number) -> Interval:
-    if not math.isfinite(value):
-        raise InvalidInput("an infinite constant is allowed below min and max only, where it has no effect")
-    lower, upper = enclose(value)
-    return Interval(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (lower, upper)))
-
-
-def _pi() -> Interval:
-    return Interval(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (math.pi, math.nextafter(math.pi, 4.0))))
-
-
-def interval_algebra() -> Algebra[Interval]:
-    """Terms on intervals: `evaluate(term, interval_algebra(), {"x": Interval(lower, upper)})`."""
-    return Algebra(_constant, OPERATORS.get, _pi)

@@ -18,6 +18,8 @@ LARGEST_DEVIATION = 2.0**64
 UNDERFLOW = 2.0**-1020
 """What underflow costs a product in float64, flushing to zero included, and more."""
 U64 = UNIT_ROUNDOFF[torch.float64]
+TINY = 2.0**-900
+"""Far more than all underflow of a pass costs, and far less than what matters."""
 
 
 def gamma(terms: int, dtype: torch.dtype = torch.float64) -> float:
@@ -44,12 +46,12 @@ def ieee() -> Iterator[None]:
 
 
 def down(x: Tensor) -> Tensor:
-    """The next float64 below (one unit in the last place covers one correctly rounded operation)."""
+    """The next float below (one unit in the last place covers one correctly rounded operation)."""
     return torch.nextafter(x, x.new_full((), -torch.inf))
 
 
 def up(x: Tensor) -> Tensor:
-    """The next float64 above."""
+    """The next float above."""
     return torch.nextafter(x, x.new_full((), torch.inf))
 
 

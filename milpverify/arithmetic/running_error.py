@@ -13,10 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from milpverify.errors import InvalidInput
-from milpverify.functions.terms import Algebra, Number, enclose
+from milpverify.arithmetic.rounding import U64
 
-_UNIT = 2.0**-53
 _LIBRARY = 2.0**-49
 _TINY = 2.0**-1021  # what underflow can cost, also when flushed to zero
 _SPARE = 1.0 + 2.0**-46  # the error bounds are themselves rounded
@@ -58,7 +56,7 @@ def add(a: Near, b: Near) -> Near:
     v = a.value + b.value
     side = torch.sign(v)
     huge = (_huge(a) & (side * b.value >= b.error)) | (_huge(b) & (side * a.value >= a.error))
-    return _near(v, a.error + b.error + _UNIT * v.abs() + _TINY, huge)
+    return _near(v, a.error + b.error + U64 * v.abs() + _TINY, huge)
 
 
 def neg(a: Near) -> Near:
@@ -75,15 +73,15 @@ def mul(a: Near, b: Near) -> Near:
     """a * b; what is huge stays so only if it is not made smaller."""
     v = a.value * b.value
     huge = (_huge(a) & (b.value.abs() - b.error >= 1)) | (_huge(b) & (a.value.abs() - a.error >= 1))
-    return _near(v, a.value.abs() * b.error + (b.value.abs() + b.error) * a.error + _UNIT * v.abs() + _TINY, huge)
+    return _near(v, a.value.abs() * b.error + (b.value.abs() + b.error) * a.error + U64 * v.abs() + _TINY, huge)
 
 
 def div(a: Near, b: Near) -> Near:
     """a / b; nothing is known where b may be 0."""
     v = a.value / b.value
     room = b.value.abs() - b.error
-    error = ((a.error + v.abs() * b.error) / room + 2 * _UNIT * v.abs() + _TINY) * _SPARE
-    error = torch.where(room > 2 * _UNIT * b.value.abs(), error * (1 + 4 * _UNIT * b.value.abs() / room), math.inf)
+    error = ((a.error + v.abs() * b.error) / room + 2 * U64 * v.abs() + _TINY) * _SPARE
+    error = torch.where(room > 2 * U64 * b.value.abs(), error * (1 + 4 * U64 * b.value.abs() / room), math.inf)
     # A quotient that overflows is left unknown; one by something huge is next to nothing.
     small = torch.where(_huge(b) & a.value.isfinite(), (a.value.abs() + a.error) * 2.0**-1019 + _TINY, math.inf)
     return Near(v, torch.where(b.value.isinf(), small, error))
@@ -108,7 +106,7 @@ def sign(a: Near) -> Near:
 def floor(a: Near) -> Near:
     """floor(a); off by as much as the ends around a differ."""
     v = a.value.floor()
-    reach = (a.error * (1 + 4 * _UNIT) + 2 * _UNIT * a.value.abs()) * (a.error > 0)
+    reach = (a.error * (1 + 4 * U64) + 2 * U64 * a.value.abs()) * (a.error > 0)
     return Near(v, torch.maximum((a.value + reach).floor() - v, v - (a.value - reach).floor()))
 
 
@@ -133,13 +131,13 @@ def _growth(a: Near, size: Tensor) -> Tensor:
 
 def _hyperbola(a: Near, shift: float) -> Tensor:
     """1 / (a + shift - error), infinite where that may be 0."""
-    room = (a.value + shift) * (1 - 4 * _UNIT) - a.error
-    return torch.where(room > 0, (1 + 4 * _UNIT) / room, math.inf)
+    room = (a.value + shift) * (1 - 4 * U64) - a.error
+    return torch.where(room > 0, (1 + 4 * U64) / room, math.inf)
 
 
 def _bell(a: Near, _: Tensor) -> Tensor:
     """More than 2 / sqrt(pi) exp(-x^2) within the error, which a tail makes small."""
-    nearest = (a.value.abs() * (1 - 4 * _UNIT) - a.error * (1 + 4 * _UNIT)).clamp(min=0.0)
+    nearest = (a.value.abs() * (1 - 4 * U64) - a.error * (1 + 4 * U64)).clamp(min=0.0)
     return torch.where(a.error < 1, 1.13 * torch.exp(-nearest * nearest), 1.13)
 
 
@@ -147,7 +145,7 @@ def sqrt(a: Near) -> Near:
     """sqrt(a), of what is not negative in a."""
     v = a.value.clamp(min=0.0).sqrt()
     moved = torch.where(a.value > a.error, a.error / v, (a.value.clamp(min=0.0) + a.error).sqrt())
-    return Near(v, (2 * _UNIT * v + torch.where(a.error > 0, moved, 0.0)) * _SPARE)
+    return Near(v, (2 * U64 * v + torch.where(a.error > 0, moved, 0.0)) * _SPARE)
 
 
 sin, cos = _library(torch.sin, lambda a, v: 1.0), _library(torch.cos, lambda a, v: 1.0)
@@ -177,17 +175,3 @@ OPERATORS: dict[str, Callable[..., Near]] = {
     "erf": _library(torch.erf, _bell),
     "erfc": _library(torch.erfc, _bell),
 }
-
-
-def _constant(value: Number) -> Near:
-    if not math.isfinite(value):
-        raise InvalidInput("an infinite constant is allowed below min and max only, where it has no effect")
-    lower, upper = enclose(value)
-    # Lone numbers of the CPU combine with tensors of any device.
-    return Near(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (lower, upper - lower)))
-
-
-def running_algebra() -> Algebra[Near]:
-    """Terms with running errors: `evaluate(term, running_algebra(), {"x": exactly(x)})`."""
-    pi = torch.tensor(math.pi, dtype=torch.float64, device="cpu")
-    return Algebra(_constant, OPERATORS.get, lambda: Near(pi, torch.full_like(pi, 2.0**-51)))

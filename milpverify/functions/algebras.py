@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from milpverify.errors import InvalidInput
-from milpverify.functions.terms import FOREIGN, RATIONAL, UNARY, Algebra, Number, sign_of
+from milpverify.functions.terms import FOREIGN, RATIONAL, UNARY, Algebra, Number, enclose, sign_of
 
 if TYPE_CHECKING:
     import flint
     from torch import Tensor
+
+    from milpverify.arithmetic.interval import Interval
+    from milpverify.arithmetic.running_error import Near
 
 
 def rational_algebra() -> Algebra[Number]:
@@ -86,3 +89,39 @@ def ball_algebra() -> Algebra[flint.arb]:
     operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: getattr(arb, name) for name in UNARY if name not in ("abs", "sign")}}
     operators |= {"sign": arb.sgn, "abs": abs, "min": arb.min, "max": arb.max, "pow": power}
     return Algebra(constant, operators.get, arb.pi)
+
+
+def _neighbours(value: Number) -> tuple[Tensor, Tensor]:
+    """The neighbouring floats of a finite constant, as lone numbers of the CPU, which combine with tensors of any device."""
+    import torch
+
+    if not math.isfinite(value):
+        raise InvalidInput("an infinite constant is allowed below min and max only, where it has no effect")
+    lower, upper = (torch.tensor(v, dtype=torch.float64, device="cpu") for v in enclose(value))
+    return lower, upper
+
+
+def interval_algebra() -> Algebra[Interval]:
+    """Outward-rounded intervals: `evaluate(term, interval_algebra(), {"x": Interval(lower, upper)})`. Imports torch."""
+    import torch
+
+    from milpverify.arithmetic.interval import OPERATORS, Interval
+
+    def pi() -> Interval:
+        return Interval(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in (math.pi, math.nextafter(math.pi, 4.0))))
+
+    return Algebra(lambda value: Interval(*_neighbours(value)), OPERATORS.get, pi)
+
+
+def running_algebra() -> Algebra[Near]:
+    """Running errors: `evaluate(term, running_algebra(), {"x": exactly(x)})`. Imports torch."""
+    import torch
+
+    from milpverify.arithmetic.running_error import OPERATORS, Near
+
+    def constant(value: Number) -> Near:
+        lower, upper = _neighbours(value)
+        return Near(lower, upper - lower)
+
+    pi = torch.tensor(math.pi, dtype=torch.float64, device="cpu")
+    return Algebra(constant, OPERATORS.get, lambda: Near(pi, torch.full_like(pi, 2.0**-51)))

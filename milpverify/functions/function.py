@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from milpverify.errors import InvalidInput, InvalidModel
-from milpverify.functions.algebras import ball_algebra, tensor_algebra
+from milpverify.functions.algebras import ball_algebra, interval_algebra, running_algebra, tensor_algebra
 from milpverify.functions.pieces import Pieces, RationalPieces, derive
 from milpverify.functions.terms import Apply, Constant, Number, Symbol, Term, differentiate, enclose, evaluate, prepare, substitute, symbols
 
@@ -261,8 +261,6 @@ class Function:
 
     @cached_property
     def _running(self) -> tuple[Callable[[Mapping[str, Near]], Near], Callable[[Mapping[str, Near]], Near]]:
-        from milpverify.arithmetic.running_error import running_algebra
-
         return prepare(self.numeric, running_algebra()), prepare(self.derivative_term, running_algebra())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -331,7 +329,8 @@ class Function:
         """The hull of f at both ends: by running errors, and by intervals where these know nothing (infinite ends, an overflow)."""
         import torch
 
-        from milpverify.arithmetic.interval import Interval, down, interval_algebra, point, up
+        from milpverify.arithmetic.interval import Interval, point
+        from milpverify.arithmetic.rounding import down, up
         from milpverify.functions.ranges import hull
 
         near = self.near(torch.stack([lower, upper]))

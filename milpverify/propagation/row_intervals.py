@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic.rounding import gamma
+from milpverify.arithmetic.rounding import TINY, gamma
 from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.propagation.state import State
-
-TINY = 2.0**-900
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic.rounding import U64, down, gamma
+from milpverify.arithmetic.rounding import TINY, U64, down, gamma
 from milpverify.propagation.backward import LineTable, lines, parallel_lines
 from milpverify.propagation.crown import bound_rows
 from milpverify.propagation.forward import Carried
@@ -43,8 +43,6 @@ MOST_INPUTS = 8
 ROUNDS = 3
 """Of coordinate descent, for the point where the plane touches."""
 LARGEST = 2.0**300
-TINY = 2.0**-900
-"""More than what underflow in products of float64 numbers costs a row."""
 
 
 def applies(graph: Graph, lower: Tensor, upper: Tensor) -> bool:

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic.rounding import U64
+from milpverify.arithmetic.rounding import TINY, U64
 from milpverify.relaxations.rule import Univariate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from milpverify.functions.catalogue import Pieces
-
-
-_TINY = 2.0**-900
-"""Far more than what underflow costs."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class PiecewiseLinear(Univariate):
             best = gap if best is None else extreme(best, gap)
             size = torch.maximum(size, f.abs() + x.abs() * (slope.detach().abs() + _steepest(self.pieces)))
         assert best is not None
-        padded = best + sign * (8.0 * U64 * size + _TINY)
+        padded = best + sign * (8.0 * U64 * size + TINY)
         # On one piece with that piece's own slope the line is the function: no margin is needed, and none may creep in.
         same = self.is_affine(lower, upper) & (slope == _piece_slope(self.pieces, lower))
         return torch.where(same, _piece_intercept(self.pieces, lower), padded)
@@ -186,7 +182,7 @@ class _Bend:
         own = self.slope(lower + upper)
         rounded = self.unstable(lower, upper)
         steep = max(abs(self.left) + abs(self.right), 2.0**-100)
-        reach = torch.maximum(lower.abs(), upper.abs()) + _TINY  # products may underflow
+        reach = torch.maximum(lower.abs(), upper.abs()) + TINY  # products may underflow
         pads = []
         for k in (k_lower.detach(), k_upper.detach()):
             inexact = torch.maximum(rounded, (k != own).to(lower.dtype))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from operands import BINARY, DOMAINS, samples
 
-from milpverify.arithmetic.interval import OPERATORS, Interval, interval_algebra, point
-from milpverify.functions.algebras import ball_algebra
+from milpverify.arithmetic.interval import OPERATORS, Interval, point
+from milpverify.functions.algebras import ball_algebra, interval_algebra
 from milpverify.functions.terms import evaluate, parse
 
 UNARY = tuple(sorted(set(OPERATORS) - {*BINARY, "pow"}))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from operands import BINARY, DOMAINS, samples
 
-from milpverify.arithmetic.running_error import OPERATORS, Near, exactly, known, running_algebra
-from milpverify.functions.algebras import ball_algebra
+from milpverify.arithmetic.running_error import OPERATORS, Near, exactly, known
+from milpverify.functions.algebras import ball_algebra, running_algebra
 from milpverify.functions.catalogue import catalogue
 from milpverify.functions.terms import evaluate, parse
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import milpverify as mv
-from milpverify.arithmetic.interval import down, up
+from milpverify.arithmetic.rounding import down, up
 from milpverify.bounding import METHODS
 from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, Node
