@@ -16,6 +16,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from milpverify.version import __version__
+
 if TYPE_CHECKING:
     from milpverify.bounding import bounds
     from milpverify.config import Deadline, Milp, Options, SearchOptions
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
     from milpverify.spec import Box, Disjunct, Rows
     from milpverify.verify import verify
-
-__version__ = "0.1.0"
 
 __all__ = [
     "load",

@@ -10,6 +10,7 @@ import torch
 
 from milpverify.config import Milp, Options, SearchMethod
 from milpverify.errors import InvalidInput
+from milpverify.version import __version__
 
 
 def settings_of(options: Options, method: str | SearchMethod | Milp) -> Options:
@@ -44,9 +45,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
 
-    import milpverify
-
-    found = {"milpverify": milpverify.__version__, "python": python_version()}
+    found = {"milpverify": __version__, "python": python_version()}
     for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
         try:
             found[package] = version(package)
