@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.encode.model import ModelBuilder, NumericallyUnfit, OutOfTime
+from milpverify.encode.cut_forms import Composer, CutForms, Line, Split
+from milpverify.encode.model import ModelBuilder, NumericallyUnfit
 from milpverify.encode.segments import Segment, is_continuous, pieces_of, segments, touched_pieces
-from milpverify.graph import affine_form, evaluate_all
-from milpverify.operators import Affine
+from milpverify.graph import evaluate_all
 from milpverify.solvers.model import Array, Index, Model
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 NodeRanges = Sequence[tuple[Tensor, Tensor]]
 """Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
 
-Split = tuple[int, int, float, float]
-"""A split decision side * (z - point) >= 0 as (node of z, flat index of z, side, point)."""
-
-_CHUNK = 2**22  # entries of the dense rows that are formed at a time
 _CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this multiple of its largest term
 
 
@@ -132,15 +128,6 @@ def encode_layer(graph: Graph, bounds: NodeRanges, box: Box, node: int, index: I
 
 
 @dataclass(frozen=True, eq=False)
-class _Forms:
-    """R affine forms over cut nodes, sparse: per cut node (row, flat index there, coefficient); `error` bounds their rounding."""
-
-    entries: dict[int, tuple[Index, Index, Array]]
-    constant: Array  # (R,)
-    error: Array  # (R,)
-
-
-@dataclass(frozen=True, eq=False)
 class _Block:
     """The neurons of one nonlinear node that matter and are not constant, with their pre-activations."""
 
@@ -150,13 +137,12 @@ class _Block:
     last: Index
     lower: Array  # (R,) of the pre-activation
     upper: Array
-    forms: list[tuple[int, _Forms]]  # the pre-activations, in chunks with their offset into index
+    forms: list[tuple[int, CutForms]]  # the pre-activations, in chunks with their offset into index
 
 
 class _Encoder:
     def __init__(self, graph: Graph, bounds: NodeRanges, box: Box, start: Array | None, deadline: Deadline | None) -> None:
         self.graph = graph
-        self.deadline = deadline
         self.box = box
         cuts = (0, *graph.nonlinear)
         self.lower: dict[int, Array] = {0: self.box.lower}
@@ -167,8 +153,7 @@ class _Encoder:
                 if not (np.isfinite(a).all() and np.isfinite(b).all()):
                     raise NumericallyUnfit(f"node {i} ({graph.nodes[i].name}) has no finite bounds")
                 self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
-        self.reach = self._reaches()
-        self.needed = {i: np.zeros(graph.nodes[i].size, dtype=bool) for i in cuts}
+        self.compose = Composer(graph, self.lower, self.upper, deadline)
         self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in cuts}
         self.fixed = {i: np.zeros(graph.nodes[i].size) for i in cuts}  # the values of constant neurons
         self.builder = ModelBuilder()
@@ -180,12 +165,12 @@ class _Encoder:
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as NumericallyUnfit
     def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Split]) -> Encoding:
-        top = self._top_rows(objective)
-        split = self._decided(decisions)
-        extra = [] if constraints is None else [self._top_rows(constraints)]
-        self.needed[0] |= domain.x_rows.any(axis=0)
+        top = self.compose.rows(objective)
+        split = self.compose.splits(decisions)
+        extra = [] if constraints is None else [self.compose.rows(constraints)]
+        self.compose.needed[0] |= domain.x_rows.any(axis=0)
         self._add_network()
-        used = np.flatnonzero(self.needed[0])
+        used = np.flatnonzero(self.compose.needed[0])
         for row, rhs in zip(domain.x_rows, domain.rhs, strict=True):
             self.builder.row(self.column[0][used], row[used], upper=float(rhs))
         for rows, forms in zip([constraints] if constraints is not None else [], extra, strict=True):
@@ -203,7 +188,7 @@ class _Encoder:
     @np.errstate(over="ignore", invalid="ignore")
     def encode_layer(self, node: int, index: Index) -> Layer:
         """See `encode_layer`."""
-        forms = self._units(node, index)
+        forms = self.compose.units(node, index)
         self._add_network()
         lines = [line for form in forms for line in self._lines(form)]
         centre, unit = self.builder.centre, self.builder.unit
@@ -222,86 +207,15 @@ class _Encoder:
     def _add_network(self) -> None:
         """Variables and rows of all that is needed so far."""
         blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
-        self._add_values(0, np.flatnonzero(self.needed[0]))
+        self._add_values(0, np.flatnonzero(self.compose.needed[0]))
         for block in reversed(blocks):
             self._add_block(block)
 
-    # --- backwards: what is needed, and its affine forms ---
-
-    def _forms(self, node: int, rows: Tensor, x_rows: Array | None = None, units: bool = False) -> _Forms:
-        """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1)."""
-        self._check_time()
-        form = affine_form(self.graph, node, rows)
-        coefficients = {cut: c.reshape(len(rows), -1).numpy() for cut, c in form.coefficients.items()}
-        reach = rows.reshape(len(rows), -1).abs().numpy() @ self.reach[node]
-        if x_rows is not None:
-            coefficients[0] = coefficients[0] + x_rows if 0 in coefficients else np.array(x_rows)
-            reach += np.abs(x_rows) @ self.reach[0]
-        entries = {}
-        for cut, c in coefficients.items():
-            row, column = np.nonzero(c)
-            entries[cut] = (row.astype(np.int64), column.astype(np.int64), c[row, column])
-            self.needed[cut][column] = True
-        terms = 0 if units and self._one_step(node) else self._terms(node)
-        error = np.zeros(len(rows)) if terms == 0 else reach * ((terms + 8) * 2.0**-52)
-        return _Forms(entries, form.constant.numpy(), error)
-
-    def _reaches(self) -> list[Array]:
-        """Per node, sums of absolute values that no composition of its entries from the nearest cut nodes exceeds."""
-        reaches: list[Array] = []
-        for node in self.graph.nodes:
-            if isinstance(node.op, Affine):
-                inputs = [torch.from_numpy(reaches[i]).reshape(1, *self.graph.nodes[i].shape) for i in node.inputs]
-                sums = node.op.absolute().forward(inputs)
-                reaches.append(sums.expand(1, *node.shape).reshape(-1).numpy())
-            else:
-                reaches.append(np.maximum(np.abs(self.lower[node.id]), np.abs(self.upper[node.id])))
-        return reaches
-
-    def _check_time(self) -> None:
-        if self.deadline is not None and self.deadline.expired():
-            raise OutOfTime("the time is over before the model is built")
-
-    def _one_step(self, node: int) -> bool:
-        """Whether one affine operator on distinct cut nodes makes the node, so that unit rows of it are its own, exact coefficients."""
-        inputs, op = self.graph.nodes[node].inputs, self.graph.nodes[node].op
-        return (
-            not (isinstance(op, Affine) and op.rounded)
-            and len(set(inputs)) == len(inputs)
-            and not any(isinstance(self.graph.nodes[i].op, Affine) for i in inputs)
-        )
-
-    def _terms(self, node: int) -> int:
-        """How many roundings a composed coefficient can see between a node and the cut nodes behind it, those of weights included."""
-        total, pending, seen = 0, [node], set()
-        while pending:
-            i = pending.pop()
-            op = self.graph.nodes[i].op
-            if i in seen or not isinstance(op, Affine):
-                continue
-            seen.add(i)
-            total += op.terms + 2
-            pending.extend(self.graph.nodes[i].inputs)
-        return total
-
-    def _top_rows(self, rows: Rows) -> _Forms:
-        y = torch.from_numpy(np.array(rows.y_rows, dtype=np.float64))
-        return self._forms(self.graph.output, y, rows.x_rows if rows.mentions_x.any() else None)
-
-    def _decided(self, decisions: Sequence[Split]) -> list[tuple[_Forms, list[float], list[float]]]:
-        """Per node, the forms of the pre-activations with decisions, their sides and their points."""
-        found = []
-        for node in sorted({d[0] for d in decisions}):
-            here = [d for d in decisions if d[0] == node]
-            units = torch.zeros(len(here), self.graph.nodes[node].size, dtype=torch.float64)
-            units[torch.arange(len(here)), torch.tensor([d[1] for d in here])] = 1.0
-            forms = self._forms(node, units.reshape(len(here), *self.graph.nodes[node].shape), units=True)
-            found.append((forms, [d[2] for d in here], [d[3] for d in here]))
-        return found
+    # --- backwards: the neurons that are needed ---
 
     def _block(self, node: Node) -> _Block | None:
         """Sort the neurons of a node by what their bounds say; constants are fixed and need nothing behind them."""
-        need = np.flatnonzero(self.needed[node.id])
+        need = np.flatnonzero(self.compose.needed[node.id])
         if not need.size:
             return None
         pieces = pieces_of(node)
@@ -315,23 +229,10 @@ class _Encoder:
         index = need[keep]
         if not index.size:
             return None
-        forms = self._units(source, index)
+        forms = self.compose.units(source, index)
         offsets = np.cumsum([0, *(len(form.constant) for form in forms)]).tolist()
         chunks = list(zip(offsets[:-1], forms, strict=True))
         return _Block(node, index, first[keep], last[keep], low[keep], high[keep], chunks)
-
-    def _units(self, node: int, index: Index) -> list[_Forms]:
-        """The forms of some entries of a node, in chunks."""
-        size = self.graph.nodes[node].size
-        width = max(size, *(self.graph.nodes[i].size for i in self.graph.ancestors[node]))
-        step = max(1, _CHUNK // width)
-        forms = []
-        for offset in range(0, len(index), step):
-            part = index[offset : offset + step]
-            units = torch.zeros(len(part), size, dtype=torch.float64)
-            units[torch.arange(len(part)), torch.from_numpy(part)] = 1.0
-            forms.append(self._forms(node, units.reshape(len(part), *self.graph.nodes[node].shape), units=True))
-        return forms
 
     # --- forwards: variables and rows ---
 
@@ -340,7 +241,7 @@ class _Encoder:
         first = math.nan if self.values is None else self.values[cut][index]
         self.column[cut][index] = self.builder.variables(self.lower[cut][index], self.upper[cut][index], start=first)
 
-    def _lines(self, forms: _Forms) -> list[_Line]:
+    def _lines(self, forms: CutForms) -> list[Line]:
         """The forms over the columns of the model, with the constant neurons in the constants."""
         constant, error = forms.constant.copy(), forms.error.copy()
         count = len(constant)
@@ -359,13 +260,13 @@ class _Encoder:
         order = np.argsort(owner, kind="stable")
         cuts = np.searchsorted(owner[order], np.arange(1, max(count, 1)))
         parts = zip(np.split(column[order], cuts), np.split(value[order], cuts), constant.tolist(), error.tolist(), strict=True)
-        return [_Line(*part) for part in parts] if count else []
+        return [Line(*part) for part in parts] if count else []
 
     def _add_block(self, block: _Block) -> None:
         node, pieces = block.node, pieces_of(block.node)
         self._add_values(node.id, block.index)
         for offset, forms in block.forms:
-            self._check_time()
+            self.compose.check_time()
             for i, line in enumerate(self._lines(forms), start=offset):
                 k, y = int(block.first[i]), int(self.column[node.id][block.index[i]])
                 if block.first[i] == block.last[i]:
@@ -373,12 +274,12 @@ class _Encoder:
                 else:
                     self._add_unstable(block, i, y, line)
 
-    def _equal(self, column: int, line: _Line) -> None:
+    def _equal(self, column: int, line: Line) -> None:
         """The quantity of a column is the line."""
         row = np.append(line.columns, column), np.append(line.values, -1.0)
         self.builder.row(*row, lower=-line.constant, upper=-line.constant, error=line.error)
 
-    def _add_unstable(self, block: _Block, i: int, y: int, line: _Line) -> None:
+    def _add_unstable(self, block: _Block, i: int, y: int, line: Line) -> None:
         node, pieces = block.node, pieces_of(block.node)
         low, high = float(block.lower[i]), float(block.upper[i])
         terms = np.abs(line.values) * self.builder.unit[line.columns]
@@ -429,7 +330,7 @@ class _Encoder:
             self.builder.row([d[k], z[k]], [1.0, -low[k]], lower=0.0)
             self.builder.row([d[k], z[k]], [1.0, -high[k]], upper=0.0)
 
-    def _add_margin(self, forms: _Forms, rows: Rows) -> dict[int, float]:
+    def _add_margin(self, forms: CutForms, rows: Rows) -> dict[int, float]:
         """t >= every row, in units of the largest term; returns the costs."""
         lines = self._lines(forms)
         lows, highs, largest = [], [], 0.0
@@ -447,22 +348,3 @@ class _Encoder:
             row = np.append(line.columns, t), np.append(-line.values, 1.0)
             self.builder.row(*row, lower=line.constant - rhs, error=line.error + 2.0**-52 * (abs(rhs) + abs(line.constant)))
         return {t: 1.0}
-
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """values . quantities[columns] + constant, up to `error`."""
-
-    columns: Index
-    values: Array
-    constant: float
-    error: float
-
-    def through(self, slope: float, intercept: float, builder: ModelBuilder) -> _Line:
-        """slope times this line plus intercept."""
-        if slope == 1.0 and intercept == 0.0:
-            return self
-        values = slope * self.values
-        low, high = builder.range(self.columns)
-        size = float(np.abs(values) @ np.maximum(np.abs(low), np.abs(high))) + abs(slope * self.constant) + abs(intercept)
-        return _Line(self.columns, values, slope * self.constant + intercept, abs(slope) * self.error + 2.0**-51 * size)

@@ -14,7 +14,7 @@ from milpverify.propagation.state import Bounds, NodeState, State
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
-    from milpverify.encode.milp import Split
+    from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
     from milpverify.search.neuron_split.bounder import Bounder
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from milpverify.config import Deadline
-    from milpverify.encode.milp import Split
+    from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
     from milpverify.propagation.state import LinearBound, State
     from milpverify.search.groups import Group

@@ -35,7 +35,7 @@ from milpverify.solvers.process import SolverProcess
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
-    from milpverify.encode.milp import Split
+    from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
     from milpverify.spec import Array, Disjunct, Problem
 

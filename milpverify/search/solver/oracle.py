@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from milpverify.encode.milp import Split, encode
+from milpverify.encode.cut_forms import Split
+from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic
 from milpverify.errors import UnsupportedOperator
 from milpverify.events import Event

@@ -18,7 +18,7 @@ import torch
 from random_nets import disjunct_of, proved_bounds, relu_network
 
 from milpverify.config import Deadline, Options, SearchOptions
-from milpverify.encode.milp import Split
+from milpverify.encode.cut_forms import Split
 from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.functions.catalogue import catalogue
