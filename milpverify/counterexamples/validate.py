@@ -1,4 +1,4 @@
-"""Judging candidates for counterexamples: the network's own runtime and real arithmetic must both show the violation."""
+"""Validating candidates for counterexamples: the network's own runtime and real arithmetic must both show the violation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Validation:
 
 
 def validate(problem: Problem, disjunct: Disjunct, x: Array) -> Validation:
-    """Judge a candidate x (nx,) for one disjunct (DESIGN section 5, rule 1).
+    """Judge a candidate x (nx,) for one disjunct: the network's own runtime and real arithmetic must both show the violation.
 
     The candidate is moved inward to the numbers of the network's input type (`representable`), or only clipped to the box
     where the constraints between inputs forbid that. It must then lie in the box and satisfy the constraints exactly. A

@@ -1,6 +1,6 @@
 """The range of a function over boxes, outward-rounded: exact on linear pieces, by extrema and monotonicity elsewhere.
 
-What is known of a function is handed in: `nonlinearity.Function.interval` puts it together.
+What is known of a function is handed in: `Function.interval` puts it together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RELU = Pieces(breakpoints=(0.0,), slopes=(0.0, 1.0), intercepts=(0.0, 0.0), val
 
 @dataclass(frozen=True)
 class Shape:
-    """Where a function that is not piecewise linear is defined and turns, in enclosed numbers; see `nonlinearity.Function`."""
+    """Where a function that is not piecewise linear is defined and turns, in enclosed numbers; see `Function`."""
 
     domain: tuple[Ends, ...]
     range: tuple[Ends, ...]

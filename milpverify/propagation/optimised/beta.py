@@ -75,7 +75,7 @@ class Relaxations(Layout):
         node = self.target if node is None else node
         if not options.iterations or not (self.width or start.beta.shape[2]):
             return start
-        climb = DualObjective(self, domain, rows, x_rows, node, given)
+        goal = DualObjective(self, domain, rows, x_rows, node, given)
         kept, value = start, torch.full(rows.shape[:2], -torch.inf, dtype=self.graph.dtype, device=rows.device)
         active = torch.arange(len(domain), device=rows.device)
         now, adam = start, Adam()
@@ -83,7 +83,7 @@ class Relaxations(Layout):
             last = iteration == options.iterations
             wanted = [t.detach().requires_grad_(not last) for t in (now.slopes, now.beta, now.gamma) if t is not None]
             with torch.set_grad_enabled(not last):
-                found = climb.value(*wanted)
+                found = goal.value(*wanted)
             better = found.detach() > value[active]
             kept, value = _keep(kept, value, active, better, now, found.detach())
             if last or (deadline is not None and deadline.expired()):
@@ -93,7 +93,7 @@ class Relaxations(Layout):
             if not objective.requires_grad:
                 break
             gradient = torch.autograd.grad(objective, wanted, allow_unused=True)
-            now = adam.step([t.detach() for t in wanted], gradient, options, climb.span)
+            now = adam.step([t.detach() for t in wanted], gradient, options, goal.span)
             if stop_above is not None:
                 if iteration == 0:  # rounding charges are far below a thousandth of what the bounds lack
                     stop_above = stop_above + 1e-3 * (found.detach() - stop_above).abs()
@@ -104,7 +104,7 @@ class Relaxations(Layout):
                     active, now = active[still], now.take(still)
                     adam.take(still)
                     own = None if given is None else given.take(active)
-                    climb = DualObjective(self, domain.take(active), rows[active], None if x_rows is None else x_rows[active], node, own)
+                    goal = DualObjective(self, domain.take(active), rows[active], None if x_rows is None else x_rows[active], node, own)
         return kept
 
     def value(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None) -> Tensor:
@@ -118,11 +118,11 @@ class Relaxations(Layout):
             attained: whether to find where in the relaxation they are attained, as far as their gradients tell.
         """
         seen: dict[int, Passed] = {}
-        climb = DualObjective(self, domain, rows, x_rows, once=True)
+        goal = DualObjective(self, domain, rows, x_rows, once=True)
         if not attained:
-            return Primal(climb.value(dual.slopes, dual.beta, seen=seen), seen)
+            return Primal(goal.value(dual.slopes, dual.beta, seen=seen), seen)
         with torch.enable_grad():
-            value = climb.value(dual.slopes.detach().requires_grad_(), dual.beta, seen=seen)
+            value = goal.value(dual.slopes.detach().requires_grad_(), dual.beta, seen=seen)
             total = value.sum()
         left = [back for passed in seen.values() for back in passed.attained]
         at = iter(torch.autograd.grad(total, left) if left else ())

@@ -1,4 +1,4 @@
-"""No-goods: split decisions that cannot hold together in a disjunct, learned from closed leaves (BICCOS, arXiv 2501.00200).
+"""Conflicts, or no-goods: split decisions that cannot hold together in a disjunct, learned from closed leaves (BICCOS, arXiv 2501.00200).
 
 A leaf's decisions are shrunk by dropping those whose loss, to first order, the leaf's margin can pay for. What is left is bounded anew
 from the root's bounds under the remaining decisions alone, with the leaf's multipliers, and is a no-good only if that bound closes it.

@@ -1,4 +1,4 @@
-"""Deciding disjuncts by whole models: one mixed-integer model each, in a worker process (DESIGN section 5, rule 5).
+"""Deciding disjuncts by whole models: one mixed-integer model each, in a worker process.
 
 A disjunct is closed by the solver's dual bound alone, less a safety margin (trust SOLVER). Every improving point of the solver is judged as
 it comes, so that a counterexample ends the run at once. Disjuncts share the time fairly: each gets an equal part of what is left,
