@@ -404,15 +404,18 @@ def test_a_line_moved_inward_is_seen() -> None:
 
 
 def test_missing_rounding_charges_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map and one that nearly cancels it, in float32: what is left is rounding error for the most part."""
-    box = mv.Box(np.ones(6), np.full(6, 2.0))
+    """A map and one that nearly cancels it, in float32: what is left is rounding error for the most part.
+
+    How sums are formed depends on the processor, so that many are tried, of few inputs: errors of several coefficients hide each other.
+    """
+    box = mv.Box(np.ones(2), np.full(2, 2.0))
     trials = []
-    for seed in range(6):
+    for seed in range(24):
         rng = np.random.default_rng(seed)
-        there = (rng.normal(size=(40, 6)) * 100.0).astype(np.float32).astype(np.float64)
-        back = rng.normal(size=(6, 40)) @ (np.eye(40) - there @ np.linalg.pinv(there))
-        b = Builder(6)
-        graph = lower_onnx(load_model_from_string(b.model(b.gemm(b.gemm("x", there, np.zeros(40)), back, np.zeros(6)))))
+        there = (rng.normal(size=(40, 2)) * 100.0).astype(np.float32).astype(np.float64)
+        back = rng.normal(size=(2, 40)) @ (np.eye(40) - there @ np.linalg.pinv(there))
+        b = Builder(2)
+        graph = lower_onnx(load_model_from_string(b.model(b.gemm(b.gemm("x", there, np.zeros(40)), back, np.zeros(2)))))
         trials.append((graph, enclosures(graph, points(graph, box, seed))))
 
     def wrong() -> int:
