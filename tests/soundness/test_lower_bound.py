@@ -75,15 +75,15 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("STEP", 2), ("TARGETS", 256)):
         monkeypatch.setattr(turns, name, value)
     monkeypatch.setattr(neuron_split, "FIXED_BATCH", 8)
-    genuine, begun = turns.Turns._anew, list[float]()
+    genuine, begun = turns.Restarts._anew, list[float]()
 
-    def watched(self: turns.Turns, tightening: Tightening) -> bool:
+    def watched(self: turns.Restarts, tightening: Tightening) -> bool:
         if again := genuine(self, tightening):
             assert self.search.closed_bound == self.closed_bound
             begun.append(self.closed_bound)
         return again
 
-    monkeypatch.setattr(turns.Turns, "_anew", watched)
+    monkeypatch.setattr(turns.Restarts, "_anew", watched)
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
     options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, **off))
     events = list[Event]()
@@ -127,9 +127,9 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
         monkeypatch.setattr(turns, name, value)
     monkeypatch.setattr(neuron_split, "FIXED_BATCH", 4)
-    genuine, outlived = turns.Turns._anew, 0
+    genuine, outlived = turns.Restarts._anew, 0
 
-    def ending(self: turns.Turns, tightening: Tightening) -> bool:
+    def ending(self: turns.Restarts, tightening: Tightening) -> bool:
         nonlocal outlived
         again = genuine(self, tightening)
         if again and self.lower_bound == claim:
@@ -137,7 +137,7 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
             self.search.deadline.cancel()
         return again
 
-    monkeypatch.setattr(turns.Turns, "_anew", ending)
+    monkeypatch.setattr(turns.Restarts, "_anew", ending)
     options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))
