@@ -111,7 +111,7 @@ class _Batch:
         self.points = _centres(disjuncts, graph.nx)
         self.margins = np.full(len(disjuncts), np.inf)
         self.spread = 0.0  # of the margins at the starts: what a small margin is compared with
-        self.judgements = 0
+        self.validations = 0
         self.counterexample: Counterexample | None = None
         self.disagreement: Validation | None = None
 
@@ -184,16 +184,16 @@ class _Batch:
 
     def found(self, index: int, x: Tensor, margin: float) -> bool:
         """Judge a point of one disjunct; whether it is a counterexample."""
-        if self.judgements == _MAX_JUDGEMENTS:
+        if self.validations == _MAX_JUDGEMENTS:
             return False
-        self.judgements += 1
+        self.validations += 1
         disjunct = self.disjuncts[index]
-        judgement = validate(self.problem, disjunct, restore(disjunct, x.double().cpu().numpy()))
-        if judgement.status is Validity.FLOAT_SEMANTICS and self.disagreement is None:
-            self.disagreement = judgement
-        if judgement.counterexample is not None:
-            self.counterexample, self.points[index], self.margins[index] = judgement.counterexample, judgement.x, margin
-        return judgement.counterexample is not None
+        validation = validate(self.problem, disjunct, restore(disjunct, x.double().cpu().numpy()))
+        if validation.status is Validity.FLOAT_SEMANTICS and self.disagreement is None:
+            self.disagreement = validation
+        if validation.counterexample is not None:
+            self.counterexample, self.points[index], self.margins[index] = validation.counterexample, validation.x, margin
+        return validation.counterexample is not None
 
     def refine(self) -> None:
         """Polish the best two points that come near to a violation."""

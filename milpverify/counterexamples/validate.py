@@ -41,7 +41,7 @@ class Validity(Enum):
 
 @dataclass(frozen=True)
 class Validation:
-    """The judgement of one point.
+    """The validation of one point.
 
     `x` is the point that was judged (the candidate, moved onto the network's own numbers); `margin_runtime` is the margin in
     the runtime, and `margin_real` encloses it in real arithmetic. `counterexample` is there if and only if the status is HOLDS.

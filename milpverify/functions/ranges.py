@@ -18,7 +18,7 @@ from milpverify.arithmetic.interval import Interval, add, product
 from milpverify.functions.pieces import Pieces
 from milpverify.functions.terms import enclose
 
-Ends = tuple[float, float]  # floats around a number
+PerInput = tuple[float, float]  # floats around a number
 
 _RELU = Pieces(breakpoints=(0.0,), slopes=(0.0, 1.0), intercepts=(0.0, 0.0), values=(0.0,))
 
@@ -27,12 +27,12 @@ _RELU = Pieces(breakpoints=(0.0,), slopes=(0.0, 1.0), intercepts=(0.0, 0.0), val
 class Shape:
     """Where a function that is not piecewise linear is defined and turns, in enclosed numbers; see `Function`."""
 
-    domain: tuple[Ends, ...]
-    range: tuple[Ends, ...]
-    extrema: tuple[Ends, ...]
-    extreme_values: tuple[Ends, ...]
-    poles: tuple[Ends, ...]
-    period: Ends | None
+    domain: tuple[PerInput, ...]
+    range: tuple[PerInput, ...]
+    extrema: tuple[PerInput, ...]
+    extreme_values: tuple[PerInput, ...]
+    poles: tuple[PerInput, ...]
+    period: PerInput | None
 
 
 def hull(a: Interval, b: Interval) -> Interval:
@@ -79,7 +79,7 @@ def _line(slope: float, intercept: float, x: Tensor) -> Interval:
 
 
 @functools.lru_cache(maxsize=1024)
-def _extremes(pieces: Pieces) -> tuple[Ends, ...]:
+def _extremes(pieces: Pieces) -> tuple[PerInput, ...]:
     """Per breakpoint, floats around the value and both one-sided limits."""
     lines = [(Fraction(k), Fraction(c)) for k, c in zip(pieces.slopes, pieces.intercepts, strict=True)]
     extremes = []
@@ -111,7 +111,7 @@ def curved_range(shape: Shape, ends: Interval, lower: Tensor, upper: Tensor) -> 
     )
 
 
-def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: Ends | None) -> Tensor:
+def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: PerInput | None) -> Tensor:
     """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away."""
     if period is None:
         return (lower <= high) & (upper >= low)

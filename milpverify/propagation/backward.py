@@ -21,7 +21,7 @@ from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF
 from milpverify.operators import Affine, Input
 from milpverify.propagation.state import Lines, SplitConstraints, State
 from milpverify.relaxations.registry import rule_of
-from milpverify.relaxations.rule import Ends
+from milpverify.relaxations.rule import PerInput
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -44,8 +44,8 @@ def lines(
     node: int,
     state: State,
     dtype: torch.dtype,
-    k_lower: Ends,
-    k_upper: Ends,
+    k_lower: PerInput,
+    k_upper: PerInput,
     intercepts: tuple[Tensor, Tensor] | None = None,
 ) -> Lines:
     """Sound lines with the given slopes around a nonlinear node, in deviations and with the charges taken out.
@@ -78,7 +78,7 @@ def lines(
     g = 2 * gamma(known.size, dtype)
     y, centers = fit(y), [fit(source.center) for source in sources]
 
-    def shifted(intercept: Tensor, slopes: Ends) -> tuple[Tensor, Tensor]:
+    def shifted(intercept: Tensor, slopes: PerInput) -> tuple[Tensor, Tensor]:
         moved = [slope * z for slope, z in zip(slopes, centers, strict=True)]
         size = intercept.detach().abs() + y.abs()
         for part in moved:
@@ -144,7 +144,7 @@ def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
     return waiting[0]
 
 
-def ends_of(graph: Graph, node: int, state: State) -> tuple[Ends, Ends]:
+def ends_of(graph: Graph, node: int, state: State) -> tuple[PerInput, PerInput]:
     """The lower and the upper bounds of a node's inputs."""
     known = [state[i].bounds for i in graph.nodes[node].inputs]
     return tuple(b.lower for b in known), tuple(b.upper for b in known)

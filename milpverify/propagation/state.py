@@ -112,6 +112,11 @@ def map_lines(around: Lines, change: Callable[[Tensor], Tensor]) -> Lines:
     return Lines(below, above, change(around.b_lower), change(around.b_upper))
 
 
+def node_ranges(state: State) -> list[tuple[Tensor, Tensor]]:
+    """Per node, the proved bounds over the one box of a state, without the batch axis, on the CPU."""
+    return [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
+
+
 @dataclass(frozen=True, eq=False)
 class SplitConstraints:
     """Split constraints side * (z - point) >= 0 on entries of one node, with their multipliers (beta-CROWN, arXiv 2103.06624).

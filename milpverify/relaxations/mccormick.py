@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, mul
 from milpverify.arithmetic.rounding import U64
-from milpverify.relaxations.rule import Ends, Rule, Side, finite
+from milpverify.relaxations.rule import PerInput, Rule, Side, finite
 
 _NOTHING = 2.0**-44
 """A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
@@ -34,7 +34,7 @@ class McCormick(Rule):
     def span(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+    def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(lower[0])
         return torch.zeros_like(one), one, one
 
@@ -42,24 +42,24 @@ class McCormick(Rule):
     def bilinear(self) -> bool:
         return True
 
-    def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
+    def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         (l_a, l_b), (u_a, u_b) = lower, upper
         size = torch.maximum(l_a.abs(), u_a.abs()) * torch.maximum(l_b.abs(), u_b.abs())
         flat = (u_a <= l_a) | (u_b <= l_b)
         return flat | ((u_a - l_a) * (u_b - l_b) < _NOTHING * size)
 
-    def _default(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+    def _default(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor]:
         zero_a, zero_b = ((-low / (high - low)).nan_to_num(nan=0.5).clamp(0.0, 1.0) for low, high in zip(lower, upper, strict=True))
         return 0.5 * (zero_a + zero_b), 0.5 * (zero_a + 1.0 - zero_b)
 
-    def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
+    def default_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
         return self.slopes(lower, upper, (None, None))
 
-    def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
+    def parallel_slopes(self, lower: PerInput, upper: PerInput) -> PerInput:
         a, b = (finite(0.5 * low + 0.5 * high) for low, high in zip(lower, upper, strict=True))
         return b, a
 
-    def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
+    def parameters(self, lower: PerInput, upper: PerInput, which: int, slopes: PerInput) -> Tensor:
         (l_a, l_b), (u_a, u_b) = lower, upper
         w_a, w_b = u_a - l_a, u_b - l_b
         by_b = (slopes[1] - l_a) / w_a
@@ -67,14 +67,14 @@ class McCormick(Rule):
         t = torch.where(w_b >= w_a, by_a, by_b)
         return t.nan_to_num(nan=0.5).clamp(0.0, 1.0).to(slopes[0].dtype)
 
-    def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
+    def slopes(self, lower: PerInput, upper: PerInput, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[PerInput, PerInput]:
         (l_a, l_b), (u_a, u_b) = lower, upper
         w_a, w_b = u_a - l_a, u_b - l_b
         below, above = (own if t is None else t.double() for own, t in zip(self._default(lower, upper), parameters, strict=True))
         first, second = (l_b + below * w_b, l_a + below * w_a), (u_b - above * w_b, l_a + above * w_a)
         return tuple(map(finite, first)), tuple(map(finite, second))
 
-    def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
+    def intercepts(self, lower: PerInput, upper: PerInput, k_lower: PerInput, k_upper: PerInput) -> tuple[Tensor, Tensor]:
         reach_a, reach_b = (torch.maximum(low.abs(), high.abs()) for low, high in zip(lower, upper, strict=True))
         found = []
         for (k_a, k_b), extreme, sign in ((k_lower, torch.minimum, -1.0), (k_upper, torch.maximum, 1.0)):
@@ -86,7 +86,9 @@ class McCormick(Rule):
             found.append(torch.where(best.isnan() | pad.isnan(), sign * torch.inf, best + sign * pad))
         return found[0], found[1]
 
-    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
+    def sides(
+        self, lower: PerInput, upper: PerInput, center: PerInput, value: Tensor, dtype: torch.dtype, once: bool = False
+    ) -> tuple[Side, Side]:
         (l_a, l_b), (u_a, u_b), (a, b) = lower, upper, center
         rest = (a * b - value).to(dtype).unsqueeze(1)
         low_a, wide_a, from_a, wide_b = (t.to(dtype).unsqueeze(1) for t in (l_a, u_a - l_a, a - l_a, u_b - l_b))
@@ -95,7 +97,7 @@ class McCormick(Rule):
         def side(sign: float, start: Tensor) -> Side:
             begin, from_b, slant = start.to(dtype).unsqueeze(1), (b - start).to(dtype).unsqueeze(1), sign * wide_b
 
-            def plane(t: Tensor) -> tuple[Ends, Tensor]:
+            def plane(t: Tensor) -> tuple[PerInput, Tensor]:
                 # a b - k_a a - k_b b = (a - k_b) (b - k_a) - k_a k_b, and the first term is extreme at two opposite corners.
                 intercept = rest - (from_a - t * wide_a) * (from_b - t * slant) - sign * t * (1.0 - t) * area
                 return (begin + t * slant, low_a + t * wide_a), intercept
@@ -104,7 +106,7 @@ class McCormick(Rule):
 
         return side(1.0, l_b), side(-1.0, u_b)
 
-    def range(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+    def range(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor]:
         low, high = mul(*(Interval(*ends) for ends in zip(lower, upper, strict=True)))
         return low, high
 

@@ -22,9 +22,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
 
-Ends = tuple[Tensor, ...]
+PerInput = tuple[Tensor, ...]
 """One tensor per input of an operator."""
-Side = Callable[[Tensor], tuple[Ends, Tensor]]
+Side = Callable[[Tensor], tuple[PerInput, Tensor]]
 """From parameters (n, r, U) to the slopes and the intercepts, (n, r, U) or (n, 1, U), of one side's lines in deviations."""
 
 
@@ -42,7 +42,7 @@ class Rule(ABC):
         """The interval that useful parameters lie in."""
 
     @abstractmethod
-    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+    def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         """`span` on given bounds of the inputs: its ends, and what the optimiser's steps are multiplied with."""
 
     @property
@@ -51,27 +51,27 @@ class Rule(ABC):
         """Whether the operator is the product of its first and its last input, which may be the same one."""
 
     @abstractmethod
-    def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
+    def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         """Where the relaxation is the operator itself, but for rounding (bool)."""
 
     @abstractmethod
-    def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
+    def default_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
         """The slopes of the lower and of the upper line where nothing is optimised, float64."""
 
     @abstractmethod
-    def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
+    def parallel_slopes(self, lower: PerInput, upper: PerInput) -> PerInput:
         """One slope per input for both lines, as zonotopes use them."""
 
     @abstractmethod
-    def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
+    def parameters(self, lower: PerInput, upper: PerInput, which: int, slopes: PerInput) -> Tensor:
         """The parameters of the lines of a side (0 lower, 1 upper) whose slopes are the given, in their precision."""
 
     @abstractmethod
-    def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
+    def slopes(self, lower: PerInput, upper: PerInput, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[PerInput, PerInput]:
         """The slopes of both lines, float64, with given parameters (broadcastable against the bounds); None where they do not matter."""
 
     @abstractmethod
-    def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
+    def intercepts(self, lower: PerInput, upper: PerInput, k_lower: PerInput, k_upper: PerInput) -> tuple[Tensor, Tensor]:
         """The largest intercept of a lower line and the smallest of an upper one, with outward margins.
 
         Args:
@@ -80,7 +80,9 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
+    def sides(
+        self, lower: PerInput, upper: PerInput, center: PerInput, value: Tensor, dtype: torch.dtype, once: bool = False
+    ) -> tuple[Side, Side]:
         """The lower and the upper line, differentiable in their parameters and without margins, in deviations.
 
         Args:
@@ -90,14 +92,14 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def range(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+    def range(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor]:
         """Bounds of the values."""
 
     @abstractmethod
     def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Where to split an input, whatever the others are."""
 
-    def gap(self, lower: Ends, upper: Ends, slopes: Ends) -> Tensor:
+    def gap(self, lower: PerInput, upper: PerInput, slopes: PerInput) -> Tensor:
         """How far the operator strays from some slopes: the height of the parallel lines around it."""
         low, high = self.intercepts(lower, upper, slopes, slopes)
         return high - low
@@ -171,7 +173,7 @@ class Univariate(Rule):
     def matters(self) -> tuple[bool, bool]:
         return True, True
 
-    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+    def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         least, most = self.span
         return torch.full_like(lower[0], least), torch.full_like(lower[0], most), torch.ones_like(lower[0])
 
@@ -179,29 +181,31 @@ class Univariate(Rule):
     def bilinear(self) -> bool:
         return False
 
-    def is_exact(self, lower: Ends, upper: Ends) -> Tensor:
+    def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         return self.is_affine(lower[0], upper[0])
 
-    def default_slopes(self, lower: Ends, upper: Ends) -> tuple[Ends, Ends]:
+    def default_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
         below, above = self.supporting_slopes(lower[0], upper[0])
         return (below,), (above,)
 
-    def parallel_slopes(self, lower: Ends, upper: Ends) -> Ends:
+    def parallel_slopes(self, lower: PerInput, upper: PerInput) -> PerInput:
         return (self.chord(lower[0], upper[0]),)
 
-    def parameters(self, lower: Ends, upper: Ends, which: int, slopes: Ends) -> Tensor:
+    def parameters(self, lower: PerInput, upper: PerInput, which: int, slopes: PerInput) -> Tensor:
         return slopes[0]
 
-    def slopes(self, lower: Ends, upper: Ends, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[Ends, Ends]:
+    def slopes(self, lower: PerInput, upper: PerInput, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[PerInput, PerInput]:
         exact = self.is_affine(lower[0], upper[0])
         own = self.fixed_slopes(lower[0], upper[0], exact)
         below, above = (k if t is None else torch.where(exact, k, t.double()) for k, t in zip(own, parameters, strict=True))
         return (below,), (above,)
 
-    def intercepts(self, lower: Ends, upper: Ends, k_lower: Ends, k_upper: Ends) -> tuple[Tensor, Tensor]:
+    def intercepts(self, lower: PerInput, upper: PerInput, k_lower: PerInput, k_upper: PerInput) -> tuple[Tensor, Tensor]:
         return self.both_intercepts(lower[0], upper[0], k_lower[0], k_upper[0])
 
-    def sides(self, lower: Ends, upper: Ends, center: Ends, value: Tensor, dtype: torch.dtype, once: bool = False) -> tuple[Side, Side]:
+    def sides(
+        self, lower: PerInput, upper: PerInput, center: PerInput, value: Tensor, dtype: torch.dtype, once: bool = False
+    ) -> tuple[Side, Side]:
         (low,), (high,), (z,) = lower, upper, center
         exact = self.is_affine(low, high)
         slopes = self.fixed_slopes(low, high, exact)
@@ -215,7 +219,7 @@ class Univariate(Rule):
                 base = (fixed[which] + slopes[which] * z - value).to(dtype).unsqueeze(1)
                 return lambda _: ((own,), base)
 
-            def line(t: Tensor) -> tuple[Ends, Tensor]:
+            def line(t: Tensor) -> tuple[PerInput, Tensor]:
                 k = torch.where(exact, own, t)
                 return (k,), height(k)
 
@@ -223,7 +227,7 @@ class Univariate(Rule):
 
         return side(0), side(1)
 
-    def range(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor]:
+    def range(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor]:
         low, high = self.function.interval(lower[0], upper[0])
         return low, high
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
 from milpverify.relaxations.convex_parts import TURNS, Parts, Shape, parts_of, shape_of, slivers_of
-from milpverify.relaxations.rule import Ends, Univariate, finite
+from milpverify.relaxations.rule import PerInput, Univariate, finite
 from milpverify.relaxations.slope_tables import slope_tables
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Smooth(Univariate):
     def span(self) -> tuple[float, float]:
         return -math.inf, math.inf
 
-    def spans(self, lower: Ends, upper: Ends) -> tuple[Tensor, Tensor, Tensor]:
+    def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         """Nearly the least and the greatest derivative on [lower, upper]: they are at the ends of convex and concave parts."""
         (low,), (high,) = lower, upper
         parts = parts_of(self.function, shape_of(self.function, low.device), low, high)

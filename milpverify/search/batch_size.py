@@ -22,13 +22,14 @@ class BatchSize:
     """The number of subproblems to bound at a time; `size` is the present one.
 
     Doubled while the measured rate rises, halved where it does not, until neither neighbour is better. With `fixed` it doubles with
-    every batch up to that many, whatever is measured.
+    every batch up to that many, whatever is measured. Memory holds `memory` at once: larger batches are bounded in parts.
     """
 
     size: int = 32
     smallest: int = 16
     largest: int = LARGEST["cpu"]
     fixed: int | None = None
+    memory: int = LARGEST["cpu"]
     rates: dict[int, float] = field(default_factory=dict)  # subproblems per second by size, the best seen
     settled: bool = False
     _rounds: int = 0
@@ -56,6 +57,11 @@ class BatchSize:
         self.largest = max(1, count)
         self.smallest = min(self.smallest, self.largest)
         self.size = min(self.size, self.largest)
+
+    def memory_holds(self, count: int) -> None:
+        """Memory holds no more than so many at once."""
+        self.memory = min(self.memory, count)
+        self.at_most(max(2, count))
 
     def _move(self, here: float) -> None:
         below, above = self.rates.get(self.size // 2), self.rates.get(2 * self.size)

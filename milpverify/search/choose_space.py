@@ -1,4 +1,4 @@
-"""The choice between bisecting inputs and splitting neurons, measured: both run in turns until one is ahead, which goes on alone.
+"""The choice between splitting inputs and splitting neurons, measured: both run in turns until one is ahead, which goes on alone.
 
 A tree's bound rises by about as much whenever the tree doubles. Ahead is who would close the rest of the root's gap to 0 after fewer
 doublings, at the rate seen so far: both have the same time (or, where choices go by counts, as many subproblems as cost about the
@@ -9,20 +9,22 @@ that one closed is closed for the other, and bounds meet.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.gap import doublings
 from milpverify.search.ledger import Part
 
 if TYPE_CHECKING:
-    from milpverify.config import Deadline
-    from milpverify.search.input_split.bisection import Bisection
-    from milpverify.search.neuron_split.search import Search
-    from milpverify.search.neuron_split.subproblems import NeuronOutcome
+    from milpverify.search.input_split.boxes import Boxes
+    from milpverify.search.input_split.space import BoxSpace
+    from milpverify.search.neuron_split.space import NeuronSpace
+    from milpverify.search.neuron_split.subproblems import Subproblems
+    from milpverify.search.tree import Tree
 
 ROUNDS = 4
 SECONDS, SHARE = 0.2, 0.01
@@ -34,90 +36,92 @@ AHEAD = 1.0
 
 
 class SplitSpace(Enum):
-    """What a search splits."""
+    """What is split."""
 
     INPUTS = "inputs"
     NEURONS = "neurons"
 
 
-@dataclass
-class Trial:
-    """Both searches over one group, from the same root.
+@dataclass(frozen=True)
+class Choice:
+    """Which space is split from here on; `rounds` are the doublings that boxes and neurons needed after each round."""
 
-    `root` is the lower bound that both began with. `bound` is the best that is proved by either, `rounds` are the doublings that
-    bisection and neuron splits needed after each round.
+    space: SplitSpace
+    rounds: tuple[tuple[float, float], ...] = ()
+
+
+def choose_space(
+    box_space: BoxSpace, boxes: Tree[Boxes], neuron_space: NeuronSpace, neurons: Tree[Subproblems], root_bound: float
+) -> Choice:
+    """Grow both trees in turns, neurons first, which mostly win; says which is to go on, or which ended the search.
+
+    Args:
+        boxes, neurons: over one group, from the same root; changed. The bound that either proved is both's afterwards.
+        root_bound: the lower bound that both began with.
     """
-
-    boxes: Bisection
-    neurons: Search
-    root: float
-    iterations: int
-    bound: float = -math.inf
-    rounds: list[tuple[float, float]] = field(default_factory=list)
-
-    def run(self, deadline: Deadline, counted: bool) -> SplitSpace:
-        """Run both in turns, neurons first, which mostly win; returns who is to go on, or who ended the search.
-
-        Args:
-            counted: whether subproblems are counted instead of seconds.
-        """
-        seconds = min(SECONDS, SHARE * deadline.remaining())
-        self._split(deadline, 0)  # the root takes what it takes
-        needs = math.inf, math.inf
-        for k in range(ROUNDS):
-            turn = deadline if counted else deadline.within(seconds * 2**k)
-            neurons = self._split(turn, self.neurons.bounded + SPLITS * 2**k if counted else None)
-            self.neurons.deadline = deadline
-            if neurons.closed or self.neurons.broken or deadline.expired():
-                return SplitSpace.NEURONS
-            _tell_boxes(self.neurons, self.boxes)
-            turn = deadline if counted else deadline.within(seconds * 2**k)
-            with self.boxes.ledger.spent(Part.BISECTION):
-                boxes = self.boxes.run(turn, self.boxes.subproblems + BOXES * 2**k if counted else math.inf)
-            self.bound = max(self.bound, boxes.lower_bound)
-            if boxes.closed or self.boxes.broken or (self.neurons.out_of_memory and not self.boxes.out_of_memory):
-                return SplitSpace.INPUTS
-            _tell_neurons(self.boxes, self.neurons)
-            if self.boxes.out_of_memory:
-                return SplitSpace.NEURONS
-            of_neurons = doublings(self.root, neurons.lower_bound, self.neurons.bounded)
-            needs = doublings(self.root, boxes.lower_bound, boxes.subproblems), of_neurons
-            self.rounds.append(needs)
-            if abs(needs[0] - needs[1]) > AHEAD and (k or needs[1] < math.inf):
-                break
-        return SplitSpace.INPUTS if needs[0] < needs[1] else SplitSpace.NEURONS
-
-    def _split(self, deadline: Deadline, limit: int | None) -> NeuronOutcome:
-        self.neurons.deadline = deadline
-        with self.neurons.ledger.spent(Part.NEURON_SPLITS):
-            outcome = self.neurons.run(self.iterations, limit=limit)
-        self.bound = max(self.bound, outcome.lower_bound)
-        return outcome
+    context = box_space.context
+    deadline, counted = context.deadline, context.switches.deterministic
+    seconds = min(SECONDS, SHARE * deadline.remaining())
+    rounds: list[tuple[float, float]] = []
+    with context.ledger.spent(Part.NEURON_SPLITS):
+        branch_and_bound(neurons, neuron_space, Budget(deadline, 0))  # the root takes what it takes
+    for k in range(ROUNDS):
+        turn = deadline if counted else deadline.within(seconds * 2**k)
+        limit = neurons.counts.bounded + SPLITS * 2**k if counted else math.inf
+        with context.ledger.spent(Part.NEURON_SPLITS):
+            branch_and_bound(neurons, neuron_space, Budget(turn, limit))
+        if neurons.closed or neurons.falsified or deadline.expired():
+            return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
+        _tell_boxes(neurons, boxes)
+        turn = deadline if counted else deadline.within(seconds * 2**k)
+        limit = boxes.counts.bounded + BOXES * 2**k if counted else math.inf
+        with context.ledger.spent(Part.BISECTION):
+            branch_and_bound(boxes, box_space, Budget(turn, limit))
+        if boxes.closed or boxes.falsified or (neurons.out_of_memory and not boxes.out_of_memory):
+            return _chosen(SplitSpace.INPUTS, boxes, neurons, rounds)
+        _tell_neurons(boxes, neurons)
+        if boxes.out_of_memory:
+            return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
+        needs = (
+            doublings(root_bound, boxes.lower_bound, boxes.counts.bounded),
+            doublings(root_bound, neurons.lower_bound, neurons.counts.bounded),
+        )
+        rounds.append(needs)
+        if abs(needs[0] - needs[1]) > AHEAD and (k or needs[1] < math.inf):
+            break
+    return _chosen(SplitSpace.INPUTS if needs[0] < needs[1] else SplitSpace.NEURONS, boxes, neurons, rounds)
 
 
-def _tell_neurons(boxes: Bisection, search: Search) -> None:
+def _chosen(space: SplitSpace, boxes: Tree[Boxes], neurons: Tree[Subproblems], rounds: list[tuple[float, float]]) -> Choice:
+    """The choice; the bound that either proved is both's."""
+    boxes.proved = neurons.proved = max(boxes.proved, neurons.proved)
+    return Choice(space, tuple(rounds))
+
+
+def _tell_neurons(boxes: Tree[Boxes], neurons: Tree[Subproblems]) -> None:
     """Close for the neurons the disjuncts that no box is open for."""
-    margins = torch.cat([part.margins for part in (boxes.frontier.all(), boxes.stuck, boxes.held)])
-    for place in search.group.closed(margins).all(0).nonzero().flatten().tolist():
+    margins = torch.cat([boxes.left.margins, boxes.unsplittable.margins])
+    for place in neurons.group.closed(margins).all(0).nonzero().flatten().tolist():
         bound = min(boxes.closed_bound, float(margins[:, place].amin()))
         if not math.isfinite(bound):
             continue  # the neurons closed it
-        search.closed_bound = min(search.closed_bound, bound)
-        search.frontier.remove(search.frontier.store.disjunct == place)
-        search.stuck = search.stuck.take(search.stuck.disjunct != place)
-        if search.waiting is not None:
-            search.waiting = search.waiting.take(search.waiting.disjunct != place)
+        neurons.closed_bound = min(neurons.closed_bound, bound)
+        neurons.frontier.remove(neurons.frontier.store.disjunct == place)
+        neurons.unsplittable = neurons.unsplittable.take(neurons.unsplittable.disjunct != place)
+        if neurons.unbounded is not None:
+            neurons.unbounded = neurons.unbounded.take(neurons.unbounded.disjunct != place)
 
 
-def _tell_boxes(search: Search, boxes: Bisection) -> None:
+def _tell_boxes(neurons: Tree[Subproblems], boxes: Tree[Boxes]) -> None:
     """Close for the boxes the disjuncts that the neurons have nothing left of, and boxes with no other open."""
-    left = {place for part in (search.left, search.stuck) for place in part.disjunct.tolist()}
-    done = [place for place in range(search.group.count) if place not in left]
+    left = {place for part in (neurons.left, neurons.unsplittable) for place in part.disjunct.tolist()}
+    done = [place for place in range(neurons.group.count) if place not in left]
     if not done:
         return
-    boxes.closed_bound = min(boxes.closed_bound, search.closed_bound)
-    for part in (boxes.frontier.store, boxes.stuck, boxes.held):
+    boxes.closed_bound = min(boxes.closed_bound, neurons.closed_bound)
+    open_parts = [boxes.frontier.store, boxes.unsplittable, boxes.in_progress, *([] if boxes.unbounded is None else [boxes.unbounded])]
+    for part in open_parts:
         part.margins[:, done] = torch.inf
-    closed = search.group.closed(boxes.frontier.store.margins).all(1)
+    closed = boxes.group.closed(boxes.frontier.store.margins).all(1)
     boxes.frontier.remove((boxes.frontier.alive & closed).nonzero(as_tuple=True)[0])
-    boxes.stuck = boxes.stuck.take(~search.group.closed(boxes.stuck.margins).all(1))
+    boxes.unsplittable = boxes.unsplittable.take(~boxes.group.closed(boxes.unsplittable.margins).all(1))

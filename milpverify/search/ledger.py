@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+REPORTS = 0.2
+"""Seconds between two reports of a search."""
+
+
 class Part(Enum):
     """The parts of a run. The values are their names in results and events."""
 
@@ -102,6 +106,15 @@ class Reporter:
     others: float = math.inf
     trust_of_others: Trust = Trust.ROUNDED
     floor: float = -math.inf
+    told: float = 0.0
+
+    def due(self) -> bool:
+        """Whether a search is to report again: every 0.2 seconds."""
+        now = time.monotonic()
+        if now - self.told < REPORTS:
+            return False
+        self.told = now
+        return True
 
     def __call__(self, event: Event) -> None:
         """Pass an event on."""

@@ -1,7 +1,7 @@
 """What smooth functions cost, in units of ReLU: a 784-4x100-10 network with each function, in one process, by turns.
 
 Boxes around uniform random inputs, radius 0.005; torch's default initialisation with seed 0; one core; float32 with the two-sided
-passes in float64, as `milpverify.bounds` does. Each ratio is the median over rounds of time with the function / time with ReLU.
+passes in float64, as `milpverify.propagation` does. Each ratio is the median over rounds of time with the function / time with ReLU.
 Run: python tests/benchmarks/smooth_speed.py [--rounds N] [--functions sigmoid,tanh,...] [--parts crown,alpha]
 """
 

@@ -12,10 +12,11 @@ from product_networks import attention_network, product_network
 from random_graphs import FUNCTIONS, boxes, dense_network, mixed_network, sample
 from random_nets import relu_network
 from torch import Tensor
+from trees import EVERYTHING, PLAIN, context_of, grown
 
 import milpverify as mv
 from milpverify.arithmetic.rounding import ieee
-from milpverify.config import Deadline, SearchOptions
+from milpverify.config import Deadline
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown
@@ -23,8 +24,10 @@ from milpverify.propagation.state import State
 from milpverify.search import groups as margin
 from milpverify.search.bounding import bound_batch, refine
 from milpverify.search.groups import Group, groups
-from milpverify.search.input_split.bisection import Bisection
-from milpverify.search.neuron_split.search import Search
+from milpverify.search.input_split.space import BoxSpace
+from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.branching import children
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 GRAPHS = [dense_network((5, 12, 12, 12, 3), f, k) for k, f in enumerate(FUNCTIONS)] + [mixed_network(seed) for seed in range(4)]
@@ -98,12 +101,12 @@ def test_beta_agrees_and_holds() -> None:
     bounds = []
     for device in ("cpu", "cuda"):
         graph, group, lower, upper = on(device, made)
-        search = Search(made, graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline())
-        root = search.bound(search.first(), 0, choose=True)
+        bounder = Bounder(graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), 1)
+        root, domain, _ = bounder.bound(bounder.first(), 0)
         if device == "cpu":
-            number = root.best[:, 0]
-        children = search.children(root, number.to(device))
-        bounds.append([search.bound(children, iterations, choose=False).bound.cpu() for iterations in (0, 10)])
+            widest = (domain.high - domain.low).argmax(1)
+        both = children(bounder, root, widest.to(device))
+        bounds.append([bounder.bound(both, iterations)[0].bound.cpu() for iterations in (0, 10)])
     for mine, theirs, close in zip(*bounds, (CLOSE[torch.float32], 0.05), strict=True):
         assert float(((mine - theirs).abs() / mine.abs().clamp(min=1.0)).max()) < close
 
@@ -147,8 +150,7 @@ def test_searches_make_their_tensors_where_the_graph_is(single: bool) -> None:
     graph, group, lower, upper = on("cpu", made)
     with torch.device("meta"):
         root = bound_batch(graph, group, lower, upper, torch.float32)
-        outcome = Search(made, graph, group, root.state, Deadline(60)).run(limit=60)
+        neurons = [NeuronSpace(context_of(made, options=options), group, root.state) for options in (PLAIN, EVERYTHING)]
+        for space, limit in ((neurons[0], 60), (neurons[1], 60), (BoxSpace(context_of(made), group), 300)):
+            assert grown(space.tree(), space, limit).detail["subproblems"] >= 5
         assert refine(graph, group, root, AlphaOptions(3), Deadline()).margins.device.type == "cpu"
-        assert outcome.detail["subproblems"] > 5
-        bisection = Bisection(made, graph, group, Deadline(60), torch.float32, None, None, SearchOptions(), None)
-        assert bisection.run(limit=300).subproblems > 5

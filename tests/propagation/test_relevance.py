@@ -11,9 +11,10 @@ import torch
 from product_networks import attention_network, product_network
 from random_graphs import Builder, boxes, dense_network, mixed_network, sample
 from torch import Tensor
+from trees import PLAIN, context_of, grown, neurons_of, root_of
 
 import milpverify as mv
-from milpverify.config import Deadline, SearchOptions
+from milpverify.config import SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.operators import Affine, Linear
 from milpverify.propagation.crown import bound_rows, crown
@@ -23,9 +24,7 @@ from milpverify.propagation.optimised.beta import Relaxations
 from milpverify.propagation.relevance import EVERYTHING, Needed, needed
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import State
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
-from milpverify.search.neuron_split.search import Search
+from milpverify.search.neuron_split.space import NeuronTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 DTYPES = [torch.float32, torch.float64]
@@ -183,16 +182,13 @@ def test_splits_are_spent_on_what_is_needed_alone() -> None:
     least = float(evaluate(graph, corners)[:, 0].amin())
     disjunct = Disjunct(box, Rows.on_outputs(np.array([[1.0, 0.0]]), [least - 0.1], 6), Rows.none(6, 2))
     problem = Problem(graph, (disjunct,))
-    (group,) = groups(problem)
-    with torch.no_grad():
-        found = bound_batch(graph, group, *(torch.tensor(side)[None] for side in (box.lower, box.upper)), torch.float64)
-        search = Search(problem, graph, group, found.state, Deadline(60))
-        search.run(4, limit=100)
+    _, found = root_of(problem)
+    space, tree = neurons_of(context_of(problem, options=PLAIN), NeuronTuning(iterations=4))
+    grown(tree, space, 100)
     parts, split = needed(graph, FIRST), set()
-    open_parts = [search.frontier.all(), search.stuck]
-    for part in open_parts:
+    for part in (tree.frontier.all(), tree.unsplittable):
         for n in range(len(part)):
-            split |= {(search.slots[slot], index) for slot, index, _, _ in part.literals(n)}
+            split |= {(space.bounder.slots[slot], index) for slot, index, _, _ in part.literals(n)}
     assert split and all(bool(parts[z][index]) for z, index in split)
     left = [
         undecided(graph, z, found.state, found.state[z].bounds.lower, found.state[z].bounds.upper)[0] & ~parts[z] for z in graph.readers

@@ -83,7 +83,7 @@ def test_enclosures_hold_the_exact_value() -> None:
 
 
 def intervals(seed: int, count: int = 300) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Ends of two factors: every sign, tiny and huge, points, one factor fixed, ends at zero."""
+    """PerInput of two factors: every sign, tiny and huge, points, one factor fixed, ends at zero."""
     random = torch.Generator().manual_seed(seed)
     scale = 10.0 ** torch.randint(-9, 7, (2, 1, count), generator=random).double()
     ends = scale * torch.randn(2, 2, count, generator=random, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The trial of both searches: whoever goes on, the answer is the one of enumeration, and what either closed stays closed."""
+"""The choice between both spaces: whoever goes on, the answer is the one of enumeration, and what either closed stays closed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bisections import bisection
-from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
+from trees import boxes_of, context_of, neurons_of, root_of
 
 from milpverify import Options, SearchOptions, Verdict, verify
 from milpverify.config import Deadline
+from milpverify.graph import evaluate
 from milpverify.search import choose_space, strategy
-from milpverify.search.bounding import bound_batch
-from milpverify.search.choose_space import SplitSpace, Trial
+from milpverify.search.branch_and_bound import Budget, branch_and_bound
+from milpverify.search.choose_space import Choice, SplitSpace
 from milpverify.search.gap import doublings, gap_closed
-from milpverify.search.groups import Group, groups
-from milpverify.search.ledger import Reporter
-from milpverify.search.neuron_split.search import Search
+from milpverify.search.input_split.boxes import Boxes
+from milpverify.search.input_split.space import BoxSpace
+from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.leaves import Leaves
-from milpverify.search.strategy import Decision
+from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 COUNTED = SearchOptions(deterministic=True)
@@ -34,20 +36,10 @@ def everything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_space, "SPLITS", 2)
 
 
-def moved(disjunct: Disjunct, by: float) -> Disjunct:
-    unsafe = disjunct.unsafe
-    return replace(disjunct, unsafe=Rows(unsafe.x_rows, unsafe.y_rows, unsafe.rhs + by, unsafe.strict))
-
-
-def decided(problem: Problem, leaves: Leaves) -> Decision:
-    (group,) = groups(problem)
+def decided(problem: Problem, leaves: Leaves) -> SearchOutcome:
     leaves.problem = problem
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with torch.no_grad():
-        root = bound_batch(problem.graph, group, lower, upper, torch.float64)
-        return strategy._search(
-            problem, problem.graph, group, root, {}, Deadline(60), Reporter(None), None, leaves, Options(search=COUNTED)
-        )
+        return strategy.search_group(context_of(problem, options=COUNTED, leaves=leaves), *root_of(problem))
 
 
 def several(seed: int) -> tuple[Problem, float]:
@@ -56,11 +48,11 @@ def several(seed: int) -> tuple[Problem, float]:
     first = replace(first, domain=Rows.none(graph.nx, graph.ny))
     rng = np.random.default_rng(seed)
     least = enumerated_minimum(graph, first)
-    disjuncts, size = [moved(first, least)], 1e-2 * max(1.0, abs(least))
+    disjuncts, size = [shifted(first, least)], 1e-2 * max(1.0, abs(least))
     for share in (3.0, 30.0):
         rows = Rows(np.zeros((1, graph.nx)), rng.normal(0, 1, (1, graph.ny)), np.zeros(1), np.array([False]))
         other = Disjunct(first.box, rows, first.domain)
-        disjuncts.append(moved(other, enumerated_minimum(graph, other) - share * size))
+        disjuncts.append(shifted(other, enumerated_minimum(graph, other) - share * size))
     return Problem(graph, tuple(disjuncts)), size
 
 
@@ -68,26 +60,25 @@ def several(seed: int) -> tuple[Problem, float]:
 def test_whoever_goes_on_the_answer_is_the_one_of_enumeration(seed: int, leaves: Leaves) -> None:
     problem, size = several(seed)
     for by, safe in ((-size, True), (size, False)):
-        near = replace(problem, disjuncts=(moved(problem.disjuncts[0], by), *problem.disjuncts[1:]))
+        near = replace(problem, disjuncts=(shifted(problem.disjuncts[0], by), *problem.disjuncts[1:]))
         found = decided(near, leaves)
         assert found.lower_bound <= -by + 1e-4 * size
-        assert found.verified == safe, found
+        assert found.closed == safe, found
         assert (found.counterexample is not None) == (not safe)
 
 
 @pytest.mark.parametrize(("boxes", "splits"), [(64, 16), (8, 1), (512, 1)])
 @pytest.mark.parametrize(("nx", "width", "share", "winner"), [(5, 60, 0.2, SplitSpace.INPUTS), (24, 16, 0.4, SplitSpace.NEURONS)])
 def test_who_goes_on_depends_on_the_problem(
-    nx: int, width: int, share: float, winner: str, boxes: int, splits: int, monkeypatch: pytest.MonkeyPatch
+    nx: int, width: int, share: float, winner: SplitSpace, boxes: int, splits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And little on how long a first round is, or on what either has closed in it: cheap boxes gain more at first."""
     monkeypatch.setattr(choose_space, "BOXES", boxes)
     monkeypatch.setattr(choose_space, "SPLITS", splits)
-    tried, _ = _trial(part_way(nx, width, share))
-    with torch.no_grad():
-        assert tried.run(Deadline(60), counted=True) == winner
-    if tried.rounds:
-        assert (tried.rounds[-1][0] < tried.rounds[-1][1]) == (winner is SplitSpace.INPUTS)
+    choice, _, _, _ = tried(part_way(nx, width, share))
+    assert choice.space is winner
+    if choice.rounds:
+        assert (choice.rounds[-1][0] < choice.rounds[-1][1]) == (winner is SplitSpace.INPUTS)
 
 
 def test_doublings_follow_the_rate_seen_so_far() -> None:
@@ -102,50 +93,89 @@ def part_way(nx: int, width: int = 16, share: float = 0.5, seed: int = 3) -> Pro
     """A network whose margin is to be proved above a share of its first bound."""
     graph = relu_network([nx, width, width, 2], seed)
     disjunct = Disjunct(Box(np.full(nx, -0.6), np.full(nx, 0.6)), Rows.on_outputs([[1.0, -1.0]], [0.0], nx), Rows.none(nx, 2))
-    tried, _ = _trial(Problem(graph, (disjunct,)))
-    return Problem(graph, (moved(disjunct, share * tried.root),))
+    problem = Problem(graph, (disjunct,))
+    return Problem(graph, (shifted(disjunct, share * float(root_of(problem)[1].margins.amin())),))
 
 
-def _trial(problem: Problem) -> tuple[Trial, Group]:
-    (group,) = groups(problem)
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
+def tried(problem: Problem) -> tuple[Choice, Tree[Boxes], Tree[Subproblems], float]:
+    """The choice, by counts, with both trees as it leaves them, and the bound that they began with."""
+    context, (_, root) = context_of(problem, options=COUNTED), root_of(problem)
+    least = float(root.margins.amin())
+    box_space, boxes = boxes_of(context, root)
+    neuron_space, neurons = neurons_of(context)
     with torch.no_grad():
-        root = bound_batch(problem.graph, group, lower, upper, torch.float64)
-        boxes = bisection(problem, options=COUNTED, root=root)
-        search = Search(problem, problem.graph, group, root.state, Deadline(60))
-    return Trial(boxes, search, float(root.margins.amin()), 10), group
+        return choose_space.choose_space(box_space, boxes, neuron_space, neurons, least), boxes, neurons, least
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_what_one_closed_is_closed_for_the_other(seed: int) -> None:
-    """After the exchange either has open what both had open, and its bound is below every margin still."""
-    problem, size = several(seed)
-    problem = replace(problem, disjuncts=(moved(problem.disjuncts[0], -0.1 * size), *problem.disjuncts[1:]))
-    tried, group = _trial(problem)
+def graded(nx: int, width: int, seed: int) -> tuple[Problem, float]:
+    """Four disjuncts, whose margins are to be proved above ever more of their first bounds, and an upper bound of the least margin."""
+    graph, box = relu_network([nx, width, width, 5], seed), Box(np.full(nx, -0.6), np.full(nx, 0.6))
+    rows = -np.diff(np.eye(5), axis=0)
+    disjuncts = [Disjunct(box, Rows.on_outputs([row], [0.0], nx), Rows.none(nx, 5)) for row in rows]
+    points = 1.2 * torch.rand(20_000, nx, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.6
+    seen = (evaluate(graph, points).numpy() @ rows.T).min(0)
+    gaps = (seen - root_of(Problem(graph, tuple(disjuncts)))[1].margins[0].numpy()) * [0.25, 0.6, 0.7, 0.9]
+    return Problem(graph, tuple(shifted(d, float(s - gap)) for d, s, gap in zip(disjuncts, seen, gaps, strict=True))), float(gaps.min())
+
+
+def places(boxes: Tree[Boxes], neurons: Tree[Subproblems]) -> tuple[set[int], set[int]]:
+    """The disjuncts that are open in each."""
+    margins = boxes.left.join(boxes.unsplittable).margins
+    of_boxes = (~boxes.group.closed(margins)).any(0).nonzero().flatten().tolist()
+    return set(of_boxes), set(neurons.left.join(neurons.unsplittable).disjunct.tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("nx", "width", "boxes", "splits"), [(6, 24, 64, 1), (12, 16, 4, 8)])
+def test_what_one_closed_is_closed_for_the_other(
+    nx: int, width: int, boxes: int, splits: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a round either has open what both would have open alone, and its bound is below every margin still."""
+    for name, value in (("ROUNDS", 1), ("BOXES", boxes), ("SPLITS", splits)):
+        monkeypatch.setattr(choose_space, name, value)
+    problem, margin = graded(nx, width, seed)
+    context, (_, root) = context_of(problem, options=COUNTED), root_of(problem)
+    box_space, box_tree = boxes_of(context, root)
+    neuron_space, neuron_tree = neurons_of(context)
     with torch.no_grad():
-        tried.run(Deadline(60), counted=True)
-        both, search = tried.boxes, tried.neurons
-        parts = [search.frontier.all(), search.stuck, *([] if search.waiting is None else [search.waiting])]
-        neurons = {k for part in parts for k in part.disjunct.tolist()}
-        margins = torch.cat([both.frontier.all().margins, both.stuck.margins])
-        boxes = set((~group.closed(margins)).any(0).nonzero().flatten().tolist())
-        if search.bounded and tried.rounds:
-            assert boxes <= neurons
-    assert tried.bound <= 0.1 * size + 1e-4 * size
+        branch_and_bound(neuron_tree, neuron_space, Budget(context.deadline, 0))
+        branch_and_bound(neuron_tree, neuron_space, Budget(context.deadline, neuron_tree.counts.bounded + splits))
+        branch_and_bound(box_tree, box_space, Budget(context.deadline, box_tree.counts.bounded + boxes))
+    alone = places(box_tree, neuron_tree)
+    choice, *both, _ = tried(problem)
+    of_boxes, of_neurons = places(*both)
+    assert choice.rounds and of_boxes == of_neurons == set.intersection(*alone) < set.union(*alone)
+    assert all(tree.proved <= margin and tree.lower_bound <= margin for tree in both)
+
+
+@pytest.mark.parametrize("short", ["memory", "time"])
+def test_a_box_that_was_never_bounded_is_no_box_that_is_closed(short: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the boxes' turn before it begins, nothing is closed for the neurons by that."""
+    original = choose_space.branch_and_bound
+
+    def ends(tree: Tree[Boxes], space: BoxSpace, budget: Budget) -> None:
+        original(tree, space, Budget(Deadline(0)) if isinstance(space, BoxSpace) else budget)
+        tree.out_of_memory = isinstance(space, BoxSpace) and short == "memory"
+
+    monkeypatch.setattr(choose_space, "branch_and_bound", ends)
+    monkeypatch.setattr(choose_space, "ROUNDS", 1)
+    choice, boxes, neurons, _ = tried(part_way(10))
+    assert boxes.unbounded is not None and choice.space is SplitSpace.NEURONS
+    assert not neurons.closed and len(neurons.left)
 
 
 def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:
-    problem = part_way(10)
+    context = context_of(part_way(10), options=COUNTED)
+    (space, whole), (again, parts) = (boxes_of(context) for _ in range(2))
+    seen = [-math.inf]
     with torch.no_grad():
-        whole, parts = (bisection(problem, options=COUNTED) for _ in range(2))
-        once = whole.run()
-        seen = [parts.run(limit=300)]
-        while not seen[-1].closed and len(seen) < 500:
-            seen.append(parts.run(limit=parts.subproblems + 300))
-    assert once.closed and len(seen) > 2
-    assert (once.subproblems, once.lower_bound) == (seen[-1].subproblems, seen[-1].lower_bound)
-    bounds = [outcome.lower_bound for outcome in seen]
-    assert bounds == sorted(bounds)
+        branch_and_bound(whole, space, Budget(context.deadline))
+        while not parts.closed and len(seen) < 500:
+            branch_and_bound(parts, again, Budget(context.deadline, parts.counts.bounded + 300))
+            seen.append(parts.lower_bound)
+    assert whole.closed and parts.closed and len(seen) > 3
+    assert (whole.counts.bounded, whole.lower_bound) == (parts.counts.bounded, parts.lower_bound)
+    assert seen == sorted(seen)
 
 
 def test_groups_in_between_are_tried_and_the_ledger_says_so() -> None:

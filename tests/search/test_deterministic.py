@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,7 @@ from support import detail
 import milpverify as mv
 from milpverify.graph import Graph
 from milpverify.search import choose_space, groups
-from milpverify.search.input_split import bisection
-from milpverify.search.neuron_split import search
-from milpverify.search.solver import box_sharing, sharing
-from milpverify.search.tightening import restarts, tighten
+from milpverify.search.neuron_split import tasks
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -36,10 +35,10 @@ def timeless(value: Any) -> Any:
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons are split however few inputs there are, and the oracle's turns come early."""
-    for module in (groups, sharing):
-        monkeypatch.setattr(module, "MANY_INPUTS" if module is groups else "TURN", 0 if module is groups else 20)
     monkeypatch.setattr(groups, "FEW_INPUTS", -1)
-    monkeypatch.setattr(sharing, "NODES", 5)
+    monkeypatch.setattr(groups, "MANY_INPUTS", 0)
+    monkeypatch.setattr(tasks, "TURN", 20)
+    monkeypatch.setattr(tasks, "NODES", 5)
 
 
 @pytest.fixture
@@ -104,6 +103,8 @@ def test_no_choice_looks_at_the_clock(many: None, monkeypatch: pytest.MonkeyPatc
         def sleep(seconds: float) -> None:
             return
 
-    for module in (box_sharing, sharing, bisection, search, tighten, restarts):
+    timed = [m for name, m in sys.modules.items() if name.startswith("milpverify.search.") and getattr(m, "time", None) is time]
+    assert len(timed) > 4
+    for module in timed:
         monkeypatch.setattr(module, "time", Clock)
     assert timeless(first.to_dict()) == timeless(twice(made).to_dict())

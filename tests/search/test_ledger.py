@@ -7,18 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from bisections import bisection
 from random_nets import disjunct_of, relu_network
+from trees import boxes_of, context_of, neurons_of
 
-from milpverify.config import Deadline
 from milpverify.events import Event
 from milpverify.graph import evaluate
 from milpverify.result import Trust
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
-from milpverify.search.input_split.bisection import Bisection
+from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.ledger import Ledger, Part, Reporter
-from milpverify.search.neuron_split.search import Search
 from milpverify.spec import Box, Problem
 
 
@@ -66,13 +62,12 @@ def test_parts_have_their_names_in_results_and_events() -> None:
 
 
 @pytest.mark.parametrize("on_neurons", [False, True])
-def test_a_search_proves_while_it_runs_whether_anybody_watches_or_not(on_neurons: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_proves_while_it_runs_whether_anybody_watches_or_not(on_neurons: bool) -> None:
     graph, box = relu_network([4, 12, 12, 3], 5), Box(-np.ones(4), np.ones(4))
     x = torch.rand(20000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     y = evaluate(graph, x).numpy()
     least = float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
     problem = Problem(graph, (disjunct_of(box, least - 0.1),))
-    (group,) = groups(problem)
     proved = list[float]()
 
     class Watched(Reporter):
@@ -80,18 +75,12 @@ def test_a_search_proves_while_it_runs_whether_anybody_watches_or_not(on_neurons
             proved.append(bound)
             super().prove(bound, trust)
 
-    lower, upper = (torch.tensor(side)[None] for side in (box.lower, box.upper))
-    with torch.no_grad():
-        root = bound_batch(graph, group, lower, upper, torch.float32)
-        for told in (None, list[Event]()):
-            reporter = Watched(None if told is None else told.append)
-            search: Search | Bisection
-            if on_neurons:
-                search = Search(problem, graph, group, root.state, Deadline(60), reporter)
-            else:
-                search = bisection(problem, root=root, reporter=reporter)
-            search.reported = -math.inf  # however short the run
-            outcome = search.run(limit=200)
-            assert search.ledger is reporter.ledger
-            assert -math.inf < reporter.lower_bound <= outcome.lower_bound <= 0.1 + 1e-6
-            assert told is None or (reporter.lower_bound == proved[-1] and told[-1].data["bound"] == proved[-1])
+    for told in (None, list[Event]()):
+        reporter = Watched(None if told is None else told.append, told=-math.inf)  # however short the run, it is due
+        context = context_of(problem, reporter=reporter)
+        space, tree = neurons_of(context) if on_neurons else boxes_of(context)
+        with torch.no_grad():
+            branch_and_bound(tree, space, Budget(context.deadline, 200))
+        assert context.ledger is reporter.ledger and reporter.ledger.bounded
+        assert -math.inf < reporter.lower_bound <= tree.proved <= 0.1 + 1e-6
+        assert told is None or (reporter.lower_bound == proved[-1] and told[-1].data["bound"] == proved[-1])

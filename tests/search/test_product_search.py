@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 from product_networks import Grower, attention_network, product_network, recurrent_network
+from trees import PLAIN, context_of, grown, neurons_of
 
 import milpverify as mv
-from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual
 from milpverify.result import Verdict
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
+from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.branching import children
-from milpverify.search.neuron_split.search import PLAIN, Search
+from milpverify.search.neuron_split.space import NeuronTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -24,12 +23,8 @@ def problem(graph: Graph, box: Box, row: list[float], rhs: float) -> Problem:
     return Problem(graph, (Disjunct(box, Rows.on_outputs([row], [rhs], graph.nx), Rows.none(graph.nx, graph.ny)),))
 
 
-def searching(of: Problem, options: SearchOptions = PLAIN) -> Search:
-    (group,) = groups(of)
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    with torch.no_grad():
-        found = bound_batch(of.graph, group, lower, upper, torch.float64)
-        return Search(of, of.graph, group, found.state, Deadline(60), options=options)
+def bounder_of(of: Problem) -> Bounder:
+    return neurons_of(context_of(of, options=PLAIN))[0].bounder
 
 
 def parabola() -> Graph:
@@ -63,9 +58,9 @@ KNOWN = {
 def test_known_optima_are_found_by_splitting_factors(name: str) -> None:
     graph, lower, upper, least = KNOWN[name]
     for by, safe in ((-0.01, True), (0.01, False)):
-        search = searching(problem(graph, Box(lower, upper), [1.0], least + by))
-        with torch.no_grad():
-            outcome = search.run(40, limit=3000)
+        context = context_of(problem(graph, Box(lower, upper), [1.0], least + by), options=PLAIN)
+        space, tree = neurons_of(context, NeuronTuning(iterations=40))
+        outcome = grown(tree, space, 3000)
         assert outcome.closed == safe
         assert outcome.lower_bound <= -by + 1e-9
         assert mv.verify(problem(graph, Box(lower, upper), [1.0], least + by), timeout=60).verdict is (
@@ -75,9 +70,9 @@ def test_known_optima_are_found_by_splitting_factors(name: str) -> None:
 
 def test_planes_alone_do_not_prove_the_parabola() -> None:
     graph, lower, upper, least = KNOWN["parabola"]
-    search = searching(problem(graph, Box(lower, upper), [1.0], least - 0.01))
+    bounder = bounder_of(problem(graph, Box(lower, upper), [1.0], least - 0.01))
     with torch.no_grad():
-        bounded = search.bound(search.first(), 50)
+        bounded, _, _ = bounder.bound(bounder.first(), 50)
     assert float(bounded.bound) < -0.5
 
 
@@ -122,14 +117,13 @@ def test_bounds_of_children_hold_where_their_decisions_do(name: str) -> None:
     graph, radius = SMALL[name]
     rng = np.random.default_rng(3)
     box, row = Box(-radius * np.ones(graph.nx), radius * np.ones(graph.nx)), rng.normal(size=graph.ny)
-    search = searching(problem(graph, box, list(row), 0.0))
-    bounder = search.bounder
+    bounder = bounder_of(problem(graph, box, list(row), 0.0))
     x = radius * (2 * torch.rand(3000, graph.nx, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1)
     values, checked = [v.flatten(1) for v in evaluate_all(graph, x)], 0
     truth = values[graph.output] @ torch.tensor(row)
-    allowed = (bounder.relaxations.root == torch.arange(bounder.relaxations.count)).nonzero(as_tuple=True)[0]
+    allowed = (bounder.relaxations.split_for == torch.arange(bounder.relaxations.count)).nonzero(as_tuple=True)[0]
     with torch.no_grad():
-        subs = search.first()
+        subs = bounder.first()
         for _ in range(3):
             subs = subs.take(torch.arange(len(subs)).repeat(4))
             subs = children(
@@ -151,10 +145,9 @@ def test_bounds_of_children_hold_where_their_decisions_do(name: str) -> None:
 
 def test_the_optimiser_climbs_what_is_certified() -> None:
     graph, radius = SMALL["attention"]
-    search = searching(problem(graph, Box(-radius * np.ones(3), radius * np.ones(3)), [1.0, -1.0], 0.0))
-    bounder = search.bounder
+    bounder = bounder_of(problem(graph, Box(-radius * np.ones(3), radius * np.ones(3)), [1.0, -1.0], 0.0))
     with torch.no_grad():
-        both = children(bounder, search.first(), torch.tensor([bounder.relaxations.columns[bounder.slots[0]].start]))
+        both = children(bounder, bounder.first(), torch.tensor([bounder.relaxations.columns[bounder.slots[0]].start]))
         domain = bounder.domain_of(both)
         rows, _, x_rows = bounder.rows_of(both.disjunct)
         dual = bounder.relaxations.ascend(domain, rows, Dual(both.slopes, both.beta), AlphaOptions(iterations=20, step=0.1), x_rows)

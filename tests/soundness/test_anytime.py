@@ -15,8 +15,10 @@ from exact import Disjunct, Row
 from random_networks import Builder, Case, spec_text
 
 import milpverify as mv
-from milpverify.search import bounding as relaxer_module
+from milpverify import run
 from milpverify.search import groups as margin
+from milpverify.search import ledger
+from milpverify.search.bounding import is_out_of_memory
 
 METHODS = [("inputs", 99, 99), ("neurons", -1, -1), ("trial", -1, 99)]
 
@@ -76,11 +78,7 @@ def test_bounds_rise_and_are_true_whenever_a_run_stops(seed: int, slack: float, 
 @pytest.mark.parametrize("searched", METHODS[:2], indirect=True, ids=lambda m: m[0])
 def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports after every batch: the bound rises step by step."""
-    from milpverify.search.input_split import bisection as input_split
-    from milpverify.search.neuron_split import search as neuron_split
-
-    for module in (input_split, neuron_split):
-        monkeypatch.setattr(module.time, "monotonic", _hurried(module.time.monotonic))
+    monkeypatch.setattr(ledger, "REPORTS", 0.0)
     made, infimum = case(5, nx=3, width=8)
     bounds: list[float] = []
     events = []
@@ -96,17 +94,6 @@ def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeyp
     assert len(steps) > 2 and len(set(bounds)) > 2
     assert bounds == sorted(bounds) and bounds[-1] <= infimum
     assert isinstance(steps[-1].data["closed"], dict) and steps[-1].data["closed"]
-
-
-def _hurried(clock: object) -> object:
-    """A clock on which a second passes between any two looks."""
-    now = [0.0]
-
-    def monotonic() -> float:
-        now[0] += 1.0
-        return now[0]
-
-    return monotonic
 
 
 def test_the_ledger_says_who_closed_what(searched: str, tmp_path: Path) -> None:
@@ -125,24 +112,21 @@ def test_the_ledger_says_who_closed_what(searched: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("phase", ["presolve", "refine", "search"])
 def test_memory_that_runs_out_is_unknown_with_the_bound_so_far(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever an allocation fails, the run says so and keeps what was proved."""
-    import importlib
-
     monkeypatch.setattr(margin, "FEW_INPUTS", -1)
     monkeypatch.setattr(margin, "MANY_INPUTS", -1)
-    verify_module = importlib.import_module("milpverify.verify")
     made, infimum = case(2)
     problem = mv.load(*made.write(tmp_path))
 
     def fails(*_: object, **__: object) -> object:
         return torch.empty(2**62, dtype=torch.uint8)
 
-    target = {"presolve": "bound_batch", "refine": "refine", "search": "decide"}[phase]
-    monkeypatch.setattr(verify_module, target, fails)
+    where = {"presolve": (run, "bound_batch"), "refine": (run, "refine"), "search": (sys.modules["milpverify.verify"], "decide")}
+    monkeypatch.setattr(*where[phase], fails)
     result = mv.verify(problem, 20, options=mv.Options(attack=False))
     assert (result.verdict, result.reason) == (mv.Verdict.UNKNOWN, mv.Reason.MEMORY)
     assert result.lower_bound <= infimum
     assert (result.lower_bound == -math.inf) == (phase == "presolve")
-    assert relaxer_module.is_out_of_memory(MemoryError())
+    assert is_out_of_memory(MemoryError())
 
 
 def test_the_memory_limit_ends_a_run(searched: str, tmp_path: Path) -> None:

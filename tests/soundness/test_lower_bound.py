@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,13 +16,14 @@ from milpverify.graph import Graph, evaluate
 from milpverify.optimize import minimize
 from milpverify.result import Result, Trust, Verdict
 from milpverify.search import groups as margin
-from milpverify.search.neuron_split import search as neuron_split
-from milpverify.search.neuron_split.conflicts import Conflicts as NoGoods
-from milpverify.search.neuron_split.subproblems import Frontier
+from milpverify.search.frontier import Frontier
+from milpverify.search.neuron_split import space, tasks
+from milpverify.search.neuron_split.conflicts import Conflicts
+from milpverify.search.neuron_split.space import NeuronSpace
+from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.solver import oracle
-from milpverify.search.solver import sharing as exchange
-from milpverify.search.tightening import restarts as turns
-from milpverify.search.tightening.tighten import Tightening
+from milpverify.search.tightening import restarts
+from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
 
@@ -46,18 +49,18 @@ def at_most(graph: Graph, box: Box, row: list[float], rhs: float, x_row: list[fl
     return Disjunct(box, Rows(x_rows, np.array([row]), np.array([rhs]), np.array([False])), Rows.none(graph.nx, graph.ny))
 
 
-@pytest.mark.parametrize("owner", [(NoGoods, "learn"), (NoGoods, "refute"), (Frontier, "push"), (Frontier, "pop")])
+@pytest.mark.parametrize("owner", [(Conflicts, "keep"), (Conflicts, "refute"), (Frontier, "push"), (Frontier, "pop")])
 @pytest.mark.parametrize("call", [1, 3])
 def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cls, name = owner
     genuine, calls = getattr(cls, name), 0
 
-    def failing(*arguments: object) -> object:
+    def failing(*arguments: object, **named: object) -> object:
         nonlocal calls
         calls += 1
         if calls == call:
             raise MemoryError
-        return genuine(*arguments)
+        return genuine(*arguments, **named)
 
     monkeypatch.setattr(cls, name, failing)
     failed = 0
@@ -72,6 +75,7 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+<<<<<<< HEAD
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("STEP", 2), ("TARGETS", 256)):
         monkeypatch.setattr(turns, name, value)
     monkeypatch.setattr(neuron_split, "FIXED_BATCH", 8)
@@ -84,6 +88,20 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return again
 
     monkeypatch.setattr(turns.Restarts, "_anew", watched)
+=======
+    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("TARGETS", 256)):
+        monkeypatch.setattr(restarts, name, value)
+    monkeypatch.setattr(space, "FIXED_BATCH", 8)
+    genuine, begun = restarts.begin_anew, list[float]()
+
+    def watched(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
+        young, again = genuine(old, tree, *rest)
+        assert again is not tree and again.closed_bound == tree.closed_bound
+        begun.append(again.closed_bound)
+        return young, again
+
+    monkeypatch.setattr(restarts, "begin_anew", watched)
+>>>>>>> 1665aa7 (wip: restarts are functions)
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
     options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, **off))
     events = list[Event]()
@@ -122,22 +140,34 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
 def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
     monkeypatch.setattr(oracle, "safe_dual_bound", lambda outcome, model: claim)
-    monkeypatch.setattr(exchange, "TURN", 16)
-    monkeypatch.setattr(exchange, "NODES", 1)
+    monkeypatch.setattr(tasks, "TURN", 16)
+    monkeypatch.setattr(tasks, "NODES", 1)
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
+<<<<<<< HEAD
         monkeypatch.setattr(turns, name, value)
     monkeypatch.setattr(neuron_split, "FIXED_BATCH", 4)
     genuine, outlived = turns.Restarts._anew, 0
 
     def ending(self: turns.Restarts, tightening: Tightening) -> bool:
-        nonlocal outlived
-        again = genuine(self, tightening)
-        if again and self.lower_bound == claim:
-            outlived += 1
-            self.search.deadline.cancel()
-        return again
+=======
+        monkeypatch.setattr(restarts, name, value)
+    monkeypatch.setattr(space, "FIXED_BATCH", 4)
+    genuine, outlived = restarts.begin_anew, 0
 
+    def ending(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
+>>>>>>> 1665aa7 (wip: restarts are functions)
+        nonlocal outlived
+        young, again = genuine(old, tree, *rest)
+        if again.proved == claim:
+            outlived += 1
+            young.context.deadline.cancel()
+        return young, again
+
+<<<<<<< HEAD
     monkeypatch.setattr(turns.Restarts, "_anew", ending)
+=======
+    monkeypatch.setattr(restarts, "begin_anew", ending)
+>>>>>>> 1665aa7 (wip: restarts are functions)
     options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.propagation.relevance import Needed
-    from milpverify.relaxations.rule import Ends
+    from milpverify.relaxations.rule import PerInput
 
 __all__ = ["AlphaOptions", "Domain", "Dual", "OutputConstraints", "Primal", "Relaxations"]
 
@@ -205,10 +205,10 @@ class Relaxations(Layout):
             )
         return table
 
-    def _chosen_lines(self, domain: Domain, parameters: Tensor) -> dict[int, tuple[Ends, Ends, tuple[Tensor, Tensor]]]:
+    def _chosen_lines(self, domain: Domain, parameters: Tensor) -> dict[int, tuple[PerInput, PerInput, tuple[Tensor, Tensor]]]:
         """Per nonlinear node with open entries, the slopes of both lines (n, r, U) and their intercepts (n, r, U) float64."""
         n, r = parameters.shape[:2]
-        found: dict[int, tuple[Ends, Ends, tuple[Tensor, Tensor]]] = {}
+        found: dict[int, tuple[PerInput, PerInput, tuple[Tensor, Tensor]]] = {}
         for kind in self.kinds:
             low, high = (tuple(t[:, c].unsqueeze(1) for c in kind.columns) for t in (domain.low, domain.high))
             sides = kind.rule.slopes(low, high, kind.chosen(parameters))

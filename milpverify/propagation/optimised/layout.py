@@ -28,7 +28,7 @@ class Layout:
 
     T is their number. `slots` are the variables that have some, ascending; `entries` which they are, and `columns` where they are among all
     T, per variable; `opened` and `kinds` the open entries of nonlinear nodes, one by one and by rule; `stable` the slopes of their other
-    entries; `low`, `high` and `center` (boxes, T); `root` (T,) the column to split for each; `width` the number of parameters.
+    entries; `low`, `high` and `center` (boxes, T); `split_for` (T,) the column to split for each; `width` the number of parameters.
 
     Args:
         graph: in the precision of the matrices.
@@ -67,17 +67,17 @@ class Layout:
         )
         # Variables that are functions of others: their columns, and those of what they are functions of.
         self.derived: list[tuple[Rule, slice, Tensor]] = []
-        self.root = torch.arange(ends[-1], device=graph.device)
+        self.split_for = torch.arange(ends[-1], device=graph.device)
         for y in self.slots:
             if y in self.opened and len(self.opened[y].columns) == 1:
                 source = place[graph.readings[y][0].node][self.entries[y]]
                 self.derived.append((self.opened[y].rule, self.columns[y], source))
-                self.root[self.columns[y]] = self.root[source]
+                self.split_for[self.columns[y]] = self.split_for[source]
 
     @property
     def count(self) -> int:
         """T."""
-        return len(self.root)
+        return len(self.split_for)
 
     @cached_property
     def first(self) -> dict[int, int]:

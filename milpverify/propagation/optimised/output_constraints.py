@@ -73,7 +73,7 @@ def tightened(
     chosen = torch.zeros(relaxations.count, dtype=torch.bool, device=graph.device)
     chosen[weight.topk(min(most, len(weight))).indices] = True
     # What is a function of another variable is bounded through that.
-    chosen &= relaxations.root == torch.arange(relaxations.count, device=graph.device)
+    chosen &= relaxations.split_for == torch.arange(relaxations.count, device=graph.device)
     wanted = {z: relaxations.entries[z][chosen[here]] for z, here in relaxations.columns.items() if z}
     for _ in range(ROUNDS):
         gained = False

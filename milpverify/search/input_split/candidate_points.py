@@ -32,7 +32,7 @@ def try_points(
         delta: points with a margin up to this are worth telling.
 
     Returns:
-        a judgement that a counterexample holds, or else one that the semantics disagree or that the margin is within delta, or None.
+        a validation that a counterexample holds, or else one that the semantics disagree or that the margin is within delta, or None.
     """
     open_rows = ~group.closed(found.margins)[:, group.disjunct]
     box, row = open_rows.nonzero(as_tuple=True)
@@ -52,11 +52,11 @@ def try_points(
         point, disjunct = divmod(flat, group.count)
         if float(margin[point, disjunct]) > max(1e-6, delta):
             break
-        judgement = validate(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
-        if judgement.status is Validity.HOLDS:
-            return judgement
-        if judgement.status is Validity.FLOAT_SEMANTICS or (best is None and judgement.within(delta)):
-            best = judgement
+        validation = validate(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))
+        if validation.status is Validity.HOLDS:
+            return validation
+        if validation.status is Validity.FLOAT_SEMANTICS or (best is None and validation.within(delta)):
+            best = validation
     # The best point of a batch starts a descent: in boxes this small it is often next to a counterexample.
     point, disjunct = divmod(int(margin.argmin()), group.count)
     example = polish(problem, group.disjuncts[disjunct], points[point].cpu().numpy().astype(np.float64))

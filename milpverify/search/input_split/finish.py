@@ -7,25 +7,29 @@ every neuron on one piece are linear programs, which also tell a tie from what b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from milpverify.config import Branching, Options, SearchOptions
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import bound_batch, is_out_of_memory
-from milpverify.search.neuron_split.search import Search
+from milpverify.search.branch_and_bound import Budget, branch_and_bound
+from milpverify.search.context import SearchContext
+from milpverify.search.ledger import Reporter
+from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
-    from milpverify.counterexamples.validate import Validation
-    from milpverify.graph import Graph
     from milpverify.search.bounding import Prepared
     from milpverify.search.groups import Group
-    from milpverify.search.neuron_split.subproblems import NeuronOutcome
+    from milpverify.search.input_split.boxes import Boxes
+    from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.solver.leaves import Leaves
-    from milpverify.spec import Problem
+    from milpverify.search.tree import Incumbents, Tree
 
 FIRST = 2000
 """Bisections before the first round: easy problems end earlier."""
@@ -37,46 +41,43 @@ LEAVES = 64
 """The most linear programs of a round: each takes as long as many bisections."""
 SETTLED, SUBPROBLEMS = 32, 4096
 """How many boxes that cannot be bisected are split into linear programs at a time, and the most subproblems that may take."""
+PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False, branching=Branching.FIRST_ORDER)
+"""A search that derives nothing under "the point is unsafe"."""
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What became of some boxes: which are proved, which are ties, (n,) bool each, and a judgement if a point was judged."""
+    """What became of some boxes: which are proved, which are ties, (n,) bool each, and the best point that was found."""
 
     proved: Tensor
     tied: Tensor
-    judgement: Validation | None
+    incumbents: Incumbents | None
 
 
-@dataclass
 class Finisher:
     """The choice between bisection and neuron splits on small boxes.
 
-    `threshold`: boxes with at most so many unstable neurons are tried. `closed` and `bounded` count boxes and subproblems, `ties` the
-    boxes with a linear program whose margin is not positive in rationals either; `note` says so.
+    `threshold`: boxes with at most so many unstable neurons are tried; `most` of them in a round. `closed` and `bounded` count boxes and
+    subproblems; `note` tells of leaves whose margin is not positive in rationals either.
+
+    Args:
+        context: of the bisection; the searches within it report nothing and ask no solver.
+        prepared: what the group's rows tell before any box is known.
     """
 
-    problem: Problem
-    graph: Graph
-    group: Group
-    deadline: Deadline
-    leaves: Leaves | None = None
-    prepared: Prepared | None = None
-    threshold: int = 24
-    closed: int = 0
-    bounded: int = 0
-    ties: int = 0
-    note: str = ""
-    most: int = ROUND
-
-    def __post_init__(self) -> None:
-        if not self.graph.piecewise_linear:
-            self.leaves = None
+    def __init__(self, context: SearchContext, group: Group, prepared: Prepared | None = None) -> None:
+        self.programs: Leaves | None = context.leaves if context.switches.leaves and context.graph.piecewise_linear else None
+        options = Options(search=PLAIN)
+        self.context = replace(context, options=options, reporter=Reporter(None), points={}, leaves=self.programs, oracle=None)
+        self.group, self.prepared = group, prepared
+        self.threshold, self.most = 24, ROUND
+        self.closed = self.bounded = 0
+        self.note = ""
 
     @property
     def detail(self) -> dict[str, Any]:
         """Counts for the ledger."""
-        return {} if self.leaves is None else {"leaves": self.leaves.solved}
+        return {} if self.programs is None else {"leaves": self.programs.solved}
 
     def begins(self, subproblems: int) -> bool:
         """Whether bisection has gone on for long enough."""
@@ -90,74 +91,68 @@ class Finisher:
         fit = ((unstable <= self.threshold) & ~tried).nonzero(as_tuple=True)[0]
         return fit[:most] if 4 * len(fit) >= most else fit[:0]
 
-    def run(self, lower: Tensor, upper: Tensor, margins: Tensor, known: dict[int, Bounds]) -> Finished:
+    def run(self, boxes: Boxes, known: dict[int, Bounds], deadline: Deadline) -> Finished:
         """Split neurons on some boxes, a few times each. Where memory is short nothing is found, and fewer are tried in future."""
         try:
-            search, outcome = self._split(lower, upper, margins, known, torch.float32, BRANCHINGS, None, LEAVES)
+            tree = self._split(boxes, known, torch.float32, BRANCHINGS, math.inf, LEAVES, deadline)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             self.most //= 2
-            nothing = torch.zeros(len(lower), dtype=torch.bool, device=lower.device)
+            nothing = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.lower.device)
             return Finished(nothing, nothing, None)
-        proved, unfinished = self._left(outcome, len(lower))
+        proved, unfinished = _left(tree, len(boxes))
         # Of a tie, everything else must be done: bisection may yet find a counterexample in what was given up.
         tied = torch.zeros_like(proved)
-        tied[sorted(search.tied)] = True
+        tied[sorted(tree.ties)] = True
         tied &= ~unfinished
         share = float(proved.double().mean())
         self.threshold = max(4, self.threshold - 2) if share < 0.5 else self.threshold + 2 * (share > 0.9)
-        self._count(search, outcome, proved, int(tied.sum()))
-        return Finished(proved, tied, outcome.judgement)
+        self._count(tree, proved)
+        return Finished(proved, tied, tree.incumbents)
 
-    def settle(self, lower: Tensor, upper: Tensor, margins: Tensor, known: dict[int, Bounds], leaves: int | None = None) -> Finished:
-        """Split the neurons of some boxes until linear programs are left, and solve these, at most `leaves`; ties stay open."""
-        proved = torch.zeros(len(lower), dtype=torch.bool, device=lower.device)
-        tied = torch.zeros_like(proved)
-        judgement = None
-        for start in range(0, len(lower), SETTLED):
+    def settle(self, boxes: Boxes, known: dict[int, Bounds], programs: int | None, deadline: Deadline) -> Finished:
+        """Split the neurons of some boxes until linear programs are left, and solve these, at most `programs`; ties stay open."""
+        proved = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.lower.device)
+        tied, incumbents = torch.zeros_like(proved), None
+        for start in range(0, len(boxes), SETTLED):
+            if deadline.expired():
+                break
             here = slice(start, start + SETTLED)
-            if self.deadline.expired():
-                break
+            some = boxes.take(torch.arange(len(boxes), device=proved.device)[here])
             mine = {i: Bounds(b.lower[here], b.upper[here]) for i, b in known.items()}
-            search, outcome = self._split(lower[here], upper[here], margins[here], mine, torch.float64, None, SUBPROBLEMS, leaves)
-            proved[here], _ = self._left(outcome, len(proved[here]))
-            tied[[start + k for k in sorted(search.tied)]] = True
-            judgement = outcome.judgement or judgement
-            self._count(search, outcome, proved[here], len(search.tied))
-            if search.broken:
+            tree = self._split(some, mine, torch.float64, None, SUBPROBLEMS, programs, deadline)
+            proved[here], _ = _left(tree, len(some))
+            tied[[start + k for k in sorted(tree.ties)]] = True
+            if tree.incumbents.counterexample is not None or tree.incumbents.disagreement:
+                incumbents = tree.incumbents
+            self._count(tree, proved[here])
+            if tree.falsified:
                 break
-        return Finished(proved, tied, judgement)
+        return Finished(proved, tied, incumbents)
 
     def _split(
-        self,
-        lower: Tensor,
-        upper: Tensor,
-        margins: Tensor,
-        known: dict[int, Bounds],
-        dtype: torch.dtype,
-        per_box: int | None,
-        limit: int | None,
-        leaves: int | None,
-    ) -> tuple[Search, NeuronOutcome]:
-        found = bound_batch(self.graph, self.group, lower, upper, dtype, known, self.deadline, prepared=self.prepared)
-        box, disjunct = (~self.group.closed(torch.maximum(found.margins, margins))).nonzero(as_tuple=True)
-        search = Search(self.problem, self.graph, self.group, found.state, self.deadline, leaves=self.leaves)
-        if self.leaves is not None:
-            self.leaves.left = leaves
-        return search, search.run(4, 4, batch=4 * ROUND, start=search.first(box, disjunct), limit=limit, per_box=per_box)
+        self, boxes: Boxes, known: dict[int, Bounds], dtype: torch.dtype, per_box: int | None, limit: float, programs: int | None,
+        deadline: Deadline,
+    ) -> Tree[Subproblems]:  # fmt: skip
+        context = self.context.until(deadline)
+        found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, known, deadline, prepared=self.prepared)
+        box, disjunct = (~self.group.closed(torch.maximum(found.margins, boxes.margins))).nonzero(as_tuple=True)
+        space = NeuronSpace(context, self.group, found.state, NeuronTuning(4, 4, 4, per_box, 4 * ROUND))
+        if self.programs is not None:
+            self.programs.left = programs
+        return branch_and_bound(space.tree(space.bounder.first(box, disjunct)), space, Budget(deadline, limit))
 
-    @staticmethod
-    def _left(outcome: NeuronOutcome, count: int) -> tuple[Tensor, Tensor]:
-        """Which boxes are proved, and which have something left to split, (n,) bool each."""
-        unfinished = torch.zeros(count, dtype=torch.bool, device=outcome.open.box.device)
-        unfinished[outcome.open.box] = True
-        proved = ~unfinished
-        proved[outcome.stuck.box] = False
-        return proved, unfinished
-
-    def _count(self, search: Search, outcome: NeuronOutcome, proved: Tensor, ties: int) -> None:
+    def _count(self, tree: Tree[Subproblems], proved: Tensor) -> None:
         self.closed += int(proved.sum())
-        self.bounded += search.bounded
-        self.ties += ties
-        self.note = outcome.note if search.tied else self.note
+        self.bounded += tree.counts.bounded
+        self.note = tree.note if tree.ties else self.note
+
+
+def _left(tree: Tree[Subproblems], count: int) -> tuple[Tensor, Tensor]:
+    """Which boxes are proved, and which have something left to split, (n,) bool each."""
+    unfinished = torch.zeros(count, dtype=torch.bool, device=tree.in_progress.box.device)
+    unfinished[tree.left.box] = True
+    proved = ~unfinished
+    proved[tree.unsplittable.box] = False
+    return proved, unfinished

@@ -17,7 +17,7 @@ from milpverify.propagation.optimised.beta import AlphaOptions, Domain, Dual, Re
 from milpverify.propagation.relevance import needed
 from milpverify.propagation.state import Bounds, LinearBound, NodeState, State
 from milpverify.search.ledger import Part
-from milpverify.search.neuron_split.branching.points import Points
+from milpverify.search.neuron_split.split_points import Points
 from milpverify.search.neuron_split.subproblems import Subproblems
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Bounder:
         candidates: how many splits a subproblem remembers.
         inherits: whether subproblems have bounds of open entries of their own.
         optimised: whether smooth functions are split where their children are tightest, not in the middle.
-        fresh: whether lines begin anew where intervals become much narrower; only where there are curves.
+        resets: whether slopes are reset where intervals become much narrower; only where there are curves.
     """
 
     def __init__(
@@ -52,23 +52,21 @@ class Bounder:
         candidates: int,
         inherits: bool = False,
         optimised: bool = True,
-        fresh: bool = True,
+        resets: bool = True,
     ) -> None:
         self.graph, self.group, self.deadline, self.candidates, self.inherits = graph, group, deadline, candidates, inherits
-        self.fast = graph.to(torch.float32, graph.device)
-        lower, upper = root[0].bounds.lower, root[0].bounds.upper
-        self.root: State = {}
+        fast, lower, upper = graph.to(torch.float32, graph.device), root[0].bounds.lower, root[0].bounds.upper
+        self.state: State = {}
         for node in graph.nodes:  # the charges of float32 passes, with the bounds that are known
-            now = step(graph, node, self.root, lower, upper, self.fast)
-            self.root[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
-        self.relaxations = Relaxations(self.fast, self.root, needed=needed(graph, group.y_rows))
-        self.slots = self.relaxations.slots
-        self.fresh = fresh and any(math.isinf(o.rule.span[1]) for o in self.relaxations.opened.values())
+            now = step(graph, node, self.state, lower, upper, fast)
+            self.state[node.id] = NodeState(now.bounds.meet(root[node.id].bounds), now.center, now.charge)
+        self.relaxations = Relaxations(fast, self.state, needed=needed(graph, group.y_rows))
+        self.resets = resets and any(math.isinf(o.rule.span[1]) for o in self.relaxations.opened.values())
         self.points = Points(self.relaxations, optimised)
         # Where what is gained at an input of a node counts: at the variable that is split for it.
         self.home: dict[int, list[Columns]] = {}
         for i, o in self.relaxations.opened.items():
-            roots = [self.relaxations.root[c] for c in o.columns]
+            roots = [self.relaxations.split_for[c] for c in o.columns]
             self.home[i] = [
                 c if isinstance(c, slice) and not self.relaxations.derived else r for c, r in zip(o.columns, roots, strict=True)
             ]
@@ -87,6 +85,16 @@ class Bounder:
         )
         self.lookup[self.slot_of, self.index_of] = torch.arange(len(self.index_of), device=graph.device)
 
+    @property
+    def fast(self) -> Graph:
+        """The network in float32."""
+        return self.graph.to(torch.float32, self.graph.device)
+
+    @property
+    def slots(self) -> list[int]:
+        """The pre-activations that may be split."""
+        return self.relaxations.slots
+
     def inheriting(self) -> Bounder:
         """The same with subproblems that have bounds of open entries of their own."""
         found = copy(self)
@@ -96,7 +104,7 @@ class Bounder:
     def first(self, box: Tensor | None = None, disjunct: Tensor | None = None) -> Subproblems:
         """Subproblems without splits: the (box, disjunct) pairs given, or every disjunct on every box."""
         device = self.graph.device
-        boxes = self.root[0].center.shape[0]
+        boxes = self.state[0].center.shape[0]
         if box is None or disjunct is None:
             box = torch.arange(boxes, device=device).repeat_interleave(self.group.count)
             disjunct = torch.arange(self.group.count, device=device).repeat(boxes)
@@ -108,7 +116,7 @@ class Bounder:
             box, disjunct, torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
             none.long(), none.long(), none.float(), none.double(), torch.zeros(count, rows, 0, device=device),
             torch.full((count, self.candidates), -1, device=device), slopes, low, -low,
-            torch.zeros(count, self.relaxations.count if self.fresh else 0, dtype=torch.bool, device=device),
+            torch.zeros(count, self.relaxations.count if self.resets else 0, dtype=torch.bool, device=device),
         )  # fmt: skip
 
     def rows_of(self, disjunct: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -135,7 +143,7 @@ class Bounder:
         """The states of the subproblems' boxes with the split pre-activations clamped."""
         of, domain = self.relaxations, self.domain_of(subs)
         state: State = {}
-        for i, s in self.root.items():
+        for i, s in self.state.items():
             low, high = of.own(s.bounds.lower, subs.box), of.own(s.bounds.upper, subs.box)
             if i in of.columns:
                 shape = low.shape

@@ -11,7 +11,7 @@ say together, are in the rows' linear bounds by their multipliers (beta-CROWN).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import cast_down, cast_up, down
 from milpverify.propagation.optimised.halfspaces import Depths, HalfSpace
-from milpverify.search.neuron_split.branching import form
+from milpverify.search.neuron_split.branching import ensure_forms
 
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.halfspaces import HalfspaceForms
     from milpverify.propagation.state import LinearBound
-    from milpverify.search.ledger import Ledger
     from milpverify.search.neuron_split.bounder import Bounder
     from milpverify.search.neuron_split.subproblems import Subproblems
 
@@ -49,35 +48,19 @@ class Clipper:
         side, point = (t[torch.arange(len(subs), device=t.device), newest] for t in (subs.side, subs.point))
         domain = self.bounder.domain_of(subs)
         column = domain.column.gather(1, newest.unsqueeze(1)).squeeze(1)
-        form(self.bounder, self.forms, subs)
+        ensure_forms(self.bounder, self.forms, subs)
         half, known = self.forms.split(subs.box, column, side, point)
         half = HalfSpace(half.pull, torch.where(known & (side != 0), half.least, torch.inf))
         low, high = self.forms.raised(subs.box, half, domain.low, domain.high, self.splits)
         return replace(subs, low=cast_down(low, torch.float32), high=cast_up(high, torch.float32))
 
-    def clip(self, subs: Subproblems, found: LinearBound, ledger: Ledger | None = None) -> Subproblems:
-        """Subproblems with bounds of their open entries that hold at their unsafe points, and with what these are worth.
+    def begin(self, subs: Subproblems, found: LinearBound) -> Clipping:
+        """Begin to clip bounded subproblems by the linear bounds of their rows."""
+        left = (~self.closed(subs)).nonzero(as_tuple=True)[0]
+        ensure_forms(self.bounder, self.forms, subs.take(left))
+        return Clipping(self, subs, left, found.coefficients[left], found.lower[left])
 
-        Args:
-            found: the linear bounds of the subproblems' rows.
-        """
-        left = (~self._closed(subs)).nonzero(as_tuple=True)[0]
-        coefficients, lower = found.coefficients[left], found.lower[left]
-        form(self.bounder, self.forms, subs.take(left))
-        for _ in range(ROUNDS):
-            if not len(left) or self.bounder.deadline.expired():
-                break
-            some = subs.take(left)
-            clipped, moved = self._clipped(some, coefficients, lower)
-            left, clipped = left[moved], clipped.take(moved)
-            clipped, _, found = self.bounder.bound(clipped, 0, ledger)
-            subs = _put(subs, left, clipped)
-            gained = clipped.bound > some.bound[moved] * (1 - LEAST_GAIN)
-            again = gained & ~self._closed(clipped)
-            left, coefficients, lower = left[again], found.coefficients[again], found.lower[again]
-        return subs
-
-    def _clipped(self, subs: Subproblems, coefficients: Tensor, lower: Tensor) -> tuple[Subproblems, Tensor]:
+    def clipped(self, subs: Subproblems, coefficients: Tensor, lower: Tensor) -> tuple[Subproblems, Tensor]:
         """Subproblems clipped by every row, and which of them were, (n,) bool."""
         domain = self.bounder.domain_of(subs)
         least = down(lower - self.bounder.rhs[subs.disjunct])
@@ -88,11 +71,38 @@ class Clipper:
         moved = ((low > domain.low) | (high < domain.high)).any(1)
         return replace(subs, low=cast_down(low, torch.float32), high=cast_up(high, torch.float32)), moved
 
-    def _closed(self, subs: Subproblems) -> Tensor:
+    def closed(self, subs: Subproblems) -> Tensor:
+        """Which are closed by their bounds, (n,) bool."""
         return self.bounder.group.closes(subs.bound, subs.disjunct)
 
 
-def _put(subs: Subproblems, place: Tensor, some: Subproblems) -> Subproblems:
-    """With those at `place` replaced in what clipping changes."""
-    changed = {name: getattr(subs, name).index_put((place,), getattr(some, name)) for name in ("bound", "low", "high")}
-    return replace(subs, **changed)
+@dataclass(eq=False)
+class Clipping:
+    """Subproblems on their way to bounds of their open entries that hold at their unsafe points: `next` is bounded anew, and then kept.
+
+    `left` (n,) are the places of those that may gain yet, `coefficients` and `lower` the linear bounds of their rows.
+    """
+
+    clipper: Clipper
+    subs: Subproblems
+    left: Tensor
+    coefficients: Tensor
+    lower: Tensor
+    rounds: int = 0
+
+    def next(self) -> Subproblems | None:
+        """Subproblems with tighter bounds of open entries, which are to be bounded anew; None where that is over."""
+        if self.rounds == ROUNDS or not len(self.left) or self.clipper.bounder.deadline.expired():
+            return None
+        self.rounds += 1
+        clipped, moved = self.clipper.clipped(self.subs.take(self.left), self.coefficients, self.lower)
+        self.left = self.left[moved]
+        return clipped.take(moved) if len(self.left) else None
+
+    def keep(self, clipped: Subproblems, found: LinearBound) -> None:
+        """Keep what has been bounded anew, and go on with what gained markedly."""
+        before = self.subs.bound[self.left]
+        changed = {n: getattr(self.subs, n).index_put((self.left,), getattr(clipped, n)) for n in ("bound", "low", "high")}
+        self.subs = replace(self.subs, **changed)
+        again = (clipped.bound > before * (1 - LEAST_GAIN)) & ~self.clipper.closed(clipped)
+        self.left, self.coefficients, self.lower = self.left[again], found.coefficients[again], found.lower[again]

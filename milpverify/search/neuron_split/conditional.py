@@ -45,7 +45,7 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
         by_counts: never look at the clock, but for the deadline itself.
     """
     count = len(places)
-    if count > DISJUNCTS or len(bounder.root[0].center) != 1 or not bounder.relaxations.count:
+    if count > DISJUNCTS or len(bounder.state[0].center) != 1 or not bounder.relaxations.count:
         return None
     states: list[State] = []
     disjuncts: list[int] = []
@@ -56,9 +56,9 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
         share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - k))
         if share.expired():  # what there is no time for keeps the bounds that hold everywhere
             disjuncts.append(d)
-            states.append(bounder.root)
+            states.append(bounder.state)
             continue
-        found = tightened(bounder.fast, bounder.root, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
+        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:
             states.append(found.state)

@@ -96,10 +96,10 @@ class Conflicts:
         self.forced += int(some.sum())
         return column, side, float(self.bounds[which[some]].amin()) if bool(some.any()) else torch.inf
 
-    def learn(self, leaves: Subproblems) -> None:
-        """Shrink closed leaves to no-goods; one pass to find what to drop, and one to prove what is left."""
+    def shrunk(self, leaves: Subproblems) -> Subproblems:
+        """Closed leaves without the decisions that they can do without; those are conflicts which bounding them anew still closes."""
         if not len(leaves) or leaves.side.shape[1] < 2 or not bool(self.single.any()):
-            return
+            return leaves.none
         # Other decisions than those at a single breakpoint would all have to be dropped.
         taken = leaves.side != 0
         usable = (taken & self.single[self.bounder.lookup[leaves.slot, leaves.index]]).any(1)
@@ -109,7 +109,7 @@ class Conflicts:
             leaves = replace(leaves, bound=torch.minimum(leaves.bound, self.bounder.estimate(leaves)))
             leaves = leaves.take(leaves.bound > 0)
         if not len(leaves):
-            return
+            return leaves
         column = self.bounder.domain_of(leaves).column
         cost = torch.where(leaves.side != 0, self._influence(leaves).gather(1, column), torch.inf)
         ascending, order = cost.sort(1)
@@ -117,10 +117,10 @@ class Conflicts:
         keep = ~torch.zeros_like(dropped).scatter(1, order, dropped) & (leaves.side != 0)
         shrunk = replace(leaves, side=torch.where(keep, leaves.side, 0.0), bound=torch.full_like(leaves.bound, -torch.inf))
         fits = dropped.any(1) & (keep.sum(1) >= 1) & (keep.sum(1) <= LENGTH) & (self.single[column] | ~keep).all(1)
-        shrunk = shrunk.take(fits)
-        if not len(shrunk):
-            return
-        proved, _, _ = self.bounder.bound(shrunk, 0)
+        return shrunk.take(fits)
+
+    def keep(self, proved: Subproblems) -> None:
+        """Learn the conflicts among shrunk leaves that were bounded anew: those that are closed still."""
         proved = proved.take(self.bounder.group.closes(proved.bound, proved.disjunct))
         proved = proved.take(~self.subsumed(proved))
         self.learned += len(proved)

@@ -1,17 +1,14 @@
-"""Subproblems of the neuron search, compactly: plain tensors over n, and a frontier that takes and gives without copying the rest."""
+"""Subproblems of the search over neurons, compactly."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from milpverify.counterexamples.validate import Validation
-    from milpverify.result import Reason, Trust
+from milpverify.search.frontier import Batch
 
 _PER_SPLIT = ("slot", "index", "side", "point", "beta")
 Literal = tuple[int, int, float, float]
@@ -19,7 +16,7 @@ Literal = tuple[int, int, float, float]
 
 
 @dataclass(eq=False)
-class Subproblems:
+class Subproblems(Batch):
     """Subproblems as arrays over n. K is the largest number of splits, C of candidates, U of neurons with slopes of their own.
 
     `box` (n,) the place in the root's batch of boxes; `disjunct` (n,) the place in the group; `bound` (n,) float64, proved;
@@ -43,18 +40,20 @@ class Subproblems:
     high: Tensor
     narrower: Tensor
 
-    def __len__(self) -> int:
-        return len(self.disjunct)
+    @property
+    def proved(self) -> Tensor:
+        """The bound of each."""
+        return self.bound
 
-    def take(self, chosen: Tensor) -> Subproblems:
-        """Some of them, in the order given (repetition allowed), by number or by mask."""
-        return Subproblems(*(getattr(self, f.name)[chosen] for f in fields(self)))
+    def aligned(self, *others: Subproblems, room: int = 0) -> list[Subproblems]:
+        """All with room for as many splits as the longest list has; the first with `room` more where it must grow."""
+        widths = [s.slot.shape[1] for s in (self, *others)]
+        width = widths[0] if widths[0] == max(widths) else max(widths) + room
+        return [s.padded(width) for s in (self, *others)]
 
-    def join(self, *others: Subproblems) -> Subproblems:
-        """All together; shorter lists of splits are padded."""
-        width = max(s.slot.shape[1] for s in (self, *others))
-        parts = [s.padded(width) for s in (self, *others)]
-        return Subproblems(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(self)))
+    def trimmed(self) -> Subproblems:
+        """With room for the splits that there are."""
+        return self.padded(int(self.depth.max()) if len(self) else 0)
 
     def padded(self, width: int) -> Subproblems:
         """With room for `width` splits, and no more."""
@@ -82,102 +81,3 @@ class Subproblems:
         """The split decisions of one."""
         columns = [getattr(self, name)[n].tolist() for name in ("slot", "index", "side", "point")]
         return tuple(literal for literal in zip(*columns, strict=True) if literal[2])
-
-    @property
-    def bytes_each(self) -> int:
-        """The storage of one, in bytes."""
-        return sum(t[:1].numel() * t.element_size() for t in (getattr(self, f.name) for f in fields(self)))
-
-
-class Frontier:
-    """The open subproblems, in arrays with room to grow: taking some out and putting some in costs what these are, not what waits.
-
-    Args:
-        like: subproblems of the shapes to come.
-    """
-
-    def __init__(self, like: Subproblems) -> None:
-        self.store = like.take(torch.zeros(0, dtype=torch.long, device=like.bound.device))
-        self.alive = torch.zeros(0, dtype=torch.bool, device=like.bound.device)
-
-    def __len__(self) -> int:
-        return int(self.alive.sum())
-
-    @property
-    def bounds(self) -> Tensor:
-        """The bounds of the open ones, (n,)."""
-        return self.store.bound[self.alive]
-
-    @property
-    def lowest(self) -> float:
-        """The lowest bound, inf if nothing is open."""
-        return float(self.bounds.amin()) if bool(self.alive.any()) else torch.inf
-
-    def push(self, subs: Subproblems) -> None:
-        """Put some in."""
-        if not len(subs):
-            return
-        free = (~self.alive).nonzero(as_tuple=True)[0]
-        if len(free) < len(subs):
-            self._grow(max(len(self.alive), len(subs) - len(free)))
-            free = (~self.alive).nonzero(as_tuple=True)[0]
-        width, given = self.store.slot.shape[1], subs.slot.shape[1]
-        if given > width:
-            self.store = self.store.padded(given + 8)
-        place = free[: len(subs)]
-        subs = subs.padded(self.store.slot.shape[1])
-        for f in fields(subs):
-            getattr(self.store, f.name)[place] = getattr(subs, f.name)
-        self.alive[place] = True
-
-    def pop(self, count: int, nearest: bool = False) -> Subproblems:
-        """Take out those of lowest bound, or with `nearest` those of highest, which are the nearest to being closed."""
-        place = self.alive.nonzero(as_tuple=True)[0]
-        chosen = self.store.bound[place].topk(min(count, len(place)), largest=nearest).indices
-        return self._remove(place[chosen])
-
-    def all(self) -> Subproblems:
-        """All that are open."""
-        return self.store.take(self.alive)
-
-    def remove(self, mask: Tensor) -> None:
-        """Take out those of a mask over the places, (capacity,) bool."""
-        self.alive &= ~mask
-
-    def under(self, disjunct: int, literals: tuple[Literal, ...]) -> Tensor:
-        """The open ones of a disjunct that hold all the decisions given, (capacity,) bool."""
-        return self.store.under(disjunct, literals) & self.alive
-
-    def hardest(self, mask: Tensor | None = None) -> Subproblems:
-        """The one of lowest bound, left where it is."""
-        bound = torch.where(self.alive if mask is None else self.alive & mask, self.store.bound, torch.inf)
-        return self.store.take(bound.argmin().unsqueeze(0))
-
-    def _remove(self, place: Tensor) -> Subproblems:
-        taken = self.store.take(place)
-        taken = taken.padded(int(taken.depth.max()) if len(taken) else 0)
-        self.alive[place] = False  # at last, so that nothing is lost where memory ends
-        return taken
-
-    def _grow(self, more: int) -> None:
-        old = [getattr(self.store, f.name) for f in fields(self.store)]
-        self.store = Subproblems(*(torch.cat([t, t.new_zeros(more, *t.shape[1:])]) for t in old))
-        self.alive = torch.cat([self.alive, self.alive.new_zeros(more)])
-
-
-@dataclass(eq=False)
-class NeuronOutcome:
-    """How the search ended. `open` is what is left to split, `stuck` what cannot be split and nothing closed.
-
-    `lower_bound` and a closure rest on `trust`. A counterexample is in `judgement`, or else the last disagreement of semantics.
-    """
-
-    closed: bool
-    lower_bound: float
-    judgement: Validation | None
-    open: Subproblems
-    stuck: Subproblems
-    trust: Trust
-    reason: Reason
-    note: str
-    detail: dict[str, Any]

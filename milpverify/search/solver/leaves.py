@@ -51,7 +51,7 @@ class LeafOutcome:
     """
 
     bound: float = -math.inf
-    judgement: Validation | None = None
+    validation: Validation | None = None
     note: str = ""
     tie: bool = False
     closed: bool = False
@@ -111,17 +111,17 @@ class Leaves:
             return LeafOutcome.closing(bound)
         assert outcome.point is not None
         x = leaf.x_of(outcome.point)
-        judgement = validate(self.problem, leaf.disjunct, x)
-        if judgement.status is not Validity.HOLDS and (example := polish(self.problem, leaf.disjunct, x)) is not None:
-            judgement = replace(judgement, status=Validity.HOLDS, counterexample=example)
-        if judgement.status is Validity.HOLDS:
-            return LeafOutcome(bound, judgement)
+        validation = validate(self.problem, leaf.disjunct, x)
+        if validation.status is not Validity.HOLDS and (example := polish(self.problem, leaf.disjunct, x)) is not None:
+            validation = replace(validation, status=Validity.HOLDS, counterexample=example)
+        if validation.status is Validity.HOLDS:
+            return LeafOutcome(bound, validation)
         exact = leaf.exact_bound(outcome, elastic=False)
         if exact is not None and leaf.disjunct.closes(exact):
             return LeafOutcome.closing(exact)
         least = outcome.primal * float(leaf.scale[0])
-        note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({judgement})"
-        return LeafOutcome(max(bound, -math.inf if exact is None else exact), judgement, note, tie=exact is not None)
+        note = f"a leaf's margin goes down to {least:.9g}, at a point that is no counterexample ({validation})"
+        return LeafOutcome(max(bound, -math.inf if exact is None else exact), validation, note, tie=exact is not None)
 
     def _solve(self, model: Model) -> SolveOutcome:
         return self._process.solve(model, Limits(), self.deadline)

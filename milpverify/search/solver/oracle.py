@@ -17,7 +17,7 @@ from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic
 from milpverify.errors import UnsupportedOperator
 from milpverify.events import Event
-from milpverify.search.solver.whole_milp import Judging
+from milpverify.search.solver.judging import Judging
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus
 from milpverify.solvers.process import POLL, SolverProcess
 from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline, Options
     from milpverify.encode.milp import Layer, NodeRanges
     from milpverify.result import Counterexample
-    from milpverify.search.tightening.solver_targets import SolverTarget
     from milpverify.solvers.model import Model
     from milpverify.spec import Array, Box, Disjunct, Problem
 
+SolverTarget = tuple[int, int, int]
+"""A bound of a pre-activation: node, flat index, side (+1 the lower bound, -1 the upper)."""
 NICENESS = 5  # on a single core the tree gets three quarters
 CRASHES = 3  # a solver that dies this often is left alone
 
@@ -41,7 +42,7 @@ CRASHES = 3  # a solver that dies this often is left alone
 class Task:
     """A subproblem: a disjunct by its place in the group, split decisions, the seconds and solver's nodes that it may take.
 
-    `box` is a part of the disjunct's box, where it is not the whole. With `end` it is no subproblem of the margin's: what is bounded
+    `box` is a part of the disjunct's box, where it is not the whole. With `target` it is no subproblem of the margin's: what is bounded
     from below is side times the pre-activation, over the box alone. `unstable` pre-activations were undecided when it was made.
     """
 
@@ -50,7 +51,7 @@ class Task:
     seconds: float = math.inf
     nodes: int | None = None
     box: Box | None = None
-    end: SolverTarget | None = None
+    target: SolverTarget | None = None
     unstable: int = 0
 
 
@@ -94,14 +95,24 @@ class _Work:
 
 
 @dataclass(eq=False)
+class Usage:
+    """What the process has taken: its `seconds` and `nodes`, how often it died, and the seconds since `began` that went into models."""
+
+    seconds: float = 0.0
+    nodes: int = 0
+    crashes: int = 0
+    modelling: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
 class Oracle:
     """One solver process beside the tree; a context manager that leaves no child behind.
 
     `counterexample` is the first that held, `disagreement` describes a point on which runtime and reals differ, `notes` say what
-    went wrong with the solver, `counts`, `seconds` and `nodes` of its process are for the ledger, `modelling` are the seconds since `began`
-    (of `time.monotonic`) in which models were made, `solved` are the tasks (disjunct of the problem, decisions) that a solver has no more
-    to say about, `proved` the bounds of disjuncts of the problem that it closed and the tree was not told of
-    (`SearchOptions.oracle_to_tree`).
+    went wrong with the solver, `counts` and the `usage` of its process are for the ledger, `solved` are the tasks (disjunct of the problem,
+    decisions) that a solver has no more to say about, `proved` the bounds of disjuncts of the problem that it closed and the tree was not
+    told of (`SearchOptions.oracle_to_tree`).
     """
 
     problem: Problem
@@ -113,15 +124,11 @@ class Oracle:
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"oracle_tasks": 0, "oracle_closed": 0})
     usable: bool = True
-    seconds: float = 0.0
-    nodes: int = 0
     solved: set[tuple[int, tuple[Split, ...]]] = field(default_factory=set)
     proved: dict[int, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-    modelling: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     _process: SolverProcess | None = None
     _work: _Work | None = None
-    _crashes: int = 0
 
     def __enter__(self) -> Oracle:
         return self
@@ -132,7 +139,7 @@ class Oracle:
     def close(self) -> None:
         """End the process."""
         if self._work is not None:
-            self.seconds += time.monotonic() - self._work.began
+            self.usage.seconds += time.monotonic() - self._work.began
         if self._process is not None:
             self._process.close()
         self._process = self._work = None
@@ -173,19 +180,19 @@ class Oracle:
         except NumericallyUnfit as error:
             self.give_up(str(error))
             return
-        self.modelling += time.monotonic() - now
+        self.usage.modelling += time.monotonic() - now
         self.counts["oracle_tasks"] += 1
         self._begin(_Work(task, encoding.model, Judging(self.problem, disjunct, encoding)), self._started(), task.seconds)
 
-    def give_end(self, task: Task, layer: Layer, place: int) -> None:
-        """Begin with an end of a pre-activation.
+    def give_target(self, task: Task, layer: Layer, place: int) -> None:
+        """Begin with a bound of a pre-activation.
 
         Args:
             layer: the model of what lies before it, over the group's box.
             place: of the pre-activation in the layer.
         """
-        assert task.end is not None
-        side = task.end[2]
+        assert task.target is not None
+        side = task.target[2]
         offset = side * float(layer.constant[place]) - float(layer.error[place])
         self.counts["oracle_ends"] = self.counts.get("oracle_ends", 0) + 1
         self._begin(_Work(task, layer.task(place, side), None, offset), self._started(), task.seconds)
@@ -200,7 +207,7 @@ class Oracle:
         self._work = work
         # Once the bound clears the safety margin twice over the task is closed, and raising it further is idle.
         target = 2.0 * safety_margin(work.model) - work.offset
-        plain = work.task.end is not None
+        plain = work.task.target is not None
         limits = Limits(seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=work.task.nodes, plain=plain)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
         process.start(work.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
@@ -259,8 +266,8 @@ class Oracle:
 
     def _end(self, work: _Work, process: SolverProcess, outcome: SolveOutcome) -> None:
         work.raise_to(outcome)
-        self.seconds += outcome.seconds
-        self.nodes += outcome.nodes
+        self.usage.seconds += outcome.seconds
+        self.usage.nodes += outcome.nodes
         if outcome.point is not None and work.judging is not None and work.judging.counterexample is None and not work.emptiness:
             work.judging.consider(outcome.point, outcome.primal)
             work.judging.polish(outcome.point, outcome.primal)
@@ -276,6 +283,6 @@ class Oracle:
                 process.close()
                 self._process = SolverProcess(FALLBACK, self.options.memory_mb, NICENESS)
             case SolverStatus.CRASHED | SolverStatus.MEMORY_LIMIT:
-                self._crashes += 1
-                if self._crashes >= CRASHES:
+                self.usage.crashes += 1
+                if self.usage.crashes >= CRASHES:
                     self.give_up(outcome.message)

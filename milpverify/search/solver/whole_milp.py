@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.counterexamples.polish import polish
-from milpverify.counterexamples.validate import Validity, validate
 from milpverify.encode.milp import Encoding, encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
 from milpverify.events import Event
 from milpverify.result import Counterexample, Reason, Trust, Verdict
+from milpverify.search.outcome import SearchOutcome
+from milpverify.search.solver.judging import Judging
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
-    from milpverify.config import Deadline, Options
+    from milpverify.config import Deadline, Options, SearchMethod
     from milpverify.encode.milp import NodeRanges
     from milpverify.spec import Array, Disjunct, Problem
 
@@ -67,26 +68,12 @@ class Leaf:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class MilpOutcome:
-    """The outcome over all disjuncts handed in: the verdict, what closures and bounds rest on, and one leaf each (fewer once falsified).
-
-    `lower_bound` is the smallest of the leaves', -inf where one has none. `notes` are lines to show once.
-    """
-
-    verdict: Verdict
-    reason: Reason
-    trust: Trust
-    lower_bound: float
-    counterexample: Counterexample | None
-    leaves: tuple[Leaf, ...]
-    notes: tuple[str, ...] = ()
-
-
 def decide_by_milp(
     problem: Problem, disjuncts: Sequence[OpenDisjunct], options: Options, deadline: Deadline, on_event: OnEvent | None = None
-) -> MilpOutcome:
-    """Decide disjuncts one after the other with the solver of the options.
+) -> tuple[list[Leaf], list[str]]:
+    """Decide disjuncts one after the other with the solver of the options; what became of each, and lines to show once.
+
+    Fewer than there are once one is falsified.
 
     Args:
         problem: its graph in float64 on the CPU, piecewise linear.
@@ -109,27 +96,29 @@ def decide_by_milp(
                     leaf = replace(leaf, lower_bound=max(leaf.lower_bound, known.lower_bound))
                 leaves[item.index] = leaf
                 if leaf.verdict is Verdict.FALSIFIED:
-                    return conclude(tuple(leaves.values()), len(disjuncts), tuple(runner.notes))
+                    return list(leaves.values()), runner.notes
                 if leaf.reason is Reason.TIMEOUT:
                     stuck.append(item)
             waiting = stuck if deadline.remaining() > _LEAST_RETRY else []
-        return conclude(tuple(leaves.values()), len(disjuncts), tuple(runner.notes))
+        return list(leaves.values()), runner.notes
 
 
-def conclude(leaves: tuple[Leaf, ...], count: int, notes: tuple[str, ...] = ()) -> MilpOutcome:
-    """The verdict over `count` disjuncts: one counterexample falsifies, and only all of them closed verify."""
+def conclude(leaves: Sequence[Leaf], count: int, method: SearchMethod, notes: Sequence[str] = ()) -> SearchOutcome:
+    """The outcome over `count` disjuncts: one counterexample falsifies, and only all of them closed verify.
+
+    Its `lower_bound` is the smallest of the leaves', -inf where one has none: a counterexample leaves the disjuncts after it without.
+    """
     trust = Trust.weakest(*(leaf.trust for leaf in leaves))
-    # A counterexample leaves the disjuncts after it without a bound.
     bound = min((leaf.lower_bound for leaf in leaves), default=math.inf) if len(leaves) == count else -math.inf
     broken = next((leaf for leaf in leaves if leaf.verdict is Verdict.FALSIFIED), None)
-    if broken is not None:
-        return MilpOutcome(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, trust, bound, broken.counterexample, leaves, notes)
     unknown = [leaf for leaf in leaves if leaf.verdict is Verdict.UNKNOWN]
-    if not unknown:
-        empty = bool(leaves) and all(leaf.reason is Reason.EMPTY_INPUT_SET for leaf in leaves)
-        return MilpOutcome(Verdict.VERIFIED, Reason.EMPTY_INPUT_SET if empty else Reason.PROVED, trust, bound, None, leaves, notes)
-    notes += tuple(dict.fromkeys(leaf.note for leaf in unknown if leaf.note))
-    return MilpOutcome(Verdict.UNKNOWN, unknown[0].reason, trust, bound, None, leaves, notes)
+    if broken is None:
+        notes = [*notes, *dict.fromkeys(leaf.note for leaf in unknown if leaf.note)]
+    solvers = sorted({leaf.solver for leaf in leaves if leaf.solver})
+    detail = {"method": method.value, "solver": ",".join(solvers), "nodes": sum(leaf.nodes for leaf in leaves)}
+    reason = Reason.COUNTEREXAMPLE if broken is not None else unknown[0].reason if unknown else Reason.PROVED
+    example = None if broken is None else broken.counterexample
+    return SearchOutcome(broken is None and not unknown, bound, trust, example, reason, "; ".join(notes), detail=detail)
 
 
 def reason_of(status: SolverStatus) -> Reason:
@@ -246,29 +235,3 @@ class _Runner:
                 return _falsified(unknown, example)
         note = f"disjunct {item.index} has inputs, but none in the network's own numbers was found"
         return replace(unknown, reason=Reason.FLOAT_SEMANTICS, note=note)
-
-
-class Judging:
-    """Judges a solver's points as they come."""
-
-    def __init__(self, problem: Problem, disjunct: Disjunct, encoding: Encoding) -> None:
-        self.problem = problem
-        self.disjunct = disjunct
-        self.encoding = encoding
-        self.near = safety_margin(encoding.model)
-        self.counterexample: Counterexample | None = None
-        self.disagreement = ""
-
-    def consider(self, point: Array, value: float) -> None:
-        """Judge a point whose value, by the solver's word, is at most about 0."""
-        if value > self.near or self.counterexample is not None:
-            return
-        judgement = validate(self.problem, self.disjunct, self.encoding.x_of(point))
-        self.counterexample = judgement.counterexample
-        if judgement.status is Validity.FLOAT_SEMANTICS:
-            self.disagreement = str(judgement)
-
-    def polish(self, point: Array, value: float) -> None:
-        """Move a last point that narrowly misses."""
-        if value <= self.near and self.counterexample is None:
-            self.counterexample = polish(self.problem, self.disjunct, self.encoding.x_of(point))

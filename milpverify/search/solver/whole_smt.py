@@ -15,7 +15,7 @@ from milpverify.encode.smt import smt_script
 from milpverify.errors import SolverUnavailable
 from milpverify.events import Event
 from milpverify.result import Reason, Trust, Verdict
-from milpverify.search.solver.whole_milp import Leaf, MilpOutcome, OnEvent, OpenDisjunct, conclude, reason_of
+from milpverify.search.solver.whole_milp import Leaf, OnEvent, OpenDisjunct, reason_of
 from milpverify.solvers.base import Answer, Limits, SolverStatus
 from milpverify.solvers.process import SolverProcess
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 def decide_by_smt(
     problem: Problem, disjuncts: Sequence[OpenDisjunct], options: Options, deadline: Deadline, on_event: OnEvent | None = None
-) -> MilpOutcome:
-    """Decide disjuncts one after the other with z3: `unsat` closes one with trust EXACT, or ROUNDED where presolve bounds are used.
+) -> tuple[list[Leaf], list[str]]:
+    """Decide disjuncts one after the other with z3, as `decide_by_milp` does with a MILP solver.
 
+    `unsat` closes one with trust EXACT, or ROUNDED where presolve bounds are used.
     Presolve bounds are used unless the options ask for trust EXACT. A closed disjunct's proved lower bound is 0: an SMT solver says
     that no margin is <= 0, and not by how much.
 
@@ -36,7 +37,7 @@ def decide_by_smt(
         UnsupportedOperator: a function that is not piecewise linear.
         SolverUnavailable: z3 is missing, or the network is too large for it.
     """
-    leaves = []
+    leaves: list[Leaf] = []
     with SolverProcess("z3", options.memory_mb) as process:
         for left, item in zip(range(len(disjuncts), 0, -1), disjuncts, strict=True):
             seconds = math.inf if options.search.deterministic else deadline.remaining() / left
@@ -46,7 +47,7 @@ def decide_by_smt(
                 on_event(Event("smt", f"z3: disjunct {item.index} {leaf.verdict.value}", {"disjunct": item.index, "seconds": leaf.seconds}))
             if leaf.verdict is Verdict.FALSIFIED:
                 break
-    return conclude(tuple(leaves), len(disjuncts))
+    return leaves, []
 
 
 def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: Deadline, seconds: float, process: SolverProcess) -> Leaf:
@@ -65,9 +66,9 @@ def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: De
     if outcome.answer is Answer.UNKNOWN:
         return replace(leaf, reason=reason_of(outcome.status), note=outcome.message)
     x = np.array([float(value) for value in outcome.values()])
-    judgement = validate(problem, item.disjunct, x)
-    example = judgement.counterexample or polish(problem, item.disjunct, x)
+    validation = validate(problem, item.disjunct, x)
+    example = validation.counterexample or polish(problem, item.disjunct, x)
     if example is not None:
         return replace(leaf, verdict=Verdict.FALSIFIED, reason=Reason.COUNTEREXAMPLE, counterexample=example, trust=Trust.ROUNDED)
-    reason = Reason.FLOAT_SEMANTICS if judgement.status is Validity.FLOAT_SEMANTICS else Reason.SOLVER_INCONCLUSIVE
-    return replace(leaf, reason=reason, note=f"the real counterexample of z3 does not hold in the network's runtime: {judgement}")
+    reason = Reason.FLOAT_SEMANTICS if validation.status is Validity.FLOAT_SEMANTICS else Reason.SOLVER_INCONCLUSIVE
+    return replace(leaf, reason=reason, note=f"the real counterexample of z3 does not hold in the network's runtime: {validation}")

@@ -1,4 +1,4 @@
-"""The neuron search and bound tightening in turns.
+"""The search over neurons and bound tightening in turns: the tree begins anew whenever its root is tighter.
 
 The tree comes first, for easy problems need nothing else; then as much time goes into tighter bounds, first of all into the slopes of
 the root where their optimisation was cut short. Whether it pays is measured: what a turn of tightening closes of the root's gap to 0.
@@ -10,29 +10,33 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from milpverify.result import Trust
 from milpverify.search.bounding import choose
+from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.gap import gap_closed
 from milpverify.search.ledger import Part
+from milpverify.search.neuron_split.space import NeuronSpace
+from milpverify.search.neuron_split.tasks import NeuronTasks
+from milpverify.search.sharing import Sharing
+from milpverify.search.tightening.solver_targets import SolverTargets
 from milpverify.search.tightening.tighten import Tightening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from milpverify.config import Deadline
-    from milpverify.graph import Graph
     from milpverify.search.bounding import BatchBounds
-    from milpverify.search.groups import Group
-    from milpverify.search.neuron_split.search import Search
-    from milpverify.search.neuron_split.subproblems import NeuronOutcome
+    from milpverify.search.context import SearchContext
+    from milpverify.search.neuron_split.subproblems import Subproblems
+    from milpverify.search.outcome import SearchOutcome
     from milpverify.search.solver.oracle import Oracle
-    from milpverify.spec import Array
+    from milpverify.search.tree import Tree
 
 SECONDS = 1.5
 """What the tree and then tightening have in their first turns, both doubled from turn to turn."""
@@ -46,171 +50,149 @@ LEAST_BY_SOLVER = 0.05
 """The share of the gap that a solver's bounds must close to be used."""
 SIMPLER = 0.88
 """So much of the unstable neurons must be left for a solver to go on with the model of a looser root."""
-STEP = 64
-"""Subproblems between two looks at the clock."""
 
 
-@dataclass(eq=False)
-class Restarts:
-    """A search over one group, begun anew whenever its root is tighter.
+def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: BatchBounds) -> SearchOutcome:
+    """Search until everything is closed or unsplittable, a counterexample holds, or the deadline.
 
     Args:
-        search: over the group, from the root; it may have begun.
-        make: a search from another root, over some of the disjuncts, with the best points known.
-        oracle: what the search listens to, or None.
-        counted: whether subproblems are counted instead of seconds.
-        tightens: whether bounds are tightened; the root's slopes are gone on with in any case, where their optimisation was cut short.
-
-    `closed_bound` is a proved bound of the disjuncts closed in earlier turns, `spent` are the subproblems of their searches; `raised`
-    says whether a solver raised bounds of open subproblems there.
+        space, tree: over the root's group, from the root; the tree may have begun.
+        root: of one box.
     """
-
-    search: Search
-    make: Callable[[Group, BatchBounds, dict[int, Array]], Search]
-    graph: Graph
-    root: BatchBounds
-    oracle: Oracle | None
-    counted: bool = False
-    tightens: bool = True
-    closed_bound: float = math.inf
-    lower_bound: float = -math.inf
-    trust: Trust = Trust.ROUNDED
-    raised: bool = False
-    spent: int = 0
-    anew: int = 0
-
-    def __post_init__(self) -> None:
-        # What else a machine does says nothing of the two; but the time of several threads, or of a GPU, is that of the clock.
-        alone = self.graph.device.type == "cpu" and torch.get_num_threads() == 1
-        self.clock = time.process_time if alone else time.perf_counter
-
-    def run(self, iterations: int, deadline: Deadline) -> NeuronOutcome:
-        """Search until everything is closed or stuck, a counterexample holds, or the deadline."""
-        tightening = Tightening(self.graph, self.search.group, self.root, clock=self.clock)
-        self._listen(tightening)
-        for turn in itertools.count():
-            refining = tightening.root.unrefined > 0
-            if not refining and not (self.tightens and tightening.layers):
-                return self._outcome(self.search.run(iterations), tightening)
-            began, scale = self.clock(), 2**turn
-            self.search.run(iterations, limit=0)  # the root takes what it takes
-            outcome = self._tree(iterations, SECONDS * scale, SPLITS * scale)
-            if self._over(outcome) or deadline.expired():
-                return self._outcome(outcome, tightening)
-            worst, bounded = float(tightening.root.margins.amin()), tightening.bounded
-            by_solver = False
-            if refining:
-                with self.search.ledger.spent(Part.ALPHA_CROWN):
-                    tightening.refine(deadline)
-            else:
-                # As long as the tree took, beginning included, but for a beginning that took very long.
-                seconds = math.inf if self.counted else SECONDS * scale * min(2.0, max(1.0, (self.clock() - began) / (SECONDS * scale)))
-                with self.search.ledger.spent(Part.TIGHTENING):
-                    tightening.run(deadline, seconds, TARGETS * scale if self.counted else math.inf)
-                    by_solver = self._meet(tightening, deadline)
-                self.search.ledger.bound(Part.TIGHTENING, tightening.bounded - bounded)
-            now = float(tightening.root.margins.amin())
-            gained, tree = gap_closed(worst, now), gap_closed(worst, outcome.lower_bound)
-            if gained < LEAST:
-                if refining:
-                    continue
-                self.search.tightening = tightening.consult = None
-                return self._outcome(self.search.run(iterations), tightening)
-            if gained < AHEAD * tree and not refining:  # it may be about to end; if not, what is left may be what a tighter root is for
-                outcome = self._tree(iterations, 2 * SECONDS * scale, 2 * SPLITS * scale)
-                if self._over(outcome) or deadline.expired():
-                    return self._outcome(outcome, tightening)
-            if by_solver:
-                self.trust = Trust.SOLVER
-            if not self._anew(tightening):
-                return self._outcome(self._closed(outcome), tightening)
-        raise AssertionError("turns end")
-
-    def _meet(self, tightening: Tightening, deadline: Deadline) -> bool:
-        """Take what the solver proved of pre-activations, where it is worth the weaker trust; whether the root rests on it."""
-        before = tightening.root
-        if bool(tightening.group.closed(before.margins).all()):
-            return False
-        if not tightening.meet_solver(deadline):
-            return False
-        if gap_closed(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:
-            return True
-        tightening.root = before
-        return False
-
-    def _listen(self, tightening: Tightening) -> None:
-        """Let the oracle work on ends of pre-activations, and be heard while the tree stands still."""
-        if not self.tightens:
-            return
-        self.search.tightening = tightening
-        tightening.consult = None if self.counted else self.search.consult
-
-    def _tree(self, iterations: int, seconds: float, splits: int) -> NeuronOutcome:
-        end, limit = self.clock() + seconds, self.search.bounded + splits
-        while True:
-            outcome = self.search.run(
-                iterations, limit=min(limit, self.search.bounded + STEP) if self.counted else self.search.bounded + STEP
-            )
-            self.lower_bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))
-            if self._over(outcome) or (self.search.bounded >= limit if self.counted else self.clock() >= end):
-                return outcome
-
-    def _over(self, outcome: NeuronOutcome) -> bool:
-        """Whether a turn ended for another reason than its end."""
-        search = self.search
-        return outcome.closed or search.broken or search.out_of_memory or search.deadline.expired() or not len(outcome.open)
-
-    def _anew(self, tightening: Tightening) -> bool:
-        """Begin from the tighter root with what is open; False where nothing is."""
-        old, group = self.search, self.search.group
-        alive = torch.zeros(group.count, dtype=torch.bool, device=self.graph.device)
-        for part in (old.left, old.stuck):
-            alive[part.disjunct] = True
-        margins = tightening.root.margins[0]
-        closed = group.closed(margins) & alive
-        self.closed_bound = min([self.closed_bound, old.closed_bound, *margins[closed].tolist()])
-        old.ledger.close(Part.TIGHTENING, int(closed.sum()))
-        self.trust = Trust.weakest(self.trust, old.trust)
-        keep = (alive & ~closed).nonzero().flatten().tolist()
-        kept = self._kept(keep, tightening.unstable)
+    context = space.context
+    deadline, clock, counted = context.deadline, context.clock, context.switches.deterministic
+    tightening = Tightening(context.graph, space.group, root, clock)
+    targets = SolverTargets(tightening)
+    tasks = _tasks(space, targets)
+    for turn in itertools.count():
+        sharing, refining = None if tasks is None else Sharing(tasks.oracle, tasks), tightening.root.unrefined > 0
+        if not refining and not (context.switches.tightening and tightening.layers):
+            branch_and_bound(tree, space, Budget(deadline), sharing)
+            break
+        began, scale = clock(), 2**turn
+        branch_and_bound(tree, space, Budget(deadline, 0), sharing)  # the root takes what it takes
+        branch_and_bound(tree, space, _turn(tree, context, scale), sharing)
+        if _over(tree, deadline):
+            break
+        worst, bound, by_solver = float(tightening.root.margins.amin()), tree.lower_bound, False
+        if refining:
+            with context.ledger.spent(Part.ALPHA_CROWN):
+                tightening.refine(deadline)
+        else:
+            # As long as the tree took, beginning included, but for a beginning that took very long.
+            seconds = math.inf if counted else SECONDS * scale * min(2.0, max(1.0, (clock() - began) / max(1e-9, SECONDS * scale)))
+            between = None if counted or sharing is None else partial(sharing.share, tree)
+            by_solver = _tighten(context, targets, seconds, TARGETS * scale if counted else math.inf, between)
+        gained, by_tree = gap_closed(worst, float(tightening.root.margins.amin())), gap_closed(worst, bound)
+        if gained < LEAST and refining:
+            continue
+        if gained < LEAST:
+            if tasks is not None:
+                tasks.targets = None
+            branch_and_bound(tree, space, Budget(deadline), sharing)
+            break
+        if gained < AHEAD * by_tree and not refining:  # it may be about to end; if not, what is left may be what a tighter root is for
+            branch_and_bound(tree, space, _turn(tree, context, 2 * scale), sharing)
+            if _over(tree, deadline):
+                break
+        if by_solver:
+            tree.trust, tree.raised = Trust.SOLVER, True
+        keep = still_open(tree, tightening)
+        kept = _kept(context.oracle, keep, tightening.unstable)
         if not keep:
-            return False
-        points = {group.members[place]: x for place, (_, x) in old.best.items()}
-        if len(keep) < group.count:
-            tightening.group, tightening.root = choose(group, tightening.root, keep)
-        self.spent += old.bounded
-        self.anew += 1
-        self.search = self.make(tightening.group, tightening.root, points)
-        self.search.judgement, self.search.note, self.search.closed_bound = old.judgement, old.note, self.closed_bound
-        if kept is not None:
-            self.search.tried[kept] = 1
-        self.raised |= old.raised  # `lower_bound` may rest on what is forgotten now
-        self._listen(tightening)
-        if self.trust is Trust.SOLVER:
-            self.search.trust, self.search.raised = Trust.SOLVER, True
+            tree.clear(tree.in_progress)
+            break
+        space, tree = begin_anew(space, tree, tightening, keep)
+        tasks = _tasks(space, targets, kept)
+    return tree.outcome({**space.detail(tree), **_detail(tree, tightening)})
+
+
+def still_open(tree: Tree[Subproblems], tightening: Tightening) -> list[int]:
+    """The disjuncts, by their places in the group, that neither the tree nor the tighter root has closed; what that closes is counted."""
+    alive = torch.zeros(tree.group.count, dtype=torch.bool, device=tightening.root.margins.device)
+    for part in (tree.left, tree.unsplittable):
+        alive[part.disjunct] = True
+    margins = tightening.root.margins[0]
+    closed = tree.group.closed(margins) & alive
+    tree.closed_bound = min([tree.closed_bound, *margins[closed].tolist()])
+    tree.incumbents.context.ledger.close(Part.TIGHTENING, int(closed.sum()))
+    return (alive & ~closed).nonzero().flatten().tolist()
+
+
+def begin_anew(
+    space: NeuronSpace, tree: Tree[Subproblems], tightening: Tightening, keep: list[int]
+) -> tuple[NeuronSpace, Tree[Subproblems]]:
+    """A tree from the tighter root over the disjuncts that are kept, and its space; what the old one closed, proved and found stays."""
+    group = tree.group
+    points = {group.members[place]: x for place, (_, x) in tree.incumbents.best.items()}
+    if len(keep) < group.count:
+        tightening.group, tightening.root = choose(group, tightening.root, keep)
+    again = NeuronSpace(replace(space.context, points=points), tightening.group, tightening.root.state, space.tuning)
+    young = again.tree()
+    young.continues(tree)
+    return again, young
+
+
+def _tasks(space: NeuronSpace, targets: SolverTargets, kept: int | None = None) -> NeuronTasks | None:
+    """What the solver is asked for, bounds of pre-activations as well; it may have the disjunct that was kept already."""
+    oracle = space.context.oracle
+    if oracle is None:
+        return None
+    tasks = NeuronTasks(space, oracle, targets if space.context.switches.tightening else None)
+    tasks.given.update({} if kept is None else {kept: 1})
+    return tasks
+
+
+def _turn(tree: Tree[Subproblems], context: SearchContext, scale: float) -> Budget:
+    """The time of the tree, or its subproblems where choices go by counts."""
+    if context.switches.deterministic:
+        return Budget(context.deadline, tree.counts.bounded + SPLITS * scale)
+    return Budget(context.deadline, seconds=SECONDS * scale)
+
+
+def _over(tree: Tree[Subproblems], deadline: Deadline) -> bool:
+    """Whether a turn ended for another reason than its end."""
+    return tree.closed or tree.decided or tree.out_of_memory or deadline.expired() or not len(tree.left)
+
+
+def _tighten(context: SearchContext, targets: SolverTargets, seconds: float, limit: float, between: Callable[[], None] | None) -> bool:
+    """Tighten the root, and take what a solver proved of its pre-activations where it pays; whether the root rests on a solver."""
+    tightening = targets.tightening
+    bounded = tightening.bounded
+    with context.ledger.spent(Part.TIGHTENING):
+        tightening.run(context.deadline, seconds, limit, between)
+        by_solver = _met(targets, context.deadline)
+    context.ledger.bound(Part.TIGHTENING, tightening.bounded - bounded)
+    return by_solver
+
+
+def _met(targets: SolverTargets, deadline: Deadline) -> bool:
+    """Take what the solver proved of pre-activations, where it is worth the weaker trust; whether the root rests on it."""
+    tightening, before = targets.tightening, targets.tightening.root
+    if bool(tightening.group.closed(before.margins).all()) or not targets.meet(deadline):
+        return False
+    if gap_closed(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:
         return True
+    tightening.root = before
+    return False
 
-    def _kept(self, keep: list[int], unstable: int) -> int | None:
-        """The new place of the disjunct that the oracle works on as a whole, if that is still open and a new model no simpler by far."""
-        task = None if self.oracle is None else self.oracle.task
-        if self.oracle is None or task is None or task.end is not None:
-            return None
-        if task.decisions or task.disjunct not in keep or unstable < SIMPLER * task.unstable:
-            self.oracle.close()
-            return None
-        place = keep.index(task.disjunct)
-        self.oracle.move(place)
-        return place
 
-    def _closed(self, outcome: NeuronOutcome) -> NeuronOutcome:
-        none = outcome.open.take(torch.zeros(0, dtype=torch.long, device=self.graph.device))
-        return replace(outcome, closed=True, lower_bound=self.closed_bound, open=none, stuck=none)
+def _kept(oracle: Oracle | None, keep: list[int], unstable: int) -> int | None:
+    """The new place of the disjunct that the solver works on as a whole, if that is still open and a new model no simpler by far."""
+    task = None if oracle is None else oracle.task
+    if oracle is None or task is None or task.target is not None:
+        return None
+    if task.decisions or task.disjunct not in keep or unstable < SIMPLER * task.unstable:
+        oracle.close()
+        return None
+    place = keep.index(task.disjunct)
+    oracle.move(place)
+    return place
 
-    def _outcome(self, outcome: NeuronOutcome, tightening: Tightening) -> NeuronOutcome:
-        detail: dict[str, Any] = {**outcome.detail, "subproblems": self.spent + self.search.bounded}
-        if tightening.bounded or self.anew:
-            detail.update(tightened=tightening.bounded, restarts=self.anew)
-            detail.update(unstable_before=tightening.first_unstable, unstable_after=tightening.unstable)
-        bound = max(self.lower_bound, min(self.closed_bound, outcome.lower_bound))
-        trust = Trust.SOLVER if self.raised and not outcome.closed else Trust.weakest(self.trust, outcome.trust)
-        return replace(outcome, lower_bound=bound, trust=trust, detail=detail)
+
+def _detail(tree: Tree[Subproblems], tightening: Tightening) -> dict[str, Any]:
+    """Counts for the ledger."""
+    if not tightening.bounded and not tree.counts.restarts:
+        return {}
+    unstable = {"unstable_before": tightening.first_unstable, "unstable_after": tightening.unstable}
+    return {"tightened": tightening.bounded, "restarts": tree.counts.restarts, **unstable}

@@ -1,13 +1,12 @@
-"""Which ends of pre-activations a solver is asked for, and what came of it.
+"""Which bounds of pre-activations a solver is asked for, and what came of it.
 
-A model of the layers before a neuron is small where few of their neurons are unstable. The ends that are worth most come first, of
+A model of the layers before a neuron is small where few of their neurons are unstable. The bounds that are worth most come first, of
 early layers before later ones, as long as the answers take something off the intervals.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,38 +14,50 @@ import torch
 from milpverify.encode.milp import encode_layer
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.errors import Contradiction, UnsupportedOperator
+from milpverify.graph import evaluate_all
+from milpverify.propagation.state import Bounds, node_ranges
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from milpverify.config import Deadline
     from milpverify.encode.milp import Layer
     from milpverify.search.bounding import BatchBounds
+    from milpverify.search.solver.oracle import SolverTarget
     from milpverify.search.tightening.tighten import Tightening
-
-SolverTarget = tuple[int, int, int]
-"""An end of a pre-activation: node, flat index, side (+1 the lower end, -1 the upper)."""
 
 BINARIES = 150
 """The most unstable neurons before a layer whose models are worth making."""
 EACH = 32
-"""Neurons of a layer, the best first, of which ends are asked for before the next layer's."""
+"""Neurons of a layer, the best first, of which bounds are asked for before the next layer's."""
 LAST, LEAST = 8, 0.02
-"""Of so many answers in a row the mean share taken off the end must be so much for more to be asked for."""
+"""Of so many answers in a row the mean share taken off the bound must be so much for more to be asked for."""
 
 
-@dataclass(eq=False)
+POINTS = 64
+"""Corners of the box at which a solver's word is checked."""
+
+
 class SolverTargets:
-    """The ends of one tightening's pre-activations, as tasks for a solver. `gains` are shares of ends that answers took off."""
+    """The bounds of a root's pre-activations, as tasks for a solver.
 
-    tightening: Tightening
-    asked: set[SolverTarget] = field(default_factory=set)
-    gains: list[float] = field(default_factory=list)
-    over: bool = False
-    _root: BatchBounds | None = None
-    _queue: list[tuple[Layer, SolverTarget, int]] = field(default_factory=list)
-    _layers: list[int] = field(default_factory=list)
+    `proved` are values that a solver proved: z >= value on side +1, z <= value on side -1. `gains` are the shares of bounds that answers
+    took off; `over`: no more are asked for.
+    """
+
+    def __init__(self, tightening: Tightening) -> None:
+        self.tightening = tightening
+        self.proved: dict[SolverTarget, float] = {}
+        self.asked: set[SolverTarget] = set()
+        self.gains: list[float] = []
+        self.over = False
+        self._root: BatchBounds | None = None
+        self._queue: list[tuple[Layer, SolverTarget, int]] = []
+        self._layers: list[int] = []
+        self._seen: list[Tensor] | None = None
 
     def next(self, deadline: Deadline) -> tuple[Layer, SolverTarget, int] | None:
-        """The next end, its layer's model and its place there; None where no more are to be asked for."""
+        """The next bound, its layer's model and its place there; None where no more are to be asked for."""
         tightening = self.tightening
         if self.over:
             return None
@@ -72,31 +83,55 @@ class SolverTargets:
             return
         low, high = (t.cpu().flatten()[index] for t in (bounds[z].bounds.lower, bounds[z].bounds.upper))
         graph, disjunct = self.tightening.graph.to(torch.float64), self.tightening.group.disjuncts[0]
-        every = [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(bounds.items())]
-        layer = encode_layer(graph, every, disjunct.box, z, index.numpy(), deadline)
+        layer = encode_layer(graph, node_ranges(bounds), disjunct.box, z, index.numpy(), deadline)
         to_gain = (worth * torch.stack([-low, high], 1)).flatten()
         for k in to_gain.argsort(descending=True, stable=True).tolist():
-            end = (z, int(index[k // 2]), 1 if k % 2 == 0 else -1)
-            if end not in self.asked and float(to_gain[k]) > 0:
-                self._queue.append((layer, end, k // 2))
+            target = (z, int(index[k // 2]), 1 if k % 2 == 0 else -1)
+            if target not in self.asked and float(to_gain[k]) > 0:
+                self._queue.append((layer, target, k // 2))
 
-    def answer(self, end: SolverTarget, bound: float, ended: bool) -> None:
+    def answer(self, target: SolverTarget, bound: float, ended: bool) -> None:
         """Note a lower bound of side times the pre-activation, proved by a solver.
 
         Raises:
             Contradiction: a point shows that it is wrong. All that the solver said before is forgotten.
         """
-        z, index, side = end
-        if self.tightening.refutes(end, bound):
-            self.tightening.by_solver.clear()
+        z, index, side = target
+        if self._refutes(target, bound):
+            self.proved.clear()
             self.over = True
             raise Contradiction(f"the solver says that a pre-activation is at least {bound:.9g}, a point has less")
         known = self.tightening.root.state[z].bounds
         now = side * float((known.lower if side > 0 else known.upper).flatten()[index])
         if math.isfinite(bound) and bound > now:
-            before = self.tightening.by_solver.get(end)
-            self.tightening.by_solver[end] = side * (bound if before is None else max(bound, side * before))
+            before = self.proved.get(target)
+            self.proved[target] = side * (bound if before is None else max(bound, side * before))
         if ended:
             self.gains.append(max(0.0, bound - now) / max(-now, 1e-300) if now < 0 and math.isfinite(bound) else 0.0)
             recent = self.gains[-LAST:]
             self.over = len(recent) == LAST and sum(recent) < LEAST * LAST
+
+    def _refutes(self, target: SolverTarget, bound: float) -> bool:
+        """Whether a point shows that a lower bound of side times a pre-activation is wrong."""
+        z, index, side = target
+        if self._seen is None:
+            ends = self.tightening.root.state[0].bounds
+            generator = torch.Generator().manual_seed(0)
+            share = torch.rand(POINTS, ends.lower.shape[1], generator=generator, dtype=torch.float64).round().to(ends.lower.device)
+            self._seen = evaluate_all(self.tightening.graph, torch.lerp(ends.lower, ends.upper, share))
+        values = side * self._seen[z].flatten(1)[:, index]
+        return bound > float(values.amin()) + 1e-6 * max(1.0, float(values.abs().amax()))
+
+    def meet(self, deadline: Deadline) -> bool:
+        """Meet the root with what a solver proved; whether that changed anything, so that the root now has trust SOLVER."""
+        root, known, changed = self.tightening.root, dict[int, Bounds](), False
+        for (z, index, side), value in self.proved.items():
+            bounds = known.get(z) or root.state[z].bounds
+            lower, upper = bounds.lower.clone(), bounds.upper.clone()
+            moved = (lower if side > 0 else upper).view(-1)
+            if (value - float(moved[index])) * side > 0:
+                moved[index], changed = value, True
+                known[z] = Bounds(lower, upper)
+        if changed:
+            self.tightening.rebuild(known, deadline)
+        return changed

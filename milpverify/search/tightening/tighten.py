@@ -4,7 +4,7 @@ The lower end of a pre-activation is a small verification problem of its own, ab
 bound tightening; by models in Tjeng et al., arXiv 1711.07356). Both ends of the neurons that matter most are subproblems of one
 frontier, bounded in batches by beta-CROWN; a target ends when most of what sampled points leave to gain is gained, or when the neuron
 is stable. Early layers come first: what they gain tightens all that follows. All of it is ROUNDED. What a solver beside the tree finds
-of the same ends (trust SOLVER) is kept apart, and met only where the options allow that.
+of the same bounds (trust SOLVER) is kept apart (`solver_targets`), and met only where the options allow that.
 
 What an end is worth is read off the root: for a ReLU over [l, u] the gap of the relaxation is u |l| / (u - l), its derivatives are
 (u / (u - l))^2 by l and (l / (u - l))^2 by u; times the multiplier that arrives at the neuron that is the gain to first order.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.config import Branching, Deadline
-from milpverify.graph import Graph, Node, evaluate, evaluate_all
+from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Reshape
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.beta import Dual
@@ -31,11 +31,10 @@ from milpverify.propagation.relevance import needed
 from milpverify.propagation.screening import functions_of, undecided
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, refine
+from milpverify.search.frontier import Frontier
 from milpverify.search.groups import Group
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.branching import Brancher, children
-from milpverify.search.neuron_split.subproblems import Frontier
-from milpverify.search.tightening.solver_targets import SolverTarget, SolverTargets
 from milpverify.spec import Disjunct, Rows
 
 if TYPE_CHECKING:
@@ -45,50 +44,43 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import State
     from milpverify.search.neuron_split.subproblems import Subproblems
 
-
 MOST = 128
 """The most neurons of a layer that are tightened at a time."""
 ENOUGH = 0.8
 """A target ends when so much of what points leave to gain is gained."""
 BATCH, CANDIDATES = 256, 4
-POINTS = 64
-"""Corners of the box at which a solver's word is checked."""
 ROOT_ITERATIONS, ITERATIONS = 20, 6
 
 
-@dataclass(eq=False)
-class Tightening:
-    """The ends of a root's pre-activations, and how far they are tightened.
+@dataclass(frozen=True)
+class _Turn:
+    """What a layer may take: until the deadline, `end` by the clock, or `most` subproblems; `between` is called between batches."""
 
-    `root` is the best root so far (ROUNDED). `by_solver` are values that a solver proved for ends of pre-activations: z >= value on
-    side +1, z <= value on side -1. `bounded` counts subproblems, `first_unstable` the undecided pre-activations at first.
-    `consult` is called between batches.
+    deadline: Deadline
+    end: float
+    most: float
+    between: Callable[[], None] | None
+
+
+class Tightening:
+    """A root whose pre-activation bounds are tightened.
+
+    `root` is the best so far. `bounded` counts subproblems, `first_unstable` the undecided pre-activations at first; `layers` are the
+    pre-activations that are tightened, in their order.
 
     Args:
         graph: in float64.
         group: over the root's box; its domain rows are not used.
         root: of one box.
+        clock: of the time that tightening may take.
     """
 
-    graph: Graph
-    group: Group
-    root: BatchBounds
-    by_solver: dict[SolverTarget, float] = field(default_factory=dict)
-    bounded: int = 0
-    per: int = BATCH
-    out_of_memory: bool = False
-    consult: Callable[[], None] | None = None
-    clock: Callable[[], float] = time.perf_counter
-    _bounder: tuple[BatchBounds, Bounder] | None = None
-    _needed: tuple[Group, Needed] | None = None
-    _seen: list[Tensor] | None = None
-    _end: float = math.inf
-    _most: float = math.inf
-    _each: float = math.inf
-
-    def __post_init__(self) -> None:
-        self.ends = SolverTargets(self)
-        graph = self.graph
+    def __init__(self, graph: Graph, group: Group, root: BatchBounds, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.graph, self.group, self.root, self.clock = graph, group, root, clock
+        self.bounded, self.per, self.out_of_memory = 0, BATCH, False
+        self._bounder: tuple[BatchBounds, Bounder] | None = None
+        self._needed: tuple[Group, Needed] | None = None
+        self._each = math.inf  # seconds of a layer
         kinked = [z for z in graph.readers if all(f.pieces is not None for f in functions_of(graph, z) or ()) and functions_of(graph, z)]
         # The bounds of a first layer are exact.
         self.layers = tuple(z for z in kinked if any(i in graph.ancestors[z] for i in graph.nonlinear))
@@ -112,12 +104,15 @@ class Tightening:
         loose = undecided(self.graph, z, self.root.state, bounds.lower.flatten(1), bounds.upper.flatten(1))[0]
         return loose & parts[z] if z in parts else loose
 
-    def run(self, deadline: Deadline, seconds: float = math.inf, limit: float = math.inf) -> None:
+    def run(
+        self, deadline: Deadline, seconds: float = math.inf, limit: float = math.inf, between: Callable[[], None] | None = None
+    ) -> None:
         """Tighten every layer in its turn, the first before the others.
 
         Args:
             seconds: what it may take by `clock`, and
             limit: in subproblems; what is left of either is shared equally by the layers to come.
+            between: called between batches.
         """
         end, most = self.clock() + seconds, self.bounded + limit
         self._each = seconds / max(1, len(self.layers))
@@ -125,12 +120,12 @@ class Tightening:
             turns = len(self.layers) - k
             if deadline.expired() or self.out_of_memory:
                 return
-            self._end = self.clock() + max(0.0, end - self.clock()) / turns
-            self._most = self.bounded + max(0.0, most - self.bounded) / turns
+            now = self.clock()
+            turn = _Turn(deadline, now + max(0.0, end - now) / turns, self.bounded + max(0.0, most - self.bounded) / turns, between)
             try:
-                tighter = self._layer(z, deadline)
+                tighter = self._layer(z, turn)
                 if tighter is not None:
-                    self._rebuild({z: tighter}, deadline)
+                    self.rebuild({z: tighter}, deadline)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -145,22 +140,7 @@ class Tightening:
                 raise
             self.root = replace(self.root, unrefined=0.0)
 
-    def meet_solver(self, deadline: Deadline) -> bool:
-        """Meet the root with what a solver proved; whether that changed anything, so that the root now has trust SOLVER."""
-        known: dict[int, Bounds] = {}
-        changed = False
-        for (z, index, side), value in self.by_solver.items():
-            bounds = known.get(z) or self.root.state[z].bounds
-            lower, upper = bounds.lower.clone(), bounds.upper.clone()
-            end = (lower if side > 0 else upper).view(-1)
-            if (value - float(end[index])) * side > 0:
-                end[index], changed = value, True
-                known[z] = Bounds(lower, upper)
-        if changed:
-            self._rebuild(known, deadline)
-        return changed
-
-    def _rebuild(self, tighter: dict[int, Bounds], deadline: Deadline) -> None:
+    def rebuild(self, tighter: dict[int, Bounds], deadline: Deadline) -> None:
         """The root anew, with tighter bounds of some nodes."""
         found = self.root
         known = {i: tighter[i].meet(s.bounds) if i in tighter else s.bounds for i, s in found.state.items()}
@@ -169,17 +149,6 @@ class Tightening:
         paced = self._each < math.inf
         now = refine(self.graph, self.group, now, REFINE, deadline.within(self._each) if paced else deadline, paced)
         self.root = replace(now, margins=torch.maximum(now.margins, found.margins))
-
-    def refutes(self, end: SolverTarget, bound: float) -> bool:
-        """Whether a point shows that a lower bound of side times a pre-activation is wrong."""
-        z, index, side = end
-        if self._seen is None:
-            ends = self.root.state[0].bounds
-            generator = torch.Generator().manual_seed(0)
-            share = torch.rand(POINTS, ends.lower.shape[1], generator=generator, dtype=torch.float64).round().to(ends.lower.device)
-            self._seen = evaluate_all(self.graph, torch.lerp(ends.lower, ends.upper, share))
-        values = side * self._seen[z].flatten(1)[:, index]
-        return bound > float(values.amin()) + 1e-6 * max(1.0, float(values.abs().amax()))
 
     # -- targets ------------------------------------------------------------------------------------------------------------
 
@@ -216,7 +185,7 @@ class Tightening:
 
     # -- one layer ----------------------------------------------------------------------------------------------------------
 
-    def _layer(self, z: int, deadline: Deadline) -> Bounds | None:
+    def _layer(self, z: int, turn: _Turn) -> Bounds | None:
         """Tighter bounds of one layer; None where there is nothing to do."""
         index, worth = self.targets(z)
         if not len(index):
@@ -230,12 +199,12 @@ class Tightening:
         known = torch.stack([low, -high], 1) * scale  # (n, 2) lower bounds of the rows
         rows = torch.zeros(2 * len(index), graph.ny, dtype=torch.float64, device=index.device)
         rows[torch.arange(len(rows), device=index.device), index.repeat_interleave(2)] = (scale * side).flatten()
-        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, deadline, CANDIDATES)
+        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, turn.deadline, CANDIDATES)
         subs, _, found = bounder.bound(bounder.first(), ROOT_ITERATIONS)
         known = torch.maximum(known.flatten(), subs.bound)
         threshold = self._threshold(graph, rows, found.coefficients.flatten(0, 1), known)
-        bounder = Bounder(graph, _group(self.group, rows, threshold), state, deadline, CANDIDATES)
-        proved = self._branch(bounder, replace(subs, bound=down(known - threshold)), deadline)
+        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, CANDIDATES)
+        proved = self._branch(bounder, replace(subs, bound=down(known - threshold)), turn)
         known = torch.maximum(known, down(proved + threshold)).reshape(-1, 2) / scale
         lower, upper = bounds.lower.clone(), bounds.upper.clone()
         lower.view(-1)[index] = torch.maximum(low, known[:, 0])
@@ -250,7 +219,7 @@ class Tightening:
         seen = (values @ rows.T).amin(0).clamp(max=0.0)
         return torch.where(seen < 0, known + ENOUGH * (seen - known).clamp(min=0.0), 0.0)
 
-    def _branch(self, bounder: Bounder, subs: Subproblems, deadline: Deadline) -> Tensor:
+    def _branch(self, bounder: Bounder, subs: Subproblems, turn: _Turn) -> Tensor:
         """Split the targets until they end; proved lower bounds of their margins, (2 n,)."""
         proved = torch.full_like(subs.bound, torch.inf)
         brancher = Brancher(bounder, Branching.FIRST_ORDER)
@@ -264,7 +233,7 @@ class Tightening:
 
         sift(subs)
         self.bounded += len(subs)
-        while len(frontier) and not deadline.expired() and self.bounded < self._most and self.clock() < self._end:
+        while len(frontier) and not turn.deadline.expired() and self.bounded < turn.most and self.clock() < turn.end:
             parents = frontier.pop(max(1, self.per // 2))
             try:
                 fresh, domain, _ = bounder.bound(children(bounder, parents, parents.best[:, 0]), ITERATIONS)
@@ -280,8 +249,8 @@ class Tightening:
                 continue
             self.bounded += len(fresh)
             sift(fresh)
-            if self.consult is not None:
-                self.consult()
+            if turn.between is not None:
+                turn.between()
         left = frontier.all()
         return proved.scatter_reduce(0, left.disjunct, left.bound, "amin")
 

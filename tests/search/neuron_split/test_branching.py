@@ -10,6 +10,7 @@ import pytest
 import torch
 from product_networks import attention_network, product_network, recurrent_network
 from random_nets import random_problem
+from trees import PLAIN, context_of, grown, neurons_of
 
 from milpverify import verify
 from milpverify.config import Branching, Deadline, Options, SearchOptions, SplitPoints
@@ -20,14 +21,14 @@ from milpverify.propagation.optimised.beta import Dual
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
 from milpverify.relaxations.branching_points import branching_points
 from milpverify.result import Verdict
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
-from milpverify.search.neuron_split.branching import Brancher, Points, bound_anew, children, form, narrowed
+from milpverify.search.neuron_split.branching import Brancher, children, ensure_forms, narrowed, reset_slopes
 from milpverify.search.neuron_split.branching.bbps import gains
 from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers, looseness, splittable
 from milpverify.search.neuron_split.branching.first_order import pointwise
-from milpverify.search.neuron_split.branching.reset_slopes import begun_anew, relaxed_anew
-from milpverify.search.neuron_split.search import PLAIN, Search
+from milpverify.search.neuron_split.branching.reset_slopes import relaxed_anew
+from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.split_points import Points
+from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 BRANCHINGS = tuple(b for b in Branching if b is not Branching.NONE)
@@ -49,19 +50,15 @@ def problem_of(graph: Graph, by: float, size: float = 0.4) -> Problem:
     return Problem(graph, (Disjunct(box, Rows.on_outputs([row], [threshold], nx), Rows.none(nx, len(row))),))
 
 
-def searching(problem: Problem, options: SearchOptions = PLAIN, candidates: int = 4) -> Search:
-    (group,) = groups(problem)
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    with torch.no_grad():
-        found = bound_batch(problem.graph, group, lower, upper, torch.float64)
-        return Search(problem, problem.graph, group, found.state, Deadline(60), candidates=candidates, options=options)
+def space_of(problem: Problem, options: SearchOptions = PLAIN) -> NeuronSpace:
+    return neurons_of(context_of(problem, options=options))[0]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_scores_are_near_what_the_children_gain(name: str) -> None:
     """The split that either score likes best gains at least a quarter of what the best one gains."""
-    search = searching(problem_of(SMOOTH[name](), 0.05))
-    bounder = search.bounder
+    space = space_of(problem_of(SMOOTH[name](), 0.05))
+    bounder = space.bounder
     of, every = bounder.relaxations, Consumers(bounder.relaxations)
     with torch.no_grad():
         root, domain, found = bounder.bound(bounder.first(), 40)
@@ -72,7 +69,7 @@ def test_scores_are_near_what_the_children_gain(name: str) -> None:
         both = children(bounder, root.take(torch.zeros(column.shape[1], dtype=torch.long)), column[0])
         actual = (bounder.bound(both, 60)[0].bound - root.bound).reshape(2, -1)
         forms = HalfspaceForms(of)
-        form(bounder, forms, root)
+        ensure_forms(bounder, forms, root)
         by_bbps = gains(every, forms, candidates, primal, found)[:, 0, :, 0]
         by_point = pointwise(every, candidates, primal, attained=True)[:, 0, :, 0]
     assert column.shape[1] > 4 and float(actual.max()) > 0
@@ -84,11 +81,11 @@ def test_scores_are_near_what_the_children_gain(name: str) -> None:
 
 
 def test_a_split_relaxes_anew_what_reads_it_and_nothing_else() -> None:
-    search = searching(problem_of(attention_network(0), 0.05))
-    of = search.bounder.relaxations
+    space = space_of(problem_of(attention_network(0), 0.05))
+    of = space.bounder.relaxations
     table = Consumers(of).table
     for i, o in of.opened.items():
-        wanted = {(int(of.root[of_input]), k) for c in o.columns for k, of_input in enumerate(torch.arange(of.count)[c])}
+        wanted = {(int(of.split_for[of_input]), k) for c in o.columns for k, of_input in enumerate(torch.arange(of.count)[c])}
         entries, start, count = table[i]
         found = {(v, int(e)) for v in range(of.count) for e in entries[start[v] : start[v] + count[v]]}
         assert found == wanted
@@ -103,12 +100,11 @@ def test_every_heuristic_proves_no_more_than_is_true_and_repeats(name: str, bran
     least = float(evaluate(problem.graph, points)[:, 0].min()) - float(disjunct.unsafe.rhs[0])
     found = []
     for where in (*SplitPoints, SplitPoints.MIDPOINT):
-        search = searching(problem, replace(PLAIN, branching=branching, points=where, deterministic=True))
-        with torch.no_grad():
-            root = float(search.bound(search.first(), 20).bound)
-            outcome = search.run(iterations=4, limit=40)
+        options = replace(PLAIN, branching=branching, points=where, deterministic=True)
+        space, tree = neurons_of(context_of(problem, options=options), NeuronTuning(iterations=4))
+        root, outcome = grown(tree, space, 0).lower_bound, grown(tree, space, 40)
         assert root <= outcome.lower_bound <= least
-        found.append((outcome.closed, outcome.lower_bound, search.bounded))
+        found.append((outcome.closed, outcome.lower_bound, tree.counts.bounded))
     assert found[-1] == found[-2]
     assert root > 0 or not branching.estimates_gains or max(bound for _, bound, _ in found) > root
 
@@ -131,8 +127,8 @@ def test_piecewise_linear_problems_too(seed: int, branching: Branching) -> None:
 
 
 def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
-    search = searching(problem_of(attention_network(0, sharp=2.0), 0.05))
-    bounder = search.bounder
+    space = space_of(problem_of(attention_network(0, sharp=2.0), 0.05))
+    bounder = space.bounder
     with torch.no_grad():
         root, domain, found = bounder.bound(bounder.first(), 20)
         some = root.take(torch.zeros(3, dtype=torch.long))
@@ -146,29 +142,29 @@ def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
             assert torch.equal(best, again) and best.shape == (3, bounder.candidates)
             assert bool(still.gather(1, best).all())
             assert heuristic is Branching.RANDOM or torch.equal(best[0], best[2])
-        primal = bounder.relaxations.primal(domain, *_rows(search, some))
+        primal = bounder.relaxations.primal(domain, *_rows(space, some))
         assert bool((looseness(bounder.relaxations, bounder.home, domain, primal) >= 0).all())
 
 
-def _rows(search: Search, subs: object) -> tuple[torch.Tensor, Dual, torch.Tensor | None]:
-    y_rows, _, x_rows = search.bounder.rows_of(subs.disjunct)  # type: ignore[attr-defined]
-    return y_rows, Dual(subs.slopes, subs.beta), x_rows  # type: ignore[attr-defined]
+def _rows(space: NeuronSpace, subs: Subproblems) -> tuple[torch.Tensor, Dual, torch.Tensor | None]:
+    y_rows, _, x_rows = space.bounder.rows_of(subs.disjunct)
+    return y_rows, Dual(subs.slopes, subs.beta), x_rows
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_children_relax_anew_what_reads_the_split_and_keep_other_lines(name: str) -> None:
-    search = searching(problem_of(SMOOTH[name](), 0.05))
-    bounder = search.bounder
+    space = space_of(problem_of(SMOOTH[name](), 0.05))
+    bounder = space.bounder
     of = bounder.relaxations
     with torch.no_grad():
         root, domain, _ = bounder.bound(bounder.first(), 20)
         column = splittable(of, bounder.home, domain)[0].nonzero().flatten()
-        both = begun_anew(bounder, children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column))
+        both = reset_slopes(bounder, children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column))
         halves = bounder.domain_of(both)
         seen = 0
         for o in of.opened.values():
             low, high = (tuple(side[:, c] for c in o.columns) for side in (halves.low, halves.high))
-            reads = of.root[o.columns[0]].unsqueeze(0) == torch.cat([column, column]).unsqueeze(1)
+            reads = of.split_for[o.columns[0]].unsqueeze(0) == torch.cat([column, column]).unsqueeze(1)
             reads = reads & math.isinf(o.rule.span[1])
             for which, part in enumerate((o.lower, o.upper)):
                 if part is not None and len(o.index):
@@ -180,8 +176,8 @@ def test_children_relax_anew_what_reads_the_split_and_keep_other_lines(name: str
 
 
 def test_what_clipping_narrows_is_relaxed_anew() -> None:
-    search = searching(problem_of(attention_network(0), 0.05, 0.3))
-    bounder = search.bounder
+    space = space_of(problem_of(attention_network(0), 0.05, 0.3))
+    bounder = space.bounder
     of = bounder.relaxations
     with torch.no_grad():
         root, domain, _ = bounder.bound(bounder.first(), 20)
@@ -208,13 +204,13 @@ def test_what_clipping_narrows_is_relaxed_anew() -> None:
 
 def test_fresh_lines_are_worth_more_than_those_of_the_parent() -> None:
     """Summed over all splits, children gain more at once than with the parent's lines."""
-    search = searching(problem_of(attention_network(0), 0.05, 0.3))
-    bounder = search.bounder
+    space = space_of(problem_of(attention_network(0), 0.05, 0.3))
+    bounder = space.bounder
     with torch.no_grad():
         root, domain, _ = bounder.bound(bounder.first(), 40)
         column = splittable(bounder.relaxations, bounder.home, domain)[0].nonzero().flatten()
         both = children(bounder, root.take(torch.zeros(len(column), dtype=torch.long)), column)
-        gained = [(bounder.estimate(some) - root.bound).clamp(min=0.0).sum() for some in (begun_anew(bounder, both), both)]
+        gained = [(bounder.estimate(some) - root.bound).clamp(min=0.0).sum() for some in (reset_slopes(bounder, both), both)]
     assert float(gained[0]) > float(gained[1])
 
 
@@ -223,17 +219,17 @@ def test_lines_that_were_fitted_to_each_other_are_kept_where_fresh_ones_are_wort
     z = builder.matmul(builder.nodes[0], np.full((80, 1), 1.0 / 80))
     y = builder.sum([builder.function("exp", z), builder.function("exp", builder.scale(z, -1.0))])
     graph, box = builder.graph([y], (), ()), Box(np.full(80, -1.5), np.full(80, 1.0))
-    search = searching(Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [2.0], 80), Rows.none(80, 1)),)))
-    bounder = search.bounder
+    problem = Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [2.0], 80), Rows.none(80, 1)),))
+    space, tree = neurons_of(context_of(problem, options=PLAIN), NeuronTuning(iterations=2))
+    bounder = space.bounder
     with torch.no_grad():
         root, _, _ = bounder.bound(bounder.first(), 200)  # the tangents of both at 0
         assert float(root.bound) > -1e-3
         both = children(bounder, root, torch.tensor([0]))
         both = replace(both, bound=torch.full_like(both.bound, -torch.inf))
-        fresh, _, _ = bounder.bound(begun_anew(bounder, both), 2)
+        fresh, _, _ = bounder.bound(reset_slopes(bounder, both), 2)
         assert float(fresh.bound.amin()) < -0.01
-        both = replace(both, bound=root.bound.expand(2))
-        kept, _, found = bound_anew(bounder, both, 2)
+        kept, found = space.bound(tree, replace(both, bound=root.bound.expand(2)))
     assert bool((kept.bound >= root.bound).all())
     assert float((found.lower - 2.0).amin()) > -1e-3
 
@@ -250,14 +246,14 @@ def test_points_go_by_everything_that_reads_a_variable() -> None:
 
 
 def test_products_are_split_in_the_middle_and_breakpoints_where_they_are() -> None:
-    of = searching(problem_of(recurrent_network(0), 0.05)).bounder.relaxations
+    of = space_of(problem_of(recurrent_network(0), 0.05)).bounder.relaxations
     column = torch.arange(of.count)
     low, high = torch.full((of.count,), -1.0, dtype=torch.float64), torch.full((of.count,), 3.0, dtype=torch.float64)
     optimised, middle = (Points(of, optimised=way)(column, low, high) for way in (True, False))
     assert torch.equal(middle, torch.ones_like(middle))
     assert bool(((optimised > low) & (optimised < high)).all()) and not torch.equal(optimised, middle)
     graph, disjunct = random_problem(0, ("relu",))
-    kinked = searching(Problem(graph, (disjunct,))).bounder.relaxations
+    kinked = space_of(Problem(graph, (disjunct,))).bounder.relaxations
     column = torch.arange(kinked.count)
     low, high = (torch.full((kinked.count,), end, dtype=torch.float64) for end in (-1.0, 3.0))
     assert torch.equal(Points(kinked)(column, low, high), torch.zeros_like(low))
@@ -273,13 +269,12 @@ def test_unknown_names_are_errors() -> None:
 def test_smooth_networks_are_filtered_where_that_is_asked_for() -> None:
     problem = problem_of(product_network(1), 0.3)
     options = replace(PLAIN, branching="bbps")
-    assert searching(problem, options).bounder.candidates == 1
-    filtered = searching(problem, replace(options, filtering_smooth=True))
+    assert space_of(problem, options).bounder.candidates == 1
+    filtered, tree = neurons_of(context_of(problem, options=replace(options, filtering_smooth=True)), NeuronTuning(4, 2, 2, batch=4))
     assert filtered.bounder.candidates == 4
-    assert searching(problem, replace(options, filtering_smooth=True, filtering=False)).bounder.candidates == 1
-    with torch.no_grad():
-        filtered.run(2, 2, batch=4, limit=30)
-    assert filtered.bounded >= 30 or not len(filtered.frontier)
+    assert space_of(problem, replace(options, filtering_smooth=True, filtering=False)).bounder.candidates == 1
+    grown(tree, filtered, 30)
+    assert tree.counts.bounded >= 30 or not len(tree.frontier)
 
 
 def test_nothing_is_searched_where_nothing_is_to_be_split() -> None:

@@ -9,29 +9,30 @@ import pytest
 import torch
 from points import sampled
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
+from trees import PLAIN, clip, context_of, grown, neurons_of
 
 from milpverify.arithmetic.rounding import down
-from milpverify.config import Deadline, SearchOptions
+from milpverify.config import SearchOptions
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
 from milpverify.search.neuron_split.branching import children
 from milpverify.search.neuron_split.clip import Clipper
-from milpverify.search.neuron_split.search import PLAIN, Search
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 CLIPPING = replace(PLAIN, clipping=True)
 
 
-def searching(graph: Graph, disjunct: Disjunct, options: SearchOptions = CLIPPING, dtype: torch.dtype = torch.float64) -> Search:
-    problem = Problem(graph, (disjunct,))
-    (group,) = groups(problem)
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    with torch.no_grad():
-        found = bound_batch(graph, group, lower, upper, dtype)
-        return Search(problem, graph, group, found.state, Deadline(60), options=options)
+def searching(
+    graph: Graph, disjunct: Disjunct, options: SearchOptions = CLIPPING, dtype: torch.dtype = torch.float64
+) -> tuple[NeuronSpace, Tree[Subproblems]]:
+    return neurons_of(context_of(Problem(graph, (disjunct,)), options=options), dtype=dtype)
+
+
+def space_of(graph: Graph, disjunct: Disjunct, dtype: torch.dtype = torch.float64) -> NeuronSpace:
+    return searching(graph, disjunct, dtype=dtype)[0]
 
 
 def margins(disjunct: Disjunct, points: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -39,13 +40,13 @@ def margins(disjunct: Disjunct, points: torch.Tensor, y: torch.Tensor) -> torch.
     return (points @ torch.tensor(unsafe.x_rows).T + y @ torch.tensor(unsafe.y_rows).T - torch.tensor(unsafe.rhs)).amax(1)
 
 
-def kept(search: Search, subs: Subproblems, pre: torch.Tensor, unsafe: torch.Tensor) -> int:
+def kept(space: NeuronSpace, subs: Subproblems, pre: torch.Tensor, unsafe: torch.Tensor) -> int:
     """How many unsafe points lie in the subproblems, all of which satisfy what these inherited."""
     checked = 0
     for n in range(len(subs)):
         inside = unsafe.clone()
         for slot, index, side, point in subs.literals(n):
-            column = int(search.bounder.lookup[slot, index])
+            column = int(space.bounder.lookup[slot, index])
             inside &= side * (pre[:, column] - point) >= 0
         slack = 1e-12 * (1 + pre[inside].abs())
         assert bool((pre[inside] >= subs.low[n] - slack).all()) and bool((pre[inside] <= subs.high[n] + slack).all())
@@ -65,18 +66,18 @@ def test_unsafe_points_stay(seed: int, dtype: torch.dtype) -> None:
     for share in (0.0, 0.05, 0.4):
         near = shifted(disjunct, float(worst.quantile(share)) + size)
         unsafe = margins(near, points, values[graph.output]) <= 0
-        search = searching(graph, near, dtype=dtype)
-        bounder = search.bounder
+        space = space_of(graph, near, dtype)
+        bounder = space.bounder
         if not bounder.relaxations.count:
             pytest.skip("everything is stable")
-        pre = torch.cat([values[z].flatten(1)[:, bounder.relaxations.entries[z]] for z in search.slots], 1)
+        pre = torch.cat([values[z].flatten(1)[:, bounder.relaxations.entries[z]] for z in space.bounder.slots], 1)
         clipper = Clipper(bounder, HalfspaceForms(bounder.relaxations))
         with torch.no_grad():
-            subs, checked = search.first(), 0
+            subs, checked = space.bounder.first(), 0
             for _ in range(4):
                 subs, _, found = bounder.bound(subs, 3)
-                subs = clipper.clip(subs, found)
-                checked += kept(search, subs, pre, unsafe)
+                subs = clip(clipper, subs, found)
+                checked += kept(space, subs, pre, unsafe)
                 domain = bounder.domain_of(subs)
                 split = ((domain.low < 0) & (domain.high > 0)).int()
                 alive = (domain.low <= domain.high).all(1)
@@ -95,13 +96,13 @@ def test_split_constraints_tighten_what_they_leave(seed: int, dtype: torch.dtype
     disjunct = Disjunct(
         box, Rows.on_outputs([[1.0, -1.0]], [float((values[graph.output] @ torch.tensor([1.0, -1.0]).double()).amin())], 3), Rows.none(3, 2)
     )
-    search = searching(graph, disjunct, dtype=dtype)
-    bounder = search.bounder
-    pre = torch.cat([values[z].flatten(1)[:, bounder.relaxations.entries[z]] for z in search.slots], 1)
+    space = space_of(graph, disjunct, dtype)
+    bounder = space.bounder
+    pre = torch.cat([values[z].flatten(1)[:, bounder.relaxations.entries[z]] for z in space.bounder.slots], 1)
     clipper, every = Clipper(bounder, HalfspaceForms(bounder.relaxations)), torch.ones(len(points), dtype=torch.bool)
     with torch.no_grad():
-        assert clipper.divided(search.first()).low.isinf().all()  # nothing is split
-        subs, tighter = search.first(), 0
+        assert clipper.divided(space.bounder.first()).low.isinf().all()  # nothing is split
+        subs, tighter = space.bounder.first(), 0
         for _ in range(4):
             domain = bounder.domain_of(subs)
             alive = (domain.low <= domain.high).all(1) & ((domain.low < 0) & (domain.high > 0)).any(1)
@@ -113,7 +114,7 @@ def test_split_constraints_tighten_what_they_leave(seed: int, dtype: torch.dtype
             after = bounder.domain_of(subs)
             assert bool((after.low >= before.low).all()) and bool((after.high <= before.high).all())
             tighter += int(((after.high - after.low) < 0.99 * (before.high - before.low)).sum())
-            assert kept(search, subs, pre, every) > 0
+            assert kept(space, subs, pre, every) > 0
     assert tighter > 0
 
 
@@ -122,28 +123,28 @@ def test_clipping_raises_bounds_closes_more_and_is_inherited(seed: int) -> None:
     graph, box = relu_network([16, 40, 40, 2], seed), Box(-0.4 * np.ones(16), 0.4 * np.ones(16))
     disjunct = Disjunct(box, Rows.on_outputs([[1.0, -1.0]], [0.0], 16), Rows.none(16, 2))
     with torch.no_grad():
-        bound = float(searching(graph, disjunct).bounder.bound(searching(graph, disjunct).first(), 40)[0].bound)
+        bounder = space_of(graph, disjunct).bounder
+        bound = float(bounder.bound(bounder.first(), 40)[0].bound)
         near = shifted(disjunct, bound + 0.01 * abs(bound))  # the bound is below 0 by a little
-        search = searching(graph, near)
-        clipper, (subs, _, found) = (
-            Clipper(search.bounder, HalfspaceForms(search.bounder.relaxations)),
-            search.bounder.bound(search.first(), 40),
-        )
+        space, tree = searching(graph, near)
+        clipper = Clipper(space.bounder, HalfspaceForms(space.bounder.relaxations))
+        subs, _, found = space.bounder.bound(space.bounder.first(), 40)
         assert float(subs.bound) < 0
-        clipped = clipper.clip(subs, found)
-        assert bool((clipped.bound >= subs.bound).all()) and float(clipped.bound) > 0.9 * float(subs.bound)
-        assert bool((clipped.low >= subs.low).all()) and bool((clipped.high <= subs.high).all())
-        of = search.bounder.relaxations
-        assert bool((clipped.low > of.low + 1e-3 * (of.high - of.low)).any())
-        both = children(search.bounder, clipped, (of.high - of.low).argmax(1))
-        assert torch.equal(both.low, clipped.low.repeat(2, 1)) and torch.equal(both.high, clipped.high.repeat(2, 1))
-        domain = search.bounder.domain_of(both)
-        assert bool((domain.low >= clipped.low).all()) and bool((domain.high <= clipped.high).all())
+        narrowed = clip(clipper, subs, found)
+        assert bool((narrowed.bound >= subs.bound).all()) and float(narrowed.bound) > 0.9 * float(subs.bound)
+        assert bool((narrowed.low >= subs.low).all()) and bool((narrowed.high <= subs.high).all())
+        of = space.bounder.relaxations
+        assert bool((narrowed.low > of.low + 1e-3 * (of.high - of.low)).any())
+        both = children(space.bounder, narrowed, (of.high - of.low).argmax(1))
+        assert torch.equal(both.low, narrowed.low.repeat(2, 1)) and torch.equal(both.high, narrowed.high.repeat(2, 1))
+        domain = space.bounder.domain_of(both)
+        assert bool((domain.low >= narrowed.low).all()) and bool((domain.high <= narrowed.high).all())
         # Bounds that are to hold everywhere know nothing of it.
-        plain, everywhere = search.bounder.state_of(clipped), search.plain.state_of(clipped)
-        wider = [z for z in search.slots if bool((everywhere[z].bounds.lower < plain[z].bounds.lower).any())]
-        assert wider and all(torch.equal(everywhere[z].bounds.lower, search.plain.root[z].bounds.lower) for z in search.slots)
-        less, more = searching(graph, near, PLAIN).run(limit=6000), search.run(limit=6000)
+        plain, everywhere = space.bounder.state_of(narrowed), space.plain.state_of(narrowed)
+        wider = [z for z in space.bounder.slots if bool((everywhere[z].bounds.lower < plain[z].bounds.lower).any())]
+        assert wider and all(torch.equal(everywhere[z].bounds.lower, space.plain.state[z].bounds.lower) for z in space.bounder.slots)
+    bare, whole = searching(graph, near, PLAIN)
+    less, more = grown(whole, bare, 6000), grown(tree, space, 6000)
     assert more.closed and more.detail["subproblems"] < 0.7 * less.detail["subproblems"]
     assert more.lower_bound == 0.0
 
@@ -156,11 +157,10 @@ def test_bounds_rise_and_are_below_the_exact_minimum_whenever_the_search_stops(s
         pytest.skip("the input set is empty")
     slack = 1e-6 * max(1.0, abs(least))
     for by in (least - 1e-2 * max(1.0, abs(least)), least + 1e-3 * max(1.0, abs(least))):
-        search = searching(graph, shifted(disjunct, by))
+        space, tree = searching(graph, shifted(disjunct, by))
         before = -np.inf
         for limit in (1, 3, 7, 20, 100):
-            with torch.no_grad():
-                outcome = search.run(limit=limit)
+            outcome = grown(tree, space, limit)
             assert outcome.lower_bound >= before
             assert outcome.lower_bound <= max(0.0, least - by) + slack and (outcome.lower_bound <= 0.0)
             assert not (outcome.closed and least - by < -slack)
@@ -172,9 +172,9 @@ def test_linear_bounds_are_those_of_the_rows() -> None:
         relu_network([16, 40, 40, 2], 0),
         Disjunct(Box(-np.ones(16), np.ones(16)), Rows.on_outputs([[1.0, -1.0]], [0.5], 16), Rows.none(16, 2)),
     )
-    search = searching(graph, disjunct)
+    space = space_of(graph, disjunct)
     with torch.no_grad():
-        _, _, found = search.bounder.bound(search.first(), 10)
+        _, _, found = space.bounder.bound(space.bounder.first(), 10)
     points = sampled(disjunct.box, 5000, 0)
     values = evaluate_all(graph, points)[graph.output]
     a = found.coefficients[0, 0].double()

@@ -7,26 +7,22 @@ import pytest
 import torch
 from points import sampled
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+from trees import PLAIN, context_of, grown, neurons_of, root_of
 
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints
 from milpverify.propagation.optimised.output_constraints import tightened
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.conditional import conditional_root
-from milpverify.search.neuron_split.search import PLAIN, Search
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 ON = SearchOptions(no_goods=False)
 
 
 def bounder_of(graph: Graph, disjuncts: list[Disjunct]) -> Bounder:
-    (group,) = groups(Problem(graph, tuple(disjuncts)))
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    with torch.no_grad():
-        return Bounder(graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(60), 4)
+    group, root = root_of(Problem(graph, tuple(disjuncts)))
+    return Bounder(graph, group, root.state, Deadline(60), 4)
 
 
 def constraints(bounder: Bounder, shift: float = 0.0) -> OutputConstraints:
@@ -50,7 +46,7 @@ def test_conditional_bounds_hold_at_unsafe_points(seed: int) -> None:
         given = constraints(bounder, float(worst.quantile(share)) + 1e-9 * max(1.0, float(worst.abs().amax())))
         unsafe = (residuals(given, points, values[graph.output]) <= 0).all(1)
         with torch.no_grad():
-            found = tightened(bounder.fast, bounder.root, given, 1000)
+            found = tightened(bounder.fast, bounder.state, given, 1000)
         assert bool(unsafe.any()) and not found.empty
         for z in bounder.slots:
             bounds, value = found.state[z].bounds, values[z][unsafe]
@@ -98,12 +94,12 @@ def test_constraints_tighten_and_refute(seed: int) -> None:
     with torch.no_grad():
         root = bounder.bound(bounder.first(), 40)[0].bound
         assert float(root) < least
-        before = sum(float(bounder.root[z].bounds.width.sum()) for z in bounder.slots)
-        near = tightened(bounder.fast, bounder.root, constraints(bounder, least), 1000, AlphaOptions(iterations=20, step=0.1))
+        before = sum(float(bounder.state[z].bounds.width.sum()) for z in bounder.slots)
+        near = tightened(bounder.fast, bounder.state, constraints(bounder, least), 1000, AlphaOptions(iterations=20, step=0.1))
         after = sum(float(near.state[z].bounds.width.sum()) for z in bounder.slots)
         assert not near.empty and after < 0.999 * before
         # Below the bound of the relaxation nothing is unsafe.
-        assert tightened(bounder.fast, bounder.root, constraints(bounder, float(root) - abs(float(root))), 1000).empty
+        assert tightened(bounder.fast, bounder.state, constraints(bounder, float(root) - abs(float(root))), 1000).empty
 
 
 def test_a_disjunct_refuted_at_the_root_counts_as_zero_and_others_keep_their_own_bounds() -> None:
@@ -118,16 +114,14 @@ def test_a_disjunct_refuted_at_the_root_counts_as_zero_and_others_keep_their_own
     with torch.no_grad():
         found = conditional_root(bounder, [0, 1], Deadline(60))
     assert found is not None and found.disjuncts == [0] and found.refuted == [1]
-    problem = Problem(graph, (near, far))
-    (group,) = groups(problem)
     for options in (PLAIN, ON):
-        with torch.no_grad():
-            search = Search(problem, graph, group, bounder.root, Deadline(60), options=options)
-            search.patience = 0
-            outcome = search.run()
+        space, tree = neurons_of(context_of(Problem(graph, (near, far)), options=options))
+        if options.output_constraints:
+            space.patience = 0
+        outcome = grown(tree, space)
         assert outcome.closed
         assert outcome.lower_bound == 0 if options is ON else outcome.lower_bound > 0
-        assert search.conditional is (options is ON)
+        assert tree.conditional is (options is ON)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -140,25 +134,21 @@ def test_an_empty_interval_means_that_enumeration_finds_nothing_unsafe(seed: int
     for by in (1.0, 1e-2, 1e-4, -1e-4):
         size = by * max(1.0, abs(least))
         with torch.no_grad():
-            empty = tightened(bounder.fast, bounder.root, constraints(bounder, least - size), 1000).empty
+            empty = tightened(bounder.fast, bounder.state, constraints(bounder, least - size), 1000).empty
         assert not (empty and size < 0)
 
 
 def test_beginning_again_under_output_constraints_keeps_what_was_proved() -> None:
     graph, disjunct, least = robust(1)
     near = Disjunct(disjunct.box, Rows.on_outputs([[1.0, -1.0]], [least - 0.01], 6), Rows.none(6, 2))
-    bounder = bounder_of(graph, [near])
-    problem = Problem(graph, (near,))
-    (group,) = groups(problem)
-    search = Search(problem, graph, group, bounder.root, Deadline(60), options=SearchOptions(clipping=False))
-    search.patience = 30
-    with torch.no_grad():
-        before = search.run(limit=30)
-        assert len(before.open) and not search.conditional
-        after = search.run(limit=search.bounded + 1)
-        assert search.conditional and after.lower_bound >= before.lower_bound
-        assert bool((after.open.bound >= before.lower_bound).all())
-        done = search.run(limit=300)
+    space, tree = neurons_of(context_of(Problem(graph, (near,)), options=SearchOptions(clipping=False)))
+    space.patience = 30
+    before = grown(tree, space, 30)
+    assert len(tree.left) and not tree.conditional
+    after = grown(tree, space, tree.counts.bounded + 1)
+    assert tree.conditional and after.lower_bound >= before.lower_bound
+    assert bool((tree.left.bound >= before.lower_bound).all())
+    done = grown(tree, space, 300)
     assert after.lower_bound <= done.lower_bound <= 0.01
 
 
@@ -170,5 +160,5 @@ def test_without_time_every_disjunct_keeps_the_bounds_that_hold_everywhere() -> 
     if not bounder.relaxations.count:
         pytest.skip("everything is stable")
     assert root is not None and root.disjuncts == [0, 1] and not root.refuted
-    for i, known in bounder.root.items():
+    for i, known in bounder.state.items():
         assert torch.equal(root.state[i].bounds.lower, known.bounds.lower.expand(2, *known.bounds.lower.shape[1:]))

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from random_nets import relu_network
+from trees import context_of, grown, neurons_of
 
-from milpverify.config import Deadline, SearchOptions
+from milpverify.config import SearchOptions
 from milpverify.graph import Graph, evaluate_all
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
 from milpverify.search.neuron_split.branching import children
 from milpverify.search.neuron_split.conflicts import Conflicts
-from milpverify.search.neuron_split.search import Search
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
@@ -33,13 +32,8 @@ def samples(graph: Graph, seed: int) -> tuple[torch.Tensor, dict[int, torch.Tens
     return x, evaluate_all(graph, x)
 
 
-def searching(graph: Graph, disjuncts: list[Disjunct], options: SearchOptions) -> Search:
-    problem = Problem(graph, tuple(disjuncts))
-    (group,) = groups(problem)
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    with torch.no_grad():
-        found = bound_batch(graph, group, lower, upper, torch.float64)
-        return Search(problem, graph, group, found.state, Deadline(60), options=options)
+def space_of(graph: Graph, disjuncts: list[Disjunct]) -> NeuronSpace:
+    return neurons_of(context_of(Problem(graph, tuple(disjuncts)), options=ON))[0]
 
 
 @pytest.mark.parametrize("clipping", [False, True])
@@ -57,13 +51,12 @@ def checked_points(seed: int, clipping: bool, away: tuple[float, float]) -> int:
     y = values[graph.output]
     least = float((y[:, 0] - y[:, 1]).amin())
     graph, disjuncts = problem_of(seed, (least - away[0], least - away[1]))
-    search = searching(graph, disjuncts, replace(ON, clipping=clipping, deterministic=True))
-    with torch.no_grad():
-        outcome = search.run(limit=1500)
-    found = search.no_goods
+    options = replace(ON, clipping=clipping, deterministic=True)
+    space, tree = neurons_of(context_of(Problem(graph, tuple(disjuncts)), options=options))
+    outcome, found = grown(tree, space, 1500), space.conflicts
     assert found is not None and found.learned == len(found) > 0
     assert plain.box.size == 5
-    pre = torch.cat([values[z][:, search.bounder.relaxations.entries[z]] for z in search.slots], 1)
+    pre = torch.cat([values[z][:, space.bounder.relaxations.entries[z]] for z in space.bounder.slots], 1)
     checked = 0
     for signs, (_, disjunct), bound in zip(found.signs, found.scope.tolist(), found.bounds.tolist(), strict=True):
         inside = ((signs == 0) | (pre * signs >= 0)).all(1)
@@ -75,42 +68,42 @@ def checked_points(seed: int, clipping: bool, away: tuple[float, float]) -> int:
     return checked
 
 
-def with_splits(search: Search, decisions: list[tuple[int, int]], disjunct: int = 0) -> Subproblems:
-    subs = search.first().take(torch.tensor([disjunct]))
+def with_splits(space: NeuronSpace, decisions: list[tuple[int, int]], disjunct: int = 0) -> Subproblems:
+    subs = space.bounder.first().take(torch.tensor([disjunct]))
     for column, side in decisions:
-        subs = children(search.bounder, subs, torch.tensor([column])).take(torch.tensor([side]))
+        subs = children(space.bounder, subs, torch.tensor([column])).take(torch.tensor([side]))
     return subs
 
 
 def test_a_no_good_closes_what_holds_it_and_forces_what_is_left_of_it() -> None:
     graph, disjuncts = problem_of(0, (0.0, 0.1))
-    search = searching(graph, disjuncts, ON)
-    store = Conflicts(search.bounder)
-    store.signs = torch.zeros(1, search.bounder.relaxations.count)
+    space = space_of(graph, disjuncts)
+    store = Conflicts(space.bounder)
+    store.signs = torch.zeros(1, space.bounder.relaxations.count)
     store.signs[0, 3], store.signs[0, 7], store.signs[0, 9] = 1.0, -1.0, 1.0
     store.scope, store.bounds = torch.tensor([[0, 0]]), torch.tensor([0.25], dtype=torch.float64)
-    whole = with_splits(search, [(7, 0), (2, 1), (3, 1), (9, 1)])
+    whole = with_splits(space, [(7, 0), (2, 1), (3, 1), (9, 1)])
     assert store.refute(whole).tolist() == [0.25] and store.subsumed(whole).tolist() == [True]
     for other in (
-        with_splits(search, [(7, 0), (3, 1), (9, 1)], disjunct=1),
-        with_splits(search, [(7, 1), (3, 1), (9, 1)]),
-        with_splits(search, [(7, 0), (3, 1), (9, 0)]),
-        with_splits(search, [(3, 1)]),
+        with_splits(space, [(7, 0), (3, 1), (9, 1)], disjunct=1),
+        with_splits(space, [(7, 1), (3, 1), (9, 1)]),
+        with_splits(space, [(7, 0), (3, 1), (9, 0)]),
+        with_splits(space, [(3, 1)]),
     ):
         assert store.refute(other).tolist() == [-np.inf]
         assert store.implied(other)[0].tolist() == [-1] and store.implied(other)[2] == np.inf
-    column, side, bound = store.implied(with_splits(search, [(9, 1), (2, 0), (3, 1)]))
+    column, side, bound = store.implied(with_splits(space, [(9, 1), (2, 0), (3, 1)]))
     assert column.tolist() == [7] and side.tolist() == [1.0] and bound == 0.25
-    column, side, _ = store.implied(with_splits(search, [(7, 0), (3, 1)]))
+    column, side, _ = store.implied(with_splits(space, [(7, 0), (3, 1)]))
     assert column.tolist() == [9] and side.tolist() == [-1.0]
 
 
 def test_contradicting_decisions_close_a_subproblem() -> None:
     graph, disjuncts = problem_of(0, (0.0,))
-    search = searching(graph, disjuncts, ON)
-    both = with_splits(search, [(3, 1)]).padded(2)
+    space = space_of(graph, disjuncts)
+    both = with_splits(space, [(3, 1)]).padded(2)
     twin = replace(both, slot=both.slot.clone(), index=both.index.clone(), side=both.side.clone(), point=both.point.clone())
     twin.slot[:, 1], twin.index[:, 1], twin.side[:, 1], twin.point[:, 1] = twin.slot[:, 0], twin.index[:, 0], -1.0, -0.01
     with torch.no_grad():
-        assert float(search.bounder.bound(twin, 0)[0].bound) == np.inf
-        assert np.isfinite(float(search.bounder.bound(both, 0)[0].bound))
+        assert float(space.bounder.bound(twin, 0)[0].bound) == np.inf
+        assert np.isfinite(float(space.bounder.bound(both, 0)[0].bound))

@@ -48,7 +48,7 @@ def decided(problem: Problem, disjunct: Disjunct, left: int | None = None) -> Le
 
 def test_a_leaf_says_whether_it_closed() -> None:
     outcome = decided(*affine(-0.5))
-    assert outcome.closed and outcome.bound == pytest.approx(0.5) and outcome.judgement is None
+    assert outcome.closed and outcome.bound == pytest.approx(0.5) and outcome.validation is None
     outcome = decided(*affine(0.0, strict=True))
     assert outcome.closed and outcome.bound == 0.0
     empty = Rows(np.array([[1.0]]), np.zeros((1, 1)), np.array([-1.0]), np.array([False]))  # x <= -1
@@ -58,7 +58,7 @@ def test_a_leaf_says_whether_it_closed() -> None:
 
 def test_a_leaf_with_a_counterexample_is_open_though_it_has_no_note() -> None:
     outcome = decided(*affine(0.5))
-    assert outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
+    assert outcome.validation is not None and outcome.validation.status is Validity.HOLDS
     assert not outcome.closed and not outcome.note
 
 

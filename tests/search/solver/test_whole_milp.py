@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, proved_bounds, random_problem, relu_network
 
-from milpverify.config import Deadline, Options
+from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.errors import SolverUnavailable
 from milpverify.events import Event
 from milpverify.graph import Graph
 from milpverify.operators import Elementwise, Linear
 from milpverify.result import Reason, Trust, Verdict
-from milpverify.search.solver.whole_milp import MilpOutcome, OpenDisjunct, decide_by_milp
+from milpverify.search.outcome import SearchOutcome
+from milpverify.search.solver.whole_milp import Leaf, OpenDisjunct, conclude, decide_by_milp
 from milpverify.search.solver.whole_smt import decide_by_smt
 from milpverify.solvers.registry import load
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -25,11 +27,23 @@ from milpverify.spec import Box, Disjunct, Problem, Rows
 SOLVERS = ("scip", "highs", "gurobi")
 
 
-def run(
+def decided(
     graph: Graph, *disjuncts: Disjunct, solver: str = "scip", seconds: float = 60, trust: str = "solver", method: str = "milp"
-) -> MilpOutcome:
-    decide = decide_by_smt if method == "smt" else decide_by_milp
-    return decide(Problem(graph, disjuncts), opened(graph, disjuncts), Options(solver=solver, trust=trust), Deadline(seconds))
+) -> tuple[SearchOutcome, list[Leaf], list[str]]:
+    """The outcome, what became of every disjunct, and the lines to show once."""
+    by = decide_by_smt if method == "smt" else decide_by_milp
+    leaves, notes = by(Problem(graph, disjuncts), opened(graph, disjuncts), Options(solver=solver, trust=trust), Deadline(seconds))
+    return conclude(leaves, len(disjuncts), SearchMethod(method), notes), leaves, notes
+
+
+def run(graph: Graph, *disjuncts: Disjunct, **how: Any) -> SearchOutcome:
+    return decided(graph, *disjuncts, **how)[0]
+
+
+def verdict(outcome: SearchOutcome) -> Verdict:
+    """What an outcome alone decides."""
+    assert not (outcome.closed and outcome.counterexample)
+    return Verdict.VERIFIED if outcome.closed else Verdict.UNKNOWN if outcome.counterexample is None else Verdict.FALSIFIED
 
 
 def opened(graph: Graph, disjuncts: tuple[Disjunct, ...]) -> list[OpenDisjunct]:
@@ -57,15 +71,15 @@ def test_verdicts_agree_with_enumeration(seed: int) -> None:
     truth = enumerated_minimum(graph, disjunct)
     outcome = run(graph, disjunct, solver=SOLVERS[seed % 3])
     assert outcome.lower_bound <= truth
-    if outcome.verdict is Verdict.VERIFIED:
+    if verdict(outcome) is Verdict.VERIFIED:
         assert truth > 0
         assert (outcome.reason, outcome.trust) == (Reason.PROVED, Trust.SOLVER)
-    elif outcome.verdict is Verdict.FALSIFIED:
+    elif verdict(outcome) is Verdict.FALSIFIED:
         assert truth <= 1e-9
         assert outcome.counterexample is not None
         assert outcome.counterexample.margin_real <= 0
     if abs(truth) > 1e-3 and (truth > 0 or not len(disjunct.domain)):
-        assert outcome.verdict is (Verdict.VERIFIED if truth > 0 else Verdict.FALSIFIED)
+        assert verdict(outcome) is (Verdict.VERIFIED if truth > 0 else Verdict.FALSIFIED)
 
 
 TINY = 2.0**-23
@@ -115,34 +129,34 @@ TRAPS: dict[str, tuple[Graph, Disjunct, set[Verdict]]] = {
 def test_planted_traps(name: str, solver: str) -> None:
     graph, disjunct, allowed = TRAPS[name]
     if solver != "smt":
-        assert run(graph, disjunct, solver=solver).verdict in allowed
+        assert verdict(run(graph, disjunct, solver=solver)) in allowed
         return
     outcome = run(graph, disjunct, method="smt", trust="exact")
     if name == "margin of 0, strict":
-        assert outcome.verdict is Verdict.VERIFIED  # exact arithmetic decides what tolerances cannot
+        assert verdict(outcome) is Verdict.VERIFIED  # exact arithmetic decides what tolerances cannot
     else:
-        assert outcome.verdict in allowed
-    if outcome.verdict is Verdict.VERIFIED:
+        assert verdict(outcome) in allowed
+    if verdict(outcome) is Verdict.VERIFIED:
         assert outcome.trust is Trust.EXACT
 
 
 def test_a_bound_of_zero_is_enough_where_every_row_is_strict_only() -> None:
     constant = network(([[0.0]], [1.0]), ([[1.0]], [0.0]))
     outcome = run(constant, unsafe_below(1.0, WIDE, strict=False))
-    assert outcome.verdict is Verdict.FALSIFIED
-    assert run(constant, unsafe_below(1.0, WIDE, strict=True)).verdict is not Verdict.FALSIFIED
+    assert verdict(outcome) is Verdict.FALSIFIED
+    assert verdict(run(constant, unsafe_below(1.0, WIDE, strict=True))) is not Verdict.FALSIFIED
 
 
 def test_the_first_unsafe_disjunct_decides_and_all_must_be_closed() -> None:
     graph = network(ABS, ([[1.0, 1.0]], [0.5]))
     safe, unsafe = unsafe_below(0.25, WIDE), unsafe_below(0.75, WIDE)
-    both = run(graph, safe, unsafe)
-    assert both.verdict is Verdict.FALSIFIED
-    assert [leaf.verdict for leaf in both.leaves] == [Verdict.VERIFIED, Verdict.FALSIFIED]
-    closed = run(graph, safe, unsafe_below(0.0, WIDE), safe)
-    assert closed.verdict is Verdict.VERIFIED
+    both, leaves, _ = decided(graph, safe, unsafe)
+    assert verdict(both) is Verdict.FALSIFIED
+    assert [leaf.verdict for leaf in leaves] == [Verdict.VERIFIED, Verdict.FALSIFIED]
+    closed, leaves, _ = decided(graph, safe, unsafe_below(0.0, WIDE), safe)
+    assert verdict(closed) is Verdict.VERIFIED
     assert 0 < closed.lower_bound <= 0.25
-    assert len(closed.leaves) == 3
+    assert len(leaves) == 3
 
 
 def test_input_sets_that_are_empty_or_only_seem_so() -> None:
@@ -154,19 +168,19 @@ def test_input_sets_that_are_empty_or_only_seem_so() -> None:
 
     some, none = Rows.on_outputs([[1.0]], [5.0], 1), Rows.none(1, 1)
     for unsafe in (some, none):
-        outcome = run(graph, domain(-2.0, False, unsafe))
-        assert (outcome.verdict, outcome.reason, outcome.trust) == (Verdict.VERIFIED, Reason.EMPTY_INPUT_SET, Trust.EXACT)
+        outcome, (leaf,), _ = decided(graph, domain(-2.0, False, unsafe))
+        assert (verdict(outcome), leaf.reason, outcome.trust) == (Verdict.VERIFIED, Reason.EMPTY_INPUT_SET, Trust.EXACT)
     # x < -1 has no point in the box, x <= -1 has one: only exact arithmetic tells.
-    assert run(graph, domain(-1.0, True, none)).verdict is Verdict.VERIFIED
-    assert run(graph, domain(-1.0, False, none)).verdict is Verdict.FALSIFIED
+    assert verdict(run(graph, domain(-1.0, True, none))) is Verdict.VERIFIED
+    assert verdict(run(graph, domain(-1.0, False, none))) is Verdict.FALSIFIED
     assert run(graph, domain(0.5, False, none)).counterexample is not None
 
 
 def test_the_required_trust_forbids_a_solvers_word() -> None:
     graph = network(ABS, ([[1.0, 1.0]], [0.5]))
     outcome = run(graph, unsafe_below(0.25, WIDE), trust="rounded")
-    assert (outcome.verdict, outcome.reason, outcome.lower_bound) == (Verdict.UNKNOWN, Reason.TRUST, -math.inf)
-    assert run(graph, unsafe_below(0.75, WIDE), trust="rounded").verdict is Verdict.FALSIFIED
+    assert (verdict(outcome), outcome.reason, outcome.lower_bound) == (Verdict.UNKNOWN, Reason.TRUST, -math.inf)
+    assert verdict(run(graph, unsafe_below(0.75, WIDE), trust="rounded")) is Verdict.FALSIFIED
 
 
 def test_over_the_licence_scip_takes_over_and_says_so_once() -> None:
@@ -182,12 +196,12 @@ def test_over_the_licence_scip_takes_over_and_says_so_once() -> None:
     wide = stack.add(Elementwise(function("abs")), wide, size=700)
     stack.add(Linear(torch.ones(1, 700, dtype=torch.float64) / 700), wide, size=1)
     disjunct = unsafe_below(-1.0, box)
-    outcome = run(stack.graph(), disjunct, disjunct, solver="gurobi")
-    assert outcome.verdict is Verdict.VERIFIED
-    assert len(outcome.notes) == 1
-    assert "too large for its licence" in outcome.notes[0]
-    assert "scip is used instead" in outcome.notes[0]
-    assert {leaf.solver for leaf in outcome.leaves} == {"scip"}
+    outcome, leaves, notes = decided(stack.graph(), disjunct, disjunct, solver="gurobi")
+    assert verdict(outcome) is Verdict.VERIFIED
+    assert len(notes) == 1
+    assert "too large for its licence" in notes[0]
+    assert "scip is used instead" in notes[0]
+    assert {leaf.solver for leaf in leaves} == {"scip"}
 
 
 def hard() -> tuple[Graph, Disjunct]:
@@ -198,14 +212,14 @@ def hard() -> tuple[Graph, Disjunct]:
 def test_time_is_shared_and_a_later_disjunct_still_gets_its_turn() -> None:
     graph, disjunct = hard()
     easy = Disjunct(disjunct.box, Rows.on_outputs([[1.0, 0.0, 0.0]], [1e3], 8), Rows.none(8, 3))
-    outcome = run(graph, disjunct, easy, seconds=4)
-    assert outcome.verdict is Verdict.FALSIFIED
-    assert outcome.leaves[0].reason is Reason.TIMEOUT
+    outcome, leaves, _ = decided(graph, disjunct, easy, seconds=4)
+    assert verdict(outcome) is Verdict.FALSIFIED
+    assert leaves[0].reason is Reason.TIMEOUT
     stuck = run(graph, disjunct, seconds=1)
-    assert (stuck.verdict, stuck.reason) == (Verdict.UNKNOWN, Reason.TIMEOUT)
-    assert stuck.notes
+    assert (verdict(stuck), stuck.reason) == (Verdict.UNKNOWN, Reason.TIMEOUT)
+    assert stuck.note
     over = run(graph, disjunct, seconds=0)
-    assert (over.verdict, over.reason, over.lower_bound) == (Verdict.UNKNOWN, Reason.TIMEOUT, -math.inf)
+    assert (verdict(over), over.reason, over.lower_bound) == (Verdict.UNKNOWN, Reason.TIMEOUT, -math.inf)
 
 
 def test_cancelling_ends_at_once_with_the_bound_so_far() -> None:
@@ -214,9 +228,10 @@ def test_cancelling_ends_at_once_with_the_bound_so_far() -> None:
     events: list[Event] = []
     threading.Timer(2.0, deadline.cancel).start()
     began = time.monotonic()
-    outcome = decide_by_milp(Problem(graph, (disjunct,)), opened(graph, (disjunct,)), Options(), deadline, events.append)
+    (leaf,), _ = decide_by_milp(Problem(graph, (disjunct,)), opened(graph, (disjunct,)), Options(), deadline, events.append)
     assert time.monotonic() - began < 4.0
-    assert (outcome.verdict, outcome.reason) == (Verdict.UNKNOWN, Reason.INTERRUPTED)
+    assert (leaf.verdict, leaf.reason) == (Verdict.UNKNOWN, Reason.INTERRUPTED)
+    assert -math.inf < leaf.lower_bound
     assert events
     assert set(events[-1].data) == {"bound", "nodes", "gap", "disjunct"}
 

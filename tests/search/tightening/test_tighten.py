@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import signal
@@ -15,8 +14,10 @@ import torch
 from random_nets import relu_network
 from support import detail
 from torch import Tensor
+from trees import begun, context_of, root_of
 
 import milpverify as mv
+from milpverify import run
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.encode.milp import encode_layer
 from milpverify.errors import Contradiction
@@ -24,15 +25,12 @@ from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
 from milpverify.search import groups as margin
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
+from milpverify.search.neuron_split import tasks
 from milpverify.search.neuron_split.bounder import Bounder
-from milpverify.search.neuron_split.search import Search
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.solver import sharing
-from milpverify.search.solver.oracle import Oracle, Task
-from milpverify.search.tightening import restarts as turns
-from milpverify.search.tightening import solver_targets
+from milpverify.search.neuron_split.tasks import NeuronTasks
+from milpverify.search.solver.oracle import Finding, Oracle, Task
+from milpverify.search.tightening import restarts, solver_targets
 from milpverify.search.tightening.solver_targets import SolverTargets
 from milpverify.search.tightening.tighten import Tightening
 from milpverify.solvers.base import Limits, SmtOutcome, SolveOutcome, SolverStatus
@@ -51,9 +49,7 @@ def problem_of(threshold: float, sizes: tuple[int, ...] = (NX, 20, 20, 20, 3), s
 
 
 def tightening_of(problem: Problem) -> Tightening:
-    (group,) = groups(problem)
-    lower, upper = torch.tensor(group.box.lower)[None], torch.tensor(group.box.upper)[None]
-    return Tightening(problem.graph, group, bound_batch(problem.graph, group, lower, upper, torch.float64))
+    return Tightening(problem.graph, *root_of(problem))
 
 
 def samples(graph: Graph, box: Box) -> list[Tensor]:
@@ -114,7 +110,7 @@ def test_what_a_model_says_of_an_end_holds_and_is_the_best(solver: str = "highs"
 
 def answered(
     problem: Problem, outcome: Callable[[SolveOutcome], SolveOutcome] | None, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Tightening, Oracle]:
+) -> tuple[SolverTargets, Oracle]:
     """What the oracle's answers about the first four ends come to; where they are replaced, there are no reports on the way."""
     poll, start = SolverProcess.poll, SolverProcess.start
 
@@ -128,26 +124,29 @@ def answered(
     if outcome is not None:
         monkeypatch.setattr(SolverProcess, "start", silent)
     monkeypatch.setattr(SolverProcess, "poll", said)
+    monkeypatch.setattr(tasks, "SMALL", 0)  # bounds come before the disjunct as a whole
     with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
-        found = tightening_of(problem)
-        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
-        search.tightening = found
+        targets = SolverTargets(tightening_of(problem))
+        space, tree, _ = begun(context_of(problem, oracle=oracle))
+        asked = NeuronTasks(space, oracle, targets)
         for _ in range(4):
-            if oracle.usable and sharing._give_end(search, oracle):
+            if oracle.usable:
+                asked.give(tree)
+                assert oracle.task is not None and oracle.task.target is not None
                 finding = oracle.wait()
                 if finding is not None:
-                    sharing._note_end(search, oracle, finding)
-    return found, oracle
+                    asked.answer_target(tree, finding)
+    return targets, oracle
 
 
 def test_a_solver_tightens_ends_and_the_root_rests_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(0.0)
-    found, oracle = answered(problem, None, monkeypatch)
-    assert len(found.by_solver) >= 2 and oracle.counts["oracle_ends"] == 4
-    before = found.root
+    targets, oracle = answered(problem, None, monkeypatch)
+    found, before = targets.tightening, targets.tightening.root
+    assert len(targets.proved) >= 2 and oracle.counts["oracle_ends"] == 4
     with torch.no_grad():
-        assert found.meet_solver(Deadline())
-        assert not found.meet_solver(Deadline())
+        assert targets.meet(Deadline())
+        assert not targets.meet(Deadline())
     values = samples(problem.graph, found.group.box)
     for i, state in found.root.state.items():
         assert bool((values[i] >= state.bounds.lower - 1e-6).all()) and bool((values[i] <= state.bounds.upper + 1e-6).all())
@@ -166,33 +165,34 @@ LIES = {
 
 @pytest.mark.parametrize("kind", LIES)
 def test_nonsense_about_ends_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, oracle = answered(problem_of(0.0), LIES[kind], monkeypatch)
-    assert found.by_solver == {}
+    targets, oracle = answered(problem_of(0.0), LIES[kind], monkeypatch)
+    assert targets.proved == {}
     assert oracle.usable is (kind not in ("too good", "crashed"))
     with torch.no_grad():
-        assert not found.meet_solver(Deadline())
+        assert not targets.meet(Deadline())
 
 
 def test_a_lie_after_its_bounds_were_used_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(0.0)
     with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
-        found = tightening_of(problem)
-        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
-        search.tightening, search.trust = found, Trust.SOLVER
-        with pytest.raises(Contradiction):
-            sharing._note_end(search, oracle, sharing.Finding(Task(-1, end=(found.layers[0], 0, 1)), 1e3, True))
+        targets = SolverTargets(tightening_of(problem))
+        space, tree, _ = begun(context_of(problem, oracle=oracle))
+        lie = Finding(Task(-1, target=(targets.tightening.layers[0], 0, 1)), 1e3, True)
+        for trust, raised in ((Trust.SOLVER, False), (Trust.ROUNDED, True)):
+            tree.trust, tree.raised = trust, raised
+            with pytest.raises(Contradiction):
+                NeuronTasks(space, oracle, targets).answer_target(tree, lie)
 
 
 def test_a_solver_without_gains_is_asked_no_more() -> None:
     with torch.no_grad():
-        found = tightening_of(problem_of(0.0))
-        queue = SolverTargets(found)
+        queue = SolverTargets(tightening_of(problem_of(0.0)))
         for _ in range(solver_targets.LAST):
             assert not queue.over
             asked = queue.next(Deadline())
             assert asked is not None
             queue.answer(asked[1], -math.inf, True)
-        assert queue.next(Deadline()) is None and found.by_solver == {}
+        assert queue.next(Deadline()) is None and queue.proved == {}
 
 
 @pytest.fixture
@@ -200,11 +200,10 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons are split however few inputs there are, and turns are short."""
     monkeypatch.setattr(margin, "FEW_INPUTS", -1)
     monkeypatch.setattr(margin, "MANY_INPUTS", 0)
-    monkeypatch.setattr(turns, "SPLITS", 8)
-    monkeypatch.setattr(turns, "TARGETS", 400)
-    monkeypatch.setattr(turns, "STEP", 4)
-    monkeypatch.setattr(turns, "SECONDS", 0.05)
-    monkeypatch.setattr(sharing, "HEAD_START", 0.0)
+    monkeypatch.setattr(restarts, "SPLITS", 8)
+    monkeypatch.setattr(restarts, "TARGETS", 400)
+    monkeypatch.setattr(restarts, "SECONDS", 0.05)
+    monkeypatch.setattr(tasks, "HEAD_START", 0.0)
 
 
 def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", **parts: bool) -> mv.Result:
@@ -220,7 +219,7 @@ def test_the_search_begins_anew_from_tighter_roots(many: None, counted: bool) ->
 
 
 def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEAST", 2.0)
+    monkeypatch.setattr(restarts, "LEAST", 2.0)
     result = decided(problem_of(-2.0), deterministic=True, oracle=False, output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and detail(result)["tightened"] and detail(result)["restarts"] == 0
 
@@ -231,15 +230,15 @@ def test_without_trust_in_solvers_their_ends_are_not_asked_for(many: None) -> No
 
 
 def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def restarts(seconds: float) -> int:
-        monkeypatch.setattr(importlib.import_module("milpverify.verify"), "REFINE_SECONDS", seconds)
+    def begun_anew(seconds: float) -> int:
+        monkeypatch.setattr(run, "REFINE_SECONDS", seconds)
         result = decided(problem_of(-2.0), oracle=False, tightening=False)
         assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED
         return detail(result).get("restarts", 0)
 
-    monkeypatch.setattr(turns, "SECONDS", 0.0)
-    assert restarts(60.0) == 0
-    assert restarts(0.0) == 1
+    monkeypatch.setattr(restarts, "SECONDS", 0.0)
+    assert begun_anew(60.0) == 0
+    assert begun_anew(0.0) == 1
 
 
 def test_a_counterexample_is_found_all_the_same(many: None) -> None:
@@ -254,7 +253,7 @@ def test_turns_repeat_by_counts(many: None) -> None:
 
 def test_a_solver_killed_on_an_end_costs_an_end(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
-    give = Oracle.give_end
+    give = Oracle.give_target
 
     def giving(oracle: Oracle, *arguments: object) -> None:
         give(oracle, *arguments)  # type: ignore[arg-type]
@@ -262,8 +261,8 @@ def test_a_solver_killed_on_an_end_costs_an_end(many: None, monkeypatch: pytest.
             killed.append(oracle.pid)
             os.killpg(oracle.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Oracle, "give_end", giving)
-    monkeypatch.setattr(sharing, "SMALL", 0)
+    monkeypatch.setattr(Oracle, "give_target", giving)
+    monkeypatch.setattr(tasks, "SMALL", 0)
     result = decided(problem_of(-2.0), output_constraints=False)
     assert killed and result.verdict is Verdict.VERIFIED
 
@@ -293,21 +292,19 @@ def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left
     (near,) = problem.disjuncts
     problem = replace(problem, disjuncts=(replace(near, unsafe=replace(near.unsafe, rhs=near.unsafe.rhs - 5.0)), near))
     with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
-        found = tightening_of(problem)
-        search = Search(problem, found.graph, found.group, found.root.state, Deadline(60), oracle=oracle)
-        search.frontier.push(search.bound(search.first(), 0))
-        running = turns.Restarts(search, lambda *_: search, found.graph, found.root, oracle)
+        space, tree, _ = begun(context_of(problem, oracle=oracle))
+        tasks = NeuronTasks(space, oracle)
         for keep, unstable, place in (([0], 1000, None), ([1], 0, None), ([0, 1], 1000, 1), ([1], 1000, 0)):
-            search.tried.clear()
-            sharing._give(search, oracle)
+            tasks.given.clear()
+            tasks.give(tree)
             assert oracle.task is not None and oracle.task.disjunct == 1 and not oracle.task.decisions
-            assert running._kept(keep, unstable) == place and (oracle.task is None) is (place is None)
+            assert restarts._kept(oracle, keep, unstable) == place and (oracle.task is None) is (place is None)
             if place is not None:
                 finding = oracle.wait()
                 assert finding is not None and finding.ended and finding.task.disjunct == place and finding.bound > 0
 
 
 def test_a_tree_that_is_ahead_begins_anew_a_turn_later(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "AHEAD", 1e9)
+    monkeypatch.setattr(restarts, "AHEAD", 1e9)
     result = decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False, clipping=False)
     assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0 and detail(result)["restarts"] > 0

@@ -1,7 +1,7 @@
 """Which neuron to split, and where (GenBaB, arXiv 2405.21063): candidates, what they gain by one of several scores, and the children.
 
-`Brancher.rank` scores candidates without bounding them; `decide` may bound the children of the best few before one is taken (filtered
-smart branching, arXiv 2104.06718); `children` splits; `fresh` says with what lines they begin, on which all else depends.
+`Brancher.rank` scores candidates without bounding them; `best_split` may bound the children of the best few before one is taken (filtered
+smart branching, arXiv 2104.06718); `children` splits; `reset_slopes` says with what lines they begin, on which all else depends.
 
 Measured on feed-forward networks of digits (3 x 50, sigmoid, tanh, sin, gelu; 17 instances, all closed; subproblems in sum):
 
@@ -24,8 +24,7 @@ correlation with the gains is 0.87, against 0.68, 0.75 and 0.25. BBPS sees half 
 that were saved at the root. A multiplier of the split constraint in its estimate did not help. Little is left to gain by scores.
 """
 
-from milpverify.search.neuron_split.branching.brancher import Brancher, children, decide, form
-from milpverify.search.neuron_split.branching.points import Points
-from milpverify.search.neuron_split.branching.reset_slopes import bound_anew, narrowed
+from milpverify.search.neuron_split.branching.brancher import Brancher, best_split, children, ensure_forms
+from milpverify.search.neuron_split.branching.reset_slopes import narrowed, reset_slopes, where_worse, with_those_of
 
-__all__ = ["Brancher", "Points", "bound_anew", "children", "decide", "form", "narrowed"]
+__all__ = ["Brancher", "best_split", "children", "ensure_forms", "narrowed", "reset_slopes", "where_worse", "with_those_of"]

@@ -14,7 +14,7 @@ from milpverify.propagation.optimised.beta import Dual
 from milpverify.search.neuron_split.branching.bbps import gains
 from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers, looseness, splittable
 from milpverify.search.neuron_split.branching.first_order import pointwise
-from milpverify.search.neuron_split.branching.reset_slopes import begun_anew, relaxed_anew
+from milpverify.search.neuron_split.branching.reset_slopes import relaxed_anew, reset_slopes
 
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.beta import Domain
@@ -72,7 +72,7 @@ class Brancher:
         if self.heuristic is Branching.RANDOM:
             drawn = torch.rand(still.shape, generator=self.generator, dtype=torch.float64).to(still.device)
             return self._best(torch.where(still, drawn, -torch.inf))
-        if self.bounder.fresh:
+        if self.bounder.resets:
             subs = relaxed_anew(self.bounder, subs, domain, subs.narrower)  # as the children's will be
         y_rows, rhs, x_rows = self.bounder.rows_of(subs.disjunct)
         dual = Dual(subs.slopes, subs.beta)
@@ -84,7 +84,7 @@ class Brancher:
         candidates = Candidates.of(of, self.bounder.points, domain, column, wanted > -torch.inf)
         margin = (primal.value - rhs).double()
         if self.forms is not None and found is not None and self.heuristic.needs_forms:
-            form(self.bounder, self.forms, subs)
+            ensure_forms(self.bounder, self.forms, subs)
             gained = gains(self.consumers, self.forms, candidates, primal, found)
         else:
             gained = pointwise(self.consumers, candidates, primal, self.heuristic.needs_point)
@@ -104,7 +104,7 @@ class Brancher:
         return pad(best, (0, candidates - best.shape[1]), value=-1)
 
 
-def form(bounder: Bounder, forms: HalfspaceForms, subs: Subproblems) -> None:
+def ensure_forms(bounder: Bounder, forms: HalfspaceForms, subs: Subproblems) -> None:
     """Make the forms of boxes not seen before, of the entries that are loosest in the first of their subproblems."""
     fresh = forms.missing(subs.box)
     if not len(fresh):
@@ -140,7 +140,7 @@ def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subprobl
     return both
 
 
-def decide(bounder: Bounder, parents: Subproblems) -> Tensor:
+def best_split(bounder: Bounder, parents: Subproblems) -> Tensor:
     """The best of each parent's candidate splits, judged by their children's bounds with the parent's multipliers: (n,)."""
     n, best = len(parents), parents.best
     if not bool((best[:, 1:] >= 0).any()):
@@ -148,7 +148,7 @@ def decide(bounder: Bounder, parents: Subproblems) -> Tensor:
     rows = torch.arange(n, device=best.device).repeat_interleave(bounder.candidates)
     column = torch.where(best >= 0, best, best[:, :1])
     both = children(bounder, parents.take(rows), column.flatten())
-    trial = bounder.estimate(begun_anew(bounder, both)).reshape(2, n, bounder.candidates)
+    trial = bounder.estimate(reset_slopes(bounder, both)).reshape(2, n, bounder.candidates)
     trial = torch.maximum(trial, parents.bound.unsqueeze(1)).clamp(max=0.0)
     # The smaller child decides; the other counts a little.
     value = trial.amin(0) + LARGER_BOUNDED * trial.amax(0)

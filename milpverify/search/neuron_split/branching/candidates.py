@@ -13,8 +13,8 @@ from milpverify.propagation.optimised.dual import accumulate
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.beta import Domain, Relaxations
     from milpverify.propagation.optimised.dual import Columns, Open, Passed, Primal
-    from milpverify.relaxations.rule import Ends, Rule
-    from milpverify.search.neuron_split.branching.points import Points
+    from milpverify.relaxations.rule import PerInput, Rule
+    from milpverify.search.neuron_split.split_points import Points
 
 
 class Consumers:
@@ -27,7 +27,7 @@ class Consumers:
             if not len(o.index):
                 continue
             every = torch.arange(len(o.index), device=o.index.device)
-            pairs = torch.cat([torch.stack([of.root[columns], every], 1) for columns in o.columns]).unique(dim=0)
+            pairs = torch.cat([torch.stack([of.split_for[columns], every], 1) for columns in o.columns]).unique(dim=0)
             count = torch.bincount(pairs[:, 0], minlength=of.count)
             self.table[i] = pairs[:, 1], torch.cumsum(count, 0) - count, count
 
@@ -50,20 +50,20 @@ class Relaxed:
     rule: Rule
     sub: Tensor
     pair: Tensor
-    columns: Ends
-    low: Ends
-    high: Ends
-    center: Ends
-    children: tuple[Ends, Ends]
-    attained: Ends
+    columns: PerInput
+    low: PerInput
+    high: PerInput
+    center: PerInput
+    children: tuple[PerInput, PerInput]
+    attained: PerInput
     value: Tensor
     arrived: Tensor
-    below: Ends
-    above: Ends
-    steep: Ends
+    below: PerInput
+    above: PerInput
+    steep: PerInput
     constant: Tensor
 
-    def changed(self) -> list[tuple[Ends, Tensor]]:
+    def changed(self) -> list[tuple[PerInput, Tensor]]:
         """What the children's lines make of the multipliers more than the parent's: slopes and constants at the reference, (2, E, r).
 
         The first are their default lines, the second those with the parent's slopes.
@@ -134,7 +134,7 @@ class Candidates:
         columns = [entry + c.start if isinstance(c, slice) else c[entry] for c in o.columns]
         low, high = ([side[sub, c].unsqueeze(1) for c in columns] for side in (domain.low, domain.high))
         center = [of.center[box, c].unsqueeze(1) for c in columns]
-        moved = [(of.root[c] == self.column.flatten()[pair]).unsqueeze(1) for c in columns]
+        moved = [(of.split_for[c] == self.column.flatten()[pair]).unsqueeze(1) for c in columns]
         left, right = (
             [torch.where(m, half[:, sub, c].unsqueeze(2), known) for m, c, known in zip(moved, columns, side, strict=True)]
             for half, side in ((self.low, low), (self.high, high))
@@ -157,7 +157,7 @@ def _joined(rule: Rule, parts: list[list[Tensor]]) -> Relaxed:
     fields = [torch.cat(t, 1 if t[0].dim() == 3 else 0) for t in zip(*parts, strict=True)]
     inputs = (len(fields) - 5) // 10
 
-    def take(count: int | None = None) -> Ends:
+    def take(count: int | None = None) -> PerInput:
         return tuple(fields.pop(0) for _ in range(inputs if count is None else count))
 
     sub, pair = take(2)
@@ -189,4 +189,4 @@ def splittable(of: Relaxations, homes: dict[int, list[Columns]], domain: Domain)
             low, high = (tuple(t[:, c] for c in o.columns) for t in (domain.low, domain.high))
             for home in homes[i]:
                 accumulate(inexact, home, (~o.rule.is_exact(low, high)).to(inexact.dtype))
-    return (inexact > 0) & (of.root == torch.arange(of.count, device=inexact.device))
+    return (inexact > 0) & (of.split_for == torch.arange(of.count, device=inexact.device))

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from milpverify.propagation.optimised.beta import Domain
     from milpverify.propagation.state import LinearBound
-    from milpverify.search.ledger import Ledger
     from milpverify.search.neuron_split.bounder import Bounder
     from milpverify.search.neuron_split.subproblems import Subproblems
 
@@ -62,30 +61,34 @@ def relaxed_anew(bounder: Bounder, subs: Subproblems, domain: Domain, changed: T
     return replace(subs, slopes=slopes)
 
 
-def begun_anew(bounder: Bounder, subs: Subproblems) -> Subproblems:
+def reset_slopes(bounder: Bounder, subs: Subproblems) -> Subproblems:
     """Subproblems with fresh lines where the newest split, or clipping since, has made intervals narrower."""
-    if not bounder.fresh or not subs.slot.shape[1]:
+    if not bounder.resets or not subs.slot.shape[1]:
         return subs
     domain, newest = bounder.domain_of(subs), subs.newest.unsqueeze(1)
-    split = (bounder.relaxations.root == domain.column.gather(1, newest)) & (subs.side.gather(1, newest) != 0)
+    split = (bounder.relaxations.split_for == domain.column.gather(1, newest)) & (subs.side.gather(1, newest) != 0)
     return relaxed_anew(bounder, subs, domain, split | subs.narrower)
 
 
-def bound_anew(
-    bounder: Bounder, subs: Subproblems, iterations: int, ledger: Ledger | None = None
-) -> tuple[Subproblems, Domain, LinearBound]:
-    """`Bounder.bound` with fresh lines, and with those that subproblems have where the fresh ones lead to less than is known."""
-    done, domain, found = bounder.bound(begun_anew(bounder, subs), iterations, ledger)
-    if not bounder.fresh:
-        return done, domain, found
-    worse = ((found.lower - bounder.rhs[subs.disjunct]).amax(1) < subs.bound).nonzero(as_tuple=True)[0]
-    if len(worse):
-        again, _, better = bounder.bound(subs.take(worse), iterations, ledger)
-        some = {name: getattr(done, name).index_put((worse,), getattr(again, name)) for name in ("bound", "slopes", "beta")}
-        done = replace(done, **some)
-        parts = {f.name: getattr(found, f.name).index_put((worse,), getattr(better, f.name)) for f in fields(found)}
-        found = replace(found, **parts)
-    return replace(done, narrower=torch.zeros_like(done.narrower)), domain, found
+def where_worse(bounder: Bounder, subs: Subproblems, found: LinearBound) -> Tensor:
+    """The places of subproblems that fresh lines leave below what is known of them.
+
+    Args:
+        subs: before they were bounded.
+        found: the linear bounds of their rows, by fresh lines.
+    """
+    if not bounder.resets:
+        return torch.zeros(0, dtype=torch.long, device=subs.bound.device)
+    return ((found.lower - bounder.rhs[subs.disjunct]).amax(1) < subs.bound).nonzero(as_tuple=True)[0]
+
+
+def with_those_of(
+    place: Tensor, subs: Subproblems, found: LinearBound, others: Subproblems, others_found: LinearBound
+) -> tuple[Subproblems, LinearBound]:
+    """Bounded subproblems and their linear bounds, at some places with others' bounds, slopes and multipliers."""
+    some = {name: getattr(subs, name).index_put((place,), getattr(others, name)) for name in ("bound", "slopes", "beta")}
+    parts = {f.name: getattr(found, f.name).index_put((place,), getattr(others_found, f.name)) for f in fields(found)}
+    return replace(subs, **some), replace(found, **parts)
 
 
 def narrowed(bounder: Bounder, subs: Subproblems, before: Domain, now: Domain) -> Subproblems:
@@ -95,7 +98,7 @@ def narrowed(bounder: Bounder, subs: Subproblems, before: Domain, now: Domain) -
         before: when their lines were optimised.
         now: what is known now.
     """
-    if not bounder.fresh:
+    if not bounder.resets:
         return subs
     width = now.high - now.low
     changed = (width < NARROWER * (before.high - before.low)) & (width > 0) & (subs.bound <= 0).unsqueeze(1)

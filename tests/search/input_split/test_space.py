@@ -9,28 +9,38 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from bisections import EVERYTHING, bisection
 from product_networks import Grower
 from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network, shifted
+from trees import EVERYTHING, box_sharing, boxes_of, context_of
 
 from milpverify.config import Deadline, SearchOptions
-from milpverify.counterexamples.validate import Validity
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise, Linear
 from milpverify.result import Reason
+from milpverify.search import frontier, tree
 from milpverify.search.bounding import BatchBounds
+from milpverify.search.branch_and_bound import Budget, branch_and_bound
+from milpverify.search.context import SearchContext
 from milpverify.search.groups import groups
-from milpverify.search.input_split import bisection as input_split
 from milpverify.search.input_split import finish
-from milpverify.search.input_split.bisection import SplitOutcome
-from milpverify.search.input_split.boxes import Boxes, BoxFrontier
+from milpverify.search.input_split import space as input_split
+from milpverify.search.input_split.boxes import Boxes
+from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.leaves import Leaves
+from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
-def run(problem: Problem, seconds: float = 20.0, options: SearchOptions = EVERYTHING, root: BatchBounds | None = None) -> SplitOutcome:
+def searched(context: SearchContext, root: BatchBounds | None = None, limit: float = math.inf) -> tuple[SearchOutcome, Tree[Boxes]]:
+    """What bisection makes of a problem, and what is left of its tree."""
+    space, boxes = boxes_of(context, root)
     with torch.no_grad():
-        return bisection(problem, seconds, options, root).run()
+        branch_and_bound(boxes, space, Budget(context.deadline, limit), box_sharing(space))
+    return boxes.outcome(space.detail(boxes)), boxes
+
+
+def run(problem: Problem, seconds: float = 20.0, options: SearchOptions = EVERYTHING) -> SearchOutcome:
+    return searched(context_of(problem, seconds, options))[0]
 
 
 @pytest.fixture
@@ -60,7 +70,7 @@ def test_verdicts_are_those_of_enumeration(seed: int, finished_at_once: list[int
     for by, safe in ((least - size, True), (least + size, False)):
         outcome = run(Problem(graph, (shifted(disjunct, by),)))
         assert outcome.lower_bound <= (least - by) + 1e-6 * max(1.0, abs(least))
-        found = outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
+        found = outcome.counterexample is not None
         assert not (safe and found)
         assert not (outcome.closed and not safe)
         assert outcome.closed or found
@@ -76,7 +86,7 @@ def test_neuron_splits_close_boxes_that_bisection_left_open(seed: int, finished_
     outputs = evaluate(graph, points)
     seen = float((outputs[:, 0] - outputs[:, 1]).min())
     outcome = run(Problem(graph, (shifted(disjunct, seen - 0.05),)), 30)
-    assert outcome.closed or (outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS)
+    assert outcome.closed or outcome.counterexample is not None
     assert not outcome.closed or sum(finished_at_once) > 0
 
 
@@ -85,18 +95,16 @@ def test_a_run_without_time_proves_nothing() -> None:
     disjunct = Disjunct(Box(-np.ones(3), np.ones(3)), Rows.on_outputs([[1.0, -1.0]], [0.0], 3), Rows.none(3, 2))
     outcome = run(Problem(graph, (shifted(disjunct, -0.5),)), 0.0)
     assert not outcome.closed
+    space, _ = boxes_of(context_of(Problem(graph, (disjunct,))))
     with torch.no_grad():
-        group = groups(Problem(graph, (disjunct,)))[0]
-        finisher = finish.Finisher(Problem(graph, (disjunct,)), graph, group, Deadline(0.0))
-        lower, upper = (torch.tensor(side)[None] for side in (disjunct.box.lower, disjunct.box.upper))
-        found = finisher.run(lower, upper, torch.full((1, 1), -math.inf, dtype=torch.float64), {})
+        found = space.finisher.run(space.whole, {}, Deadline(0.0))
     assert not bool(found.proved.any())
 
 
-def decided(graph: Graph, near: Disjunct, seconds: float = 30.0, options: SearchOptions = EVERYTHING) -> SplitOutcome:
-    problem, deadline = Problem(graph, (near,)), Deadline(seconds)
-    with torch.no_grad(), Leaves(problem, deadline) as leaves:
-        return bisection(problem, deadline, options, leaves=leaves).run()
+def decided(graph: Graph, near: Disjunct, options: SearchOptions = EVERYTHING) -> tuple[SearchOutcome, Tree[Boxes]]:
+    problem, deadline = Problem(graph, (near,)), Deadline(30.0)
+    with Leaves(problem, deadline) as leaves:
+        return searched(context_of(problem, deadline, options, leaves=leaves))
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -106,11 +114,11 @@ def test_ties_end_in_a_verdict_or_a_disagreement_of_semantics(seed: int, finishe
     if not math.isfinite(least):
         pytest.skip("the input set is empty")
     for by in (-1e-15, 0.0, 1e-15):
-        outcome = decided(graph, shifted(disjunct, least + by * max(1.0, abs(least))))
-        found = outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
-        assert outcome.closed or found or (outcome.points and not outcome.open_boxes)
+        outcome, left = decided(graph, shifted(disjunct, least + by * max(1.0, abs(least))))
+        found = outcome.counterexample is not None
+        assert outcome.closed or found or (len(left.unsplittable) and not len(left.left))
         if not outcome.closed and not found:
-            assert outcome.reason is Reason.FLOAT_SEMANTICS or outcome.judgement is not None, (outcome.reason, outcome.note)
+            assert outcome.reason is Reason.FLOAT_SEMANTICS or outcome.disagreement, (outcome.reason, outcome.note)
             assert outcome.lower_bound <= 0
 
 
@@ -132,9 +140,9 @@ def test_a_box_of_one_point_is_decided_in_rationals() -> None:
         rhs = math.nextafter(rhs, -math.inf)
     safe = Disjunct(Box(point, point), Rows.on_outputs([[1.0]], [rhs], 2), Rows.none(2, 1))
     assert 0 < value - Fraction(rhs) < Fraction(1, 2**50)
-    outcome = decided(graph, safe)
+    outcome, _ = decided(graph, safe)
     assert outcome.closed and 0 <= outcome.lower_bound <= float(value - Fraction(rhs))
-    assert not decided(graph, safe, options=SearchOptions(leaves=False)).closed
+    assert not decided(graph, safe, SearchOptions(leaves=False))[0].closed
 
 
 def quadratic_problem(by: float) -> Problem:
@@ -158,10 +166,10 @@ def test_second_order_bounds_save_subproblems() -> None:
         options = SearchOptions(deterministic=True, second_order=on)
         for by, safe in ((0.02, True), (-0.02, False)):
             outcome = run(quadratic_problem(by), 60, options)
-            found = outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS
+            found = outcome.counterexample is not None
             assert (outcome.closed, found) == (safe, not safe)
             if safe:
-                counts[on] = outcome.subproblems
+                counts[on] = outcome.detail["subproblems"]
     assert 3 * counts[True] < counts[False]
 
 
@@ -174,9 +182,9 @@ def test_parts_can_be_left_out(off: str, seed: int, finished_at_once: list[int])
         pytest.skip("the input set is empty")
     size = 1e-2 * max(1.0, abs(least))
     for by, safe in ((least - size, True), (least + size, False)):
-        outcome = decided(graph, shifted(disjunct, by), options=SearchOptions(**{off: False}))  # type: ignore[arg-type]
+        outcome, _ = decided(graph, shifted(disjunct, by), SearchOptions(**{off: False}))  # type: ignore[arg-type]
         assert outcome.closed is safe
-        assert safe or (outcome.judgement is not None and outcome.judgement.status is Validity.HOLDS)
+        assert safe or outcome.counterexample is not None
         assert off != "finishing" or not finished_at_once
 
 
@@ -193,20 +201,20 @@ def harder(sizes: list[int], seed: int) -> tuple[Problem, float]:
 def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, margin = harder([4, 20, 20, 20, 2], 2)
     widest: list[int] = []
-    original = input_split.BoxFrontier.push
+    original = frontier.Frontier.push
 
-    def watched(self: BoxFrontier, boxes: Boxes) -> None:
+    def watched(self: frontier.Frontier[Boxes], boxes: Boxes) -> None:
         original(self, boxes)
         widest.append(len(self))
 
-    monkeypatch.setattr(input_split.BoxFrontier, "push", watched)
+    monkeypatch.setattr(frontier.Frontier, "push", watched)
     options = SearchOptions(finishing=False)
-    free = run(problem, 60, options=options)
+    free = run(problem, 60, options)
     most = max(widest)
     widest.clear()
-    monkeypatch.setattr(input_split, "FRONTIER_BYTES", 20_000)
+    monkeypatch.setattr(tree, "FRONTIER_BYTES", 20_000)
     monkeypatch.setattr(input_split, "FIXED_BATCH", 32)
-    diving = run(problem, 60, options=replace(options, deterministic=True))
+    diving = run(problem, 60, replace(options, deterministic=True))
     assert free.closed and diving.closed and diving.lower_bound <= margin
     assert max(widest) < 0.4 * most
 
@@ -231,24 +239,24 @@ def test_short_memory_never_gives_a_wrong_verdict(safe: bool, monkeypatch: pytes
         monkeypatch.setattr(input_split, "bound_batch", short)
         monkeypatch.setattr(finish, "bound_batch", short)
 
-    def outcome() -> SplitOutcome:
+    def outcome() -> tuple[SearchOutcome, Tree[Boxes]]:
         sizes.clear()
-        return run(problem, 60, root=root)
+        return searched(context_of(problem), root)
 
     with torch.no_grad():
         lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
         root = plain(problem.graph, group, lower, upper, torch.float32)
     for when in (lambda n: n > 3, lambda n: n > 1 and random.random() < 0.3):
         failing(when)
-        found = outcome()
+        found, _ = outcome()
         assert found.closed is safe and found.lower_bound <= margin + 0.01
-        assert safe or (found.judgement is not None and found.judgement.status is Validity.HOLDS)
+        assert safe or found.counterexample is not None
     for when in (lambda _: True, lambda _: len(sizes) > 6):
         failing(when)
-        found = outcome()
+        found, left = outcome()
         assert not found.closed and found.lower_bound <= min(margin, 0.0) + 0.01
-        if found.judgement is None or found.judgement.status is not Validity.HOLDS:
-            assert found.reason is Reason.MEMORY and found.open_boxes > 0
+        if found.counterexample is None:
+            assert found.reason is Reason.MEMORY and len(left.left) > 0
 
 
 def along_a_diagonal(shift: float) -> tuple[Graph, Disjunct]:
@@ -263,20 +271,19 @@ def along_a_diagonal(shift: float) -> tuple[Graph, Disjunct]:
 
 def test_what_is_closer_to_a_tie_than_bisection_can_tell_is_decided_by_linear_programs() -> None:
     graph, near = along_a_diagonal(2.0**-100)
-    outcome = decided(graph, near)
+    outcome, _ = decided(graph, near)
     assert outcome.closed and 0 <= outcome.lower_bound <= 2.0**-100 and outcome.detail["leaves"] > 0
-    with torch.no_grad():
-        without = bisection(Problem(graph, (near,)), options=SearchOptions(leaves=False))
-        assert not without.run(limit=10 * outcome.subproblems).closed
-    violated = decided(*along_a_diagonal(0.0))
-    assert not violated.closed and violated.judgement is not None and violated.judgement.status is Validity.HOLDS
+    without = context_of(Problem(graph, (near,)), options=SearchOptions(leaves=False))
+    assert not searched(without, limit=10 * outcome.detail["subproblems"])[0].closed
+    violated, _ = decided(*along_a_diagonal(0.0))
+    assert not violated.closed and violated.counterexample is not None
 
 
 def test_a_deterministic_run_repeats() -> None:
     problem, _ = harder([4, 20, 20, 20, 2], 2)
     seen = []
     for _ in range(2):
-        outcome = run(problem, 60, options=SearchOptions(deterministic=True))
+        outcome = run(problem, 60, SearchOptions(deterministic=True))
         assert outcome.closed
-        seen.append((outcome.subproblems, outcome.lower_bound, outcome.detail))
+        seen.append((outcome.lower_bound, outcome.detail))
     assert seen[0] == seen[1]

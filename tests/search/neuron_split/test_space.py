@@ -8,37 +8,29 @@ import numpy as np
 import pytest
 import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
+from trees import PLAIN, context_of, grown, neurons_of
 
 from milpverify.config import Deadline, SearchOptions
-from milpverify.counterexamples.validate import Validity
 from milpverify.graph import Graph, evaluate
 from milpverify.propagation.optimised.beta import Domain, Relaxations
 from milpverify.result import Reason
-from milpverify.search.bounding import bound_batch
-from milpverify.search.groups import groups
+from milpverify.search.frontier import Frontier
 from milpverify.search.neuron_split.branching import children
-from milpverify.search.neuron_split.search import PLAIN, Search
-from milpverify.search.neuron_split.subproblems import Frontier, NeuronOutcome
+from milpverify.search.neuron_split.space import NeuronSpace
+from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.solver.leaves import Leaves
+from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 ON = SearchOptions()
 
 
 def searching(
-    graph: Graph, disjuncts: list[Disjunct], leaves: Leaves | None, deadline: Deadline | None = None, options: SearchOptions = PLAIN
-) -> Search:
-    problem = Problem(graph, tuple(disjuncts))
-    (group,) = groups(problem)
-    lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
-    with torch.no_grad():
-        found = bound_batch(graph, group, lower, upper, torch.float64)
-        return Search(problem, graph, group, found.state, deadline or Deadline(60), leaves=leaves, options=options)
-
-
-def run(search: Search, **options: int) -> NeuronOutcome:
-    with torch.no_grad():
-        return search.run(**options)
+    graph: Graph, disjunct: Disjunct, leaves: Leaves | None = None, deadline: Deadline | float = 60.0, options: SearchOptions = PLAIN
+) -> tuple[NeuronSpace, Tree[Subproblems]]:
+    if leaves is not None:
+        leaves.problem = Problem(graph, (disjunct,))
+    return neurons_of(context_of(Problem(graph, (disjunct,)), deadline, options, leaves=leaves))
 
 
 @pytest.mark.parametrize("options", [PLAIN, ON], ids=["plain", "on"])
@@ -51,16 +43,16 @@ def test_the_search_decides_what_enumeration_decides(seed: int, options: SearchO
     size = 1e-3 * max(1.0, abs(least))
     for by, safe in ((least - size, True), (least + size, False)):
         near = shifted(disjunct, by)
-        leaves.problem = Problem(graph, (near,))
-        search = searching(graph, [near], leaves, options=options)
-        search.patience = min(search.patience, seed % 3)  # output constraints at the root, before or after the first splits
-        outcome = run(search)
+        space, tree = searching(graph, near, leaves, options=options)
+        if options.output_constraints:
+            space.patience = seed % 3  # at the root, before or after the first splits
+        outcome = grown(tree, space)
         assert outcome.lower_bound <= least - by + 1e-6 * max(1.0, abs(least))
         if safe:
             assert outcome.closed, (outcome.note, outcome.detail)
         else:
             assert not outcome.closed
-            assert outcome.judgement is not None and outcome.judgement.status is not Validity.NOT_A_COUNTEREXAMPLE
+            assert outcome.counterexample is not None or outcome.disagreement
 
 
 def test_leaves_closer_to_a_tie_than_float64_can_tell_are_decided_in_rationals(leaves: Leaves) -> None:
@@ -72,16 +64,14 @@ def test_leaves_closer_to_a_tie_than_float64_can_tell_are_decided_in_rationals(l
             continue
         for by in (least - 1e-15 * max(1.0, abs(least)), least + 1e-15 * max(1.0, abs(least))):
             near = shifted(disjunct, by)
-            leaves.problem = Problem(graph, (near,))
-            outcome = run(searching(graph, [near], leaves))
+            space, tree = searching(graph, near, leaves)
+            outcome = grown(tree, space)
             solved.append(outcome.closed)
             if outcome.closed:
                 assert outcome.lower_bound >= 0
-            elif outcome.judgement is not None:
-                assert outcome.judgement.status is not Validity.NOT_A_COUNTEREXAMPLE
-            else:
-                bounds = outcome.stuck.bound.tolist()
-                assert bounds and not outcome.open.box.tolist()
+            elif outcome.counterexample is None and not outcome.disagreement:
+                bounds = tree.unsplittable.bound.tolist()
+                assert bounds and not len(tree.left)
                 assert all(-1e-9 * max(1.0, abs(least)) <= bound <= 0 for bound in bounds)
     assert any(solved) and not all(solved)
 
@@ -97,20 +87,20 @@ def test_the_deadline_is_kept_and_the_bound_holds() -> None:
     points = torch.rand(2000, 16, dtype=torch.float64) * 2 - 1
     least = float(disjunct.unsafe.residual(points[0].numpy(), evaluate(graph, points[:1])[0].numpy()).max())
     deadline = Deadline(1.5)
-    search = searching(graph, [shifted(disjunct, -20.0)], None, deadline)
-    search.frontier.push(search.stuck)
-    outcome = run(search)
+    space, tree = searching(graph, shifted(disjunct, -20.0), deadline=deadline)
+    outcome = grown(tree, space)
     assert deadline.elapsed() < 10
     assert outcome.lower_bound <= least + 20.0
-    again = searching(graph, [shifted(disjunct, least - 1e-3)], None, Deadline(0.0))
-    assert run(again).lower_bound == -np.inf and not run(again).closed
+    space, tree = searching(graph, shifted(disjunct, least - 1e-3), deadline=0.0)
+    again = grown(tree, space)
+    assert again.lower_bound == -np.inf and not again.closed
 
 
 def test_what_a_search_begins_with_is_bounded_whatever_the_limit() -> None:
     graph, disjunct = hard()
-    search = searching(graph, [shifted(disjunct, -10.0)], None, Deadline(60.0))
-    first, again = run(search, limit=0), run(search, limit=0)
-    assert search.bounded == 1 and search.waiting is None and len(search.frontier) == 1
+    space, tree = searching(graph, shifted(disjunct, -10.0))
+    first, again = grown(tree, space, 0), grown(tree, space, 0)
+    assert tree.counts.bounded == 1 and tree.unbounded is None and len(tree.frontier) == 1
     assert -np.inf < first.lower_bound == again.lower_bound
 
 
@@ -127,38 +117,40 @@ def test_short_memory_halves_the_batch_and_at_worst_ends_the_run(monkeypatch: py
 
     monkeypatch.setattr(Relaxations, "certify", short)
     with Leaves(Problem(graph, (near,)), Deadline(60)) as leaves:
-        outcome = run(searching(graph, [near], leaves))
+        space, tree = searching(graph, near, leaves)
+        outcome = grown(tree, space)
     assert outcome.closed and max(sizes) > 2
 
     def never(*_: object) -> object:
         raise MemoryError
 
     monkeypatch.setattr(Relaxations, "certify", never)
-    outcome = run(searching(graph, [near], None))
+    space, tree = searching(graph, near)
+    outcome = grown(tree, space)
     assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == -np.inf
     monkeypatch.setattr(Relaxations, "certify", plain)
-    search = searching(graph, [near], None)
-    run(search, limit=1)
+    space, tree = searching(graph, near)
+    grown(tree, space, 1)
     monkeypatch.setattr(Relaxations, "certify", never)
-    known = search.frontier.lowest
-    outcome = run(search)
+    known = tree.frontier.lowest
+    outcome = grown(tree, space)
     assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == known
 
 
 def test_the_frontier_gives_back_what_it_took() -> None:
     graph, disjunct = hard()
-    search = searching(graph, [disjunct], None)
+    space, tree = searching(graph, disjunct)
     with torch.no_grad():
-        root = search.bound(search.first(), 2)
-        both = children(search.bounder, root, root.best[:, 0])
-        four = children(search.bounder, both, root.best[:1, 1].expand(2))
+        root, _ = space.bound(tree, space.bounder.first())
+        both = children(space.bounder, root, root.best[:, 0])
+        four = children(space.bounder, both, root.best[:1, 1].expand(2))
     frontier = Frontier(root)
     frontier.push(both)
     frontier.push(four)
     assert len(frontier) == 6
-    literals = both.literals(0)
-    assert int(frontier.under(0, literals).sum()) == 3 and int(frontier.under(0, ()).sum()) == 6 and not bool(frontier.under(1, ()).any())
-    frontier.remove(frontier.under(0, literals))
+    literals, store = both.literals(0), frontier.store
+    assert [int((store.under(*of) & frontier.alive).sum()) for of in ((0, literals), (0, ()), (1, ()))] == [3, 6, 0]
+    frontier.remove(store.under(0, literals))
     taken = frontier.pop(10)
     assert sorted(taken.depth.tolist()) == [1, 2, 2] and len(frontier) == 0
     assert all(literals[0] not in taken.literals(n) for n in range(3))
@@ -166,13 +158,13 @@ def test_the_frontier_gives_back_what_it_took() -> None:
 
 def test_the_optimiser_raises_bounds_and_subproblems_without_it_keep_theirs() -> None:
     graph, disjunct = hard()
-    search = searching(graph, [disjunct], None)
-    bounder = search.bounder
+    space, _ = searching(graph, disjunct)
+    bounder = space.bounder
     with torch.no_grad():
         plain, _, _ = bounder.bound(bounder.first(), 0)
         root, domain, found = bounder.bound(bounder.first(), 30)
         assert float(root.bound) > float(plain.bound) + 0.01 * abs(float(plain.bound))
-        best = search.brancher.rank(root, domain, found)
+        best = space.brancher.rank(root, domain, found)
         both = children(bounder, root, best[:, 0])
         bare, optimised = (bounder.bound(both, iterations)[0].bound for iterations in (0, 20))
     assert bool((optimised >= bare).all()) and bool((optimised > bare).any())
@@ -182,17 +174,17 @@ def test_the_optimiser_raises_bounds_and_subproblems_without_it_keep_theirs() ->
 
 def test_the_split_that_helps_most_is_found() -> None:
     graph, disjunct = hard()
-    search = searching(graph, [disjunct], None)
-    bounder = search.bounder
+    space, _ = searching(graph, disjunct)
+    bounder = space.bounder
     bounder.candidates = bounder.relaxations.count
     with torch.no_grad():
         root, domain, found = bounder.bound(bounder.first(), 30)
-        every = search.brancher.rank(root, domain, found)[0]
+        every = space.brancher.rank(root, domain, found)[0]
         every = every[every >= 0]
         both = children(bounder, root.take(torch.zeros(len(every), dtype=torch.long)), every)
         worst = bounder.estimate(both).reshape(2, -1).amin(0)
         bounder.candidates = 8
-        few = search.brancher.rank(root, domain, found)[0]
+        few = space.brancher.rank(root, domain, found)[0]
     assert len(every) > 40
     assert float(worst.amax()) > float(root.bound)
     assert int(every[worst.argmax()]) in few.tolist()

@@ -1,0 +1,70 @@
+"""What every part of a search shares, in one frozen value."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.config import Options
+from milpverify.search.ledger import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from milpverify.config import Deadline, SearchOptions
+    from milpverify.graph import Graph
+    from milpverify.search.ledger import Ledger
+    from milpverify.search.solver.leaves import Leaves
+    from milpverify.search.solver.oracle import Oracle
+    from milpverify.spec import Array, Problem
+
+
+@dataclass(frozen=True, eq=False)
+class SearchContext:
+    """The problem, the limits and the helpers of a search.
+
+    `graph` is in float64, on the device that bounds are computed on; `points` are the best inputs known, (nx,) per disjunct of the problem.
+    `leaves` decides subproblems without a split left, or None; `oracle` is a solver to work beside the tree, or None.
+    """
+
+    problem: Problem
+    graph: Graph
+    deadline: Deadline
+    options: Options = field(default_factory=Options)
+    reporter: Reporter = field(default_factory=lambda: Reporter(None))
+    points: Mapping[int, Array] = field(default_factory=dict)
+    leaves: Leaves | None = None
+    oracle: Oracle | None = None
+
+    @property
+    def switches(self) -> SearchOptions:
+        """Which parts of the search are on."""
+        return self.options.search
+
+    @property
+    def ledger(self) -> Ledger:
+        """Who closed what."""
+        return self.reporter.ledger
+
+    @property
+    def delta(self) -> float:
+        """A margin known to be this close to zero is not divided further; -inf for piecewise-linear networks, which are decided."""
+        return -math.inf if self.graph.piecewise_linear else self.options.delta
+
+    @cached_property
+    def clock(self) -> Callable[[], float]:
+        """What measures the search's own work, in seconds.
+
+        What else a machine does says nothing of a batch; but the time of several threads, or of a GPU, is that of the wall clock.
+        """
+        alone = self.graph.device.type == "cpu" and torch.get_num_threads() == 1
+        return time.process_time if alone else time.perf_counter
+
+    def until(self, deadline: Deadline) -> SearchContext:
+        """The same with another deadline."""
+        return replace(self, deadline=deadline)

@@ -1,0 +1,144 @@
+"""What the bisection asks a solver for: the hardest box, as a mixed-integer model over that box and disjunct.
+
+While the solver works the bisection leaves the box alone unless nothing else is left. A dual bound holds for all open boxes within the
+task's. Where one of them is not told what the other does, the solver gets the whole box, disjunct by disjunct.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.propagation.state import node_ranges
+from milpverify.result import Trust
+from milpverify.search.bounding import bound_batch
+from milpverify.search.input_split.boxes import Boxes
+from milpverify.search.ledger import Part
+from milpverify.search.sharing import LARGEST, LEAST_TASK, NODES, PART_SHARE, TOO_LARGE, WHOLE_SHARE, Tasks
+from milpverify.search.solver.oracle import Task
+from milpverify.spec import Box
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from milpverify.search.input_split.space import BoxSpace
+    from milpverify.search.solver.oracle import Finding, Oracle
+    from milpverify.search.tree import Tree
+
+FIRST = 20_000
+"""Subproblems before the first task: easy problems need no solver."""
+FAILURES = 3
+"""After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
+SHARE = 0.1
+"""The most of the time that may go into making models."""
+
+
+class BoxTasks(Tasks[Boxes]):
+    """Boxes as tasks. `start`: so many subproblems come before the next; `given` are the disjuncts that were tasks over the whole box."""
+
+    def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
+        self.space, self.oracle = space, oracle
+        self.start, self.turns, self.failed = FIRST, 0, 0
+        self.given: set[int] = set()
+        self.began, self.modelling = time.monotonic(), 0.0
+
+    def due(self, tree: Tree[Boxes]) -> bool:
+        """Whether the bisection has gone on for long enough."""
+        return self.oracle.usable and tree.counts.bounded >= self.start and bool(len(tree.frontier))
+
+    def alive(self, tree: Tree[Boxes], task: Task) -> bool:
+        """Whether the task's disjunct is open on a box that the task is about."""
+        margins = tree.frontier.store.margins[self._about(tree, task)]
+        return not bool(tree.group.closed(margins)[:, task.disjunct].all())
+
+    def _about(self, tree: Tree[Boxes], task: Task) -> Tensor:
+        """The places of the open boxes that the task is about."""
+        if task.box is None:
+            return tree.frontier.alive.nonzero(as_tuple=True)[0]
+        store = tree.frontier.store
+        lower, upper = (torch.tensor(side, device=store.lower.device) for side in (task.box.lower, task.box.upper))
+        return (store.within(lower, upper) & tree.frontier.alive).nonzero(as_tuple=True)[0]
+
+    def raise_to(self, tree: Tree[Boxes], task: Task, bound: float) -> int:
+        """Raise the margins of one disjunct on the boxes that the task is about, and close what that closes."""
+        place, store = self._about(tree, task), tree.frontier.store
+        if not len(place):
+            return 0
+        margins = store.margins[place]
+        tree.raised = True
+        if tree.group.disjuncts[task.disjunct].closes(bound):
+            tree.trust = Trust.SOLVER
+        margins[:, task.disjunct] = margins[:, task.disjunct].clamp(min=bound)
+        store.margins[place] = margins
+        done = tree.group.closed(margins).all(1)
+        if not bool(done.any()):
+            return 0
+        tree.close(float(margins[done].amin()), Part.ORACLE, int(done.sum()))
+        tree.frontier.remove(place[done])
+        return int(done.sum())
+
+    def heard(self, tree: Tree[Boxes], finding: Finding, closed: int) -> None:
+        """Count failures, and take back what was lent."""
+        if closed:
+            self.failed = 0
+        elif finding.ended and self.oracle.options.search.both_ways and self._matters(tree, finding):
+            self.failed += 1
+            if self.failed >= FAILURES:
+                self.start, self.failed = 2 * tree.counts.bounded, 0
+        if finding.ended or closed:
+            tree.frontier.lent = None
+
+    def _matters(self, tree: Tree[Boxes], finding: Finding) -> bool:
+        """Whether a finding says nothing, or something about open boxes."""
+        return finding.bound == -math.inf or bool(len(self._about(tree, finding.task)))
+
+    def give(self, tree: Tree[Boxes]) -> None:
+        """The hardest box, or where only one side is told, the whole box with the next disjunct."""
+        began, nodes = time.monotonic(), None
+        if self.oracle.options.search.deterministic:
+            nodes = NODES * 2**self.turns
+            self.turns, self.start = self.turns + 1, 2 * tree.counts.bounded
+        elif self.modelling > SHARE * (began - self.began):
+            return
+        self._give(tree, nodes)
+        self.modelling += time.monotonic() - began
+
+    def _give(self, tree: Tree[Boxes], nodes: int | None) -> None:
+        space, oracle, group, switches = self.space, self.oracle, tree.group, self.oracle.options.search
+        parts, had = switches.both_ways, self.given | {k for k, m in enumerate(group.members) if m in oracle.proved}
+        if not parts and len(had) == group.count:
+            return
+        box, place = _hardest(tree) if parts else (space.whole, None)
+        if int(box.unstable[0]) > LARGEST:
+            oracle.give_up(TOO_LARGE)
+            return
+        margins = torch.where(group.closed(box.margins), torch.inf, box.margins)[0]
+        if not parts:  # they make sense only where both listen
+            margins[list(had)] = torch.inf
+            if switches.tree_to_oracle:
+                margins[group.closed(tree.frontier.all().margins).all(0)] = torch.inf
+        disjunct = int(margins.argmin())
+        if margins[disjunct] == torch.inf:
+            return
+        known, deadline = space.inheritance.unpack(box.inherited), space.context.deadline
+        found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, known, deadline, prepared=space.prepared)
+        ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
+        share = PART_SHARE if parts else 1.0 if int((margins < torch.inf).sum()) == 1 else WHOLE_SHARE
+        seconds = max(LEAST_TASK, share * deadline.remaining()) if nodes is None else math.inf
+        oracle.give(Task(disjunct, (), seconds, nodes, ends), group.disjuncts[disjunct], node_ranges(found.state))
+        if oracle.task is not None:
+            tree.frontier.lent = place
+            if not parts and nodes is None:
+                self.given.add(disjunct)
+
+
+def _hardest(tree: Tree[Boxes]) -> tuple[Boxes, int]:
+    """The open box of the lowest margin, and its place; the oldest of those that are alike."""
+    frontier = tree.frontier
+    worst = torch.where(frontier.alive, frontier.store.proved, torch.inf)
+    tied = (worst == worst.amin()).nonzero(as_tuple=True)[0]
+    place = int(tied[frontier.store.age[tied].argmin()])
+    return frontier.store.take(torch.tensor([place], device=worst.device)), place

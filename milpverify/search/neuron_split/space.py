@@ -1,0 +1,297 @@
+"""Splitting neurons: pre-activations are split at breakpoints, split constraints enter as multipliers (beta-CROWN, arXiv 2103.06624).
+
+A subproblem is a disjunct with split decisions. `Bounder` bounds them, `branching` says what to split, `Conflicts` close what is known
+to be empty; a subproblem without a split left is a linear program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from milpverify.config import SplitPoints
+from milpverify.graph import evaluate
+from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.search.batch_size import LARGEST, BatchSize
+from milpverify.search.branch_and_bound import Chunks, Space
+from milpverify.search.ledger import Part
+from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
+from milpverify.search.neuron_split.clip import Clipper
+from milpverify.search.neuron_split.conditional import conditional_root, implied
+from milpverify.search.neuron_split.conflicts import Conflicts
+from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.tree import Tree
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline
+    from milpverify.encode.cut_forms import Split
+    from milpverify.propagation.state import LinearBound, State
+    from milpverify.search.context import SearchContext
+    from milpverify.search.groups import Group
+
+FIXED_BATCH = 512
+PATIENCE = 1000
+"""Subproblems before the root is bounded anew under output constraints, which takes as long as many: clipping closes most before."""
+ENTRIES = 1 << 22
+"""Of one matrix of multipliers, over a batch."""
+
+
+@dataclass(frozen=True)
+class NeuronTuning:
+    """How neurons are split.
+
+    `candidates`: how many splits of a subproblem are compared by the bounds of their children. `iterations` of the optimiser bound a
+    subproblem, `root_iterations` one without splits. `per_box`: a box of the root's batch that has branched so often is abandoned, and
+    stays open. `batch` subproblems are bounded at a time, instead of as many as measurement shows to be best.
+    """
+
+    candidates: int = 4
+    iterations: int = 10
+    root_iterations: int = 20
+    per_box: int | None = None
+    batch: int | None = None
+
+
+class NeuronSpace(Space[Subproblems, "LinearBound"]):
+    """Split decisions over one group, on one box or on many at once.
+
+    Args:
+        root: the state of a batch of boxes within the group's, from `crown` in float64 or float32.
+    """
+
+    def __init__(self, context: SearchContext, group: Group, root: State, tuning: NeuronTuning | None = None) -> None:
+        self.context, self.group, self.tuning = context, group, tuning or NeuronTuning()
+        switches, graph = context.switches, context.graph
+        # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
+        filtered = switches.filtering and (graph.piecewise_linear or switches.filtering_smooth)
+        self.plain = Bounder(
+            graph, group, root, context.deadline, self.tuning.candidates if filtered else 1,
+            optimised=switches.points is SplitPoints.OPTIMISED, resets=switches.fresh_lines,
+        )  # fmt: skip
+        # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
+        self.bounder = self.plain.inheriting() if switches.clipping else self.plain
+        self.conflicts: Conflicts | None = None
+        self._equip()
+        self.patience: float = PATIENCE if switches.output_constraints else math.inf
+        self.refuted = 0  # disjuncts that output constraints left without a point
+        self.branchings = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)  # of every box
+        memory, fixed = max(2, ENTRIES // self.bounder.entries_each), FIXED_BATCH if switches.deterministic else None
+        self.batch = BatchSize(size=16, largest=LARGEST[graph.device.type], fixed=fixed, memory=memory)
+        if self.tuning.batch is not None:
+            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory)
+
+    def _equip(self) -> None:
+        """What works with the bounder that there is now."""
+        forms = HalfspaceForms(self.bounder.relaxations)
+        self.clipper = Clipper(self.bounder, forms)
+        self.brancher = Brancher(self.bounder, self.context.switches.branching, forms, self.context.options.seed)
+
+    def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:
+        """A tree to begin with: every disjunct on every box, or other roots, of which nothing is learned."""
+        tree = Tree.of(self.context, self.group, self.bounder.first() if roots is None else roots)
+        tree.conditional = self.bounder is not self.plain
+        for place, member in enumerate(self.group.members):
+            if member in self.context.points:
+                tree.incumbents.remember(place, self.context.points[member])
+        if roots is not None:
+            self.patience = math.inf
+        elif self.context.switches.no_goods:
+            self.conflicts = Conflicts(self.bounder)
+        return tree
+
+    def decisions(self, one: Subproblems) -> tuple[Split, ...]:
+        """The split decisions of one subproblem by node."""
+        slots = self.bounder.relaxations.slots
+        return tuple((slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
+
+    # -- split --------------------------------------------------------------------------------------------------------------
+
+    def split(self, tree: Tree[Subproblems], parents: Subproblems, deadline: Deadline) -> Subproblems | None:
+        """The children of the best of each parent's candidate splits, less what conflicts refute."""
+        parents = self._refuted(tree, self._charged(tree, parents))
+        if not len(parents):
+            return parents
+        with self.context.ledger.spent(Part.BRANCHING):
+            chosen: list[Tensor] = []
+            chunks = Chunks(parents, self.batch, deadline, share=2 * self.bounder.candidates)
+            for part in chunks:
+                with chunks:
+                    chosen.append(best_split(self.bounder, part))
+            if not chunks.complete:
+                return None
+            both = children(self.bounder, parents, torch.cat(chosen))
+        return self._forced(tree, self._refuted(tree, both))
+
+    def _charged(self, tree: Tree[Subproblems], parents: Subproblems) -> Subproblems:
+        """Charge the boxes of some parents for a branching; whatever belongs to a box that has spent its share is abandoned."""
+        if self.tuning.per_box is None:
+            return parents
+        self.branchings += torch.bincount(parents.box, minlength=len(self.branchings))
+        over = self.branchings > self.tuning.per_box
+        waiting = tree.frontier.alive & over[tree.frontier.store.box]
+        tree.abandoned = tree.abandoned.join(tree.frontier.store.take(waiting), parents.take(over[parents.box]))
+        tree.frontier.remove(waiting)
+        tree.in_progress = parents.take(~over[parents.box])
+        return tree.in_progress
+
+    def _refuted(self, tree: Tree[Subproblems], subs: Subproblems) -> Subproblems:
+        """What conflicts leave open."""
+        if self.conflicts is None:
+            return subs
+        with self.context.ledger.spent(Part.NO_GOODS):
+            refuted = self.conflicts.refute(subs)
+        return self._open(tree, replace(subs, bound=torch.maximum(subs.bound, refuted)), Part.NO_GOODS)
+
+    def _forced(self, tree: Tree[Subproblems], subs: Subproblems) -> Subproblems:
+        """Subproblems with the decisions that conflicts force."""
+        if self.conflicts is None:
+            return subs
+        column, side, cut = self.conflicts.implied(subs)
+        forced = column >= 0
+        if bool(forced.any()):
+            tree.count(cut)
+            some = subs.take(forced)
+            both = children(self.bounder, some, column[forced])
+            half = torch.arange(len(some), device=side.device) + torch.where(side[forced] > 0, len(some), 0)
+            subs = subs.take(~forced).join(both.take(half))
+        return subs
+
+    # -- bound, prune -------------------------------------------------------------------------------------------------------
+
+    def bound(self, tree: Tree[Subproblems], children: Subproblems) -> tuple[Subproblems, LinearBound]:
+        """Bound subproblems with some iterations of the optimiser, clip what they inherit, and rank their splits."""
+        ledger, clips, bounder = self.context.ledger, self.context.switches.clipping, self.bounder
+        iterations = self.tuning.iterations if children.slot.shape[1] else self.tuning.root_iterations
+        tree.counts.bounded += len(children)
+        ledger.bound(Part.NEURON_SPLITS, len(children))
+        if clips:
+            with ledger.spent(Part.CLIPPING):
+                children = self.clipper.divided(children)
+        subs, domain, found = bounder.bound(reset_slopes(bounder, children), iterations, ledger)
+        worse = where_worse(bounder, children, found)
+        if len(worse):
+            again, _, better = bounder.bound(children.take(worse), iterations, ledger)
+            subs, found = with_those_of(worse, subs, found, again, better)
+        subs = replace(subs, narrower=torch.zeros_like(subs.narrower))
+        if clips:
+            with ledger.spent(Part.CLIPPING):
+                clipping, before = self.clipper.begin(subs, found), domain
+                while (clipped := clipping.next()) is not None:
+                    again, _, better = bounder.bound(clipped, 0, ledger)
+                    clipping.keep(again, better)
+                subs, domain = clipping.subs, bounder.domain_of(clipping.subs)
+                subs = narrowed(bounder, subs, before, domain)
+        with ledger.spent(Part.BRANCHING):
+            return replace(subs, best=self.brancher.rank(subs, domain, found)), found
+
+    def try_points(self, tree: Tree[Subproblems], children: Subproblems, found: LinearBound) -> None:
+        """Try the corners that minimise the rows' linear bounds; validate the best."""
+        ends = self.bounder.state[0].bounds
+        lower, upper = ends.lower[children.box].unsqueeze(1), ends.upper[children.box].unsqueeze(1)
+        points = torch.where(found.coefficients > 0, lower, upper).flatten(0, 1)
+        disjunct = children.disjunct.repeat_interleave(found.lower.shape[1])
+        y_rows, rhs, x_rows = self.bounder.rows_of(disjunct)
+        residual = (y_rows @ evaluate(self.bounder.fast, points.float()).double().unsqueeze(2)).squeeze(2) - rhs
+        if x_rows is not None:
+            residual = residual + (x_rows @ points.unsqueeze(2)).squeeze(2)
+        margin = residual.amax(1)
+        for k in torch.argsort(margin)[:2].tolist():
+            if float(margin[k]) > max(1e-6, self.context.delta):
+                return
+            tree.incumbents.validate(int(disjunct[k]), points[k].cpu().numpy())
+
+    def prune(self, tree: Tree[Subproblems], children: Subproblems, found: LinearBound) -> Subproblems:
+        """What is not closed; conflicts are learned from what is."""
+        if self.conflicts is not None:
+            with self.context.ledger.spent(Part.NO_GOODS):
+                shrunk = self.conflicts.shrunk(children.take(children.bound > 0))
+                if len(shrunk):
+                    self.conflicts.keep(self.bounder.bound(shrunk, 0)[0])
+        return self._open(tree, children, Part.NEURON_SPLITS)
+
+    def _open(self, tree: Tree[Subproblems], subs: Subproblems, part: Part) -> Subproblems:
+        closed = self.group.closes(subs.bound, subs.disjunct)
+        if bool(closed.any()):
+            tree.close(float(subs.bound[closed].amin()), part, int(closed.sum()))
+        return subs.take(~closed)
+
+    # -- leaves -------------------------------------------------------------------------------------------------------------
+
+    def leaves(self, tree: Tree[Subproblems], children: Subproblems, deadline: Deadline) -> Subproblems:
+        """Decide subproblems without a split left by linear programs, or keep them."""
+        final = children.best[:, 0] < 0
+        for n in final.nonzero(as_tuple=True)[0].tolist():
+            self._decide_leaf(tree, children.take(torch.tensor([n], device=final.device)), deadline)
+        return children.take(~final)
+
+    def _decide_leaf(self, tree: Tree[Subproblems], leaf: Subproblems, deadline: Deadline) -> None:
+        programs, ledger = self.context.leaves, self.context.ledger
+        if programs is not None and not tree.falsified and not deadline.expired():
+            with ledger.spent(Part.LEAVES):
+                state, decisions = self.bounder.state_of(leaf), self.decisions(leaf)
+                if tree.conditional:
+                    alike = self.bounder.state is self.plain.state  # otherwise its boxes are the disjuncts'
+                    plain = leaf if alike else replace(leaf, box=torch.zeros_like(leaf.box))
+                    decisions += implied(self.context.graph, self.plain.state_of(plain), state)
+                outcome = programs.decide(self.group.disjuncts[int(leaf.disjunct)], state, decisions)
+            ledger.bound(Part.LEAVES)
+            tree.incumbents.note(outcome.validation)
+            tree.note = outcome.note or tree.note
+            tree.ties |= {int(leaf.box)} if outcome.tie else set()
+            leaf = replace(leaf, bound=leaf.bound.clamp(min=outcome.bound))
+            if outcome.closed and not tree.falsified:
+                tree.close(outcome.bound, Part.LEAVES)
+                return
+        tree.unsplittable = tree.unsplittable.join(leaf)
+
+    # -- output constraints -------------------------------------------------------------------------------------------------
+
+    def renew(self, tree: Tree[Subproblems], deadline: Deadline) -> bool:
+        """Begin again from bounds that hold at the unsafe points of every open disjunct, where these pay; what was proved stays."""
+        if tree.counts.bounded < self.patience or not len(tree.frontier):
+            return False
+        self.patience = math.inf
+        if len(tree.unsplittable) or len(tree.abandoned):
+            return True
+        known = tree.frontier.all()
+        places = known.disjunct.unique().tolist()
+        root = conditional_root(self.plain, places, deadline, self.context.switches.deterministic)
+        if root is None:
+            return True
+        self.refuted = len(root.refuted)
+        if root.refuted:
+            tree.count(0.0)
+        if not root.disjuncts:
+            tree.clear(known)
+            return True
+        lowest = [float(known.bound[known.disjunct == place].amin()) for place in root.disjuncts]
+        plain, device = self.plain, self.context.graph.device
+        self.bounder = Bounder(
+            plain.graph, self.group, root.state, self.context.deadline, plain.candidates, self.context.switches.clipping,
+            plain.points.optimised, plain.resets,
+        )  # fmt: skip
+        self.conflicts = Conflicts(self.bounder) if self.context.switches.no_goods else None
+        self._equip()
+        again = self.bounder.first(torch.arange(len(root.disjuncts), device=device), torch.tensor(root.disjuncts, device=device))
+        tree.clear(again)
+        tree.unbounded = replace(again, bound=torch.tensor(lowest, dtype=torch.float64, device=device))
+        tree.conditional = True
+        return True
+
+    # -- the ledger ---------------------------------------------------------------------------------------------------------
+
+    def detail(self, tree: Tree[Subproblems]) -> dict[str, Any]:
+        """Counts for the ledger."""
+        found: dict[str, Any] = {"method": "neuron split"}
+        if self.conflicts is not None:
+            found.update(no_goods=self.conflicts.learned, pruned=self.conflicts.pruned, implied=self.conflicts.forced)
+        if self.refuted:
+            found.update(refuted_at_root=self.refuted)
+        if self.context.leaves is not None:
+            found.update(leaves=self.context.leaves.solved)
+        return found
