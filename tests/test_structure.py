@@ -1,0 +1,212 @@
+"""The structure of the package: its counts do not grow, and they count what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import structure
+from structure import LIMITS, Code, Count, Part
+
+CODE = Code(structure.PACKAGE)
+
+
+def kept(count: Count) -> None:
+    limit = LIMITS[count.title]
+    told = "".join(f"\n    {part}" for part in count.offenders(limit))
+    assert count.value <= limit, f"{count.title}: {count.value}, at most {limit} are allowed{told}"
+
+
+def test_files_do_not_import_each_other_in_more_circles() -> None:
+    for count in structure.circles(CODE):
+        kept(count)
+
+
+@pytest.mark.parametrize("count", [structure.folders, structure.lengths, structure.attributes, structure.lines_of_code])
+def test_the_code_does_not_grow_beyond_its_limits(count: Callable[[Code], Count]) -> None:
+    assert count(CODE).value
+    kept(count(CODE))
+
+
+def test_a_bound_is_not_further_from_verify() -> None:
+    count = structure.calls()
+    assert {part.name for part in count.parts} == {"inputs", "inputs or neurons", "neurons"}
+    for part in count.parts:  # both ends of a path, and the search between them
+        assert part.detail.startswith("verify -> ") and part.size >= 2
+    kept(count)
+
+
+def test_limits_are_for_what_is_counted() -> None:
+    found = [*structure.circles(CODE), structure.folders(CODE), structure.lengths(CODE), structure.attributes(CODE)]
+    assert {count.title for count in [*found, structure.lines_of_code(CODE)]} | {"calls from verify to a bound"} == LIMITS.keys()
+
+
+def test_what_grew_is_named() -> None:
+    title, limit = "files in the fullest folder", LIMITS["files in the fullest folder"]
+    full, fuller = (Part(f"{k}/", limit + k, "why") for k in (0, 1))
+    kept(Count(title, (full,)))
+    with pytest.raises(AssertionError, match=f"{title}: {limit + 1}, at most {limit} are allowed\n +1/: {limit + 1} .why.\n(?! +0/)"):
+        kept(Count(title, (fuller, full)))
+
+
+# -- the counting itself, on a small package ------------------------------------------------------------------------------------
+
+FILES = {
+    "__init__.py": "def __getattr__(name):\n    return import_module('small.' + {'lazy': 'pair.left'}[name])\n",
+    "apart.py": "import small.pair.left\nfrom small import pair\nfrom . import chain\n",
+    "chain.py": "def late():\n    import small.link\n",
+    "link.py": "from . import chain as other\n",
+    "pair/__init__.py": "from small.pair.left import Left\n",
+    "pair/left.py": """
+        from typing import TYPE_CHECKING
+        if TYPE_CHECKING:
+            from small.pair import right
+        class Left: ...
+        """,
+    "pair/right.py": "from .left import Left\n",
+    "own/__init__.py": "from small.own.part import PART\n",
+    "own/part.py": "from small.own import PART\n",
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        write(tmp_path / "small" / name, text)
+    return tmp_path / "small"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dedent(text).lstrip("\n"))
+
+
+def test_circles_through_any_import_are_found(small: Path) -> None:
+    found, files = structure.circles(Code(small))
+    assert [part.name for part in found.parts] == [
+        "small.chain, small.link",
+        "small.own, small.own.part",
+        "small.pair.left, small.pair.right",
+    ]
+    assert found.value == 3 and files.value == 6
+    told = {part.name.partition(",")[0]: part.detail for part in found.parts}
+    assert "small.pair.left:3 imports small.pair.right type-checking" in told["small.pair.left"]
+    assert "small.chain:2 imports small.link in a function" in told["small.chain"]
+    assert found.offenders(3) == () and len(found.offenders(2)) == 3
+
+
+def test_a_name_from_a_package_is_its_own(small: Path) -> None:
+    """That `left` is imported by the package that it lies in makes a circle only where it takes a name from the package in turn."""
+    write(small / "pair/left.py", "def late():\n    from small.pair import Left\n")
+    found, _ = structure.circles(Code(small))
+    assert "small.pair, small.pair.left" in [part.name for part in found.parts]
+
+
+LINES = '''
+    """One.
+
+    Two."""
+
+    # three
+    x = (
+        1,  # four
+    )
+    """of x"""
+
+
+    def f():
+        """Five."""
+        return """six
+
+    seven"""
+    '''
+
+
+def test_files_and_lines_are_counted(small: Path) -> None:
+    write(small / "search/deep/a.py", LINES)
+    code = Code(small)
+    folders, lengths, lines = structure.folders(code), structure.lengths(code), structure.lines_of_code(code)
+    assert [(p.name, p.size) for p in folders.parts][:2] == [("small/", 3), ("small/pair/", 2)]
+    assert (lengths.parts[0].name, lengths.value) == ("small/search/deep/a.py", 16)
+    assert lines.value == 3 + 1 + 3
+    assert [p.name for p in lengths.offenders(15)] == ["small/search/deep/a.py"]
+
+
+CLASSES = """
+    import dataclasses
+    from abc import ABC
+    from dataclasses import dataclass
+    from typing import ClassVar
+    import small.bases as b
+    from small.bases import Base as Other, Generic
+
+    class Plain:
+        constant = 1
+        kind: str = "plain"
+        declared: int
+        def __init__(self):
+            self.a, (self.b, *self.c) = self.d = 1, (2, 3)
+            self.e: int = 1
+            self.f += 1
+            for self.g in ():
+                def inner(): self.h = 1
+            other.no = self.a.no = self.x[0] = 1
+        @property
+        def also_no(self): return self.no
+        @classmethod
+        def make(cls): cls.no = 1
+        class _Inner:
+            def set(this): this.i = 1
+
+    class Below(Plain, b.Base): z: int
+    class Further(Other[int], Generic, ABC): ...
+
+    @dataclass(frozen=True)
+    class Options:
+        one: int
+        two: list = dataclasses.field(default_factory=list)
+        no: ClassVar[int] = 1
+        also_no: "ClassVar[int]" = 1
+
+    @dataclasses.dataclass
+    class State(Options):
+        three: int = 3
+        def __post_init__(self):
+            object.__setattr__(self, "four", 4)
+            setattr(self, "five", 5)
+    """
+
+
+def test_attributes_are_counted(small: Path) -> None:
+    write(small / "bases.py", "from small.far import Base\nclass Generic:\n    def f(self, /):\n        with open() as self.u: pass\n")
+    write(small / "far.py", "def hidden():\n    class Local:\n        def f(self): self.w = 1\nclass Base:\n    def f(self): self.v = 1\n")
+    write(small / "classes.py", CLASSES)
+    found = {part.name.partition(":")[2]: part.detail for part in structure.attributes(Code(small), set()).parts}
+    assert found == {
+        "Plain": "a b c d declared e f g h",
+        "Plain._Inner": "i",
+        "Below": "a b c d declared e f g h v z",
+        "Further": "u v",
+        "Options": "one two",
+        "State": "five four one three two",
+        "Base": "v",
+        "Generic": "u",
+        "Left": "",
+        "hidden.Local": "w",
+    }
+    assert structure.attributes(Code(small), {"Options"}).value == 11
+
+
+@pytest.mark.parametrize("name", ["State", "Plain", "Missing"])
+def test_only_frozen_data_is_exempt(small: Path, name: str) -> None:
+    write(small / "classes.py", CLASSES)
+    with pytest.raises(ValueError, match=f"{name} is exempt"):
+        structure.attributes(Code(small), {"Options", name})
+
+
+def test_frozen_data_that_assigns_is_not_exempt(small: Path) -> None:
+    write(small / "classes.py", CLASSES.replace("@dataclasses.dataclass\n", "@dataclasses.dataclass(frozen=True)\n"))
+    with pytest.raises(ValueError, match="State is exempt"):
+        structure.attributes(Code(small), {"State"})
