@@ -70,14 +70,14 @@ def choose_space(
         limit = neurons.counts.bounded + SPLITS * 2**k if counted else math.inf
         with context.ledger.spent(Part.NEURON_SPLITS):
             branch_and_bound(neurons, neuron_space, Budget(turn, limit))
-        if neurons.closed or neurons.falsified or deadline.expired():
+        if neurons.closed or neurons.decided or deadline.expired():
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
         _tell_boxes(neurons, boxes)
         turn = deadline if counted else deadline.within(seconds * 2**k)
         limit = boxes.counts.bounded + BOXES * 2**k if counted else math.inf
         with context.ledger.spent(Part.BISECTION):
             branch_and_bound(boxes, box_space, Budget(turn, limit))
-        if boxes.closed or boxes.falsified or (neurons.out_of_memory and not boxes.out_of_memory):
+        if boxes.closed or boxes.decided or (neurons.out_of_memory and not boxes.out_of_memory):
             return _chosen(SplitSpace.INPUTS, boxes, neurons, rounds)
         _tell_neurons(boxes, neurons)
         if boxes.out_of_memory:
@@ -93,14 +93,18 @@ def choose_space(
 
 
 def _chosen(space: SplitSpace, boxes: Tree[Boxes], neurons: Tree[Subproblems], rounds: list[tuple[float, float]]) -> Choice:
-    """The choice; the bound that either proved is both's."""
+    """The choice; the bound that either proved, and the points that it found, are both's."""
     boxes.proved = neurons.proved = max(boxes.proved, neurons.proved)
+    boxes.incumbents.take(neurons.incumbents)
+    neurons.incumbents.take(boxes.incumbents)
     return Choice(space, tuple(rounds))
 
 
 def _tell_neurons(boxes: Tree[Boxes], neurons: Tree[Subproblems]) -> None:
     """Close for the neurons the disjuncts that no box is open for."""
     margins = torch.cat([boxes.left.margins, boxes.unsplittable.margins])
+    if not len(margins):
+        return
     for place in neurons.group.closed(margins).all(0).nonzero().flatten().tolist():
         bound = min(boxes.closed_bound, float(margins[:, place].amin()))
         if not math.isfinite(bound):
@@ -116,12 +120,17 @@ def _tell_boxes(neurons: Tree[Subproblems], boxes: Tree[Boxes]) -> None:
     """Close for the boxes the disjuncts that the neurons have nothing left of, and boxes with no other open."""
     left = {place for part in (neurons.left, neurons.unsplittable) for place in part.disjunct.tolist()}
     done = [place for place in range(neurons.group.count) if place not in left]
-    if not done:
+    if not done or neurons.out_of_memory:
         return
-    boxes.closed_bound = min(boxes.closed_bound, neurons.closed_bound)
+    boxes.count(neurons.closed_bound)
     open_parts = [boxes.frontier.store, boxes.unsplittable, boxes.in_progress, *([] if boxes.unbounded is None else [boxes.unbounded])]
     for part in open_parts:
         part.margins[:, done] = torch.inf
-    closed = boxes.group.closed(boxes.frontier.store.margins).all(1)
-    boxes.frontier.remove((boxes.frontier.alive & closed).nonzero(as_tuple=True)[0])
-    boxes.unsplittable = boxes.unsplittable.take(~boxes.group.closed(boxes.unsplittable.margins).all(1))
+    frontier, stuck = boxes.frontier, boxes.unsplittable
+    closed = frontier.alive & boxes.group.closed(frontier.store.margins).all(1)
+    closed_stuck = boxes.group.closed(stuck.margins).all(1)
+    for margins in (frontier.store.margins[closed], stuck.margins[closed_stuck]):
+        if len(margins):
+            boxes.count(float(margins.amin()))  # of what the boxes closed there themselves
+    frontier.remove(closed)
+    boxes.unsplittable = stuck.take(~closed_stuck)

@@ -98,7 +98,7 @@ class Frontier(Generic[B]):
             return
         free = (~self.alive).nonzero(as_tuple=True)[0]
         if len(free) < len(batch):
-            self._grow(max(len(self.alive), len(batch) - len(free)))
+            self._grow(max(len(self.alive) // 2, len(batch) - len(free)))
             free = (~self.alive).nonzero(as_tuple=True)[0]
         self.store, batch = self.store.aligned(batch, room=8)
         place = free[: len(batch)]

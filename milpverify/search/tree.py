@@ -211,6 +211,14 @@ class Tree(Generic[B]):
         none = like.none
         self.frontier, self.in_progress, self.unsplittable, self.abandoned, self.unbounded = Frontier(none), none, none, none, None
 
+    def begin_again(self, roots: B) -> None:
+        """Begin again from roots whose bounds hold at unsafe points only, and which stand for everything that is open."""
+        none = roots.none
+        frontier = Frontier(none)
+        self.unbounded, self.conditional, self.frontier, self.in_progress, self.unsplittable, self.abandoned = (
+            roots, True, frontier, none, none, none,
+        )  # fmt: skip
+
     def close(self, bound: float, part: Part, count: int = 1) -> None:
         """Count so many subproblems, with a margin of at least `bound` > 0 (or >= 0 where rows are strict), as closed by a part."""
         if count:

@@ -75,20 +75,6 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("STEP", 2), ("TARGETS", 256)):
-        monkeypatch.setattr(turns, name, value)
-    monkeypatch.setattr(neuron_split, "FIXED_BATCH", 8)
-    genuine, begun = turns.Restarts._anew, list[float]()
-
-    def watched(self: turns.Restarts, tightening: Tightening) -> bool:
-        if again := genuine(self, tightening):
-            assert self.search.closed_bound == self.closed_bound
-            begun.append(self.closed_bound)
-        return again
-
-    monkeypatch.setattr(turns.Restarts, "_anew", watched)
-=======
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("TARGETS", 256)):
         monkeypatch.setattr(restarts, name, value)
     monkeypatch.setattr(space, "FIXED_BATCH", 8)
@@ -101,7 +87,6 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
->>>>>>> 1665aa7 (wip: restarts are functions)
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
     options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, **off))
     events = list[Event]()
@@ -143,19 +128,11 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
     monkeypatch.setattr(tasks, "TURN", 16)
     monkeypatch.setattr(tasks, "NODES", 1)
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
-<<<<<<< HEAD
-        monkeypatch.setattr(turns, name, value)
-    monkeypatch.setattr(neuron_split, "FIXED_BATCH", 4)
-    genuine, outlived = turns.Restarts._anew, 0
-
-    def ending(self: turns.Restarts, tightening: Tightening) -> bool:
-=======
         monkeypatch.setattr(restarts, name, value)
     monkeypatch.setattr(space, "FIXED_BATCH", 4)
     genuine, outlived = restarts.begin_anew, 0
 
     def ending(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
->>>>>>> 1665aa7 (wip: restarts are functions)
         nonlocal outlived
         young, again = genuine(old, tree, *rest)
         if again.proved == claim:
@@ -163,11 +140,7 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
             young.context.deadline.cancel()
         return young, again
 
-<<<<<<< HEAD
-    monkeypatch.setattr(turns.Restarts, "_anew", ending)
-=======
     monkeypatch.setattr(restarts, "begin_anew", ending)
->>>>>>> 1665aa7 (wip: restarts are functions)
     options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))

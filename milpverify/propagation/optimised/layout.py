@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 class Layout:
     """The open entries of a root's boxes: those of variables whose relaxation is not exact in some box.
 
-    T is their number. `slots` are the variables that have some, ascending; `entries` which they are, and `columns` where they are among all
-    T, per variable; `opened` and `kinds` the open entries of nonlinear nodes, one by one and by rule; `stable` the slopes of their other
-    entries; `low`, `high` and `center` (boxes, T); `split_for` (T,) the column to split for each; `width` the number of parameters.
+    T is their number. `slots` are the variables that may have some, ascending, the same for every state; `entries` which they are, and
+    `columns` where they are among all T, per variable; `opened` and `kinds` the open entries of nonlinear nodes, one by one and by rule;
+    `stable` the slopes of their other entries; `low`, `high` and `center` (boxes, T); `split_for` (T,) the column to split for each;
+    `width` the number of parameters.
 
     Args:
         graph: in the precision of the matrices.

@@ -8,6 +8,7 @@ every neuron on one piece are linear programs, which also tell a tie from what b
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class Finisher:
 
     def __init__(self, context: SearchContext, group: Group, prepared: Prepared | None = None) -> None:
         self.programs: Leaves | None = context.leaves if context.switches.leaves and context.graph.piecewise_linear else None
-        options = Options(search=PLAIN)
+        options = Options(search=PLAIN, delta=context.options.delta)
         self.context = replace(context, options=options, reporter=Reporter(None), points={}, leaves=self.programs, oracle=None)
         self.group, self.prepared = group, prepared
         self.threshold, self.most = 24, ROUND
@@ -139,9 +140,8 @@ class Finisher:
         found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, known, deadline, prepared=self.prepared)
         box, disjunct = (~self.group.closed(torch.maximum(found.margins, boxes.margins))).nonzero(as_tuple=True)
         space = NeuronSpace(context, self.group, found.state, NeuronTuning(4, 4, 4, per_box, 4 * ROUND))
-        if self.programs is not None:
-            self.programs.left = programs
-        return branch_and_bound(space.tree(space.bounder.first(box, disjunct)), space, Budget(deadline, limit))
+        with nullcontext() if self.programs is None else self.programs.at_most(programs):
+            return branch_and_bound(space.tree(space.bounder.first(box, disjunct)), space, Budget(deadline, limit))
 
     def _count(self, tree: Tree[Subproblems], proved: Tensor) -> None:
         self.closed += int(proved.sum())

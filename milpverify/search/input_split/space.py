@@ -176,6 +176,8 @@ class BoxSpace(Space[Boxes, BatchBounds]):
 
     def finish(self, tree: Tree[Boxes], deadline: Deadline) -> None:
         """Try neuron splits on small boxes where there are enough of them, and split what cannot be bisected into linear programs."""
+        if not tree.unfinished and not len(tree.unsplittable):
+            return
         if self.context.switches.finishing:
             self._finish_small(tree, deadline)
         hopeful = ~tree.unsplittable.tried
@@ -183,15 +185,17 @@ class BoxSpace(Space[Boxes, BatchBounds]):
             return
         boxes, rest = tree.unsplittable.take(hopeful), tree.unsplittable.take(~hopeful)
         proved = self._settled(tree, boxes, None, deadline)
-        boxes.tried[:] = True
+        boxes.tried[:] = not deadline.expired()
         tree.unsplittable = rest.join(boxes.take(~proved))
 
     def _finish_small(self, tree: Tree[Boxes], deadline: Deadline) -> None:
         """Small boxes, and once the whole box of a small network."""
         finisher, bounded = self.finisher, tree.counts.bounded
         if finisher.begins(bounded) and finisher.programs is not None and not bool(self.whole.tried):
-            self.whole.tried[:] = True
-            if int(self.whole.unstable) <= SMALL and bool(self._settled(tree, self.whole, SMALL_LEAVES, deadline).all()):
+            small = int(self.whole.unstable) <= SMALL
+            proved = small and bool(self._settled(tree, self.whole, SMALL_LEAVES, deadline).all())
+            self.whole.tried[:] = not deadline.expired()
+            if proved:
                 tree.frontier.remove(tree.frontier.alive.clone())
                 tree.unsplittable = tree.unsplittable.none
                 return
@@ -199,10 +203,11 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         place = finisher.candidates(store.unstable, store.tried | ~tree.frontier.alive, bounded)
         if not len(place):
             return
-        store.tried[place] = True
         boxes = store.take(place)
+        boxes.tried[:] = True
         with self.context.ledger.spent(Part.FINISHING):
             found = finisher.run(boxes, self.inheritance.unpack(boxes.inherited), deadline)
+        store.tried[place] = not deadline.expired()
         tree.incumbents.take(found.incumbents)
         tree.close(0.0, Part.FINISHING, int(found.proved.sum()))
         self._keep_ties(tree, bool(found.tied.any()))

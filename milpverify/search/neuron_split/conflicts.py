@@ -123,10 +123,10 @@ class Conflicts:
         """Learn the conflicts among shrunk leaves that were bounded anew: those that are closed still."""
         proved = proved.take(self.bounder.group.closes(proved.bound, proved.disjunct))
         proved = proved.take(~self.subsumed(proved))
+        signs, scope = torch.cat([self.signs, self._signs(proved)]), torch.cat([self.scope, torch.stack([proved.box, proved.disjunct], 1)])
+        bounds = torch.cat([self.bounds, proved.bound])
         self.learned += len(proved)
-        self.signs = torch.cat([self.signs, self._signs(proved)])[-CAPACITY:]
-        self.scope = torch.cat([self.scope, torch.stack([proved.box, proved.disjunct], 1)])[-CAPACITY:]
-        self.bounds = torch.cat([self.bounds, proved.bound])[-CAPACITY:]
+        self.signs, self.scope, self.bounds = signs[-CAPACITY:], scope[-CAPACITY:], bounds[-CAPACITY:]  # all, or none where memory ends
 
     def subsumed(self, subs: Subproblems) -> Tensor:
         """Which hold all decisions of a no-good that is known, (n,) bool."""

@@ -76,7 +76,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
         self.bounder = self.plain.inheriting() if switches.clipping else self.plain
         self.conflicts: Conflicts | None = None
-        self._equip()
+        self.clipper, self.brancher = self._helpers(self.bounder)
         self.patience: float = PATIENCE if switches.output_constraints else math.inf
         self.refuted = 0  # disjuncts that output constraints left without a point
         self.branchings = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)  # of every box
@@ -85,11 +85,10 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         if self.tuning.batch is not None:
             self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory)
 
-    def _equip(self) -> None:
-        """What works with the bounder that there is now."""
-        forms = HalfspaceForms(self.bounder.relaxations)
-        self.clipper = Clipper(self.bounder, forms)
-        self.brancher = Brancher(self.bounder, self.context.switches.branching, forms, self.context.options.seed)
+    def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
+        """What works with a bounder."""
+        forms = HalfspaceForms(bounder.relaxations)
+        return Clipper(bounder, forms), Brancher(bounder, self.context.switches.branching, forms, self.context.options.seed)
 
     def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:
         """A tree to begin with: every disjunct on every box, or other roots, of which nothing is learned."""
@@ -257,30 +256,27 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             return False
         self.patience = math.inf
         if len(tree.unsplittable) or len(tree.abandoned):
-            return True
-        known = tree.frontier.all()
-        places = known.disjunct.unique().tolist()
-        root = conditional_root(self.plain, places, deadline, self.context.switches.deterministic)
+            return False
+        known, plain, switches = tree.frontier.all(), self.plain, self.context.switches
+        root = conditional_root(plain, known.disjunct.unique().tolist(), deadline, switches.deterministic)
         if root is None:
-            return True
+            return False
         self.refuted = len(root.refuted)
         if root.refuted:
             tree.count(0.0)
         if not root.disjuncts:
             tree.clear(known)
             return True
-        lowest = [float(known.bound[known.disjunct == place].amin()) for place in root.disjuncts]
-        plain, device = self.plain, self.context.graph.device
-        self.bounder = Bounder(
-            plain.graph, self.group, root.state, self.context.deadline, plain.candidates, self.context.switches.clipping,
-            plain.points.optimised, plain.resets,
-        )  # fmt: skip
-        self.conflicts = Conflicts(self.bounder) if self.context.switches.no_goods else None
-        self._equip()
-        again = self.bounder.first(torch.arange(len(root.disjuncts), device=device), torch.tensor(root.disjuncts, device=device))
-        tree.clear(again)
-        tree.unbounded = replace(again, bound=torch.tensor(lowest, dtype=torch.float64, device=device))
-        tree.conditional = True
+        ways = plain.points.optimised, plain.resets
+        bounder = Bounder(plain.graph, self.group, root.state, self.context.deadline, plain.candidates, switches.clipping, *ways)
+        assert bounder.slots == plain.slots  # decisions and bounds of either are read by the other
+        conflicts, helpers = Conflicts(bounder) if switches.no_goods else None, self._helpers(bounder)
+        place = torch.tensor(root.disjuncts, device=known.disjunct.device)
+        lowest = torch.stack([known.bound[known.disjunct == k].amin() for k in root.disjuncts])
+        roots = replace(bounder.first(torch.arange(len(place), device=place.device), place), bound=lowest)
+        # Only now that memory held everything: what is open belongs to one bounder at any time.
+        tree.begin_again(roots)
+        self.bounder, self.conflicts, (self.clipper, self.brancher) = bounder, conflicts, helpers
         return True
 
     # -- the ledger ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,6 @@ class NeuronTasks(Tasks[Subproblems]):
     def __init__(self, space: NeuronSpace, oracle: Oracle, targets: Targets | None = None) -> None:
         self.space, self.oracle, self.targets = space, oracle, targets
         self.given: dict[int, int] = {}
-        self.began = time.monotonic()
 
     @property
     def unstable(self) -> int:
@@ -74,7 +73,7 @@ class NeuronTasks(Tasks[Subproblems]):
             return False
         if self.oracle.options.search.deterministic:
             return not len(tree.frontier) or tree.counts.bounded >= TURN * 2 ** sum(self.given.values())
-        return time.monotonic() - self.began > HEAD_START or (self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE)
+        return time.monotonic() - tree.counts.began > HEAD_START or (self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE)
 
     # -- answers ------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ neurons are on one piece is known from bounds. With w = 0 a positive minimum pro
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ from milpverify.solvers.model import Model, power_of_two
 from milpverify.solvers.process import SolverProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from milpverify.config import Deadline
     from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
@@ -77,6 +80,15 @@ class Leaves:
 
     def __exit__(self, *_: object) -> None:
         self._process.close()
+
+    @contextmanager
+    def at_most(self, count: int | None) -> Iterator[None]:
+        """Solve so many within (None: all)."""
+        before, self.left = self.left, count
+        try:
+            yield
+        finally:
+            self.left = before
 
     def decide(self, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...]) -> LeafOutcome:
         """Decide one leaf.
