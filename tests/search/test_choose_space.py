@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from product_networks import Grower
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
 from trees import boxes_of, context_of, neurons_of, root_of
 
@@ -20,6 +21,7 @@ from milpverify.search.choose_space import Choice, SplitSpace
 from milpverify.search.gap import doublings, gap_closed
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.input_split.space import BoxSpace
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.leaves import Leaves
@@ -97,14 +99,26 @@ def part_way(nx: int, width: int = 16, share: float = 0.5, seed: int = 3) -> Pro
     return Problem(graph, (shifted(disjunct, share * float(root_of(problem)[1].margins.amin())),))
 
 
+Both = tuple[BoxSpace, Tree[Boxes], NeuronSpace, Tree[Subproblems]]
+
+
+def both_of(problem: Problem, delta: float | None = None) -> Both:
+    """Both spaces with their trees, over one context that goes by counts."""
+    context = context_of(problem, options=COUNTED)
+    if delta is not None:
+        context = replace(context, options=replace(context.options, delta=delta))
+    return *boxes_of(context, root_of(problem)[1]), *neurons_of(context)
+
+
+def chosen(both: Both) -> Choice:
+    with torch.no_grad():
+        return choose_space.choose_space(*both, float(both[0].root.margins.amin()))
+
+
 def tried(problem: Problem) -> tuple[Choice, Tree[Boxes], Tree[Subproblems], float]:
     """The choice, by counts, with both trees as it leaves them, and the bound that they began with."""
-    context, (_, root) = context_of(problem, options=COUNTED), root_of(problem)
-    least = float(root.margins.amin())
-    box_space, boxes = boxes_of(context, root)
-    neuron_space, neurons = neurons_of(context)
-    with torch.no_grad():
-        return choose_space.choose_space(box_space, boxes, neuron_space, neurons, least), boxes, neurons, least
+    both = both_of(problem)
+    return chosen(both), both[1], both[3], float(both[0].root.margins.amin())
 
 
 def graded(nx: int, width: int, seed: int) -> tuple[Problem, float]:
@@ -162,6 +176,85 @@ def test_a_box_that_was_never_bounded_is_no_box_that_is_closed(short: str, monke
     choice, boxes, neurons, _ = tried(part_way(10))
     assert boxes.unbounded is not None and choice.space is SplitSpace.NEURONS
     assert not neurons.closed and len(neurons.left)
+
+
+@pytest.fixture
+def nothing_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both only tell each other once what they have."""
+    monkeypatch.setattr(choose_space, "branch_and_bound", lambda *_: None)
+    monkeypatch.setattr(choose_space, "ROUNDS", 1)
+
+
+@pytest.mark.parametrize("where", ["frontier", "unsplittable"])
+def test_boxes_count_with_what_they_closed_where_neurons_close_the_rest(where: str, nothing_grows: None) -> None:
+    both = _, boxes, _, neurons = both_of(several(0)[0])
+    count, roots, whole = boxes.group.count, neurons.unbounded, boxes.unbounded
+    assert count == 3 and roots is not None and whole is not None
+    one = replace(whole, margins=torch.tensor([[0.3, -0.2, -0.1]], dtype=torch.float64))
+    boxes.push(one.none)
+    if where == "frontier":
+        boxes.push(one)
+    else:
+        boxes.unsplittable = one
+    neurons.push(roots.take(roots.disjunct == 0))
+    neurons.closed_bound = 0.5
+    choice = chosen(both)
+    assert boxes.closed and choice.space is SplitSpace.INPUTS
+    assert boxes.lower_bound == 0.3 >= boxes.proved
+
+
+def test_a_search_that_memory_ended_closes_nothing_for_boxes() -> None:
+    """Whatever it has lost: of a violated problem the boxes find that it is violated."""
+    problem, size = several(1)
+    problem = replace(problem, disjuncts=(shifted(problem.disjuncts[0], size), *problem.disjuncts[1:]))
+    both = _, boxes, neuron_space, neurons = both_of(problem)
+
+    def lost(*_: object) -> None:
+        if neurons.unbounded is not None:
+            neurons.clear(neurons.unbounded)
+        raise MemoryError
+
+    neuron_space.bound = lost  # type: ignore[assignment]
+    choice = chosen(both)
+    assert neurons.out_of_memory and not len(neurons.left)
+    assert choice.space is SplitSpace.INPUTS and not boxes.closed and boxes.lower_bound < 0
+    with torch.no_grad():
+        branch_and_bound(boxes, both[0], Budget(boxes.incumbents.context.deadline))
+    assert boxes.falsified
+
+
+def test_boxes_of_which_nothing_is_left_close_nothing_for_neurons(nothing_grows: None) -> None:
+    both = _, boxes, _, neurons = both_of(several(0)[0])
+    boxes.push(both[0].whole.none)
+    boxes.out_of_memory = True  # otherwise it had ended there
+    choice = chosen(both)
+    assert choice.space is SplitSpace.NEURONS and len(neurons.left) == 3 and neurons.closed_bound == math.inf
+
+
+@pytest.mark.parametrize("by", SplitSpace)
+def test_what_is_known_up_to_delta_ends_the_choice(by: SplitSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its point is known to both."""
+    g = Grower(3, 0)
+    graph = g.finished(g.layer(g.call("tanh", g.layer(g.nodes[0], 6)), 1))
+    box = Box(-np.ones(3), np.ones(3))
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0]], [0.0], 3), Rows.none(3, 1))
+    y = evaluate(graph, 2 * torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
+    both = _, boxes, neuron_space, neurons = both_of(Problem(graph, (shifted(disjunct, float(y.min()) - 1e-2),)), delta=100.0)
+    if by is SplitSpace.INPUTS:
+        neuron_space.try_points = lambda *_: None  # type: ignore[method-assign]
+    choice = chosen(both)
+    assert choice == Choice(by) and (boxes.unbounded is None) is (by is SplitSpace.INPUTS)
+    assert not boxes.closed and not neurons.closed
+    assert boxes.incumbents.near is not None and boxes.incumbents.near is neurons.incumbents.near
+
+
+@pytest.mark.parametrize("by", SplitSpace)
+def test_what_either_found_is_known_to_who_goes_on(by: SplitSpace, nothing_grows: None) -> None:
+    both = _, boxes, _, neurons = both_of(part_way(10))
+    (neurons if by is SplitSpace.INPUTS else boxes).incumbents.disagreement = "a point"
+    (neurons if by is SplitSpace.INPUTS else boxes).out_of_memory = True
+    assert chosen(both).space is by
+    assert boxes.incumbents.disagreement == neurons.incumbents.disagreement == "a point"
 
 
 def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:

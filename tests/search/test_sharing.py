@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from random_nets import disjunct_of
-from trees import PLAIN, begun, context_of, split
+from trees import PLAIN, begun, box_sharing, boxes_of, context_of, grown, split
 
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.errors import Contradiction
@@ -180,6 +180,24 @@ def test_a_bound_that_a_point_contradicts_after_closures_stops_everything(networ
                 continue
             hears(sharing, tree, Finding(Task(0), 1e6, True))
             assert not oracle.usable and len(tree.frontier) == 1 and tree.trust_of_bound is Trust.ROUNDED
+
+
+def test_a_bound_on_a_part_of_the_box_may_be_above_the_best_point_of_the_whole(network: tuple[Graph, Box, float], never: None) -> None:
+    """Over a part of the box the least margin may be more than at a point elsewhere; over all of it, it may not."""
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        space, tree = boxes_of(context_of(problem, options=SearchOptions(finishing=False), oracle=oracle))
+        grown(tree, space, 3)
+        sharing, count = box_sharing(space), len(tree.frontier)
+        assert sharing is not None and count > 1
+        tree.incumbents.remember(0, (box.lower + box.upper) / 2)
+        best, one = tree.incumbents.best[0][0], tree.frontier.all()
+        part = Box(one.lower[0].numpy(), one.upper[0].numpy())
+        hears(sharing, tree, Finding(Task(0, box=part), best + 1.0, True))
+        assert oracle.usable and len(tree.frontier) == count - 1 and oracle.counts["oracle_closed"] == 1
+        with pytest.raises(Contradiction):
+            hears(sharing, tree, Finding(Task(0), best + 1.0, True))
 
 
 def test_trust_that_forbids_solvers_gets_points_only(network: tuple[Graph, Box, float], at_once: None) -> None:

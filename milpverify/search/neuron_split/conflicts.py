@@ -124,9 +124,9 @@ class Conflicts:
         proved = proved.take(self.bounder.group.closes(proved.bound, proved.disjunct))
         proved = proved.take(~self.subsumed(proved))
         signs, scope = torch.cat([self.signs, self._signs(proved)]), torch.cat([self.scope, torch.stack([proved.box, proved.disjunct], 1)])
-        bounds = torch.cat([self.bounds, proved.bound])
-        self.learned += len(proved)
+        bounds, learned = torch.cat([self.bounds, proved.bound]), self.learned + len(proved)
         self.signs, self.scope, self.bounds = signs[-CAPACITY:], scope[-CAPACITY:], bounds[-CAPACITY:]  # all, or none where memory ends
+        self.learned = learned
 
     def subsumed(self, subs: Subproblems) -> Tensor:
         """Which hold all decisions of a no-good that is known, (n,) bool."""

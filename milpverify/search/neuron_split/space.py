@@ -22,7 +22,7 @@ from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
 from milpverify.search.neuron_split.clip import Clipper
-from milpverify.search.neuron_split.conditional import conditional_root, implied
+from milpverify.search.neuron_split.conditional import ConditionalRoot, conditional_root, implied
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.tree import Tree
@@ -261,11 +261,9 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         root = conditional_root(plain, known.disjunct.unique().tolist(), deadline, switches.deterministic)
         if root is None:
             return False
-        self.refuted = len(root.refuted)
-        if root.refuted:
-            tree.count(0.0)
         if not root.disjuncts:
             tree.clear(known)
+            self._refuted_at_root(tree, root)
             return True
         ways = plain.points.optimised, plain.resets
         bounder = Bounder(plain.graph, self.group, root.state, self.context.deadline, plain.candidates, switches.clipping, *ways)
@@ -277,7 +275,14 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         # Only now that memory held everything: what is open belongs to one bounder at any time.
         tree.begin_again(roots)
         self.bounder, self.conflicts, (self.clipper, self.brancher) = bounder, conflicts, helpers
+        self._refuted_at_root(tree, root)
         return True
+
+    def _refuted_at_root(self, tree: Tree[Subproblems], root: ConditionalRoot) -> None:
+        """Count the disjuncts that have no unsafe point: their margin is at least 0."""
+        self.refuted = len(root.refuted)
+        if root.refuted:
+            tree.count(0.0)
 
     # -- the ledger ---------------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from product_networks import Grower
 from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, random_problem, relu_network, shifted
-from trees import EVERYTHING, box_sharing, boxes_of, context_of
+from trees import EVERYTHING, box_sharing, boxes_of, context_of, split
 
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate
@@ -25,6 +26,7 @@ from milpverify.search.groups import groups
 from milpverify.search.input_split import finish
 from milpverify.search.input_split import space as input_split
 from milpverify.search.input_split.boxes import Boxes
+from milpverify.search.ledger import Part
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.leaves import Leaves
 from milpverify.search.tree import Tree
@@ -287,3 +289,73 @@ def test_a_deterministic_run_repeats() -> None:
         assert outcome.closed
         seen.append((outcome.lower_bound, outcome.detail))
     assert seen[0] == seen[1]
+
+
+# -- finishing ----------------------------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_open_nothing_is_finished(finished_at_once: list[int]) -> None:
+    """Whole networks of few unstable neurons are tried at once: what bisection has closed keeps its bound, and its share in the ledger."""
+    graph, near = along_a_diagonal(1.0)
+    outcome, left = decided(graph, near)
+    assert outcome.closed and 0 < outcome.lower_bound <= 1.0 and left.lower_bound == left.closed_bound > 0
+    assert not finished_at_once and outcome.detail["finished"] == outcome.detail["leaves"] == 0
+    assert Part.FINISHING not in left.incumbents.context.ledger.closed
+
+
+def test_finishing_divides_down_to_the_delta_of_the_run() -> None:
+    """A point whose margin is 1e-8 is near to one that does not ask for more, and to no other."""
+    g = Grower(1, 0)
+    x, y = g.nodes[0], g.scale(g.nodes[0], 1.5)
+    graph = g.finished(g.sum([g.call("exp", x), g.scale(g.call("exp", y), -0.5)]))  # on [0, 0.5] at the least 0.5, at 0
+    problem = Problem(graph, (Disjunct(Box([0.0], [0.5]), Rows.on_outputs([[1.0]], [0.5 - 1e-8], 1), Rows.none(1, 1)),))
+    for delta in (1e-6, 1e-12):
+        context = context_of(problem)
+        space, _ = boxes_of(replace(context, options=replace(context.options, delta=delta)))
+        with torch.no_grad():
+            found = space.finisher.run(space.whole, space.inheritance.unpack(space.whole.inherited), Deadline(60))
+        assert found.incumbents is not None
+        assert (found.incumbents.near is not None) is (delta == 1e-6)
+
+
+def test_what_a_round_may_solve_is_no_limit_of_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "LEAVES", 1)
+    graph, near = along_a_diagonal(2.0**-100)
+    problem, deadline = Problem(graph, (near,)), Deadline(60)
+    with Leaves(problem, deadline) as leaves:
+        context = context_of(problem, deadline, leaves=leaves)
+        space, _ = boxes_of(context)
+        with torch.no_grad():
+            assert not bool(space.finisher.run(space.whole, space.inheritance.unpack(space.whole.inherited), deadline).proved.any())
+        before = leaves.solved
+        outcome = split(context)
+    assert before == 1 and outcome.closed and leaves.solved - before > 1
+
+
+@pytest.mark.parametrize("what", ["small", "indivisible", "whole"])
+def test_what_a_deadline_cut_short_is_tried_again(what: str, finished_at_once: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_split, "SMALL", 1000 if what == "whole" else -1)
+    problem, _ = harder([3, 12, 12, 2], 0)
+    genuine, asked, deadline = finish.bound_batch, list[torch.Tensor](), Deadline()
+
+    def watched(graph: Any, group: Any, lower: torch.Tensor, *rest: Any, **named: Any) -> BatchBounds:
+        asked.append(lower)
+        if len(asked) == 1:
+            deadline.cancel()
+        return genuine(graph, group, lower, *rest, **named)
+
+    monkeypatch.setattr(finish, "bound_batch", watched)
+    with Leaves(problem, Deadline(60)) as leaves, torch.no_grad():
+        space, boxes = boxes_of(context_of(problem, leaves=leaves, options=SearchOptions(finishing=what != "indivisible")))
+        space.finisher.threshold = -1 if what == "whole" else 1000
+        boxes.push(space.whole.halves())
+        if what == "indivisible":
+            halves = boxes.frontier.all()
+            boxes.clear(halves)
+            boxes.unsplittable = halves
+        space.finish(boxes, deadline)
+        assert len(asked) == 1 and deadline.cancelled and not boxes.closed
+        space.finish(boxes, Deadline())
+        assert len(asked) == 2 and torch.equal(*asked)
+        space.finish(boxes, Deadline())
+        assert len(asked) == 2

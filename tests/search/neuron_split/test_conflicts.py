@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 import torch
 from random_nets import relu_network
+from short_memory import ShortMemory
 from trees import context_of, grown, neurons_of
 
 from milpverify.config import SearchOptions
@@ -96,6 +99,24 @@ def test_a_no_good_closes_what_holds_it_and_forces_what_is_left_of_it() -> None:
     assert column.tolist() == [7] and side.tolist() == [1.0] and bound == 0.25
     column, side, _ = store.implied(with_splits(space, [(7, 0), (3, 1)]))
     assert column.tolist() == [9] and side.tolist() == [-1.0]
+
+
+def test_where_memory_ends_conflicts_are_learned_all_or_not_at_all() -> None:
+    graph, disjuncts = problem_of(0, (0.0,))
+    space = space_of(graph, disjuncts)
+    proved = replace(with_splits(space, [(3, 1), (7, 0)]), bound=torch.tensor([0.25], dtype=torch.float64))
+    other = replace(with_splits(space, [(2, 1), (9, 0)]), bound=torch.tensor([0.5], dtype=torch.float64))
+    for place in count():
+        store, memory = Conflicts(space.bounder), ShortMemory(place)
+        store.keep(proved)
+        with suppress(MemoryError), memory:
+            store.keep(other)
+        lengths = {len(store.signs), len(store.scope), len(store.bounds)}
+        assert lengths == ({1} if memory.hit else {2})
+        assert store.refute(proved).tolist() == [0.25]
+        if not memory.hit:
+            break
+    assert place > 10 and store.refute(other).tolist() == [0.5]
 
 
 def test_contradicting_decisions_close_a_subproblem() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network, shifted
+from short_memory import ShortMemory
 from trees import PLAIN, context_of, grown, neurons_of
 
 from milpverify.config import Deadline, SearchOptions
@@ -15,7 +19,9 @@ from milpverify.graph import Graph, evaluate
 from milpverify.propagation.optimised.beta import Domain, Relaxations
 from milpverify.result import Reason
 from milpverify.search.frontier import Frontier
+from milpverify.search.neuron_split import space as neuron_split
 from milpverify.search.neuron_split.branching import children
+from milpverify.search.neuron_split.conditional import conditional_root
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.solver.leaves import Leaves
@@ -135,6 +141,45 @@ def test_short_memory_halves_the_batch_and_at_worst_ends_the_run(monkeypatch: py
     known = tree.frontier.lowest
     outcome = grown(tree, space)
     assert not outcome.closed and outcome.reason is Reason.MEMORY and outcome.lower_bound == known
+
+
+@pytest.mark.parametrize(
+    "options", [ON, replace(ON, clipping=False), replace(ON, no_goods=False)], ids=["on", "no clipping", "no no-goods"]
+)
+def test_where_memory_ends_in_beginning_again_everything_is_open(options: SearchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any time all that was open is open with the bounder that it had, or the roots of the new bounder stand for it."""
+    graph, box = relu_network([4, 12, 12, 2], 1), Box(-np.ones(4), np.ones(4))
+    y = evaluate(graph, 2 * torch.rand(20_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
+    least = float((y[:, 0] - y[:, 1]).min())
+    unsafe = (Rows.on_outputs([[1.0, -1.0]], [least - by], 4) for by in (0.02, 0.05))
+    problem = Problem(graph, tuple(Disjunct(box, rows, Rows.none(4, 2)) for rows in unsafe))
+    space, tree = neurons_of(context_of(problem, options=options))
+    known = grown(tree, space, 8).lower_bound
+    old, still, forever = space.bounder, tree.left.bound.tolist(), Deadline()
+    assert len(still) > 1
+
+    def renewed(place: int) -> bool:
+        """Whether memory did not end at a place, counted from 0."""
+        memory, space.patience = ShortMemory(place), 0
+        with torch.no_grad(), suppress(MemoryError), memory:
+            assert space.renew(tree, forever)
+        helpers = (space.clipper.bounder, space.brancher.bounder, *([] if space.conflicts is None else [space.conflicts.bounder]))
+        assert all(bounder is space.bounder for bounder in helpers) and (space.conflicts is not None) is options.no_goods
+        if space.bounder is old:
+            assert memory.hit and tree.left.bound.tolist() == still and tree.unbounded is None
+        else:
+            assert tree.conditional and tree.unbounded is not None and set(tree.left.disjunct.tolist()) == {0, 1}
+        assert not tree.closed and tree.lower_bound <= 0.02
+        return not memory.hit
+
+    assert not any(renewed(place) for place in range(0, 2000, 181))  # where the new root is bounded
+    with torch.no_grad():
+        root = conditional_root(space.plain, [0, 1], forever, by_counts=True)
+    assert root is not None and root.disjuncts == [0, 1]
+    monkeypatch.setattr(neuron_split, "conditional_root", lambda *_: root)
+    places = next(place for place in count() if renewed(place))
+    assert places > 30 and space.bounder is not old and tree.lower_bound >= min(known, 0.0)
+    assert grown(tree, space, 20_000).lower_bound <= 0.02
 
 
 def test_the_frontier_gives_back_what_it_took() -> None:

@@ -62,6 +62,22 @@ def test_a_leaf_with_a_counterexample_is_open_though_it_has_no_note() -> None:
     assert not outcome.closed and not outcome.note
 
 
+def test_a_limit_of_linear_programs_ends_with_the_round_that_it_is_for() -> None:
+    problem, disjunct = affine(-0.5)
+    with Leaves(problem, Deadline(60)) as leaves, torch.no_grad():
+        state, _ = crown(problem.graph, torch.tensor(disjunct.box.lower)[None], torch.tensor(disjunct.box.upper)[None], torch.float64)
+        for _ in range(2):
+            with leaves.at_most(1):
+                assert [leaves.decide(disjunct, state, ()).closed for _ in range(2)] == [True, False]
+                with leaves.at_most(None):
+                    assert leaves.decide(disjunct, state, ()).closed
+                assert leaves.left == 0
+            assert leaves.left is None
+        with pytest.raises(MemoryError), leaves.at_most(0):
+            raise MemoryError
+        assert leaves.left is None and leaves.decide(disjunct, state, ()).closed and leaves.solved == 5
+
+
 def test_a_leaf_is_open_unless_something_closes_it() -> None:
     assert not LeafOutcome(1.0).closed and LeafOutcome.closing(1.0).closed
     outcome = decided(*affine(-0.5), left=0)
