@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -36,6 +37,17 @@ def test_a_bound_is_not_further_from_verify() -> None:
     for part in count.parts:  # both ends of a path, and the search between them
         assert part.detail.startswith("verify -> ") and part.size >= 2
     kept(count)
+
+
+def test_the_map_is_true() -> None:
+    """Files and folders that it names are there, and the calls to a bound are those that are measured."""
+    text = (structure.PACKAGE / "README.md").read_text()
+    named = re.findall(r"`((?:\w+/)+(?:\w+\.py)?|\w+\.py)`", text)
+    outside = ("tests/", "encodings/")
+    assert len(named) > 20
+    assert [name for name in named if not name.startswith(outside) and not (structure.PACKAGE / name).exists()] == []
+    for part in structure.calls().parts:
+        assert part.detail in text
 
 
 def test_limits_are_for_what_is_counted() -> None:
