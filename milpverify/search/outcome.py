@@ -31,6 +31,10 @@ class SearchOutcome:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
+RUN_TOTALS = ("leaves", "oracle_tasks", "oracle_closed", "oracle_ends")
+"""Counts of what the searches of a run share, which the last of them knows in full."""
+
+
 def together(parts: Sequence[SearchOutcome]) -> SearchOutcome:
     """Outcomes about parts of the disjuncts as one about all of them."""
     if len(parts) == 1:
@@ -39,7 +43,7 @@ def together(parts: Sequence[SearchOutcome]) -> SearchOutcome:
     trust = Trust.weakest(*(p.trust for p in parts))
     detail: dict[str, Any] = {}
     for part in parts:
-        numbers = {k: detail.get(k, 0) + v for k, v in part.detail.items() if isinstance(v, int)}
+        numbers = {k: detail.get(k, 0) + v for k, v in part.detail.items() if isinstance(v, int) and k not in RUN_TOTALS}
         detail = {**detail, **part.detail, **numbers}
     weakest = next((p for p in parts if p.counterexample is not None), next((p for p in parts if not p.closed), parts[0]))
     return replace(weakest, lower_bound=bound, trust=trust, detail=detail)
