@@ -24,6 +24,8 @@ class Capability(Enum):
 
     LINEAR = "linear"
     INTEGER = "integer"
+    QUADRATIC = "products of variables"
+    FUNCTIONS = "smooth functions"
     SMT = "exact SMT"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from milpverify.functions.terms import Term
 from milpverify.solvers.base import Capability
 
 Array = NDArray[np.float64]
@@ -17,11 +18,34 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
+class Quadratic:
+    """Products in rows: value[k] v[first[k]] v[second[k]] is added to row[k]; first <= second, in the order of rows."""
+
+    row: Index  # (q,)
+    first: Index  # (q,)
+    second: Index  # (q,)
+    value: Array  # (q,)
+
+
+@dataclass(frozen=True)
+class FunctionTerm:
+    """centre + unit v[result] = f(centre + unit v[argument]), each with its own centre and unit; `term` is f in x, without parameters."""
+
+    name: str  # of the function, for messages
+    term: Term
+    result: int
+    argument: int
+    result_scale: tuple[float, float]  # centre and unit
+    argument_scale: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """Minimise objective . v subject to row_lower <= rows v <= row_upper, lower <= v <= upper, v integer where flagged.
 
-    n variables, m rows in compressed form: row i has the entries row_start[i] to row_start[i + 1] of `column` and `value`.
-    `start` (n,) is a feasible point to begin with. All float64; row bounds may be infinite, variable bounds too in tests.
+    n variables, m rows in compressed form: row i has the entries row_start[i] to row_start[i + 1] of `column` and `value`, and the
+    products of `quadratic` that are its own. `functions` hold besides. `start` (n,) is a feasible point to begin with. All float64; row
+    bounds may be infinite, variable bounds too in tests.
     """
 
     lower: Array  # (n,)
@@ -34,6 +58,8 @@ class Model:
     row_upper: Array  # (m,)
     objective: Array  # (n,)
     start: Array | None = None
+    quadratic: Quadratic | None = None
+    functions: tuple[FunctionTerm, ...] = ()
 
     @property
     def num_variables(self) -> int:
@@ -48,7 +74,13 @@ class Model:
     @property
     def required(self) -> frozenset[Capability]:
         """The capabilities that a solver must have."""
-        return frozenset({Capability.LINEAR} | ({Capability.INTEGER} if self.integer.any() else set()))
+        parts = {
+            Capability.LINEAR: True,
+            Capability.INTEGER: self.integer.any(),
+            Capability.QUADRATIC: self.quadratic is not None,
+            Capability.FUNCTIONS: bool(self.functions),
+        }
+        return frozenset(part for part, needed in parts.items() if needed)
 
     def row(self, i: int) -> tuple[Index, Array]:
         """The columns and values of row i."""
