@@ -2,7 +2,8 @@
 
 Models are well scaled by construction: every variable is a quantity in units of a power of two near the size of its range, every
 row is divided by a power of two so that its largest coefficient is about 1, and coefficients too small for a solver's arithmetic
-are moved into the row's bounds, outwards. A solver's absolute tolerance is then a relative one in the network's units.
+are moved into the row's bounds, outwards. A solver's absolute tolerance is then a relative one in the network's units. Products and
+functions whose range no tolerance carries are refused.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from milpverify.errors import MilpverifyError
-from milpverify.solvers.model import Array, Index, Model, power_of_two
+from milpverify.functions.terms import Term
+from milpverify.solvers.model import Array, FunctionTerm, Index, Model, Quadratic, power_of_two
 
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
 THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
 FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
+WIDEST = 1e4  # the largest range of a product or a function (`Model.spans`) that is passed on
+
+_NONE = np.zeros(0, dtype=np.int64)
+_NO_PRODUCTS = Quadratic(_NONE, _NONE, _NONE, np.zeros(0))
 
 
 class NumericallyUnfit(MilpverifyError, ArithmeticError):
@@ -34,7 +41,8 @@ def elastic(model: Model) -> Model:
     """The emptiness model: minimise one slack s >= 0 by which every row may be violated. Feasible by construction.
 
     s is in units of the rows, whose largest coefficient is about 1. Where the model has a feasible point the minimum is 0, so that a
-    dual bound above `safety_margin` proves that it has none, which a solver's word "infeasible" does not.
+    dual bound above `safety_margin` proves that it has none, which a solver's word "infeasible" does not. Functions are left out, since
+    nobody knows how far they may be violated: what has no feasible point without them has none with them.
     """
     bounded = np.isfinite(model.lower) & np.isfinite(model.upper)
     middle = np.where(bounded, model.lower + 0.5 * (np.where(bounded, model.upper, 0.0) - np.where(bounded, model.lower, 0.0)), 0.0)
@@ -56,11 +64,26 @@ def elastic(model: Model) -> Model:
     source = np.repeat(model.row_start[rows], lengths[rows]) + offset
     column[own], value[own] = model.column[source], model.value[source]
     free = np.full(len(rows), math.inf)
+    quadratic = model.quadratic
+    if quadratic is not None:
+        places = [(end[quadratic.row], np.cumsum(end) - 1 + first) for end, first in ((below, 0), (above, below.sum()))]
+        entries = np.concatenate([np.flatnonzero(kept) for kept, _ in places])
+        row = np.concatenate([place[quadratic.row[kept]] for kept, place in places])
+        quadratic = Quadratic(row, quadratic.first[entries], quadratic.second[entries], quadratic.value[entries])
     return Model(
         np.append(model.lower, 0.0), np.append(model.upper, 2.0 * worst + 1.0), np.append(model.integer, False), row_start, column, value,
         np.where(sign > 0, model.row_lower[rows], -free), np.where(sign > 0, free, model.row_upper[rows]), np.append(np.zeros(n), 1.0),
-        np.append(middle, worst),
+        np.append(middle, worst), quadratic,
     )  # fmt: skip
+
+
+class _Row(NamedTuple):
+    columns: Index
+    values: Array
+    lower: float
+    upper: float
+    pairs: Index  # (2, k), the columns of its products, ascending
+    products: Array  # (k,)
 
 
 class ModelBuilder:
@@ -72,9 +95,10 @@ class ModelBuilder:
 
     def __init__(self) -> None:
         self._variables: list[tuple[Array, Array, Array, bool]] = []  # lower, upper, start in units, whether integer
-        self._rows: list[tuple[Index, Array, float, float]] = []
+        self._rows: list[_Row] = []
+        self._functions: list[tuple[str, Term, int, int]] = []
         self._count = 0
-        self._units: Array = np.zeros((2, 64))  # centre and unit, with room to grow
+        self._units: Array = np.zeros((3, 64))  # centre, unit and reach in units, with room to grow
 
     @property
     def centre(self) -> Array:
@@ -116,8 +140,8 @@ class ModelBuilder:
         self._variables.append((low, high, first, integer))
         first_column, self._count = self._count, self._count + len(low)
         if self._count > self._units.shape[1]:
-            self._units = np.concatenate([self._units, np.zeros((2, self._count))], axis=1)
-        self.centre[first_column:], self.unit[first_column:] = centre, unit
+            self._units = np.concatenate([self._units, np.zeros((3, self._count))], axis=1)
+        self._units[:, first_column : self._count] = centre, unit, np.maximum(np.abs(low), np.abs(high))
         return np.arange(first_column, self._count, dtype=np.int64)
 
     def range(self, columns: Index) -> tuple[Array, Array]:
@@ -126,34 +150,65 @@ class ModelBuilder:
         return self.centre[columns] + self.unit[columns] * low, self.centre[columns] + self.unit[columns] * high
 
     def row(
-        self, columns: Iterable[int] | Index, coefficients: ArrayLike, lower: float = -math.inf, upper: float = math.inf, error: float = 0.0
+        self,
+        columns: Iterable[int] | Index,
+        coefficients: ArrayLike,
+        lower: float = -math.inf,
+        upper: float = math.inf,
+        error: float = 0.0,
+        products: Iterable[tuple[int, int, float]] = (),
     ) -> None:
-        """Add lower - error <= coefficients . quantities <= upper + error."""
+        """Add lower - error <= coefficients . quantities + the sum of c q_i q_j over the products (i, j, c) <= upper + error."""
         index, c = np.asarray(columns, dtype=np.int64), np.asarray(coefficients, dtype=np.float64)
         keep = c != 0
         index, c = index[keep], c[keep]
         shifts = c * self.centre[index]
+        used = [(min(i, j), max(i, j), value) for i, j, value in products if value != 0]
+        pairs = np.array([(i, j) for i, j, _ in used], dtype=np.int64).reshape(-1, 2).T
+        q = np.array([value for _, _, value in used], dtype=np.float64)
+        if self.centre[pairs].any():
+            # c (a + v)(b + w) = c a b + c a w + c b v + c v w: what the linear coefficients round, times their quantities, is an error.
+            a, b = (self.centre[columns] for columns in pairs)
+            shifts = np.concatenate([shifts, q * a * b])
+            index, c = np.concatenate([index, *pairs]), np.concatenate([c, q * b, q * a])
+            error += (len(c) + 4) * 2.0**-52 * float(np.abs(c) @ self._units[1:, index].prod(axis=0))
+            index, place = np.unique(index, return_inverse=True)
+            c = np.bincount(place, c, len(index))
+            index, c = index[c != 0], c[c != 0]
         shift, spread = float(shifts.sum()), float(np.abs(shifts).sum())
         if spread or error:
             known = max(abs(e) for e in (lower, upper) if math.isfinite(e)) if math.isfinite(max(lower, -upper)) else 0.0
-            error += (len(c) + 4) * 2.0**-52 * (spread + error + known)
+            error += (len(shifts) + 4) * 2.0**-52 * (spread + error + known)
             lower, upper = lower - shift - error, upper - shift + error
-        self._rows.append((index, c * self.unit[index], lower, upper))
+        self._rows.append(_Row(index, c * self.unit[index], lower, upper, pairs, q * self.unit[pairs].prod(axis=0)))
+
+    def function(self, result: int, argument: int, function_name: str, term: Term) -> None:
+        """Add quantity result = f(quantity argument), with f the term in x, for solvers that know such functions.
+
+        Neither may be far from 0 for its unit (`Model.spans`): where its range is narrow, `least` of `variables` says how fine it must be.
+        """
+        self._functions.append((function_name, term, int(result), int(argument)))
 
     def build(self, costs: dict[int, float]) -> Model:
         """The finished model, minimising the sum of cost times quantity; quantities with a cost must have centre 0."""
         empty = np.zeros(0)
         low, high, first = (np.concatenate([empty, *(v[i] for v in self._variables)]) for i in range(3))
         integer = np.concatenate([empty.astype(bool), *(np.full(len(v[0]), v[3]) for v in self._variables)])
-        column = np.concatenate([empty.astype(np.int64), *(row[0] for row in self._rows)])
-        value = np.concatenate([empty, *(row[1] for row in self._rows)])
-        row_start = np.cumsum([0, *(len(row[0]) for row in self._rows)]).astype(np.int64)
-        bounds = np.array([row[2:] for row in self._rows], dtype=np.float64).reshape(-1, 2)
+        column = np.concatenate([empty.astype(np.int64), *(row.columns for row in self._rows)])
+        value = np.concatenate([empty, *(row.values for row in self._rows)])
+        row_start = np.cumsum([0, *(len(row.columns) for row in self._rows)]).astype(np.int64)
+        row_lower, row_upper = (np.array([row[end] for row in self._rows], dtype=np.float64) for end in (2, 3))
         objective = np.zeros(len(low))
         for j, cost in costs.items():
             objective[j] = cost * self.unit[j]
         start = first if len(first) and not np.isnan(first).any() else None
-        return scaled(Model(low, high, integer, row_start, column, value, bounds[:, 0].copy(), bounds[:, 1].copy(), objective, start))
+        owner = np.repeat(np.arange(len(self._rows)), [len(row.products) for row in self._rows])
+        pairs = np.concatenate([np.zeros((2, 0), dtype=np.int64), *(row.pairs for row in self._rows)], axis=1)
+        products = np.concatenate([empty, *(row.products for row in self._rows)])
+        quadratic = Quadratic(owner, pairs[0], pairs[1], products) if len(owner) else None
+        scale = list(zip(self.centre.tolist(), self.unit.tolist(), strict=True)) if self._functions else []
+        functions = tuple(FunctionTerm(name, term, y, x, scale[y], scale[x]) for name, term, y, x in self._functions)
+        return scaled(Model(low, high, integer, row_start, column, value, row_lower, row_upper, objective, start, quadratic, functions))
 
 
 def scaled(model: Model) -> Model:
@@ -162,19 +217,24 @@ def scaled(model: Model) -> Model:
     Only rows thinner than THIN are not relaxed but made equalities, for the solvers' tolerance to carry.
 
     Raises:
-        NumericallyUnfit: a coefficient or a bound is NaN, or a coefficient is infinite.
+        NumericallyUnfit: a coefficient or a bound is NaN, a coefficient is infinite, or the range of a product or a function is too wide.
     """
-    if not np.isfinite(model.value).all() or np.isnan(model.row_lower).any() or np.isnan(model.row_upper).any():
+    quadratic = model.quadratic or _NO_PRODUCTS
+    finite = np.isfinite(model.value).all() and np.isfinite(quadratic.value).all()
+    if not finite or np.isnan(model.row_lower).any() or np.isnan(model.row_upper).any():
         raise NumericallyUnfit("a row of the model is not finite")
     m = model.num_rows
     owner = np.repeat(np.arange(m), np.diff(model.row_start))
     largest = np.zeros(m)
     np.maximum.at(largest, owner, np.abs(model.value))
+    np.maximum.at(largest, quadratic.row, np.abs(quadratic.value))
     scale = power_of_two(largest)
-    value = model.value / scale[owner]
-    keep = np.abs(value) >= SMALLEST_COEFFICIENT
-    reach = np.abs(value[~keep]) * np.maximum(np.abs(model.lower), np.abs(model.upper))[model.column[~keep]]
-    slack = np.bincount(owner[~keep], reach, m) * (1 + 2.0**-40)
+    value, products = model.value / scale[owner], quadratic.value / scale[quadratic.row]
+    keep, kept = np.abs(value) >= SMALLEST_COEFFICIENT, np.abs(products) >= SMALLEST_COEFFICIENT
+    furthest = np.maximum(np.abs(model.lower), np.abs(model.upper))
+    reach = np.abs(value[~keep]) * furthest[model.column[~keep]]
+    reaches = np.abs(products[~kept]) * furthest[quadratic.first[~kept]] * furthest[quadratic.second[~kept]]
+    slack = (np.bincount(owner[~keep], reach, m) + np.bincount(quadratic.row[~kept], reaches, m)) * (1 + 2.0**-40)
     row_lower, row_upper = model.row_lower / scale, model.row_upper / scale
     touched = slack > 0
     row_lower[touched] = np.nextafter(row_lower - slack, -np.inf)[touched]
@@ -183,4 +243,10 @@ def scaled(model: Model) -> Model:
     thin = width <= THIN
     row_lower[thin] = row_upper[thin] = row_lower[thin] + 0.5 * width[thin]
     row_start = np.concatenate([[0], np.cumsum(np.bincount(owner[keep], minlength=m))]).astype(np.int64)
-    return replace(model, row_start=row_start, column=model.column[keep], value=value[keep], row_lower=row_lower, row_upper=row_upper)
+    rest = Quadratic(quadratic.row[kept], quadratic.first[kept], quadratic.second[kept], products[kept]) if kept.any() else None
+    made = replace(
+        model, row_start=row_start, column=model.column[keep], value=value[keep], row_lower=row_lower, row_upper=row_upper, quadratic=rest
+    )
+    if not (made.spans() <= WIDEST).all():  # NaN is no range either
+        raise NumericallyUnfit(f"a product or a function of the model has a range of {np.max(made.spans()):.3g}")
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from milpverify.functions.terms import Term
 from milpverify.solvers.base import Capability
+from milpverify.solvers.expressions import value_of
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -37,6 +39,12 @@ class FunctionTerm:
     argument: int
     result_scale: tuple[float, float]  # centre and unit
     argument_scale: tuple[float, float]
+
+    def residual(self, point: Array) -> float:
+        """By how much v[result] differs from what it has to be, in its unit; infinite where f has no value."""
+        (centre, unit), (middle, width) = self.result_scale, self.argument_scale
+        value = (value_of(self.term, middle + width * float(point[self.argument])) - centre) / unit
+        return abs(value - float(point[self.result])) if math.isfinite(value) else math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +96,34 @@ class Model:
         return self.column[part], self.value[part]
 
     def activity(self, point: Array) -> Array:
-        """rows v, (m,)."""
+        """rows v with their products, (m,)."""
         owner = np.repeat(np.arange(self.num_rows), np.diff(self.row_start))
         total = np.zeros(self.num_rows)
         np.add.at(total, owner, self.value * point[self.column])
+        if self.quadratic is not None:
+            np.add.at(total, self.quadratic.row, self.quadratic.value * point[self.quadratic.first] * point[self.quadratic.second])
         return total
 
+    def spans(self) -> Array:
+        """The range of every product, and after them of the argument and the result of every function, whose sizes solvers work with.
+
+        A product's range is its coefficient times those of its variables. A function is written in the network's units: what counts is
+        how far from 0 its argument or result may be, in these units or in its own one, whichever is more.
+        """
+        furthest, parts = np.maximum(np.abs(self.lower), np.abs(self.upper)), [np.zeros(0)]
+        if self.quadratic is not None:
+            parts.append(np.abs(self.quadratic.value) * furthest[self.quadratic.first] * furthest[self.quadratic.second])
+        for f in self.functions:
+            for column, (centre, unit) in ((f.argument, f.argument_scale), (f.result, f.result_scale)):
+                parts.append(np.array([(abs(centre) + unit * furthest[column]) * max(1.0, 1.0 / unit)]))
+        return np.concatenate(parts)
+
     def violation(self, point: Array) -> float:
-        """The largest violation of any row, bound or integrality at a point (n,)."""
+        """The largest violation of any row, function, bound or integrality at a point (n,)."""
         activity = self.activity(point)
         parts = (self.lower - point, point - self.upper, self.row_lower - activity, activity - self.row_upper)
         whole = np.abs(point - np.round(point))[self.integer]
-        return max(0.0, *(float(part.max(initial=0.0)) for part in (*parts, whole)))
+        return max(0.0, *(float(part.max(initial=0.0)) for part in (*parts, whole)), *(f.residual(point) for f in self.functions))
 
 
 @dataclass(frozen=True)
