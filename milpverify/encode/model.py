@@ -173,7 +173,7 @@ class ModelBuilder:
             index, c = np.concatenate([index, *pairs]), np.concatenate([c, q * b, q * a])
             error += (len(c) + 4) * 2.0**-52 * float(np.abs(c) @ self._units[1:, index].prod(axis=0))
             index, place = np.unique(index, return_inverse=True)
-            c = np.bincount(place, c, len(index))
+            c = np.bincount(place, c, len(index)).astype(np.float64)
             index, c = index[c != 0], c[c != 0]
         shift, spread = float(shifts.sum()), float(np.abs(shifts).sum())
         if spread or error:
