@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from milpverify.bounding import bounds
-from milpverify.encode.milp import NodeRanges, encode
+from milpverify.encode.encoding import NodeRanges
+from milpverify.encode.milp import encode
 from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Concat, Elementwise, Input, Linear, ReduceSum, Scale, Select, Sum

@@ -1,66 +1,44 @@
-"""The margin of one disjunct as a mixed-integer linear model.
+"""The margin of one disjunct as a mixed-integer model.
 
 Minimise t subject to t >= every unsafe row, over the box, the domain rows and the network: feasible by construction, so that the
 dual bound alone decides. Every pre-activation is written over the nearest cut nodes (nonlinear outputs and the input), which
 needs no knowledge of affine operators; rounding in that composition is bounded and moved outwards into the rows. Neurons
-that are stable within their bounds are linear or constant; the rest take binaries:
-
-- one kink: the big-M form, which is the convex hull of one neuron over [l, u] (Tjeng et al., arXiv 1711.07356, eq. 11 to 15 for ReLU);
-- otherwise: one binary per piece, the multiple-choice form (Vielma, Mixed Integer Linear Programming Formulation Techniques,
-  SIAM Review 2015), also for jumps: each piece on its closed interval, and the value at a jump as a piece of length zero. It
-  holds the closure of the graph.
+that are stable within their bounds are linear or constant; the rest take binaries (`kinks`), or where the operator is curved, proved
+lines, and binaries where its box is parted (`curves`). So the model of a curved network is a relaxation, and one that is not parted
+has no binaries for it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from milpverify.encode.curves import Cuts, add_incremental, add_lines, add_parted, lines_of
 from milpverify.encode.cut_forms import Composer, CutForms, Line, Split
+from milpverify.encode.encoding import Encoding, Layer, Neurons, NodeRanges
+from milpverify.encode.kinks import add_pieces
 from milpverify.encode.model import ModelBuilder, NumericallyUnfit
-from milpverify.encode.segments import Segment, is_continuous, pieces_of, segments, touched_pieces
+from milpverify.encode.segments import touched_pieces
 from milpverify.graph import evaluate_all
-from milpverify.solvers.model import Array, Index, Model
+from milpverify.operators import Elementwise
+from milpverify.relaxations.registry import rule_of
+from milpverify.solvers.base import Capability
+from milpverify.solvers.model import Array, Index
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from milpverify.config import Deadline
     from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
     from milpverify.spec import Box, Disjunct, Rows
 
-NodeRanges = Sequence[tuple[Tensor, Tensor]]
-"""Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
-
 _CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this multiple of its largest term
-
-
-@dataclass(frozen=True, eq=False)
-class Encoding:
-    """A model and the way back: x_i = centre[i] + unit[i] v[columns[i]], where columns[i] is -1 if nothing depends on x_i.
-
-    The model's objective is in units of the margin (of the objective row). `unstable` counts the neurons with binaries.
-    """
-
-    model: Model
-    columns: Index  # (nx,)
-    centre: Array  # (nx,)
-    unit: Array  # (nx,)
-    lower: Array  # (nx,), the box
-    upper: Array
-    unstable: int
-
-    def x_of(self, point: Array) -> Array:
-        """The input (nx,) of a solver's point (n,), clipped into the box; the middle of the box where it does not matter."""
-        middle = self.lower + 0.5 * (self.upper - self.lower)
-        values = self.centre + self.unit * point[self.columns]
-        x: Array = np.clip(np.where(self.columns >= 0, values, middle), self.lower, self.upper)
-        return x
 
 
 def encode(
@@ -72,6 +50,8 @@ def encode(
     constraints: Rows | None = None,
     decisions: Sequence[Split] = (),
     deadline: Deadline | None = None,
+    cuts: Cuts | None = None,
+    native: frozenset[Capability] = frozenset(),
 ) -> Encoding:
     """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
 
@@ -84,33 +64,15 @@ def encode(
         constraints: rows over x and y to hold besides the domain rows; none unless given.
         decisions: split decisions to hold; the bounds may then be those of the subproblem that they make.
         deadline: when to give up; large networks take seconds.
+        cuts: where curved neurons are parted; their relaxation is linear elsewhere.
+        native: what is left to the solver: QUADRATIC products and squares, FUNCTIONS smooth functions.
 
     Raises:
-        UnsupportedOperator: a function that is not piecewise linear.
         NumericallyUnfit: bounds that are not finite.
         OutOfTime: the deadline came first.
     """
     rows = disjunct.unsafe if objective is None else objective
-    return _Encoder(graph, bounds, disjunct.box, start, deadline).encode(rows, disjunct.domain, constraints, decisions)
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One model for many pre-activations of a node: entry index[r] is objective[r] . v + constant[r], up to error[r], at v in the model.
-
-    The model has no objective of its own; `binaries` of its variables tell the pieces of neurons.
-    """
-
-    model: Model
-    index: Index  # (R,) flat
-    objective: Array  # (R, n)
-    constant: Array  # (R,)
-    error: Array  # (R,)
-    binaries: int
-
-    def task(self, r: int, side: int) -> Model:
-        """The model that minimises entry r, or with side -1 its negative (without the constant)."""
-        return replace(self.model, objective=side * self.objective[r])
+    return _Encoder(graph, bounds, disjunct.box, start, deadline, cuts or {}, native).encode(rows, disjunct.domain, constraints, decisions)
 
 
 def encode_layer(graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None) -> Layer:
@@ -129,35 +91,53 @@ def encode_layer(graph: Graph, bounds: NodeRanges, box: Box, node: int, index: I
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """The neurons of one nonlinear node that matter and are not constant, with their pre-activations."""
+    """The neurons of one nonlinear node that matter and are not constant, with what they read.
+
+    `lower`, `upper` and `forms` are by input; forms come in chunks with their offset into index. `first` and `last` are the pieces that the
+    bounds touch, None where the operator is curved; then outputs `fixed` by their inputs are only bounded.
+    """
 
     node: Node
     index: Index  # (R,) flat
-    first: Index  # (R,) the first and the last piece that their bounds touch
-    last: Index
-    lower: Array  # (R,) of the pre-activation
-    upper: Array
-    forms: list[tuple[int, CutForms]]  # the pre-activations, in chunks with their offset into index
+    fixed: Index
+    lower: tuple[Array, ...]  # (R,)
+    upper: tuple[Array, ...]
+    forms: tuple[list[tuple[int, CutForms]], ...]
+    first: Index | None = None  # (R,)
+    last: Index | None = None
 
 
 class _Encoder:
-    def __init__(self, graph: Graph, bounds: NodeRanges, box: Box, start: Array | None, deadline: Deadline | None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        bounds: NodeRanges,
+        box: Box,
+        start: Array | None,
+        deadline: Deadline | None,
+        cuts: Cuts | None = None,
+        native: frozenset[Capability] = frozenset(),
+    ) -> None:
         self.graph = graph
         self.box = box
-        cuts = (0, *graph.nonlinear)
+        self.cuts, self.native = cuts or {}, native
         self.lower: dict[int, Array] = {0: self.box.lower}
         self.upper: dict[int, Array] = {0: self.box.upper}
         for node in graph.nonlinear:
-            for i in {node, graph.nodes[node].inputs[0]} - {0}:
+            read = [reading.node for reading in graph.readings[node]]
+            for i in {node, *graph.nodes[node].inputs, *read} - {0}:
                 a, b = (t.detach().reshape(-1).numpy().astype(np.float64) for t in bounds[i])
                 if not (np.isfinite(a).all() and np.isfinite(b).all()):
-                    raise NumericallyUnfit(f"node {i} ({graph.nodes[i].name}) has no finite bounds")
+                    raise NumericallyUnfit(f"{_named(graph.nodes[node])} has no finite bounds, or its input leaves its domain")
                 self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
         self.compose = Composer(graph, self.lower, self.upper, deadline)
-        self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in cuts}
-        self.fixed = {i: np.zeros(graph.nodes[i].size) for i in cuts}  # the values of constant neurons
+        nodes = (0, *graph.nonlinear)
+        self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in nodes}
+        self.fixed = {i: np.zeros(graph.nodes[i].size) for i in nodes}  # the values of constant neurons
+        self.arguments: dict[tuple[int, int], int] = {}  # (node, flat index) of what neurons read -> its column
         self.builder = ModelBuilder()
         self.unstable = 0
+        self.neurons: list[Neurons] = []
         self.start = None if start is None else np.clip(start, self.box.lower, self.box.upper)
         self.values = (
             None if self.start is None else [v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])]
@@ -182,8 +162,9 @@ class _Encoder:
                 self.builder.row(line.columns, line.values, low - line.constant, high - line.constant, error=line.error)
         costs = self._add_margin(top, objective) if len(objective) else {}
         model = self.builder.build(costs)
-        centre, unit = self.builder.centre[self.column[0]], self.builder.unit[self.column[0]]
-        return Encoding(model, self.column[0], centre, unit, self.box.lower, self.box.upper, self.unstable)
+        centre, unit, box = self.builder.centre.copy(), self.builder.unit.copy(), self.box
+        margin = next(iter(costs), -1)
+        return Encoding(model, self.column[0], centre, unit, box.lower, box.upper, self.unstable, tuple(self.neurons), margin)
 
     @np.errstate(over="ignore", invalid="ignore")
     def encode_layer(self, node: int, index: Index) -> Layer:
@@ -218,7 +199,13 @@ class _Encoder:
         need = np.flatnonzero(self.compose.needed[node.id])
         if not need.size:
             return None
-        pieces = pieces_of(node)
+        none = need[:0]
+        if (pieces := _pieces(node)) is None:
+            read = [self._read(node, place, need) for place in range(len(node.inputs))]
+            free = np.any([low < high for _, _, low, high in read], axis=0)
+            forms = tuple(self._forms(source, entry[free]) for source, entry, _, _ in read)
+            lower, upper = tuple(low[free] for _, _, low, _ in read), tuple(high[free] for _, _, _, high in read)
+            return _Block(node, need[free], need[~free], lower, upper, forms)
         source = node.inputs[0]
         low, high = self.lower[source][need], self.upper[source][need]
         first, last = touched_pieces(pieces, low, high)
@@ -229,10 +216,20 @@ class _Encoder:
         index = need[keep]
         if not index.size:
             return None
+        return _Block(node, index, none, (low[keep],), (high[keep],), (self._forms(source, index),), first[keep], last[keep])
+
+    def _forms(self, source: int, index: Index) -> list[tuple[int, CutForms]]:
         forms = self.compose.units(source, index)
         offsets = np.cumsum([0, *(len(form.constant) for form in forms)]).tolist()
-        chunks = list(zip(offsets[:-1], forms, strict=True))
-        return _Block(node, index, first[keep], last[keep], low[keep], high[keep], chunks)
+        return list(zip(offsets[:-1], forms, strict=True))
+
+    def _read(self, node: Node, place: int, index: Index) -> tuple[int, Index, Array, Array]:
+        """What some neurons of a node read at a place: the variable's node, the entries there, and their bounds, (R,) each."""
+        reading, source = self.graph.readings[node.id][place], node.inputs[place]
+        entry = index if reading.index is None else reading.index.numpy()[index]
+        low = np.maximum(self.lower[source][index], self.lower[reading.node][entry])
+        high = np.minimum(self.upper[source][index], self.upper[reading.node][entry])
+        return reading.node, entry, np.minimum(low, high), np.maximum(low, high)
 
     # --- forwards: variables and rows ---
 
@@ -263,72 +260,89 @@ class _Encoder:
         return [Line(*part) for part in parts] if count else []
 
     def _add_block(self, block: _Block) -> None:
-        node, pieces = block.node, pieces_of(block.node)
-        self._add_values(node.id, block.index)
-        for offset, forms in block.forms:
+        node = block.node
+        self._add_values(node.id, np.concatenate([block.index, block.fixed]))
+        if block.first is None or block.last is None:
+            self._add_curved(block)
+            return
+        pieces, (source,) = _pieces(node), node.inputs
+        assert pieces is not None
+        between, inputs = [], []
+        for i, line in self._lines_of(block.forms[0]):
+            first, last, y = int(block.first[i]), int(block.last[i]), int(self.column[node.id][block.index[i]])
+            if first == last:
+                self._equal(y, line.through(pieces.slopes[first], pieces.intercepts[first], self.builder))
+                continue
+            low, high = float(block.lower[0][i]), float(block.upper[0][i])
+            x, at = self._argument(source, int(block.index[i]), line, low, high)
+            self.unstable += 1
+            add_pieces(self.builder, pieces, first, last, low, high, x, y, at)
+            between.append(i)
+            inputs.append(x)
+        if inputs:
+            index = block.index[between]
+            self.neurons.append(Neurons(node.id, index, (np.array(inputs),), self.column[node.id][index], curved=False))
+
+    def _lines_of(self, chunks: list[tuple[int, CutForms]]) -> Iterator[tuple[int, Line]]:
+        for offset, forms in chunks:
             self.compose.check_time()
-            for i, line in enumerate(self._lines(forms), start=offset):
-                k, y = int(block.first[i]), int(self.column[node.id][block.index[i]])
-                if block.first[i] == block.last[i]:
-                    self._equal(y, line.through(pieces.slopes[k], pieces.intercepts[k], self.builder))
+            yield from enumerate(self._lines(forms), start=offset)
+
+    def _argument(self, source: int, entry: int, line: Line, low: float, high: float) -> tuple[int, float]:
+        """The column of what a neuron reads, within its bounds, and a value to start from (NaN: none)."""
+        at = math.nan if self.values is None else min(max(float(self.values[source][entry]), low), high)
+        if (source, entry) not in self.arguments:
+            terms = np.abs(line.values) * self.builder.unit[line.columns]
+            x = int(self.builder.variables(low, high, least=_CONDITION * float(terms.max(initial=0.0)), start=at)[0])
+            self._equal(x, line)
+            self.arguments[source, entry] = x
+        return self.arguments[source, entry], at
+
+    def _add_curved(self, block: _Block) -> None:
+        """Lines, and either binaries where the neurons are parted or what the solver takes as it is."""
+        node, builder, count = block.node, self.builder, len(block.index)
+        left = Capability.QUADRATIC if rule_of(node.op).bilinear else Capability.FUNCTIONS
+        cuts = [None if left in self.native else self.cuts.get((node.id, i)) for i in block.index.tolist()]
+        found = lines_of(rule_of(node.op), block.lower, block.upper, cuts)
+        inputs, starts = np.zeros((len(node.inputs), count), dtype=np.int64), np.zeros((len(node.inputs), count))
+        for place, chunks in enumerate(block.forms):
+            source, entry, _, _ = self._read(node, place, block.index)
+            for i, line in self._lines_of(chunks):
+                low, high = float(block.lower[place][i]), float(block.upper[place][i])
+                copied = len(line.columns) == 1 and line.values[0] == 1.0 and line.constant == 0.0 == line.error
+                if copied and source in self.column:
+                    self.arguments[source, int(entry[i])] = int(line.columns[0])
+                inputs[place, i], starts[place, i] = self._argument(source, int(entry[i]), line, low, high)
+        outputs = self.column[node.id][block.index]
+        for r, (y, ends) in enumerate(zip(outputs.tolist(), found.ends, strict=True)):
+            xs, cut = inputs[:, r].tolist(), cuts[r]
+            add_lines(builder, found.whole[r], xs, y)
+            if left in self.native:
+                self._add_native(node, xs, y)
+            elif isinstance(node.op, Elementwise) and node.op.function.staircase:
+                whole = builder.integers(self.lower[node.id][block.index[r]], self.upper[node.id][block.index[r]])
+                builder.row([int(whole[0]), y], [1.0, -1.0], 0.0, 0.0)
+            elif ends is not None and cut is not None:
+                self.unstable += 1
+                if len(xs) == 1:
+                    add_incremental(builder, ends, found.pieces[r], xs[0], y, float(starts[0, r]))
                 else:
-                    self._add_unstable(block, i, y, line)
+                    box = [(float(low[r]), float(high[r])) for low, high in zip(block.lower, block.upper, strict=True)]
+                    add_parted(builder, ends, found.pieces[r], box, xs, cut.place, y, starts[:, r].tolist())
+        self.neurons.append(Neurons(node.id, block.index, tuple(inputs), outputs, curved=True))
+
+    def _add_native(self, node: Node, xs: list[int], y: int) -> None:
+        """The operator as it is."""
+        if rule_of(node.op).bilinear:
+            self.builder.row([y], [1.0], 0.0, 0.0, products=[(xs[0], xs[-1], -1.0)])
+        else:
+            assert isinstance(node.op, Elementwise)
+            self.builder.function(y, xs[0], node.op.function.name, node.op.function.term)
 
     def _equal(self, column: int, line: Line) -> None:
         """The quantity of a column is the line."""
         row = np.append(line.columns, column), np.append(line.values, -1.0)
         self.builder.row(*row, lower=-line.constant, upper=-line.constant, error=line.error)
-
-    def _add_unstable(self, block: _Block, i: int, y: int, line: Line) -> None:
-        node, pieces = block.node, pieces_of(block.node)
-        low, high = float(block.lower[i]), float(block.upper[i])
-        terms = np.abs(line.values) * self.builder.unit[line.columns]
-        at = math.nan if self.values is None else min(max(float(self.values[node.inputs[0]][block.index[i]]), low), high)
-        x = int(self.builder.variables(low, high, least=_CONDITION * float(terms.max(initial=0.0)), start=at)[0])
-        self._equal(x, line)
-        first, last = int(block.first[i]), int(block.last[i])
-        self.unstable += 1
-        if last == first + 1 and is_continuous(pieces, first):
-            self._add_kink(pieces, first, low, high, x, y, at)
-        else:
-            self._add_choice(segments(pieces, first, last, low, high), x, y, at)
-
-    def _add_kink(self, pieces: Pieces, k: int, low: float, high: float, x: int, y: int, at: float) -> None:
-        """Two pieces that meet at p, with slopes a, b, s = 1 if convex and -1 if concave, and z = 1 right of p.
-
-        s y >= s (a x + c_a), s y <= s (a x + c_a) + |b - a| (u - p) z,
-        s y >= s (b x + c_b), s y <= s (b x + c_b) + |b - a| (p - l) (1 - z).
-        """
-        p, (a, b), (ca, cb) = pieces.breakpoints[k], pieces.slopes[k : k + 2], pieces.intercepts[k : k + 2]
-        sign = 1.0 if b > a else -1.0
-        grow = (1.0 + 2.0**-50) * abs(b - a)
-        right, left = grow * (high - p), grow * (p - low)
-        z = int(self.builder.binaries(1, start=math.nan if math.isnan(at) else float(at > p))[0])
-        row = self.builder.row
-        row([y, x], [sign, -sign * a], lower=sign * ca)
-        row([y, x], [sign, -sign * b], lower=sign * cb)
-        row([y, x, z], [sign, -sign * a, -right], upper=sign * ca)
-        row([y, x, z], [sign, -sign * b, left], upper=left + sign * cb, error=2.0**-52 * abs(cb) if cb else 0.0)
-
-    def _add_choice(self, parts: list[Segment], x: int, y: int, at: float) -> None:
-        """x = r + sum d_k, y = sum a_k d_k + (a_k r + c_k) z_k, (l_k - r) z_k <= d_k <= (u_k - r) z_k, sum z_k = 1; r is x's centre."""
-        r = float(self.builder.centre[x])
-        low, high = (np.array(ends) - r for ends in zip(*((p.lower, p.upper) for p in parts), strict=True))
-        if r:
-            low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
-        slopes, intercepts = (np.array(part) for part in zip(*((p.slope, p.intercept) for p in parts), strict=True))
-        chosen = next((k for k, p in enumerate(parts) if p.lower <= at <= p.upper), 0)
-        hot = np.where(np.arange(len(parts)) == chosen, 1.0, 0.0)
-        z = self.builder.binaries(len(parts), start=math.nan if math.isnan(at) else hot)
-        d = self.builder.variables(np.minimum(low, 0.0), np.maximum(high, 0.0), start=hot * (at - r), least=float(self.builder.unit[x]))
-        ones = np.ones(len(parts))
-        self.builder.row(z, ones, 1.0, 1.0)
-        self.builder.row([*d, x], [*ones, -1.0], -r, -r)
-        rounding = 2.0**-50 * float(np.abs(slopes * r).max() + np.abs(intercepts).max()) if r else 0.0
-        self.builder.row([*d, *z, y], [*slopes, *(slopes * r + intercepts), -1.0], 0.0, 0.0, error=rounding)
-        for k in range(len(parts)):
-            self.builder.row([d[k], z[k]], [1.0, -low[k]], lower=0.0)
-            self.builder.row([d[k], z[k]], [1.0, -high[k]], upper=0.0)
 
     def _add_margin(self, forms: CutForms, rows: Rows) -> dict[int, float]:
         """t >= every row, in units of the largest term; returns the costs."""
@@ -348,3 +362,14 @@ class _Encoder:
             row = np.append(line.columns, t), np.append(-line.values, 1.0)
             self.builder.row(*row, lower=line.constant - rhs, error=line.error + 2.0**-52 * (abs(rhs) + abs(line.constant)))
         return {t: 1.0}
+
+
+def _pieces(node: Node) -> Pieces | None:
+    """The pieces of a nonlinear node, None where it is curved."""
+    return node.op.function.pieces if isinstance(node.op, Elementwise) else None
+
+
+def _named(node: Node) -> str:
+    """A nonlinear node for messages: its function, and where it stands."""
+    what = str(node.op.function) if isinstance(node.op, Elementwise) else "a product"
+    return f"{what} ({node.name or f'node {node.id}'})"

@@ -136,6 +136,11 @@ class ModelBuilder:
         first = np.array(np.broadcast_to(start, count), dtype=np.float64)
         return self._add(np.zeros(count), np.ones(count), first, np.zeros(count), np.ones(count), integer=True)
 
+    def integers(self, lower: float, upper: float) -> Index:
+        """Add an integer variable; returns its column. No start is known."""
+        ends = np.array([lower]), np.array([upper])
+        return self._add(*ends, np.array([math.nan]), np.zeros(1), np.ones(1), integer=True)
+
     def _add(self, low: Array, high: Array, first: Array, centre: Array, unit: Array, integer: bool) -> Index:
         self._variables.append((low, high, first, integer))
         first_column, self._count = self._count, self._count + len(low)

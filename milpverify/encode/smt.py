@@ -24,7 +24,7 @@ from milpverify.solvers.model import SmtScript
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from milpverify.encode.milp import NodeRanges
+    from milpverify.encode.encoding import NodeRanges
     from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph
     from milpverify.spec import Disjunct, Rows

@@ -74,6 +74,11 @@ class McCormick(Rule):
         first, second = (l_b + below * w_b, l_a + below * w_a), (u_b - above * w_b, l_a + above * w_a)
         return tuple(map(finite, first)), tuple(map(finite, second))
 
+    def hull_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
+        """Both McCormick planes of either side, whose hull is that of the product over a box."""
+        ends = lower[0].new_tensor([0.0, 1.0]).unsqueeze(1)
+        return self.slopes(tuple(t.unsqueeze(0) for t in lower), tuple(t.unsqueeze(0) for t in upper), (ends, ends))
+
     def intercepts(self, lower: PerInput, upper: PerInput, k_lower: PerInput, k_upper: PerInput) -> tuple[Tensor, Tensor]:
         reach_a, reach_b = (torch.maximum(low.abs(), high.abs()) for low, high in zip(lower, upper, strict=True))
         found = []

@@ -92,6 +92,14 @@ class Rule(ABC):
         """
 
     @abstractmethod
+    def hull_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
+        """Slopes (J, R) of the few lines of either side that a small model of the operator over boxes (R,) consists of."""
+
+    def envelope_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
+        """Slopes (J, R) of lines that come close to the envelopes over boxes (R,)."""
+        return self.hull_slopes(lower, upper)
+
+    @abstractmethod
     def range(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor]:
         """Bounds of the values."""
 
@@ -199,6 +207,10 @@ class Univariate(Rule):
         own = self.fixed_slopes(lower[0], upper[0], exact)
         below, above = (k if t is None else torch.where(exact, k, t.double()) for k, t in zip(own, parameters, strict=True))
         return (below,), (above,)
+
+    def hull_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
+        below, above = self.supporting_slopes(lower[0], upper[0])
+        return (below.unsqueeze(0),), (above.unsqueeze(0),)
 
     def intercepts(self, lower: PerInput, upper: PerInput, k_lower: PerInput, k_upper: PerInput) -> tuple[Tensor, Tensor]:
         return self.both_intercepts(lower[0], upper[0], k_lower[0], k_upper[0])

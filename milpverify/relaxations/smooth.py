@@ -30,6 +30,8 @@ _STEPS = 3
 """Of the search for a critical point: what is left of its error costs the line next to nothing."""
 _ROUNDS = 4
 """Of the search for the supporting lines at the midpoint, each of which finds the extreme points of a slope."""
+_TANGENTS = 7
+"""Of a function over an interval, for models: with fewer, linear programs are looser; with more, larger for next to nothing."""
 _PACE = 1 / 16
 """Steps of slopes in units of those that a function has on the interval: default lines of smooth functions are close to the best."""
 
@@ -82,6 +84,14 @@ class Smooth(Univariate):
             found = _supporting(function, shape, *places)
             low, high = (side.flatten().index_put((mixed,), new).reshape(lower.shape) for side, new in zip((low, high), found, strict=True))
         return low, high
+
+    def envelope_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
+        """Those of tangents at some points, which are extreme where the function is convex (concave), and the supporting ones."""
+        (low,), (high,) = lower, upper
+        unit = torch.linspace(0.0, 1.0, _TANGENTS, dtype=low.dtype, device=low.device).unsqueeze(1)
+        tangents = finite(self.function.derivative(low + unit * (high - low)))
+        below, above = (torch.cat([tangents, k.unsqueeze(0)]) for k in self.supporting_slopes(low, high))
+        return (below,), (above,)
 
     def fixed_slopes(self, lower: Tensor, upper: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
         place = exact.flatten().nonzero(as_tuple=True)[0]

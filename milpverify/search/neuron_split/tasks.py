@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.config import Deadline
-    from milpverify.encode.milp import Layer
+    from milpverify.encode.encoding import Layer
     from milpverify.search.neuron_split.space import NeuronSpace
     from milpverify.search.solver.oracle import Finding, Oracle, SolverTarget
     from milpverify.search.tree import Tree

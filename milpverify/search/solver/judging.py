@@ -9,7 +9,7 @@ from milpverify.counterexamples.validate import Validity, validate
 from milpverify.solvers.trusted_bound import safety_margin
 
 if TYPE_CHECKING:
-    from milpverify.encode.milp import Encoding
+    from milpverify.encode.encoding import Encoding
     from milpverify.result import Counterexample
     from milpverify.spec import Array, Disjunct, Problem
 

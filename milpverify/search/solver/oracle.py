@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from milpverify.config import Deadline, Options
-    from milpverify.encode.milp import Layer, NodeRanges
+    from milpverify.encode.encoding import Layer, NodeRanges
     from milpverify.result import Counterexample
     from milpverify.solvers.model import Model
     from milpverify.spec import Array, Box, Disjunct, Problem

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.counterexamples.polish import polish
-from milpverify.encode.milp import Encoding, encode
+from milpverify.encode.encoding import Encoding
+from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
@@ -30,7 +31,7 @@ from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline, Options, SearchMethod
-    from milpverify.encode.milp import NodeRanges
+    from milpverify.encode.encoding import NodeRanges
     from milpverify.spec import Array, Disjunct, Problem
 
 OnEvent = Callable[[Event], None]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.config import Deadline
-    from milpverify.encode.milp import Layer
+    from milpverify.encode.encoding import Layer
     from milpverify.search.bounding import BatchBounds
     from milpverify.search.solver.oracle import SolverTarget
     from milpverify.search.tightening.tighten import Tightening

@@ -9,7 +9,7 @@ import pytest
 from random_nets import disjunct_of, proved_bounds
 
 from milpverify.config import Deadline, Options
-from milpverify.encode.milp import Split
+from milpverify.encode.cut_forms import Split
 from milpverify.graph import Graph
 from milpverify.search.solver.oracle import Oracle, Task
 from milpverify.solvers.base import SmtOutcome, SolveOutcome, SolverStatus

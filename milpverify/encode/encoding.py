@@ -1,0 +1,74 @@
+"""What encoding a network comes to: a model for solvers, and the way back from its points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from milpverify.solvers.model import Array, Index, Model
+
+NodeRanges = Sequence[tuple[Tensor, Tensor]]
+"""Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """Neurons of one nonlinear node that are not fixed by their bounds, and the columns of their inputs and outputs."""
+
+    node: int
+    index: Index  # (R,) flat
+    inputs: tuple[Index, ...]  # (R,) each
+    outputs: Index  # (R,)
+    curved: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """A model and the way back: quantity j is centre[j] + unit[j] v[j]; columns[i] is that of x_i, -1 if nothing depends on it.
+
+    The model's objective is in units of the margin (of the objective row), whose column is `margin` (-1: there is none). `unstable` counts
+    the neurons with binaries; `neurons` are all that lines or binaries enclose.
+    """
+
+    model: Model
+    columns: Index  # (nx,)
+    centre: Array  # (n,)
+    unit: Array  # (n,)
+    lower: Array  # (nx,), the box
+    upper: Array
+    unstable: int
+    neurons: tuple[Neurons, ...] = ()
+    margin: int = -1
+
+    def quantities(self, point: Array) -> Array:
+        """What a solver's point (n,) stands for, (n,)."""
+        return self.centre + self.unit * point
+
+    def x_of(self, point: Array) -> Array:
+        """The input (nx,) of a solver's point (n,), clipped into the box; the middle of the box where it does not matter."""
+        middle = self.lower + 0.5 * (self.upper - self.lower)
+        values = self.quantities(point)[self.columns]
+        x: Array = np.clip(np.where(self.columns >= 0, values, middle), self.lower, self.upper)
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One model for many pre-activations of a node: entry index[r] is objective[r] . v + constant[r], up to error[r], at v in the model.
+
+    The model has no objective of its own; `binaries` of its variables tell the pieces of neurons.
+    """
+
+    model: Model
+    index: Index  # (R,) flat
+    objective: Array  # (R, n)
+    constant: Array  # (R,)
+    error: Array  # (R,)
+    binaries: int
+
+    def task(self, r: int, side: int) -> Model:
+        """The model that minimises entry r, or with side -1 its negative (without the constant)."""
+        return replace(self.model, objective=side * self.objective[r])

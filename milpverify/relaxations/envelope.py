@@ -1,0 +1,70 @@
+"""Lines that together come close to the envelopes of an operator over boxes: what models for solvers are made of, all proved.
+
+A line of a side has the slopes of some parameter; its intercept is the best one for them (`Rule.intercepts`), so that every line holds.
+Of a side's lines those are kept that are the tightest somewhere on the box.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from milpverify.relaxations.rule import PerInput, Rule
+
+_SAMPLES = {1: 33, 2: 5}
+"""Points per input at which a line may be the tightest, by the number of inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class SideLines:
+    """The lines of one side of R boxes: slopes per input and intercepts (J, R); `used` (J, R) says which are worth having."""
+
+    slopes: PerInput
+    intercept: Tensor
+    used: Tensor
+
+
+def envelope(rule: Rule, lower: PerInput, upper: PerInput) -> tuple[SideLines, SideLines]:
+    """Lower and upper lines over boxes, tight at several places.
+
+    Args:
+        lower, upper: (R,) float64 per input, lower <= upper.
+    """
+    below, above = rule.envelope_slopes(lower, upper)
+    low = tuple(t.expand_as(below[0]) for t in lower)
+    high = tuple(t.expand_as(below[0]) for t in upper)
+    return tuple(  # type: ignore[return-value]
+        _side(which, slopes, rule.intercepts(low, high, below, above)[which], lower, upper) for which, slopes in enumerate((below, above))
+    )
+
+
+def single(rule: Rule, lower: PerInput, upper: PerInput) -> tuple[SideLines, SideLines]:
+    """One lower and one upper line over each box; of a product of two variables the two planes that make its hull."""
+    below, above = rule.hull_slopes(lower, upper)
+    low, high = (tuple(t.expand_as(below[0]) for t in ends) for ends in (lower, upper))
+    found = rule.intercepts(low, high, below, above)
+    everywhere = torch.ones_like(below[0], dtype=torch.bool)
+    return SideLines(below, found[0], everywhere), SideLines(above, found[1], everywhere)
+
+
+def _side(which: int, slopes: PerInput, intercept: Tensor, lower: PerInput, upper: PerInput) -> SideLines:
+    """Which lines of a side are the tightest at some point of a grid; those without a finite intercept say nothing."""
+    unit = torch.linspace(0.0, 1.0, _SAMPLES.get(len(lower), 2), dtype=torch.float64)
+    used = torch.zeros_like(intercept, dtype=torch.bool)
+    known = intercept.isfinite()
+    if which == 1:
+        slopes, intercept = tuple(-k for k in slopes), -intercept
+    for place in itertools.product(unit.tolist(), repeat=len(lower)):
+        height = intercept
+        for k, low, high, t in zip(slopes, lower, upper, place, strict=True):
+            height = height + k * (low + t * (high - low))
+        best = torch.where(known, height, -torch.inf).argmax(0, keepdim=True)
+        used.scatter_(0, best, True)
+    if which == 1:
+        slopes, intercept = tuple(-k for k in slopes), -intercept
+    return SideLines(slopes, intercept, used & known)
