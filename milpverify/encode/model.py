@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike
 
 from milpverify.errors import MilpverifyError
 from milpverify.functions.terms import Term
+from milpverify.solvers.expressions import WIDEST
 from milpverify.solvers.model import Array, FunctionTerm, Index, Model, Quadratic, power_of_two
 
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
 THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
 FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
-WIDEST = 1e4  # the largest range of a product or a function (`Model.spans`) that is passed on
 
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_PRODUCTS = Quadratic(_NONE, _NONE, _NONE, np.zeros(0))

@@ -95,6 +95,14 @@ class Model:
         part = slice(self.row_start[i], self.row_start[i + 1])
         return self.column[part], self.value[part]
 
+    def products(self, i: int) -> tuple[Index, Index, Array]:
+        """The two columns and the value of each product of row i."""
+        q = self.quadratic
+        if q is None:
+            return self.column[:0], self.column[:0], self.value[:0]
+        part = slice(*np.searchsorted(q.row, [i, i + 1]))
+        return q.first[part], q.second[part], q.value[part]
+
     def activity(self, point: Array) -> Array:
         """rows v with their products, (m,)."""
         owner = np.repeat(np.arange(self.num_rows), np.diff(self.row_start))
@@ -108,9 +116,11 @@ class Model:
         """The range of every product, and after them of the argument and the result of every function, whose sizes solvers work with.
 
         A product's range is its coefficient times those of its variables. A function is written in the network's units: what counts is
-        how far from 0 its argument or result may be, in these units or in its own one, whichever is more.
+        how far from 0 its argument or result may be, in these units or in its own one, whichever is more. No variable's range counts as
+        less than 1, since its tolerance is an absolute one.
         """
-        furthest, parts = np.maximum(np.abs(self.lower), np.abs(self.upper)), [np.zeros(0)]
+        furthest = np.maximum(1.0, np.maximum(np.abs(self.lower), np.abs(self.upper)))
+        parts = [np.zeros(0)]
         if self.quadratic is not None:
             parts.append(np.abs(self.quadratic.value) * furthest[self.quadratic.first] * furthest[self.quadratic.second])
         for f in self.functions:
