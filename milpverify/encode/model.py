@@ -29,6 +29,9 @@ _NONE = np.zeros(0, dtype=np.int64)
 _NO_PRODUCTS = Quadratic(_NONE, _NONE, _NONE, np.zeros(0))
 
 
+_NO_PAIRS, _NO_VALUES = np.zeros((2, 0), dtype=np.int64), np.zeros(0)
+
+
 class NumericallyUnfit(MilpverifyError, ArithmeticError):
     """The model's numbers are beyond what a solver's tolerance carries: it is refused, not solved on faith."""
 
@@ -166,12 +169,14 @@ class ModelBuilder:
         """Add lower - error <= coefficients . quantities + the sum of c q_i q_j over the products (i, j, c) <= upper + error."""
         index, c = np.asarray(columns, dtype=np.int64), np.asarray(coefficients, dtype=np.float64)
         keep = c != 0
-        index, c = index[keep], c[keep]
-        shifts = c * self.centre[index]
+        if not keep.all():
+            index, c = index[keep], c[keep]
+        shifts, pairs, q = c * self.centre[index], _NO_PAIRS, _NO_VALUES
         used = [(min(i, j), max(i, j), value) for i, j, value in products if value != 0]
-        pairs = np.array([(i, j) for i, j, _ in used], dtype=np.int64).reshape(-1, 2).T
-        q = np.array([value for _, _, value in used], dtype=np.float64)
-        if self.centre[pairs].any():
+        if used:
+            pairs = np.array([(i, j) for i, j, _ in used], dtype=np.int64).T
+            q = np.array([value for _, _, value in used], dtype=np.float64)
+        if used and self.centre[pairs].any():
             # c (a + v)(b + w) = c a b + c a w + c b v + c v w: what the linear coefficients round, times their quantities, is an error.
             a, b = (self.centre[columns] for columns in pairs)
             shifts = np.concatenate([shifts, q * a * b])
@@ -180,12 +185,13 @@ class ModelBuilder:
             index, place = np.unique(index, return_inverse=True)
             c = np.bincount(place, c, len(index)).astype(np.float64)
             index, c = index[c != 0], c[c != 0]
-        shift, spread = float(shifts.sum()), float(np.abs(shifts).sum())
+        shift, spread = (float(shifts.sum()), float(np.abs(shifts).sum())) if shifts.any() else (0.0, 0.0)
         if spread or error:
             known = max(abs(e) for e in (lower, upper) if math.isfinite(e)) if math.isfinite(max(lower, -upper)) else 0.0
             error += (len(shifts) + 4) * 2.0**-52 * (spread + error + known)
             lower, upper = lower - shift - error, upper - shift + error
-        self._rows.append(_Row(index, c * self.unit[index], lower, upper, pairs, q * self.unit[pairs].prod(axis=0)))
+        scale = self.unit[pairs].prod(axis=0) if used else 1.0
+        self._rows.append(_Row(index, c * self.unit[index], lower, upper, pairs, q * scale))
 
     def function(self, result: int, argument: int, function_name: str, term: Term) -> None:
         """Add quantity result = f(quantity argument), with f the term in x, for solvers that know such functions.

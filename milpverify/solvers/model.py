@@ -136,6 +136,24 @@ class Model:
         return max(0.0, *(float(part.max(initial=0.0)) for part in (*parts, whole)), *(f.residual(point) for f in self.functions))
 
 
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A linear model, and then the least value of side[k] v[column[k]] for every k, where the model's objective is at most `cutoff`.
+
+    Where the least objective is a limit's `dual_target` or more, the rest is left out.
+    """
+
+    model: Model
+    column: Index  # (K,)
+    side: Array  # (K,), +1 or -1
+    cutoff: float
+
+    @property
+    def required(self) -> frozenset[Capability]:
+        """The capabilities that a solver must have."""
+        return self.model.required | {Capability.SWEEP}
+
+
 @dataclass(frozen=True)
 class SmtScript:
     """An SMT-LIB 2 script that is satisfiable if and only if a counterexample exists; `inputs` names the constants of x."""

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from milpverify.solvers.base import SolveOutcome
-from milpverify.solvers.model import TOLERANCE, Model
+from milpverify.solvers.base import SolveOutcome, SweepOutcome
+from milpverify.solvers.model import TOLERANCE, Array, Model, Sweep
 
 SAFETY = 16.0  # the multiple of the tolerance that a dual bound must clear
 
@@ -36,3 +36,10 @@ def safe_dual_bound(outcome: SolveOutcome, model: Model) -> float:
     """A lower bound of the optimum on which a proof may rest (trust SOLVER): the dual bound less `safety_margin`; -inf if there is none."""
     bound = outcome.dual_bound
     return bound - safety_margin(model, bound) if math.isfinite(bound) else -math.inf
+
+
+def safe_sweep_bounds(outcome: SweepOutcome, sweep: Sweep) -> Array:
+    """Lower bounds (K,) of side * v on which a proof may rest (trust SOLVER): each less the margin of a model with that objective."""
+    reach = np.maximum(1.0, np.maximum(np.abs(sweep.model.lower), np.abs(sweep.model.upper)))[sweep.column]
+    bounds: Array = outcome.bounds - SAFETY * TOLERANCE * reach
+    return bounds
