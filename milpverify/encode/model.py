@@ -196,7 +196,8 @@ class ModelBuilder:
     def function(self, result: int, argument: int, function_name: str, term: Term) -> None:
         """Add quantity result = f(quantity argument), with f the term in x, for solvers that know such functions.
 
-        Neither may be far from 0 for its unit (`Model.spans`): where its range is narrow, `least` of `variables` says how fine it must be.
+        The smaller their units, the more a bound loses (`Model.spans`), and below 1e-4 they are refused: `least` of `variables` keeps
+        them up where ranges are narrow.
         """
         self._functions.append((function_name, term, int(result), int(argument)))
 

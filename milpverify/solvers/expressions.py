@@ -159,6 +159,8 @@ class _Operators:
             low, high = (_guarded(_FLOATS[name], x) for x in (a.lower, a.upper))
         else:
             low, high = (-1.0, 1.0) if name in ("sin", "cos") else (-math.inf, math.inf)
+        if math.isnan(low) or math.isnan(high):
+            raise _Refused(f"{name} inside it is not defined everywhere")
         return _checked(self._native[name](a.value), low, high)
 
     def logistic(self, a: _Ranged) -> _Ranged:

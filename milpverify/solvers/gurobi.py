@@ -135,7 +135,7 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
         point = np.array([v.X for v in variables], dtype=np.float64)
         primal = float(model.objective @ point)
     if tree:
-        dual = _finite(gurobi.ObjBound)
+        dual = _finite(getattr(gurobi, "ObjBound", -math.inf))  # absent from a continuous model that was stopped before its root
     elif status is SolverStatus.OPTIMAL:
         dual = float(gurobi.ObjVal)  # a linear program ends with a dual feasible basis
     nodes = int(gurobi.NodeCount) if tree else 0
@@ -173,6 +173,7 @@ def _parameters(limits: Limits) -> dict[str, float]:
         "FeasibilityTol": TOLERANCE,
         "IntFeasTol": TOLERANCE,
         "OptimalityTol": TOLERANCE,
+        "BarQCPConvTol": TOLERANCE,  # convex products go to the barrier method, whose bound lies 1e-5 too low by default
         "MIPGap": 0.0,
         "MIPGapAbs": TOLERANCE,
         "IntegralityFocus": 1,

@@ -116,8 +116,8 @@ class Model:
         """The range of every product, and after them of the argument and the result of every function, whose sizes solvers work with.
 
         A product's range is its coefficient times those of its variables. A function is written in the network's units: what counts is
-        how far from 0 its argument or result may be, in these units or in its own one, whichever is more. No variable's range counts as
-        less than 1, since its tolerance is an absolute one.
+        how far from 0 its argument or result may be, in these units or in its own one, whichever is more. Nothing counts as less than 1
+        in either, since tolerances are absolute ones.
         """
         furthest = np.maximum(1.0, np.maximum(np.abs(self.lower), np.abs(self.upper)))
         parts = [np.zeros(0)]
@@ -125,7 +125,7 @@ class Model:
             parts.append(np.abs(self.quadratic.value) * furthest[self.quadratic.first] * furthest[self.quadratic.second])
         for f in self.functions:
             for column, (centre, unit) in ((f.argument, f.argument_scale), (f.result, f.result_scale)):
-                parts.append(np.array([(abs(centre) + unit * furthest[column]) * max(1.0, 1.0 / unit)]))
+                parts.append(np.array([max(1.0, abs(centre) + unit * furthest[column]) * max(1.0, 1.0 / unit)]))
         return np.concatenate(parts)
 
     def violation(self, point: Array) -> float:

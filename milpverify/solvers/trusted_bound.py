@@ -23,8 +23,8 @@ def safety_margin(model: Model, dual_bound: float = 0.0) -> float:
     A product or a function is a variable of the solver's own and rows that it makes up: the dual tolerance counts over its range, too,
     and propagation and branching, which take it for satisfied within the tolerance, may cut off as much. So each of them adds the scale
     times the ranges of it (`Model.spans`): of a product its coefficient times both variables' ranges, of a function those of its argument
-    and its result, nothing less than 1. What exceeds `WIDEST` is in no model, nor within a function's expression. The points that a
-    solver finds count for nothing: they may lie below the optimum by what all tolerances on the way add up to.
+    and its result, in units of each, nothing less than 1. What exceeds `WIDEST` is in no model, nor within a function's expression. The
+    points that a solver finds count for nothing: they may lie below the optimum by what all tolerances on the way add up to.
     """
     costed = model.objective != 0
     reach = np.maximum(1.0, np.maximum(np.abs(model.lower[costed]), np.abs(model.upper[costed])))
