@@ -123,7 +123,9 @@ def test_what_a_solver_takes_as_it_is_has_no_binaries() -> None:
     graph, box = network("net of products")
     bounds = proved_bounds(graph, box, "crown")
     cuts = parted(graph, bounds, 3)
-    encoding = encode(graph, bounds, first_output(graph, box), start=np.zeros(graph.nx), cuts=cuts, native=frozenset({Capability.QUADRATIC}))
+    encoding = encode(
+        graph, bounds, first_output(graph, box), start=np.zeros(graph.nx), cuts=cuts, native=frozenset({Capability.QUADRATIC})
+    )
     model = encoding.model
     assert model.quadratic is not None and model.start is not None and model.violation(model.start) <= 1e-12
     assert Capability.QUADRATIC in model.required
@@ -165,6 +167,8 @@ def test_a_function_whose_domain_is_left_is_refused_by_name() -> None:
 def test_relaxations_are_those_of_the_margin() -> None:
     """Without cuts the model is linear: its least value is no worse than CROWN's bound with the same intermediate bounds."""
     graph, box = network("net of tanh")
-    encoding: Encoding = encode(graph, proved_bounds(graph, box, "crown"), disjunct_of(box, 0.0) if graph.ny == 3 else first_output(graph, box))
+    encoding: Encoding = encode(
+        graph, proved_bounds(graph, box, "crown"), disjunct_of(box, 0.0) if graph.ny == 3 else first_output(graph, box)
+    )
     crown = float(proved_bounds(graph, box, "crown")[graph.output][0].reshape(-1)[0])
     assert not encoding.model.integer.any() and least(encoding.model) >= crown - 1e-7
