@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -30,7 +30,8 @@ class Encoding:
     """A model and the way back: quantity j is centre[j] + unit[j] v[j]; columns[i] is that of x_i, -1 if nothing depends on it.
 
     The model's objective is in units of the margin (of the objective row), whose column is `margin` (-1: there is none). `unstable` counts
-    the neurons with binaries; `neurons` are all that lines or binaries enclose.
+    the neurons with binaries; `neurons` are all that lines or binaries enclose, `arguments` the columns of what they read, by node and
+    flat index.
     """
 
     model: Model
@@ -41,6 +42,7 @@ class Encoding:
     upper: Array
     unstable: int
     neurons: tuple[Neurons, ...] = ()
+    arguments: Mapping[tuple[int, int], int] = field(default_factory=dict)
     margin: int = -1
 
     def quantities(self, point: Array) -> Array:

@@ -164,7 +164,9 @@ class _Encoder:
         model = self.builder.build(costs)
         centre, unit, box = self.builder.centre.copy(), self.builder.unit.copy(), self.box
         margin = next(iter(costs), -1)
-        return Encoding(model, self.column[0], centre, unit, box.lower, box.upper, self.unstable, tuple(self.neurons), margin)
+        return Encoding(
+            model, self.column[0], centre, unit, box.lower, box.upper, self.unstable, tuple(self.neurons), self.arguments, margin
+        )
 
     @np.errstate(over="ignore", invalid="ignore")
     def encode_layer(self, node: int, index: Index) -> Layer:

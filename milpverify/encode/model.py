@@ -18,15 +18,18 @@ from numpy.typing import ArrayLike
 
 from milpverify.errors import MilpverifyError
 from milpverify.functions.terms import Term
+from milpverify.solvers.expressions import WIDEST
 from milpverify.solvers.model import Array, FunctionTerm, Index, Model, Quadratic, power_of_two
 
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
 THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
 FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
-WIDEST = 1e4  # the largest range of a product or a function (`Model.spans`) that is passed on
 
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_PRODUCTS = Quadratic(_NONE, _NONE, _NONE, np.zeros(0))
+
+
+_NO_PAIRS, _NO_VALUES = np.zeros((2, 0), dtype=np.int64), np.zeros(0)
 
 
 class NumericallyUnfit(MilpverifyError, ArithmeticError):
@@ -166,12 +169,14 @@ class ModelBuilder:
         """Add lower - error <= coefficients . quantities + the sum of c q_i q_j over the products (i, j, c) <= upper + error."""
         index, c = np.asarray(columns, dtype=np.int64), np.asarray(coefficients, dtype=np.float64)
         keep = c != 0
-        index, c = index[keep], c[keep]
-        shifts = c * self.centre[index]
+        if not keep.all():
+            index, c = index[keep], c[keep]
+        shifts, pairs, q = c * self.centre[index], _NO_PAIRS, _NO_VALUES
         used = [(min(i, j), max(i, j), value) for i, j, value in products if value != 0]
-        pairs = np.array([(i, j) for i, j, _ in used], dtype=np.int64).reshape(-1, 2).T
-        q = np.array([value for _, _, value in used], dtype=np.float64)
-        if self.centre[pairs].any():
+        if used:
+            pairs = np.array([(i, j) for i, j, _ in used], dtype=np.int64).T
+            q = np.array([value for _, _, value in used], dtype=np.float64)
+        if used and self.centre[pairs].any():
             # c (a + v)(b + w) = c a b + c a w + c b v + c v w: what the linear coefficients round, times their quantities, is an error.
             a, b = (self.centre[columns] for columns in pairs)
             shifts = np.concatenate([shifts, q * a * b])
@@ -180,17 +185,19 @@ class ModelBuilder:
             index, place = np.unique(index, return_inverse=True)
             c = np.bincount(place, c, len(index)).astype(np.float64)
             index, c = index[c != 0], c[c != 0]
-        shift, spread = float(shifts.sum()), float(np.abs(shifts).sum())
+        shift, spread = (float(shifts.sum()), float(np.abs(shifts).sum())) if shifts.any() else (0.0, 0.0)
         if spread or error:
             known = max(abs(e) for e in (lower, upper) if math.isfinite(e)) if math.isfinite(max(lower, -upper)) else 0.0
             error += (len(shifts) + 4) * 2.0**-52 * (spread + error + known)
             lower, upper = lower - shift - error, upper - shift + error
-        self._rows.append(_Row(index, c * self.unit[index], lower, upper, pairs, q * self.unit[pairs].prod(axis=0)))
+        scale = self.unit[pairs].prod(axis=0) if used else 1.0
+        self._rows.append(_Row(index, c * self.unit[index], lower, upper, pairs, q * scale))
 
     def function(self, result: int, argument: int, function_name: str, term: Term) -> None:
         """Add quantity result = f(quantity argument), with f the term in x, for solvers that know such functions.
 
-        Neither may be far from 0 for its unit (`Model.spans`): where its range is narrow, `least` of `variables` says how fine it must be.
+        The smaller their units, the more a bound loses (`Model.spans`), and below 1e-4 they are refused: `least` of `variables` keeps
+        them up where ranges are narrow.
         """
         self._functions.append((function_name, term, int(result), int(argument)))
 

@@ -6,7 +6,6 @@ Of a side's lines those are kept that are the tightest somewhere on the box.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,16 +54,11 @@ def single(rule: Rule, lower: PerInput, upper: PerInput) -> tuple[SideLines, Sid
 def _side(which: int, slopes: PerInput, intercept: Tensor, lower: PerInput, upper: PerInput) -> SideLines:
     """Which lines of a side are the tightest at some point of a grid; those without a finite intercept say nothing."""
     unit = torch.linspace(0.0, 1.0, _SAMPLES.get(len(lower), 2), dtype=torch.float64)
+    places = torch.cartesian_prod(*[unit] * len(lower)).reshape(-1, len(lower))
+    sign = 1.0 if which == 0 else -1.0
+    height = torch.where(intercept.isfinite(), sign * intercept, -torch.inf)
+    for k, low, high, t in zip(slopes, lower, upper, places.T, strict=True):
+        height = height + sign * k * (low + t.unsqueeze(1) * (high - low)).unsqueeze(1)  # (S, J, R)
     used = torch.zeros_like(intercept, dtype=torch.bool)
-    known = intercept.isfinite()
-    if which == 1:
-        slopes, intercept = tuple(-k for k in slopes), -intercept
-    for place in itertools.product(unit.tolist(), repeat=len(lower)):
-        height = intercept
-        for k, low, high, t in zip(slopes, lower, upper, place, strict=True):
-            height = height + k * (low + t * (high - low))
-        best = torch.where(known, height, -torch.inf).argmax(0, keepdim=True)
-        used.scatter_(0, best, True)
-    if which == 1:
-        slopes, intercept = tuple(-k for k in slopes), -intercept
-    return SideLines(slopes, intercept, used & known)
+    used.scatter_(0, height.argmax(1).reshape(-1, intercept.shape[1]), True)
+    return SideLines(slopes, intercept, used & intercept.isfinite())

@@ -26,6 +26,7 @@ class Capability(Enum):
     INTEGER = "integer"
     QUADRATIC = "products of variables"
     FUNCTIONS = "smooth functions"
+    SWEEP = "many objectives over one linear program"
     SMT = "exact SMT"
 
 
@@ -96,6 +97,22 @@ class SolveOutcome:
     message: str = ""
     multipliers: NDArray[np.float64] | None = None
     basic: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SweepOutcome:
+    """What a sweep returned; a status proves nothing.
+
+    Of the model's own objective the proved side `dual_bound` and the `point` (n,); `bounds` are the proved sides of the other least
+    values, -inf where one was not reached.
+    """
+
+    status: SolverStatus
+    dual_bound: float
+    point: NDArray[np.float64] | None
+    bounds: NDArray[np.float64]  # (K,)
+    seconds: float = 0.0
+    message: str = ""
 
 
 class Answer(Enum):

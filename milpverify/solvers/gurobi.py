@@ -10,7 +10,8 @@ import numpy as np
 
 from milpverify.errors import SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
-from milpverify.solvers.model import TOLERANCE, Model
+from milpverify.solvers.expressions import expression
+from milpverify.solvers.model import TOLERANCE, FunctionTerm, Model
 
 _STATUS = {
     2: SolverStatus.OPTIMAL,
@@ -31,11 +32,11 @@ def status_of(code: int) -> SolverStatus:
 
 
 class Gurobi(Solver[Model, SolveOutcome]):
-    """Minimises mixed-integer linear models with Gurobi."""
+    """Minimises mixed-integer models, linear or with products and smooth functions, with Gurobi."""
 
     name = "gurobi"
     package = "gurobipy"
-    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER})
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.QUADRATIC, Capability.FUNCTIONS})
 
     def licence(self) -> str:
         gurobipy: Any = importlib.import_module("gurobipy")
@@ -60,14 +61,17 @@ class Gurobi(Solver[Model, SolveOutcome]):
                 return _solve(gurobipy, gurobi, model, limits, on_progress)
         except gurobipy.GurobiError as error:
             if error.errno == _OVER_LICENCE:
-                raise SolverUnavailable(
-                    f"Gurobi: the model ({model.num_variables} variables, {model.num_rows} rows) is too large for its licence"
-                ) from error
+                size = f"{model.num_variables} variables, {model.num_rows} rows" + (", products or functions" if _nonlinear(model) else "")
+                raise SolverUnavailable(f"Gurobi: the model ({size}) is too large for its licence") from error
             if error.errno == 10001:
                 return SolveOutcome(SolverStatus.MEMORY_LIMIT, message=f"Gurobi: {error}")
             if error.errno == 10009:
                 raise SolverUnavailable(f"Gurobi: {error}") from error
             return SolveOutcome(SolverStatus.UNKNOWN, message=f"Gurobi: {error}")
+
+
+def _nonlinear(model: Model) -> bool:
+    return model.quadratic is not None or bool(model.functions)
 
 
 def _environment(gurobipy: Any) -> Any:
@@ -85,15 +89,22 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
     variables = list(gurobi.addVars(n, lb=low, ub=high, obj=costs, vtype=kinds).values())
     for i in range(model.num_rows):
         columns, values = model.row(i)
+        first, second, products = model.products(i)
         row = gurobipy.LinExpr(values.tolist(), [variables[j] for j in columns])
+        add = gurobi.addQConstr if len(products) else gurobi.addLConstr
+        if len(products):
+            row = gurobipy.QuadExpr(row)
+            row.addTerms(products.tolist(), [variables[j] for j in first], [variables[j] for j in second])
         lower, upper = model.row_lower[i], model.row_upper[i]
         if lower == upper:
-            gurobi.addLConstr(row, "=", lower)
+            add(row, "=", lower)
             continue
         if lower > -math.inf:
-            gurobi.addLConstr(row, ">", lower)
+            add(row, ">", lower)
         if upper < math.inf:
-            gurobi.addLConstr(row, "<", upper)
+            add(row, "<", upper)
+    for function in model.functions:
+        _add_function(gurobipy, gurobi, variables, model, function)
     if model.start is not None:
         for variable, first in zip(variables, model.start.tolist(), strict=True):
             variable.Start = first
@@ -118,17 +129,38 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
     gurobi.setParam("TimeLimit", solve.left)
     gurobi.optimize(watch)
     status = status_of(gurobi.Status)
-    whole = bool(model.integer.any())
+    tree = bool(model.integer.any()) or _nonlinear(model)
     point, primal, dual = None, math.inf, -math.inf
     if gurobi.SolCount > 0 and status is not SolverStatus.UNBOUNDED:
         point = np.array([v.X for v in variables], dtype=np.float64)
         primal = float(model.objective @ point)
-    if whole:
-        dual = _finite(gurobi.ObjBound)
+    if tree:
+        dual = _finite(getattr(gurobi, "ObjBound", -math.inf))  # absent from a continuous model that was stopped before its root
     elif status is SolverStatus.OPTIMAL:
         dual = float(gurobi.ObjVal)  # a linear program ends with a dual feasible basis
-    nodes = int(gurobi.NodeCount) if whole else 0
+    nodes = int(gurobi.NodeCount) if tree else 0
     return solve.outcome(status, dual, primal, point, nodes, f"Gurobi: status {gurobi.Status}")
+
+
+def _add_function(gurobipy: Any, gurobi: Any, variables: list[Any], model: Model, function: FunctionTerm) -> None:
+    """Add v[result] = (f(centre + unit v[argument]) - c) / u, in units of the result."""
+    names: Any = importlib.import_module("gurobipy.nlfunc")  # from version 12 on
+    free = gurobipy.GRB.INFINITY
+
+    def absolute(value: Any) -> Any:
+        """A variable that is the absolute value of another one, which is the expression."""
+        inner, outer = gurobi.addVar(lb=-free), gurobi.addVar()
+        gurobi.addGenConstrNL(inner, value)
+        gurobi.addGenConstrAbs(outer, inner)
+        return outer.nl
+
+    (c, u), (centre, unit) = function.result_scale, function.argument_scale
+    low, high = (centre + unit * float(end[function.argument]) for end in (model.lower, model.upper))
+    functions = ("exp", "log", "sqrt", "sin", "cos", "tan", "tanh", "logistic")
+    native = {name: getattr(names, name) for name in functions if hasattr(names, name)}
+    x = centre + unit * variables[function.argument].nl
+    value = expression(function.term, x, low, high, {**native, "abs": absolute}, f"Gurobi cannot take {function.name}")
+    gurobi.addGenConstrNL(variables[function.result], (value - c) / u)
 
 
 def _finite(bound: float) -> float:
@@ -141,6 +173,7 @@ def _parameters(limits: Limits) -> dict[str, float]:
         "FeasibilityTol": TOLERANCE,
         "IntFeasTol": TOLERANCE,
         "OptimalityTol": TOLERANCE,
+        "BarQCPConvTol": TOLERANCE,  # convex products go to the barrier method, whose bound lies 1e-5 too low by default
         "MIPGap": 0.0,
         "MIPGapAbs": TOLERANCE,
         "IntegralityFocus": 1,

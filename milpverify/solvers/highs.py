@@ -1,4 +1,4 @@
-"""HiGHS through highspy.
+"""HiGHS through highspy. Sweeps go on from basis to basis.
 
 What it proves of a mixed-integer model has to be proved by a second solver (`registry`), so that it counts when HiGHS ends only.
 """
@@ -11,9 +11,23 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
-from milpverify.solvers.model import TOLERANCE, Model
+from milpverify.solvers.base import (
+    EMPTY_HANDED,
+    Capability,
+    Limits,
+    Minimisation,
+    OnProgress,
+    SolveOutcome,
+    Solver,
+    SolverStatus,
+    SweepOutcome,
+)
+from milpverify.solvers.model import TOLERANCE, Model, Sweep
+
+ATTAINED = 1e-3
+"""A bound of which less than this share of the range can be taken off is left."""
 
 _STATUS = {
     "kOptimal": SolverStatus.OPTIMAL,
@@ -35,17 +49,20 @@ def status_of(word: str) -> SolverStatus:
     return _STATUS.get(word, SolverStatus.UNKNOWN)
 
 
-class Highs(Solver[Model, SolveOutcome]):
-    """Minimises mixed-integer linear models with HiGHS."""
+class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
+    """Minimises mixed-integer linear models with HiGHS, and many variables over one linear model."""
 
     name = "highs"
     package = "highspy"
-    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER})
+    capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.SWEEP})
 
     def licence(self) -> str:
         return "free (MIT), no limits"
 
-    def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+    def solve(self, model: Model | Sweep, limits: Limits, on_progress: OnProgress) -> SolveOutcome | SweepOutcome:
+        return _sweep(model, limits, on_progress) if isinstance(model, Sweep) else self._minimise(model, limits, on_progress)
+
+    def _minimise(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
         highspy: Any = importlib.import_module("highspy")
         solve = Minimisation(limits, on_progress)
         highs = highspy.Highs()
@@ -94,6 +111,53 @@ class Highs(Solver[Model, SolveOutcome]):
         if outcome.status not in (SolverStatus.OPTIMAL, SolverStatus.TARGET):
             return replace(outcome, dual_bound=-math.inf)  # it has not ended
         return outcome if whole or status is not SolverStatus.OPTIMAL else _with_basis(highspy, highs, outcome)
+
+
+def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcome:
+    """One linear program after the other, each from the last one's basis; a value that some solution attains needs none of its own."""
+    highspy: Any = importlib.import_module("highspy")
+    solve, model, bounds = Minimisation(limits, on_progress), sweep.model, np.full(len(sweep.column), -math.inf)
+    highs = highspy.Highs()
+    for option, value in _parameters(limits).items():
+        highs.setOptionValue(option, value)
+    if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
+        return SweepOutcome(SolverStatus.UNKNOWN, -math.inf, None, bounds, message="HiGHS refuses the model")
+
+    def least() -> tuple[SolverStatus, NDArray[np.float64] | None]:
+        highs.setOptionValue("time_limit", highs.getRunTime() + solve.left)
+        highs.run()
+        status = status_of(highs.getModelStatus().name)
+        return status, np.array(highs.getSolution().col_value, dtype=np.float64) if status is SolverStatus.OPTIMAL else None
+
+    status, first = least()
+    value = -math.inf if first is None else float(model.objective @ first)
+    if first is None or value >= limits.dual_target:
+        return SweepOutcome(status, value, first, bounds, solve.seconds, f"HiGHS: {status.value}")
+    costed = np.flatnonzero(model.objective).astype(np.int32)
+    highs.addRow(-math.inf, sweep.cutoff, len(costed), costed, model.objective[costed])
+    for j in costed.tolist():
+        highs.changeColCost(j, 0.0)
+    ends = {1.0: model.lower, -1.0: -model.upper}
+    attained = {side: side * first for side in ends}
+    for k, (j, side) in enumerate(zip(sweep.column.tolist(), sweep.side.tolist(), strict=True)):
+        own = float(ends[side][j])
+        if attained[side][j] <= own + ATTAINED * (model.upper[j] - model.lower[j]):
+            bounds[k] = own
+            continue
+        if solve.left <= 0.0 or (solve.due(-math.inf, math.inf) and solve.report(-math.inf, math.inf, k)):
+            status = SolverStatus.INTERRUPTED if solve.requested else SolverStatus.TIME_LIMIT
+            break
+        highs.changeColCost(j, side)
+        found, point = least()
+        highs.changeColCost(j, 0.0)
+        if point is not None:
+            bounds[k] = max(own, side * float(point[j]))
+            for way, low in attained.items():
+                np.minimum(low, way * point, out=low)
+        elif found in EMPTY_HANDED:
+            status = found
+            break
+    return SweepOutcome(status, value, first, bounds, solve.seconds, f"HiGHS: {status.value}")
 
 
 def _with_basis(highspy: Any, highs: Any, outcome: SolveOutcome) -> SolveOutcome:

@@ -95,6 +95,14 @@ class Model:
         part = slice(self.row_start[i], self.row_start[i + 1])
         return self.column[part], self.value[part]
 
+    def products(self, i: int) -> tuple[Index, Index, Array]:
+        """The two columns and the value of each product of row i."""
+        q = self.quadratic
+        if q is None:
+            return self.column[:0], self.column[:0], self.value[:0]
+        part = slice(*np.searchsorted(q.row, [i, i + 1]))
+        return q.first[part], q.second[part], q.value[part]
+
     def activity(self, point: Array) -> Array:
         """rows v with their products, (m,)."""
         owner = np.repeat(np.arange(self.num_rows), np.diff(self.row_start))
@@ -108,14 +116,16 @@ class Model:
         """The range of every product, and after them of the argument and the result of every function, whose sizes solvers work with.
 
         A product's range is its coefficient times those of its variables. A function is written in the network's units: what counts is
-        how far from 0 its argument or result may be, in these units or in its own one, whichever is more.
+        how far from 0 its argument or result may be, in these units or in its own one, whichever is more. Nothing counts as less than 1
+        in either, since tolerances are absolute ones.
         """
-        furthest, parts = np.maximum(np.abs(self.lower), np.abs(self.upper)), [np.zeros(0)]
+        furthest = np.maximum(1.0, np.maximum(np.abs(self.lower), np.abs(self.upper)))
+        parts = [np.zeros(0)]
         if self.quadratic is not None:
             parts.append(np.abs(self.quadratic.value) * furthest[self.quadratic.first] * furthest[self.quadratic.second])
         for f in self.functions:
             for column, (centre, unit) in ((f.argument, f.argument_scale), (f.result, f.result_scale)):
-                parts.append(np.array([(abs(centre) + unit * furthest[column]) * max(1.0, 1.0 / unit)]))
+                parts.append(np.array([max(1.0, abs(centre) + unit * furthest[column]) * max(1.0, 1.0 / unit)]))
         return np.concatenate(parts)
 
     def violation(self, point: Array) -> float:
@@ -124,6 +134,24 @@ class Model:
         parts = (self.lower - point, point - self.upper, self.row_lower - activity, activity - self.row_upper)
         whole = np.abs(point - np.round(point))[self.integer]
         return max(0.0, *(float(part.max(initial=0.0)) for part in (*parts, whole)), *(f.residual(point) for f in self.functions))
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A linear model, and then the least value of side[k] v[column[k]] for every k, where the model's objective is at most `cutoff`.
+
+    Where the least objective is a limit's `dual_target` or more, the rest is left out.
+    """
+
+    model: Model
+    column: Index  # (K,)
+    side: Array  # (K,), +1 or -1
+    cutoff: float
+
+    @property
+    def required(self) -> frozenset[Capability]:
+        """The capabilities that a solver must have."""
+        return self.model.required | {Capability.SWEEP}
 
 
 @dataclass(frozen=True)

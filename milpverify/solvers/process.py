@@ -23,8 +23,9 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, SolverStatus
-from milpverify.solvers.model import Model, SmtScript
+from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, SolverStatus, SweepOutcome
+from milpverify.solvers.model import Model, SmtScript, Sweep
+from milpverify.solvers.registry import SWEEPS
 from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ POLL = 0.02  # seconds between looks at the deadline
 REAP = 5.0  # seconds that a killed worker may take to die; one that is stuck in the kernel is left to it
 
 _Message = tuple[Any, ...]
+Question = Model | Sweep | SmtScript
+"""What a worker can be sent."""
+Reply = SolveOutcome | SweepOutcome | SmtOutcome
 
 
 class SolverProcess:
@@ -77,16 +81,21 @@ class SolverProcess:
 
     @overload
     def solve(
+        self, model: Sweep, limits: Limits, deadline: Deadline, on_progress: Callable[[Progress], bool] | None = None
+    ) -> SweepOutcome: ...
+
+    @overload
+    def solve(
         self, model: SmtScript, limits: Limits, deadline: Deadline, on_progress: Callable[[Progress], bool] | None = None
     ) -> SmtOutcome: ...
 
     def solve(
         self,
-        model: Model | SmtScript,
+        model: Question,
         limits: Limits,
         deadline: Deadline,
         on_progress: Callable[[Progress], bool] | None = None,
-    ) -> SolveOutcome | SmtOutcome:
+    ) -> Reply:
         """Solve in the worker and wait, at most until the deadline plus GRACE; a true return of `on_progress` ends the solve.
 
         The limits' seconds and the deadline both hold. Never raises for what the worker does: see `SolverStatus`.
@@ -100,10 +109,8 @@ class SolverProcess:
             self.kill()
             raise
 
-    def start(
-        self, model: Model | SmtScript, limits: Limits, deadline: Deadline, on_progress: Callable[[Progress], bool] | None = None
-    ) -> None:
-        """Begin to solve without waiting; `poll` has the outcome. A solve that is still under way is dropped."""
+    def start(self, model: Question, limits: Limits, deadline: Deadline, on_progress: Callable[[Progress], bool] | None = None) -> None:
+        """Begin to solve without waiting; `poll` has the outcome. A solve that is still under way is dropped. Sweeps go to `SWEEPS`."""
         if self._task is not None:
             self.kill()
         seconds = min(limits.seconds, deadline.remaining())
@@ -111,9 +118,11 @@ class SolverProcess:
         if seconds > 0.0:
             self._start()
             self._number += 1
-            self._outbox.put(("solve", self.solver, model, replace(limits, seconds=seconds), self._number))
+            self._outbox.put(
+                ("solve", SWEEPS if isinstance(model, Sweep) else self.solver, model, replace(limits, seconds=seconds), self._number)
+            )
 
-    def poll(self, wait: float = 0.0) -> SolveOutcome | SmtOutcome | None:
+    def poll(self, wait: float = 0.0) -> Reply | None:
         """Pass on what the worker reported; its outcome once there is one, None while the solve goes on.
 
         Args:
@@ -136,7 +145,7 @@ class SolverProcess:
             self._task.stopping = time.monotonic() + GRACE
             self._outbox.put(("stop", self._number))
 
-    def _next(self, task: _Task, wait: float) -> SolveOutcome | SmtOutcome | None:
+    def _next(self, task: _Task, wait: float) -> Reply | None:
         if task.seconds <= 0.0:
             return task.failed(*_expired(task.deadline))
         while True:
@@ -157,7 +166,7 @@ class SolverProcess:
                 return None
             wait = 0.0
 
-    def _receive(self, task: _Task, message: object) -> SolveOutcome | SmtOutcome | None:
+    def _receive(self, task: _Task, message: object) -> Reply | None:
         """What one message means; one that means nothing ends the worker."""
         match message:
             case ("progress", Progress() as progress) if _well_formed(progress, task.model):
@@ -167,7 +176,9 @@ class SolverProcess:
                 return None
             case ("outcome", SolveOutcome() as solved) if _well_formed(solved, task.model):
                 return solved
-            case ("outcome", SmtOutcome() as answer) if not isinstance(task.model, Model):
+            case ("outcome", SweepOutcome() as swept) if isinstance(task.model, Sweep) and _fits(swept, task.model):
+                return swept
+            case ("outcome", SmtOutcome() as answer) if isinstance(task.model, SmtScript):
                 return answer
             case ("dead", str(text)):
                 code = self._burial()
@@ -238,7 +249,7 @@ class SolverProcess:
 class _Task:
     """A solve under way: what it is, when it must end, and the best that was reported."""
 
-    model: Model | SmtScript
+    model: Question
     deadline: Deadline
     on_progress: Callable[[Progress], bool] | None
     seconds: float
@@ -252,16 +263,28 @@ class _Task:
         dual, primal = max(self.last.dual_bound, now.dual_bound), min(self.last.primal, now.primal)
         self.last = replace(now, dual_bound=dual, primal=primal, point=point)
 
-    def failed(self, status: SolverStatus, message: str) -> SolveOutcome | SmtOutcome:
+    def failed(self, status: SolverStatus, message: str) -> Reply:
         """The outcome of a solve that ended without one."""
         spent = time.monotonic() - self.began
-        if not isinstance(self.model, Model):
+        if isinstance(self.model, SmtScript):
             return SmtOutcome(Answer.UNKNOWN, (), status, spent, message)
+        if isinstance(self.model, Sweep):
+            return SweepOutcome(status, -math.inf, None, np.full(len(self.model.column), -math.inf), spent, message)
         return SolveOutcome(status, self.last.dual_bound, self.last.primal, self.last.point, self.last.nodes, spent, message)
 
 
-def _well_formed(report: Progress | SolveOutcome, model: Model | SmtScript) -> bool:
+def _fits(swept: SweepOutcome, sweep: Sweep) -> bool:
+    """Whether a sweep's answer has a bound for every question, -inf where there is none; the rest is as in a solve of the model."""
+    bounds = swept.bounds
+    if not isinstance(bounds, np.ndarray) or bounds.dtype != np.float64 or bounds.shape != sweep.column.shape:
+        return False
+    own = SolveOutcome(swept.status, swept.dual_bound, swept.dual_bound, swept.point)
+    return not bool((np.isnan(bounds) | (bounds == math.inf)).any()) and _well_formed(own, sweep.model)
+
+
+def _well_formed(report: Progress | SolveOutcome, question: Question) -> bool:
     """Whether a report's fields are what they should be; whether they are true is another question."""
+    model = question.model if isinstance(question, Sweep) and isinstance(report, Progress) else question
     if not isinstance(model, Model) or not all(isinstance(v, float) and not math.isnan(v) for v in (report.dual_bound, report.primal)):
         return False
     point = report.point

@@ -10,7 +10,7 @@ from typing import Any
 
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, OnProgress, Solver
-from milpverify.solvers.model import Model, SmtScript
+from milpverify.solvers.model import Model, SmtScript, Sweep
 
 _ADAPTERS = {
     "scip": ("milpverify.solvers.scip", "Scip"),
@@ -20,6 +20,7 @@ _ADAPTERS = {
 }
 MILP_SOLVERS = ("scip", "highs", "gurobi")
 FALLBACK = "scip"  # takes over what another solver's licence does not cover
+SWEEPS = "highs"  # has sweeps, whoever has the rest
 SECOND = {"highs": "scip"}
 """Who has to prove of a mixed-integer model what a solver proves. Versions of HiGHS up to 1.15.1 cut off optima (by path cuts, for one:
 its issue 3171): of models of networks they call points optimal that are far from it, which no safety margin covers."""
@@ -49,7 +50,7 @@ def load(name: str) -> Solver[Any, Any]:
     return solver
 
 
-def _able(name: str, model: Model | SmtScript) -> Solver[Any, Any]:
+def _able(name: str, model: Model | Sweep | SmtScript) -> Solver[Any, Any]:
     """The adapter of a solver, which has all that the model needs."""
     solver = load(name)
     if missing := model.required - solver.capabilities:
@@ -57,7 +58,7 @@ def _able(name: str, model: Model | SmtScript) -> Solver[Any, Any]:
     return solver
 
 
-def solve(name: str, model: Model | SmtScript, limits: Limits, on_progress: OnProgress) -> Any:
+def solve(name: str, model: Model | Sweep | SmtScript, limits: Limits, on_progress: OnProgress) -> Any:
     """Solve a model; what a solver of `SECOND` proves of it counts as far as the second one proves it too.
 
     Raises:

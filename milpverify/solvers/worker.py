@@ -21,8 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 from milpverify.errors import SolverUnavailable
 
 if TYPE_CHECKING:
-    from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome
-    from milpverify.solvers.model import Model, SmtScript
+    from milpverify.solvers.base import Limits, OnProgress, Progress, SolveOutcome, SweepOutcome
+    from milpverify.solvers.model import Model, SmtScript, Sweep
 
 MAGIC = b"mvwk"
 LARGEST = 2**40  # bytes of a message; a longer one is garbage
@@ -94,11 +94,16 @@ def limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _solve(name: str, model: Model | SmtScript, limits: Limits, on_progress: OnProgress) -> object:
+def _solve(name: str, model: Model | Sweep | SmtScript, limits: Limits, on_progress: OnProgress) -> object:
     """Solve; a MILP with its largest cost scaled to about 1: solvers take costs below their dual tolerance for nothing."""
     from milpverify.solvers import registry
-    from milpverify.solvers.model import Model, power_of_two
+    from milpverify.solvers.model import Model, Sweep, power_of_two
 
+    if isinstance(model, Sweep):
+        unit = float(power_of_two(max(abs(model.model.objective), default=0.0)))
+        own = replace(model, model=replace(model.model, objective=model.model.objective / unit), cutoff=model.cutoff / unit)
+        swept: SweepOutcome = registry.solve(name, own, replace(limits, dual_target=limits.dual_target / unit), on_progress)
+        return replace(swept, dual_bound=swept.dual_bound * unit)
     if not isinstance(model, Model):
         return registry.solve(name, model, limits, on_progress)
     unit = float(power_of_two(max(abs(model.objective), default=0.0)))

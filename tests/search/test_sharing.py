@@ -22,7 +22,7 @@ from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.functions.catalogue import catalogue
-from milpverify.graph import Graph
+from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise
 from milpverify.result import Trust
 from milpverify.search.frontier import B
@@ -87,16 +87,19 @@ def test_a_point_of_the_solver_ends_the_run(network: tuple[Graph, Box, float], a
     assert outcome.counterexample is not None and outcome.counterexample.margin_real <= 0
 
 
-def test_a_network_without_a_model_is_left_to_the_tree(network: tuple[Graph, Box, float], at_once: None) -> None:
-    """That no model can be made is nothing amiss: it is told to whoever watches, and is no part of the answer."""
-    graph, box, least = network
-    layer = next(n for n in graph.nodes if isinstance(n.op, Elementwise))
-    smooth = replace(graph, nodes=tuple(replace(n, op=Elementwise(catalogue()["tanh"].bind())) if n is layer else n for n in graph.nodes))
-    told: list[Event] = []
-    outcome, oracle = run(smooth, disjunct_of(box, least - 0.1), 5, on_event=lambda _: told.append)
-    assert not oracle.usable and not oracle.notes and not oracle.counts["oracle_tasks"]
-    assert any(e.phase == "oracle" and "not used" in e.message for e in told)
-    assert "piecewise" not in outcome.note
+def test_a_solver_closes_what_is_smooth(network: tuple[Graph, Box, float], at_once: None) -> None:
+    """By models of linear pieces that are refined, over ranges that are tightened."""
+    graph, box, _ = network
+    tanh = Elementwise(catalogue()["tanh"].bind())
+    smooth = replace(graph, nodes=tuple(replace(n, op=tanh) if isinstance(n.op, Elementwise) else n for n in graph.nodes))
+    small = Box(0.1 * box.lower, 0.1 * box.upper)
+    x = torch.rand(20000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.2 - 0.1
+    y = evaluate(smooth, x).numpy()
+    least = float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
+    outcome, oracle = run(smooth, disjunct_of(small, least - 0.06), 60)
+    assert outcome.closed and outcome.trust is Trust.SOLVER and oracle.counts["oracle_closed"] >= 1
+    outcome, oracle = run(smooth, disjunct_of(small, least + 0.001), 60)
+    assert outcome.counterexample is not None and not oracle.counts["oracle_closed"]
 
 
 def without(*parts: str) -> Options:

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 
 from milpverify.encode.cut_forms import Split
 from milpverify.encode.milp import encode
-from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic
-from milpverify.errors import UnsupportedOperator
+from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.events import Event
+from milpverify.search.solver.inquiry import Inquiry, ModelInquiry, Question, Questions
 from milpverify.search.solver.judging import Judging
-from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus
+from milpverify.search.solver.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
+from milpverify.solvers.model import Sweep
 from milpverify.solvers.process import POLL, SolverProcess
 from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS
-from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
+from milpverify.solvers.trusted_bound import safety_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline, Options
     from milpverify.encode.encoding import Layer, NodeRanges
     from milpverify.result import Counterexample
-    from milpverify.solvers.model import Model
     from milpverify.spec import Array, Box, Disjunct, Problem
 
 SolverTarget = tuple[int, int, int]
@@ -70,28 +71,30 @@ class Finding:
 
 @dataclass(eq=False)
 class _Work:
-    """A task under way: first its margin model, then the emptiness model of what the solver calls infeasible.
-
-    `judging` is None where points mean nothing; `offset` is what the model's objective lacks.
-    """
+    """A task under way: the question that the solver works on, of those that the inquiry asks."""
 
     task: Task
-    model: Model
-    judging: Judging | None
-    offset: float = 0.0
-    emptiness: bool = False
-    bound: float = -math.inf
+    inquiry: Inquiry
+    questions: Questions
+    question: Question
     told: float = -math.inf
+    stopped: bool = False
+    exhausted: bool = False
     began: float = field(default_factory=time.monotonic)
 
-    def raise_to(self, outcome: SolveOutcome) -> None:
-        """The bound that an outcome proves; a subproblem that is empty has every bound."""
-        bound = safe_dual_bound(outcome, self.model)
-        if self.emptiness:
-            bound = math.inf if bound > 0 else -math.inf
-        if self.offset:
-            bound = math.nextafter(bound + self.offset, -math.inf)
-        self.bound = max(self.bound, bound)
+    @property
+    def left(self) -> float:
+        """The seconds that are left to the task."""
+        return self.task.seconds - (time.monotonic() - self.began)
+
+    def next(self, reply: SolveOutcome | SweepOutcome) -> bool:
+        """Whether there is a next question, and time for it."""
+        try:
+            self.question = self.questions.send(reply)
+        except (StopIteration, NumericallyUnfit, OutOfTime) as end:
+            self.exhausted = isinstance(end, StopIteration)
+            return False
+        return not self.stopped and self.left > 0.0
 
 
 @dataclass(eq=False)
@@ -169,20 +172,28 @@ class Oracle:
         """
         within, now = disjunct if task.box is None else replace(disjunct, box=task.box), time.monotonic()
         try:
-            encoding = encode(self.problem.graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
+            inquiry = self._inquiry(task, disjunct, within, bounds, start)
+            questions = inquiry.questions()
+            question = next(questions)
         except OutOfTime:
-            return
-        except UnsupportedOperator as error:  # nothing is amiss: the tree goes on alone
-            self.usable = False
-            if self.on_event is not None:
-                self.on_event(Event("oracle", f"not used: {error}"))
             return
         except NumericallyUnfit as error:
             self.give_up(str(error))
             return
         self.usage.modelling += time.monotonic() - now
         self.counts["oracle_tasks"] += 1
-        self._begin(_Work(task, encoding.model, Judging(self.problem, disjunct, encoding)), self._started(), task.seconds)
+        self._begin(_Work(task, inquiry, questions, question), self._started())
+
+    def _inquiry(self, task: Task, disjunct: Disjunct, within: Disjunct, bounds: NodeRanges, start: Array | None) -> Inquiry:
+        """What is asked about a task: one model of a piecewise-linear network, or of a curved one models that are refined."""
+        graph = self.problem.graph
+        if not graph.piecewise_linear:
+            judging = Judging(self.problem, disjunct, 0.0)
+            return Refinement(
+                graph, within, bounds, judging, self.deadline, task.decisions, native_to(self._solver, graph, self.options), x=start
+            )
+        encoding = encode(graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
+        return ModelInquiry(encoding.model, Judging(self.problem, disjunct, safety_margin(encoding.model)), encoding)
 
     def give_target(self, task: Task, layer: Layer, place: int) -> None:
         """Begin with a bound of a pre-activation.
@@ -195,22 +206,30 @@ class Oracle:
         side = task.target[2]
         offset = side * float(layer.constant[place]) - float(layer.error[place])
         self.counts["oracle_ends"] = self.counts.get("oracle_ends", 0) + 1
-        self._begin(_Work(task, layer.task(place, side), None, offset), self._started(), task.seconds)
+        inquiry = ModelInquiry(layer.task(place, side), offset=offset)
+        questions = inquiry.questions()
+        self._begin(_Work(task, inquiry, questions, next(questions)), self._started())
+
+    @property
+    def _solver(self) -> str:
+        if self._process is not None:
+            return self._process.solver
+        return self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
 
     def _started(self) -> SolverProcess:
         if self._process is None:
-            solver = self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
-            self._process = SolverProcess(solver, self.options.memory_mb, NICENESS)
+            self._process = SolverProcess(self._solver, self.options.memory_mb, NICENESS)
         return self._process
 
-    def _begin(self, work: _Work, process: SolverProcess, seconds: float) -> None:
+    def _begin(self, work: _Work, process: SolverProcess) -> None:
         self._work = work
-        # Once the bound clears the safety margin twice over the task is closed, and raising it further is idle.
-        target = 2.0 * safety_margin(work.model) - work.offset
-        plain = work.task.target is not None
-        limits = Limits(seconds, self.options.memory_mb, 1, self.options.seed, dual_target=target, nodes=work.task.nodes, plain=plain)
+        options, question, task = self.options, work.question, work.task
+        plain = task.target is not None
+        seconds = SWEEP_SHARE * work.left if isinstance(question, Sweep) else work.left
+        target = work.inquiry.target(question)
+        limits = Limits(seconds, options.memory_mb, 1, options.seed, dual_target=target, nodes=task.nodes, plain=plain)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
-        process.start(work.model, limits, self.deadline, None if self.options.search.deterministic else self._watch)
+        process.start(question, limits, self.deadline, None if options.search.deterministic else self._watch)
 
     def move(self, disjunct: int) -> None:
         """The disjunct of the task under way has another place in the group from now on."""
@@ -219,6 +238,8 @@ class Oracle:
 
     def stop(self) -> None:
         """End the task under way: it is of no more use."""
+        if self._work is not None:
+            self._work.stopped = True
         if self._process is not None:
             self._process.stop()
 
@@ -236,46 +257,41 @@ class Oracle:
             return None
         outcome = process.poll(seconds)
         if outcome is not None:
-            assert isinstance(outcome, SolveOutcome)
+            assert isinstance(outcome, SolveOutcome | SweepOutcome)
             self._work = None
             self._end(work, process, outcome)
-        if work.judging is not None:
-            self.counterexample = self.counterexample or work.judging.counterexample
-            self.disagreement = self.disagreement or work.judging.disagreement
-        if outcome is None and work.bound <= work.told:
+        bound, judging = work.inquiry.bound, work.inquiry.judging
+        if judging is not None:
+            self.counterexample = self.counterexample or judging.counterexample
+            self.disagreement = self.disagreement or judging.disagreement
+        if outcome is None and bound <= work.told:
             return None
-        work.told = work.bound
+        work.told = bound
         may_close = self.options.believes_solvers
         ended = outcome is not None and self._work is None
-        solved = ended and outcome is not None and outcome.status in (SolverStatus.OPTIMAL, SolverStatus.INFEASIBLE)
-        return Finding(work.task, work.bound if may_close else -math.inf, ended, solved)
+        solved = ended and work.exhausted and outcome is not None and outcome.status in (SolverStatus.OPTIMAL, SolverStatus.INFEASIBLE)
+        return Finding(work.task, bound if may_close else -math.inf, ended, solved)
 
     def _watch(self, progress: Progress) -> bool:
         work = self._work
         assert work is not None
-        work.raise_to(SolveOutcome(SolverStatus.UNKNOWN, progress.dual_bound))
-        if work.emptiness or work.judging is None:
+        work.inquiry.heard(progress)
+        judging = work.inquiry.judging
+        if judging is None:
             return False
-        if progress.point is not None:
-            work.judging.consider(progress.point, progress.primal)
         if self.on_event is not None:
             message = f"{self.options.solver}: bound {progress.dual_bound:.6g}, {progress.nodes} nodes"
             data = {"bound": progress.dual_bound, "nodes": progress.nodes, "splits": len(work.task.decisions)}
             self.on_event(Event("oracle", message, data))
-        return work.judging.counterexample is not None
+        return judging.counterexample is not None
 
-    def _end(self, work: _Work, process: SolverProcess, outcome: SolveOutcome) -> None:
-        work.raise_to(outcome)
+    def _end(self, work: _Work, process: SolverProcess, outcome: SolveOutcome | SweepOutcome) -> None:
         self.usage.seconds += outcome.seconds
-        self.usage.nodes += outcome.nodes
-        if outcome.point is not None and work.judging is not None and work.judging.counterexample is None and not work.emptiness:
-            work.judging.consider(outcome.point, outcome.primal)
-            work.judging.polish(outcome.point, outcome.primal)
+        self.usage.nodes += outcome.nodes if isinstance(outcome, SolveOutcome) else 0
+        if work.next(outcome) and not self.deadline.expired() and self.options.believes_solvers:
+            self._begin(work, process)
+            return
         match outcome.status:
-            case SolverStatus.INFEASIBLE if not work.emptiness and work.judging is not None and self.options.believes_solvers:
-                # Not to be taken at its word: that the subproblem is empty is proved by a dual bound, too.
-                rest = replace(work, model=elastic(work.model), emptiness=True)
-                self._begin(rest, process, work.task.seconds - outcome.seconds)
             case SolverStatus.UNAVAILABLE if process.solver == FALLBACK:
                 self.give_up(outcome.message)
             case SolverStatus.UNAVAILABLE:

@@ -8,6 +8,7 @@ and those that ran out of theirs are tried again with what the others did not ne
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.counterexamples.polish import polish
-from milpverify.encode.encoding import Encoding
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
@@ -24,14 +24,16 @@ from milpverify.events import Event
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.judging import Judging
-from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus
+from milpverify.search.solver.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
+from milpverify.solvers.model import Model, Sweep
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline, Options, SearchMethod
-    from milpverify.encode.encoding import NodeRanges
+    from milpverify.encode.encoding import Encoding, NodeRanges
     from milpverify.spec import Array, Disjunct, Problem
 
 OnEvent = Callable[[Event], None]
@@ -155,15 +157,84 @@ class _Runner:
             return replace(unknown, reason=Reason.INTERRUPTED if self.deadline.cancelled else Reason.TIMEOUT)
         if not len(item.disjunct.unsafe):
             return self._decide_input_set(item, unknown)
+        if not self.problem.graph.piecewise_linear:
+            return self._refine(item, seconds, unknown)
         try:
             encoding = encode(self.problem.graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
         except OutOfTime:
             return replace(unknown, reason=Reason.INTERRUPTED if self.deadline.cancelled else Reason.TIMEOUT)
-        judging = Judging(self.problem, item.disjunct, encoding)
+        judging = Judging(self.problem, item.disjunct, safety_margin(encoding.model))
         outcome = self._solve(item, encoding, judging, seconds)
         return self._leaf(item, encoding, outcome, judging, unknown)
+
+    def _refine(self, item: OpenDisjunct, seconds: float, unknown: Leaf) -> Leaf:
+        """Decide a disjunct of a curved network by models of more and more pieces, or by one with all that the solver takes as it is."""
+        judging = Judging(self.problem, item.disjunct, 0.0)
+        native = native_to(self.process.solver, self.problem.graph, self.options)
+        refinement = Refinement(self.problem.graph, item.disjunct, item.bounds(), judging, self.deadline, native=native, x=item.start)
+        limit, nodes, began, status = self.deadline.within(seconds), 0, time.monotonic(), SolverStatus.OPTIMAL
+        message = "nothing is left to refine"
+        try:
+            questions, reply = refinement.questions(), None
+            while True:
+                question = next(questions) if reply is None else questions.send(reply)
+                if limit.expired():
+                    status, message = SolverStatus.TIME_LIMIT, "time limit"
+                    break
+                reply = self._ask(question, refinement, limit, item.index)
+                status, message = reply.status, reply.message
+                nodes += reply.nodes if isinstance(reply, SolveOutcome) else 0
+        except StopIteration:
+            pass
+        except NumericallyUnfit as error:
+            status, message = SolverStatus.UNKNOWN, str(error)
+        except OutOfTime:
+            status, message = SolverStatus.INTERRUPTED if self.deadline.cancelled else SolverStatus.TIME_LIMIT, "no time left"
+        leaf = replace(unknown, lower_bound=refinement.bound, point_margin=refinement.least, nodes=nodes, seconds=time.monotonic() - began)
+        return self._refined(item, leaf, refinement, status, message)
+
+    def _ask(self, question: Model | Sweep, refinement: Refinement, limit: Deadline, index: int) -> SolveOutcome | SweepOutcome:
+        """Have one question answered."""
+
+        def watch(progress: Progress) -> bool:
+            if self.on_event is not None and isinstance(question, Model):
+                message = f"{self.process.solver}: bound {max(refinement.bound, progress.dual_bound):.6g}, {progress.nodes} nodes"
+                message += f", round {refinement.rounds}, {len(refinement.cuts)} neurons parted"
+                data = {"bound": progress.dual_bound, "nodes": progress.nodes, "gap": progress.gap, "disjunct": index}
+                self.on_event(Event("milp", message, dict(data)))
+            return False
+
+        options, left = self.options, limit.remaining()
+        limits = Limits(left, options.memory_mb, options.threads, options.seed, dual_target=refinement.target(question))
+        if isinstance(question, Sweep):
+            return self.process.solve(question, replace(limits, seconds=SWEEP_SHARE * left), self.deadline, watch)
+        outcome = self.process.solve(question, limits, self.deadline, watch)
+        if outcome.status is not SolverStatus.UNAVAILABLE or self.process.solver == FALLBACK:
+            return outcome
+        self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
+        self.process.close()
+        self.process = SolverProcess(FALLBACK, options.memory_mb)
+        return self.process.solve(question, limits, self.deadline, watch)
+
+    def _refined(self, item: OpenDisjunct, leaf: Leaf, refinement: Refinement, status: SolverStatus, message: str) -> Leaf:
+        """What refining came to."""
+        leaf, judging = replace(leaf, solver=self.process.solver), refinement.judging
+        if judging.counterexample is not None:
+            if refinement.closed:
+                raise Contradiction(f"{leaf.solver} proves a margin of {leaf.lower_bound:.9g}, but there is a counterexample")
+            return _falsified(leaf, judging.counterexample)
+        if refinement.closed and self.options.believes_solvers:
+            return replace(leaf, verdict=Verdict.VERIFIED, reason=Reason.PROVED)
+        if refinement.closed:
+            return replace(leaf, reason=Reason.TRUST, lower_bound=-math.inf)
+        if judging.disagreement:
+            return replace(leaf, reason=Reason.FLOAT_SEMANTICS, note=judging.disagreement)
+        where = f"disjunct {item.index}: margin between {leaf.lower_bound:.6g} and {leaf.point_margin:.6g}"
+        if leaf.lower_bound >= -self.options.delta and leaf.point_margin <= self.options.delta:
+            return replace(leaf, reason=Reason.DELTA, note=where)
+        return replace(leaf, reason=reason_of(status), note=f"{where}, {message}")
 
     def _solve(self, item: OpenDisjunct, encoding: Encoding, judging: Judging, seconds: float) -> SolveOutcome:
         nodes: list[int] = []  # when a counterexample came; the solver stops soon after, by the clock
@@ -174,7 +245,7 @@ class _Runner:
                 data = {"bound": progress.dual_bound, "nodes": progress.nodes, "gap": progress.gap, "disjunct": item.index}
                 self.on_event(Event("milp", message, dict(data)))
             if progress.point is not None:
-                judging.consider(progress.point, progress.primal)
+                judging.consider(encoding.x_of(progress.point), progress.primal)
             if judging.counterexample is not None:
                 nodes.append(progress.nodes)
             return bool(nodes)
@@ -194,8 +265,8 @@ class _Runner:
 
     def _leaf(self, item: OpenDisjunct, encoding: Encoding, outcome: SolveOutcome, judging: Judging, unknown: Leaf) -> Leaf:
         if outcome.point is not None and judging.counterexample is None:
-            judging.consider(outcome.point, outcome.primal)
-            judging.polish(outcome.point, outcome.primal)
+            judging.consider(encoding.x_of(outcome.point), outcome.primal)
+            judging.polish(encoding.x_of(outcome.point), outcome.primal)
         bound = safe_dual_bound(outcome, encoding.model)
         closed = item.disjunct.closes(bound)
         leaf = replace(unknown, lower_bound=bound, point_margin=outcome.primal, solver=self.process.solver)

@@ -1,0 +1,300 @@
+"""One disjunct of a curved network, decided by linear and mixed-integer models that are refined where it matters.
+
+In turns, until a dual bound decides:
+
+1. The linear relaxation (`encode` without cuts) bounds the margin, and its point is tried as a counterexample.
+2. Every pre-activation is bounded from both sides over the relaxation with the row "the margin is at most a little above 0" (a sweep:
+   optimality-based bound tightening, Gleixner et al., J. Global Optim. 2017). What it proves holds at every unsafe point, and the next
+   relaxation is tighter for it. This goes on as long as ranges shrink.
+3. A mixed-integer model with the few neurons parted whose relaxation costs the bound most, at the last point: error times what the margin
+   changes with it. Its start is the last point, run through the network.
+
+So what is proved says: no point of the disjunct has a margin of at most `cutoff`, a positive number near a solver's tolerance; the
+margin is then more than that. Everything rests on solvers' dual bounds less a safety margin (trust SOLVER).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from milpverify.encode.curves import Cut
+from milpverify.encode.milp import encode
+from milpverify.graph import evaluate_all
+from milpverify.propagation.interval import follow, step
+from milpverify.propagation.state import Bounds, NodeState
+from milpverify.relaxations.registry import rule_of
+from milpverify.search.solver.inquiry import Inquiry, Question, Questions, proof_of_emptiness
+from milpverify.solvers.base import Capability, SolveOutcome, SolverStatus, SweepOutcome
+from milpverify.solvers.model import Model, Sweep
+from milpverify.solvers.registry import load
+from milpverify.solvers.trusted_bound import safe_dual_bound, safe_sweep_bounds, safety_margin
+from milpverify.spec import Box
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline, Options
+    from milpverify.encode.cut_forms import Split
+    from milpverify.encode.encoding import Encoding, NodeRanges
+    from milpverify.graph import Graph
+    from milpverify.propagation.state import State
+    from milpverify.search.solver.judging import Judging
+    from milpverify.solvers.base import Progress
+    from milpverify.solvers.model import Index
+    from milpverify.spec import Array, Disjunct
+
+PARTED, SHARE = 6, 0.1
+"""At most so many neurons are parted in a round: those whose worth is at least such a share of the greatest."""
+EDGE = 0.1
+"""A breakpoint stays so far from the ends of the piece that it parts, in units of it."""
+SHRUNK = 0.95
+"""Sweeps go on as long as they leave less than so much of the widths; at most"""
+SWEEPS = 5
+"""in a row."""
+INPUTS = 64
+"""Of so many inputs the box is tightened, too."""
+EXACT = 1e-9
+"""An error of a neuron, relative to its values, that no breakpoint mends."""
+
+
+SWEEP_SHARE = 0.3
+"""The share of the time left that one sweep may take."""
+
+
+def native_to(solver: str, graph: Graph, options: Options) -> frozenset[Capability]:
+    """What of a curved network a solver gets as it is: products always, functions where the options say so; if it takes them."""
+    products = any(rule_of(graph.nodes[i].op).bilinear for i in graph.nonlinear)
+    return load(solver).capabilities & frozenset({Capability.QUADRATIC} if products else ())
+
+
+@dataclass(eq=False)
+class Refinement(Inquiry):
+    """A disjunct under refinement.
+
+    `ranges` hold at every point that the split decisions allow whose margin is at most `cutoff`. `bound` is a proved lower bound of the
+    margin (trust SOLVER), `least` the least margin of a point seen, at `x`; `exhausted` says that nothing is left to refine,
+    `asked` is the mixed-integer model under way.
+    """
+
+    graph: Graph
+    disjunct: Disjunct
+    ranges: NodeRanges
+    judging: Judging
+    deadline: Deadline
+    decisions: tuple[Split, ...] = ()
+    native: frozenset[Capability] = frozenset()
+    x: Array | None = None
+    cuts: dict[tuple[int, int], Cut] = field(default_factory=dict)
+    bound: float = -math.inf
+    least: float = math.inf
+    cutoff: float = math.inf
+    rounds: int = 0
+    asked: Model | None = None
+    exhausted: bool = False
+    conditional: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether no unsafe point is left."""
+        return self.disjunct.closes(self.bound)
+
+    def questions(self) -> Questions:
+        """What to ask, and what is made of the replies; ends once the disjunct is closed, falsified or can be refined no more.
+
+        Raises:
+            NumericallyUnfit, OutOfTime: no model can be made.
+        """
+        while not self.decided and not self.exhausted:
+            self.rounds += 1
+            linear = yield from self._tightened()
+            if linear is None or self.decided:
+                return
+            encoding, point = linear
+            if self.cuts or self.native or encoding.model.integer.any():
+                encoding = self._encode(whole=True)
+                self.asked = encoding.model
+                reply = yield encoding.model
+                self.asked = None
+                assert isinstance(reply, SolveOutcome)
+                yield from self._learn(encoding, encoding.model, reply)
+                if self.decided:
+                    return
+                if reply.point is None or reply.status not in (SolverStatus.OPTIMAL, SolverStatus.TARGET):
+                    self.exhausted = True
+                    return
+                point = reply.point
+            self.exhausted = not self._refine(encoding, point)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the answer is known."""
+        return self.closed or self.judging.counterexample is not None
+
+    def _encode(self, whole: bool = False) -> Encoding:
+        """The model with binaries and all else that a solver takes, or the linear relaxation of what has no binaries."""
+        within = replace(self.disjunct, box=self._box())
+        native, cuts = (self.native, self.cuts) if whole else (frozenset[Capability](), {})
+        start = self.x if whole else None
+        return encode(
+            self.graph, self.ranges, within, start=start, decisions=self.decisions, deadline=self.deadline, cuts=cuts, native=native
+        )
+
+    def _box(self) -> Box:
+        low, high = (t.reshape(-1).numpy() for t in self.ranges[0])
+        return Box(np.minimum(low, high), np.maximum(low, high))
+
+    # -- bounds -------------------------------------------------------------------------------------------------------------
+
+    def _learn(self, encoding: Encoding, model: Model, reply: SolveOutcome) -> Questions:
+        """Raise the bound by an outcome of a margin model; that one is infeasible is proved by its emptiness model."""
+        self._raise(safe_dual_bound(reply, model))
+        if reply.status is SolverStatus.INFEASIBLE:
+            self._raise((yield from proof_of_emptiness(model)))
+        if reply.point is not None:
+            self._try(encoding.x_of(reply.point), reply.primal)
+
+    def _raise(self, bound: float) -> None:
+        self.bound = max(self.bound, min(bound, self.cutoff) if self.conditional else bound)
+
+    def heard(self, progress: Progress) -> None:
+        if self.asked is not None:
+            self._raise(safe_dual_bound(SolveOutcome(SolverStatus.UNKNOWN, progress.dual_bound), self.asked))
+
+    def _try(self, x: Array, value: float) -> None:
+        """Judge a point whose margin a model takes for `value`, and what is near it; keep the best."""
+        y = evaluate_all(self.graph, torch.from_numpy(x)[None])[self.graph.output].reshape(-1).numpy()
+        margin = float(self.disjunct.unsafe.residual(x, y).max())
+        if margin < self.least:
+            self.least, self.x = margin, x
+        self.judging.consider(x, margin)
+        self.judging.polish(x, value)
+
+    # -- ranges -------------------------------------------------------------------------------------------------------------
+
+    def _tightened(self) -> Generator[Question, SolveOutcome | SweepOutcome, tuple[Encoding, Array] | None]:
+        """Tighten ranges as long as that is worth it; the last linear relaxation with its solution, None where there is none."""
+        solution = None
+        for _ in range(SWEEPS):
+            encoding = self._encode()
+            model = replace(encoding.model, integer=np.zeros_like(encoding.model.integer))
+            if self.cutoff == math.inf:
+                self.cutoff = 4.0 * safety_margin(model)
+            targets = list(encoding.arguments.items())
+            if len(encoding.columns) <= INPUTS:
+                targets += [((0, i), column) for i, column in enumerate(encoding.columns.tolist()) if column >= 0]
+            columns = np.array([column for _, column in targets], dtype=np.int64)
+            ways = np.tile([1.0, -1.0], len(columns))
+            sweep = Sweep(model, np.repeat(columns, 2), ways, self.cutoff + safety_margin(model))
+            reply = yield sweep
+            assert isinstance(reply, SweepOutcome)
+            own = SolveOutcome(reply.status, reply.dual_bound, reply.dual_bound, reply.point)
+            yield from self._learn(encoding, model, own)
+            if self.decided or reply.point is None:
+                return None
+            solution = encoding, reply.point
+            if not self._meet(encoding, [key for key, _ in targets], columns, safe_sweep_bounds(reply, sweep)) or self.decided:
+                break
+        return solution
+
+    def _meet(self, encoding: Encoding, keys: list[tuple[int, int]], columns: Index, bounds: Array) -> bool:
+        """Meet the ranges with bounds of +-v in turn, and with what follows from them; whether they shrank by much."""
+        self.conditional = True
+        ends = np.stack([bounds[0::2], -bounds[1::2]])
+        centre, unit = encoding.centre[columns], encoding.unit[columns]
+        low, high = centre + unit * ends
+        low, high = low - 2.0**-51 * (np.abs(low) + np.abs(centre)), high + 2.0**-51 * (np.abs(high) + np.abs(centre))
+        known = [[t.clone() for t in pair] for pair in self.ranges]
+        before = after = 0.0
+        for (node, entry), down, up in zip(keys, low.tolist(), high.tolist(), strict=True):
+            lower, upper = (t.reshape(-1) for t in known[node])
+            width = float(upper[entry] - lower[entry])
+            lower[entry], upper[entry] = max(float(lower[entry]), down), min(float(upper[entry]), up)
+            if width > 0:
+                before, after = before + 1.0, after + float(upper[entry] - lower[entry]) / width
+        self.ranges = propagated(self.graph, [(a, b) for a, b in known])
+        if any(bool((a > b).any()) for a, b in self.ranges):
+            self.bound = max(self.bound, self.cutoff)  # nothing is left
+        return after < SHRUNK * before
+
+    # -- cuts ---------------------------------------------------------------------------------------------------------------
+
+    def _refine(self, encoding: Encoding, point: Array) -> bool:
+        """Part the neurons whose errors weigh most at a solution; whether any was."""
+        quantities, weights = encoding.quantities(point), self._weights(encoding.x_of(point))
+        found = []
+        for neurons in encoding.neurons:
+            op = self.graph.nodes[neurons.node].op
+            if not neurons.curved:
+                continue
+            inputs = [quantities[columns] for columns in neurons.inputs]
+            outputs = quantities[neurons.outputs]
+            true = evaluated(op, inputs)
+            error = np.abs(outputs - true)
+            weight = weights[neurons.node][neurons.index]
+            for r in np.flatnonzero(error > EXACT * (1.0 + np.abs(true))).tolist():
+                found.append((error[r] * weight[r], neurons.node, int(neurons.index[r]), [float(z[r]) for z in inputs]))
+        found.sort(key=lambda entry: -entry[0])
+        worth = [entry for entry in found[:PARTED] if entry[0] >= SHARE * found[0][0]]
+        parted = [self._part(node, index, at) for _, node, index, at in worth]
+        return any(parted)
+
+    def _weights(self, x: Array) -> dict[int, Array]:
+        """Per nonlinear node, how the margin changes with its values, in size; nothing is taken for irrelevant."""
+        with torch.enable_grad():
+            point = torch.from_numpy(x)[None].requires_grad_()
+            values = evaluate_all(self.graph, point)
+            rows = self.disjunct.unsafe
+            residual = values[self.graph.output].reshape(-1) @ torch.from_numpy(rows.y_rows.T.copy()) + torch.from_numpy(
+                rows.x_rows @ x - rows.rhs
+            )
+            nodes = [i for i in self.graph.nonlinear if values[i].requires_grad]
+            slopes = torch.autograd.grad(residual.max(), [values[i] for i in nodes], allow_unused=True) if residual.requires_grad else []
+        found = {i: np.zeros(self.graph.nodes[i].size) for i in self.graph.nonlinear}
+        for i, slope in zip(nodes, slopes, strict=False):
+            if slope is not None:
+                found[i] = np.nan_to_num(np.abs(slope.reshape(-1).numpy()), nan=0.0, posinf=1e6)
+        most = max((float(f.max(initial=0.0)) for f in found.values()), default=0.0)
+        return {i: f + 1e-3 * (most or 1.0) for i, f in found.items()}
+
+    def _part(self, node: int, index: int, at: list[float]) -> bool:
+        """One more breakpoint of a neuron, at what it reads or near it; whether there is room for it."""
+        sources = self.graph.nodes[node].inputs
+        box = [tuple(float(t.reshape(-1)[index]) for t in self.ranges[i]) for i in sources]
+        cut = self.cuts.get((node, index))
+        place = cut.place if cut is not None else int(np.argmax([high - low for low, high in box]))
+        low, high = box[place]
+        inner = () if cut is None else cut.within(low, high)
+        ends = np.array([low, *inner, high])
+        k = min(max(int(np.searchsorted(ends, at[place])), 1), len(ends) - 1)
+        a, b = float(ends[k - 1]), float(ends[k])
+        p = min(max(at[place], a + EDGE * (b - a)), b - EDGE * (b - a))
+        if not a < p < b:
+            return False
+        self.cuts[node, index] = Cut(place, tuple(sorted({*inner, p})))
+        return True
+
+
+def evaluated(op: object, inputs: list[Array]) -> Array:
+    """The values of a nonlinear operator at some inputs."""
+    from milpverify.operators import Elementwise
+
+    tensors = [torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]
+    value = op.function(tensors[0]) if isinstance(op, Elementwise) else tensors[0] * tensors[1]
+    found: Array = value.numpy()
+    return found
+
+
+def propagated(graph: Graph, ranges: NodeRanges) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Ranges met with what interval propagation makes of them: outward rounded."""
+    lower, upper = (t.reshape(1, -1) for t in ranges[0])
+    state: State = {}
+    for node in graph.nodes:
+        now = step(graph, node, state, lower, upper, graph)
+        known = Bounds(*(t.reshape(1, *node.shape) for t in ranges[node.id]))
+        state[node.id] = NodeState(now.bounds.meet(known), now.center, now.charge)
+    follow(graph, state)
+    return [(state[i].bounds.lower[0], state[i].bounds.upper[0]) for i in range(len(graph.nodes))]
