@@ -17,6 +17,7 @@ from random_networks import Case, random_case
 import milpverify as mv
 import milpverify.optimize as optimize_module
 from milpverify.config import SearchMethod
+from milpverify.graph import evaluate
 from milpverify.optimize import Optimum, maximize, minimize
 from milpverify.result import Reason, Trust, Verdict
 
@@ -133,6 +134,20 @@ def test_every_method_finds_the_same_optimum(seed: int) -> None:
     assert (best.options["method"], best.options["solver"], best.trust) == ("milp", "highs", Trust.SOLVER)
     with pytest.raises(mv.InvalidInput, match="unknown method 'tree'"):
         minimize(graph, box, [1.0], method="tree")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_models_find_the_optimum_of_smooth_networks(seed: int) -> None:
+    graph, box = _network([2, 5, 1], torch.nn.Tanh, seed)
+    methods: tuple[str | mv.Milp, ...] = ("bab", "milp", mv.Milp("highs"), mv.Milp("scip", encoding="native"))
+    found = [minimize(graph, box, [1.0], 1e-3, 60, method) for method in methods]
+    assert all(f.reason is Reason.PROVED and f.gap <= 1e-3 for f in found)
+    assert max(f.lower_bound for f in found) <= min(f.upper_bound for f in found)
+    assert [f.trust for f in found] == [Trust.ROUNDED, *[Trust.SOLVER] * 3]
+    assert [f.options["encoding"] for f in found] == ["pieces", "pieces", "pieces", "native"]
+    top = maximize(graph, box, [1.0], 1e-3, 60, method="milp")
+    points = [evaluate(graph, 2 * torch.rand(500, 2, dtype=torch.float64) - 1) for _ in range(2)]
+    assert top.reason is Reason.PROVED and float(max(y.max() for y in points)) <= top.upper_bound
 
 
 def _weak_attack(monkeypatch: pytest.MonkeyPatch) -> None:
