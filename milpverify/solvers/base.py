@@ -27,6 +27,7 @@ class Capability(Enum):
     QUADRATIC = "products of variables"
     FUNCTIONS = "smooth functions"
     SMT = "exact SMT"
+    SMT_TRANSCENDENTAL = "SMT of transcendental functions"
 
 
 class SolverStatus(Enum):

@@ -10,6 +10,7 @@ from typing import Any
 from milpverify.solvers.base import Answer, Capability, Limits, OnProgress, SmtOutcome, Solver, SolverStatus
 from milpverify.solvers.model import SmtScript
 
+DIGITS = 20  # decimals of an algebraic number
 _STATUS = {"timeout": SolverStatus.TIME_LIMIT, "canceled": SolverStatus.TIME_LIMIT, "memory": SolverStatus.MEMORY_LIMIT}
 
 
@@ -19,7 +20,7 @@ def status_of(reason: str) -> SolverStatus:
 
 
 class Z3(Solver[SmtScript, SmtOutcome]):
-    """Decides SMT-LIB scripts over linear real arithmetic; its `unsat` rests on rational arithmetic (trust EXACT)."""
+    """Decides SMT-LIB scripts over linear and polynomial real arithmetic; its `unsat` rests on rational arithmetic (trust EXACT)."""
 
     name = "z3"
     package = "z3-solver"
@@ -32,7 +33,7 @@ class Z3(Solver[SmtScript, SmtOutcome]):
         z3: Any = importlib.import_module("z3")
         began = time.monotonic()
         z3.set_param("memory_max_size", limits.memory_mb)
-        solver = z3.SolverFor("QF_LRA")
+        solver = z3.SolverFor(model.logic.value)
         if math.isfinite(limits.seconds):
             solver.set("timeout", max(1, int(1000 * limits.seconds)))
         solver.set("random_seed", limits.seed % 2**31)
@@ -47,6 +48,6 @@ class Z3(Solver[SmtScript, SmtOutcome]):
         if answer == z3.unknown:
             why = solver.reason_unknown()
             return SmtOutcome(Answer.UNKNOWN, (), status_of(why), seconds, f"z3: {why}")
-        values = solver.model()
-        point = tuple(str(values.eval(z3.Real(name), model_completion=True).as_fraction()) for name in model.inputs)
+        values = (solver.model().eval(z3.Real(name), model_completion=True) for name in model.inputs)
+        point = tuple(str((v.approx(DIGITS) if z3.is_algebraic_value(v) else v).as_fraction()) for v in values)
         return SmtOutcome(Answer.SAT, point, SolverStatus.OPTIMAL, seconds, "z3: sat")
