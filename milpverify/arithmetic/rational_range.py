@@ -125,8 +125,7 @@ def div(a: Range, b: Range) -> Range:
 
 def absolute(a: Range) -> Range:
     """|a|."""
-    ends = sorted((abs(a.lower), abs(a.upper)))
-    return Range(Fraction(0) if 0 in a else ends[0], ends[1])
+    return Range(max(a.lower, -a.upper, Fraction(0)), a.size)
 
 
 def power(a: Range, n: int) -> Range:

@@ -34,34 +34,33 @@ if TYPE_CHECKING:
 
 LARGEST = 200_000  # coefficients; beyond that no SMT solver answers in time
 RANGE_BITS = 53  # of the ends of ranges
-_WORDS = {Logic.LINEAR: "linear", Logic.POLYNOMIAL: "algebraic"}
 
 _Key = tuple[int, int]  # cut node, flat index
 _Form = tuple[dict[_Key, Fraction], Fraction]  # coefficients over cut entries, constant
 
 
-def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = None, richest: Logic = Logic.POLYNOMIAL) -> SmtScript:
+def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = None, transcendental: bool = False) -> SmtScript:
     """The script of one disjunct.
 
     Args:
         graph: in float64 on the CPU.
         bounds: of every node, proved over the disjunct's box; they shorten the search, and the answer then rests on them
             too (trust ROUNDED instead of EXACT).
-        richest: the logic that the script may need at most.
+        transcendental: whether the script may speak of transcendental functions, of which no solver's `unsat` alone decides.
 
     Raises:
-        UnsupportedOperator: a function that this logic has no words for.
+        UnsupportedOperator: a function that is transcendental, or has no form at all.
         SolverUnavailable: the network is too large for an SMT solver.
     """
-    return _Writer(graph, disjunct, bounds, richest).script()
+    return _Writer(graph, disjunct, bounds, transcendental).script()
 
 
 class _Writer:
-    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None, richest: Logic) -> None:
+    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None, transcendental: bool) -> None:
         self.graph = graph
         self.disjunct = disjunct
         self.bounds = bounds
-        self.richest = richest
+        self.transcendental = transcendental
         self.logic = Logic.LINEAR
         self.forms: dict[_Key, _Form] = {}
         self.ranges: dict[_Key, Range] = {
@@ -198,11 +197,11 @@ class _Writer:
             UnsupportedOperator: there is none for the node, or it is not allowed.
         """
         self.count += 1
-        what = f"{name} ({node.name or f'node {node.id}'})"
+        what = f"{name} ({node.name.strip() or f'node {node.id}'})"
         if logic is None:
             raise UnsupportedOperator(f"{what} has no SMT form; use method bab or milp")
-        if logic.rank > self.richest.rank:
-            raise UnsupportedOperator(f"{what} is not {_WORDS[self.richest]}; use method bab or milp, or method smt with solver cvc5")
+        if logic is Logic.TRANSCENDENTAL and not self.transcendental:
+            raise UnsupportedOperator(f"{what} is transcendental, so z3 cannot decide it; use method bab or milp, or solver cvc5")
         self.logic = max(self.logic, logic, key=lambda known: known.rank)
 
     def _clipped(self, node: int, entry: int, found: Range) -> Range:

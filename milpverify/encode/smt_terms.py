@@ -48,7 +48,7 @@ class Value:
 
 
 def logic_of(term: Term) -> Logic | None:
-    """The logic that a term needs, None where there is none that holds it: polynomials and what equations of polynomials define, or more."""
+    """The poorest logic that a term has a form in, None where it has none."""
     used = operators(term)
     if used <= OPERATORS.keys() and "pi" not in symbols(term):
         return Logic.POLYNOMIAL

@@ -23,7 +23,7 @@ _FLOATS: Algebra[Any] = Algebra(float, {**RATIONAL, **{name: getattr(math, name)
 
 
 class Cvc5(Solver[SmtScript, SmtOutcome]):
-    """Decides SMT-LIB scripts over the reals. It proves of transcendental functions by their Taylor polynomials, and finds points rarely."""
+    """Decides SMT-LIB scripts over the reals; of transcendental functions it says `unsat` by their Taylor polynomials, and `sat` rarely."""
 
     name = "cvc5"
     package = "cvc5"

@@ -67,14 +67,13 @@ def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: De
     if deadline.expired():
         return replace(leaf, reason=Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT)
     able = Capability.SMT_TRANSCENDENTAL in load(solver).capabilities
-    bounds, richest = None if exact else item.bounds(), Logic.TRANSCENDENTAL if able else Logic.POLYNOMIAL
-    script = smt_script(problem.graph, item.disjunct, bounds, richest)
+    script = smt_script(problem.graph, item.disjunct, None if exact else item.bounds(), able)
     outcome = process.solve(script, Limits(seconds, options.memory_mb, seed=options.seed), deadline)
     leaf = replace(leaf, seconds=outcome.seconds)
     if outcome.status is SolverStatus.UNAVAILABLE:
         raise SolverUnavailable(outcome.message)
     if outcome.answer is Answer.UNSAT and script.logic is Logic.TRANSCENDENTAL:
-        return replace(leaf, note=f"{solver} says unsat, which proves nothing of transcendental functions: nobody rechecks its approximations")
+        return replace(leaf, note=f"{solver} says unsat, which alone decides nothing of transcendental functions")
     if outcome.answer is Answer.UNSAT and trust is Trust.SOLVER and not options.believes_solvers:
         return replace(leaf, reason=Reason.TRUST)
     if outcome.answer is Answer.UNSAT:
