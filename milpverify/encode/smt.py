@@ -68,7 +68,7 @@ class _Writer:
         }
         self.fixed: dict[_Key, Fraction] = {}
         self.names: dict[_Key, str] = {(0, i): f"x_{i}" for i in range(graph.nx)}
-        self.write = ScriptWriter()
+        self.write = ScriptWriter(ranges=transcendental)
         self.count = 0
 
     def script(self) -> SmtScript:
