@@ -88,7 +88,8 @@ def polynomial_graph(seed: int) -> Graph:
     nx = 1 + seed % 2
     g = Grower(nx, seed)
     x = g.nodes[0]
-    hidden = g.call(("square", "cube", "relu", "abs", "softsign")[seed % (6 - nx)], _layer(g, x, 2))
+    names = ("square", "relu", "abs") if nx > 1 else ("square", "cube", "relu", "abs", "softsign")
+    hidden = g.call(names[seed % len(names)], _layer(g, x, 2))
     if seed % 3:
         hidden = g.product(_layer(g, x, 2), _layer(g, hidden, 2) if seed % 3 == 1 else hidden)
     else:

@@ -59,7 +59,7 @@ def test_verify_by_smt_has_exact_trust() -> None:
 
 
 def test_z3_refuses_a_transcendental_function_by_name() -> None:
-    with pytest.raises(UnsupportedOperator, match="tanh.*method bab or milp, or solver cvc5"):
+    with pytest.raises(UnsupportedOperator, match=r"tanh.*method bab or milp, or solver cvc5"):
         leaf_of(curve("tanh"), -1.0)
 
 
