@@ -121,7 +121,7 @@ def verify(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
     timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
-    solver: Annotated[Literal["scip", "highs", "gurobi", "z3"], typer.Option(help="The exact solver.")] = "scip",
+    solver: Annotated[Literal["scip", "highs", "gurobi", "z3", "cvc5"], typer.Option(help="The exact solver.")] = "scip",
     encoding: Annotated[
         CurveEncoding,
         typer.Option(

@@ -260,7 +260,7 @@ class Options:
     """The options of `verify`; every one of them is in the result's JSON. `method`, `encoding` and `trust` may be given by their values."""
 
     method: _Choice[SearchMethod] = _Choice(SearchMethod.AUTO)
-    solver: str = "scip"  # scip | highs | gurobi | z3
+    solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5
     encoding: _Choice[CurveEncoding] = _Choice(CurveEncoding.PIECES)
     trust: _Choice[Trust] = _Choice(Trust.SOLVER)  # the weakest that may decide
     delta: float = DELTA  # completeness margin of smooth networks

@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
     from platform import python_version
 
     found = {"milpverify": __version__, "python": python_version()}
-    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
+    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "cvc5", "python-flint"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -72,7 +72,7 @@ def write(folder: Path, share: float) -> None:
             net = trained(kind, sizes, images[:TRAINED], labels[:TRAINED])
             torch.onnx.export(net, (images[:1],), folder / f"{name}.onnx", dynamo=False, input_names=["X"], output_names=["Y"])
             right = (net(images).argmax(1) == labels).nonzero().flatten()
-            for i in right[right >= TRAINED][:: 40][:IMAGES].tolist():
+            for i in right[right >= TRAINED][::40][:IMAGES].tolist():
                 label, y = int(labels[i]), net(images[i : i + 1])[0].detach()
                 rival = int(y.masked_fill(torch.arange(10) == label, -torch.inf).argmax())
                 threshold = least(net, images[i], radius, label, rival) - share * float(y.max() - y.min())
