@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def trained(kind: str, sizes: tuple[int, ...], images: Tensor, labels: Tensor) -
     torch.manual_seed(len(sizes) * sizes[0])
     widths = (64, *sizes, 10)
     layers: list[nn.Module] = []
-    for m, n in zip(widths, widths[1:], strict=False):
+    for m, n in itertools.pairwise(widths):
         layers += [nn.Linear(m, n), ACTIVATIONS[kind]()]
     net = nn.Sequential(*layers[:-1])
     optimiser = torch.optim.Adam(net.parameters(), 0.01, weight_decay=1e-5)
