@@ -121,12 +121,12 @@ def bounds(
         by_node[graph.output] = by_node[graph.output].meet(Bounds(low, high))
         if method == "lp":
             deadline = Deadline(math.inf if timeout is None else timeout)
-            by_node[graph.output] = by_node[graph.output].meet(_by_programs(graph, state, boxes, deadline))
+            by_node[graph.output] = by_node[graph.output].meet(_by_programs(graph, state, deadline))
     return NetworkBounds(graph, method, by_node)
 
 
-def _by_programs(graph: Graph, state: State, boxes: Sequence[Box], deadline: Deadline) -> Bounds:
-    """Bounds of the outputs from the linear relaxations over some boxes, with the bounds of a state; infinite for lack of time."""
+def _by_programs(graph: Graph, state: State, deadline: Deadline) -> Bounds:
+    """Bounds of the outputs from the linear relaxations over the boxes of a state; infinite for lack of time."""
     import torch
 
     from milpverify.linear_relaxation import output_bounds
@@ -136,7 +136,8 @@ def _by_programs(graph: Graph, state: State, boxes: Sequence[Box], deadline: Dea
     own = graph.to(torch.float64, "cpu")
     with SolverProcess("highs") as process:
         found = [
-            output_bounds(own, select(state, torch.tensor([k], device=graph.device)), box, process, deadline) for k, box in enumerate(boxes)
+            output_bounds(own, select(state, torch.tensor([k], device=graph.device)), process, deadline)
+            for k in range(len(state[0].center))
         ]
     low, high = (torch.stack([torch.from_numpy(t) for t in side]).to(graph.device) for side in zip(*found, strict=True))
     return Bounds(low, high)

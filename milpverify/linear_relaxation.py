@@ -28,7 +28,7 @@ from milpverify.propagation.interval import step
 from milpverify.propagation.state import Bounds, NodeState, SplitConstraints, State, node_ranges
 from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Limits, SolverStatus
-from milpverify.spec import Rows
+from milpverify.spec import Box, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import Lines
     from milpverify.solvers.model import Model
     from milpverify.solvers.process import SolverProcess
-    from milpverify.spec import Array, Box, Disjunct
+    from milpverify.spec import Array, Disjunct
 
 
 def settled(graph: Graph, bounds: State) -> State:
@@ -101,6 +101,7 @@ def margin_bound(
         bounds: of every node, a batch of one, proved where the decisions hold.
     """
     state = settled(graph, bounds)
+    disjunct = replace(disjunct, box=_box(state))
     decisions = tuple(sorted(decisions, key=lambda d: d[0]))
     try:
         made = encode(graph, node_ranges(state), disjunct, decisions=decisions, deadline=deadline, relaxed=True)
@@ -120,7 +121,7 @@ def margin_bound(
     return found if w.any() else math.inf if found > 0 else -math.inf
 
 
-def output_bounds(graph: Graph, bounds: State, box: Box, process: SolverProcess, deadline: Deadline) -> tuple[Array, Array]:
+def output_bounds(graph: Graph, bounds: State, process: SolverProcess, deadline: Deadline) -> tuple[Array, Array]:
     """Proved bounds of the outputs, (ny,) each, from one linear program per output and side; infinite where it failed.
 
     Args:
@@ -129,7 +130,7 @@ def output_bounds(graph: Graph, bounds: State, box: Box, process: SolverProcess,
     state, ny = settled(graph, bounds), graph.ny
     found = np.full((2, ny), -math.inf)
     try:
-        layer = encode_layer(graph, node_ranges(state), box, graph.output, np.arange(ny), deadline, relaxed=True)
+        layer = encode_layer(graph, node_ranges(state), _box(state), graph.output, np.arange(ny), deadline, relaxed=True)
     except (NumericallyUnfit, OutOfTime):
         return found[0], -found[1]
     for r in range(ny):
@@ -141,6 +142,12 @@ def output_bounds(graph: Graph, bounds: State, box: Box, process: SolverProcess,
                 row, nothing = Rows.on_outputs(side * np.eye(ny)[[r]], [0.0], graph.nx), Rows.none(graph.nx, ny)
                 found[place, r] = weighted_bound(graph, state, check.table(), row, nothing, (np.ones(1), np.zeros(0)), check.splits(()))
     return found[0], -found[1]
+
+
+def _box(state: State) -> Box:
+    """The box of a state."""
+    low, high = (t[0].numpy() for t in (state[0].bounds.lower, state[0].bounds.upper))
+    return Box(low, np.maximum(low, high))
 
 
 def _farkas(model: Model, process: SolverProcess, deadline: Deadline) -> Array | None:
@@ -165,12 +172,12 @@ class _Multipliers:
         self.reduced = _finite((model.objective - spent) / unit)
 
     def table(self) -> LineTable:
-        """Lines whose slopes are the means of those of the model's lines; the default ones where none of these has a multiplier."""
+        """Lines whose slopes are the means of those of the model's lines; parallel ones where none of these has a multiplier."""
         return {i: self._lines(i) for i in self.graph.nonlinear}
 
     def _lines(self, node: int) -> Lines:
-        default = rule_of(self.graph.nodes[node].op).default_slopes(*ends_of(self.graph, node, self.state))
-        slopes = np.stack([np.stack([k.flatten().numpy() for k in side]) for side in default])  # (2, inputs, size)
+        default = rule_of(self.graph.nodes[node].op).parallel_slopes(*ends_of(self.graph, node, self.state))
+        slopes = np.stack([[k.flatten().numpy() for k in default]] * 2)  # (2, inputs, size)
         if node in self.origins.lines:
             row, entry, side = self.origins.lines[node][:, :3].T.astype(np.int64)
             weight, size = np.maximum(self.rows[row], 0.0), slopes.shape[2]

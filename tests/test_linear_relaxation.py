@@ -77,7 +77,7 @@ def test_bounds_are_the_optima_of_the_programs_and_never_worse_than_those_of_opt
 ) -> None:
     graph, box, state = case
     with torch.no_grad():
-        low, high = output_bounds(graph, state, box, highs, Deadline())
+        low, high = output_bounds(graph, state, highs, Deadline())
         unit = torch.eye(graph.ny, dtype=torch.float64)
         _, table = crown(graph, state[0].bounds.lower, state[0].bounds.upper, torch.float64)
     alpha = optimise(graph, state, table, torch.cat([unit, -unit])[None])[0].lower[0].detach().numpy()
@@ -125,7 +125,7 @@ LIES: dict[str, Callable[[Array], Array]] = {
 def test_no_multipliers_give_a_wrong_bound(case: tuple[Graph, Box, State], highs: SolverProcess, lie: str) -> None:
     graph, box, state = case
     with torch.no_grad():
-        low, high = output_bounds(graph, state, box, Liar(highs, LIES[lie]), Deadline())
+        low, high = output_bounds(graph, state, Liar(highs, LIES[lie]), Deadline())
     ys = sampled(graph, box)
     size = 1e-12 * (1 + np.abs(ys).max())
     assert (low <= ys.min(0) + size).all() and (high >= ys.max(0) - size).all()

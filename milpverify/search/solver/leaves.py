@@ -24,10 +24,11 @@ import torch
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.encode.segments import touched_pieces
-from milpverify.linear_relaxation import settled, split_table, weighted_bound
+from milpverify.linear_relaxation import margin_bound, settled, split_table, weighted_bound
 from milpverify.operators import Affine, Elementwise
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows
+from milpverify.search.solver.pace import Pace
 from milpverify.solvers.base import Limits, SolveOutcome, SolverStatus
 from milpverify.solvers.model import Model, power_of_two
 from milpverify.solvers.process import SolverProcess
@@ -66,12 +67,15 @@ class LeafOutcome:
 
 @dataclass(eq=False)
 class Leaves:
-    """Decides leaves; a context manager, for HiGHS runs in a process of its own. `left` is how many more may be solved (None: all)."""
+    """Decides leaves; a context manager, for HiGHS runs in a process of its own. `left` is how many more may be solved (None: all).
+    `pace` says when relaxations of other subproblems pay.
+    """
 
     problem: Problem
     deadline: Deadline
     solved: int = 0
     left: int | None = None
+    pace: Pace = field(default_factory=Pace)
     _process: SolverProcess = field(default_factory=lambda: SolverProcess("highs"))
 
     def __enter__(self) -> Leaves:
@@ -115,6 +119,16 @@ class Leaves:
         exact = leaf.exact_bound(outcome, elastic=True)
         empty = exact is not None and exact > 0
         return LeafOutcome.closing(math.inf) if empty else LeafOutcome(note="a leaf that is empty but for rounding")
+
+    def relax(self, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...], deadline: Deadline) -> float:
+        """A lower bound of the margin of any subproblem by its linear relaxation (trust ROUNDED; inf if it is empty, -inf for none).
+
+        Args:
+            bounds: of every node, a batch of one, where the decisions hold.
+        """
+        self.solved += 1
+        with torch.no_grad():
+            return margin_bound(self.problem.graph, bounds, disjunct, decisions, self._process, deadline)
 
     def _optimal(self, leaf: _Leaf, outcome: SolveOutcome, multipliers: Array) -> LeafOutcome:
         bound = leaf.bound(leaf.weights(multipliers, elastic=False))

@@ -1,0 +1,55 @@
+"""Linear programs for subproblems of smooth networks that bound propagation leaves nearly closed.
+
+The optimiser's few iterations stop short of the best slopes and multipliers, which the linear relaxation of a subproblem has at once
+(`linear_relaxation`). It takes as long as bounding several subproblems: it is worth it where it closes what would be split into more.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.search.ledger import Part
+
+if TYPE_CHECKING:
+    from milpverify.config import Deadline
+    from milpverify.search.neuron_split.space import NeuronSpace
+    from milpverify.search.neuron_split.subproblems import Subproblems
+    from milpverify.search.solver.leaves import Leaves
+    from milpverify.search.tree import Tree
+
+_TREE = (Part.NEURON_SPLITS, Part.BRANCHING, Part.CLIPPING, Part.RIGOROUS_PASS, Part.NO_GOODS)
+
+
+def close_by_programs(space: NeuronSpace, leaves: Leaves, tree: Tree[Subproblems], subs: Subproblems, deadline: Deadline) -> Subproblems:
+    """Try bounded subproblems, the nearest to being closed first, as long as that pays or there is time to spare; returns what is open."""
+    pace, by_counts, ledger = leaves.pace, space.context.switches.deterministic, space.context.ledger
+    open_, bound = torch.ones_like(subs.bound, dtype=torch.bool), subs.bound.clone()
+    order = torch.where(subs.bound + pace.mean_gain >= 0, subs.bound, math.inf).argsort(stable=True)  # the hardest that may close
+    for n in order.tolist():
+        if tree.decided or deadline.expired():
+            break
+        before, seconds, limit = float(subs.bound[n]), sum(ledger.seconds.get(part, 0.0) for part in _TREE), deadline
+        if by_counts:
+            pays, due = pace.pays_by_counts(), pace.due_by_counts(tree.counts.before + tree.counts.bounded)
+        else:
+            pays, spare = pace.pays(seconds, sum(ledger.closed.get(part, 0) for part in _TREE)), pace.spare(seconds)
+            due, limit = spare >= pace.mean_seconds, deadline.within(max(4 * pace.mean_seconds, spare))
+        if not due and not (pays and before + pace.mean_gain >= 0):
+            break
+        one, began = subs.take(torch.tensor([n], device=bound.device)), time.perf_counter()
+        disjunct = space.group.disjuncts[int(one.disjunct)]
+        with ledger.spent(Part.LEAVES):
+            found = leaves.relax(disjunct, space.bounder.state_of(one), space.decisions(one), limit)
+        ledger.bound(Part.LEAVES)
+        bound[n] = max(before, found)
+        open_[n] = not disjunct.closes(found)
+        if not open_[n]:
+            tree.close(found, Part.LEAVES)
+        # What an empty subproblem gains is no measure.
+        pace.note(time.perf_counter() - began, not open_[n], min(max(found - before, 0.0), 2 * abs(before)))
+    return replace(subs, bound=bound).take(open_)
