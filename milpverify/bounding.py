@@ -135,9 +135,7 @@ def _by_programs(graph: Graph, state: State, deadline: Deadline) -> Bounds:
 
     own = graph.to(torch.float64, "cpu")
     with SolverProcess("highs") as process:
-        found = [
-            output_bounds(own, select(state, torch.tensor([k], device=graph.device)), process, deadline)
-            for k in range(len(state[0].center))
-        ]
+        alone = [select(state, torch.tensor([k], device=graph.device)) for k in range(len(state[0].center))]
+        found = [output_bounds(own, one, process, deadline) for one in alone]
     low, high = (torch.stack([torch.from_numpy(t) for t in side]).to(graph.device) for side in zip(*found, strict=True))
     return Bounds(low, high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import milpverify as mv
 from milpverify.config import Deadline
 from milpverify.encode.milp import encode_layer
 from milpverify.frontends.network import load_network
-from milpverify.graph import Graph, evaluate
+from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.linear_relaxation import margin_bound, output_bounds, settled
 from milpverify.propagation.crown import crown
 from milpverify.propagation.optimised.alpha import optimise
@@ -38,6 +39,12 @@ def smooth_network(activation: type[nn.Module], seed: int) -> tuple[Graph, Box]:
     return load_network(net, box).graph.to(torch.float64, "cpu"), box
 
 
+def mixed(seed: int, *names: tuple[str, ...]) -> tuple[Graph, Box]:
+    """A random network of piecewise-linear functions."""
+    graph, disjunct = random_problem(seed, *names)
+    return graph, disjunct.box
+
+
 CASES: dict[str, Callable[[], tuple[Graph, Box]]] = {
     "tanh": lambda: smooth_network(nn.Tanh, 0),
     "sigmoid": lambda: smooth_network(nn.Sigmoid, 1),
@@ -45,8 +52,8 @@ CASES: dict[str, Callable[[], tuple[Graph, Box]]] = {
     "relu": lambda: (relu_network([3, 6, 6, 2], 0), Box(np.full(3, -1.0), np.full(3, 1.0))),
     "products": lambda: (product_network(0), Box(np.full(4, -0.5), np.full(4, 0.5))),
     "products, shared": lambda: (product_network(1), Box(np.full(4, -0.5), np.full(4, 0.5))),
-    **{f"mixed {seed}": lambda seed=seed: (lambda g, d: (g, d.box))(*random_problem(seed)) for seed in (0, 1, 4)},  # type: ignore[misc]
-    "jumps": lambda: (lambda g, d: (g, d.box))(*random_problem(3, ("sign", "step", "floor", "relu"))),
+    **{f"mixed {seed}": partial(mixed, seed) for seed in (0, 1, 4)},
+    "jumps": partial(mixed, 3, ("sign", "step", "floor", "relu")),
 }
 
 
@@ -143,8 +150,6 @@ def test_margins_hold_where_decisions_and_domain_rows_do(case: tuple[Graph, Box,
     disjunct = Disjunct(box, Rows(np.zeros((2, graph.nx)), rows, np.array([0.1, -0.2]), np.zeros(2, dtype=bool)), domain)
     unit = np.random.default_rng(1).random((4000, box.size))
     x = box.lower + unit * (box.upper - box.lower)
-    from milpverify.graph import evaluate_all
-
     values = [v.numpy().reshape(len(x), -1) for v in evaluate_all(graph, torch.from_numpy(x))]
     inside = x.sum(1) <= domain.rhs[0]
     margins = (values[graph.output] @ rows.T - disjunct.unsafe.rhs).max(1)

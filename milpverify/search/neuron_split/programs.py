@@ -6,7 +6,6 @@ The optimiser's few iterations stop short of the best slopes and multipliers, wh
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.search.ledger import Part
+from milpverify.search.solver.pace import EACH
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.tree import Tree
 
+LARGEST_PROGRAM = 200
+"""With more open neurons programs were never seen to pay: one takes as long as the tree takes to close dozens of subproblems."""
+
 _TREE = (Part.NEURON_SPLITS, Part.BRANCHING, Part.CLIPPING, Part.RIGOROUS_PASS, Part.NO_GOODS)
 
 
@@ -29,18 +32,21 @@ def close_by_programs(space: NeuronSpace, leaves: Leaves, tree: Tree[Subproblems
     """Try bounded subproblems, the nearest to being closed first, as long as that pays or there is time to spare; returns what is open."""
     pace, by_counts, ledger = leaves.pace, space.context.switches.deterministic, space.context.ledger
     open_, bound = torch.ones_like(subs.bound, dtype=torch.bool), subs.bound.clone()
-    order = torch.where(subs.bound + pace.mean_gain >= 0, subs.bound, math.inf).argsort(stable=True)  # the hardest that may close
-    for n in order.tolist():
-        if tree.decided or deadline.expired():
-            break
-        before, seconds, limit = float(subs.bound[n]), sum(ledger.seconds.get(part, 0.0) for part in _TREE), deadline
+    pace.first = EACH * space.bounder.relaxations.count
+    waiting = subs.bound.argsort(descending=True, stable=True).tolist()  # the nearest to being closed first
+    while waiting and not tree.decided and not deadline.expired():
+        seconds, limit = sum(ledger.seconds.get(part, 0.0) for part in _TREE), deadline
         if by_counts:
             pays, due = pace.pays_by_counts(), pace.due_by_counts(tree.counts.before + tree.counts.bounded)
         else:
             pays, spare = pace.pays(seconds, sum(ledger.closed.get(part, 0) for part in _TREE)), pace.spare(seconds)
             due, limit = spare >= pace.mean_seconds, deadline.within(max(4 * pace.mean_seconds, spare))
-        if not due and not (pays and before + pace.mean_gain >= 0):
+        within = [k for k in waiting if float(subs.bound[k]) + pace.mean_gain >= 0]
+        if not due and not (pays and within):
             break
+        n = within[-1] if pays and within else waiting[0]  # the hardest of those that may close, for it saves most
+        waiting.remove(n)
+        before = float(subs.bound[n])
         one, began = subs.take(torch.tensor([n], device=bound.device)), time.perf_counter()
         disjunct = space.group.disjuncts[int(one.disjunct)]
         with ledger.spent(Part.LEAVES):

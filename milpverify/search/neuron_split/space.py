@@ -24,7 +24,7 @@ from milpverify.search.neuron_split.branching import Brancher, best_split, child
 from milpverify.search.neuron_split.clip import Clipper
 from milpverify.search.neuron_split.conditional import ConditionalRoot, conditional_root, implied
 from milpverify.search.neuron_split.conflicts import Conflicts
-from milpverify.search.neuron_split.programs import close_by_programs
+from milpverify.search.neuron_split.programs import LARGEST_PROGRAM, close_by_programs
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.tree import Tree
 
@@ -224,8 +224,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def leaves(self, tree: Tree[Subproblems], children: Subproblems, deadline: Deadline) -> Subproblems:
         """Decide subproblems without a split left by linear programs, or keep them; of others, close what is nearly closed."""
-        leaves = self.context.leaves
-        if leaves is not None and not self.context.graph.piecewise_linear and self.tuning.per_box is None:
+        leaves, small = self.context.leaves, self.bounder.relaxations.count <= LARGEST_PROGRAM
+        if leaves is not None and small and not self.context.graph.piecewise_linear and self.tuning.per_box is None:
             children = close_by_programs(self, leaves, tree, children, deadline)
         final = children.best[:, 0] < 0
         for n in final.nonzero(as_tuple=True)[0].tolist():

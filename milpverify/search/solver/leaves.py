@@ -67,7 +67,9 @@ class LeafOutcome:
 
 @dataclass(eq=False)
 class Leaves:
-    """Decides leaves; a context manager, for HiGHS runs in a process of its own. `left` is how many more may be solved (None: all).
+    """Decides leaves; a context manager, for HiGHS runs in a process of its own.
+
+    `left` is how many more may be solved (None: all).
     `pace` says when relaxations of other subproblems pay.
     """
 

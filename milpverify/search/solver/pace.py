@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WORTH = 4.0
-"""How many closures of the tree one by a program is worth: what it closes would have been split, and its children, too."""
+WORTH = 3.0
+"""How many closures of the tree one by a program is worth, measured: what it closes would have been split, and its children, too."""
 SHARE = 0.03
 """Of the tree's time, what programs may take though they do not pay, so that it is known when they do."""
-FIRST = 0.1
-"""Seconds that the first program is expected to take."""
+EACH = 2e-3
+"""Seconds per neuron that the first program is expected to take."""
 MEMORY = 0.9
 """How much of the weight of what was seen is left after each program."""
 TURN, EVEN = 128, 0.5
@@ -18,8 +18,12 @@ TURN, EVEN = 128, 0.5
 
 @dataclass(eq=False)
 class Pace:
-    """What the programs of a run took and closed. `weight`, `seconds`, `closed` and `gain` are faded sums, `total` is all their time."""
+    """What the programs of a run took and closed. `weight`, `seconds`, `closed` and `gain` are faded sums.
 
+    `total` is all their time, `first` what the first one is expected to take.
+    """
+
+    first: float = 0.1
     tried: int = 0
     total: float = 0.0
     weight: float = 0.0
@@ -31,7 +35,7 @@ class Pace:
         """Note a program. The time of the first one, which waits for the solver's process, says nothing of the next."""
         self.tried += 1
         self.total += seconds
-        taken = seconds if self.tried > 1 else min(seconds, FIRST)
+        taken = seconds if self.tried > 1 else min(seconds, self.first)
         now = zip((self.weight, self.seconds, self.closed, self.gain), (1.0, taken, float(closed), gain), strict=True)
         self.weight, self.seconds, self.closed, self.gain = (MEMORY * old + new for old, new in now)
 
@@ -43,7 +47,7 @@ class Pace:
     @property
     def mean_seconds(self) -> float:
         """What a program takes."""
-        return self.seconds / self.weight if self.weight else FIRST
+        return self.seconds / self.weight if self.weight else self.first
 
     def pays(self, seconds: float, closed: int) -> bool:
         """Whether closing by programs takes less time than the splits that it saves, where the tree closed so many in so many seconds."""
