@@ -105,11 +105,12 @@ def _listed(found: tuple[SideLines, SideLines]) -> list[Sides]:
     return [list(pair) for pair in zip(*sides, strict=True)]
 
 
-def add_lines(builder: ModelBuilder, sides: Sides, xs: list[int], y: int, notes: list[tuple[float, ...]], entry: int) -> None:
-    """y is at least every lower line, and at most every upper one; `notes` gets (row, entry, side, slope of every input) of each."""
+def add_lines(builder: ModelBuilder, neuron: tuple[int, int], sides: Sides, xs: list[int], y: int) -> None:
+    """y is at least every lower line, and at most every upper one, with a note of which rows these are."""
+    notes = builder.lines.setdefault(neuron[0], [])
     for which, sign in enumerate((1.0, -1.0)):
         for slopes, intercept in sides[which]:
-            notes.append((builder.num_rows, entry, which, *slopes))
+            notes.append((builder.num_rows, neuron[1], which, *slopes))
             builder.row([y, *xs], [sign, *(-sign * k for k in slopes)], lower=sign * intercept)
 
 

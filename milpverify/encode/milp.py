@@ -144,7 +144,6 @@ class _Encoder:
         self.builder = ModelBuilder()
         self.unstable = 0
         self.neurons: list[Neurons] = []
-        self.lines: dict[int, list[tuple[float, ...]]] = {i: [] for i in graph.nonlinear}  # see `Origins`
         self.start = None if start is None else np.clip(start, self.box.lower, self.box.upper)
         self.values = (
             None if self.start is None else [v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])]
@@ -200,7 +199,7 @@ class _Encoder:
 
     def _origins(self, *parts: range) -> Origins:
         values = {(i, e): c for i, column in self.column.items() for e, c in enumerate(column.tolist()) if c >= 0}
-        return Origins(self.builder.scale, {i: np.array(some) for i, some in self.lines.items() if some}, values | self.arguments, *parts)
+        return Origins(self.builder.scale, {i: np.array(some) for i, some in self.builder.lines.items()}, values | self.arguments, *parts)
 
     def _add_network(self) -> None:
         """Variables and rows of all that is needed so far."""
@@ -297,7 +296,7 @@ class _Encoder:
                 self.unstable += 1
                 add_pieces(self.builder, pieces, first, last, low, high, x, y, at)
             else:
-                add_lines(self.builder, whole[i], [x], y, self.lines[node.id], int(block.index[i]))
+                add_lines(self.builder, (node.id, int(block.index[i])), whole[i], [x], y)
             between.append(i)
             inputs.append(x)
         if inputs:
@@ -337,7 +336,7 @@ class _Encoder:
         outputs = self.column[node.id][block.index]
         for r, (y, ends) in enumerate(zip(outputs.tolist(), found.ends, strict=True)):
             xs, cut = inputs[:, r].tolist(), cuts[r]
-            add_lines(builder, found.whole[r], xs, y, self.lines[node.id], int(block.index[r]))
+            add_lines(builder, (node.id, int(block.index[r])), found.whole[r], xs, y)
             if self.relaxed:
                 continue
             if left in self.native:

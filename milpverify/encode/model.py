@@ -96,6 +96,7 @@ class ModelBuilder:
     def __init__(self) -> None:
         self._variables: list[tuple[Array, Array, Array, bool]] = []  # lower, upper, start in units, whether integer
         self._rows: list[_Row] = []
+        self.lines: dict[int, list[tuple[float, ...]]] = {}  # which rows are lines of neurons, see `Origins`
         self.scale: Array = np.zeros(0)  # of the rows, once the model is built
         self._functions: list[tuple[str, Term, int, int]] = []
         self._count = 0

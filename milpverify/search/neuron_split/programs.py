@@ -17,7 +17,7 @@ from milpverify.search.solver.pace import EACH
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
-    from milpverify.search.neuron_split.space import NeuronSpace
+    from milpverify.search.neuron_split.bounder import Bounder
     from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.tree import Tree
@@ -28,11 +28,12 @@ LARGEST_PROGRAM = 200
 _TREE = (Part.NEURON_SPLITS, Part.BRANCHING, Part.CLIPPING, Part.RIGOROUS_PASS, Part.NO_GOODS)
 
 
-def close_by_programs(space: NeuronSpace, leaves: Leaves, tree: Tree[Subproblems], subs: Subproblems, deadline: Deadline) -> Subproblems:
+def close_by_programs(leaves: Leaves, bounder: Bounder, tree: Tree[Subproblems], subs: Subproblems, deadline: Deadline) -> Subproblems:
     """Try bounded subproblems, the nearest to being closed first, as long as that pays or there is time to spare; returns what is open."""
-    pace, by_counts, ledger = leaves.pace, space.context.switches.deterministic, space.context.ledger
+    context = tree.incumbents.context
+    pace, by_counts, ledger = leaves.pace, context.switches.deterministic, context.ledger
     open_, bound = torch.ones_like(subs.bound, dtype=torch.bool), subs.bound.clone()
-    pace.first = EACH * space.bounder.relaxations.count
+    pace.first = EACH * bounder.relaxations.count
     waiting = subs.bound.argsort(descending=True, stable=True).tolist()  # the nearest to being closed first
     while waiting and not tree.decided and not deadline.expired():
         seconds, limit = sum(ledger.seconds.get(part, 0.0) for part in _TREE), deadline
@@ -48,9 +49,9 @@ def close_by_programs(space: NeuronSpace, leaves: Leaves, tree: Tree[Subproblems
         waiting.remove(n)
         before = float(subs.bound[n])
         one, began = subs.take(torch.tensor([n], device=bound.device)), time.perf_counter()
-        disjunct = space.group.disjuncts[int(one.disjunct)]
+        disjunct = tree.group.disjuncts[int(one.disjunct)]
         with ledger.spent(Part.LEAVES):
-            found = leaves.relax(disjunct, space.bounder.state_of(one), space.decisions(one), limit)
+            found = leaves.relax(disjunct, bounder.state_of(one), bounder.decisions(one), limit)
         ledger.bound(Part.LEAVES)
         bound[n] = max(before, found)
         open_[n] = not disjunct.closes(found)

@@ -106,8 +106,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def decisions(self, one: Subproblems) -> tuple[Split, ...]:
         """The split decisions of one subproblem by node."""
-        slots = self.bounder.relaxations.slots
-        return tuple((slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
+        return self.bounder.decisions(one)
 
     # -- split --------------------------------------------------------------------------------------------------------------
 
@@ -226,7 +225,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         """Decide subproblems without a split left by linear programs, or keep them; of others, close what is nearly closed."""
         leaves, small = self.context.leaves, self.bounder.relaxations.count <= LARGEST_PROGRAM
         if leaves is not None and small and not self.context.graph.piecewise_linear and self.tuning.per_box is None:
-            children = close_by_programs(self, leaves, tree, children, deadline)
+            children = close_by_programs(leaves, self.bounder, tree, children, deadline)
         final = children.best[:, 0] < 0
         for n in final.nonzero(as_tuple=True)[0].tolist():
             self._decide_leaf(tree, children.take(torch.tensor([n], device=final.device)), deadline)
