@@ -24,6 +24,7 @@ from milpverify.search.neuron_split.branching import Brancher, best_split, child
 from milpverify.search.neuron_split.clip import Clipper
 from milpverify.search.neuron_split.conditional import ConditionalRoot, conditional_root, implied
 from milpverify.search.neuron_split.conflicts import Conflicts
+from milpverify.search.neuron_split.programs import LARGEST_PROGRAM, close_by_programs
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.tree import Tree
 
@@ -105,8 +106,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def decisions(self, one: Subproblems) -> tuple[Split, ...]:
         """The split decisions of one subproblem by node."""
-        slots = self.bounder.relaxations.slots
-        return tuple((slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
+        return self.bounder.decisions(one)
 
     # -- split --------------------------------------------------------------------------------------------------------------
 
@@ -222,7 +222,10 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
     # -- leaves -------------------------------------------------------------------------------------------------------------
 
     def leaves(self, tree: Tree[Subproblems], children: Subproblems, deadline: Deadline) -> Subproblems:
-        """Decide subproblems without a split left by linear programs, or keep them."""
+        """Decide subproblems without a split left by linear programs, or keep them; of others, close what is nearly closed."""
+        leaves, small = self.context.leaves, self.bounder.relaxations.count <= LARGEST_PROGRAM
+        if leaves is not None and small and not self.context.graph.piecewise_linear and self.tuning.per_box is None:
+            children = close_by_programs(leaves, self.bounder, tree, children, deadline)
         final = children.best[:, 0] < 0
         for n in final.nonzero(as_tuple=True)[0].tolist():
             self._decide_leaf(tree, children.take(torch.tensor([n], device=final.device)), deadline)
@@ -230,7 +233,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def _decide_leaf(self, tree: Tree[Subproblems], leaf: Subproblems, deadline: Deadline) -> None:
         programs, ledger = self.context.leaves, self.context.ledger
-        if programs is not None and not tree.falsified and not deadline.expired():
+        if programs is not None and self.context.graph.piecewise_linear and not tree.falsified and not deadline.expired():
             with ledger.spent(Part.LEAVES):
                 state, decisions = self.bounder.state_of(leaf), self.decisions(leaf)
                 if tree.conditional:
