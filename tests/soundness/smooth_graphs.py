@@ -137,7 +137,7 @@ class Wild(Grower):
     def interval(self, f: Function) -> tuple[float, float]:
         """Around or off an inflection, an extremum or nothing special; narrow or wide; inside the domain."""
         rng = self.rng
-        special = [0.5 * (a + b) for a, b in (*f.inflections, *f.extrema)] or [0.0]
+        special = [0.5 * (a + b) for a, b in (*f.inflections, *f.extrema) if math.isfinite(b)] or [0.0]
         centre = float(rng.choice(special)) + float(rng.choice([0.0, 0.0, 0.7, -1.5, 8.0, -12.0]))
         width = float(rng.choice([1e-2, 1.0, 3.0, 6.0]))
         if f.name in STEEP:
