@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from milpverify import __version__
-from milpverify.config import Branching, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
+from milpverify.config import Branching, CurveEncoding, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.result import Reason, Trust, Verdict
 
@@ -121,7 +121,14 @@ def verify(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
     timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
-    solver: Annotated[Literal["scip", "highs", "gurobi", "z3"], typer.Option(help="The exact solver.")] = "scip",
+    solver: Annotated[Literal["scip", "highs", "gurobi", "z3", "cvc5"], typer.Option(help="The exact solver.")] = "scip",
+    encoding: Annotated[
+        CurveEncoding,
+        typer.Option(
+            help="How models hold smooth functions: pieces: piecewise-linear enclosures, refined where it matters; "
+            "native: functions and products are handed to the solver as they are."
+        ),
+    ] = CurveEncoding.PIECES,
     trust: Annotated[Trust, typer.Option(help="The weakest trust that may decide.")] = Trust.SOLVER,
     delta: Annotated[
         float, typer.Option(min=0.0, metavar="D", callback=_number, help="The margin up to which smooth networks are decided.")
@@ -156,7 +163,17 @@ def verify(
             search = search.without(*without or ())
         except ValueError as error:
             raise InvalidInput(f"--without: {error}") from error
-        options = Options(method=method, solver=solver, trust=trust, delta=delta, device=device, seed=seed, attack=attack, search=search)
+        options = Options(
+            method=method,
+            solver=solver,
+            encoding=encoding,
+            trust=trust,
+            delta=delta,
+            device=device,
+            seed=seed,
+            attack=attack,
+            search=search,
+        )
 
         from milpverify.live_display import live
 

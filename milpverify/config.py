@@ -104,18 +104,6 @@ DELTA = 1e-6
 """The margin up to which smooth networks are decided, unless the options say otherwise."""
 
 
-@dataclass(frozen=True)
-class Milp:
-    """Decide by one mixed-integer model per disjunct, handed whole to a solver.
-
-    `solver` is "scip", "highs" or "gurobi"; `threads` and `memory_mb` bound the worker process.
-    """
-
-    solver: str = "scip"
-    threads: int = 1
-    memory_mb: int = 8192
-
-
 class SearchMethod(Enum):
     """What decides what bounds and attack leave open."""
 
@@ -168,6 +156,13 @@ class SplitPoints(Enum):
     MIDPOINT = "midpoint"
 
 
+class CurveEncoding(Enum):
+    """How models hold what is curved."""
+
+    PIECES = "pieces"  # functions as proved piecewise-linear enclosures; products as they are where the solver takes them
+    NATIVE = "native"  # functions, too, as they are where the solver takes them
+
+
 _E = TypeVar("_E", bound=Enum)
 
 
@@ -196,6 +191,20 @@ class _Choice(Generic[_E]):
             instance.__dict__[self._name] = known(value)
         except ValueError:
             raise InvalidInput(f"unknown {self._name} {value!r}; there are {', '.join(e.value for e in known)}") from None
+
+
+@dataclass(frozen=True)
+class Milp:
+    """Decide by one mixed-integer model per disjunct, handed whole to a solver.
+
+    `solver` is "scip", "highs" or "gurobi"; `threads` and `memory_mb` bound the worker process; `encoding`, which may be given by its
+    value, says how the model holds what is curved.
+    """
+
+    solver: str = "scip"
+    threads: int = 1
+    memory_mb: int = 8192
+    encoding: _Choice[CurveEncoding] = _Choice(CurveEncoding.PIECES)
 
 
 @dataclass(frozen=True)
@@ -248,10 +257,11 @@ PARTS = tuple(f.name for f in fields(SearchOptions) if f.default is True)
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `verify`; every one of them is in the result's JSON. `method` and `trust` may be given by their values."""
+    """The options of `verify`; every one of them is in the result's JSON. `method`, `encoding` and `trust` may be given by their values."""
 
     method: _Choice[SearchMethod] = _Choice(SearchMethod.AUTO)
-    solver: str = "scip"  # scip | highs | gurobi | z3
+    solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5
+    encoding: _Choice[CurveEncoding] = _Choice(CurveEncoding.PIECES)
     trust: _Choice[Trust] = _Choice(Trust.SOLVER)  # the weakest that may decide
     delta: float = DELTA  # completeness margin of smooth networks
     device: str = "auto"  # auto | cpu | cuda

@@ -114,15 +114,15 @@ class Result:
             "message": self.reason.value,
             "note": self.note,
             "trust": self.trust.value,
-            "lower_bound": _number(self.lower_bound),
+            "lower_bound": json_number(self.lower_bound),
             "bound_trust": self.bound_trust.value,
             "counterexample": None
             if example is None
             else {
                 "x": example.x.tolist(),
                 "y": example.y.tolist(),
-                "margin_runtime": _number(example.margin_runtime),
-                "margin_real": _number(example.margin_real),
+                "margin_runtime": json_number(example.margin_runtime),
+                "margin_real": json_number(example.margin_real),
             },
             "seconds": self.seconds,
             "phases": [{"name": p.name, "seconds": p.seconds, **p.detail} for p in self.phases],
@@ -134,10 +134,7 @@ class Result:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The JSON text; written to `path` too where one is given."""
-        text = json.dumps(self.to_dict(), indent=2)
-        if path is not None:
-            Path(path).write_text(text + "\n")
-        return text
+        return json_text(self.to_dict(), path)
 
     def __str__(self) -> str:
         line = f"{self.verdict.name}: {self.reason.value}"
@@ -149,5 +146,14 @@ class Result:
         return "\n".join(parts)
 
 
-def _number(value: float) -> float | str:
+def json_text(content: dict[str, Any], path: str | Path | None) -> str:
+    """The content as JSON; written to `path` too where one is given."""
+    text = json.dumps(content, indent=2)
+    if path is not None:
+        Path(path).write_text(text + "\n")
+    return text
+
+
+def json_number(value: float) -> float | str:
+    """A number as JSON can hold it: infinities in words."""
     return value if abs(value) != float("inf") else str(value)

@@ -16,10 +16,10 @@ from milpverify.version import __version__
 def settings_of(options: Options, method: str | SearchMethod | Milp) -> Options:
     """The options with the method that was asked for, checked."""
     if isinstance(method, Milp):
-        models = SearchMethod.MILP
-        return dataclasses.replace(options, method=models, solver=method.solver, threads=method.threads, memory_mb=method.memory_mb)
-    asked = dataclasses.replace(options, method=method)
-    return options if asked.method is SearchMethod.AUTO else asked
+        asked = {part.name: getattr(method, part.name) for part in dataclasses.fields(method)}
+        return dataclasses.replace(options, method=SearchMethod.MILP, **asked)
+    changed = dataclasses.replace(options, method=method)
+    return options if changed.method is SearchMethod.AUTO else changed
 
 
 def device_of(name: str) -> torch.device:
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
     from platform import python_version
 
     found = {"milpverify": __version__, "python": python_version()}
-    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "python-flint"):
+    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "cvc5", "python-flint"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

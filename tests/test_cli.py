@@ -104,7 +104,7 @@ def test_the_verdict_follows_the_threshold(run_cli: Run, network: Path, tmp_path
 
 def test_json(run_cli: Run, network: Path, tmp_path: Path) -> None:
     spec = write_property(tmp_path / "p.vnnlib", *BOX, "(>= Y_0 1.5)")
-    done = run_cli("verify", network, spec, "--json", "r.json", "--seed", "7", "--no-attack", "--timeout", "30")
+    done = run_cli("verify", network, spec, "--json", "r.json", "--seed", "7", "--no-attack", "--encoding", "native", "--timeout", "30")
     assert done.stdout.split()[0] == "sat"
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["verdict"] == "sat"
@@ -113,6 +113,7 @@ def test_json(run_cli: Run, network: Path, tmp_path: Path) -> None:
     assert found["counterexample"]["margin_runtime"] <= 0 >= found["counterexample"]["margin_real"]
     assert found["options"]["seed"] == 7
     assert found["options"]["attack"] is False
+    assert found["options"]["encoding"] == "native"
     assert {len(digest) for digest in found["files"].values()} == {64}
     assert {"milpverify", "torch"} <= set(found["versions"])
     assert set(found) == documented_fields()
@@ -278,8 +279,8 @@ def test_missing_files(run_main: Run, network: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     ["", "verify", "frobnicate", "verify net.onnx", *(f"verify net.onnx good.vnnlib --{option}" for option in (
-        "method guess", "solver guess", "timeout -1", "timeout nan", "timeout soon", "delta nan", "frobnicate", "json", "without",
-        "without guess", "without deterministic"))],
+        "method guess", "solver guess", "encoding guess", "timeout -1", "timeout nan", "timeout soon", "delta nan", "frobnicate", "json",
+        "without", "without guess", "without deterministic"))],
 )  # fmt: skip
 def test_bad_arguments(run_main: Run, network: Path, tmp_path: Path, arguments: str) -> None:
     good_property(tmp_path)
@@ -424,7 +425,7 @@ def test_progress_is_shown_on_a_terminal_and_only_there(tmp_path: Path, environm
         assert b"UNKNOWN" in shown
 
 
-def test_smooth_functions_are_bounded_and_branched_on_but_have_no_milp(run_cli: Run, tmp_path: Path) -> None:
+def test_smooth_functions_are_bounded_and_branched_on_but_nothing_for_z3(run_cli: Run, tmp_path: Path) -> None:
     node = helper.make_node("Sigmoid", ["x"], ["y"])
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
     graph = helper.make_graph([node], "smooth", tensors[:1], tensors[1:])

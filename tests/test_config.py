@@ -10,8 +10,9 @@ import pickle
 import pytest
 
 import milpverify as mv
-from milpverify.config import Branching, Options, SearchMethod, SearchOptions, SplitPoints
+from milpverify.config import Branching, CurveEncoding, Milp, Options, SearchMethod, SearchOptions, SplitPoints
 from milpverify.result import Trust
+from milpverify.run_info import settings_of
 
 
 def test_choices_may_be_given_by_their_values() -> None:
@@ -19,12 +20,15 @@ def test_choices_may_be_given_by_their_values() -> None:
         assert Options(trust=trust.value).trust is trust and Options(trust=trust).trust is trust
     for method in SearchMethod:
         assert Options(method=method.value) == Options(method=method)
+    for encoding in CurveEncoding:
+        assert Options(encoding=encoding.value) == Options(encoding=encoding)
+        assert Milp(encoding=encoding.value).encoding is encoding
     for branching in Branching:
         assert SearchOptions(branching=branching.value).branching is branching
     for points in SplitPoints:
         assert SearchOptions(points=points.value).points is points
     default = Options()
-    assert (default.method, default.trust) == (SearchMethod.AUTO, Trust.SOLVER)
+    assert (default.method, default.trust, default.encoding) == (SearchMethod.AUTO, Trust.SOLVER, CurveEncoding.PIECES)
     assert (default.search.branching, default.search.points) == (Branching.FIRST_ORDER, SplitPoints.OPTIMISED)
 
 
@@ -33,6 +37,8 @@ def test_choices_may_be_given_by_their_values() -> None:
     [
         (lambda: Options(method="tree"), "unknown method 'tree'; there are auto, bab, milp, smt"),
         (lambda: Options(trust="full"), "unknown trust 'full'; there are exact, rounded, solver"),
+        (lambda: Options(encoding="lines"), "unknown encoding 'lines'; there are pieces, native"),
+        (lambda: mv.Milp("highs", encoding="lines"), "unknown encoding 'lines'; there are pieces, native"),
         (lambda: SearchOptions(branching="bfs"), "unknown branching 'bfs'; there are bbps, first-order, babsr, widest, random, none"),
         (lambda: SearchOptions(points="end"), "unknown points 'end'; there are optimised, midpoint"),
         (lambda: mv.verify(None, method="tree"), "unknown method 'tree'; there are auto, bab, milp, smt"),  # type: ignore[arg-type]
@@ -60,9 +66,18 @@ def test_only_trust_in_solvers_believes_them() -> None:
 
 
 def test_choices_leave_as_values_in_the_order_of_the_fields() -> None:
-    found = Options(method="bab", trust="exact", search=SearchOptions(points="midpoint")).to_dict()
+    found = Options(method="bab", encoding="native", trust="exact", search=SearchOptions(points="midpoint")).to_dict()
     assert list(found) == [f.name for f in dataclasses.fields(Options)]
     assert list(found["search"]) == [f.name for f in dataclasses.fields(SearchOptions)]
-    assert (found["method"], found["trust"]) == ("bab", "exact")
+    assert (found["method"], found["encoding"], found["trust"]) == ("bab", "native", "exact")
     assert (found["search"]["branching"], found["search"]["points"]) == ("first-order", "midpoint")
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_configured_solver_brings_its_settings() -> None:
+    given = Options(encoding="native", trust="rounded", seed=3)
+    assert settings_of(given, "milp") == dataclasses.replace(given, method="milp")
+    assert settings_of(given, "auto") == given
+    asked = settings_of(given, Milp("highs", threads=2, memory_mb=100, encoding="pieces"))
+    assert asked == Options("milp", "highs", "pieces", trust="rounded", seed=3, threads=2, memory_mb=100)
+    assert settings_of(Options(), Milp(encoding="native")).encoding is CurveEncoding.NATIVE

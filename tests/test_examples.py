@@ -36,7 +36,8 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 
 
 def test_every_numbered_example_is_tested() -> None:
-    assert NUMBERED == ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py"]
+    names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
+    assert names == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -75,6 +76,16 @@ def test_torch_module(tmp_path: Path, commands: dict[str, str]) -> None:
     assert sum("eps 0.04: VERIFIED" in line for line in lines) == 3
     wrong = [re.fullmatch(r".*label (\d), eps 0.3 : FALSIFIED, .*, the network reads (\d)", line) for line in lines[2::3]]
     assert all(match is not None and match[1] != match[2] for match in wrong)
+
+
+def test_exact_optimum(tmp_path: Path, commands: dict[str, str]) -> None:
+    """Solver and own search agree, and no point of the grid is below what they prove."""
+    grid, *lines = run_example("05_exact_optimum.py", tmp_path, commands).splitlines()
+    least = float(grid.split()[-1])
+    ends = [re.fullmatch(r"(\w+) *: PROVED, minimum in \[(\S+), (\S+)\], trust (\w+), .*", line) for line in lines]
+    assert [(match[1], match[4]) for match in ends if match is not None] == [("milp", "solver"), ("bab", "rounded")]
+    lows, highs = ([float(match[part]) for match in ends if match is not None] for part in (2, 3))
+    assert max(lows) <= min(highs) and max(highs) - min(lows) <= 2e-3 and max(lows) <= least + 1e-5
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])

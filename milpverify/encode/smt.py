@@ -2,13 +2,13 @@
 
 Affine nodes are composed in rational arithmetic, strict rows stay strict, and functions keep their values at jumps, so the script is
 satisfiable if and only if a real counterexample exists. Where weights are rounded, what they make is a variable within the error of what
-they say: `unsat` stays exact, and a solution may be none of the network. Neurons that are stable within their intervals are written as
-lines; the intervals come from interval arithmetic on rationals, rounded outwards to float64, and so cost no trust.
+they say, and where a function may leave its domain, its value there may be anything: `unsat` stays exact, and a solution may be none of the
+network. Piecewise-linear functions are written as lines, others from their terms (`smt_terms`). Neurons that are stable within their
+ranges are lines; the ranges come from interval arithmetic on rationals, and so cost no trust.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -16,66 +16,73 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.encode.segments import is_continuous, pieces_of, touched_pieces
-from milpverify.errors import SolverUnavailable
-from milpverify.operators import Affine
-from milpverify.solvers.model import SmtScript
+from milpverify.arithmetic.rational_range import Number, Range, add, between, floats, mul, point
+from milpverify.encode.segments import is_continuous, touched_pieces
+from milpverify.encode.smt_terms import ScriptWriter, Value, logic_of, number
+from milpverify.errors import SolverUnavailable, UnsupportedOperator
+from milpverify.operators import Affine, Elementwise, Product
+from milpverify.solvers.model import Logic, SmtScript
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milpverify.encode.encoding import NodeRanges
+    from milpverify.functions.catalogue import Function
     from milpverify.functions.pieces import Pieces
-    from milpverify.graph import Graph
+    from milpverify.graph import Graph, Node
     from milpverify.spec import Disjunct, Rows
 
 LARGEST = 200_000  # coefficients; beyond that no SMT solver answers in time
+RANGE_BITS = 53  # of the ends of ranges
 
 _Key = tuple[int, int]  # cut node, flat index
 _Form = tuple[dict[_Key, Fraction], Fraction]  # coefficients over cut entries, constant
-_Interval = tuple[float, float]
 
 
-def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = None) -> SmtScript:
+def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = None, transcendental: bool = False) -> SmtScript:
     """The script of one disjunct.
 
     Args:
-        graph: in float64 on the CPU, piecewise linear.
+        graph: in float64 on the CPU.
         bounds: of every node, proved over the disjunct's box; they shorten the search, and the answer then rests on them
             too (trust ROUNDED instead of EXACT).
+        transcendental: whether the script may speak of transcendental functions, of which no solver's `unsat` alone decides.
 
     Raises:
-        UnsupportedOperator: a function that is not piecewise linear.
+        UnsupportedOperator: a function that is transcendental, or has no form at all.
         SolverUnavailable: the network is too large for an SMT solver.
     """
-    return _Writer(graph, disjunct, bounds).script()
+    return _Writer(graph, disjunct, bounds, transcendental).script()
 
 
 class _Writer:
-    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None) -> None:
+    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None, transcendental: bool) -> None:
         self.graph = graph
         self.disjunct = disjunct
         self.bounds = bounds
+        self.transcendental = transcendental
+        self.logic = Logic.LINEAR
         self.forms: dict[_Key, _Form] = {}
-        self.intervals: dict[_Key, _Interval] = {
-            (0, i): ends for i, ends in enumerate(zip(disjunct.box.lower.tolist(), disjunct.box.upper.tolist(), strict=True))
+        self.ranges: dict[_Key, Range] = {
+            (0, i): between(*ends) for i, ends in enumerate(zip(disjunct.box.lower.tolist(), disjunct.box.upper.tolist(), strict=True))
         }
         self.fixed: dict[_Key, Fraction] = {}
-        self.lines: list[str] = []
+        self.names: dict[_Key, str] = {(0, i): f"x_{i}" for i in range(graph.nx)}
+        self.write = ScriptWriter(ranges=transcendental)
         self.count = 0
 
     def script(self) -> SmtScript:
         inputs = tuple(f"x_{i}" for i in range(self.graph.nx))
-        self.lines.append("(set-logic QF_LRA)")
-        for (_, i), (low, high) in list(self.intervals.items()):
-            self.lines.append(f"(declare-const x_{i} Real)")
-            self.lines += [f"(assert (<= {_number(Fraction(low))} x_{i}))", f"(assert (<= x_{i} {_number(Fraction(high))}))"]
+        for (_, i), (low, high) in self.ranges.items():
+            self.write.declare(f"x_{i}")
+            ends = [number(Fraction(end)) for end in (low, high)]
+            self.write.require("=", f"x_{i}", ends[0]) if low == high else self.write.require("<=", ends[0], f"x_{i}", ends[1])
         domain, unsafe = self.disjunct.domain, self.disjunct.unsafe
         outputs: list[int] = np.flatnonzero(unsafe.y_rows.any(axis=0)).tolist()
         self._define(self._needed(outputs))
         self._assert(domain, {})
         self._assert(unsafe, self._resolve(self.graph.output, outputs))
-        return SmtScript("\n".join(self.lines) + "\n", inputs)
+        return SmtScript("\n".join([f"(set-logic {self.logic.value})", *self.write.lines]) + "\n", inputs, self.logic)
 
     def _needed(self, outputs: list[int]) -> dict[int, list[int]]:
         """Per nonlinear node, the entries that the given outputs depend on; composes every affine form on the way."""
@@ -91,7 +98,7 @@ class _Writer:
                         new.setdefault(cut, set()).add(i)
             for cut, found in new.items():
                 if self._affine(cut) is None:
-                    pending.append((self.graph.nodes[cut].inputs[0], sorted(found)))
+                    pending += [(source, sorted(found)) for source in self.graph.nodes[cut].inputs]
                 else:
                     pending += [(source, np.unique(column).tolist()) for source, _, column, _ in self._rows(cut, sorted(found))]
         return {node: sorted(entries) for node, entries in needed.items() if entries}
@@ -148,82 +155,133 @@ class _Writer:
         k factors (1 + d)^(-+1), |d| <= u, make one within k u / (1 - k u) of 1 (Higham, Accuracy and Stability of Numerical Algorithms,
         lemma 3.1).
         """
-        sizes = [abs(b) for b in self._biases(node, entries)]
+        sizes: list[Number] = [abs(b) for b in self._biases(node, entries)]
         for source, row, column, weights in self._rows(node, entries):
-            reach = {c: max(map(abs, self._range(form))) for c, form in self._resolve(source, np.unique(column).tolist()).items()}
+            behind = self._resolve(source, np.unique(column).tolist())
+            reach = {c: Range(Fraction(0), self._range(form).size) for c, form in behind.items()}
             for r, c, w in zip(row, column.tolist(), weights, strict=True):
-                sizes[r] += abs(w) * Fraction(reach[c])
-        share = Fraction(op.rounded, 2**53 - op.rounded)
+                sizes[r] = add(Range(Fraction(0), sizes[r]), mul(point(abs(w)), reach[c])).upper
+        share = point(Fraction(op.rounded, 2**53 - op.rounded))
         for i, form, size in zip(entries, self._composed(node, entries), sizes, strict=True):
-            name, low, high = _name((node, i)), (form[0], form[1] - share * size), (form[0], form[1] + share * size)
-            self.lines.append(f"(declare-const {name} Real)")
-            self.lines += [f"(assert (<= {self._sum(low)} {name}))", f"(assert (<= {name} {self._sum(high)}))"]
-            self.intervals[node, i] = (self._range(low)[0], self._range(high)[1])
+            name, error = self._declare((node, i)), mul(share, Range(-size, size))
+            for end, relation in zip(error, (">=", "<="), strict=True):
+                if isinstance(end, Fraction):
+                    self.write.require(relation, name, self._sum((form[0], form[1] + end)))
+            self.ranges[node, i] = add(self._range(form), error).rounded(RANGE_BITS)
 
     def _define(self, needed: dict[int, list[int]]) -> None:
         for node, entries in sorted(needed.items()):
-            if (op := self._affine(node)) is not None:
+            op, arguments = self.graph.nodes[node].op, self.graph.nodes[node].inputs
+            if isinstance(op, Affine):
                 self._define_rounded(node, entries, op)
                 continue
-            pieces = pieces_of(self.graph.nodes[node])
-            source = self.graph.nodes[node].inputs[0]
-            forms = self._resolve(source, entries)
             for i in entries:
-                low, high = self._range(forms[i])
-                if self.bounds is not None:
-                    known = [float(t.reshape(-1)[i]) for t in self.bounds[source]]
-                    low, high = max(low, known[0]), min(high, known[1])
-                self._define_neuron((node, i), pieces, forms[i], (low, max(low, high)))
+                forms = [self._resolve(source, [i])[i] for source in arguments]
+                found = [self._clipped(source, i, self._range(form)) for source, form in zip(arguments, forms, strict=True)]
+                match op:
+                    case Elementwise(function) if function.pieces is not None:
+                        self._define_neuron((node, i), function.pieces, forms[0], found[0])
+                    case Elementwise(function):
+                        self._need(logic_of(function.term), function.name, self.graph.nodes[node])
+                        self._define_curved((node, i), function, self._argument(forms[0], found[0]))
+                    case Product():
+                        self._need(Logic.POLYNOMIAL, "Product", self.graph.nodes[node])
+                        self._name_result((node, i), self.write.product(*map(self._argument, forms, found)))
+                    case _:
+                        self._need(None, type(op).__name__, self.graph.nodes[node])
 
-    def _define_neuron(self, key: _Key, pieces: Pieces, form: _Form, interval: _Interval) -> None:
-        touched = touched_pieces(pieces, np.array([interval[0]]), np.array([interval[1]]))
+    def _need(self, logic: Logic | None, name: str, node: Node) -> None:
+        """Let the script speak a logic, as a node has to.
+
+        Raises:
+            UnsupportedOperator: there is none for the node, or it is not allowed.
+        """
+        self.count += 1
+        what = f"{name} ({node.name.strip() or f'node {node.id}'})"
+        if logic is None:
+            raise UnsupportedOperator(f"{what} has no SMT form; use method bab or milp")
+        if logic is Logic.TRANSCENDENTAL and not self.transcendental:
+            raise UnsupportedOperator(f"{what} is transcendental, so z3 cannot decide it; use method bab or milp, or solver cvc5")
+        self.logic = max(self.logic, logic, key=lambda known: known.rank)
+
+    def _clipped(self, node: int, entry: int, found: Range) -> Range:
+        """The range of an entry, within the bounds that are given."""
+        if self.bounds is None:
+            return found
+        return found.meet(between(*(float(t.reshape(-1)[entry]) for t in self.bounds[node])))
+
+    def _argument(self, form: _Form, found: Range) -> Value:
+        return self.write.name(Value(self._sum(form), found))
+
+    def _define_curved(self, key: _Key, function: Function, x: Value) -> None:
+        value = self.write.evaluate(function.term, x)
+        if self.logic is Logic.TRANSCENDENTAL:  # where no `unsat` decides, ranges may come from floats, which know extrema
+            ends = (torch.tensor([end], dtype=torch.float64) for end in floats(x.range))
+            known = between(*(float(end) for end in function.interval(*ends)))
+            value = Value(value.text, known.meet(value.range))
+        self._name_result(key, value)
+
+    def _name_result(self, key: _Key, value: Value) -> None:
+        """Let an entry of a node be a number, or the variable that is equal to an expression."""
+        named = self.write.name(value)
+        if named.constant:
+            self.fixed[key] = Fraction(named.range.lower)
+        else:
+            self.write.within(named.text, named.range)
+        self.names[key], self.ranges[key] = named.text, named.range.rounded(RANGE_BITS)
+
+    def _define_neuron(self, key: _Key, pieces: Pieces, form: _Form, found: Range) -> None:
+        touched = touched_pieces(pieces, *(np.array([end]) for end in floats(found)))
         first, last = (int(t[0]) for t in touched)
-        name = _name(key)
         slopes, intercepts = [Fraction(s) for s in pieces.slopes], [Fraction(c) for c in pieces.intercepts]
         if first == last and not slopes[first]:
             self.fixed[key] = intercepts[first]
-            self.intervals[key] = (pieces.intercepts[first], pieces.intercepts[first])
+            self.ranges[key] = point(intercepts[first])
             return
-        self.lines.append(f"(declare-const {name} Real)")
+        name = self._declare(key)
         if first == last:
             scaled = ({k: slopes[first] * c for k, c in form[0].items()}, slopes[first] * form[1] + intercepts[first])
-            self.lines.append(f"(assert (= {name} {self._sum(scaled)}))")
+            self.write.require("=", name, self._sum(scaled))
         else:
-            pre = f"p{name}"
-            self.lines += [f"(declare-const {pre} Real)", f"(assert (= {pre} {self._sum(form)}))"]
+            pre = self.write.declare(f"p{name}")
+            self.write.require("=", pre, self._sum(form))
             value = _line(slopes[last], intercepts[last], pre)
             for k in reversed(range(first, last)):
-                point = _number(Fraction(pieces.breakpoints[k]))
-                value = f"(ite (= {pre} {point}) {_number(Fraction(pieces.values[k]))} {value})"
-                value = f"(ite (< {pre} {point}) {_line(slopes[k], intercepts[k], pre)} {value})"
-            self.lines.append(f"(assert (= {name} {value}))")
-            if last == first + 1 and is_continuous(pieces, first):
-                self._relax(name, pieces, first, interval)
-        ends = [Fraction(e) for e in interval]
+                at = number(Fraction(pieces.breakpoints[k]))
+                value = f"(ite (= {pre} {at}) {number(Fraction(pieces.values[k]))} {value})"
+                value = f"(ite (< {pre} {at}) {_line(slopes[k], intercepts[k], pre)} {value})"
+            self.write.require("=", name, value)
+            if last == first + 1 and is_continuous(pieces, first) and found.bounded:
+                self._relax(name, pieces, first, found)
         inner = [Fraction(p) for p in pieces.breakpoints[first:last]]
-        values = [slopes[k] * e + intercepts[k] for k, e in ((first, ends[0]), (last, ends[1]))]
+        values = [_at(slopes[k], intercepts[k], e) for k, e in ((first, found.lower), (last, found.upper))]
         values += [slopes[k + d] * p + intercepts[k + d] for k, p in zip(range(first, last), inner, strict=True) for d in (0, 1)]
         values += [Fraction(v) for v in pieces.values[first:last]]
-        self.intervals[key] = (_down(min(values)), _up(max(values)))
+        self.ranges[key] = Range(min(values), max(values)).rounded(RANGE_BITS)
 
-    def _relax(self, name: str, pieces: Pieces, k: int, interval: _Interval) -> None:
+    def _relax(self, name: str, pieces: Pieces, k: int, found: Range) -> None:
         """The convex hull of a kink, implied by it: both lines on one side, a line over the ends on the other. It prunes much."""
         lines = [(Fraction(pieces.slopes[i]), Fraction(pieces.intercepts[i])) for i in (k, k + 1)]
-        low, high = (Fraction(e) for e in interval)
+        low, high = (Fraction(e) for e in found)
         first, last = lines[0][0] * low + lines[0][1], lines[1][0] * high + lines[1][1]
-        chord = Fraction(float((last - first) / (high - low))).limit_denominator(2**16)  # any slope is sound; short ones are fast
+        chord = ((last - first) / (high - low)).limit_denominator(2**16)  # any slope is sound; short ones are fast
         rests = [first - chord * low, last - chord * high]
         convex = lines[1][0] > lines[0][0]
-        near, far, rest = (">=", "<=", _up(max(rests))) if convex else ("<=", ">=", _down(min(rests)))
-        self.lines += [f"(assert ({near} {name} {_line(*line, f'p{name}')}))" for line in lines]
-        self.lines.append(f"(assert ({far} {name} {_line(chord, Fraction(rest), f'p{name}')}))")
+        near, far, rest = (">=", "<=", max(rests)) if convex else ("<=", ">=", min(rests))
+        for line in lines:
+            self.write.require(near, name, _line(*line, f"p{name}"))
+        outward = point(rest).rounded(RANGE_BITS)
+        self.write.require(far, name, _line(chord, Fraction(outward.upper if convex else outward.lower), f"p{name}"))
 
-    def _range(self, form: _Form) -> _Interval:
-        low = high = form[1]
+    def _declare(self, key: _Key) -> str:
+        self.names[key] = self.write.declare(f"y_{key[0]}_{key[1]}")
+        return self.names[key]
+
+    def _range(self, form: _Form) -> Range:
+        total = point(form[1])
         for key, c in form[0].items():
-            a, b = (c * Fraction(e) for e in self.intervals[key])
-            low, high = low + min(a, b), high + max(a, b)
-        return _down(low), _up(high)
+            total = add(total, mul(point(c), self.ranges[key]))
+        return total.rounded(RANGE_BITS)
 
     def _sum(self, form: _Form) -> str:
         constant, terms = form[1], []
@@ -231,9 +289,9 @@ class _Writer:
             if key in self.fixed:
                 constant += c * self.fixed[key]
             elif c:
-                terms.append(_name(key) if c == 1 else f"(* {_number(c)} {_name(key)})")
+                terms.append(self.names[key] if c == 1 else f"(* {number(c)} {self.names[key]})")
         if constant or not terms:
-            terms.append(_number(constant))
+            terms.append(number(constant))
         return terms[0] if len(terms) == 1 else f"(+ {' '.join(terms)})"
 
     def _assert(self, rows: Rows, outputs: dict[int, _Form]) -> None:
@@ -241,7 +299,7 @@ class _Writer:
             total: list[_Form] = [({(0, i): Fraction(x_row[i]) for i in np.flatnonzero(x_row).tolist()}, Fraction(0))]
             for j in np.flatnonzero(y_row).tolist():
                 _add(total, 0, Fraction(y_row[j]), outputs[j])
-            self.lines.append(f"(assert ({'<' if strict else '<='} {self._sum(total[0])} {_number(Fraction(rhs))}))")
+            self.write.require("<" if strict else "<=", self._sum(total[0]), number(Fraction(rhs)))
 
 
 def _add(totals: list[_Form], r: int, factor: Fraction, form: _Form) -> None:
@@ -256,18 +314,8 @@ def _name(key: _Key) -> str:
 
 
 def _line(slope: Fraction, intercept: Fraction, x: str) -> str:
-    return _number(intercept) if not slope else f"(+ (* {_number(slope)} {x}) {_number(intercept)})"
+    return number(intercept) if not slope else f"(+ (* {number(slope)} {x}) {number(intercept)})"
 
 
-def _number(value: Fraction) -> str:
-    size = f"{abs(value.numerator)}.0" if value.denominator == 1 else f"(/ {abs(value.numerator)}.0 {value.denominator}.0)"
-    return f"(- {size})" if value < 0 else size
-
-
-def _down(value: Fraction) -> float:
-    nearest = float(value)
-    return nearest if Fraction(nearest) <= value else math.nextafter(nearest, -math.inf)
-
-
-def _up(value: Fraction) -> float:
-    return -_down(-value)
+def _at(slope: Fraction, intercept: Fraction, x: Number) -> Number:
+    return add(mul(point(slope), Range(x, x)), point(intercept)).lower

@@ -28,6 +28,7 @@ class Capability(Enum):
     FUNCTIONS = "smooth functions"
     SWEEP = "many objectives over one linear program"
     SMT = "exact SMT"
+    SMT_TRANSCENDENTAL = "SMT of transcendental functions"
 
 
 class SolverStatus(Enum):

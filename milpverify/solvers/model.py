@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -154,17 +155,32 @@ class Sweep:
         return self.model.required | {Capability.SWEEP}
 
 
+class Logic(Enum):
+    """What an SMT script speaks of, by SMT-LIB's names of quantifier-free logics over the reals; each contains those before it."""
+
+    LINEAR = "QF_LRA"
+    POLYNOMIAL = "QF_NRA"  # what polynomials define: quotients and roots, too
+    TRANSCENDENTAL = "QF_NRAT"
+
+    @property
+    def rank(self) -> int:
+        """0 for the poorest."""
+        return list(Logic).index(self)
+
+
 @dataclass(frozen=True)
 class SmtScript:
     """An SMT-LIB 2 script that is satisfiable if and only if a counterexample exists; `inputs` names the constants of x."""
 
     text: str
     inputs: tuple[str, ...]
+    logic: Logic = Logic.LINEAR
 
     @property
     def required(self) -> frozenset[Capability]:
         """The capabilities that a solver must have."""
-        return frozenset({Capability.SMT})
+        transcendental = {Capability.SMT_TRANSCENDENTAL} if self.logic is Logic.TRANSCENDENTAL else set()
+        return frozenset({Capability.SMT} | transcendental)
 
 
 def power_of_two(magnitude: ArrayLike) -> Array:

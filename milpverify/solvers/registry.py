@@ -17,8 +17,10 @@ _ADAPTERS = {
     "highs": ("milpverify.solvers.highs", "Highs"),
     "gurobi": ("milpverify.solvers.gurobi", "Gurobi"),
     "z3": ("milpverify.solvers.z3", "Z3"),
+    "cvc5": ("milpverify.solvers.cvc5", "Cvc5"),
 }
 MILP_SOLVERS = ("scip", "highs", "gurobi")
+SMT_SOLVERS = ("z3", "cvc5")  # the first unless another is asked for
 FALLBACK = "scip"  # takes over what another solver's licence does not cover
 SWEEPS = "highs"  # has sweeps, whoever has the rest
 SECOND = {"highs": "scip"}

@@ -21,7 +21,7 @@ from milpverify.search.neuron_split import space, tasks
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.solver import oracle
+from milpverify.search.solver import inquiry
 from milpverify.search.tightening import restarts
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -124,7 +124,7 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
 
 def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
-    monkeypatch.setattr(oracle, "safe_dual_bound", lambda outcome, model: claim)
+    monkeypatch.setattr(inquiry, "safe_dual_bound", lambda outcome, model: claim)
     monkeypatch.setattr(tasks, "TURN", 16)
     monkeypatch.setattr(tasks, "NODES", 1)
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):

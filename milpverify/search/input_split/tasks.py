@@ -1,7 +1,8 @@
 """What the bisection asks a solver for: the hardest box, as a mixed-integer model over that box and disjunct.
 
-While the solver works the bisection leaves the box alone unless nothing else is left. A dual bound holds for all open boxes within the
-task's. Where one of them is not told what the other does, the solver gets the whole box, disjunct by disjunct.
+Of a curved network it asks for the whole box first, disjunct by disjunct. While the solver works the bisection leaves the box alone
+unless nothing else is left. A dual bound holds for all open boxes within the task's. Where one of them is not told what the other does,
+the solver gets the whole box, disjunct by disjunct.
 """
 
 from __future__ import annotations
@@ -108,18 +109,20 @@ class BoxTasks(Tasks[Boxes]):
 
     def _give(self, tree: Tree[Boxes], nodes: int | None) -> None:
         space, oracle, group, switches = self.space, self.oracle, tree.group, self.oracle.options.search
-        parts, had = switches.both_ways, self.given | {k for k, m in enumerate(group.members) if m in oracle.proved}
-        if not parts and len(had) == group.count:
+        had = self.given | {k for k, m in enumerate(group.members) if m in oracle.proved}
+        still_open = ~group.closed(tree.frontier.all().margins).all(0).cpu()
+        rest = [k for k in range(group.count) if k not in had and (not switches.tree_to_oracle or bool(still_open[k]))]
+        # What a curved network's ranges are tightened to under the margin's row is worth most on the whole box.
+        parts = switches.both_ways and (space.context.graph.piecewise_linear or not rest)
+        if not parts and not rest:
             return
         box, place = _hardest(tree) if parts else (space.whole, None)
         if int(box.unstable[0]) > LARGEST:
             oracle.give_up(TOO_LARGE)
             return
         margins = torch.where(group.closed(box.margins), torch.inf, box.margins)[0]
-        if not parts:  # they make sense only where both listen
-            margins[list(had)] = torch.inf
-            if switches.tree_to_oracle:
-                margins[group.closed(tree.frontier.all().margins).all(0)] = torch.inf
+        if not parts:  # where not both listen, parts make no sense
+            margins[[k for k in range(group.count) if k not in rest]] = torch.inf
         disjunct = int(margins.argmin())
         if margins[disjunct] == torch.inf:
             return
@@ -131,7 +134,7 @@ class BoxTasks(Tasks[Boxes]):
         oracle.give(Task(disjunct, (), seconds, nodes, ends), group.disjuncts[disjunct], node_ranges(found.state))
         if oracle.task is not None:
             tree.frontier.lent = place
-            if not parts and nodes is None:
+            if not parts and (nodes is None or switches.both_ways):
                 self.given.add(disjunct)
 
 

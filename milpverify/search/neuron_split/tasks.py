@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle, SolverTarget
     from milpverify.search.tree import Tree
 
-HEAD_START = 1.0
-"""Seconds for the tree alone: easy problems need no solver."""
+HEAD_START, LARGE_CURVED = 1.0, 5.0
+"""Seconds for the tree alone: easy problems need no solver. A curved network of more than"""
+CURVED = 100
+"""unstable neurons takes a solver long, and so it begins later."""
 LARGE, MODELS = 3000, 0.3
 """Making a larger model than this takes seconds, in which the tree waits: after the first, the share of the time that this may take."""
 SMALL, SMALL_TREE = 150, 200
@@ -73,7 +75,10 @@ class NeuronTasks(Tasks[Subproblems]):
             return False
         if self.oracle.options.search.deterministic:
             return not len(tree.frontier) or tree.counts.bounded >= TURN * 2 ** sum(self.given.values())
-        return time.monotonic() - tree.counts.began > HEAD_START or (self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE)
+        piecewise = self.space.context.graph.piecewise_linear
+        alone = HEAD_START if piecewise or self.unstable <= CURVED else LARGE_CURVED
+        early = piecewise and self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE
+        return early or time.monotonic() - tree.counts.began > alone
 
     # -- answers ------------------------------------------------------------------------------------------------------------
 

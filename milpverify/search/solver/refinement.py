@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.config import CurveEncoding
 from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode
 from milpverify.graph import evaluate_all
@@ -68,7 +69,8 @@ SWEEP_SHARE = 0.3
 def native_to(solver: str, graph: Graph, options: Options) -> frozenset[Capability]:
     """What of a curved network a solver gets as it is: products always, functions where the options say so; if it takes them."""
     products = any(rule_of(graph.nodes[i].op).bilinear for i in graph.nonlinear)
-    return load(solver).capabilities & frozenset({Capability.QUADRATIC} if products else ())
+    wanted = {Capability.QUADRATIC: products, Capability.FUNCTIONS: options.encoding is CurveEncoding.NATIVE}
+    return load(solver).capabilities & {what for what, asked in wanted.items() if asked}
 
 
 @dataclass(eq=False)
@@ -183,9 +185,7 @@ class Refinement(Inquiry):
             model = replace(encoding.model, integer=np.zeros_like(encoding.model.integer))
             if self.cutoff == math.inf:
                 self.cutoff = 4.0 * safety_margin(model)
-            targets = list(encoding.arguments.items())
-            if len(encoding.columns) <= INPUTS:
-                targets += [((0, i), column) for i, column in enumerate(encoding.columns.tolist()) if column >= 0]
+            targets = self._targets(encoding)
             columns = np.array([column for _, column in targets], dtype=np.int64)
             ways = np.tile([1.0, -1.0], len(columns))
             sweep = Sweep(model, np.repeat(columns, 2), ways, self.cutoff + safety_margin(model))
@@ -199,6 +199,31 @@ class Refinement(Inquiry):
             if not self._meet(encoding, [key for key, _ in targets], columns, safe_sweep_bounds(reply, sweep)) or self.decided:
                 break
         return solution
+
+    def _targets(self, encoding: Encoding) -> list[tuple[tuple[int, int], int]]:
+        """What is swept, with its column, most valuable first: what many or heavy relaxations read, weighed by their heights."""
+        weights, worth = self._weights(self.x if self.x is not None else self._middle()), dict.fromkeys(encoding.arguments, 0.0)
+        keys = {column: key for key, column in encoding.arguments.items()}
+        for neurons in encoding.neurons:
+            node = self.graph.nodes[neurons.node]
+            ends = [[self.ranges[i][k].reshape(-1)[neurons.index] for i in node.inputs] for k in (0, 1)]
+            rule, (lower, upper) = rule_of(node.op), (tuple(side) for side in ends)
+            upper = tuple(torch.maximum(a, b) for a, b in zip(lower, upper, strict=True))
+            height = rule.gap(lower, upper, rule.parallel_slopes(lower, upper)).numpy() * weights[neurons.node][neurons.index]
+            for columns in neurons.inputs:
+                for column, h in zip(columns.tolist(), height.tolist(), strict=True):
+                    worth[keys[column]] += h
+        targets = sorted(encoding.arguments.items(), key=lambda item: -worth[item[0]])
+        if len(encoding.columns) <= INPUTS:
+            known = set(encoding.arguments.values())
+            targets = [
+                ((0, i), column) for i, column in enumerate(encoding.columns.tolist()) if column >= 0 and column not in known
+            ] + targets
+        return targets
+
+    def _middle(self) -> Array:
+        box = self._box()
+        return box.lower + 0.5 * (box.upper - box.lower)
 
     def _meet(self, encoding: Encoding, keys: list[tuple[int, int]], columns: Index, bounds: Array) -> bool:
         """Meet the ranges with bounds of +-v in turn, and with what follows from them; whether they shrank by much."""
