@@ -40,8 +40,8 @@ MOST = 12
 STEEP = ("exp", "cube", "pow_even", "pow_odd", "square")
 """Functions whose arguments stay moderate, for their values to do so."""
 FAR = 1e3
-STRETCH = 1e4
-"""The most that a range is stretched: more would blow up rounding errors, and nothing could be told."""
+STRETCH, FIXED = 1e4, 1e-6
+"""The most that a range is stretched; one that is so narrow for its values is taken for a point. More would blow up rounding errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +122,9 @@ class Wild(Grower):
     def fitted(self, node: Node, low: float, high: float) -> Node:
         """Every entry, mapped into an interval."""
         lower, upper = self.ranges(node)
-        width = np.maximum(upper - lower, 1e-9)
-        factor = np.minimum((high - low) / width, STRETCH) * (1 - 1e-9)
+        width, size = upper - lower, 1.0 + np.maximum(np.abs(lower), np.abs(upper))
+        known = width > FIXED * size
+        factor = np.where(known, np.minimum((high - low) / np.where(known, width, 1.0), STRETCH) * (1 - 1e-9), 1.0)
         return self.scale(node, factor, 0.5 * (low + high) - factor * (lower + 0.5 * (upper - lower)))
 
     def called(self, name: str, node: Node) -> Node:
@@ -274,13 +275,20 @@ class Balls:
                     terms, constant = self.maps[node.id]
                     now = [sum((k * values[i][j] for i, j, k in row), start=c) for row, c in zip(terms, constant, strict=True)]
                 case Elementwise(f):
-                    now = [f.ball(z) for z in values[node.inputs[0]]]
+                    now = [image(f, z) for z in values[node.inputs[0]]]
                 case Product():
                     now = [a * b for a, b in zip(*(values[i] for i in node.inputs), strict=True)]
                 case _:
                     raise NotImplementedError(str(node.op))
             values.append(now)
         return values[self.graph.output]
+
+
+def image(f: Function, z: flint.arb) -> flint.arb:
+    """The values of a function over a ball; of a monotone one by both ends, where balls that are wide cancel."""
+    if f.pieces is not None or f.staircase or f.extrema or f.poles or f.period is not None:
+        return f.ball(z)
+    return f.ball(z.lower()).union(f.ball(z.upper()))
 
 
 def truth(case: Case, boxes: int = 600, close: float = 1e-6, threshold: float = math.inf) -> tuple[float, float]:
@@ -292,7 +300,9 @@ def truth(case: Case, boxes: int = 600, close: float = 1e-6, threshold: float = 
         threshold: a lower bound above which it may stop.
     """
     balls = Balls(case.graph)
-    rows = [([flint.arb(float(a)) for a in row], flint.arb(float(rhs))) for row, rhs in zip(case.domain.x_rows, case.domain.rhs, strict=True)]
+    rows = [
+        ([flint.arb(float(a)) for a in row], flint.arb(float(rhs))) for row, rhs in zip(case.domain.x_rows, case.domain.rhs, strict=True)
+    ]
 
     def residuals(low: Sequence[float], high: Sequence[float]) -> list[flint.arb]:
         xs = [flint.arb(a).union(flint.arb(b)) for a, b in zip(low, high, strict=True)]
