@@ -374,13 +374,12 @@ Form = Callable[[Case, float], Bounds]
 """Bounds of a case within so many seconds."""
 
 
-def by_search(method: str, solver: str = "scip", gap: float = 1e-5) -> Form:
+def by_search(method: str | mv.Milp, gap: float = 1e-5) -> Form:
     """`minimize` by one of the methods of `verify`."""
 
     def form(case: Case, seconds: float) -> Bounds:
-        options = mv.Options(method=method, solver=solver)
-        found = mv.minimize(case.graph, case.box, case.objective, gap, seconds, constraints=case.domain, options=options)
-        return Bounds(found.lower_bound, found.upper_bound if found.x is None else case.value(found.x), found.reason.value)
+        found = mv.minimize(case.graph, case.box, case.objective, gap, seconds, method, constraints=case.domain)
+        return Bounds(found.lower_bound, math.inf if found.x is None else case.value(found.x), found.reason.value)
 
     return form
 
@@ -402,8 +401,8 @@ def by_model(solver: str) -> Form:
 
 FORMS: dict[str, Form] = {
     "own search": by_search("bab"),
-    "pieces, highs": by_search("milp", "highs"),
-    "pieces, scip": by_search("milp", "scip"),
+    "pieces, highs": by_search(mv.Milp("highs")),
+    "pieces, scip": by_search(mv.Milp("scip")),
     "native, scip": by_model("scip"),
     "native, gurobi": by_model("gurobi"),
 }
