@@ -20,10 +20,10 @@ from judging import Lasting
 from product_networks import Grower
 
 import milpverify as mv
+from milpverify.enclosure import enclose
 from milpverify.encode.encoding import NodeRanges
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
-from milpverify.enclosure import enclose
 from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, Node, TensorSpec, evaluate
 from milpverify.operators import Affine, Elementwise, Input, Product

@@ -28,7 +28,8 @@ def narrow_case() -> Case:
     """Sigmoids over a range of 1e-2, stretched again: Gurobi 13 calls a point optimal that is 8e-3 above the least value."""
     g = Grower(2, 2)
     x = g.layer(g.nodes[0], 3)
-    low, high = (t[0].numpy() for t in (lambda b: (b.lower, b.upper))(mv.bounds(g.finished(x), Box(-np.ones(2), np.ones(2)), "ibp").output))
+    found = mv.bounds(g.finished(x), Box(-np.ones(2), np.ones(2)), "ibp").output
+    low, high = found.lower[0].numpy(), found.upper[0].numpy()
     x = g.scale(x, 0.01 / (high - low), -0.01 * (0.5 * (low + high)) / (high - low))
     s = g.call("sigmoid", x)
     u = g.scale(s, 800.0, -400.0)

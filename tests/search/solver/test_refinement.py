@@ -14,9 +14,9 @@ from random_graphs import dense_network
 from random_nets import proved_bounds
 
 from milpverify.config import Deadline
+from milpverify.enclosure import enclose, enclose_all
 from milpverify.encode.cut_forms import Split
 from milpverify.encode.model import OutOfTime
-from milpverify.enclosure import enclose, enclose_all
 from milpverify.graph import Graph, TensorSpec, evaluate_all
 from milpverify.search.solver.inquiry import Question
 from milpverify.search.solver.judging import Judging
@@ -60,7 +60,7 @@ GRAPHS: dict[str, Callable[[int], Graph]] = {
     "tanh": lambda seed: dense_network((3, 6, 5, 2), "tanh", seed),
     "gelu": lambda seed: dense_network((2, 5, 5, 2), "gelu", seed),
     "sin": lambda seed: dense_network((2, 4, 2), "sin", seed),
-    "products": lambda seed: product_network(seed),
+    "products": product_network,
     "attention": lambda seed: attention_network(seed, tokens=2, dim=2, heads=1, nx=3),
     "recurrent": lambda seed: recurrent_network(seed, steps=2, size=1, nx=1),
     "mixed": mixed_graph,
