@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 
     import torch
 
+    from milpverify.config import Deadline
     from milpverify.frontends.network import Network
     from milpverify.graph import Graph
+    from milpverify.propagation.state import State
     from milpverify.spec import Box
 
-METHODS = ("ibp", "crown", "alpha-crown")
+METHODS = ("ibp", "crown", "alpha-crown", "lp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +50,25 @@ class NetworkBounds:
 
 
 def bounds(
-    network: Network, box: Box | Sequence[Box], method: str = "crown", dtype: torch.dtype | None = None, device: str = "cpu"
+    network: Network,
+    box: Box | Sequence[Box],
+    method: str = "crown",
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    timeout: float | None = None,
 ) -> NetworkBounds:
     """Proved bounds of every node of a network over one or several boxes.
 
     Args:
         network: a torch module in evaluation mode, the path of an ONNX file, or a graph, such as `load(...).graph`.
         box: the input box, or several of them as a batch; for a torch module shaped as its input without the batch axis.
-        method: "ibp" (interval propagation), "crown" (arXiv 1811.00866, all intermediate bounds) or "alpha-crown"
-            (arXiv 2011.13824, slopes optimised for every undecided neuron).
+        method: "ibp" (interval propagation), "crown" (arXiv 1811.00866, all intermediate bounds), "alpha-crown"
+            (arXiv 2011.13824, slopes optimised for every undecided neuron) or "lp": the intermediate bounds of CROWN, and for the outputs
+            the linear relaxation, solved by HiGHS, whose multipliers are checked (`linear_relaxation`).
         dtype: torch.float32 or torch.float64 (default) for the matrix products; the bounds are rigorous in either. CROWN in float32
             multiplies the two-sided passes in float64 behind the first nonlinear nodes, where rounding charges would be felt.
         device: "cpu" or "cuda".
+        timeout: seconds after which "lp" solves no more: outputs keep the bounds of CROWN. None for no limit.
 
     Raises:
         InvalidProperty: a box has the wrong number of inputs.
@@ -68,6 +78,7 @@ def bounds(
     import torch
 
     from milpverify.arithmetic.rounding import ieee
+    from milpverify.config import Deadline
     from milpverify.errors import InvalidProperty
     from milpverify.frontends.network import load_network
     from milpverify.propagation.crown import bound_rows, crown
@@ -92,7 +103,7 @@ def bounds(
         if method == "ibp":
             state = propagate(graph, lower, upper, dtype)
             return NetworkBounds(graph, method, {i: s.bounds for i, s in state.items()})
-        inner = torch.float64 if method == "crown" else None
+        inner = torch.float64 if method in ("crown", "lp") else None
         state, table = crown(graph, lower, upper, dtype, inner=inner)
         if method == "alpha-crown":
             state, table = alpha_crown(graph, state, dtype)
@@ -108,4 +119,23 @@ def bounds(
             found = bound_rows(fast, state, table, rows).lower
         low, high = found[:, : graph.ny], -found[:, graph.ny :]
         by_node[graph.output] = by_node[graph.output].meet(Bounds(low, high))
+        if method == "lp":
+            deadline = Deadline(math.inf if timeout is None else timeout)
+            by_node[graph.output] = by_node[graph.output].meet(_by_programs(graph, state, deadline))
     return NetworkBounds(graph, method, by_node)
+
+
+def _by_programs(graph: Graph, state: State, deadline: Deadline) -> Bounds:
+    """Bounds of the outputs from the linear relaxations over the boxes of a state; infinite for lack of time."""
+    import torch
+
+    from milpverify.linear_relaxation import output_bounds
+    from milpverify.propagation.state import select
+    from milpverify.solvers.process import SolverProcess
+
+    own = graph.to(torch.float64, "cpu")
+    with SolverProcess("highs") as process:
+        alone = [select(state, torch.tensor([k], device=graph.device)) for k in range(len(state[0].center))]
+        found = [output_bounds(own, one, process, deadline) for one in alone]
+    low, high = (torch.stack([torch.from_numpy(t) for t in side]).to(graph.device) for side in zip(*found, strict=True))
+    return Bounds(low, high)

@@ -225,6 +225,7 @@ class SearchOptions:
     second_order: bool = True  # what products of linear forms add up to, bounded as a whole where inputs are few
     finishing: bool = True  # small boxes finished by neuron splits
     leaves: bool = True  # linear programs at the leaves, rechecked in rationals
+    programs: bool = True  # linear programs of subproblems of smooth networks that are nearly closed
     refining: bool = True  # slopes optimised before the search, where inputs are many
     filtering: bool = True  # the best few splits are bounded before one is taken, in piecewise-linear networks
     fresh_lines: bool = True  # lines begin anew where splits or clipping make intervals much narrower

@@ -48,16 +48,16 @@ class Cut:
 Cuts = Mapping[tuple[int, int], Cut]
 """Per neuron (node, flat index), how its box is parted."""
 
-_Sides = list[list[tuple[tuple[float, ...], float]]]  # lower and upper: slopes per input, and the intercept
+Sides = list[list[tuple[tuple[float, ...], float]]]  # lower and upper: slopes per input, and the intercept
 
 
 @dataclass(frozen=True, eq=False)
 class CurveLines:
     """The lines of R neurons over their boxes, and over the pieces of those with breakpoints, each with its ends (m + 1,)."""
 
-    whole: list[_Sides]
+    whole: list[Sides]
     ends: list[Array | None]
-    pieces: list[list[_Sides]]
+    pieces: list[list[Sides]]
 
 
 def lines_of(rule: Rule, lower: tuple[Array, ...], upper: tuple[Array, ...], cuts: list[Cut | None]) -> CurveLines:
@@ -78,7 +78,7 @@ def lines_of(rule: Rule, lower: tuple[Array, ...], upper: tuple[Array, ...], cut
             continue
         ends.append(np.array([lower[cut.place][r], *points, upper[cut.place][r]]))
         owner += [r] * (len(points) + 1)
-    pieces: list[list[_Sides]] = [[] for _ in cuts]
+    pieces: list[list[Sides]] = [[] for _ in cuts]
     if owner:
         index, parted = torch.tensor(owner), [e for e in ends if e is not None]
         begin, end = (torch.from_numpy(np.concatenate([e[part] for e in parted])) for part in (slice(None, -1), slice(1, None)))
@@ -90,7 +90,7 @@ def lines_of(rule: Rule, lower: tuple[Array, ...], upper: tuple[Array, ...], cut
     return CurveLines(whole, ends, pieces)
 
 
-def _listed(found: tuple[SideLines, SideLines]) -> list[_Sides]:
+def _listed(found: tuple[SideLines, SideLines]) -> list[Sides]:
     """Per box, the lines of both sides that are worth having."""
     sides = []
     for side in found:
@@ -105,14 +105,16 @@ def _listed(found: tuple[SideLines, SideLines]) -> list[_Sides]:
     return [list(pair) for pair in zip(*sides, strict=True)]
 
 
-def add_lines(builder: ModelBuilder, sides: _Sides, xs: list[int], y: int) -> None:
-    """y is at least every lower line, and at most every upper one."""
-    for sign, side in zip((1.0, -1.0), sides, strict=True):
-        for slopes, intercept in side:
+def add_lines(builder: ModelBuilder, neuron: tuple[int, int], sides: Sides, xs: list[int], y: int) -> None:
+    """y is at least every lower line, and at most every upper one, with a note of which rows these are."""
+    notes = builder.lines.setdefault(neuron[0], [])
+    for which, sign in enumerate((1.0, -1.0)):
+        for slopes, intercept in sides[which]:
+            notes.append((builder.num_rows, neuron[1], which, *slopes))
             builder.row([y, *xs], [sign, *(-sign * k for k in slopes)], lower=sign * intercept)
 
 
-def add_incremental(builder: ModelBuilder, ends: Array, pieces: list[_Sides], x: int, y: int, at: float) -> None:
+def add_incremental(builder: ModelBuilder, ends: Array, pieces: list[Sides], x: int, y: int, at: float) -> None:
     """One input: x = ends[0] + sum d_k, w_k z_k <= d_k, d_(k+1) <= w_(k+1) z_k, and a line of either side on every piece.
 
     With the line a_k x + c_k on piece k, y >= a_0 ends[0] + c_0 + sum a_k d_k + sum ((a_(k+1) - a_k) p_(k+1) + c_(k+1) - c_k) z_(k+1).
@@ -143,7 +145,7 @@ def add_incremental(builder: ModelBuilder, ends: Array, pieces: list[_Sides], x:
 def add_parted(
     builder: ModelBuilder,
     ends: Array,
-    pieces: list[_Sides],
+    pieces: list[Sides],
     box: list[tuple[float, float]],
     xs: list[int],
     place: int,

@@ -26,6 +26,23 @@ class Neurons:
 
 
 @dataclass(frozen=True, eq=False)
+class Origins:
+    """What the rows and columns of a model stand for, so that multipliers can be carried back to the network.
+
+    Row i was divided by scale[i]. `lines` are, per nonlinear node, (row, flat index, side, slope of every input) with side 0 for lower
+    lines, all of them rows that hold at their lower ends; `columns` are those of (node, flat index). Decisions come in the order of
+    their nodes.
+    """
+
+    scale: Array  # (m,)
+    lines: dict[int, Array]  # (L, 3 + inputs)
+    columns: dict[tuple[int, int], int]
+    domain: range = range(0)
+    decisions: range = range(0)
+    margin: range = range(0)
+
+
+@dataclass(frozen=True, eq=False)
 class Encoding:
     """A model and the way back: quantity j is centre[j] + unit[j] v[j]; columns[i] is that of x_i, -1 if nothing depends on it.
 
@@ -44,6 +61,7 @@ class Encoding:
     neurons: tuple[Neurons, ...] = ()
     arguments: Mapping[tuple[int, int], int] = field(default_factory=dict)
     margin: int = -1
+    origins: Origins | None = None
 
     def quantities(self, point: Array) -> Array:
         """What a solver's point (n,) stands for, (n,)."""
@@ -70,6 +88,8 @@ class Layer:
     constant: Array  # (R,)
     error: Array  # (R,)
     binaries: int
+    unit: Array  # (n,)
+    origins: Origins
 
     def task(self, r: int, side: int) -> Model:
         """The model that minimises entry r, or with side -1 its negative (without the constant)."""

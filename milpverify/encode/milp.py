@@ -20,7 +20,7 @@ import torch
 
 from milpverify.encode.curves import Cuts, add_incremental, add_lines, add_parted, lines_of
 from milpverify.encode.cut_forms import Composer, CutForms, Line, Split
-from milpverify.encode.encoding import Encoding, Layer, Neurons, NodeRanges
+from milpverify.encode.encoding import Encoding, Layer, Neurons, NodeRanges, Origins
 from milpverify.encode.kinks import add_pieces
 from milpverify.encode.model import ModelBuilder, NumericallyUnfit
 from milpverify.encode.segments import touched_pieces
@@ -52,6 +52,7 @@ def encode(
     deadline: Deadline | None = None,
     cuts: Cuts | None = None,
     native: frozenset[Capability] = frozenset(),
+    relaxed: bool = False,
 ) -> Encoding:
     """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
 
@@ -66,27 +67,31 @@ def encode(
         deadline: when to give up; large networks take seconds.
         cuts: where curved neurons are parted; their relaxation is linear elsewhere.
         native: what is left to the solver: QUADRATIC products and squares, FUNCTIONS smooth functions.
+        relaxed: enclose every unstable neuron by lines, whatever its function: a linear program.
 
     Raises:
         NumericallyUnfit: bounds that are not finite.
         OutOfTime: the deadline came first.
     """
     rows = disjunct.unsafe if objective is None else objective
-    return _Encoder(graph, bounds, disjunct.box, start, deadline, cuts or {}, native).encode(rows, disjunct.domain, constraints, decisions)
+    encoder = _Encoder(graph, bounds, disjunct.box, start, deadline, cuts or {}, native, relaxed)
+    return encoder.encode(rows, disjunct.domain, constraints, decisions)
 
 
-def encode_layer(graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None) -> Layer:
+def encode_layer(
+    graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None, relaxed: bool = False
+) -> Layer:
     """The model of what lies before some pre-activations, for bounds of each (optimisation-based bound tightening).
 
     Args:
-        graph, bounds, deadline: as for `encode`.
+        graph, bounds, deadline, relaxed: as for `encode`.
         node: a pre-activation.
         index: (R,) flat entries of it.
 
     Raises:
         see `encode`.
     """
-    return _Encoder(graph, bounds, box, None, deadline).encode_layer(node, index)
+    return _Encoder(graph, bounds, box, None, deadline, relaxed=relaxed).encode_layer(node, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +122,11 @@ class _Encoder:
         deadline: Deadline | None,
         cuts: Cuts | None = None,
         native: frozenset[Capability] = frozenset(),
+        relaxed: bool = False,
     ) -> None:
         self.graph = graph
         self.box = box
-        self.cuts, self.native = cuts or {}, native
+        self.cuts, self.native, self.relaxed = cuts or {}, native, relaxed
         self.lower: dict[int, Array] = {0: self.box.lower}
         self.upper: dict[int, Array] = {0: self.box.upper}
         for node in graph.nonlinear:
@@ -151,22 +157,27 @@ class _Encoder:
         self.compose.needed[0] |= domain.x_rows.any(axis=0)
         self._add_network()
         used = np.flatnonzero(self.compose.needed[0])
+        starts = [self.builder.num_rows]
         for row, rhs in zip(domain.x_rows, domain.rhs, strict=True):
             self.builder.row(self.column[0][used], row[used], upper=float(rhs))
+        starts.append(self.builder.num_rows)
         for rows, forms in zip([constraints] if constraints is not None else [], extra, strict=True):
             for line, rhs in zip(self._lines(forms), rows.rhs.tolist(), strict=True):
                 self.builder.row(line.columns, line.values, upper=rhs - line.constant, error=line.error)
+        starts.append(self.builder.num_rows)
         for forms, sides, points in split:
             for line, side, point in zip(self._lines(forms), sides, points, strict=True):
                 low, high = (point, math.inf) if side > 0 else (-math.inf, point)
                 self.builder.row(line.columns, line.values, low - line.constant, high - line.constant, error=line.error)
+        starts.append(self.builder.num_rows)
         costs = self._add_margin(top, objective) if len(objective) else {}
         model = self.builder.build(costs)
-        centre, unit, box = self.builder.centre.copy(), self.builder.unit.copy(), self.box
+        domain_rows, _, decision_rows, margin_rows = map(range, starts, [*starts[1:], self.builder.num_rows])
+        origins = self._origins(domain_rows, decision_rows, margin_rows)
+        centre, unit = self.builder.centre.copy(), self.builder.unit.copy()
         margin = next(iter(costs), -1)
-        return Encoding(
-            model, self.column[0], centre, unit, box.lower, box.upper, self.unstable, tuple(self.neurons), self.arguments, margin
-        )
+        box, neurons = self.box, tuple(self.neurons)
+        return Encoding(model, self.column[0], centre, unit, box.lower, box.upper, self.unstable, neurons, self.arguments, margin, origins)
 
     @np.errstate(over="ignore", invalid="ignore")
     def encode_layer(self, node: int, index: Index) -> Layer:
@@ -185,7 +196,11 @@ class _Encoder:
         if not (np.isfinite(objective).all() and np.isfinite(constant).all() and np.isfinite(error).all()):
             raise NumericallyUnfit(f"node {node} ({self.graph.nodes[node].name}) has coefficients that are not finite")
         model = self.builder.build({})
-        return Layer(model, index, objective, constant, error, int(model.integer.sum()))
+        return Layer(model, index, objective, constant, error, int(model.integer.sum()), unit.copy(), self._origins())
+
+    def _origins(self, *parts: range) -> Origins:
+        values = {(i, e): c for i, column in self.column.items() for e, c in enumerate(column.tolist()) if c >= 0}
+        return Origins(self.builder.scale, {i: np.array(some) for i, some in self.builder.lines.items()}, values | self.arguments, *parts)
 
     def _add_network(self) -> None:
         """Variables and rows of all that is needed so far."""
@@ -269,6 +284,7 @@ class _Encoder:
             return
         pieces, (source,) = _pieces(node), node.inputs
         assert pieces is not None
+        whole = lines_of(rule_of(node.op), block.lower, block.upper, [None] * len(block.index)).whole if self.relaxed else None
         between, inputs = [], []
         for i, line in self._lines_of(block.forms[0]):
             first, last, y = int(block.first[i]), int(block.last[i]), int(self.column[node.id][block.index[i]])
@@ -277,8 +293,11 @@ class _Encoder:
                 continue
             low, high = float(block.lower[0][i]), float(block.upper[0][i])
             x, at = self._argument(source, int(block.index[i]), line, low, high)
-            self.unstable += 1
-            add_pieces(self.builder, pieces, first, last, low, high, x, y, at)
+            if whole is None:
+                self.unstable += 1
+                add_pieces(self.builder, pieces, first, last, low, high, x, y, at)
+            else:
+                add_lines(self.builder, (node.id, int(block.index[i])), whole[i], [x], y)
             between.append(i)
             inputs.append(x)
         if inputs:
@@ -318,7 +337,9 @@ class _Encoder:
         outputs = self.column[node.id][block.index]
         for r, (y, ends) in enumerate(zip(outputs.tolist(), found.ends, strict=True)):
             xs, cut = inputs[:, r].tolist(), cuts[r]
-            add_lines(builder, found.whole[r], xs, y)
+            add_lines(builder, (node.id, int(block.index[r])), found.whole[r], xs, y)
+            if self.relaxed:
+                continue
             if left in self.native:
                 self._add_native(node, xs, y)
             elif isinstance(node.op, Elementwise) and node.op.function.staircase:

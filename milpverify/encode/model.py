@@ -99,6 +99,8 @@ class ModelBuilder:
     def __init__(self) -> None:
         self._variables: list[tuple[Array, Array, Array, bool]] = []  # lower, upper, start in units, whether integer
         self._rows: list[_Row] = []
+        self.lines: dict[int, list[tuple[float, ...]]] = {}  # which rows are lines of neurons, see `Origins`
+        self.scale: Array = np.zeros(0)  # of the rows, once the model is built
         self._functions: list[tuple[str, Term, int, int]] = []
         self._count = 0
         self._units: Array = np.zeros((3, 64))  # centre, unit and reach in units, with room to grow
@@ -107,6 +109,11 @@ class ModelBuilder:
     def centre(self) -> Array:
         """The centres, (n,)."""
         return self._units[0, : self._count]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows so far."""
+        return len(self._rows)
 
     @property
     def unit(self) -> Array:
@@ -220,7 +227,17 @@ class ModelBuilder:
         quadratic = Quadratic(owner, pairs[0], pairs[1], products) if len(owner) else None
         scale = list(zip(self.centre.tolist(), self.unit.tolist(), strict=True)) if self._functions else []
         functions = tuple(FunctionTerm(name, term, y, x, scale[y], scale[x]) for name, term, y, x in self._functions)
-        return scaled(Model(low, high, integer, row_start, column, value, row_lower, row_upper, objective, start, quadratic, functions))
+        model = Model(low, high, integer, row_start, column, value, row_lower, row_upper, objective, start, quadratic, functions)
+        self.scale = _scale(model)
+        return scaled(model)
+
+
+def _scale(model: Model) -> Array:
+    """What the rows are divided by, (m,): powers of two near their largest coefficients."""
+    largest, quadratic = np.zeros(model.num_rows), model.quadratic or _NO_PRODUCTS
+    np.maximum.at(largest, np.repeat(np.arange(model.num_rows), np.diff(model.row_start)), np.abs(model.value))
+    np.maximum.at(largest, quadratic.row, np.abs(quadratic.value))
+    return power_of_two(largest)
 
 
 def scaled(model: Model) -> Model:
@@ -237,10 +254,7 @@ def scaled(model: Model) -> Model:
         raise NumericallyUnfit("a row of the model is not finite")
     m = model.num_rows
     owner = np.repeat(np.arange(m), np.diff(model.row_start))
-    largest = np.zeros(m)
-    np.maximum.at(largest, owner, np.abs(model.value))
-    np.maximum.at(largest, quadratic.row, np.abs(quadratic.value))
-    scale = power_of_two(largest)
+    scale = _scale(model)
     value, products = model.value / scale[owner], quadratic.value / scale[quadratic.row]
     keep, kept = np.abs(value) >= SMALLEST_COEFFICIENT, np.abs(products) >= SMALLEST_COEFFICIENT
     furthest = np.maximum(np.abs(model.lower), np.abs(model.upper))

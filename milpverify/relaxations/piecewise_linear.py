@@ -6,19 +6,20 @@ import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import TINY, U64
-from milpverify.relaxations.rule import Univariate
+from milpverify.relaxations.rule import Univariate, finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from milpverify.functions.catalogue import Pieces
+    from milpverify.relaxations.rule import PerInput
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ class PiecewiseLinear(Univariate):
                 value_high, slope_high = torch.where(better, value, value_high), torch.where(better, slope, slope_high)
         exact = self.is_affine(lower, upper)
         return torch.where(exact, inside, slope_low), torch.where(exact, inside, slope_high)
+
+    def envelope_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
+        """Those of all chords between the ends and the breakpoints, of which the envelopes consist."""
+        points = list(_vertices(self.pieces, lower[0], upper[0]))
+        chords = [finite((f1 - f0) / (x1 - x0)) for (x0, f0), (x1, f1) in combinations(points, 2)]
+        slopes = torch.stack([*chords, *self.supporting_slopes(lower[0], upper[0])])
+        return (slopes,), (slopes,)
 
     def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
         if (bend := _bend(self.pieces)) is not None:

@@ -61,7 +61,7 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
         context = replace(
             context,
             oracle=oracle if options.method is SearchMethod.AUTO and context.switches.oracle else None,
-            leaves=leaves if context.switches.leaves and context.graph.piecewise_linear else None,
+            leaves=leaves if (context.switches.leaves if context.graph.piecewise_linear else context.switches.programs) else None,
         )
         for k, (group, root) in enumerate(bounded):
             done, untouched = parts[bare_parts:], [float(found.margins.amin()) for _, found in bounded[k + 1 :]]

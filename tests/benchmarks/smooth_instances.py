@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from digits_networks import ACTIVATIONS, TRAINED
 from sklearn.datasets import load_digits
 
-SIZES = {(16,) * 2: 0.15, (24,) * 3: 0.12, (32,) * 4: 0.10, (50,) * 4: 0.08}
+SIZES = {(16,) * 2: 0.25, (24,) * 3: 0.07, (32,) * 4: 0.05, (50,) * 4: 0.04}
 """Neurons per layer, and the radius of the boxes in units of the pixels' range."""
 KINDS, IMAGES, STEPS = ("sigmoid", "tanh", "gelu"), 2, 300
 

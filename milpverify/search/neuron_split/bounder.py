@@ -22,6 +22,7 @@ from milpverify.search.neuron_split.subproblems import Subproblems
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
+    from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
     from milpverify.propagation.optimised.dual import Columns
     from milpverify.search.groups import Group
@@ -138,6 +139,10 @@ class Bounder:
             low, high = low.clone(), high.clone()
             of.derive(low, high)
         return Domain(subs.box, low, high, column, subs.side, subs.point)
+
+    def decisions(self, one: Subproblems) -> tuple[Split, ...]:
+        """The split decisions of one subproblem by node."""
+        return tuple((self.slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
 
     def state_of(self, subs: Subproblems) -> State:
         """The states of the subproblems' boxes with the split pre-activations clamped."""

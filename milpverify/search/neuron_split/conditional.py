@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from milpverify.operators import Elementwise
+from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import OutputConstraints
 from milpverify.propagation.optimised.output_constraints import tightened
 from milpverify.propagation.state import Bounds, NodeState, State
@@ -15,6 +16,7 @@ from milpverify.propagation.state import Bounds, NodeState, State
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.encode.cut_forms import Split
+    from milpverify.encode.encoding import NodeRanges
     from milpverify.graph import Graph
     from milpverify.search.neuron_split.bounder import Bounder
 
@@ -24,6 +26,8 @@ NEURONS = 6000
 """How many neurons, over all disjuncts, are bounded under output constraints in every round."""
 SHARE = 0.15
 """Of the time left, what it may take."""
+NARROWER = 0.9
+"""A tree begins again from ranges that a solver swept where they leave less than so much of the widths, on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,26 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
             states.append(found.state)
     if not states:
         return ConditionalRoot({}, disjuncts, refuted)
-    return ConditionalRoot({i: _stacked([s[i] for s in states]) for i in states[0]}, disjuncts, refuted)
+    return replace(stacked(states, disjuncts), refuted=refuted)
+
+
+def swept_state(graph: Graph, state: State, ranges: NodeRanges) -> State | None:
+    """The state of one box met with ranges that a solver proved of a disjunct's unsafe points; None where these are no narrower by much."""
+    found: State = {}
+    for i, known in state.items():
+        low, high = (t.to(known.center.device).reshape(known.bounds.lower.shape) for t in ranges[i])
+        found[i] = NodeState(known.bounds.meet(Bounds(low, high)), known.center, known.charge)
+    follow(graph, found)
+    if any(bool((s.bounds.lower > s.bounds.upper).any()) for s in found.values()):
+        return None  # nothing is left: for the solver to say
+    widths = [torch.cat([s[z].bounds.width.flatten() for z in graph.readers]) for s in (state, found)]
+    wide = widths[0] > 0
+    return found if float((widths[1][wide] / widths[0][wide]).mean()) < NARROWER else None
+
+
+def stacked(states: list[State], disjuncts: list[int]) -> ConditionalRoot:
+    """The states of some disjuncts as one root."""
+    return ConditionalRoot({i: _stacked([s[i] for s in states]) for i in states[0]}, disjuncts, [])
 
 
 def implied(graph: Graph, plain: State, conditional: State) -> tuple[Split, ...]:

@@ -16,20 +16,24 @@ from torch import Tensor
 from milpverify.config import SplitPoints
 from milpverify.graph import evaluate
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.propagation.state import select
+from milpverify.result import Trust
 from milpverify.search.batch_size import LARGEST, BatchSize
 from milpverify.search.branch_and_bound import Chunks, Space
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
 from milpverify.search.neuron_split.clip import Clipper
-from milpverify.search.neuron_split.conditional import ConditionalRoot, conditional_root, implied
+from milpverify.search.neuron_split.conditional import DISJUNCTS, ConditionalRoot, conditional_root, implied, stacked, swept_state
 from milpverify.search.neuron_split.conflicts import Conflicts
+from milpverify.search.neuron_split.programs import LARGEST_PROGRAM, close_by_programs
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.tree import Tree
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.encode.cut_forms import Split
+    from milpverify.encode.encoding import NodeRanges
     from milpverify.propagation.state import LinearBound, State
     from milpverify.search.context import SearchContext
     from milpverify.search.groups import Group
@@ -78,6 +82,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.conflicts: Conflicts | None = None
         self.clipper, self.brancher = self._helpers(self.bounder)
         self.patience: float = PATIENCE if switches.output_constraints else math.inf
+        self.roots: dict[int, State] = {}  # by disjunct, where they are conditional
+        self.swept: dict[int, NodeRanges] = {}  # by disjunct, what a solver proved of unsafe points since
         self.refuted = 0  # disjuncts that output constraints left without a point
         self.branchings = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)  # of every box
         memory, fixed = max(2, ENTRIES // self.bounder.entries_each), FIXED_BATCH if switches.deterministic else None
@@ -105,8 +111,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def decisions(self, one: Subproblems) -> tuple[Split, ...]:
         """The split decisions of one subproblem by node."""
-        slots = self.bounder.relaxations.slots
-        return tuple((slots[slot], index, side, point) for slot, index, side, point in one.literals(0))
+        return self.bounder.decisions(one)
 
     # -- split --------------------------------------------------------------------------------------------------------------
 
@@ -222,7 +227,10 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
     # -- leaves -------------------------------------------------------------------------------------------------------------
 
     def leaves(self, tree: Tree[Subproblems], children: Subproblems, deadline: Deadline) -> Subproblems:
-        """Decide subproblems without a split left by linear programs, or keep them."""
+        """Decide subproblems without a split left by linear programs, or keep them; of others, close what is nearly closed."""
+        leaves, small = self.context.leaves, self.bounder.relaxations.count <= LARGEST_PROGRAM
+        if leaves is not None and small and not self.context.graph.piecewise_linear and self.tuning.per_box is None:
+            children = close_by_programs(leaves, self.bounder, tree, children, deadline)
         final = children.best[:, 0] < 0
         for n in final.nonzero(as_tuple=True)[0].tolist():
             self._decide_leaf(tree, children.take(torch.tensor([n], device=final.device)), deadline)
@@ -230,7 +238,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def _decide_leaf(self, tree: Tree[Subproblems], leaf: Subproblems, deadline: Deadline) -> None:
         programs, ledger = self.context.leaves, self.context.ledger
-        if programs is not None and not tree.falsified and not deadline.expired():
+        if programs is not None and self.context.graph.piecewise_linear and not tree.falsified and not deadline.expired():
             with ledger.spent(Part.LEAVES):
                 state, decisions = self.bounder.state_of(leaf), self.decisions(leaf)
                 if tree.conditional:
@@ -251,14 +259,19 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
     # -- output constraints -------------------------------------------------------------------------------------------------
 
     def renew(self, tree: Tree[Subproblems], deadline: Deadline) -> bool:
-        """Begin again from bounds that hold at the unsafe points of every open disjunct, where these pay; what was proved stays."""
-        if tree.counts.bounded < self.patience or not len(tree.frontier):
+        """Begin again from bounds that hold at the unsafe points of every open disjunct, where these pay; what was proved stays.
+
+        After so many subproblems they are made from the rows; a solver's sweeps may bring better ones at any time (trust SOLVER).
+        """
+        due = tree.counts.bounded >= self.patience
+        if not (due or self.swept) or not len(tree.frontier):
             return False
-        self.patience = math.inf
+        self.patience = math.inf if due else self.patience
         if len(tree.unsplittable) or len(tree.abandoned):
             return False
         known, plain, switches = tree.frontier.all(), self.plain, self.context.switches
-        root = conditional_root(plain, known.disjunct.unique().tolist(), deadline, switches.deterministic)
+        places = known.disjunct.unique().tolist()
+        root = conditional_root(plain, places, deadline, switches.deterministic) if due else self._swept_root(tree, places)
         if root is None:
             return False
         if not root.disjuncts:
@@ -275,8 +288,24 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         # Only now that memory held everything: what is open belongs to one bounder at any time.
         tree.begin_again(roots)
         self.bounder, self.conflicts, (self.clipper, self.brancher) = bounder, conflicts, helpers
+        self.roots = {d: select(root.state, torch.tensor([k])) for k, d in enumerate(root.disjuncts)}
         self._refuted_at_root(tree, root)
         return True
+
+    def _swept_root(self, tree: Tree[Subproblems], places: list[int]) -> ConditionalRoot | None:
+        """The roots met with what a solver swept, where that made much of one narrower; all that is proved from there rests on it."""
+        swept, self.swept = self.swept, {}
+        if len(places) > DISJUNCTS or len(self.plain.state[0].center) != 1:
+            return None
+        states, better = [self.roots.get(d, self.plain.state) for d in places], False
+        for k, d in enumerate(places):
+            found = swept_state(self.plain.graph, states[k], swept[d]) if d in swept else None
+            if found is not None:
+                states[k], better = found, True
+        if not better:
+            return None
+        tree.trust, tree.raised = Trust.SOLVER, True
+        return stacked(states, places)
 
     def _refuted_at_root(self, tree: Tree[Subproblems], root: ConditionalRoot) -> None:
         """Count the disjuncts that have no unsafe point: their margin is at least 0."""

@@ -111,6 +111,11 @@ class NeuronTasks(Tasks[Subproblems]):
             subs.bound = torch.where(mask & (subs.bound < bound), bound, subs.bound)
         return 0
 
+    def heard(self, tree: Tree[Subproblems], finding: Finding, closed: int) -> None:
+        """Keep what a solver swept of a whole disjunct: the tree may begin again from it."""
+        if finding.ranges is not None and not finding.task.decisions and not closed:
+            self.space.swept[finding.task.disjunct] = finding.ranges
+
     def answer_target(self, tree: Tree[Subproblems], finding: Finding) -> None:
         """Keep what was found of the bound of a pre-activation, until the root is built anew."""
         if self.targets is None or finding.task.target is None:

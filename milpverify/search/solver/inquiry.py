@@ -17,7 +17,7 @@ from milpverify.solvers.model import Model, Sweep
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
-    from milpverify.encode.encoding import Encoding
+    from milpverify.encode.encoding import Encoding, NodeRanges
     from milpverify.search.solver.judging import Judging
     from milpverify.solvers.base import Progress
 
@@ -38,6 +38,11 @@ class Inquiry(ABC):
     @abstractmethod
     def heard(self, progress: Progress) -> None:
         """Learn from a report on the question under way."""
+
+    @property
+    def swept(self) -> NodeRanges | None:
+        """Ranges of every node that hold at unsafe points, None where replies have proved none."""
+        return None
 
     def target(self, question: Question) -> float:
         """The dual bound at which raising it further is idle: what clears the safety margin twice over is closed."""

@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from milpverify.arithmetic.rounding import U64
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.encode.segments import touched_pieces
+from milpverify.linear_relaxation import margin_bound, settled, split_table, weighted_bound
 from milpverify.operators import Affine, Elementwise
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows
-from milpverify.propagation.interval import step
-from milpverify.propagation.state import Bounds, NodeState, SplitConstraints, State
+from milpverify.search.solver.pace import Pace
 from milpverify.solvers.base import Limits, SolveOutcome, SolverStatus
 from milpverify.solvers.model import Model, power_of_two
 from milpverify.solvers.process import SolverProcess
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
+    from milpverify.propagation.state import State
     from milpverify.spec import Array, Disjunct, Problem
 
 _DENSE = 4_000_000  # entries of all matrices of a network whose leaves are worth exact arithmetic
@@ -67,12 +67,17 @@ class LeafOutcome:
 
 @dataclass(eq=False)
 class Leaves:
-    """Decides leaves; a context manager, for HiGHS runs in a process of its own. `left` is how many more may be solved (None: all)."""
+    """Decides leaves; a context manager, for HiGHS runs in a process of its own.
+
+    `left` is how many more may be solved (None: all).
+    `pace` says when relaxations of other subproblems pay.
+    """
 
     problem: Problem
     deadline: Deadline
     solved: int = 0
     left: int | None = None
+    pace: Pace = field(default_factory=Pace)
     _process: SolverProcess = field(default_factory=lambda: SolverProcess("highs"))
 
     def __enter__(self) -> Leaves:
@@ -101,7 +106,7 @@ class Leaves:
                 return LeafOutcome(note="a leaf's linear program was not solved: as many were as may be")
             self.left -= 1
         self.solved += 1
-        leaf = _Leaf(self.problem.graph, disjunct, _on_cpu(bounds), decisions)
+        leaf = _Leaf(self.problem.graph, disjunct, bounds, decisions)
         with torch.no_grad():
             outcome = self._solve(leaf.model(elastic=False))
             if outcome.status is SolverStatus.OPTIMAL and outcome.multipliers is not None:
@@ -116,6 +121,16 @@ class Leaves:
         exact = leaf.exact_bound(outcome, elastic=True)
         empty = exact is not None and exact > 0
         return LeafOutcome.closing(math.inf) if empty else LeafOutcome(note="a leaf that is empty but for rounding")
+
+    def relax(self, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...], deadline: Deadline) -> float:
+        """A lower bound of the margin of any subproblem by its linear relaxation (trust ROUNDED; inf if it is empty, -inf for none).
+
+        Args:
+            bounds: of every node, a batch of one, where the decisions hold.
+        """
+        self.solved += 1
+        with torch.no_grad():
+            return margin_bound(self.problem.graph, bounds, disjunct, decisions, self._process, deadline)
 
     def _optimal(self, leaf: _Leaf, outcome: SolveOutcome, multipliers: Array) -> LeafOutcome:
         bound = leaf.bound(leaf.weights(multipliers, elastic=False))
@@ -145,12 +160,8 @@ class _Leaf:
     def __init__(self, graph: Graph, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...]) -> None:
         self.graph, self.disjunct, self.decisions = graph, disjunct, decisions
         box = disjunct.box
-        lower, upper = bounds[0].bounds.lower, bounds[0].bounds.upper
-        self.lower, self.upper = (t[0].numpy() for t in (lower, upper))
-        self.state: State = {}
-        for node in graph.nodes:
-            now = step(graph, node, self.state, lower, upper, graph)
-            self.state[node.id] = NodeState(now.bounds.meet(bounds[node.id].bounds), now.center, now.charge)
+        self.lower, self.upper = (t[0].cpu().numpy() for t in (bounds[0].bounds.lower, bounds[0].bounds.upper))
+        self.state = settled(graph, bounds)
         self.table = {i: default_lines(graph, i, self.state, torch.float64) for i in graph.nonlinear}
         self.centre = self.state[0].center[0].numpy()
         self.radius = np.maximum(self.upper - self.centre, self.centre - self.lower)
@@ -210,31 +221,10 @@ class _Leaf:
 
     def bound(self, weights: Array) -> float:
         """A lower bound of the weighted sum of residuals over the box, per unit of the margin's weights: rigorous, in float64."""
-        count = len(self.top)
-        w, u, v = weights[:count], weights[count : count + len(self.decisions)], weights[count + len(self.decisions) :]
-        y_row, x_row = w @ self.top.y_rows, w @ self.top.x_rows + v @ self.domain.x_rows
-        rhs = np.concatenate([w * self.top.rhs, v * self.domain.rhs])
-        rows, x_rows = (torch.from_numpy(row)[None, None] for row in (y_row, x_row))
-        lower = bound_rows(self.graph, self.state, self.table, rows, x_rows=x_rows, splits=self._splits(u)).lower
-        # What rounding did to the combined rows, over the ranges of what they multiply.
-        y = self.state[self.graph.output].bounds
-        reach_y = torch.maximum(y.lower.abs(), y.upper.abs()).flatten().numpy()
-        reach_x = np.maximum(np.abs(self.lower), np.abs(self.upper))
-        size_x = w @ np.abs(self.top.x_rows) + v @ np.abs(self.domain.x_rows)
-        size = float(w @ np.abs(self.top.y_rows) @ reach_y + size_x @ reach_x + np.abs(rhs).sum())
-        total = float(lower[0, 0]) - math.fsum(rhs) - 4 * (len(weights) + 8) * U64 * size
-        if not math.isfinite(total):
-            return -math.inf
-        sums = math.fsum(w)
-        return total if sums == 0 else math.nextafter(total / (sums * (1 + 4 * U64 if total > 0 else 1 - 4 * U64)), -math.inf)
-
-    def _splits(self, u: Array) -> dict[int, SplitConstraints]:
-        table = {}
-        for node in sorted({d[0] for d in self.decisions}):
-            here = [(*d[1:], weight) for d, weight in zip(self.decisions, u.tolist(), strict=True) if d[0] == node]
-            index, side, point, beta = (torch.tensor([column], dtype=torch.float64) for column in zip(*here, strict=True))
-            table[node] = SplitConstraints(index.long(), side, point, beta[None])
-        return table
+        count, end = len(self.top), len(self.top) + len(self.decisions)
+        splits = split_table(zip(self.decisions, weights[count:end].tolist(), strict=True))
+        both = weights[:count], weights[end:]
+        return weighted_bound(self.graph, self.state, self.table, self.top, self.domain, both, splits)
 
     # -- exact ------------------------------------------------------------------------------------------------------------
 
@@ -354,10 +344,6 @@ class _Leaf:
             slopes, intercepts = ([values[k] for k in first] for values in (op.function.pieces.slopes, op.function.pieces.intercepts))
             found[i] = (slopes, intercepts, np.nonzero(first != last)[0].tolist())
         return found
-
-
-def _on_cpu(state: State) -> State:
-    return {i: NodeState(Bounds(s.bounds.lower.cpu(), s.bounds.upper.cpu()), s.center.cpu(), None) for i, s in state.items()}
 
 
 def _rational(x: float) -> Any:

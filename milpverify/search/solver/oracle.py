@@ -60,13 +60,15 @@ class Task:
 class Finding:
     """What the oracle knows of its task: a lower bound of the margin (trust SOLVER; -inf if none may be used), and whether it has ended.
 
-    `solved`: it ended because the solver has no more to say about it.
+    `solved`: it ended because the solver has no more to say about it. `ranges` of every node hold where the task's decisions do and the
+    margin is at most 0 (trust SOLVER, and only where the options allow that).
     """
 
     task: Task
     bound: float
     ended: bool
     solved: bool = False
+    ranges: NodeRanges | None = None
 
 
 @dataclass(eq=False)
@@ -270,7 +272,8 @@ class Oracle:
         may_close = self.options.believes_solvers
         ended = outcome is not None and self._work is None
         solved = ended and work.exhausted and outcome is not None and outcome.status in (SolverStatus.OPTIMAL, SolverStatus.INFEASIBLE)
-        return Finding(work.task, bound if may_close else -math.inf, ended, solved)
+        ranges = work.inquiry.swept if may_close and not self.options.search.deterministic else None
+        return Finding(work.task, bound if may_close else -math.inf, ended, solved, ranges)
 
     def _watch(self, progress: Progress) -> bool:
         work = self._work

@@ -100,6 +100,10 @@ class Refinement(Inquiry):
     conditional: bool = False
 
     @property
+    def swept(self) -> NodeRanges | None:
+        return self.ranges if self.conditional else None
+
+    @property
     def closed(self) -> bool:
         """Whether no unsafe point is left."""
         return self.disjunct.closes(self.bound)
