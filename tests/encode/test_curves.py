@@ -185,3 +185,11 @@ def test_what_two_neurons_read_has_one_column() -> None:
     encoding = encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box))
     read = {int(c) for neurons in encoding.neurons for columns in neurons.inputs for c in columns}
     assert read <= set(encoding.arguments.values())
+
+
+def test_a_function_whose_range_no_tolerance_carries_is_refused_by_name() -> None:
+    build = Builder(1, 0)
+    build.apply("tanh")
+    graph, box = build.graph(), Box(np.array([0.3]), np.array([0.3 + 1e-6]))
+    with pytest.raises(NumericallyUnfit, match="tanh has a range"):
+        encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box), native=frozenset({Capability.FUNCTIONS}))
