@@ -5,9 +5,9 @@
 
 The graphs are those of `tests/soundness/smooth_graphs.py`, by their seeds. Every lower bound of the least first output is held against
 what inputs attain, re-evaluated with outward rounding: those that the other forms find, and sampled ones that descent improved; on
-graphs of one or two inputs, against the truth by subdivision in ball arithmetic, too. Prints every contradiction as it is found, and a table in
-Markdown: how many graphs a form has a bound for, the median gap to the best attained value, the share of graphs closed to within 1e-4,
-how often it is the best form (up to 1e-6), and why it refused the rest. Exits with 1 where there is a contradiction.
+graphs of one or two inputs, against the truth by subdivision in ball arithmetic, too. Prints every contradiction as it is found, and a
+table in Markdown: how many graphs a form has a bound for, the median gap to the best attained value, the share of graphs closed to
+within 1e-4, how often it is the best form (up to 1e-6), and why it refused the rest. Exits with 1 where there is a contradiction.
 """
 
 from __future__ import annotations
