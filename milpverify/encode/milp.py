@@ -332,7 +332,7 @@ class _Encoder:
                 low, high = float(block.lower[place][i]), float(block.upper[place][i])
                 copied = len(line.columns) == 1 and line.values[0] == 1.0 and line.constant == 0.0 == line.error
                 if copied and source in self.column:
-                    self.arguments[source, int(entry[i])] = int(line.columns[0])
+                    self.arguments.setdefault((source, int(entry[i])), int(line.columns[0]))
                 inputs[place, i], starts[place, i] = self._argument(source, int(entry[i]), line, low, high)
         outputs = self.column[node.id][block.index]
         for r, (y, ends) in enumerate(zip(outputs.tolist(), found.ends, strict=True)):

@@ -273,6 +273,9 @@ def scaled(model: Model) -> Model:
     made = replace(
         model, row_start=row_start, column=model.column[keep], value=value[keep], row_lower=row_lower, row_upper=row_upper, quadratic=rest
     )
-    if not (made.spans() <= WIDEST).all():  # NaN is no range either
-        raise NumericallyUnfit(f"a product or a function of the model has a range of {np.max(made.spans()):.3g}")
+    spans = made.spans()
+    if not (spans <= WIDEST).all():  # NaN is no range either
+        worst, products = int(np.argmax(spans)), len(rest.row) if rest is not None else 0
+        what = "a product" if worst < products else made.functions[(worst - products) // 2].name
+        raise NumericallyUnfit(f"{what} has a range of {spans[worst]:.3g} in the model, which solvers' tolerances do not carry")
     return made

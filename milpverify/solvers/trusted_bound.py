@@ -39,7 +39,9 @@ def safe_dual_bound(outcome: SolveOutcome, model: Model) -> float:
 
 
 def safe_sweep_bounds(outcome: SweepOutcome, sweep: Sweep) -> Array:
-    """Lower bounds (K,) of side * v on which a proof may rest (trust SOLVER): each less the margin of a model with that objective."""
+    """Lower bounds (K,) of side * v on which a proof may rest (trust SOLVER): each less the margin of a model with that objective.
+
+    -inf where there is none.
+    """
     reach = np.maximum(1.0, np.maximum(np.abs(sweep.model.lower), np.abs(sweep.model.upper)))[sweep.column]
-    bounds: Array = outcome.bounds - SAFETY * TOLERANCE * reach
-    return bounds
+    return np.where(np.isfinite(outcome.bounds), outcome.bounds, -math.inf) - SAFETY * TOLERANCE * reach

@@ -15,7 +15,7 @@ from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, evaluate, evaluate_all
-from milpverify.operators import Elementwise
+from milpverify.operators import Concat, Elementwise
 from milpverify.solvers.base import Capability, Limits
 from milpverify.solvers.model import Model
 from milpverify.solvers.registry import load
@@ -172,3 +172,24 @@ def test_relaxations_are_those_of_the_margin() -> None:
     )
     crown = float(proved_bounds(graph, box, "crown")[graph.output][0].reshape(-1)[0])
     assert not encoding.model.integer.any() and least(encoding.model) >= crown - 1e-7
+
+
+def test_what_two_neurons_read_has_one_column() -> None:
+    """A kink writes down the input that it reads, a curve reads the input's own column: whoever comes second takes the first one's."""
+    build = Builder(1, 0)
+    for name in ("sign", "floor", "tanh"):
+        build.add(Elementwise(catalogue()[name].trial()), (1,), 0)
+    build.add(Concat(0, (1, 1, 1)), (3,), 1, 2, 3)
+    build.linear(1)
+    graph, box = build.graph(), Box(np.array([-1.5]), np.array([1.5]))
+    encoding = encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box))
+    read = {int(c) for neurons in encoding.neurons for columns in neurons.inputs for c in columns}
+    assert read <= set(encoding.arguments.values())
+
+
+def test_a_function_whose_range_no_tolerance_carries_is_refused_by_name() -> None:
+    build = Builder(1, 0)
+    build.apply("tanh")
+    graph, box = build.graph(), Box(np.array([0.3]), np.array([0.3 + 1e-6]))
+    with pytest.raises(NumericallyUnfit, match="tanh has a range"):
+        encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box), native=frozenset({Capability.FUNCTIONS}))
