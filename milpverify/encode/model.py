@@ -275,7 +275,7 @@ def scaled(model: Model) -> Model:
     )
     spans = made.spans()
     if not (spans <= WIDEST).all():  # NaN is no range either
-        worst, products = int(np.argmax(spans)), len(rest.row) if rest is not None else 0
-        what = "a product" if worst < products else made.functions[(worst - products) // 2].name
+        worst, count = int(np.argmax(spans)), len(rest.row) if rest is not None else 0
+        what = "a product" if worst < count else made.functions[(worst - count) // 2].name
         raise NumericallyUnfit(f"{what} has a range of {spans[worst]:.3g} in the model, which solvers' tolerances do not carry")
     return made

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WORTH = 3.0
-"""How many closures of the tree one by a program is worth, measured: what it closes would have been split, and its children, too."""
+"""How many closures of the tree one by a program is worth: what it closes would have been split, and its children, too (on a tanh network of
+32 neurons one saved 3.5)."""
 SHARE = 0.03
 """Of the tree's time, what programs may take though they do not pay, so that it is known when they do."""
 EACH = 2e-3

@@ -26,6 +26,7 @@ import torch
 from milpverify.config import CurveEncoding
 from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode
+from milpverify.encode.model import NumericallyUnfit
 from milpverify.graph import evaluate_all
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.state import Bounds, NodeState
@@ -111,9 +112,12 @@ class Refinement(Inquiry):
     def questions(self) -> Questions:
         """What to ask, and what is made of the replies; ends once the disjunct is closed, falsified or can be refined no more.
 
+        Where it was left, it can be taken up again.
+
         Raises:
             NumericallyUnfit, OutOfTime: no model can be made.
         """
+        self.exhausted = False
         while not self.decided and not self.exhausted:
             self.rounds += 1
             linear = yield from self._tightened()
@@ -121,7 +125,7 @@ class Refinement(Inquiry):
                 return
             encoding, point = linear
             if self.cuts or self.native or encoding.model.integer.any():
-                encoding = self._encode(whole=True)
+                encoding = self._whole()
                 self.asked = encoding.model
                 reply = yield encoding.model
                 self.asked = None
@@ -148,6 +152,16 @@ class Refinement(Inquiry):
         return encode(
             self.graph, self.ranges, within, start=start, decisions=self.decisions, deadline=self.deadline, cuts=cuts, native=native
         )
+
+    def _whole(self) -> Encoding:
+        """The model with binaries; products whose ranges a solver's tolerance does not carry have pieces."""
+        try:
+            return self._encode(whole=True)
+        except NumericallyUnfit:
+            if self.native != {Capability.QUADRATIC}:
+                raise
+            self.native = frozenset()
+            return self._encode(whole=True)
 
     def _box(self) -> Box:
         low, high = (t.reshape(-1).numpy() for t in self.ranges[0])

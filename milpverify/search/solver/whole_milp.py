@@ -143,6 +143,7 @@ class _Runner:
         self.on_event = on_event
         self.notes: list[str] = []
         self.process = SolverProcess(options.solver, options.memory_mb)
+        self.refinements: dict[int, Refinement] = {}  # by disjunct: who gets more time goes on from there
 
     def __enter__(self) -> _Runner:
         return self
@@ -171,13 +172,14 @@ class _Runner:
 
     def _refine(self, item: OpenDisjunct, seconds: float, unknown: Leaf) -> Leaf:
         """Decide a disjunct of a curved network by models of more and more pieces, or by one with all that the solver takes as it is."""
-        judging = Judging(self.problem, item.disjunct, 0.0)
-        native = native_to(self.process.solver, self.problem.graph, self.options)
-        refinement = Refinement(self.problem.graph, item.disjunct, item.bounds(), judging, self.deadline, native=native, x=item.start)
-        limit, nodes, began, status = self.deadline.within(seconds), 0, time.monotonic(), SolverStatus.OPTIMAL
-        message = "nothing is left to refine"
+        if item.index not in self.refinements:
+            judging, native = Judging(self.problem, item.disjunct, 0.0), native_to(self.process.solver, self.problem.graph, self.options)
+            known = self.problem.graph, item.disjunct, item.bounds(), judging, self.deadline
+            self.refinements[item.index] = Refinement(*known, native=native, x=item.start)
+        refinement = self.refinements[item.index]
+        limit, nodes, began, status, message = self.deadline.within(seconds), 0, time.monotonic(), SolverStatus.OPTIMAL, ""
+        questions, reply = refinement.questions(), None
         try:
-            questions, reply = refinement.questions(), None
             while True:
                 question = next(questions) if reply is None else questions.send(reply)
                 if limit.expired():

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 import torch
 from points import sampled
-from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_network
+from random_graphs import dense_network
+from random_nets import CONTINUOUS, enumerated_minimum, proved_bounds, random_problem, relu_network
 from trees import PLAIN, context_of, grown, neurons_of, root_of
 
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints
 from milpverify.propagation.optimised.output_constraints import tightened
+from milpverify.result import Trust
 from milpverify.search.neuron_split.bounder import Bounder
-from milpverify.search.neuron_split.conditional import conditional_root
+from milpverify.search.neuron_split.conditional import conditional_root, swept_state
+from milpverify.search.solver.judging import Judging
+from milpverify.search.solver.refinement import Refinement
+from milpverify.solvers.base import Limits
+from milpverify.solvers.process import SolverProcess
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 ON = SearchOptions(no_goods=False)
@@ -162,3 +168,68 @@ def test_without_time_every_disjunct_keeps_the_bounds_that_hold_everywhere() -> 
     assert root is not None and root.disjuncts == [0, 1] and not root.refuted
     for i, known in bounder.state.items():
         assert torch.equal(root.state[i].bounds.lower, known.bounds.lower.expand(2, *known.bounds.lower.shape[1:]))
+
+
+class Blind(Judging):
+    """Sees no counterexample."""
+
+    def consider(self, x: np.ndarray, value: float) -> None:
+        pass
+
+    def polish(self, x: np.ndarray, value: float) -> None:
+        pass
+
+
+def swept(graph: Graph, disjunct: Disjunct, rounds: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What some sweeps prove of the nodes at unsafe points."""
+    problem = Problem(graph, (disjunct,))
+    refinement = Refinement(graph, disjunct, proved_bounds(graph, disjunct.box), Blind(problem, disjunct, 0.0), Deadline(60))
+    with SolverProcess("scip") as process, torch.no_grad():
+        questions = refinement.questions()
+        question = next(questions)
+        for _ in range(rounds):
+            question = questions.send(process.solve(question, Limits(30.0), Deadline(60)))
+    assert refinement.swept is not None and not refinement.decided
+    return list(refinement.swept)
+
+
+def smooth(seed: int) -> tuple[Graph, Box, float]:
+    """A network with the least value of its first output, nearly."""
+    graph, box = dense_network((3, 8, 8, 1), "tanh", seed), Box(-np.ones(3), np.ones(3))
+    return graph, box, float(evaluate(graph, sampled(box, 20_000, 0)).min())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_swept_holds_at_unsafe_points_and_is_narrower(seed: int) -> None:
+    graph, box, least = smooth(seed)
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0]], [least - 0.05], 3), Rows.none(3, 1))
+    ranges = swept(graph, disjunct)
+    bounder = bounder_of(graph, [disjunct])
+    found = swept_state(graph, bounder.state, ranges)
+    assert found is not None
+    points = sampled(box, 20_000, 1)
+    values = evaluate_all(graph, points)
+    for i, state in found.items():
+        low, high = (t[0] for t in (state.bounds.lower, state.bounds.upper))
+        assert bool((low <= high).all())
+        assert bool((low >= bounder.state[i].bounds.lower[0]).all()) and bool((high <= bounder.state[i].bounds.upper[0]).all())
+    assert swept_state(graph, found, ranges) is None  # nothing new
+    easier = Disjunct(box, Rows.on_outputs([[1.0]], [least + 0.1], 3), Rows.none(3, 1))
+    ranges, inside = swept(graph, easier, 1), values[graph.output].flatten() <= least + 0.1
+    for (low, high), value in zip(ranges, values, strict=True):
+        slack = 1e-9 * (1 + value[inside].abs())
+        assert bool((value[inside] >= low - slack).all()) and bool((value[inside] <= high + slack).all())
+
+
+def test_a_tree_begins_again_from_what_is_swept_and_rests_on_the_solver() -> None:
+    graph, box, least = smooth(0)
+    problem = Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [least - 0.02], 3), Rows.none(3, 1)),))
+    ranges = swept(graph, problem.disjuncts[0], 1)
+    plain = neurons_of(context_of(problem))
+    space, tree = neurons_of(context_of(problem))
+    grown(tree, space, 8)
+    assert len(tree.frontier) and tree.trust is Trust.ROUNDED
+    space.swept[0] = ranges
+    outcome, alone = grown(tree, space, 200), grown(plain[1], plain[0], 200)
+    assert not space.swept and outcome.trust is Trust.SOLVER and alone.trust is Trust.ROUNDED
+    assert alone.lower_bound < outcome.lower_bound <= 0.02
