@@ -72,7 +72,7 @@ def run(first: int, graphs: int, seconds: float, forms: list[str], results: Path
                 columns[name].gaps.append(max(0.0, top - bounds.lower))
                 columns[name].best += bounds.lower >= lead - BEST
             else:
-                columns[name].refused[bounds.note.split(" (")[0]] += 1
+                columns[name].refused[bounds.note.split(" (")[0].split(" of ")[0].split(", bound")[0]] += 1
         if results is not None:
             with results.open("a") as file:
                 row = {name: [b.lower, b.upper, b.note] for name, b in found.items()}

@@ -9,6 +9,7 @@ from dataclasses import replace
 import flint
 import numpy as np
 import pytest
+import smooth_graphs
 from product_networks import Grower
 from smooth_graphs import CURVED, FORMS, Bounds, Case, by_model, contradictions, image, smooth_case, truth
 
@@ -54,6 +55,14 @@ def test_what_gurobi_gets_wrong_is_not_proved(processes: None) -> None:
     found = by_model("gurobi")(case, 3.0)
     assert found.lower <= case.sampled()
     assert not contradictions(case, {"it": found}, [truth(case, 1000)[1]])
+
+
+def test_signs_before_products_lose_no_optimum(monkeypatch: pytest.MonkeyPatch, processes: None) -> None:
+    """SCIP 10.0 as it is by default calls a point optimal that is 6e-6 above the least value, 7e-4 of the scale."""
+    monkeypatch.setattr(smooth_graphs, "KINDS", ("product", "square", "product", "linear"))
+    case = smooth_case(3893)
+    found = by_model("scip")(case, 10.0)
+    assert not contradictions(case, {"it": found}, [case.sampled()])
 
 
 def test_a_wrong_bound_would_be_seen() -> None:
