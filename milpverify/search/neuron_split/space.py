@@ -285,10 +285,10 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         place = torch.tensor(root.disjuncts, device=known.disjunct.device)
         lowest = torch.stack([known.bound[known.disjunct == k].amin() for k in root.disjuncts])
         roots = replace(bounder.first(torch.arange(len(place), device=place.device), place), bound=lowest)
+        conditional = {d: select(root.state, torch.tensor([k], device=place.device)) for k, d in enumerate(root.disjuncts)}
         # Only now that memory held everything: what is open belongs to one bounder at any time.
         tree.begin_again(roots)
-        self.bounder, self.conflicts, (self.clipper, self.brancher) = bounder, conflicts, helpers
-        self.roots = {d: select(root.state, torch.tensor([k])) for k, d in enumerate(root.disjuncts)}
+        self.bounder, self.conflicts, (self.clipper, self.brancher), self.roots = bounder, conflicts, helpers, conditional
         self._refuted_at_root(tree, root)
         return True
 
