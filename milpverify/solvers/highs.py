@@ -114,50 +114,72 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
 
 
 def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcome:
-    """One linear program after the other, each from the last one's basis; a value that some solution attains needs none of its own."""
+    """One linear program after the other, each from the last one's basis; a value that some solution attains needs none of its own.
+
+    What is returned is what the multipliers prove by weak duality, not the optimum that HiGHS says they belong to.
+    """
     highspy: Any = importlib.import_module("highspy")
-    solve, model, bounds = Minimisation(limits, on_progress), sweep.model, np.full(len(sweep.column), -math.inf)
+    solve, bounds = Minimisation(limits, on_progress), np.full(len(sweep.column), -math.inf)
+    model = _with_row(sweep.model, sweep.model.objective, sweep.cutoff)
     highs = highspy.Highs()
     for option, value in _parameters(limits).items():
         highs.setOptionValue(option, value)
     if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
         return SweepOutcome(SolverStatus.UNKNOWN, -math.inf, None, bounds, message="HiGHS refuses the model")
+    last = model.num_rows - 1
+    highs.changeRowBounds(last, -math.inf, math.inf)
 
-    def least() -> tuple[SolverStatus, NDArray[np.float64] | None]:
+    def least(objective: NDArray[np.float64], within: Model) -> tuple[SolverStatus, NDArray[np.float64] | None, float]:
         highs.setOptionValue("time_limit", highs.getRunTime() + solve.left)
         highs.run()
-        status = status_of(highs.getModelStatus().name)
-        return status, np.array(highs.getSolution().col_value, dtype=np.float64) if status is SolverStatus.OPTIMAL else None
+        status, solution = status_of(highs.getModelStatus().name), highs.getSolution()
+        if status is not SolverStatus.OPTIMAL:
+            return status, None, -math.inf
+        proved = within.dual_value(objective, np.array(solution.row_dual, dtype=np.float64))
+        return status, np.array(solution.col_value, dtype=np.float64), proved
 
-    status, first = least()
-    value = -math.inf if first is None else float(model.objective @ first)
-    if first is None or value >= limits.dual_target:
-        return SweepOutcome(status, value, first, bounds, solve.seconds, f"HiGHS: {status.value}")
-    costed = np.flatnonzero(model.objective).astype(np.int32)
-    highs.addRow(-math.inf, sweep.cutoff, len(costed), costed, model.objective[costed])
-    for j in costed.tolist():
+    free = replace(model, row_upper=np.append(model.row_upper[:-1], math.inf))
+    status, first, own = least(model.objective, free)
+    if first is None or own >= limits.dual_target:
+        return SweepOutcome(status, own, first, bounds, solve.seconds, f"HiGHS: {status.value}")
+    highs.changeRowBounds(last, -math.inf, sweep.cutoff)
+    for j in np.flatnonzero(model.objective).tolist():
         highs.changeColCost(j, 0.0)
     ends = {1.0: model.lower, -1.0: -model.upper}
     attained = {side: side * first for side in ends}
     for k, (j, side) in enumerate(zip(sweep.column.tolist(), sweep.side.tolist(), strict=True)):
-        own = float(ends[side][j])
-        if attained[side][j] <= own + ATTAINED * (model.upper[j] - model.lower[j]):
-            bounds[k] = own
+        bounds[k] = ends[side][j]
+        if attained[side][j] <= bounds[k] + ATTAINED * (model.upper[j] - model.lower[j]):
             continue
         if solve.left <= 0.0 or (solve.due(-math.inf, math.inf) and solve.report(-math.inf, math.inf, k)):
-            status = SolverStatus.INTERRUPTED if solve.requested else SolverStatus.TIME_LIMIT
+            bounds[k:], status = -math.inf, SolverStatus.INTERRUPTED if solve.requested else SolverStatus.TIME_LIMIT
             break
         highs.changeColCost(j, side)
-        found, point = least()
+        objective = np.zeros(model.num_variables)
+        objective[j] = side
+        found, point, proved = least(objective, model)
         highs.changeColCost(j, 0.0)
         if point is not None:
-            bounds[k] = max(own, side * float(point[j]))
+            bounds[k] = max(bounds[k], proved)
             for way, low in attained.items():
                 np.minimum(low, way * point, out=low)
         elif found in EMPTY_HANDED:
             status = found
             break
-    return SweepOutcome(status, value, first, bounds, solve.seconds, f"HiGHS: {status.value}")
+    return SweepOutcome(status, own, first, bounds, solve.seconds, f"HiGHS: {status.value}")
+
+
+def _with_row(model: Model, coefficients: NDArray[np.float64], upper: float) -> Model:
+    """A model with one more row, coefficients . v <= upper."""
+    columns = np.flatnonzero(coefficients)
+    return replace(
+        model,
+        row_start=np.append(model.row_start, model.row_start[-1] + len(columns)),
+        column=np.append(model.column, columns),
+        value=np.append(model.value, coefficients[columns]),
+        row_lower=np.append(model.row_lower, -math.inf),
+        row_upper=np.append(model.row_upper, upper),
+    )
 
 
 def _with_basis(highspy: Any, highs: Any, outcome: SolveOutcome) -> SolveOutcome:

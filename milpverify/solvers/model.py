@@ -129,6 +129,27 @@ class Model:
                 parts.append(np.array([max(1.0, abs(centre) + unit * furthest[column]) * max(1.0, 1.0 / unit)]))
         return np.concatenate(parts)
 
+    def dual_value(self, objective: Array, multipliers: Array) -> float:
+        """A lower bound of objective . v over a linear model, from any multipliers (m,) of its rows: weak duality, rounding charged.
+
+        objective . v >= sum y_i (row_lower_i where y_i > 0, else row_upper_i) + sum_j min(r_j v_j), with r = objective - rows^T y.
+        Multipliers that have no such end count as 0; the bound is -inf where a variable has none.
+        """
+        ends = np.where(multipliers > 0, self.row_lower, self.row_upper)
+        y = np.where(np.isfinite(ends) & np.isfinite(multipliers), multipliers, 0.0)
+        spent = y[np.repeat(np.arange(self.num_rows), np.diff(self.row_start))] * self.value
+        reduced = objective - np.bincount(self.column, spent, self.num_variables)
+        size = np.abs(objective) + np.bincount(self.column, np.abs(spent), self.num_variables)
+        used = reduced != 0
+        bounds = np.where(reduced > 0, self.lower, self.upper)[used]
+        if not np.isfinite(bounds).all():
+            return -math.inf
+        rows = np.where(y != 0, y * np.where(np.isfinite(ends), ends, 0.0), 0.0)
+        reach = np.maximum(np.abs(self.lower), np.abs(self.upper))
+        charged = float(np.abs(rows).sum()) + float(size @ np.where(np.isfinite(reach), reach, 0.0))
+        total = float(rows.sum()) + float(reduced[used] @ bounds)
+        return total - 2.0**-52 * (len(spent) + len(rows) + 8) * charged
+
     def violation(self, point: Array) -> float:
         """The largest violation of any row, function, bound or integrality at a point (n,)."""
         activity = self.activity(point)
