@@ -23,6 +23,7 @@ from milpverify.solvers.model import Array, FunctionTerm, Index, Model, Quadrati
 
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
 THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
+VISIBLE = 2.0**-28  # a few times what solvers take for equal, relative to the largest term of a row
 FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
 
 _NONE = np.zeros(0, dtype=np.int64)
@@ -103,7 +104,7 @@ class ModelBuilder:
         self.scale: Array = np.zeros(0)  # of the rows, once the model is built
         self._functions: list[tuple[str, Term, int, int]] = []
         self._count = 0
-        self._units: Array = np.zeros((3, 64))  # centre, unit and reach in units, with room to grow
+        self._units: Array = np.zeros((4, 64))  # centre, unit, and in units reach and width, with room to grow
 
     @property
     def centre(self) -> Array:
@@ -155,8 +156,8 @@ class ModelBuilder:
         self._variables.append((low, high, first, integer))
         first_column, self._count = self._count, self._count + len(low)
         if self._count > self._units.shape[1]:
-            self._units = np.concatenate([self._units, np.zeros((3, self._count))], axis=1)
-        self._units[:, first_column : self._count] = centre, unit, np.maximum(np.abs(low), np.abs(high))
+            self._units = np.concatenate([self._units, np.zeros((4, self._count))], axis=1)
+        self._units[:, first_column : self._count] = centre, unit, np.maximum(np.abs(low), np.abs(high)), high - low
         return np.arange(first_column, self._count, dtype=np.int64)
 
     def range(self, columns: Index) -> tuple[Array, Array]:
@@ -188,7 +189,7 @@ class ModelBuilder:
             a, b = (self.centre[columns] for columns in pairs)
             shifts = np.concatenate([shifts, q * a * b])
             index, c = np.concatenate([index, *pairs]), np.concatenate([c, q * b, q * a])
-            error += (len(c) + 4) * 2.0**-52 * float(np.abs(c) @ self._units[1:, index].prod(axis=0))
+            error += (len(c) + 4) * 2.0**-52 * float(np.abs(c) @ self._units[1:3, index].prod(axis=0))
             index, place = np.unique(index, return_inverse=True)
             c = np.bincount(place, c, len(index)).astype(np.float64)
             index, c = index[c != 0], c[c != 0]
@@ -196,9 +197,19 @@ class ModelBuilder:
         if spread or error:
             known = max(abs(e) for e in (lower, upper) if math.isfinite(e)) if math.isfinite(max(lower, -upper)) else 0.0
             error += (len(shifts) + 4) * 2.0**-52 * (spread + error + known)
+            error = self._seen(index, c, error) if lower > -math.inf and upper < math.inf else error
             lower, upper = lower - shift - error, upper - shift + error
         scale = self.unit[pairs].prod(axis=0) if used else 1.0
         self._rows.append(_Row(index, c * self.unit[index], lower, upper, pairs, q * scale))
+
+    def _seen(self, index: Index, c: Array, error: float) -> float:
+        """The error of an equality, or one that solvers see where it is felt by a quantity with a range so narrow that it counts.
+
+        What is thinner is an equality to them (`THIN`), which would fix the quantity at a place that rounding chose.
+        """
+        terms = np.abs(c) * self.unit[index]
+        own = (terms * self._units[3, index])[self._units[3, index] > 0].min(initial=math.inf)
+        return max(error, VISIBLE * float(terms.max())) if error > THIN * own else error
 
     def function(self, result: int, argument: int, function_name: str, term: Term) -> None:
         """Add quantity result = f(quantity argument), with f the term in x, for solvers that know such functions.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from milpverify.encode.curves import Cut, Cuts
 from milpverify.encode.encoding import Encoding
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
+from milpverify.frontends.lowering.builder import Builder as Lowering
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.operators import Concat, Elementwise
@@ -193,3 +196,19 @@ def test_a_function_whose_range_no_tolerance_carries_is_refused_by_name() -> Non
     graph, box = build.graph(), Box(np.array([0.3]), np.array([0.3 + 1e-6]))
     with pytest.raises(NumericallyUnfit, match="tanh has a range"):
         encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box), native=frozenset({Capability.FUNCTIONS}))
+
+
+@pytest.mark.parametrize("name", ["square", "sigmoid", "tanh"])
+def test_rounding_that_is_felt_is_not_taken_for_nothing(name: str) -> None:
+    """z = 146837.1 (999.51 - x) + 1/2 cancels to 1/2 up to 3e-7, which counts times 10^4, whichever way it goes."""
+    function, exact = catalogue()[name].trial(), Fraction(-146837.1) * Fraction(999.51) + Fraction(146837.1 * 999.51 + 0.5)
+    slope = float(function.derivative(torch.tensor(0.5, dtype=torch.float64)))
+    for way in (1.0, -1.0):
+        g = Lowering(1)
+        z = g.scale(g.matmul(g.nodes[0], np.array([[-146837.1]])), bias=np.array([146837.1 * 999.51 + 0.5]))
+        centre = float(function(torch.tensor(0.5, dtype=torch.float64)))
+        graph = g.graph([g.scale(g.apply(function, z), way * 1e4, -way * 1e4 * centre)], (), ())
+        box = Box(np.array([999.51]), np.array([999.51]))
+        truth = way * 1e4 * slope * float(exact - Fraction(1, 2))
+        assert abs(truth) > 1e-6
+        assert least(encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box)).model) <= truth + 1e-8
