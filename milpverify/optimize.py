@@ -137,12 +137,12 @@ def minimize(
     with ledger.spent(Part.PRESOLVE):
         lower = _root_bound(below(0.0))
     with ledger.spent(Part.ATTACK):
-        x = _first_point(below(lower), limit, settings.seed)
+        x = _first_point(below(math.copysign(_size(lower), lower)), limit, settings.seed)
     upper = math.inf if x is None else _value(graph, x_row, y_row, x)
     trust, reason, counts = Trust.ROUNDED, Reason.PROVED, [ledger.to_dict()]
     while upper - lower > gap:
         # With no incumbent (none satisfies the constraints so far) any value will do for a first one.
-        threshold = upper - 0.75 * gap if math.isfinite(upper) else abs(lower) * 1e3 + 1e3
+        threshold = upper - 0.75 * gap if math.isfinite(upper) else _size(lower) * 1e3 + 1e3
         result = verify(below(threshold), deadline=limit, options=settings, on_event=on_event)
         counts.append(result.ledger)
         before = lower, upper
@@ -204,6 +204,11 @@ def _root_bound(problem: Problem) -> float:
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with ieee():
         return float(bound_batch(problem.graph, group, lower, upper, torch.float64).margins)
+
+
+def _size(bound: float) -> float:
+    """How far from 0 a bound is; 0 where nothing is known, as of functions that leave their domain in the box."""
+    return abs(bound) if math.isfinite(bound) else 0.0
 
 
 def _first_point(problem: Problem, deadline: Deadline, seed: int) -> Array | None:

@@ -12,6 +12,7 @@ import exact
 import numpy as np
 import pytest
 import torch
+from random_graphs import Builder
 from random_networks import Case, random_case
 
 import milpverify as mv
@@ -238,3 +239,12 @@ def test_bounds_that_rest_on_too_little_do_not_count(monkeypatch: pytest.MonkeyP
 def test_a_bound_above_the_incumbent_is_a_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(mv.Contradiction, match="at least 0"):
         _answered(monkeypatch, mv.Result(Verdict.VERIFIED, Reason.PROVED, Trust.SOLVER, 1.0, bound_trust=Trust.SOLVER))
+
+
+def test_where_neither_a_bound_nor_a_point_is_known_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a logarithm whose domain the box leaves nothing is known at the root."""
+    build = Builder(1, 0)
+    build.apply("log")
+    monkeypatch.setattr(optimize_module, "_first_point", lambda *_: None)
+    found = mv.minimize(build.graph(), mv.Box(np.array([-1.0]), np.array([1.0])), [1.0], timeout=1.0)
+    assert found.lower_bound == -np.inf and found.reason is not Reason.PROVED
