@@ -227,7 +227,7 @@ def test_z3_is_killed_where_it_overruns_its_time() -> None:
 
 
 @with_cvc5
-@pytest.mark.parametrize("name", ["tanh", "sin", "exp", "sigmoid", "atan", "tan", "log", "softplus", "gelu_tanh", "silu", "mish", "elu"])
+@pytest.mark.parametrize("name", ["tanh", "sin", "exp", "atan", "log"])
 def test_cvc5_agrees_with_subdivision(name: str) -> None:
     """It may leave the answer open, above all where there is a point."""
     graph, box = of_one(catalogue()[name].bind()), Box([0.25], [1.25])

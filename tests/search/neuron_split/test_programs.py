@@ -51,9 +51,10 @@ def problem_of(activation: type[nn.Module], scale: float, by: float) -> Problem:
     return Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [least - by], 3), Rows.none(3, 1)),))
 
 
-@pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize(("activation", "scale"), [(nn.Tanh, 2.0), (nn.Sigmoid, 6.0)])
+@pytest.mark.parametrize(
+    ("activation", "scale", "deterministic", "conditional"),
+    [(nn.Tanh, 2.0, False, False), (nn.Tanh, 2.0, True, True), (nn.Tanh, 2.0, False, True), (nn.Sigmoid, 6.0, True, True)],
+)
 def test_the_search_closes_with_programs_what_is_safe_and_nothing_else(
     activation: type[nn.Module], scale: float, deterministic: bool, conditional: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
