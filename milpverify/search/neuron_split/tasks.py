@@ -101,7 +101,8 @@ class NeuronTasks(Tasks[Subproblems]):
             return 0
         if tree.group.disjuncts[task.disjunct].closes(bound):
             tree.trust = Trust.SOLVER
-            tree.closed_bound = min(tree.closed_bound, bound)  # the solver's bound holds everywhere
+            # The solver's bound holds everywhere, unless it began with what holds at unsafe points only: then there are none.
+            tree.closed_bound = min(tree.closed_bound, min(bound, 0.0) if task.conditional else bound)
             tree.incumbents.context.ledger.close(Part.ORACLE, count)
             tree.frontier.remove(waiting)
             tree.unsplittable = tree.unsplittable.take(~stuck)
@@ -150,15 +151,20 @@ class NeuronTasks(Tasks[Subproblems]):
         self.given[place] = self.given.get(place, 0) + 1
         one = torch.tensor([place], device=tree.unsplittable.bound.device)
         subproblem = space.bounder.first(torch.zeros_like(one), one) if whole else hardest
-        # The solver's bound is to hold everywhere: it gets no conditional bounds.
-        state = space.plain.state_of(replace(subproblem, box=torch.zeros_like(subproblem.box)))
+        if space.context.graph.piecewise_linear:
+            # The solver's bound is to hold everywhere: it gets no conditional bounds.
+            state, conditional = space.plain.state_of(replace(subproblem, box=torch.zeros_like(subproblem.box))), False
+        elif whole:
+            state, conditional = space.roots.get(place, space.plain.state), place in space.roots
+        else:
+            state, conditional = space.bounder.state_of(subproblem), tree.conditional
         share = WHOLE_SHARE if whole else PART_SHARE
         if whole and self.unstable <= MIDDLING and all(k in self.given for k in self._worth(tree)):
             share = 1.0
         best = tree.incumbents.best
         start = best[place][1] if whole and place in best else None
         seconds = max(LEAST_TASK, share * space.context.deadline.remaining())
-        task = Task(place, space.decisions(subproblem), seconds, unstable=self.unstable)
+        task = Task(place, space.decisions(subproblem), seconds, unstable=self.unstable, conditional=conditional)
         if switches.deterministic:
             task = replace(task, seconds=math.inf, nodes=NODES * 2**turn)
         oracle.give(task, tree.group.disjuncts[place], node_ranges(state), start)

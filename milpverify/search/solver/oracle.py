@@ -45,6 +45,7 @@ class Task:
 
     `box` is a part of the disjunct's box, where it is not the whole. With `target` it is no subproblem of the margin's: what is bounded
     from below is side times the pre-activation, over the box alone. `unstable` pre-activations were undecided when it was made.
+    `conditional`: the bounds that come with it hold at unsafe points only.
     """
 
     disjunct: int
@@ -54,6 +55,7 @@ class Task:
     box: Box | None = None
     target: SolverTarget | None = None
     unstable: int = 0
+    conditional: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +171,8 @@ class Oracle:
         """Begin with a task.
 
         Args:
-            bounds: of every node, proved where the task's split decisions hold, on the CPU.
+            bounds: of every node, proved where the task's split decisions hold (of a curved network, where the task says so: and the point
+                is unsafe), on the CPU.
             start: (nx,) an input that satisfies them, to begin with.
         """
         within, now = disjunct if task.box is None else replace(disjunct, box=task.box), time.monotonic()

@@ -100,6 +100,11 @@ class Refinement(Inquiry):
     exhausted: bool = False
     conditional: bool = False
 
+    def under_the_rows(self) -> Refinement:
+        """The same where the ranges that it begins with hold at unsafe points only: all that can be shown is that there are none."""
+        self.conditional, self.cutoff = True, math.ulp(0.0)
+        return self
+
     @property
     def swept(self) -> NodeRanges | None:
         return self.ranges if self.conditional else None
