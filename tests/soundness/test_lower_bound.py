@@ -13,6 +13,7 @@ from milpverify import optimize as optimize_module
 from milpverify.config import Options, SearchOptions
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
+from milpverify.inquiries import inquiry
 from milpverify.optimize import minimize
 from milpverify.result import Result, Trust, Verdict
 from milpverify.search import groups as margin
@@ -21,7 +22,6 @@ from milpverify.search.neuron_split import space, tasks
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.solver import inquiry
 from milpverify.search.tightening import restarts
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows

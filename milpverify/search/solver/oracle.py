@@ -16,9 +16,9 @@ from milpverify.encode.cut_forms import Split
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.events import Event
-from milpverify.search.solver.inquiry import Inquiry, ModelInquiry, Question, Questions
-from milpverify.search.solver.judging import Judging
-from milpverify.search.solver.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.inquiries.inquiry import Inquiry, ModelInquiry, Question, Questions
+from milpverify.inquiries.judging import Judging
+from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Sweep
 from milpverify.solvers.process import POLL, SolverProcess

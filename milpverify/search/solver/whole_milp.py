@@ -21,10 +21,10 @@ from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
 from milpverify.events import Event
+from milpverify.inquiries.judging import Judging
+from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
-from milpverify.search.solver.judging import Judging
-from milpverify.search.solver.refinement import SWEEP_SHARE, Refinement, native_to
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, Sweep
 from milpverify.solvers.process import SolverProcess

@@ -50,7 +50,7 @@ class SolverTargets:
         self.proved: dict[SolverTarget, float] = {}
         self.asked: set[SolverTarget] = set()
         self.gains: list[float] = []
-        self.over = not tightening.graph.piecewise_linear  # of curved networks whole ranges are swept at once (`search/solver/refinement`)
+        self.over = not tightening.graph.piecewise_linear  # of curved networks whole ranges are swept at once (`inquiries/refinement`)
         self._root: BatchBounds | None = None
         self._queue: list[tuple[Layer, SolverTarget, int]] = []
         self._layers: list[int] = []

@@ -12,13 +12,13 @@ from trees import PLAIN, context_of, grown, neurons_of, root_of
 
 from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
+from milpverify.inquiries.judging import Judging
+from milpverify.inquiries.refinement import Refinement
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints
 from milpverify.propagation.optimised.output_constraints import tightened
 from milpverify.result import Trust
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.conditional import conditional_root, swept_state
-from milpverify.search.solver.judging import Judging
-from milpverify.search.solver.refinement import Refinement
 from milpverify.solvers.base import Limits
 from milpverify.solvers.process import SolverProcess
 from milpverify.spec import Box, Disjunct, Problem, Rows

@@ -28,10 +28,10 @@ from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.graph import evaluate_all
+from milpverify.inquiries.inquiry import Inquiry, Question, Questions, proof_of_emptiness
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.state import Bounds, NodeState
 from milpverify.relaxations.registry import rule_of
-from milpverify.search.solver.inquiry import Inquiry, Question, Questions, proof_of_emptiness
 from milpverify.solvers.base import Capability, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, Sweep
 from milpverify.solvers.registry import load
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from milpverify.encode.cut_forms import Split
     from milpverify.encode.encoding import Encoding, NodeRanges
     from milpverify.graph import Graph
+    from milpverify.inquiries.judging import Judging
     from milpverify.propagation.state import State
-    from milpverify.search.solver.judging import Judging
     from milpverify.solvers.base import Progress
     from milpverify.solvers.model import Index
     from milpverify.spec import Array, Disjunct

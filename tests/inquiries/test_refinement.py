@@ -18,9 +18,9 @@ from milpverify.enclosure import enclose, enclose_all
 from milpverify.encode.cut_forms import Split
 from milpverify.encode.model import OutOfTime
 from milpverify.graph import Graph, TensorSpec, evaluate_all
-from milpverify.search.solver.inquiry import Question
-from milpverify.search.solver.judging import Judging
-from milpverify.search.solver.refinement import Refinement
+from milpverify.inquiries.inquiry import Question
+from milpverify.inquiries.judging import Judging
+from milpverify.inquiries.refinement import Refinement
 from milpverify.solvers import worker
 from milpverify.solvers.base import Capability, Limits, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import TOLERANCE, Model, Sweep

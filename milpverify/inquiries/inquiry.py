@@ -18,7 +18,7 @@ from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
     from milpverify.encode.encoding import Encoding, NodeRanges
-    from milpverify.search.solver.judging import Judging
+    from milpverify.inquiries.judging import Judging
     from milpverify.solvers.base import Progress
 
 Question = Model | Sweep

@@ -1,0 +1,1 @@
+"""What solvers are asked about a disjunct, question after question, and what their replies prove. Knows no tree."""
