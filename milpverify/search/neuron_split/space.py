@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 FIXED_BATCH = 512
 PATIENCE = 1000
 """Subproblems before the root is bounded anew under output constraints, which takes as long as many: clipping closes most before."""
+LOSES = 0.3
+"""A tree begins again from what a solver swept where its root's bound is no further below the tree's than such a share of that one."""
 ENTRIES = 1 << 22
 """Of one matrix of multipliers, over a batch."""
 
@@ -271,7 +273,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             return False
         known, plain, switches = tree.frontier.all(), self.plain, self.context.switches
         places = known.disjunct.unique().tolist()
-        root = conditional_root(plain, places, deadline, switches.deterministic) if due else self._swept_root(tree, places)
+        root = conditional_root(plain, places, deadline, switches.deterministic) if due else self._swept_root(places)
         if root is None:
             return False
         if not root.disjuncts:
@@ -285,15 +287,21 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         place = torch.tensor(root.disjuncts, device=known.disjunct.device)
         lowest = torch.stack([known.bound[known.disjunct == k].amin() for k in root.disjuncts])
         roots = replace(bounder.first(torch.arange(len(place), device=place.device), place), bound=lowest)
+        if not due:
+            fresh = bounder.bound(roots, self.tuning.root_iterations, self.context.ledger)[0].bound
+            if bool((fresh < (1.0 + LOSES) * lowest.clamp(max=0.0)).any()):
+                return False
         conditional = {d: select(root.state, torch.tensor([k], device=place.device)) for k, d in enumerate(root.disjuncts)}
         # Only now that memory held everything: what is open belongs to one bounder at any time.
         tree.begin_again(roots)
+        if not due:  # all that is proved from here rests on what was swept
+            tree.trust, tree.raised = Trust.SOLVER, True
         self.bounder, self.conflicts, (self.clipper, self.brancher), self.roots = bounder, conflicts, helpers, conditional
         self._refuted_at_root(tree, root)
         return True
 
-    def _swept_root(self, tree: Tree[Subproblems], places: list[int]) -> ConditionalRoot | None:
-        """The roots met with what a solver swept, where that made much of one narrower; all that is proved from there rests on it."""
+    def _swept_root(self, places: list[int]) -> ConditionalRoot | None:
+        """The roots met with what a solver swept, where that made much of one narrower."""
         swept, self.swept = self.swept, {}
         if len(places) > DISJUNCTS or len(self.plain.state[0].center) != 1:
             return None
@@ -302,10 +310,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             found = swept_state(self.plain.graph, states[k], swept[d]) if d in swept else None
             if found is not None:
                 states[k], better = found, True
-        if not better:
-            return None
-        tree.trust, tree.raised = Trust.SOLVER, True
-        return stacked(states, places)
+        return stacked(states, places) if better else None
 
     def _refuted_at_root(self, tree: Tree[Subproblems], root: ConditionalRoot) -> None:
         """Count the disjuncts that have no unsafe point: their margin is at least 0."""
