@@ -111,7 +111,13 @@ def add_lines(builder: ModelBuilder, neuron: tuple[int, int], sides: Sides, xs: 
     for which, sign in enumerate((1.0, -1.0)):
         for slopes, intercept in sides[which]:
             notes.append((builder.num_rows, neuron[1], which, *slopes))
-            builder.row([y, *xs], [sign, *(-sign * k for k in slopes)], lower=sign * intercept)
+            if len(set(xs)) == len(xs):
+                builder.row([y, *xs], [sign, *(-sign * k for k in slopes)], lower=sign * intercept)
+                continue
+            # Both factors are one variable: what adding their slopes rounds is charged.
+            low, high = builder.range(np.array(xs))
+            error = ROUNDING * float(np.abs(slopes) @ np.maximum(np.abs(low), np.abs(high)))
+            builder.row(*_merged([y, *xs], [sign, *(-sign * k for k in slopes)]), lower=sign * intercept, error=error)
 
 
 def add_incremental(builder: ModelBuilder, ends: Array, pieces: list[Sides], x: int, y: int, at: float) -> None:

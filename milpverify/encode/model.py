@@ -19,10 +19,9 @@ from numpy.typing import ArrayLike
 from milpverify.errors import MilpverifyError
 from milpverify.functions.terms import Term
 from milpverify.solvers.expressions import WIDEST
-from milpverify.solvers.model import Array, FunctionTerm, Index, Model, Quadratic, power_of_two
+from milpverify.solvers.model import THIN, Array, FunctionTerm, Index, Model, Quadratic, power_of_two
 
 SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
-THIN = 2.0**-33  # a row this thin, a tenth of the solvers' tolerance, is an equality, which presolve can substitute
 VISIBLE = 2.0**-28  # a few times what solvers take for equal, relative to the largest term of a row
 FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
 

@@ -29,6 +29,7 @@ from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.graph import evaluate_all
 from milpverify.inquiries.inquiry import Inquiry, Question, Questions, proof_of_emptiness
+from milpverify.operators import Elementwise
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.state import Bounds, NodeState
 from milpverify.relaxations.registry import rule_of
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from milpverify.encode.encoding import Encoding, NodeRanges
     from milpverify.graph import Graph
     from milpverify.inquiries.judging import Judging
+    from milpverify.operators import Operator
     from milpverify.propagation.state import State
     from milpverify.solvers.base import Progress
     from milpverify.solvers.model import Index
@@ -276,7 +278,7 @@ class Refinement(Inquiry):
         found = []
         for neurons in encoding.neurons:
             op = self.graph.nodes[neurons.node].op
-            if not neurons.curved:
+            if not neurons.curved or self._is_whole(op):
                 continue
             inputs = [quantities[columns] for columns in neurons.inputs]
             outputs = quantities[neurons.outputs]
@@ -289,6 +291,12 @@ class Refinement(Inquiry):
         worth = [entry for entry in found[:PARTED] if entry[0] >= SHARE * found[0][0]]
         parted = [self._part(node, index, at) for _, node, index, at in worth]
         return any(parted)
+
+    def _is_whole(self, op: Operator) -> bool:
+        """Whether the model has an operator as it is, so that no breakpoint would change it."""
+        if isinstance(op, Elementwise) and op.function.staircase:
+            return True
+        return (Capability.QUADRATIC if rule_of(op).bilinear else Capability.FUNCTIONS) in self.native
 
     def _weights(self, x: Array) -> dict[int, Array]:
         """Per nonlinear node, how the margin changes with its values, in size; nothing is taken for irrelevant."""
@@ -326,10 +334,8 @@ class Refinement(Inquiry):
         return True
 
 
-def evaluated(op: object, inputs: list[Array]) -> Array:
+def evaluated(op: Operator, inputs: list[Array]) -> Array:
     """The values of a nonlinear operator at some inputs."""
-    from milpverify.operators import Elementwise
-
     tensors = [torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]
     value = op.function(tensors[0]) if isinstance(op, Elementwise) else tensors[0] * tensors[1]
     found: Array = value.numpy()

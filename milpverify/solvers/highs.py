@@ -106,6 +106,8 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
             dual = float(info.mip_dual_bound)
         elif status is SolverStatus.OPTIMAL:
             dual = primal  # a linear program ends with a dual feasible basis
+            if np.isfinite(model.lower).all() and np.isfinite(model.upper).all():  # what its multipliers prove can be told
+                dual = min(primal, model.dual_value(model.objective, np.array(highs.getSolution().row_dual, dtype=np.float64)))
         nodes = max(0, int(info.mip_node_count)) if whole else 0
         outcome = solve.outcome(status, dual, primal, point, nodes, f"HiGHS: {highs.modelStatusToString(highs.getModelStatus())}")
         if outcome.status not in (SolverStatus.OPTIMAL, SolverStatus.TARGET):

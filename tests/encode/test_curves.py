@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from product_networks import attention_network, product_network, recurrent_network
+from product_networks import Grower, attention_network, product_network, recurrent_network
 from random_graphs import Builder, dense_network
 from random_nets import disjunct_of, proved_bounds
 
@@ -214,3 +214,17 @@ def test_rounding_that_is_felt_is_not_taken_for_nothing(name: str) -> None:
         truth = way * 1e4 * slope * float(exact - Fraction(1, 2))
         assert abs(truth) > 1e-6
         assert least(encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box)).model) <= truth + 1e-8
+
+
+def test_factors_that_are_one_variable_have_one_column() -> None:
+    """Through copies a product may read a variable twice: its rows name it once, or solvers refuse them."""
+    g = Grower(3, 0)
+    x = g.layer(g.nodes[0], 3)
+    graph = g.finished(g.layer(g.product(g.select(x, np.array([0, 1, 2])), g.select(x, np.array([0, 2, 1]))), 1))
+    box = Box(-np.ones(3), np.ones(3))
+    bounds = proved_bounds(graph, box, "crown")
+    for pieces in (1, 3):
+        model = encode(graph, bounds, first_output(graph, box), start=np.full(3, 0.3), cuts=parted(graph, bounds, pieces)).model
+        assert all(len(set(model.row(i)[0].tolist())) == len(model.row(i)[0]) for i in range(model.num_rows))
+        assert model.start is not None and model.violation(model.start) <= 1e-12
+        assert -np.inf < least(model) <= minimum(graph, box) + 1e-6

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from random_nets import disjunct_of
+from points import sampled
+from random_graphs import dense_network
+from random_nets import disjunct_of, proved_bounds
 from trees import PLAIN, begun, box_sharing, boxes_of, context_of, grown, split
 
 from milpverify.config import Deadline, Options, SearchOptions
@@ -34,7 +36,7 @@ from milpverify.search.outcome import SearchOutcome
 from milpverify.search.sharing import Sharing
 from milpverify.search.solver.oracle import Finding, Oracle, Task
 from milpverify.search.tree import Tree
-from milpverify.spec import Box, Disjunct, Problem
+from milpverify.spec import Box, Disjunct, Problem, Rows
 
 DEFAULT = Options()
 
@@ -275,3 +277,26 @@ def test_nonsense_from_the_solver_never_makes_a_verdict(
     assert not outcome.closed and oracle.counts["oracle_closed"] == 0
     assert outcome.lower_bound <= 0.0
     assert oracle.counterexample is None
+
+
+def test_a_conditional_task_shows_at_most_that_no_point_is_unsafe(never: None) -> None:
+    """Its ranges hold at unsafe points; how far the margin is above 0 elsewhere they do not say."""
+    graph, box = dense_network((3, 8, 8, 1), "tanh", 0), Box(-np.ones(3), np.ones(3))
+    points = sampled(box, 20_000, 0)
+    values = evaluate(graph, points).flatten()
+    least, far = float(values.min()), points[int(values.argmax())].numpy()
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0]], [least - 0.5], 3), Rows.none(3, 1))
+    problem, options = Problem(graph, (disjunct,)), SearchOptions(oracle_to_tree=False, clipping=False)
+    # There are no unsafe points, so that what holds on any box holds at all of them.
+    elsewhere = proved_bounds(graph, Box(np.clip(far - 0.05, -1.0, 1.0), np.clip(far + 0.05, -1.0, 1.0)))
+    with torch.no_grad(), Oracle(problem, Options(search=options), Deadline(60)) as oracle:
+        _, tree, sharing = begun(context_of(problem, options=options, oracle=oracle))
+        oracle.give(Task(0, (), 30.0, conditional=True), disjunct, elsewhere)
+        found = None
+        while found is None or not found.ended:
+            found = oracle.poll(0.1)
+        assert 0.0 < found.bound < 1e-300
+        hears(sharing, tree, found)
+        assert not len(tree.frontier) and tree.trust is Trust.SOLVER and tree.lower_bound <= 1e-300
+        tree.incumbents.remember(0, points[int(values.argmin())].numpy())
+        assert not sharing._contradicted(tree, found)

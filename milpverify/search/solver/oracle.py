@@ -194,9 +194,9 @@ class Oracle:
         graph = self.problem.graph
         if not graph.piecewise_linear:
             judging = Judging(self.problem, disjunct, 0.0)
-            return Refinement(
-                graph, within, bounds, judging, self.deadline, task.decisions, native_to(self._solver, graph, self.options), x=start
-            )
+            known, native = (graph, within, bounds, judging, self.deadline, task.decisions), native_to(self._solver, graph, self.options)
+            refinement = Refinement(*known, native, x=start)
+            return refinement.under_the_rows() if task.conditional else refinement
         encoding = encode(graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
         return ModelInquiry(encoding.model, Judging(self.problem, disjunct, safety_margin(encoding.model)), encoding)
 
