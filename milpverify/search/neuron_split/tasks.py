@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 HEAD_START, LARGE_CURVED = 1.0, 5.0
 """Seconds for the tree alone: easy problems need no solver. A curved network of more than"""
 CURVED = 100
-"""unstable neurons takes a solver long, and so it begins later."""
+"""unstable neurons takes a solver long, and so it begins later; of more than"""
+MOST_CURVED = 1000
+"""it gets none: the tree would wait seconds for models whose linear programs take seconds each."""
 LARGE, MODELS = 3000, 0.3
 """Making a larger model than this takes seconds, in which the tree waits: after the first, the share of the time that this may take."""
 SMALL, SMALL_TREE = 150, 200
@@ -76,6 +78,8 @@ class NeuronTasks(Tasks[Subproblems]):
         if self.oracle.options.search.deterministic:
             return not len(tree.frontier) or tree.counts.bounded >= TURN * 2 ** sum(self.given.values())
         piecewise = self.space.context.graph.piecewise_linear
+        if not piecewise and self.unstable > MOST_CURVED:
+            return False
         alone = HEAD_START if piecewise or self.unstable <= CURVED else LARGE_CURVED
         early = piecewise and self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE
         return early or time.monotonic() - tree.counts.began > alone
