@@ -78,8 +78,6 @@ class NeuronTasks(Tasks[Subproblems]):
         if self.oracle.options.search.deterministic:
             return not len(tree.frontier) or tree.counts.bounded >= TURN * 2 ** sum(self.given.values())
         piecewise = self.space.context.graph.piecewise_linear
-        if not piecewise and self.unstable > MOST_CURVED:
-            return False
         alone = HEAD_START if piecewise or self.unstable <= CURVED else LARGE_CURVED
         early = piecewise and self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE
         return early or time.monotonic() - tree.counts.began > alone
@@ -139,6 +137,9 @@ class NeuronTasks(Tasks[Subproblems]):
         space, oracle, switches = self.space, self.oracle, self.oracle.options.search
         if self.unstable > LARGEST:
             oracle.give_up(TOO_LARGE)
+            return
+        if self.unstable > MOST_CURVED and not space.context.graph.piecewise_linear:
+            oracle.usable = False  # nothing is amiss: the tree goes on alone
             return
         waiting = oracle.usage.modelling > MODELS * (time.monotonic() - oracle.usage.began)
         if (self.unstable > LARGE and not switches.deterministic and waiting) or self._give_target(tree):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from random_graphs import dense_network
 from random_nets import disjunct_of
 from trees import PLAIN, begun, context_of
 
@@ -19,7 +21,7 @@ from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.solver.oracle import Oracle
 from milpverify.search.tree import Tree
-from milpverify.spec import Box, Problem
+from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
 def race(problem: Problem, *off: str, deterministic: bool = False) -> tuple[NeuronSpace, Tree[Subproblems], NeuronTasks]:
@@ -96,3 +98,14 @@ def test_what_a_solver_is_done_with_is_not_given_to_it_again(network: tuple[Grap
             oracle.solved.add((0, decisions))
         tasks.give(tree)
         assert oracle.task is None and not oracle.usable and oracle.notes
+
+
+def test_a_large_curved_network_is_left_to_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word, and without a tree that waits for a solver which never comes."""
+    graph, box = dense_network((3, 6, 1), "tanh", 0), Box(-np.ones(3), np.ones(3))
+    problem = Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [-100.0], 3), Rows.none(3, 1)),))
+    monkeypatch.setattr(neuron_tasks, "MOST_CURVED", 0)
+    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        _, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle))
+        sharing.tasks.give(tree)
+        assert not oracle.usable and not oracle.notes and not oracle.counts["oracle_tasks"] and not sharing.awaited(tree)
