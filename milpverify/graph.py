@@ -13,7 +13,7 @@ from torch import Tensor
 from milpverify.operators import Affine, Elementwise, Input, Operator, Product, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import networkx
 
@@ -214,13 +214,24 @@ def evaluate_all(graph: Graph, x: Tensor) -> list[Tensor]:
             case Affine():
                 y = node.op.forward(args)
                 values.append(y if y.shape[1:] == node.shape else y.expand(y.shape[0], *node.shape))
-            case Elementwise(function):
-                values.append(function(args[0]))
-            case Product():
-                values.append(args[0] * args[1])
             case _:
-                raise NotImplementedError(f"no evaluation rule for {type(node.op).__name__} ({node.name})")
+                values.append(nonlinear_value(node.op, args))
     return values
+
+
+def nonlinear_value(op: Operator, args: Sequence[Tensor]) -> Tensor:
+    """The values of a nonlinear operator, entry by entry, at inputs of one shape.
+
+    Raises:
+        NotImplementedError: it has no rule.
+    """
+    match op:
+        case Elementwise(function):
+            return function(args[0])
+        case Product():
+            return args[0] * args[1]
+        case _:
+            raise NotImplementedError(f"no evaluation rule for {type(op).__name__}")
 
 
 def evaluate(graph: Graph, x: Tensor) -> Tensor:

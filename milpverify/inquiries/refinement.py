@@ -27,7 +27,7 @@ from milpverify.config import CurveEncoding
 from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
-from milpverify.graph import evaluate_all
+from milpverify.graph import evaluate_all, nonlinear_value
 from milpverify.inquiries.inquiry import Inquiry, Question, Questions, proof_of_emptiness
 from milpverify.operators import Elementwise
 from milpverify.propagation.interval import follow, step
@@ -282,7 +282,7 @@ class Refinement(Inquiry):
                 continue
             inputs = [quantities[columns] for columns in neurons.inputs]
             outputs = quantities[neurons.outputs]
-            true = evaluated(op, inputs)
+            true = nonlinear_value(op, [torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]).numpy()
             error = np.abs(outputs - true)
             weight = weights[neurons.node][neurons.index]
             for r in np.flatnonzero(error > EXACT * (1.0 + np.abs(true))).tolist():
@@ -332,14 +332,6 @@ class Refinement(Inquiry):
             return False
         self.cuts[node, index] = Cut(place, tuple(sorted({*inner, p})))
         return True
-
-
-def evaluated(op: Operator, inputs: list[Array]) -> Array:
-    """The values of a nonlinear operator at some inputs."""
-    tensors = [torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]
-    value = op.function(tensors[0]) if isinstance(op, Elementwise) else tensors[0] * tensors[1]
-    found: Array = value.numpy()
-    return found
 
 
 def propagated(graph: Graph, ranges: NodeRanges) -> list[tuple[torch.Tensor, torch.Tensor]]:

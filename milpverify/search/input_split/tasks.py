@@ -109,11 +109,10 @@ class BoxTasks(Tasks[Boxes]):
 
     def _give(self, tree: Tree[Boxes], nodes: int | None) -> None:
         space, oracle, group, switches = self.space, self.oracle, tree.group, self.oracle.options.search
-        had = self.given | {k for k, m in enumerate(group.members) if m in oracle.proved}
-        still_open = ~group.closed(tree.frontier.all().margins).all(0).cpu()
-        rest = [k for k in range(group.count) if k not in had and (not switches.tree_to_oracle or bool(still_open[k]))]
         # What a curved network's ranges are tightened to under the margin's row is worth most on the whole box.
-        parts = switches.both_ways and (space.context.graph.piecewise_linear or not rest)
+        at_once = switches.both_ways and space.context.graph.piecewise_linear
+        rest = [] if at_once else self._rest(tree)
+        parts = at_once or (switches.both_ways and not rest)
         if not parts and not rest:
             return
         box, place = _hardest(tree) if parts else (space.whole, None)
@@ -136,6 +135,14 @@ class BoxTasks(Tasks[Boxes]):
             tree.frontier.lent = place
             if not parts and (nodes is None or switches.both_ways):
                 self.given.add(disjunct)
+
+    def _rest(self, tree: Tree[Boxes]) -> list[int]:
+        """The disjuncts that were no task over the whole box, and that are open as far as the solver is told."""
+        group, oracle = tree.group, self.oracle
+        had = self.given | {k for k, m in enumerate(group.members) if m in oracle.proved}
+        closed = group.closed(tree.frontier.all().margins).all(0).tolist()
+        told = oracle.options.search.tree_to_oracle
+        return [k for k in range(group.count) if k not in had and not (told and closed[k])]
 
 
 def _hardest(tree: Tree[Boxes]) -> tuple[Boxes, int]:
