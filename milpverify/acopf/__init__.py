@@ -1,0 +1,1 @@
+"""AC optimal power flow: questions about a power network, answered with proofs."""
