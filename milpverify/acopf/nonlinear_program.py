@@ -37,6 +37,10 @@ class Goal(Enum):
     VIOLATION = "the largest violation"
 
 
+# Weights of the squared distance from the middles of all ranges. They make the best point unique, without which the method may not converge.
+UNIQUE = {Goal.COST: 0.0, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
+
+
 class OutOfTime(Exception):
     """The deadline is over; raised out of the interior point method, which has no clock."""
 
@@ -231,17 +235,22 @@ class Program:
 
     def objective(self, x: Array) -> tuple[float, Array]:
         """The value and its gradient; the cost in units that make the marginal cost about 1."""
-        gradient = np.zeros(self.width)
-        if self.goal is Goal.LOAD:
-            gradient[-1] = -1.0
-            return -float(x[-1]), gradient
-        if self.goal is Goal.VIOLATION:
-            gradient[-1] = 1.0
-            return float(x[-1]), gradient
         gen, where = self.case.generators, self._active
-        pg = x[where]
-        gradient[where] = (2.0 * gen.c2 * pg + gen.c1) / self._unit
-        return float(np.sum(gen.c2 * pg * pg + gen.c1 * pg)) / self._unit, gradient
+        if self.goal is Goal.COST:
+            gradient, pg = np.zeros(self.width), x[where]
+            gradient[where] = (2.0 * gen.c2 * pg + gen.c1) / self._unit
+            return float(np.sum(gen.c2 * pg * pg + gen.c1 * pg)) / self._unit, gradient
+        away = x - self.centre
+        away[-1] = 0.0
+        sign = -1.0 if self.goal is Goal.LOAD else 1.0
+        gradient = UNIQUE[self.goal] * away
+        gradient[-1] = sign
+        return sign * float(x[-1]) + UNIQUE[self.goal] / 2.0 * float(away @ away), gradient
+
+    @cached_property
+    def centre(self) -> Array:
+        """The middle of all ranges, near which one of many equally good points is chosen."""
+        return self.middle()
 
     @property
     def _active(self) -> slice:
@@ -285,9 +294,11 @@ class Program:
         flow, slope = self.flows.values(x), self.flows.jacobian(x)
         total = self.equations.forms.hessian(multipliers["eqnonlin"]) + self.inequalities.forms.hessian(mu[:split])
         total = total + self.flows.forms.hessian(twice * flow) + slope.T @ diags(twice) @ slope
-        own = np.zeros(self.width)
+        own = np.full(self.width, UNIQUE[self.goal] * scale)
         if self.goal is Goal.COST:
             own[self._active] = 2.0 * self.case.generators.c2 / self._unit * scale
+        else:
+            own[-1] = 0.0
         if self.t is not None:
             rate = np.tile(self.case.branches.rate[self.limited], 2)
             own[self.t] -= np.sum(2.0 * mu[split:] / rate**2)
@@ -341,9 +352,10 @@ class Program:
             warnings.simplefilter("ignore")  # of singular matrices: the method says itself that it failed
             found = pips(self.objective, start, a, a_lower, a_upper, lower, upper, constraints, self.hessian, options)
         x, last = found["x"], found["output"]["hist"][-1]
-        if not np.isfinite(x).all() or not (found["eflag"] == 1 or last["feascond"] < CLOSE):
+        converged, close = bool(found["eflag"]), bool(last["feascond"] < CLOSE)
+        if not np.isfinite(x).all() or not (converged or close):
             return None
-        return x, bool(found["eflag"] == 1)
+        return x, converged or (close and self.goal is Goal.VIOLATION)
 
     def point(self, x: Array) -> Point:
         """The point that x is, with loads in their ranges; at the factor x[-1] of all loads where that is the goal."""
@@ -373,7 +385,9 @@ def _pick(rows: Rows, kept: Index) -> Rows:
 def _stack(rows: list[Rows]) -> Rows:
     from scipy.sparse import vstack
 
-    return Rows(stacked([row.forms for row in rows]), vstack([row.linear for row in rows], "csr"), np.concatenate([row.constant for row in rows]))
+    return Rows(
+        stacked([row.forms for row in rows]), vstack([row.linear for row in rows], "csr"), np.concatenate([row.constant for row in rows])
+    )
 
 
 def _scaled(factors: Array, rows: Any) -> Any:

@@ -142,3 +142,34 @@ def generation(case: Case) -> Any:
     n, g = case.num_buses, len(case.generators)
     bus = np.concatenate([case.generators.bus, n + case.generators.bus])
     return _sparse(np.ones(2 * g), bus, np.arange(2 * g), (2 * n, 2 * g))
+
+
+def limits(case: Case) -> tuple[Array, Array]:
+    """Of (va, vm, pg, qg), (2n + 2g,) each: no limits of angles, but the reference's is 0."""
+    buses, gen = case.buses, case.generators
+    free = np.full(len(buses), np.inf)
+    free[case.reference] = 0.0
+    return np.concatenate([-free, buses.vmin, gen.pmin, gen.qmin]), np.concatenate([free, buses.vmax, gen.pmax, gen.qmax])
+
+
+def voltages(va: Array, vm: Array) -> Array:
+    """(e, f), (2n,)."""
+    return np.concatenate([vm * np.cos(va), vm * np.sin(va)])
+
+
+def polar_slope(va: Array, vm: Array) -> Array:
+    """(2n, 2n): the derivatives of (e, f) in (va, vm)."""
+    cos, sin = np.cos(va), np.sin(va)
+    return np.block([[np.diag(-vm * sin), np.diag(cos)], [np.diag(vm * cos), np.diag(sin)]])
+
+
+def balance_residual(case: Case, va: Array, vm: Array, injected: Array, drawn: Array) -> Array:
+    """(2n,): what the network draws and the loads (pd, qd), less what generators inject (pg, qg)."""
+    residual: Array = rectangular(case).balances.values(voltages(va, vm)) + drawn - generation(case) @ injected
+    return residual
+
+
+def balance_slope(case: Case, va: Array, vm: Array) -> Array:
+    """(2n, 2n + 2g): the residual's derivatives in (va, vm, pg, qg)."""
+    network = rectangular(case).balances.jacobian(voltages(va, vm)) @ polar_slope(va, vm)
+    return np.hstack([network, -generation(case).toarray()])
