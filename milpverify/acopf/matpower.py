@@ -149,7 +149,7 @@ def _table(tables: Mapping[str, Any], where: str, name: str, columns: int) -> _T
     values = _numbers(tables[name], where, name)
     if values.size == 0 and name == "branch":
         values = np.zeros((0, columns))
-    if values.ndim != 2 or len(values) == 0 and name != "branch":
+    if values.ndim != 2 or (len(values) == 0 and name != "branch"):
         raise InvalidInput(f"{where}: {name}: a table with rows is needed")
     if values.shape[1] < columns:
         raise InvalidInput(f"{where}: {name}: {values.shape[1]} columns, but at least {columns} are needed")
@@ -296,6 +296,6 @@ def _reached(neighbours: list[list[int]], start: int) -> set[int]:
 
 
 def _listed(numbers: NDArray[Any]) -> str:
-    """ "buses 3, 7"."""
+    """Buses by their numbers: "buses 3, 7"."""
     names = ", ".join(f"{n:.0f}" for n in numbers[:_SHOWN].tolist())
     return ("bus " if len(numbers) == 1 else "buses ") + names + (", ..." if len(numbers) > _SHOWN else "")
