@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from milpverify.acopf.loads import Loads
-from milpverify.acopf.nonlinear_program import Goal, OutOfTime, Program
+from milpverify.acopf.nonlinear_program import Goal, Program
 from milpverify.acopf.polish import polish
 from milpverify.config import Deadline
+from milpverify.errors import SolverUnavailable
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.point import Point
 
+TOLERANCE = 1e-9  # of the interior point method
+ITERATIONS = 150
+CLOSE = 1e-5  # what does not converge is a candidate still if its residuals are this small
 NARROW = 4  # limits closer than this many times the shrinkage are left as they are
 
 
@@ -93,6 +98,10 @@ def shrunk(case: Case, by: float) -> Case:
     )
 
 
+class _OutOfTime(Exception):
+    """The deadline is over; raised out of the interior point method, which has no clock."""
+
+
 def _solve(program: Program, start: Point | None, attempts: int, seed: int, deadline: Deadline) -> tuple[Point, float] | None:
     """The first attempt's result that converged, else the first that came close, and the last variable's value there."""
     random = np.random.default_rng(seed)
@@ -103,8 +112,8 @@ def _solve(program: Program, start: Point | None, attempts: int, seed: int, dead
         else:
             begin = program.middle() if start is None else program.at(start)
         try:
-            found = program.solve(begin, deadline)
-        except OutOfTime:
+            found = _interior_point(program, begin, deadline)
+        except _OutOfTime:
             break
         if found is not None:
             x, converged = found
@@ -113,3 +122,29 @@ def _solve(program: Program, start: Point | None, attempts: int, seed: int, dead
             if converged:
                 break
     return close
+
+
+def _interior_point(program: Program, start: Array, deadline: Deadline) -> tuple[Array, bool] | None:
+    """The last iterate and whether the method converged; none where nothing came of it."""
+    try:
+        from pypower.pips import pips
+    except ImportError as e:
+        raise SolverUnavailable(f"the local solver needs pypower and scipy: pip install 'milpverify[acopf]' ({e})") from e
+
+    def constraints(x: Array) -> tuple[Array, Array, Any, Any]:
+        if deadline.expired():
+            raise _OutOfTime
+        return program.constraints(x)
+
+    lower, upper = program.bounds
+    relaxed = program.relaxed if program.t is not None else (None, None, None)
+    tolerances = dict.fromkeys(("feastol", "gradtol", "comptol", "costtol"), TOLERANCE)
+    options = {**tolerances, "max_it": ITERATIONS, "cost_mult": 1.0}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of singular matrices: the method says itself that it failed
+        found = pips(program.objective, start, *relaxed, lower, upper, constraints, program.hessian, options)
+    x, last = found["x"], found["output"]["hist"][-1]
+    converged, close = bool(found["eflag"]), bool(last["feascond"] < CLOSE)
+    if not np.isfinite(x).all() or not (converged or close):
+        return None
+    return x, converged or (close and program.goal is Goal.VIOLATION)

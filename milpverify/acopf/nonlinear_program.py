@@ -7,7 +7,6 @@ loads, or the violation t. All constraints are quadratic, but for |S|^2 = p^2 + 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -21,11 +20,7 @@ from milpverify.acopf.rectangular import Quadratics, generation, rectangular, st
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
     from milpverify.acopf.loads import Loads
-    from milpverify.config import Deadline
 
-TOLERANCE = 1e-9  # of the interior point method
-ITERATIONS = 150
-CLOSE = 1e-5  # what does not converge is a candidate still if its residuals are this small
 EQUAL = 1e-12  # limits closer than this are one value
 
 
@@ -37,12 +32,8 @@ class Goal(Enum):
     VIOLATION = "the largest violation"
 
 
-# Weights of the squared distance from the middles of all ranges. They make the best point unique, without which the method may not converge.
+# Weights of the squared distance from the middles of all ranges: they make the best point unique; without that the method may not converge.
 UNIQUE = {Goal.COST: 0.0, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
-
-
-class OutOfTime(Exception):
-    """The deadline is over; raised out of the interior point method, which has no clock."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +216,7 @@ class Program:
         """Generation's limits where t moves them: A x between two vectors."""
         from scipy.sparse import csr_matrix
 
-        case, gen, n, g = self.case, self.case.generators, self.case.num_buses, 2 * len(self.case.generators)
+        gen, n, g = self.case.generators, self.case.num_buses, 2 * len(self.case.generators)
         rows, columns = np.arange(2 * g), np.concatenate([np.tile(2 * n + np.arange(g), 2), np.full(2 * g, self.t)])
         entries = np.concatenate([np.ones(2 * g), -np.ones(g), np.ones(g)])
         a = csr_matrix((entries, (np.tile(rows, 2), columns)), (2 * g, self.width))
@@ -334,28 +325,6 @@ class Program:
         x[: self.others] = np.concatenate([*voltages, point.pg, point.qg])
         x[self.others : self.others + len(self.moving)] = np.concatenate([point.pd, point.qd])[self.moving]
         return x
-
-    def solve(self, start: Array, deadline: Deadline) -> tuple[Array, bool] | None:
-        """The last iterate and whether the method converged; none where nothing came of it."""
-        from pypower.pips import pips
-
-        def constraints(x: Array) -> tuple[Array, Array, Any, Any]:
-            if deadline.expired():
-                raise OutOfTime
-            return self.constraints(x)
-
-        lower, upper = self.bounds
-        a, a_lower, a_upper = self.relaxed if self.t is not None else (None, None, None)
-        tolerances = dict.fromkeys(("feastol", "gradtol", "comptol", "costtol"), TOLERANCE)
-        options = {**tolerances, "max_it": ITERATIONS, "cost_mult": 1.0}
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # of singular matrices: the method says itself that it failed
-            found = pips(self.objective, start, a, a_lower, a_upper, lower, upper, constraints, self.hessian, options)
-        x, last = found["x"], found["output"]["hist"][-1]
-        converged, close = bool(found["eflag"]), bool(last["feascond"] < CLOSE)
-        if not np.isfinite(x).all() or not (converged or close):
-            return None
-        return x, converged or (close and self.goal is Goal.VIOLATION)
 
     def point(self, x: Array) -> Point:
         """The point that x is, with loads in their ranges; at the factor x[-1] of all loads where that is the goal."""

@@ -69,7 +69,8 @@ def _residual(point: Point) -> Array:
 def _ends(point: Point) -> Array:
     """(2, m): |S| at the from and the to end of every branch."""
     flows = rectangular(point.case).flows.values(voltages(point.va, point.vm)).reshape(-1, 2, 2)
-    return np.hypot(flows[:, :, 0], flows[:, :, 1]).T
+    apparent: Array = np.hypot(flows[:, :, 0], flows[:, :, 1]).T
+    return apparent
 
 
 def _rows(point: Point) -> tuple[Array, Array]:

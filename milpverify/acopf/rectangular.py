@@ -97,7 +97,9 @@ class Rectangular:
         branch, what = np.divmod(base.row, 4)
         parts = [(4 * branch + row, base.i, base.j, self.coefficients[branch, row, what] * base.coefficient) for row in range(4)]
         row, i, j, coefficient = (np.concatenate(part) for part in zip(*parts, strict=True))
-        kept = np.flatnonzero(np.array([value != 0 for value in coefficient.tolist()]))
+        kept = np.flatnonzero(
+            [not (isinstance(value, (int, float)) and value == 0) for value in coefficient.tolist()]
+        )  # balls around 0 stay
         return Quadratics(base.count, base.width, row[kept], i[kept], j[kept], coefficient[kept])
 
     @cached_property
