@@ -111,9 +111,11 @@ class Case:
         return f"generator at bus {int(self.buses.number[self.generators.bus[g]])} (row {int(self.generators.row[g])})"
 
     def cost(self, pg: Array) -> float:
-        """The cost of a dispatch (g,) p.u. in $/h, summed without rounding errors that matter (`math.fsum`)."""
+        """The cost of a dispatch (g,) p.u. in $/h, summed without rounding errors that matter (`math.fsum`); inf where it overflows."""
         gen = self.generators
-        return math.fsum((gen.c2 * pg * pg).tolist() + (gen.c1 * pg).tolist() + gen.c0.tolist())
+        with np.errstate(all="ignore"):
+            terms = np.concatenate([gen.c2 * pg * pg, gen.c1 * pg, gen.c0])
+        return math.fsum(terms.tolist()) if np.isfinite(terms).all() else math.inf
 
     def describe(self) -> dict[str, Any]:
         """Name, base and counts, for results."""

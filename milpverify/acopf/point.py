@@ -94,7 +94,7 @@ class Point:
 
     @property
     def cost(self) -> float:
-        """$/h."""
+        """The cost of its generation in $/h."""
         return self.case.cost(self.pg)
 
     def constraints(self) -> tuple[Constraint, ...]:
@@ -121,7 +121,7 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists; `bus` has the numbers of the buses in their order."""
         parts = {name: getattr(self, name).tolist() for name in PARTS}
-        judged = {"cost": self.cost, "violation": json_number(self.violation)}
+        judged = {"cost": json_number(self.cost), "violation": json_number(self.violation)}
         return {"case": self.case.name, "bus": self.case.buses.number.tolist(), **parts, **judged}
 
     def save(self, path: str | Path) -> None:
