@@ -6,7 +6,7 @@ Its voltages are compared with the point's, and what it finds is judged against 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +78,9 @@ def power_flow(point: Point, tolerance: float = TOLERANCE, flat: bool = False) -
     vm = np.where(held | (not flat), point.vm, 1.0)
     va = np.full_like(vm, point.va[slack]) if flat else point.va
     start = Point(case, vm, va, point.pg, point.qg, point.pd, point.qd)
-    found, converged = _newton(pypower_case(case, start, slack))
+    # pypower's tables are as long as the largest number of a bus.
+    numbered = replace(case, buses=replace(case.buses, number=np.arange(1, len(case.buses) + 1)))
+    found, converged = _newton(pypower_case(numbered, start, slack))
     vm, va = found["bus"][:, 7], np.deg2rad(found["bus"][:, 8])
     difference = float(np.max(np.abs(vm * np.exp(1j * va) - point.vm * np.exp(1j * point.va))))
     pg, qg = point.pg.copy(), point.qg.copy()

@@ -140,6 +140,15 @@ def test_a_reference_bus_without_a_generator() -> None:
     assert power_flow(turned, flat=True).difference < 1e-9
 
 
+def test_large_bus_numbers() -> None:
+    tables: dict[str, Any] = small()
+    for name, columns in (("bus", 1), ("gen", 1), ("branch", 2)):
+        tables[name][:, :columns] *= 10**11
+    point = solved(load_case(tables))
+    assert power_flow(point).difference < 1e-9
+    assert point.case.bus_name(2) == "bus 700000000000"
+
+
 def test_no_solution() -> None:
     point = solved(load_case(small()))
     heavy = replace(point, pd=point.pd * 100)
