@@ -7,14 +7,11 @@ cases; what is said of rows ("branch row 3") counts the rows of the tables it re
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from milpverify.acopf.loads import Loads
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -91,11 +88,6 @@ class Case:
     def num_buses(self) -> int:
         """n."""
         return len(self.buses)
-
-    def with_loads(self, loads: Loads) -> Case:
-        """The case with other loads; those of a box are its middle."""
-        pd, qd = loads.middle(self)
-        return replace(self, buses=replace(self.buses, pd=pd, qd=qd))
 
     def branch_name(self, k: int) -> str:
         """The branch by the numbers of its buses: "branch 1-3 (row 2)"."""

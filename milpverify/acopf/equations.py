@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.judgement import Candidate
 
 _ROUNDED = 2  # a coefficient is within 1.5 units of roundoff, so that two factors 1 + d cover it
 
@@ -46,7 +46,7 @@ class Layout:
     st2: slice  # (m,)
     angle_difference: slice  # (m,) va[f] - va[t]
 
-    def x(self, point: Point) -> Array:
+    def x(self, point: Candidate) -> Array:
         """The input (nx,) at a point."""
         return np.concatenate([point.vm, point.va, point.pg, point.qg, point.pd, point.qd])
 

@@ -11,8 +11,9 @@ import pytest
 from power_cases import dispatch, pglib, random_point, small
 
 from milpverify.acopf.case import Case
+from milpverify.acopf.judgement import Constraint, flows, limits, residuals
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Constraint, Point, flows, limits, load_point, residuals
+from milpverify.acopf.point import Point, load_point
 from milpverify.errors import InvalidInput
 
 

@@ -8,15 +8,16 @@ import pytest
 from power_cases import dispatch, pglib, random_point, small
 
 from milpverify.acopf.case import Case
+from milpverify.acopf.judgement import Candidate, residuals
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Point, residuals
+from milpverify.acopf.point import Point
 from milpverify.acopf.power_flow import power_flow, pypower_case
 from milpverify.errors import SolverUnavailable
 
 pytest.importorskip("pypower")
 
 
-def solved(case: Case) -> Point:
+def solved(case: Case) -> Candidate:
     """The power flow at the case's set points."""
     n, g = len(case.buses), len(case.generators)
     vm = np.ones(n)
