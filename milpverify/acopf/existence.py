@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.admittance import PRECISION, admittance_balls
-from milpverify.acopf.point import (
+from milpverify.acopf.judgement import (
     ACTIVE_GENERATION,
     ANGLE_DIFFERENCE,
     FLOW_FROM,
@@ -35,7 +35,7 @@ from milpverify.result import json_number
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.judgement import Candidate
 
 RADIUS = 1e-6  # p.u. and rad
 INFLATIONS = 5  # how many boxes are tried, each twice as wide as the image of the one before
@@ -76,7 +76,7 @@ class Existence:
         }
 
 
-def prove_existence(point: Point, radius: float = RADIUS) -> Existence:
+def prove_existence(point: Candidate, radius: float = RADIUS) -> Existence:
     """Try to prove that an exact solution of the power flow equations lies within a radius of a point (p.u. and rad)."""
     import flint
 
@@ -89,7 +89,7 @@ def prove_existence(point: Point, radius: float = RADIUS) -> Existence:
         return Existence(False, message) if moved is None else _judge(system, moved, radius)
 
 
-def unknowns(point: Point) -> tuple[Index, Index]:
+def unknowns(point: Candidate) -> tuple[Index, Index]:
     """Which vm (k of them) and which of (pg, qg) (n + 1 - k) to solve for, beside all angles but the reference's.
 
     They are the columns that a QR factorisation with pivoting takes of the balances' Jacobian, when each is scaled by the variable's
@@ -101,7 +101,7 @@ def unknowns(point: Point) -> tuple[Index, Index]:
     lower, upper = ranges(case)
     x = np.concatenate([point.va, point.vm, point.pg, point.qg])
     room = np.clip(np.minimum(x - lower, upper - x), LEAST_ROOM, 1.0)[n:]
-    slope = balance_slope(case, point.va, point.vm)
+    slope = balance_slope(case, point.va, point.vm).toarray()
     angles = np.delete(slope[:, :n], case.reference, axis=1)
     complement = qr(angles)[0][:, n - 1 :]
     taken = np.sort(qr(complement.T @ (slope[:, n:] * room), mode="r", pivoting=True)[1][: n + 1])
@@ -114,7 +114,7 @@ class _System:
     The equations: 2n balances; f = 0 at the reference bus; e^2 + f^2 = vm^2 wherever vm is held.
     """
 
-    def __init__(self, point: Point) -> None:
+    def __init__(self, point: Candidate) -> None:
         import flint
 
         self.point, self.case = point, point.case
@@ -196,12 +196,14 @@ def _judge(system: _System, moved: list[Any], radius: float) -> Existence:
     import flint
 
     point, case, n, g = system.point, system.case, system.case.num_buses, len(system.case.generators)
+    if not system.z[case.reference] + moved[case.reference] > 0:
+        return Existence(False, "the reference bus's voltage may be negative")
     vm, va, distance = [], [], []
     held = set(system.held.tolist())
     for i, (size, angle, (sin, cos)) in enumerate(zip(point.vm.tolist(), point.va.tolist(), system.turn, strict=True)):
         along, across = moved[i] * cos + moved[n + i] * sin, moved[n + i] * cos - moved[i] * sin  # turned, so that the point is at `size`
         exact = flint.arb(size) if i in held else abs(flint.acb(size + along, across))
-        turned = flint.arb.atan2(across, size + along)
+        turned = flint.arb.atan2(across, size + along) if i != case.reference else flint.arb(-angle)  # f = 0 and e > 0: to 0
         vm.append(exact)
         va.append(angle + turned)
         distance += [exact - size, turned]
@@ -237,7 +239,8 @@ def _margins(case: Case, values: dict[str, list[Any]]) -> list[tuple[float, str]
             ball = values[limit.kind][limit.index]
             below = -_up(limit.lower - ball) if limit.lower > -math.inf else math.inf
             above = -_up(ball - limit.upper) if limit.upper < math.inf else math.inf
-            found.append((min(below, above) + 0.0, f"{limit.kind} of {limit.element}"))
+            if not (limit.lower == limit.upper and below == above == 0.0):  # what cannot move has no margin to speak of
+                found.append((min(below, above) + 0.0, f"{limit.kind} of {limit.element}"))
     return found
 
 

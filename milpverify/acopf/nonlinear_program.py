@@ -282,12 +282,10 @@ class Program:
     def middle(self) -> Array:
         """Where an attempt begins: the middle of every range, all angles 0."""
         case, gen = self.case, self.case.generators
-        e = (case.buses.vmin + case.buses.vmax) / 2.0
-        middles = np.concatenate([(gen.pmin + gen.pmax) / 2.0, (gen.qmin + gen.qmax) / 2.0])
-        lower, upper = self.bounds
-        y = (lower[self.others :] + upper[self.others :]) / 2.0
-        middle = np.concatenate([e, np.zeros(case.num_buses), middles, y])
-        return np.where(np.isfinite(middle), middle, 1.0)
+        lower, upper = (bound[self.others :] for bound in self.bounds)
+        parts = [(case.buses.vmin, case.buses.vmax), (gen.pmin, gen.pmax), (gen.qmin, gen.qmax), (lower, upper)]
+        vm, pg, qg, y = (_middle(*part) for part in parts)
+        return np.concatenate([vm, np.zeros(case.num_buses), pg, qg, y])
 
     def random(self, generator: np.random.Generator) -> Array:
         """Where another attempt begins: magnitudes and powers in the middle thirds of their ranges, small angles."""
@@ -319,6 +317,14 @@ class Program:
             drawn[self.moving] = np.clip(x[y], lower[y], upper[y])
             pd, qd = np.split(drawn, 2)
         return Point(case, np.hypot(e, f), np.arctan2(f, e), pg.copy(), qg.copy(), pd, qd)
+
+
+def _middle(lower: Array, upper: Array) -> Array:
+    """The middle of ranges, 1 from the end of those that have one end, and 0 where there is none."""
+    low = np.where(np.isfinite(lower), lower, np.where(np.isfinite(upper), upper - 2.0, -1.0))
+    high = np.where(np.isfinite(upper), upper, low + 2.0)
+    middle: Array = (low + high) / 2.0
+    return middle
 
 
 def _pick(rows: Rows, kept: Index) -> Rows:

@@ -164,10 +164,12 @@ def voltages(va: Array, vm: Array) -> Array:
     return np.concatenate([vm * np.cos(va), vm * np.sin(va)])
 
 
-def polar_slope(va: Array, vm: Array) -> Array:
-    """(2n, 2n): the derivatives of (e, f) in (va, vm)."""
+def polar_slope(va: Array, vm: Array) -> Any:
+    """(2n, 2n) sparse: the derivatives of (e, f) in (va, vm)."""
+    from scipy.sparse import bmat, diags
+
     cos, sin = np.cos(va), np.sin(va)
-    return np.block([[np.diag(-vm * sin), np.diag(cos)], [np.diag(vm * cos), np.diag(sin)]])
+    return bmat([[diags(-vm * sin), diags(cos)], [diags(vm * cos), diags(sin)]], "csr")
 
 
 def balance_residual(case: Case, va: Array, vm: Array, injected: Array, drawn: Array) -> Array:
@@ -176,7 +178,8 @@ def balance_residual(case: Case, va: Array, vm: Array, injected: Array, drawn: A
     return residual
 
 
-def balance_slope(case: Case, va: Array, vm: Array) -> Array:
-    """(2n, 2n + 2g): the residual's derivatives in (va, vm, pg, qg)."""
-    network = rectangular(case).balances.jacobian(voltages(va, vm)) @ polar_slope(va, vm)
-    return np.hstack([network, -generation(case).toarray()])
+def balance_slope(case: Case, va: Array, vm: Array) -> Any:
+    """(2n, 2n + 2g) sparse: the residual's derivatives in (va, vm, pg, qg)."""
+    from scipy.sparse import hstack
+
+    return hstack([rectangular(case).balances.jacobian(voltages(va, vm)) @ polar_slope(va, vm), -generation(case)], "csr")
