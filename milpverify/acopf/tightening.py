@@ -108,9 +108,9 @@ class Tightening:
     def _tighten(self, region: Region) -> bool:
         """One sweep over voltages and angles; returns whether it took anything off."""
         columns, box = self.relaxation.columns, region.box
-        which = np.concatenate([columns.w, columns.d])
-        which = np.repeat(which[(box.upper - box.lower)[which] > SETTLED], 2)
-        sides = np.where(np.arange(len(which)) % 2, -1.0, 1.0)
+        parts = [part[(box.upper - box.lower)[part] > SETTLED] for part in (columns.w, columns.d)]
+        which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
+        sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
         region.cuts = self._near(region, TIGHT)
         found, empty = self.programs.sweep(box, region.cuts, which, sides)
         if empty:
