@@ -98,16 +98,16 @@ class Case:
         return replace(self, buses=replace(self.buses, pd=pd, qd=qd))
 
     def branch_name(self, k: int) -> str:
-        """"branch 1-3 (row 2)", by the numbers of its buses."""
+        """The branch by the numbers of its buses: "branch 1-3 (row 2)"."""
         f, t = (int(self.buses.number[end[k]]) for end in (self.branches.f, self.branches.t))
         return f"branch {f}-{t} (row {int(self.branches.row[k])})"
 
     def bus_name(self, i: int) -> str:
-        """"bus 3", by its number."""
+        """The bus by its number: "bus 3"."""
         return f"bus {int(self.buses.number[i])}"
 
     def generator_name(self, g: int) -> str:
-        """"generator at bus 3 (row 2)"."""
+        """The generator by the number of its bus: "generator at bus 3 (row 2)"."""
         return f"generator at bus {int(self.buses.number[self.generators.bus[g]])} (row {int(self.generators.row[g])})"
 
     def cost(self, pg: Array) -> float:
