@@ -5,14 +5,25 @@ Figures are matplotlib's own objects, made without pyplot: no display and no glo
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.acopf.admittance import admittances
 from milpverify.acopf.case import Case
+from milpverify.acopf.point import (
+    ACTIVE_BALANCE,
+    ACTIVE_GENERATION,
+    ANGLE_DIFFERENCE,
+    FLOW_FROM,
+    FLOW_TO,
+    REACTIVE_BALANCE,
+    REACTIVE_GENERATION,
+    VOLTAGE,
+    flows,
+)
 from milpverify.acopf.result import TOLERANCE, Feasibility, Outcome
 from milpverify.errors import InvalidInput
 
@@ -32,8 +43,9 @@ BINDING = 1e-4
 RED, ORANGE, INK, GREY, BLUE, GREEN = "#d62728", "#ff9f1c", "#2b2d42", "#9aa0a6", "#2a6fdb", "#3a9d5d"
 TEXT = {RED: RED, ORANGE: "#b36b00"}  # what is thin is darker
 LOADING_COLOURS = ("#c9dcea", "#7fb2d3", "#2f7fb6", "#0b3d6b")  # no red: that is what violations have
-BALANCES = ("active balance", "reactive balance")
-AT_BUSES, AT_GENERATORS = (*BALANCES, "voltage"), ("active generation", "reactive generation")
+BALANCES = (ACTIVE_BALANCE, REACTIVE_BALANCE)
+AT_BUSES, AT_GENERATORS = (*BALANCES, VOLTAGE), (ACTIVE_GENERATION, REACTIVE_GENERATION)
+AT_BRANCHES = (FLOW_FROM, FLOW_TO, ANGLE_DIFFERENCE)
 
 
 @dataclass(frozen=True)
@@ -134,18 +146,10 @@ def layout(case: Case) -> Array:
     return turned
 
 
-def loading(point: Point) -> Array:
-    """(m,) the larger |S| of a branch's two ends as a share of its limit, 0 where there is none."""
-    return np.where(np.isfinite(point.case.branches.rate), apparent(point) / point.case.branches.rate, 0.0)
-
-
 def apparent(point: Point) -> Array:
-    """(m,) the larger |S| of a branch's two ends, p.u., as float64 computes it: for pictures."""
-    br, vm = point.case.branches, point.vm
-    both, angle = vm[br.f] * vm[br.t], point.va[br.f] - point.va[br.t]
-    products = np.stack([vm[br.f] ** 2, vm[br.t] ** 2, both * np.cos(angle), both * np.sin(angle)], axis=1)
-    flows = np.einsum("mij,mj->mi", admittances(point.case).flows()[0], products)
-    return np.maximum(np.hypot(flows[:, 0], flows[:, 1]), np.hypot(flows[:, 2], flows[:, 3]))
+    """(m,) the larger |S| of a branch's two ends, p.u., as float64 computes it."""
+    pf, qf, pt, qt = flows(point.case, point.vm, point.va)
+    return np.maximum(np.hypot(pf, qf), np.hypot(pt, qt))
 
 
 def _draw_branches(figure: Figure, axes: Axes, subject: _Subject, at: Array, crowd: float) -> None:
@@ -157,17 +161,19 @@ def _draw_branches(figure: Figure, axes: Axes, subject: _Subject, at: Array, cro
     segments = _segments(subject.case, at)
     widths, colours = np.full(len(br), 1.6), [GREY] * len(br)
     if point is not None:
-        flow, used = apparent(point), loading(point)
+        flow, limited = apparent(point), np.isfinite(br.rate)
         widths = 1.1 + 4.2 * flow / max(float(flow.max(initial=0.0)), 1e-9)
         shades = LinearSegmentedColormap.from_list("loading", LOADING_COLOURS)
-        colours = [shades(min(share, 1.0)) if limited else GREY for share, limited in zip(used, np.isfinite(br.rate), strict=True)]
-        if np.isfinite(br.rate).any():
+        colours = [
+            shades(min(s / rate, 1.0)) if math.isfinite(rate) else GREY for s, rate in zip(flow.tolist(), br.rate.tolist(), strict=True)
+        ]
+        if limited.any():
             bar = figure.colorbar(ScalarMappable(Normalize(0, 100), shades), ax=axes, shrink=0.55, pad=0.01)
             bar.set_label("loading of lines, % of their limit", fontsize=9)
             bar.ax.tick_params(labelsize=8)
     widths *= max(crowd, 0.7)
     for colour in (ORANGE, RED):  # an edge around the line, which keeps its own colour
-        marked = sorted(subject.marked(colour, "flow from", "flow to", "angle difference"))
+        marked = sorted(subject.marked(colour, *AT_BRANCHES))
         if marked:
             edges = LineCollection(
                 [segments[k] for k in marked], linewidths=widths[marked] + 5.0 * max(crowd, 0.7), colors=colour, zorder=1

@@ -83,10 +83,10 @@ class Outcome:
         return "\n".join(lines)
 
     def worst(self) -> tuple[Constraint, ...]:
-        """Of every kind of constraint the one with the least margin."""
+        """Of every kind of constraint the one with the least margin; none where there is no point."""
         least: dict[str, Constraint] = {}
         for each in self.constraints:
-            if each.kind not in least or each.margin < least[each.kind].margin:
+            if not math.isnan(each.margin) and (each.kind not in least or each.margin < least[each.kind].margin):
                 least[each.kind] = each
         return tuple(least.values())
 
