@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from milpverify.acopf.loads import Loads, box, scaled
     from milpverify.acopf.matpower import load_case
     from milpverify.acopf.plots import draw, plot_margins
-    from milpverify.acopf.point import Constraint, Point
+    from milpverify.acopf.point import Constraint, Point, load_point
     from milpverify.acopf.proof import Proof
     from milpverify.acopf.recheck import recheck
     from milpverify.acopf.result import Cost, Feasibility, Loadability, Reason, Verdict
 
 __all__ = [
     "load_case",
+    "load_point",
     "check_feasibility",
     "certify_cost",
     "max_loadability",
@@ -68,7 +69,7 @@ _HOMES = {
     "max_loadability": "loadability",
     "recheck": "recheck",
     "Proof": "proof",
-    **dict.fromkeys(("Point", "Constraint"), "point"),
+    **dict.fromkeys(("load_point", "Point", "Constraint"), "point"),
     **dict.fromkeys(("Verdict", "Reason", "Feasibility", "Cost", "Loadability"), "result"),
     "equations": "equations",
     "prove_existence": "existence",

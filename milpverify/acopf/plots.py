@@ -168,7 +168,7 @@ def _draw_branches(figure: Figure, axes: Axes, subject: _Subject, at: Array, cro
             shades(min(s / rate, 1.0)) if math.isfinite(rate) else GREY for s, rate in zip(flow.tolist(), br.rate.tolist(), strict=True)
         ]
         if limited.any():
-            bar = figure.colorbar(ScalarMappable(Normalize(0, 100), shades), ax=axes, shrink=0.55, pad=0.01)
+            bar = figure.colorbar(ScalarMappable(Normalize(0, 100), shades), ax=axes, shrink=0.45, pad=0.01)
             bar.set_label("loading of lines, % of their limit", fontsize=9)
             bar.ax.tick_params(labelsize=8)
     widths *= max(crowd, 0.7)
