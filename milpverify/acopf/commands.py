@@ -112,10 +112,11 @@ def feasibility(
     """
 
     def ask(loaded: Case, deadline: Deadline, on_event: OnEvent) -> Outcome:
-        from milpverify.acopf.feasibility import check_feasibility
         from milpverify.acopf.loads import Loads
 
         loads = Loads(load_scale, load_box)
+        from milpverify.acopf.feasibility import check_feasibility
+
         return check_feasibility(
             loaded, loads=loads, quantifier=quantifier, tolerance=tolerance, solver=solver, deadline=deadline, on_event=on_event
         )
@@ -144,10 +145,12 @@ def cost(
     """
 
     def ask(loaded: Case, deadline: Deadline, on_event: OnEvent) -> Outcome:
-        from milpverify.acopf.cost import certify_cost
         from milpverify.acopf.loads import Loads
 
-        return certify_cost(loaded, loads=Loads(load_scale), gap=gap, solver=solver, deadline=deadline, on_event=on_event)
+        loads = Loads(load_scale)
+        from milpverify.acopf.cost import certify_cost
+
+        return certify_cost(loaded, loads=loads, gap=gap, solver=solver, deadline=deadline, on_event=on_event)
 
     _answer(case, _Output(json, proof, plot, quiet, debug), timeout, ask)
 
