@@ -149,7 +149,8 @@ def layout(case: Case) -> Array:
 def apparent(point: Point) -> Array:
     """(m,) the larger |S| of a branch's two ends, p.u., as float64 computes it."""
     pf, qf, pt, qt = flows(point.case, point.vm, point.va)
-    return np.maximum(np.hypot(pf, qf), np.hypot(pt, qt))
+    larger: Array = np.maximum(np.hypot(pf, qf), np.hypot(pt, qt))
+    return larger
 
 
 def _draw_branches(figure: Figure, axes: Axes, subject: _Subject, at: Array, crowd: float) -> None:
@@ -205,11 +206,19 @@ def _draw_buses(axes: Axes, subject: _Subject, at: Array, crowd: float) -> None:
     violated, binding = (subject.marked(colour, *AT_BUSES) for colour in (RED, ORANGE))
     edges = [RED if i in violated else ORANGE if i in binding else INK for i in range(case.num_buses)]
     size = 330.0 * crowd**2
-    strong = [3.0 if i in violated | binding else 1.2 for i in range(case.num_buses)]
+    strong = [(3.0 if i in violated | binding else 1.2) * max(crowd, 0.6) for i in range(case.num_buses)]
     faces = ["#fde0e0" if i in violated else "white" for i in range(case.num_buses)]
-    places = axes.scatter(*at.T, s=size, c=faces, edgecolors=edges, linewidths=np.array(strong) * max(crowd, 0.6), zorder=4)
+    places = axes.scatter(at[:, 0], at[:, 1], s=size, c=faces, edgecolors=edges, linewidths=strong, zorder=4)
     places.set_gid("buses")
-    ring = axes.scatter(*at[case.reference], s=2.1 * size, facecolors="none", edgecolors=INK, linewidths=1.2 * max(crowd, 0.7), zorder=3)
+    ring = axes.scatter(
+        at[case.reference, 0],
+        at[case.reference, 1],
+        s=2.1 * size,
+        facecolors="none",
+        edgecolors=INK,
+        linewidths=1.2 * max(crowd, 0.7),
+        zorder=3,
+    )
     ring.set_gid("reference")
     for i, place in enumerate(at):
         axes.annotate(str(int(case.buses.number[i])), place, ha="center", va="center", fontsize=max(9.5 * crowd, 5.0), color=INK, zorder=5)
@@ -225,9 +234,9 @@ def _draw_units(figure: Figure, axes: Axes, subject: _Subject, at: Array, crowd:
     hosts = sorted(set(case.generators.bus.tolist()))
     violated, binding = ({int(case.generators.bus[g]) for g in subject.marked(colour, *AT_GENERATORS)} for colour in (RED, ORANGE))
     edges = [RED if i in violated else ORANGE if i in binding else "white" for i in hosts]
-    strong = np.array([2.4 if i in violated | binding else 0.8 for i in hosts])
+    strong = [(2.4 if i in violated | binding else 0.8) * max(crowd, 0.6) for i in hosts]
     units = axes.scatter(
-        *at[hosts].T, s=105.0 * crowd**2, marker="D", c=GREEN, edgecolors=edges, linewidths=strong * max(crowd, 0.6), zorder=6,
+        at[hosts, 0], at[hosts, 1], s=105.0 * crowd**2, marker="D", c=GREEN, edgecolors=edges, linewidths=strong, zorder=6,
         transform=beside[True],
     )  # fmt: skip
     units.set_gid("generators")
@@ -235,7 +244,7 @@ def _draw_units(figure: Figure, axes: Axes, subject: _Subject, at: Array, crowd:
     loaded = np.flatnonzero(load > 0)
     share = load[loaded] / max(float(load.max(initial=0.0)), 1e-9)
     loads = axes.scatter(
-        *at[loaded].T, s=(40.0 + 95.0 * share) * crowd**2, marker="v", c=BLUE, edgecolors="white", linewidths=0.5, zorder=6,
+        at[loaded, 0], at[loaded, 1], s=(40.0 + 95.0 * share) * crowd**2, marker="v", c=BLUE, edgecolors="white", linewidths=0.5, zorder=6,
         transform=beside[False],
     )  # fmt: skip
     loads.set_gid("loads")
