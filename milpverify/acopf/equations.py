@@ -7,7 +7,7 @@ numbers; the graph has the nearest ones, and says that they are `rounded`, so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from milpverify.frontends.lowering.constants import Constant
 from milpverify.graph import Graph, TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.judgement import Candidate
 
 _ROUNDED = 2  # a coefficient is within 1.5 units of roundoff, so that two factors 1 + d cover it
 
@@ -44,7 +46,7 @@ class Layout:
     st2: slice  # (m,)
     angle_difference: slice  # (m,) va[f] - va[t]
 
-    def x(self, point: Point) -> Array:
+    def x(self, point: Candidate) -> Array:
         """The input (nx,) at a point."""
         return np.concatenate([point.vm, point.va, point.pg, point.qg, point.pd, point.qd])
 
@@ -106,7 +108,7 @@ def _slices(sizes: dict[str, int]) -> dict[str, slice]:
     return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
-def _ones(rows: int, columns: int, *entries: tuple[Array, Array, Array | int]) -> Array:
+def _ones(rows: int, columns: int, *entries: tuple[NDArray[Any], NDArray[Any], NDArray[Any] | int]) -> Array:
     """A matrix of exact coefficients: row, column and value of each."""
     matrix = np.zeros((rows, columns))
     for row, column, value in entries:

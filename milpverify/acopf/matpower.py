@@ -53,12 +53,18 @@ def load_case(source: str | Path | Mapping[str, Any] | Any) -> Case:
 
 
 def _from_pandapower(net: Any) -> Mapping[str, Any]:
-    """The tables of a net. Its own bus indices are not those of the case, which counts the buses that pandapower makes of it from 0."""
+    """The tables of a net, with the buses numbered as pandapower does there, from 0.
+
+    Its limits of currents become limits of |S| at nominal voltage there, as everywhere in MATPOWER's format.
+    """
     try:
         from pandapower.converter.pypower import to_ppc
     except ImportError as e:
         raise InvalidInput(f"pandapower is needed to convert the net: pip install pandapower ({e})") from e
-    tables: Mapping[str, Any] = to_ppc(net, mode="opf", check_connectivity=False)
+    try:
+        tables: Mapping[str, Any] = to_ppc(net, mode="opf", init="flat", check_connectivity=False)
+    except (KeyError, TypeError, ValueError, UserWarning) as e:
+        raise InvalidInput(f"pandapower cannot convert the net to a case: {e}") from e
     return tables
 
 

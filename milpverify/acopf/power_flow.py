@@ -6,17 +6,17 @@ Its voltages are compared with the point's, and what it finds is judged against 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.acopf.point import Point
 from milpverify.errors import SolverUnavailable
 from milpverify.result import json_number
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.judgement import Candidate
 
 TOLERANCE = 1e-6
 _NEWTON = 1e-10  # p.u.: where pypower's iterations end
@@ -37,7 +37,7 @@ class PowerFlow:
     slack: int  # index of a bus
     slack_pg: float  # p.u., of all generators there
     difference: float  # p.u.
-    point: Point  # what the power flow found
+    point: Candidate  # what the power flow found
     tolerance: float
 
     @property
@@ -57,7 +57,7 @@ class PowerFlow:
         }
 
 
-def power_flow(point: Point, tolerance: float = TOLERANCE, flat: bool = False) -> PowerFlow:
+def power_flow(point: Candidate, tolerance: float = TOLERANCE, flat: bool = False) -> PowerFlow:
     """Run pypower's power flow at a point's set points.
 
     Where several generators share a bus, pypower's total is theirs: what it adds to the point's goes to the first one that has room for
@@ -77,8 +77,10 @@ def power_flow(point: Point, tolerance: float = TOLERANCE, flat: bool = False) -
     held[gens.bus] = True
     vm = np.where(held | (not flat), point.vm, 1.0)
     va = np.full_like(vm, point.va[slack]) if flat else point.va
-    start = Point(case, vm, va, point.pg, point.qg, point.pd, point.qd)
-    found, converged = _newton(pypower_case(case, start, slack))
+    start = replace(point, vm=vm, va=va)
+    # pypower's tables are as long as the largest number of a bus.
+    numbered = replace(case, buses=replace(case.buses, number=np.arange(1, len(case.buses) + 1)))
+    found, converged = _newton(pypower_case(numbered, start, slack))
     vm, va = found["bus"][:, 7], np.deg2rad(found["bus"][:, 8])
     difference = float(np.max(np.abs(vm * np.exp(1j * va) - point.vm * np.exp(1j * point.va))))
     pg, qg = point.pg.copy(), point.qg.copy()
@@ -88,11 +90,11 @@ def power_flow(point: Point, tolerance: float = TOLERANCE, flat: bool = False) -
         if i == slack:
             _give(pg, at, found["gen"][at, 1].sum() / case.base_mva, gens.pmin, gens.pmax)
     slack_pg = float(pg[gens.bus == slack].sum())
-    result = Point(case, vm, va, pg, qg, point.pd, point.qd)
+    result = replace(point, vm=vm, va=va, pg=pg, qg=qg)
     return PowerFlow(converged, slack, slack_pg, difference if np.isfinite(difference) else np.inf, result, tolerance)
 
 
-def pypower_case(case: Case, point: Point | None = None, slack: int | None = None) -> dict[str, Any]:
+def pypower_case(case: Case, point: Candidate | None = None, slack: int | None = None) -> dict[str, Any]:
     """A case as pypower and MATPOWER read it, version 2, in MW and degrees; what is out of service is not there.
 
     All tables are full: pypower takes a table `gen` of fewer than 21 columns for version 1, and replaces all angle limits by +-360.
