@@ -7,7 +7,7 @@ loads, or the violation t. All constraints are quadratic, but for |S|^2 = p^2 + 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.point import Point
-from milpverify.acopf.rectangular import Quadratics, generation, rectangular, stacked
+from milpverify.acopf.rectangular import Quadratics, generation, rectangular, stacked, voltages
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
     from milpverify.acopf.loads import Loads
 
+ANGLES = 0.03  # rad: the spread of random starts' angles
 EQUAL = 1e-12  # limits closer than this are one value
 
 
@@ -53,14 +54,21 @@ class Rows:
         """(count, width) sparse."""
         return self.forms.jacobian(x) + self.linear
 
-    def signed(self, sign: float, constant: Array, t: int | None) -> Rows:
-        """Sign times these rows + constant, less x[t] where there is one."""
+    def times(self, sign: float, constant: Array | float = 0.0) -> Rows:
+        """Sign times these rows + constant."""
+        forms = replace(self.forms, coefficient=sign * self.forms.coefficient)
+        return Rows(forms, sign * self.linear, sign * self.constant + constant)
+
+    def less(self, t: int | None, slope: Array, square: Array) -> Rows:
+        """These rows - slope x[t] - square x[t]^2, where there is a t."""
         from scipy.sparse import csr_matrix
 
-        k = self.forms.count
-        forms = Quadratics(k, self.forms.width, self.forms.row, self.forms.i, self.forms.j, sign * self.forms.coefficient)
-        less = csr_matrix((-np.ones(k), (np.arange(k), np.full(k, t))), self.linear.shape) if t is not None else 0 * self.linear
-        return Rows(forms, sign * self.linear + less, sign * self.constant + constant)
+        if t is None:
+            return self
+        k = np.arange(self.forms.count)
+        at = np.full(len(k), t)
+        forms = self.forms.with_terms(k, at, at, -square)
+        return Rows(forms, self.linear - csr_matrix((slope, (k, at)), self.linear.shape), self.constant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,27 +131,10 @@ class Program:
         rows = self._plain(rectangular(self.case).squares)
         same = np.flatnonzero(buses.vmax - buses.vmin <= EQUAL) if t is None else np.empty(0, dtype=np.int64)
         other = np.setdiff1d(np.arange(len(buses)), same)
-        equal = [_pick(rows.signed(1.0, -buses.vmax * buses.vmin, None), same)]
-        return equal, [self._voltage(rows, sign, other) for sign in (1.0, -1.0)]
-
-    def _voltage(self, rows: Rows, sign: float, kept: Index) -> Rows:
-        from scipy.sparse import csr_matrix
-
-        limit = (self.case.buses.vmax if sign > 0 else self.case.buses.vmin)[kept]
-        picked = _pick(rows.signed(sign, np.zeros(len(self.case.buses)), None), kept)
-        forms, linear, k = picked.forms, picked.linear, np.arange(len(kept))
-        if self.t is not None:
-            at = np.full(len(kept), self.t)
-            forms = Quadratics(
-                forms.count,
-                forms.width,
-                np.concatenate([forms.row, k]),
-                np.concatenate([forms.i, at]),
-                np.concatenate([forms.j, at]),
-                np.concatenate([forms.coefficient, np.full(len(kept), -sign)]),
-            )
-            linear = linear + csr_matrix((-2.0 * limit, (k, at)), linear.shape)
-        return Rows(forms, linear, -sign * limit**2)
+        equal, found = _pick(rows.times(1.0, -buses.vmax * buses.vmin), same), []
+        for sign, limit in ((1.0, buses.vmax), (-1.0, buses.vmin)):
+            found.append(_pick(rows.times(sign, -sign * limit**2).less(t, 2.0 * limit, np.full(len(buses), sign)), other))
+        return [equal], found
 
     @cached_property
     def angles(self) -> list[Rows]:
@@ -152,7 +143,7 @@ class Program:
         for sign, limit in ((1.0, br.angmax), (-1.0, br.angmin)):
             limited = np.flatnonzero(np.abs(limit) < math.pi)
             rows = self._plain(rectangular(self.case).angles(limit[limited], sign, limited))
-            found.append(rows.signed(1.0, np.zeros(len(limited)), self.t))
+            found.append(rows.less(self.t, np.ones(len(limited)), np.zeros(len(limited))))
         return found
 
     @cached_property
@@ -165,8 +156,8 @@ class Program:
         """Rows that are <= 0, without the flows' limits."""
         rows = [*self.squares[1], *self.angles]
         if self.t is not None:
-            none = np.zeros(self.balances.forms.count)
-            rows += [self.balances.signed(sign, none, self.t) for sign in (1.0, -1.0)]
+            one = np.ones(self.balances.forms.count)
+            rows += [self.balances.times(sign).less(self.t, one, 0.0 * one) for sign in (1.0, -1.0)]
         return _stack(rows)
 
     @cached_property
@@ -177,17 +168,10 @@ class Program:
     @cached_property
     def flows(self) -> Rows:
         """p of both ends of every branch with a rate, then q of them, over the rate."""
-        forms = rectangular(self.case).flows
-        rows = self._plain(forms)
-        k = np.concatenate([4 * self.limited + what for what in (0, 2, 1, 3)])
-        picked = _pick(rows, k)
+        kept = np.concatenate([4 * self.limited + what for what in (0, 2, 1, 3)])
+        picked = _pick(self._plain(rectangular(self.case).flows), kept)
         scale = 1.0 / np.tile(self.case.branches.rate[self.limited], 4)
-        forms = picked.forms
-        return Rows(
-            Quadratics(forms.count, forms.width, forms.row, forms.i, forms.j, forms.coefficient * scale[forms.row]),
-            picked.linear,
-            picked.constant,
-        )
+        return replace(picked, forms=replace(picked.forms, coefficient=picked.forms.coefficient * scale[picked.forms.row]))
 
     @cached_property
     def bounds(self) -> tuple[Array, Array]:
@@ -306,23 +290,19 @@ class Program:
         return np.where(np.isfinite(middle), middle, 1.0)
 
     def random(self, generator: np.random.Generator) -> Array:
-        """Where another attempt begins: random magnitudes in their ranges, angles near 0."""
-        case, x = self.case, self.middle()
-        n = case.num_buses
-        vm = generator.uniform(case.buses.vmin, case.buses.vmax)
-        va = generator.normal(0.0, 0.3, n)
+        """Where another attempt begins: magnitudes and powers in the middle thirds of their ranges, small angles."""
+        case, gen, n, x = self.case, self.case.generators, self.case.num_buses, self.middle()
+        third = np.concatenate([case.buses.vmax - case.buses.vmin, gen.pmax - gen.pmin, gen.qmax - gen.qmin]) / 3.0
+        moved = generator.uniform(-0.5, 0.5, len(third)) * np.where(np.isfinite(third), third, 1.0)
+        vm, va = x[:n] + moved[:n], generator.normal(0.0, ANGLES, n)
         va[case.reference] = 0.0
-        gen = case.generators
-        lower, upper = np.concatenate([gen.pmin, gen.qmin]), np.concatenate([gen.pmax, gen.qmax])
-        drawn = generator.uniform(0.0, 1.0, len(lower))
-        between = np.where(np.isfinite(lower) & np.isfinite(upper), (1 - drawn) * lower + drawn * upper, drawn)
-        return np.concatenate([vm * np.cos(va), vm * np.sin(va), between, x[self.others :]])
+        x[: 2 * n], x[2 * n : self.others] = voltages(va, vm), x[2 * n : self.others] + moved[n:]
+        return x
 
     def at(self, point: Point) -> Array:
         """The variables at a point, t and the factor of the loads at their middles."""
         x = self.middle()
-        voltages = [point.vm * np.cos(point.va), point.vm * np.sin(point.va)]
-        x[: self.others] = np.concatenate([*voltages, point.pg, point.qg])
+        x[: self.others] = np.concatenate([voltages(point.va, point.vm), point.pg, point.qg])
         x[self.others : self.others + len(self.moving)] = np.concatenate([point.pd, point.qd])[self.moving]
         return x
 

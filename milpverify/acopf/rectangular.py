@@ -6,7 +6,7 @@ Coefficients are float64, or balls (`flint.arb` in arrays of objects) where a pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,12 @@ class Quadratics:
 
     def resized(self, width: int) -> Quadratics:
         """The same forms in more variables."""
-        return Quadratics(self.count, width, self.row, self.i, self.j, self.coefficient)
+        return replace(self, width=width)
+
+    def with_terms(self, row: Index, i: Index, j: Index, coefficient: Array) -> Quadratics:
+        """The same forms with more terms."""
+        parts = zip((self.row, self.i, self.j, self.coefficient), (row, i, j, coefficient), strict=True)
+        return Quadratics(self.count, self.width, *(np.concatenate(pair) for pair in parts))
 
 
 def _sparse(entries: Array, rows: Index, columns: Index, shape: tuple[int, int]) -> Any:
