@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from milpverify.acopf.equations import equations
     from milpverify.acopf.existence import prove_existence
     from milpverify.acopf.feasibility import check_feasibility
+    from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loadability import max_loadability
     from milpverify.acopf.loads import Loads, box, scaled
     from milpverify.acopf.matpower import load_case
     from milpverify.acopf.plots import draw, plot_margins
-    from milpverify.acopf.point import Constraint, Point, load_point
+    from milpverify.acopf.point import Point, load_point
     from milpverify.acopf.proof import Proof
     from milpverify.acopf.recheck import recheck
     from milpverify.acopf.result import Cost, Feasibility, Loadability, Reason, Verdict
@@ -69,7 +70,8 @@ _HOMES = {
     "max_loadability": "loadability",
     "recheck": "recheck",
     "Proof": "proof",
-    **dict.fromkeys(("load_point", "Point", "Constraint"), "point"),
+    **dict.fromkeys(("load_point", "Point"), "point"),
+    "Constraint": "judgement",
     **dict.fromkeys(("Verdict", "Reason", "Feasibility", "Cost", "Loadability"), "result"),
     "equations": "equations",
     "prove_existence": "existence",

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.acopf.case import Case
+    from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loads import Loads
-    from milpverify.acopf.point import Constraint, Point
+    from milpverify.acopf.point import Point
     from milpverify.acopf.proof import Proof
 
 TOLERANCE = 1e-6

@@ -244,7 +244,7 @@ def test_importing_the_room_loads_nothing_heavy() -> None:
 
 def test_reading_and_asking_load_no_torch(case_file: Path) -> None:
     code = (
-        f"from milpverify import acopf\ncase = acopf.load_case({str(case_file)!r})\nfrom milpverify.acopf import plots, point\n"
-        "import milpverify.acopf.commands\npoint.limits(case)"
+        f"from milpverify import acopf\ncase = acopf.load_case({str(case_file)!r})\nfrom milpverify.acopf import judgement, plots\n"
+        "import milpverify.acopf.commands\njudgement.limits(case)"
     )
     assert not {"torch", "matplotlib", "pypower"} & loaded(code)
