@@ -56,10 +56,16 @@ class Admittances:
 @lru_cache(maxsize=16)
 def admittances(case: Case) -> Admittances:
     """The flows' coefficients of a case's branches; a case is its own key, since it is a value."""
-    balls = [branch_balls(case, k) for k in range(len(case.branches))]
+    balls = admittance_balls(case)
     middle = np.array([[float(ball.mid()) for ball in row] for row in balls]).reshape(-1, len(NAMES))
     radius = np.array([[_radius(ball) for ball in row] for row in balls]).reshape(-1, len(NAMES))
     return Admittances(middle, radius)
+
+
+@lru_cache(maxsize=16)
+def admittance_balls(case: Case) -> tuple[list[Any], ...]:
+    """`branch_balls` of every branch."""
+    return tuple(branch_balls(case, k) for k in range(len(case.branches)))
 
 
 def branch_balls(case: Case, k: int) -> list[Any]:

@@ -7,14 +7,11 @@ cases; what is said of rows ("branch row 3") counts the rows of the tables it re
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from milpverify.acopf.loads import Loads
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -92,28 +89,25 @@ class Case:
         """n."""
         return len(self.buses)
 
-    def with_loads(self, loads: Loads) -> Case:
-        """The case with other loads; those of a box are its middle."""
-        pd, qd = loads.middle(self)
-        return replace(self, buses=replace(self.buses, pd=pd, qd=qd))
-
     def branch_name(self, k: int) -> str:
-        """ "branch 1-3 (row 2)", by the numbers of its buses."""
+        """The branch by the numbers of its buses: "branch 1-3 (row 2)"."""
         f, t = (int(self.buses.number[end[k]]) for end in (self.branches.f, self.branches.t))
         return f"branch {f}-{t} (row {int(self.branches.row[k])})"
 
     def bus_name(self, i: int) -> str:
-        """ "bus 3", by its number."""
+        """The bus by its number: "bus 3"."""
         return f"bus {int(self.buses.number[i])}"
 
     def generator_name(self, g: int) -> str:
-        """ "generator at bus 3 (row 2)"."""
+        """The generator by the number of its bus: "generator at bus 3 (row 2)"."""
         return f"generator at bus {int(self.buses.number[self.generators.bus[g]])} (row {int(self.generators.row[g])})"
 
     def cost(self, pg: Array) -> float:
-        """The cost of a dispatch (g,) p.u. in $/h, summed without rounding errors that matter (`math.fsum`)."""
+        """The cost of a dispatch (g,) p.u. in $/h, summed without rounding errors that matter (`math.fsum`); inf where it overflows."""
         gen = self.generators
-        return math.fsum((gen.c2 * pg * pg).tolist() + (gen.c1 * pg).tolist() + gen.c0.tolist())
+        with np.errstate(all="ignore"):
+            terms = np.concatenate([gen.c2 * pg * pg, gen.c1 * pg, gen.c0])
+        return math.fsum(terms.tolist()) if np.isfinite(terms).all() else math.inf
 
     def describe(self) -> dict[str, Any]:
         """Name, base and counts, for results."""

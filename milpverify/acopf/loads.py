@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,11 @@ class Loads:
     def middle(self, case: Case) -> tuple[Array, Array]:
         """pd, qd (n,) p.u. in the middle."""
         return case.buses.pd * self.scale, case.buses.qd * self.scale
+
+    def on(self, case: Case) -> Case:
+        """The case with these loads; those of a box are its middle."""
+        pd, qd = self.middle(case)
+        return replace(case, buses=replace(case.buses, pd=pd, qd=qd))
 
     def ranges(self, case: Case) -> tuple[Array, Array, Array, Array]:
         """pd from, pd to, qd from, qd to: (n,) p.u. each, in float64, whose numbers are what is meant."""
