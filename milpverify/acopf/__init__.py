@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.matpower import load_case
     from milpverify.acopf.plots import draw, plot_margins
     from milpverify.acopf.point import Point, load_point
-    from milpverify.acopf.proof import Proof
-    from milpverify.acopf.recheck import recheck
+    from milpverify.acopf.proving.proof import Proof
+    from milpverify.acopf.proving.recheck import recheck
     from milpverify.acopf.result import Cost, Feasibility, Loadability, Reason, Verdict
 
 __all__ = [

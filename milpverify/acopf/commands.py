@@ -193,8 +193,8 @@ def recheck(
     """
     with reported(debug):
         from milpverify.acopf.matpower import load_case
-        from milpverify.acopf.proof import Proof
-        from milpverify.acopf.recheck import recheck as check
+        from milpverify.acopf.proving.proof import Proof
+        from milpverify.acopf.proving.recheck import recheck as check
 
         typer.echo(check(load_case(case), Proof.load(proof)))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loads import Loads
     from milpverify.acopf.point import Point
-    from milpverify.acopf.proof import Proof
+    from milpverify.acopf.proving.proof import Proof
 
 TOLERANCE = 1e-6
 """The violation (p.u., rad) that a point may have where a question names no other."""

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.proof import Multipliers
+from milpverify.acopf.proving.proof import Multipliers
 from milpverify.encode.model import elastic
 from milpverify.solvers.base import Limits
 from milpverify.solvers.model import Model, Sweep
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
-    from milpverify.acopf.cuts import Cuts
-    from milpverify.acopf.relaxation import Relaxation
+    from milpverify.acopf.relaxation.cuts import Cuts
+    from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
     from milpverify.solvers.process import SolverProcess
 

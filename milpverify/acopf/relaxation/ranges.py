@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.rows import bounded
+from milpverify.acopf.relaxation.rows import bounded
 
 if TYPE_CHECKING:
-    from milpverify.acopf.arithmetics import Values
     from milpverify.acopf.case import Index
-    from milpverify.acopf.relaxation import Relaxation
+    from milpverify.acopf.relaxation.arithmetics import Values
+    from milpverify.acopf.relaxation.relaxation import Relaxation
 
 ANGLE = 3.1415926535897936
 """At least pi."""

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.acopf.admittance import admittances
-from milpverify.acopf.arithmetics import FLOATS, WIDE, Numbers, Values
-from milpverify.acopf.columns import Columns, Question
-from milpverify.acopf.cuts import Cuts, no_cuts
-from milpverify.acopf.rows import Assembly, Rows
+from milpverify.acopf.relaxation.arithmetics import FLOATS, WIDE, Numbers, Values
+from milpverify.acopf.relaxation.columns import Columns, Question
+from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
+from milpverify.acopf.relaxation.rows import Assembly, Rows
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
@@ -54,11 +54,7 @@ class Relaxation:
         """How many rows come before those of the cuts."""
         columns, case = self.columns, self.question.case
         return (
-            2 * case.num_buses
-            + 4 * len(columns.rated)
-            + len(columns.pairs.cycles)
-            + 8 * len(columns.pairs.i)
-            + int(self.question.priced)
+            2 * case.num_buses + 4 * len(columns.rated) + len(columns.pairs.cycles) + 8 * len(columns.pairs.i) + int(self.question.priced)
         )
 
     def voltages(self, lower: Values, upper: Values) -> tuple[Values, Values]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from milpverify.acopf.arithmetics import ENDLESS, Numbers, Values
+from milpverify.acopf.relaxation.arithmetics import ENDLESS, Numbers, Values
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index

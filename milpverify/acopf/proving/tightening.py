@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.cuts import Cuts, no_cuts, separate
-from milpverify.acopf.programs import Box, Programs, Solution
-from milpverify.acopf.proof import Deduction, Leaf, Multipliers, Node, Step
-from milpverify.acopf.ranges import Ranges
+from milpverify.acopf.proving.programs import Box, Programs, Solution
+from milpverify.acopf.proving.proof import Deduction, Leaf, Multipliers, Node, Step
+from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
+from milpverify.acopf.relaxation.ranges import Ranges
+from milpverify.acopf.relaxation.separation import separate
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
-    from milpverify.acopf.relaxation import Relaxation
+    from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
 
 PLANES = 30  # rounds of tangent planes for one linear program

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.acopf.cuts import Cuts
+from milpverify.acopf.relaxation.cuts import Cuts
 from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:

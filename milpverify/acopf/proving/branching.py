@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.programs import Box
-from milpverify.acopf.proof import Node
-from milpverify.acopf.tightening import Region, Tightening
+from milpverify.acopf.proving.programs import Box
+from milpverify.acopf.proving.proof import Node
+from milpverify.acopf.proving.tightening import Region, Tightening
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
-    from milpverify.acopf.relaxation import Relaxation
+    from milpverify.acopf.relaxation.relaxation import Relaxation
 
 ROOT_ROUNDS = 12
 ROUNDS = 3
