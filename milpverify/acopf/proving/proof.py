@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,19 +97,24 @@ class Node:
         return 1 + sum(child.nodes() for child in (self.below, self.above) if child is not None)
 
 
+class Statement(Enum):
+    """What a proof is of."""
+
+    INFEASIBLE = "infeasible"  # whatever the voltages and the dispatch, something is violated by more than `tolerance` p.u. (rad)
+    COST = "cost"  # no operating point costs less than `bound` $/h
+    GROWTH = "growth"  # no operating point carries the case's own loads times any factor above `bound`
+
+
 @dataclass(frozen=True, eq=False)
 class Proof:
     """What is claimed, and the tree that proves it.
 
-    `statement`: "infeasible" (no operating point violates everything by `tolerance` p.u. or less), "cost" (none costs less than `bound`
-    $/h), or "growth" (no operating point carries the case's loads times a factor in [`growth`] that is above `bound`). `loads` are the
-    ranges (pd from, to, qd from, to; n each; p.u.). `cutoff` is the value that a point would have to beat in "cost" and "growth": what is
-    proved inside holds for such points only.
+    The loads are anything in the ranges `loads` (pd from, to, qd from, to; n each; p.u.), except where they grow. What is proved on the
+    way holds for points that cost no more, or carry no less, than `cutoff`.
     """
 
-    statement: str
+    statement: Statement
     loads: tuple[Array, Array, Array, Array]
-    growth: tuple[float, float] | None
     tolerance: float
     cutoff: float
     bound: float
@@ -118,9 +124,8 @@ class Proof:
         """A JSON form."""
         return {
             "version": VERSION,
-            "statement": self.statement,
+            "statement": self.statement.value,
             "loads": [part.tolist() for part in self.loads],
-            "growth": None if self.growth is None else list(self.growth),
             "tolerance": self.tolerance,
             "cutoff": self.cutoff,
             "bound": self.bound,
@@ -138,11 +143,10 @@ class Proof:
             if data["version"] != VERSION:
                 raise InvalidInput(f"a proof of version {data['version']}; this program reads version {VERSION}")
             loads = tuple(np.array(part, dtype=np.float64) for part in data["loads"])
-            growth = None if data["growth"] is None else (float(data["growth"][0]), float(data["growth"][1]))
             numbers = (float(data[name]) for name in ("tolerance", "cutoff", "bound"))
             if len(loads) != 4:
                 raise ValueError("four ranges of loads are needed")
-            return cls(str(data["statement"]), loads, growth, *numbers, _node_from_dict(data["root"]))
+            return cls(Statement(data["statement"]), loads, *numbers, _node_from_dict(data["root"]))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, InvalidInput):
                 raise
