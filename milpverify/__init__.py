@@ -6,6 +6,7 @@
     result = mv.verify(mv.robustness(torch_module, x0, label=3, eps=0.03), timeout=60)
     print(result.verdict, result.trust, result.lower_bound)
 
+Questions about power networks are in `mv.acopf`.
 The public names below are loaded on first use: importing the package loads neither torch nor a solver.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from milpverify.version import __version__
 
 if TYPE_CHECKING:
+    from milpverify import acopf
     from milpverify.bounding import bounds
     from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.errors import (
@@ -75,6 +77,7 @@ __all__ = [
     "UnsupportedOperator",
     "SolverUnavailable",
     "Contradiction",
+    "acopf",
     "__version__",
 ]
 
@@ -99,6 +102,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "acopf":
+        return import_module(f"{__name__}.acopf")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

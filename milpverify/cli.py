@@ -1,14 +1,9 @@
-"""The command line: `milpverify verify`, `info`, `solvers`, `functions`.
-
-Standard output holds the answer and nothing else; progress, summary and errors go to standard error. Exit status: 0 for any
-verdict, 2 for unusable input or arguments, 1 for an internal error.
-"""
+"""The command line: `milpverify verify`, `info`, `solvers`, `functions`, and `acopf` with commands of its own."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from milpverify import __version__
+from milpverify.acopf.commands import app as acopf
 from milpverify.config import Branching, CurveEncoding, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
-from milpverify.errors import InvalidInput, SolverUnavailable
+from milpverify.console import (
+    Debug,
+    Json,
+    Quiet,
+    Timeout,
+    check_writable,
+    columns,
+    complain,
+    number,
+    reported,
+    stop_signals,
+    write_atomically,
+)
+from milpverify.errors import InvalidInput
 from milpverify.result import Reason, Trust, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from milpverify.result import Result
 
@@ -32,9 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(acopf, name="acopf")
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 
 def program() -> None:
@@ -60,52 +69,17 @@ def main() -> None:
     try:
         status = app(standalone_mode=False, prog_name="milpverify")
     except typer.TyperException as error:  # unusable arguments
-        _complain(error.format_message())
+        complain(error.format_message())
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     sys.exit(status)
 
 
-def _complain(message: str) -> None:
-    typer.echo(f"milpverify: error: {' '.join(message.split())}", err=True)
-
-
-@contextmanager
-def _reported(debug: bool) -> Iterator[None]:
-    """Turn exceptions into one line on standard error and an exit status."""
-    try:
-        yield
-    except (InvalidInput, SolverUnavailable) as error:
-        status, message = 2, str(error)
-    except typer.Exit:
-        raise
-    except BrokenPipeError:  # the reader has seen enough (`| head -1`); the interpreter must not flush again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    except Exception as error:  # noqa: BLE001  (the edge of the program: whatever it was ends as one line and a status)
-        status = 1
-        message = f"internal error: {type(error).__name__}: {error}" + ("" if debug else " (run again with --debug for the traceback)")
-    else:
-        return
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    _complain(message)
-    raise typer.Exit(status)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"milpverify {__version__}")
         raise typer.Exit
-
-
-def _number(value: float | None) -> float | None:
-    if value is not None and value != value:
-        raise typer.BadParameter("not a number")
-    return value
 
 
 @app.callback()
@@ -119,7 +93,7 @@ def _root(
 def verify(
     network: Network,
     spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
-    timeout: Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=_number, help="Wall-clock limit in seconds.")] = None,
+    timeout: Timeout = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
     solver: Annotated[Literal["scip", "highs", "gurobi", "z3", "cvc5"], typer.Option(help="The exact solver.")] = "scip",
     encoding: Annotated[
@@ -131,7 +105,7 @@ def verify(
     ] = CurveEncoding.PIECES,
     trust: Annotated[Trust, typer.Option(help="The weakest trust that may decide.")] = Trust.SOLVER,
     delta: Annotated[
-        float, typer.Option(min=0.0, metavar="D", callback=_number, help="The margin up to which smooth networks are decided.")
+        float, typer.Option(min=0.0, metavar="D", callback=number, help="The margin up to which smooth networks are decided.")
     ] = 1e-6,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where bounds and attack are computed.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of everything random.")] = 0,
@@ -143,8 +117,8 @@ def verify(
     points: Annotated[SplitPoints, typer.Option(help="Where smooth functions are split.")] = SplitPoints.OPTIMISED,
     filter_smooth: Annotated[bool, typer.Option("--filter-smooth", help="Bound the best few splits in smooth networks too.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")] = False,
+    json: Json = None,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Decide a property of a network.
@@ -155,9 +129,8 @@ def verify(
     import math
 
     deadline = Deadline(math.inf if timeout is None else timeout)
-    with _stop_signals(deadline), _reported(debug):
-        if json is not None and not os.access(json.absolute().parent, os.W_OK):
-            raise InvalidInput(f"cannot write {json}: its folder is missing or not writable")
+    with stop_signals(deadline), reported(debug):
+        check_writable(json)
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -184,7 +157,7 @@ def verify(
 
             result = decide(load(network, spec), deadline=deadline, options=options, on_event=on_event)
         if json is not None:
-            _write_atomically(json, result.to_json() + "\n")
+            write_atomically(json, result.to_json() + "\n")
         typer.echo(_answer(result))
         if not quiet:
             typer.echo(str(result), err=True)
@@ -213,69 +186,41 @@ def _answer(result: Result) -> str:
     return "timeout" if timed_out else result.verdict.value
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file that other programs see either whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
-
-
-@contextmanager
-def _stop_signals(deadline: Deadline) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run with what it has; the second ends the process at once (solvers die with it)."""
-
-    def stop(signum: int, frame: object) -> None:
-        deadline.cancel()
-        for each in previous:
-            signal.signal(each, signal.SIG_DFL)
-
-    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-
 @app.command()
 def info(network: Network, debug: Debug = False) -> None:
     """Show a network's shapes, operators, nonlinearities, and what is supported."""
-    with _reported(debug):
+    with reported(debug):
         from milpverify.frontends.onnx.lowering import read_onnx
         from milpverify.frontends.onnx.overview import overview
 
         found = overview(read_onnx(network))
         tables = [
-            _columns([("tensor", "name", "type", "shape"), *found.tensors]),
-            _columns([("operator", "count", "supported"), *((name, count, _yes(ok)) for name, count, ok in found.operators)]),
+            columns([("tensor", "name", "type", "shape"), *found.tensors]),
+            columns([("operator", "count", "supported"), *((name, count, _yes(ok)) for name, count, ok in found.operators)]),
         ]
         if found.obstacle:
             tables.append(f"It cannot be verified: {found.obstacle}")
         else:
-            tables.append(_columns([("nonlinearity", "neurons"), *found.neurons.items()]))
+            tables.append(columns([("nonlinearity", "neurons"), *found.neurons.items()]))
         typer.echo("\n\n".join(tables))
 
 
 @app.command()
 def solvers(debug: Debug = False) -> None:
     """List the exact solvers: installed, licensed, able to do what."""
-    with _reported(debug):
+    with reported(debug):
         from milpverify.solvers.registry import available
 
         rows = [
             (s.name, s.version or "-", _yes(s.licensed), ", ".join(sorted(c.value for c in s.capabilities)), s.note) for s in available()
         ]
-        typer.echo(_columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
+        typer.echo(columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
 
 
 @app.command()
 def functions(debug: Debug = False) -> None:
     """List the nonlinearities as a Markdown table: their names in ONNX and torch, and what is supported of each."""
-    with _reported(debug):
+    with reported(debug):
         from milpverify.function_table import markdown
 
         typer.echo(markdown())
@@ -283,10 +228,3 @@ def functions(debug: Debug = False) -> None:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _columns(rows: Sequence[Sequence[object]]) -> str:
-    """Rows as left-aligned columns."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)

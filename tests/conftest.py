@@ -52,7 +52,8 @@ def run_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         monkeypatch.setattr(cli, "_no_collection", nullcontext)
         with pytest.raises(SystemExit) as left:
             cli.main()
-        assert isinstance(left.value.code, int)
-        return subprocess.CompletedProcess(sys.argv, left.value.code, *capsys.readouterr())
+        code = left.value.code or 0
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
     return run

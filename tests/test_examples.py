@@ -37,7 +37,7 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
-    assert names == NUMBERED
+    assert [*names, "06_power_network.py"] == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -88,6 +88,17 @@ def test_exact_optimum(tmp_path: Path, commands: dict[str, str]) -> None:
     assert max(lows) <= min(highs) and max(highs) - min(lows) <= 2e-3 and max(lows) <= least + 1e-5
 
 
+def test_power_network(tmp_path: Path, commands: dict[str, str]) -> None:
+    """Case 9 costs 5296.69 $/h, by pypower's optimal power flow as well."""
+    out = run_example("06_power_network.py", tmp_path, commands, str(tmp_path))
+    assert "all loads x 1.0: FEASIBLE" in out and "all loads x 3.0: INFEASIBLE" in out
+    (low, high), (lower, upper) = (tuple(map(float, pair)) for pair in re.findall(r"between (\S+) and (\S+)", out))
+    assert 1 < low <= high < 3 and high - low <= 1e-3 * high + 1e-5
+    assert lower <= 5296.687 <= upper + 0.002 and upper - lower <= 1e-4 * upper + 0.002
+    for name in ("most", "most_margins", "cheapest", "cheapest_margins"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
 def test_the_committed_pairs(run_cli: Run, name: str, verdict: str) -> None:
     done = run_cli("verify", EXAMPLES / "digits.onnx", EXAMPLES / f"{name}.vnnlib", "--timeout", "60")
@@ -108,7 +119,7 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
 def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The Python of the README, block after block, with a box for its `lower` and `upper`."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper"
     check = (
         "assert (bounds.output.lower <= bounds.output.upper).all()\n"
@@ -121,7 +132,7 @@ def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VERIFIED")
     assert "UNKNOWN" not in done.stdout
-    assert (tmp_path / "r.json").is_file()
+    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png"))
 
 
 def test_the_readme_table_is_what_the_command_prints(run_cli: Run) -> None:

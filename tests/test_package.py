@@ -7,10 +7,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import milpverify
+from milpverify import acopf
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +34,14 @@ def test_importing_the_package_loads_nothing_heavy(environment: dict[str, str], 
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(milpverify, name) is not None
     assert name in dir(milpverify)
+
+
+@pytest.mark.parametrize("name", acopf.__all__)
+def test_every_public_name_of_power_networks_resolves(name: str) -> None:
+    """Also where the module of the same name was loaded first."""
+    importlib.import_module(f"milpverify.acopf.{acopf._HOMES[name]}")
+    assert not isinstance(getattr(acopf, name), ModuleType)
+    assert name in dir(acopf)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.acopf.case import Case
+    from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loads import Loads
-    from milpverify.acopf.point import Constraint, Point
-    from milpverify.acopf.proof import Proof
+    from milpverify.acopf.point import Point
+    from milpverify.acopf.proving.proof import Proof
+
+TOLERANCE = 1e-6
+"""The violation (p.u., rad) that a point may have where a question names no other."""
 
 
 class Verdict(Enum):
@@ -62,11 +66,28 @@ class Outcome:
         """Wall clock."""
         return sum(self.seconds.values())
 
+    @property
+    def headline(self) -> str:
+        """The answer in one line."""
+        raise NotImplementedError
+
+    def _question(self) -> str:
+        """Case and loads: "case14 at loads x 1.1 within 5 %"."""
+        scale = f" at loads x {self.loads.scale:.6g}" if self.loads.scale != 1.0 or self.loads.is_box else ""
+        return self.case.name + scale + (f" within {100 * self.loads.relative:.6g} %" if self.loads.is_box else "")
+
+    def __str__(self) -> str:
+        lines = [self.headline, f"  {self.reason.value}; {self.method}; trust {self.trust.value}, {self.total_seconds:.2f} s"]
+        lines += [
+            f"  {each.kind:<22s} {each.element:<28s} {each.value:12.6g} {each.unit:<4s} margin {each.margin:.3g}" for each in self.worst()
+        ]
+        return "\n".join(lines)
+
     def worst(self) -> tuple[Constraint, ...]:
-        """Of every kind of constraint the one with the least margin."""
+        """Of every kind of constraint the one with the least margin; none where there is no point."""
         least: dict[str, Constraint] = {}
         for each in self.constraints:
-            if each.kind not in least or each.margin < least[each.kind].margin:
+            if not math.isnan(each.margin) and (each.kind not in least or each.margin < least[each.kind].margin):
                 least[each.kind] = each
         return tuple(least.values())
 
@@ -103,6 +124,15 @@ class Feasibility(Outcome):
     tolerance: float = 0.0
     violation_bound: float = -math.inf  # p.u.
 
+    @property
+    def headline(self) -> str:
+        head = f"{self.verdict.name}: {self._question()}"
+        if self.verdict is Verdict.FEASIBLE and self.point is not None:
+            return f"{head}, violation {self.point.violation:.2g} p.u."
+        if math.isfinite(self.violation_bound):
+            return f"{head}, every point violates something by at least {self.violation_bound:.3g} p.u."
+        return head
+
     def to_dict(self) -> dict[str, Any]:
         own = {"verdict": self.verdict.value, "tolerance": self.tolerance, "violation_bound": json_number(self.violation_bound)}
         return {**own, **super().to_dict()}
@@ -137,6 +167,10 @@ class Cost(Bounds):
 
     upper_is_proved: bool = False
 
+    @property
+    def headline(self) -> str:
+        return f"{self._question()}: the least cost is between {self.lower:.8g} and {self.upper:.8g} $/h, gap {self.gap:.2g}"
+
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "upper_is_proved": self.upper_is_proved}
 
@@ -146,6 +180,10 @@ class Loadability(Bounds):
     """By how much all loads can grow: no operating point exists for any factor above `upper`; `point` carries the factor `lower`."""
 
     lower_is_proved: bool = False
+
+    @property
+    def headline(self) -> str:
+        return f"{self.case.name}: loads can grow by a factor between {self.lower:.8g} and {self.upper:.8g}, gap {self.gap:.2g}"
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "lower_is_proved": self.lower_is_proved}

@@ -105,7 +105,8 @@ class SweepOutcome:
     """What a sweep returned; a status proves nothing.
 
     Of the model's own objective the proved side `dual_bound` and the `point` (n,); `bounds` are the proved sides of the other least
-    values, -inf where one was not reached.
+    values, -inf where one was not reached. Of a certified sweep also the solutions `points` (S, n) of the S linear programs that were
+    solved, which of the K values `solved` (S,) they are of, and the `multipliers` (S, m) of the model's rows.
     """
 
     status: SolverStatus
@@ -114,6 +115,9 @@ class SweepOutcome:
     bounds: NDArray[np.float64]  # (K,)
     seconds: float = 0.0
     message: str = ""
+    solved: NDArray[np.int64] | None = None
+    points: NDArray[np.float64] | None = None
+    multipliers: NDArray[np.float64] | None = None
 
 
 class Answer(Enum):

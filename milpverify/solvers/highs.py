@@ -131,14 +131,18 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
     last = model.num_rows - 1
     highs.changeRowBounds(last, -math.inf, math.inf)
 
-    def least(objective: NDArray[np.float64], within: Model) -> tuple[SolverStatus, NDArray[np.float64] | None, float]:
+    solved: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def least(objective: NDArray[np.float64], within: Model, k: int = -1) -> tuple[SolverStatus, NDArray[np.float64] | None, float]:
         highs.setOptionValue("time_limit", highs.getRunTime() + solve.left)
         highs.run()
         status, solution = status_of(highs.getModelStatus().name), highs.getSolution()
         if status is not SolverStatus.OPTIMAL:
             return status, None, -math.inf
-        proved = within.dual_value(objective, np.array(solution.row_dual, dtype=np.float64))
-        return status, np.array(solution.col_value, dtype=np.float64), proved
+        point, multipliers = np.array(solution.col_value, dtype=np.float64), np.array(solution.row_dual, dtype=np.float64)
+        if sweep.certified and k >= 0:
+            solved.append((k, point, multipliers[:last]))
+        return status, point, within.dual_value(objective, multipliers)
 
     free = replace(model, row_upper=np.append(model.row_upper[:-1], math.inf))
     status, first, own = least(model.objective, free)
@@ -159,7 +163,7 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
         highs.changeColCost(j, side)
         objective = np.zeros(model.num_variables)
         objective[j] = side
-        found, point, proved = least(objective, model)
+        found, point, proved = least(objective, model, k)
         highs.changeColCost(j, 0.0)
         if point is not None:
             bounds[k] = max(bounds[k], proved)
@@ -168,7 +172,11 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
         elif found in EMPTY_HANDED:
             status = found
             break
-    return SweepOutcome(status, own, first, bounds, solve.seconds, f"HiGHS: {status.value}")
+    outcome = SweepOutcome(status, own, first, bounds, solve.seconds, f"HiGHS: {status.value}")
+    if not sweep.certified or not solved:
+        return outcome
+    which, points, multipliers = zip(*solved, strict=True)
+    return replace(outcome, solved=np.array(which, dtype=np.int64), points=np.stack(points), multipliers=np.stack(multipliers))
 
 
 def _with_row(model: Model, coefficients: NDArray[np.float64], upper: float) -> Model:

@@ -165,13 +165,14 @@ class Model:
 class Sweep:
     """A linear model, and then the least value of side[k] v[column[k]] for every k, where the model's objective is at most `cutoff`.
 
-    Where the least objective is a limit's `dual_target` or more, the rest is left out.
+    Where the least objective is a limit's `dual_target` or more, the rest is left out. `certified`: solutions and multipliers are wanted, too.
     """
 
     model: Model
     column: Index  # (K,)
     side: Array  # (K,), +1 or -1
     cutoff: float
+    certified: bool = False
 
     @property
     def required(self) -> frozenset[Capability]:

@@ -278,8 +278,18 @@ def _fits(swept: SweepOutcome, sweep: Sweep) -> bool:
     bounds = swept.bounds
     if not isinstance(bounds, np.ndarray) or bounds.dtype != np.float64 or bounds.shape != sweep.column.shape:
         return False
+    if swept.solved is not None:
+        shapes = {"points": (len(swept.solved), sweep.model.num_variables), "multipliers": (len(swept.solved), sweep.model.num_rows)}
+        if not sweep.certified or not all(_is_finite_array(getattr(swept, name), shape) for name, shape in shapes.items()):
+            return False
+        if swept.solved.dtype != np.int64 or not ((swept.solved >= 0) & (swept.solved < len(bounds))).all():
+            return False
     own = SolveOutcome(swept.status, swept.dual_bound, swept.dual_bound, swept.point)
     return not bool((np.isnan(bounds) | (bounds == math.inf)).any()) and _well_formed(own, sweep.model)
+
+
+def _is_finite_array(value: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.float64 and value.shape == shape and bool(np.isfinite(value).all())
 
 
 def _well_formed(report: Progress | SolveOutcome, question: Question) -> bool:
@@ -290,8 +300,7 @@ def _well_formed(report: Progress | SolveOutcome, question: Question) -> bool:
     point = report.point
     if point is None:
         return True
-    fits = isinstance(point, np.ndarray) and point.dtype == np.float64 and point.shape == (model.num_variables,)
-    return fits and bool(np.isfinite(point).all())
+    return _is_finite_array(point, (model.num_variables,))
 
 
 _ENDINGS = {

@@ -1,0 +1,1 @@
+"""Bounds of all operating points, and their proofs."""

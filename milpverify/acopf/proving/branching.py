@@ -1,0 +1,108 @@
+"""A tree of boxes over voltages and angles: the box with the lowest bound is split where the relaxation errs most."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.proving.programs import Box
+from milpverify.acopf.proving.proof import Node
+from milpverify.acopf.proving.tightening import Region, Tightening
+
+if TYPE_CHECKING:
+    from milpverify.acopf.case import Array
+    from milpverify.acopf.relaxation.relaxation import Relaxation
+
+ROOT_ROUNDS = 12
+ROUNDS = 3
+EDGE = 0.2  # the share of a range that is left on either side of a split, at least
+
+OnBound = Callable[[float, "Array | None", int], float]
+"""Told of the bound so far, a solution and the count of boxes; the answer is the bound that would do."""
+
+
+class Tree:
+    """Regions that are open, best first, and the proof that they belong to."""
+
+    def __init__(self, tightening: Tightening, box: Box) -> None:
+        self.tightening = tightening
+        self.root = Region(box)
+        self._open: list[tuple[float, int, Region]] = []
+        self._order = itertools.count()
+        self.boxes = 1
+
+    @property
+    def proof(self) -> Node:
+        """The root of the proof."""
+        return self.root.node
+
+    @property
+    def bound(self) -> float:
+        """What is proved of all of it."""
+        return self.proof.bound
+
+    def grow(self, target: Callable[[], float], on_bound: Callable[[float, Array | None, int], None]) -> None:
+        """Until nothing is open below the target, or time is over. `target` is asked again, since better points lower it."""
+        tightening, deadline = self.tightening, self.tightening.deadline
+        self._examine(self.root, target(), ROOT_ROUNDS)
+        on_bound(self.bound, self.root.point, self.boxes)
+        while self._open and self._open[0][0] < target() and not deadline.expired():
+            _, _, region = heapq.heappop(self._open)
+            if region.point is None:
+                break
+            column, at = split_of(tightening.relaxation, region)
+            children = self._split(region, column, at)
+            for child in children:
+                self._examine(child, target(), ROUNDS)
+                self.boxes += 1
+            on_bound(self.bound, min(children, key=lambda c: c.bound).point, self.boxes)
+
+    def _examine(self, region: Region, target: float, rounds: int) -> None:
+        self.tightening.examine(region, target, rounds)
+        if not region.refuted:
+            heapq.heappush(self._open, (region.bound, next(self._order), region))
+
+    def _split(self, region: Region, column: int, at: float) -> tuple[Region, Region]:
+        """Both sides of a split, which are leaves as good as the region's until they are examined."""
+        low, high = region.box.upper.copy(), region.box.lower.copy()
+        low[column] = high[column] = at
+        node = region.node
+        node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
+        node.leaf = None
+        return tuple(
+            Region(box, region.cuts, child, region.bound, region.point, region.depth + 1)
+            for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
+        )  # type: ignore[return-value]
+
+
+def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
+    """The column to split and where: of the pair of buses at which the solution is furthest from any voltages, what adds most to that.
+
+    The error of a pair is what is missing in c^2 + s^2 = w_i w_j and in s cos(d) = c sin(d); the relaxation's own error there is of the
+    order of the squares of half the angles' range and of half the voltages' ranges.
+    """
+    columns, point, box = relaxation.columns, region.point, region.box
+    assert point is not None
+    i, j = columns.w[columns.pairs.i], columns.w[columns.pairs.j]
+    c, s, d = point[columns.c], point[columns.s], point[columns.d]
+    error = np.maximum(0.0, point[i] * point[j] - c * c - s * s) + np.abs(s * np.cos(d) - c * np.sin(d))
+    width = box.upper - box.lower
+    voltage = np.sqrt(box.upper[columns.w]) - np.sqrt(box.lower[columns.w])
+    worth = np.zeros(len(point))
+    p = int(np.argmax(error))
+    ends = (columns.pairs.i[p], columns.pairs.j[p])
+    worth[columns.d[p]] = (width[columns.d[p]] / 2) ** 2
+    worth[columns.w[list(ends)]] = voltage[list(ends)] ** 2
+    column = int(np.argmax(worth))
+    low, high = box.lower[column], box.upper[column]
+    return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))
+
+
+def gap_closed(lower: float, upper: float, gap: float) -> float:
+    """The lower bound from which on (upper - lower) / |upper| is at most `gap`."""
+    return upper - gap * abs(upper) if math.isfinite(upper) else math.inf

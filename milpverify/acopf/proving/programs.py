@@ -1,0 +1,106 @@
+"""Linear programs over a relaxation, asked of HiGHS in a process of its own; what they prove comes from their multipliers alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.proving.proof import Multipliers
+from milpverify.encode.model import elastic
+from milpverify.solvers.base import Limits
+from milpverify.solvers.model import Model, Sweep
+
+if TYPE_CHECKING:
+    from milpverify.acopf.case import Array, Index
+    from milpverify.acopf.relaxation.cuts import Cuts
+    from milpverify.acopf.relaxation.relaxation import Relaxation
+    from milpverify.config import Deadline
+    from milpverify.solvers.process import SolverProcess
+
+NEGLIGIBLE = 1e-11
+"""Multipliers this small beside the largest are left out of a proof, which then says what it says without them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Ranges of the columns in float64."""
+
+    lower: Array
+    upper: Array
+
+    @property
+    def empty(self) -> bool:
+        """Whether a range has no number in it."""
+        return bool((self.lower > self.upper).any())
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Of a linear program: the solution, and what its multipliers prove of its objective."""
+
+    point: Array
+    bound: float
+    multipliers: Multipliers
+
+
+class Programs:
+    """Asks about one relaxation."""
+
+    def __init__(self, relaxation: Relaxation, process: SolverProcess, deadline: Deadline) -> None:
+        self.relaxation, self._process, self._deadline = relaxation, process, deadline
+        self.solved = 0
+
+    def model(self, box: Box, cuts: Cuts, objective: Array) -> Model:
+        """The linear program over a box; equal to the rational rows but for what they are widened by."""
+        rows = self.relaxation.rows(box.lower, box.upper, cuts)
+        integer = np.zeros(len(objective), dtype=bool)
+        return Model(box.lower, box.upper, integer, rows.start, rows.column, rows.value, rows.lower, rows.upper, objective)
+
+    def least(self, box: Box, cuts: Cuts, objective: Array) -> Solution | None:
+        """The least value of an objective, None where none was found: the box may be empty, or time over."""
+        model = self.model(box, cuts, objective)
+        outcome = self._process.solve(model, Limits(), self._deadline)
+        self.solved += 1
+        if outcome.point is None or outcome.multipliers is None:
+            return None
+        return self._proved(model, objective, outcome.point, outcome.multipliers)
+
+    def refute(self, box: Box, cuts: Cuts) -> Multipliers | None:
+        """Multipliers with which the rows contradict the box (Farkas), from those of the least violation of all rows."""
+        model = self.model(box, cuts, np.zeros(len(box.lower)))
+        outcome = self._process.solve(elastic(model), Limits(), self._deadline)
+        self.solved += 1
+        if outcome.multipliers is None:
+            return None
+        below, above = np.isfinite(model.row_lower), np.isfinite(model.row_upper)
+        multipliers = np.zeros(model.num_rows)
+        multipliers[below] += outcome.multipliers[: below.sum()]
+        multipliers[above] += outcome.multipliers[below.sum() :]
+        proved = self._proved(model, model.objective, model.lower, multipliers)
+        return proved.multipliers if proved.bound > 0.0 else None
+
+    def sweep(self, box: Box, cuts: Cuts, columns: Index, sides: Array) -> tuple[list[tuple[int, Solution]], bool]:
+        """The least sides[k] v[columns[k]], for each k that needed a linear program, and whether HiGHS says that there is no v."""
+        model = self.model(box, cuts, np.zeros(len(box.lower)))
+        outcome = self._process.solve(Sweep(model, columns, sides, math.inf, certified=True), Limits(), self._deadline)
+        if outcome.solved is None or outcome.points is None or outcome.multipliers is None:
+            return [], outcome.point is None and not self._deadline.expired()
+        found = []
+        for k, point, multipliers in zip(outcome.solved.tolist(), outcome.points, outcome.multipliers, strict=True):
+            objective = np.zeros(len(box.lower))
+            objective[columns[k]] = sides[k]
+            found.append((k, self._proved(model, objective, point, multipliers)))
+        self.solved += len(found)
+        return found, False
+
+    def _proved(self, model: Model, objective: Array, point: Array, multipliers: Array) -> Solution:
+        """What is left of the multipliers without the negligible ones and those of the wrong sign, and what that proves."""
+        ends = np.where(multipliers > 0, model.row_lower, model.row_upper)
+        size = np.abs(multipliers)
+        used = np.flatnonzero(np.isfinite(ends) & (size > NEGLIGIBLE * size.max(initial=0.0)))
+        kept = np.zeros(model.num_rows)
+        kept[used] = multipliers[used]
+        return Solution(point, model.dual_value(objective, kept), Multipliers(used, kept[used]))

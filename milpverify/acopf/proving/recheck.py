@@ -1,0 +1,209 @@
+"""Proofs checked in exact rationals, without a solver.
+
+Every linear program is rebuilt from the case and from the ranges that have been proved so far, its irrational coefficients rounded
+outwards, and the multipliers are believed nothing: weak duality turns them into a bound, and whatever that is, is compared with the claim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milpverify.acopf.proving.proof import Leaf, Multipliers, Node, Proof, Statement, Step
+from milpverify.acopf.relaxation.arithmetics import ENDLESS, RATIONALS, Values
+from milpverify.acopf.relaxation.columns import Question
+from milpverify.acopf.relaxation.ranges import Ranges
+from milpverify.acopf.relaxation.relaxation import Relaxation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.acopf.case import Case
+    from milpverify.acopf.loads import Loads
+    from milpverify.acopf.relaxation.cuts import Cuts
+    from milpverify.acopf.relaxation.rows import Rows
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Whether a proof holds, and why not. True in a condition if and only if it does."""
+
+    accepted: bool
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.accepted
+
+
+class _RejectedError(Exception):
+    """The proof does not prove what it claims."""
+
+
+def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable[[], bool] | None = None) -> Recheck:
+    """Check a proof against a case.
+
+    Args:
+        case: what it is about.
+        proof: what is claimed, and why.
+        loads: if these are other ones than the proof's, it is these that it is checked for.
+        stop: asked now and then; a true answer ends the check, which then accepts nothing.
+    """
+    try:
+        _Checker(case, proof, loads, stop or (lambda: False)).check()
+    except _RejectedError as error:
+        return Recheck(False, str(error))
+    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
+
+
+def question_of(case: Case, proof: Proof) -> Question:
+    """The question that a proof answers."""
+    growth = (proof.cutoff, math.inf) if proof.statement is Statement.GROWTH else None
+    return Question(case, proof.loads, growth, proof.tolerance, proof.statement is Statement.COST)
+
+
+def _programs(node: Node) -> int:
+    own = sum(len(step.deductions) for step in node.steps) + int(node.leaf is not None and node.leaf.multipliers is not None)
+    return own + sum(_programs(child) for child in (node.below, node.above) if child is not None)
+
+
+class _Checker:
+    def __init__(self, case: Case, proof: Proof, loads: Loads | None, stop: Callable[[], bool]) -> None:
+        self.proof, self._stop = proof, stop
+        own = proof.loads if loads is None else loads.ranges(case)
+        proof = Proof(proof.statement, own, proof.tolerance, proof.cutoff, proof.bound, proof.root)
+        n = case.num_buses
+        if any(part.shape != (n,) or not np.isfinite(part).all() for part in own):
+            raise _RejectedError(f"the proof's loads are not those of {n} buses")
+        if not 0.0 <= proof.tolerance < 1e-2 or math.isnan(proof.cutoff) or not math.isfinite(proof.bound):
+            raise _RejectedError("the tolerance, the cutoff or the bound is no sensible number")
+        if proof.statement is Statement.GROWTH and not math.isfinite(proof.cutoff):
+            raise _RejectedError("growth needs a finite cutoff")
+        self.relaxation = Relaxation(question_of(case, proof), RATIONALS)
+        self.ranges = Ranges(self.relaxation)
+        columns = self.relaxation.columns
+        self.objective: dict[int, Any] = {}
+        one = RATIONALS.of(np.ones(1))[0]
+        if proof.statement is Statement.COST:
+            self.objective = {int(columns.total[0]): one}
+        elif proof.statement is Statement.GROWTH:
+            self.objective = {int(columns.growth[0]): -one}
+
+    def check(self) -> None:
+        """Raise _RejectedError unless the claim is proved."""
+        lower, upper = self.ranges.limits()
+        statement, unit = self.proof.statement, self.relaxation.unit
+        if statement is Statement.COST and math.isfinite(self.proof.cutoff):
+            total = self.relaxation.columns.total
+            upper[total] = np.minimum(upper[total], RATIONALS.of([self.proof.cutoff]) / RATIONALS.of([unit]))
+        proved = self._bound(self.proof.root, lower, upper)
+        claimed = RATIONALS.of([self.proof.bound])[0]
+        match statement:
+            case Statement.INFEASIBLE:
+                holds = proved is None
+            case Statement.COST:
+                # a point dearer than the cutoff is not in any box
+                within = not math.isfinite(self.proof.cutoff) or self.proof.bound <= self.proof.cutoff
+                holds = within and (proved is None or proved * RATIONALS.of([unit])[0] >= claimed)
+            case Statement.GROWTH:
+                holds = self.proof.bound >= self.proof.cutoff and (proved is None or -proved <= claimed)
+        if not holds:
+            found = "nothing is refuted" if statement is Statement.INFEASIBLE else f"proved is {float(proved or 0):.12g} of the objective"
+            raise _RejectedError(f"the boxes do not prove the claim: {found}")
+
+    def _bound(self, node: Node, lower: Values, upper: Values) -> Any:
+        """The objective's proved bound over a box, None for one that is refuted."""
+        if self._stop():
+            raise _RejectedError("the check was stopped")
+        lower, upper = self.ranges.settled(lower, upper)
+        for step in node.steps:
+            if _contradictory(lower, upper):
+                return None
+            lower, upper = self.ranges.settled(*self._deduced(step, lower, upper))
+        if _contradictory(lower, upper):
+            return None
+        if node.below is not None and node.above is not None:
+            if not 0 <= node.column < len(lower) or not math.isfinite(node.at):
+                raise _RejectedError(f"a split of column {node.column} at {node.at}")
+            at, low, high = RATIONALS.of([node.at])[0], lower.copy(), upper.copy()
+            high[node.column], low[node.column] = min(at, high[node.column]), max(at, low[node.column])
+            parts = [self._bound(node.below, lower, high), self._bound(node.above, low, upper)]
+            return min((part for part in parts if part is not None), default=None)
+        if node.leaf is None:
+            raise _RejectedError("a box was left open")
+        return self._closed(node.leaf, lower, upper)
+
+    def _deduced(self, step: Step, lower: Values, upper: Values) -> tuple[Values, Values]:
+        rows = self._rows(step.cuts, lower, upper)
+        low, high = lower.copy(), upper.copy()
+        one = RATIONALS.of(np.ones(1))[0]
+        for d in step.deductions:
+            if not 0 <= d.column < len(lower) or not math.isfinite(d.value):
+                raise _RejectedError(f"a deduction about column {d.column}")
+            proved = _weak_duality({d.column: -one if d.upper else one}, d.multipliers, rows, lower, upper)
+            value = RATIONALS.of([d.value])[0]
+            if proved < (-value if d.upper else value):
+                raise _RejectedError(f"column {d.column} is not proved to be at {'most' if d.upper else 'least'} {d.value}")
+            if d.upper:
+                high[d.column] = min(high[d.column], value)
+            else:
+                low[d.column] = max(low[d.column], value)
+        return low, high
+
+    def _closed(self, leaf: Leaf, lower: Values, upper: Values) -> Any:
+        if leaf.multipliers is None:
+            raise _RejectedError("a box that is claimed to be empty is not")
+        rows = self._rows(leaf.cuts, lower, upper)
+        if leaf.bound == math.inf:
+            if _weak_duality({}, leaf.multipliers, rows, lower, upper) <= 0:
+                raise _RejectedError("multipliers do not refute a box")
+            return None
+        if not math.isfinite(leaf.bound):
+            raise _RejectedError("a leaf without a bound")
+        proved = _weak_duality(self.objective, leaf.multipliers, rows, lower, upper)
+        if proved < RATIONALS.of([leaf.bound])[0]:
+            raise _RejectedError("multipliers do not prove a leaf's bound")
+        return proved
+
+    def _rows(self, cuts: Cuts, lower: Values, upper: Values) -> Rows:
+        columns = self.relaxation.columns
+        generators = len(columns.price)
+        places = ((cuts.pair, len(columns.pairs.i)), (cuts.flow, len(columns.rated)), (cuts.end, 2), (cuts.price, generators))
+        if any(((part < 0) | (part >= count)).any() for part, count in places):
+            raise _RejectedError("a plane of a cone that there is not")
+        if not all(np.isfinite(part).all() for part in (cuts.pair_direction, cuts.flow_direction, cuts.at)):
+            raise _RejectedError("a plane that is not finite")
+        for directions in (cuts.pair_direction, cuts.flow_direction):
+            exact = RATIONALS.of(directions)
+            if ((exact * exact).sum(axis=1) > 1).any():
+                raise _RejectedError("a plane's direction is longer than 1")
+        return self.relaxation.rows(lower, upper, cuts)
+
+
+def _contradictory(lower: Values, upper: Values) -> bool:
+    return bool((lower > upper).any())
+
+
+def _weak_duality(objective: dict[int, Any], multipliers: Multipliers, rows: Rows, lower: Values, upper: Values) -> Any:
+    """sum y_i (row_lower_i if y_i > 0 else row_upper_i) + sum_j min(r_j v_j) over the box, with r = objective - rows^T y; all exact."""
+    endless = int(ENDLESS)
+    reduced, total = dict(objective), RATIONALS.of(np.zeros(1))[0]
+    zero = total
+    if ((multipliers.rows < 0) | (multipliers.rows >= len(rows.lower))).any():
+        raise _RejectedError("a multiplier of a row that there is not")
+    for i, y in zip(multipliers.rows.tolist(), RATIONALS.of(multipliers.values).tolist(), strict=True):
+        end = rows.lower[i] if y > 0 else rows.upper[i]
+        if y != 0 and abs(end) >= endless:
+            raise _RejectedError(f"the multiplier of row {i} has the wrong sign")
+        total += y * end
+        for k in range(int(rows.start[i]), int(rows.start[i + 1])):
+            j = int(rows.column[k])
+            reduced[j] = reduced.get(j, zero) - y * rows.value[k]
+    for j, r in reduced.items():
+        end = lower[j] if r > 0 else upper[j]
+        if r != 0 and abs(end) >= endless:
+            raise _RejectedError(f"column {j} has no bound on the side where one is needed")
+        total += r * end
+    return total

@@ -1,0 +1,160 @@
+"""Bounds over one box: tangent planes until nothing is violated, then the ranges of voltages and angles, and again.
+
+Every range is the least and the largest value of a column over the linear relaxation (optimality-based bound tightening), under the
+row that a point has to beat the best one known. The narrower the ranges, the closer the relaxation, the narrower the ranges.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.proving.programs import Box, Programs, Solution
+from milpverify.acopf.proving.proof import Deduction, Leaf, Multipliers, Node, Step
+from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
+from milpverify.acopf.relaxation.ranges import Ranges
+from milpverify.acopf.relaxation.separation import separate
+
+if TYPE_CHECKING:
+    from milpverify.acopf.case import Array, Index
+    from milpverify.acopf.relaxation.relaxation import Relaxation
+    from milpverify.config import Deadline
+
+PLANES = 30  # rounds of tangent planes for one linear program
+STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left
+TIGHT = 1e-2  # planes further than this from a solution are dropped
+LOOSE = 1e-3  # planes violated by less than this by the solutions of a sweep are left to later
+WORTHWHILE = 2e-3  # share of its range that a deduction takes off
+SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
+
+
+@dataclass(eq=False)
+class Region:
+    """A box of operating points under examination, its planes, and its place in the proof."""
+
+    box: Box
+    cuts: Cuts = field(default_factory=no_cuts)
+    node: Node = field(default_factory=Node)
+    bound: float = -math.inf
+    point: Array | None = None
+    depth: int = 0
+
+    @property
+    def refuted(self) -> bool:
+        """Whether nothing is in it."""
+        return self.bound == math.inf
+
+
+class Tightening:
+    """Examines regions of one relaxation for the least value of an objective."""
+
+    def __init__(self, relaxation: Relaxation, programs: Programs, objective: Array, deadline: Deadline) -> None:
+        self.relaxation, self.programs, self.objective, self.deadline = relaxation, programs, objective, deadline
+        self.ranges = Ranges(relaxation)
+
+    def settle(self, box: Box) -> Box:
+        """What ranges imply for each other."""
+        return Box(*self.ranges.settled(box.lower, box.upper))
+
+    def examine(self, region: Region, target: float, rounds: int) -> None:
+        """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
+        for k in range(rounds + 1):
+            region.box = self.settle(region.box)
+            if region.box.empty:
+                return self._close(region, Leaf(no_cuts(), None, math.inf))
+            before = region.bound
+            if not self._bound(region):
+                return None
+            stalled = k > 0 and region.bound - before < 0.05 * (target - before)
+            if region.bound >= target or k == rounds or stalled or self.deadline.expired():
+                return None
+            if not self._tighten(region):
+                return None
+        return None
+
+    def _close(self, region: Region, leaf: Leaf) -> None:
+        region.node.leaf, region.bound = leaf, leaf.bound
+
+    def _bound(self, region: Region) -> bool:
+        """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
+        last = -math.inf
+        for k in range(PLANES):
+            solution = self.programs.least(region.box, region.cuts, self.objective)
+            if solution is None:
+                return self._refute(region)
+            region.point = solution.point
+            if solution.bound > region.bound or region.node.leaf is None:
+                self._record(region, solution)
+            new = separate(self.relaxation, solution.point[None])
+            if not len(new) or self.deadline.expired() or (k > 5 and solution.bound - last < STALLED * abs(last)):
+                return True
+            last = solution.bound
+            region.cuts = region.cuts + new
+        return True
+
+    def _record(self, region: Region, solution: Solution) -> None:
+        """Make a solution's multipliers the region's proof."""
+        cuts, multipliers = self._used(region.cuts, solution.multipliers)
+        self._close(region, Leaf(cuts, multipliers, solution.bound))
+
+    def _refute(self, region: Region) -> bool:
+        multipliers = None if self.deadline.expired() else self.programs.refute(region.box, region.cuts)
+        if multipliers is not None:
+            self._close(region, Leaf(*self._used(region.cuts, multipliers), math.inf))
+        return False
+
+    def _tighten(self, region: Region) -> bool:
+        """One sweep over voltages and angles; returns whether it took anything off."""
+        columns, box = self.relaxation.columns, region.box
+        parts = [part[(box.upper - box.lower)[part] > SETTLED] for part in (columns.w, columns.d)]
+        which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
+        sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
+        region.cuts = self._near(region, TIGHT)
+        found, empty = self.programs.sweep(box, region.cuts, which, sides)
+        if empty:
+            self._refute(region)
+            return False
+        lower, upper, deductions = box.lower.copy(), box.upper.copy(), []
+        for k, solution in found:
+            j, up = int(which[k]), bool(sides[k] < 0)
+            old, new = (box.upper[j], -solution.bound) if up else (box.lower[j], solution.bound)
+            if abs(new - old) < WORTHWHILE * (box.upper[j] - box.lower[j]) or (new >= old if up else new <= old):
+                continue
+            (upper if up else lower)[j] = new
+            deductions.append((j, up, new, solution.multipliers))
+        if not deductions:
+            return False
+        region.node.steps.append(self._step(region.cuts, deductions))
+        region.box = Box(lower, upper)
+        points = np.stack([solution.point for _, solution in found])
+        region.cuts = region.cuts + separate(self.relaxation, points, LOOSE)
+        return True
+
+    def _near(self, region: Region, distance: float) -> Cuts:
+        """The planes that pass near the region's solution."""
+        if region.point is None or not len(region.cuts):
+            return region.cuts
+        model = self.programs.model(region.box, region.cuts, self.objective)
+        first = model.num_rows - len(region.cuts)
+        activity = model.activity(region.point)
+        slack = np.minimum(model.row_upper - activity, activity - model.row_lower)[first:]
+        return region.cuts.keep(slack < distance)
+
+    def _used(self, cuts: Cuts, multipliers: Multipliers) -> tuple[Cuts, Multipliers]:
+        """The planes that have a multiplier, and the multipliers by the places that these have then."""
+        step = self._step(cuts, [(0, False, 0.0, multipliers)])
+        return step.cuts, step.deductions[0].multipliers
+
+    def _step(self, cuts: Cuts, deductions: list[tuple[int, bool, float, Multipliers]]) -> Step:
+        first = self.relaxation.num_fixed
+        flagged = np.zeros(len(cuts), dtype=bool)
+        for *_, multipliers in deductions:
+            flagged[multipliers.rows[multipliers.rows >= first] - first] = True
+        place: Index = np.concatenate([np.arange(first), first + np.cumsum(flagged) - 1])
+        return Step(
+            cuts.keep(flagged),
+            tuple(Deduction(j, up, value, Multipliers(place[m.rows], m.values)) for j, up, value, m in deductions),
+        )

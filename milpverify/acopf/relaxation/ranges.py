@@ -1,0 +1,193 @@
+"""Ranges of the columns: what limits and loads give, and what ranges imply for each other. No linear program is solved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.relaxation.rows import bounded
+
+if TYPE_CHECKING:
+    from milpverify.acopf.case import Index
+    from milpverify.acopf.relaxation.arithmetics import Values
+    from milpverify.acopf.relaxation.relaxation import Relaxation
+
+ANGLE = 3.1415926535897936
+"""At least pi."""
+
+
+class Ranges:
+    """The ranges of a relaxation's columns, in its arithmetic."""
+
+    def __init__(self, relaxation: Relaxation) -> None:
+        self.relaxation, self.question = relaxation, relaxation.question
+        self.columns, self.numbers, self.unit = relaxation.columns, relaxation.numbers, relaxation.unit
+
+    def limits(self) -> tuple[Values, Values]:
+        """The ranges that limits and loads give to the columns, wider by the question's tolerance; some may be infinite."""
+        case, columns, of = self.question.case, self.columns, self.numbers.of
+        buses, br, gen, pairs = case.buses, case.branches, case.generators, columns.pairs
+        t = self.numbers.of(np.array([self.question.tolerance]))
+        lower, upper = of(np.full(len(columns), -np.inf)), of(np.full(len(columns), np.inf))
+
+        def put(which: Index, low: Values, high: Values) -> None:
+            lower[which], upper[which] = self.numbers.turned(low, False), self.numbers.turned(high, True)
+
+        least = of(buses.vmin) - t
+        least = np.where((least > 0).astype(bool), least, of(np.zeros(case.num_buses)))
+        most = of(buses.vmax) + t
+        put(columns.w, least * least, most * most)
+        low, high = np.full(len(pairs.i), -ANGLE), np.full(len(pairs.i), ANGLE)
+        for k in range(len(br)):
+            p, (a, b) = pairs.of_branch[k], (br.angmin[k], br.angmax[k])
+            a, b = (a, b) if pairs.sign[k] > 0 else (-b, -a)
+            if max(-a, b) + self.question.tolerance < 3.1415:  # a difference beyond half a turn is not the principal one
+                low[p], high[p] = max(low[p], a), min(high[p], b)
+        widened = of(low) - t, of(high) + t
+        lower[columns.d], upper[columns.d] = self.numbers.turned(widened[0], False), self.numbers.turned(widened[1], True)
+        put(columns.pg, of(gen.pmin) - t, of(gen.pmax) + t)
+        put(columns.qg, of(gen.qmin) - t, of(gen.qmax) + t)
+        rate = of(br.rate[columns.rated]) + t
+        for flow in columns.flow:
+            put(flow, -rate, rate)
+        for which, buses_of, (a, b) in zip(columns.loads, columns.varying, (self.question.loads[:2], self.question.loads[2:]), strict=True):
+            lower[which], upper[which] = of(a[buses_of]), of(b[buses_of])
+        if self.question.growth is not None:
+            lower[columns.growth], upper[columns.growth] = (of(np.array([end])) for end in self.question.growth)
+        return lower, upper
+
+    def settled(self, lower: Values, upper: Values) -> tuple[Values, Values]:
+        """Propagated twice: angles follow from products, and products from angles."""
+        return self.propagated(*self.propagated(lower, upper))
+
+    def propagated(self, lower: Values, upper: Values) -> tuple[Values, Values]:
+        """What ranges of columns imply for others, one at a time: products of voltages from these and their angles, angles from products,
+        unlimited generation and growth from the balances, costs from the dispatch.
+        """
+        lower, upper = lower.copy(), upper.copy()
+        self._products(lower, upper)
+        self._angles(lower, upper)
+        self._generation(lower, upper)
+        if self.question.priced:
+            self._prices(lower, upper)
+        return lower, upper
+
+    def _tighten(self, lower: Values, upper: Values, which: Index, low: Values, high: Values) -> None:
+        lower[which] = np.where((low > lower[which]).astype(bool), low, lower[which])
+        upper[which] = np.where((high < upper[which]).astype(bool), high, upper[which])
+
+    def _products(self, lower: Values, upper: Values) -> None:
+        columns, numbers = self.columns, self.numbers
+        pairs = columns.pairs
+        low_v, high_v = self.relaxation.voltages(lower, upper)
+        least = numbers.turned(low_v[pairs.i] * low_v[pairs.j], False)
+        most = numbers.turned(high_v[pairs.i] * high_v[pairs.j], True)
+        low, high = lower[columns.d], upper[columns.d]
+        zero, quarter = numbers.of(np.zeros(len(low))), numbers.of(np.full(len(low), ANGLE / 2))
+
+        def extreme(function: str, up: bool) -> Values:
+            """The largest or least value at the ends, or at the turning points in between: 0 for the cosine, a quarter turn for the sine."""
+            ends = numbers.apply(function, low, up), numbers.apply(function, high, up)
+            value = np.maximum(*ends) if up else np.minimum(*ends)
+            within = (zero if function == "cos" else quarter) if up else (2 * quarter if function == "cos" else -quarter)
+            slip = numbers.of(np.full(len(low), 1e-9))  # a turning point that is nearly within the range counts as within
+            turning = ((low - slip <= within) & (within <= high + slip)).astype(bool)
+            if function == "cos" and not up:
+                turning |= (low <= slip - within).astype(bool)  # -pi
+            one = numbers.of(np.ones(len(low)))
+            return np.where(turning, one if up else -one, value)
+
+        for which, function in ((columns.c, "cos"), (columns.s, "sin")):
+            bottom, top = extreme(function, False), extreme(function, True)
+            ends = [numbers.turned(size * bottom, False) for size in (least, most)]
+            tops = [numbers.turned(size * top, True) for size in (least, most)]
+            self._tighten(lower, upper, which, np.minimum(*ends), np.maximum(*tops))
+
+    def _angles(self, lower: Values, upper: Values) -> None:
+        """d from tan(d) = s / c where c is positive."""
+        columns, numbers = self.columns, self.numbers
+        right = np.flatnonzero((lower[columns.c] > 0).astype(bool))
+        near, far = lower[columns.c[right]], upper[columns.c[right]]
+        low, high = lower[columns.s[right]], upper[columns.s[right]]
+        high = numbers.quotient(high, np.where((high > 0).astype(bool), near, far), True)
+        low = numbers.quotient(low, np.where((low < 0).astype(bool), near, far), False)
+        self._tighten(lower, upper, columns.d[right], numbers.apply("atan", low, False), numbers.apply("atan", high, True))
+
+    def _prices(self, lower: Values, upper: Values) -> None:
+        """Costs at the ends of the dispatch's range; a parabola is above its terms' least values."""
+        columns, gen, of, numbers = self.columns, self.question.case.generators, self.numbers.of, self.numbers
+        low, high = lower[columns.pg], upper[columns.pg]
+        c2, c1, c0 = of(gen.c2 / self.unit), of(gen.c1 / self.unit), of(gen.c0 / self.unit)
+        straight = np.flatnonzero(bounded(low) & bounded(high))
+        a, b = low[straight], high[straight]
+        q, r, k = c2[straight], c1[straight], c0[straight]
+        squares = np.where((a > 0).astype(bool), a * a, np.where((b < 0).astype(bool), b * b, of(np.zeros(len(a)))))
+        least = numbers.turned(q * squares, False) + numbers.turned(np.minimum(r * a, r * b), False) + k
+        size = np.abs(q) * np.maximum(a * a, b * b) + np.abs(r) * np.maximum(np.abs(a), np.abs(b)) + np.abs(k)
+        most = np.maximum(q * a * a + r * a + k, q * b * b + r * b + k)
+        slack = of(np.array([numbers.slack])) * size
+        self._tighten(lower, upper, columns.price[straight], least - slack, most + slack)
+        low, high = lower[columns.price].sum(keepdims=True), upper[columns.price].sum(keepdims=True)
+        slack = (
+            of(np.array([numbers.slack])) * (np.abs(lower[columns.price]).sum() + np.abs(upper[columns.price]).sum())
+            if len(size)
+            else of([0.0])
+        )
+        self._tighten(lower, upper, columns.total, low - slack, high + slack)
+
+    def _generation(self, lower: Values, upper: Values) -> None:
+        """Generation without limits, and growth, from the balance of one bus at a time."""
+        columns, case, numbers = self.columns, self.question.case, self.numbers
+        for power, generation in enumerate((columns.pg, columns.qg)):
+            load = (case.buses.pd, case.buses.qd)[power]
+            endless = case.generators.bus[~(bounded(lower[generation]) & bounded(upper[generation]))]
+            for b in np.unique(endless).tolist():
+                here = np.flatnonzero(case.generators.bus == b)
+                low, high = self._drawn(power, b, lower, upper)
+                growth = self._grown(load[b], lower, upper)
+                for g in here.tolist():
+                    others = generation[here[here != g]]
+                    if bounded(lower[others]).all():
+                        top = high + growth[1] - lower[others].sum()
+                        self._tighten(lower, upper, generation[[g]], lower[generation[[g]]], numbers.turned(top, True))
+                    if bounded(upper[others]).all():
+                        bottom = low + growth[0] - upper[others].sum()
+                        self._tighten(lower, upper, generation[[g]], numbers.turned(bottom, False), upper[generation[[g]]])
+        if self.question.growth is not None and not bounded(upper[columns.growth]).all():
+            self._limit_growth(lower, upper)
+
+    def _limit_growth(self, lower: Values, upper: Values) -> None:
+        """growth * load = generation - what the bus draws besides, so that it has an end."""
+        columns, case, numbers = self.columns, self.question.case, self.numbers
+        for power, generation in enumerate((columns.pg, columns.qg)):
+            load = (case.buses.pd, case.buses.qd)[power]
+            for b in np.flatnonzero(load).tolist():
+                here = generation[case.generators.bus == b]
+                if not (bounded(lower[here]).all() and bounded(upper[here]).all()):
+                    continue
+                low, high = self._drawn(power, b, lower, upper)
+                ends = upper[here].sum() - low if load[b] > 0 else lower[here].sum() - high
+                most = numbers.quotient(ends, numbers.of(load[[b]]), True)
+                self._tighten(lower, upper, columns.growth, lower[columns.growth], most)
+
+    def _grown(self, load: float, lower: Values, upper: Values) -> tuple[Values, Values]:
+        """The range of growth times a load; 0 where the loads do not grow."""
+        zero, growth = self.numbers.of(np.zeros(1)), self.columns.growth
+        if not len(growth):
+            return zero, zero
+        ends = [self.numbers.of(np.array([load])) * end[growth] for end in (lower, upper)]
+        return np.minimum(*ends), np.maximum(*ends)
+
+    def _drawn(self, power: int, bus: int, lower: Values, upper: Values) -> tuple[Values, Values]:
+        """The range of what a bus draws (0: active, 1: reactive): flows, shunts and loads, but loads that grow; rounded outwards."""
+        rows = self.relaxation.rows(lower, upper)
+        i = power * self.question.case.num_buses + bus
+        entries = np.arange(rows.start[i], rows.start[i + 1])
+        generation = (self.columns.pg, self.columns.qg)[power]
+        entries = entries[~np.isin(rows.column[entries], np.concatenate([generation, self.columns.growth]))]
+        value, column = rows.value[entries], rows.column[entries]
+        ends = value * lower[column], value * upper[column]
+        low, high = np.minimum(*ends).sum(keepdims=True), np.maximum(*ends).sum(keepdims=True)
+        slack = self.numbers.of(np.array([2 * self.numbers.slack])) * np.maximum(np.abs(ends[0]), np.abs(ends[1])).sum(keepdims=True)
+        return rows.lower[[i]] - high - slack, rows.upper[[i]] - low + slack

@@ -1,0 +1,57 @@
+"""Which tangent planes of the cones a solution of the relaxation violates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.relaxation.cuts import Cuts
+
+if TYPE_CHECKING:
+    from milpverify.acopf.case import Array, Index
+    from milpverify.acopf.relaxation.columns import Columns
+    from milpverify.acopf.relaxation.relaxation import Relaxation
+
+INWARDS = 1 - 2.0**-50
+"""A direction of length 1 in float64 times this is no longer than 1 in real arithmetic."""
+VIOLATED = 1e-7  # p.u., or units of cost
+
+
+def separate(relaxation: Relaxation, points: Array, violated: float = VIOLATED) -> Cuts:
+    """The tangent planes that solutions (K, columns) of the relaxation violate, without near repetitions."""
+    columns, gen = relaxation.columns, relaxation.question.case.generators
+    cone = _cone(columns, points)
+    length = np.linalg.norm(cone, axis=2)
+    total = points[:, columns.w[columns.pairs.i]] + points[:, columns.w[columns.pairs.j]]
+    k, p = np.nonzero(length - total > violated)
+    directions = cone[k, p] / length[k, p, None]
+    pair, u = _distinct(p, directions)
+    rate = relaxation.question.case.branches.rate[columns.rated] + relaxation.question.tolerance
+    power = points[:, columns.flow].reshape(len(points), 2, 2, -1)  # solution, end, p or q, branch
+    size = np.linalg.norm(power, axis=2)
+    k, end, r = np.nonzero(size - rate > violated)
+    code, v = _distinct(2 * r + end, power[k, end, :, r] / size[k, end, r, None])
+    dispatch = points[:, columns.pg[: len(columns.price)]]
+    missing = ((gen.c2 * dispatch + gen.c1) * dispatch + gen.c0) / relaxation.unit if len(columns.price) else dispatch
+    k, g = np.nonzero(missing - points[:, columns.price] > violated)
+    width = np.maximum(1.0, np.abs(gen.pmax))
+    price, at = _distinct(g, dispatch[k, g, None] / np.where(np.isfinite(width), width, 1.0)[g, None])
+    at = at[:, 0] * np.where(np.isfinite(width), width, 1.0)[price]
+    return Cuts(pair, u * INWARDS, code // 2, code % 2, v * INWARDS, price, at)
+
+
+def _cone(columns: Columns, points: Array) -> Array:
+    """(2c, 2s, w_i - w_j) of every pair at every solution, (K, P, 3)."""
+    pairs = columns.pairs
+    difference = points[:, columns.w[pairs.i]] - points[:, columns.w[pairs.j]]
+    return np.stack([2 * points[:, columns.c], 2 * points[:, columns.s], difference], axis=2)
+
+
+def _distinct(index: Index, values: Array, digits: int = 4) -> tuple[Index, Array]:
+    """The rows (index, values), but of those that agree to so many digits the first only."""
+    if not len(index):
+        return index.astype(np.int64), values
+    keys = np.column_stack([index, np.round(values, digits)])
+    _, first = np.unique(keys, axis=0, return_index=True)
+    return index[first].astype(np.int64), values[first]

@@ -1,0 +1,107 @@
+"""What every command of the command line does alike: errors as one line, signals, files that appear whole, options, columns.
+
+Standard output holds the answer and nothing else; progress, summary and errors go to standard error. Exit status: 0 for any
+verdict, 2 for unusable input or arguments, 1 for an internal error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from milpverify.errors import InvalidInput, SolverUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from milpverify.config import Deadline
+
+
+def number(value: float | None) -> float | None:
+    """The value of an option, which is not NaN: typer's limits let that pass."""
+    if value is not None and value != value:
+        raise typer.BadParameter("not a number")
+    return value
+
+
+Timeout = Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=number, help="Wall-clock limit in seconds.")]
+Json = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    typer.echo(f"milpverify: error: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one line on standard error and an exit status."""
+    try:
+        yield
+    except (InvalidInput, SolverUnavailable) as error:
+        status, message = 2, str(error)
+    except typer.Exit:
+        raise
+    except BrokenPipeError:  # the reader has seen enough (`| head -1`); the interpreter must not flush again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    except Exception as error:  # noqa: BLE001  (the edge of the program: whatever it was ends as one line and a status)
+        status = 1
+        message = f"internal error: {type(error).__name__}: {error}" + ("" if debug else " (run again with --debug for the traceback)")
+    else:
+        return
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    complain(message)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def stop_signals(deadline: Deadline) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run with what it has; the second ends the process at once (solvers die with it)."""
+
+    def stop(signum: int, frame: object) -> None:
+        deadline.cancel()
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+
+    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse, before the work, a file that cannot be written after it."""
+    if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        raise InvalidInput(f"cannot write {path}: its folder is missing or not writable")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file that other programs see either whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
+
+
+def columns(rows: Sequence[Sequence[object]]) -> str:
+    """Rows as left-aligned columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
