@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.acopf.case import Case
+    from milpverify.acopf.existence import Existence
     from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loads import Loads
     from milpverify.acopf.point import Point
@@ -55,6 +56,7 @@ class Outcome:
     reason: Reason
     trust: Trust
     point: Point | None
+    existence: Existence | None
     constraints: tuple[Constraint, ...]
     proof: Proof | None
     method: str
@@ -100,6 +102,7 @@ class Outcome:
             "message": self.reason.value,
             "trust": self.trust.value,
             "point": None if self.point is None else self.point.to_dict(),
+            "existence": None if self.existence is None else self.existence.to_dict(),
             "constraints": [each.to_dict() for each in self.constraints],
             "method": self.method,
             "seconds": dict(self.seconds),

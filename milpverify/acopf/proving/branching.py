@@ -22,9 +22,6 @@ ROOT_ROUNDS = 12
 ROUNDS = 3
 EDGE = 0.2  # the share of a range that is left on either side of a split, at least
 
-OnBound = Callable[[float, "Array | None", int], float]
-"""Told of the bound so far, a solution and the count of boxes; the answer is the bound that would do."""
-
 
 class Tree:
     """Regions that are open, best first, and the proof that they belong to."""
@@ -46,11 +43,19 @@ class Tree:
         """What is proved of all of it."""
         return self.proof.bound
 
-    def grow(self, target: Callable[[], float], on_bound: Callable[[float, Array | None, int], None]) -> None:
-        """Until nothing is open below the target, or time is over. `target` is asked again, since better points lower it."""
+    def examine_root(self, target: float, rounds: int) -> None:
+        """Bound the root alone."""
+        self.tightening.examine(self.root, target, rounds)
+
+    def grow(self, target: Callable[[], float], on_box: Callable[[Array | None], None]) -> None:
+        """Until nothing is open below the target, or time is over. `target` is asked again, since better points lower it.
+
+        `on_box` is told a solution of the relaxation after every step.
+        """
         tightening, deadline = self.tightening, self.tightening.deadline
-        self._examine(self.root, target(), ROOT_ROUNDS)
-        on_bound(self.bound, self.root.point, self.boxes)
+        if not self.root.refuted:
+            self._examine(self.root, target(), ROOT_ROUNDS)
+        on_box(self.root.point)
         while self._open and self._open[0][0] < target() and not deadline.expired():
             _, _, region = heapq.heappop(self._open)
             if region.point is None:
@@ -60,7 +65,7 @@ class Tree:
             for child in children:
                 self._examine(child, target(), ROUNDS)
                 self.boxes += 1
-            on_bound(self.bound, min(children, key=lambda c: c.bound).point, self.boxes)
+            on_box(min(children, key=lambda child: child.bound).point)
 
     def _examine(self, region: Region, target: float, rounds: int) -> None:
         self.tightening.examine(region, target, rounds)
@@ -75,7 +80,7 @@ class Tree:
         node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
         node.leaf = None
         return tuple(
-            Region(box, region.cuts, child, region.bound, region.point, region.depth + 1)
+            Region(box, region.cuts, child, region.bound, region.point)
             for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
         )  # type: ignore[return-value]
 

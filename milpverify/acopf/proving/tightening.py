@@ -40,7 +40,11 @@ class Region:
     node: Node = field(default_factory=Node)
     bound: float = -math.inf
     point: Array | None = None
-    depth: int = 0
+    settled: bool = False
+
+    def restrict(self, box: Box) -> None:
+        """Another box, whose ranges have not been settled."""
+        self.box, self.settled = box, False
 
     @property
     def refuted(self) -> bool:
@@ -62,7 +66,8 @@ class Tightening:
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
         for k in range(rounds + 1):
-            region.box = self.settle(region.box)
+            if not region.settled:  # once for each step of the proof, as often as the check does
+                region.box, region.settled = self.settle(region.box), True
             if region.box.empty:
                 return self._close(region, Leaf(no_cuts(), None, math.inf))
             before = region.bound
@@ -128,7 +133,7 @@ class Tightening:
         if not deductions:
             return False
         region.node.steps.append(self._step(region.cuts, deductions))
-        region.box = Box(lower, upper)
+        region.restrict(Box(lower, upper))
         points = np.stack([solution.point for _, solution in found])
         region.cuts = region.cuts + separate(self.relaxation, points, LOOSE)
         return True

@@ -57,6 +57,10 @@ class Relaxation:
             2 * case.num_buses + 4 * len(columns.rated) + len(columns.pairs.cycles) + 8 * len(columns.pairs.i) + int(self.question.priced)
         )
 
+    def flow_coefficients(self) -> tuple[Values, Values]:
+        """(m, 4, 4) and their radii: pf, qf, pt, qt of every branch in w_f, w_t, c, s (`admittance.py`)."""
+        return self._flows, self._radii
+
     def voltages(self, lower: Values, upper: Values) -> tuple[Values, Values]:
         """vm of every bus, rounded outwards."""
         w = self.columns.w

@@ -1,0 +1,105 @@
+"""Operating points that count: found by the local solver, judged against the case, reproduced by a power flow, proved where possible."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.existence import Existence, prove_existence
+from milpverify.acopf.point import Point
+
+if TYPE_CHECKING:
+    from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.judgement import Constraint
+    from milpverify.acopf.proving.programs import Box
+    from milpverify.acopf.relaxation.relaxation import Relaxation
+
+INSIDE = 1e-7
+"""p.u. and rad: so far inside its limits a point is looked for that is to be proved; costs change by as little."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A point whose violation is within the tolerance and which an independent power flow reproduces."""
+
+    point: Point
+    existence: Existence | None = None
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether an exact operating point strictly inside the limits was proved to lie beside it."""
+        return self.existence is not None and self.existence.proved and self.existence.strictly_inside
+
+
+def judge(point: Point | None, tolerance: float) -> Judged | None:
+    """The point, if it is an operating point up to the tolerance."""
+    if point is None or not point.violation <= tolerance or not point.power_flow().reproduces:
+        return None
+    return Judged(point)
+
+
+def with_existence(judged: Judged) -> Judged:
+    """The same, with what could be proved of an exact solution beside it."""
+    return judged if judged.existence is not None else replace(judged, existence=prove_existence(judged.point))
+
+
+def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:
+    """Where a local search begins that is near a solution of the relaxation: its voltages, and angles along a spanning tree."""
+    columns = relaxation.columns
+    pairs = columns.pairs
+    vm = np.sqrt(np.maximum(solution[columns.w], 0.0))
+    va = np.zeros(case.num_buses)
+    edges: dict[int, list[tuple[int, float]]] = {}
+    for i, j, d in zip(pairs.i.tolist(), pairs.j.tolist(), solution[columns.d].tolist(), strict=True):
+        edges.setdefault(i, []).append((j, -d))
+        edges.setdefault(j, []).append((i, d))
+    seen, queue = {case.reference}, [case.reference]
+    for i in queue:
+        for j, d in edges.get(i, []):
+            if j not in seen:
+                seen.add(j)
+                va[j] = va[i] + d
+                queue.append(j)
+    pd, qd = case.buses.pd.copy(), case.buses.qd.copy()
+    for load, which, buses in zip((pd, qd), columns.loads, columns.varying, strict=True):
+        load[buses] = solution[which]
+    return Point(case, vm, va, solution[columns.pg], solution[columns.qg], pd, qd)
+
+
+def proved_ranges(constraints: tuple[Constraint, ...], relaxation: Relaxation, ranges: Box) -> tuple[Constraint, ...]:
+    """The constraints with the ranges that were proved of their values over all points that are left."""
+    columns, case = relaxation.columns, relaxation.question.case
+    br, pairs = case.branches, columns.pairs
+    p, sign = pairs.of_branch, pairs.sign
+    low, high = ranges.lower, ranges.upper
+    coefficients, radii = relaxation.flow_coefficients()
+    ends = np.stack([columns.w[br.f], columns.w[br.t], columns.c[p], columns.s[p]], axis=1)  # (m, 4)
+    turned = coefficients * np.stack([np.ones(len(br)), np.ones(len(br)), np.ones(len(br)), sign], axis=1)[:, None, :]
+    at = turned * low[ends][:, None, :], turned * high[ends][:, None, :]
+    reach = np.maximum(np.abs(low[ends]), np.abs(high[ends]))[:, None, :]
+    slack = ((radii + 2.0**-48 * np.abs(turned)) * reach).sum(axis=2)
+    power = np.maximum(np.abs(np.minimum(*at).sum(axis=2)), np.abs(np.maximum(*at).sum(axis=2))) + slack  # (m, 4)
+    size = np.hypot(power[:, 0::2], power[:, 1::2]) * (1 + 2.0**-48)
+    root = np.sqrt(np.maximum(low[columns.w], 0.0)) * (1 - 2.0**-48), np.sqrt(high[columns.w]) * (1 + 2.0**-48)
+    angle = np.where(sign > 0, low[columns.d[p]], -high[columns.d[p]]), np.where(sign > 0, high[columns.d[p]], -low[columns.d[p]])
+    known = {
+        "voltage": root,
+        "active generation": (low[columns.pg], high[columns.pg]),
+        "reactive generation": (low[columns.qg], high[columns.qg]),
+        "angle difference": angle,
+        "flow from": (np.zeros(len(br)), size[:, 0]),
+        "flow to": (np.zeros(len(br)), size[:, 1]),
+    }
+
+    def proved(each: Constraint) -> tuple[float, float]:
+        if each.kind not in known:
+            return -math.inf, math.inf
+        if each.kind == "angle difference" and not (math.isfinite(each.lower) and math.isfinite(each.upper)):
+            return -math.inf, math.inf  # what is known is the principal value
+        lower, upper = (float(end[each.index]) for end in known[each.kind])
+        return max(lower, each.lower), min(upper, each.upper)
+
+    return tuple(replace(each, proved=proved(each)) for each in constraints)

@@ -1,0 +1,128 @@
+"""The least cost of operating a network, between proved bounds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from milpverify.acopf import local
+from milpverify.acopf.asking import Clock, check_gap, deadline_of, is_power_of_two, refuse_box, why_ended
+from milpverify.acopf.candidates import INSIDE, Judged, judge, proved_ranges, start_of, with_existence
+from milpverify.acopf.judgement import limits
+from milpverify.acopf.loads import Loads
+from milpverify.acopf.proving.proof import Statement
+from milpverify.acopf.proving.prover import Prover, claim
+from milpverify.acopf.result import TOLERANCE, Cost, Reason
+
+if TYPE_CHECKING:
+    from milpverify.acopf.asking import OnEvent
+    from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.point import Point
+    from milpverify.config import Deadline
+
+AIM = 0.99  # of the gap, so that rounding leaves it closed
+DEARER = 0.1  # of the gap: by so much a point may cost more for its being proved
+BETTER = 1e-7  # relative: a point that is cheaper by less is the same
+
+
+def certify_cost(
+    case: Case,
+    loads: Loads | None = None,
+    gap: float = 1e-4,
+    timeout: float | None = None,
+    *,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
+) -> Cost:
+    """The least cost in $/h: no operating point costs less than `lower`, and `point` costs `upper`.
+
+    `lower` is proved, by multipliers of linear programs over a tree of boxes that are checked in rationals. `upper` is proved where an
+    exact operating point strictly inside all limits is known to lie beside `point`; else it is what a point costs that violates nothing by
+    more than 1e-6 p.u. (rad), and could be a little below the true optimum.
+
+    Args:
+        case: the network.
+        loads: those of the case unless others are given.
+        gap: the run ends when (upper - lower) / |upper| is at most that.
+        timeout: seconds of wall clock; None for no limit. When it is over the bounds are what they are.
+        deadline: the time limit of a larger run, instead of `timeout`.
+        on_event: told of the progress.
+
+    Raises:
+        InvalidInput: a box of loads, a gap or a time limit out of range.
+        SolverUnavailable: pypower is missing.
+    """
+    loads = loads or Loads()
+    refuse_box(loads, "certify_cost")
+    check_gap(gap)
+    deadline, clock = deadline_of(timeout, deadline), Clock()
+    best, upper = None, math.inf
+
+    def look(start: Point | None, attempts: int) -> None:
+        nonlocal best, upper
+        found = _cheapest(case, loads, start, attempts, gap, deadline)
+        if found is not None and _cost(found) < upper - BETTER * abs(upper) if math.isfinite(upper) else found is not None:
+            best, upper = found, _cost(found)
+
+    with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event) as prover:
+        with clock.phase("relaxation"):
+            prover.root()
+        if not prover.refuted:
+            with clock.phase("point"):
+                look(None, 3)
+            with clock.phase("proof"):
+                if best is not None:
+                    prover.cut(upper)
+
+                def on_point(solution: Array, boxes: int) -> None:
+                    if is_power_of_two(boxes) and not deadline.expired() and prover.bound < _target(upper, gap):
+                        look(start_of(case, prover.relaxation, solution), 1)
+
+                prover.search(lambda: _target(upper, gap), on_point)
+        with clock.phase("recheck"):
+            proved = prover.proved()
+        lower = proved.proof.bound if proved.proof is not None else -math.inf
+        constraints = limits(case) if best is None else best.point.constraints()
+        if not proved.refuted:
+            constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
+    closed = math.isfinite(upper) and upper - lower <= gap * abs(upper)
+    return Cost(
+        case=case,
+        loads=loads,
+        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, Reason.UNDECIDED),
+        trust=proved.trust,
+        point=None if best is None else best.point,
+        existence=None if best is None else best.existence,
+        constraints=constraints,
+        proof=proved.proof,
+        method=f"{proved.boxes} boxes, {proved.programs} linear programs",
+        seconds=clock.seconds,
+        warnings=(proved.warning,) if proved.warning else (),
+        lower=lower,
+        upper=upper,
+        upper_is_proved=best is not None and best.is_proved,
+    )
+
+
+def _target(upper: float, gap: float) -> float:
+    """The lower bound that closes the gap."""
+    return upper - AIM * gap * abs(upper) if math.isfinite(upper) else math.inf
+
+
+def _cost(judged: Judged) -> float:
+    return judged.existence.cost if judged.existence is not None and judged.is_proved else judged.point.cost
+
+
+def _cheapest(case: Case, loads: Loads, start: Point | None, attempts: int, gap: float, deadline: Deadline) -> Judged | None:
+    """The cheapest point found; a little inside its limits, where it can be proved for no more than a tenth of the gap."""
+    found = judge(local.cheapest(case, loads, start=start, attempts=attempts, deadline=deadline), TOLERANCE)
+    if found is None or deadline.expired():
+        return found
+    found = with_existence(found)
+    if found.is_proved or deadline.expired():
+        return found
+    inner = judge(local.cheapest(case, loads, shrink=INSIDE, start=found.point, attempts=1, deadline=deadline), TOLERANCE)
+    if inner is None or deadline.expired() or inner.point.cost > found.point.cost + DEARER * gap * abs(found.point.cost):
+        return found
+    inner = with_existence(inner)
+    return inner if inner.is_proved else found

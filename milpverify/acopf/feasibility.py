@@ -1,0 +1,147 @@
+"""Whether a network has an operating point: a point that is checked, or a proof that there is none."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from milpverify.acopf import local
+from milpverify.acopf.asking import Clock, check_tolerance, deadline_of, is_power_of_two, why_ended
+from milpverify.acopf.candidates import Judged, judge, proved_ranges, start_of, with_existence
+from milpverify.acopf.judgement import limits
+from milpverify.acopf.loads import Loads
+from milpverify.acopf.proving.proof import Statement
+from milpverify.acopf.proving.prover import Proved, Prover, claim
+from milpverify.acopf.result import Feasibility, Reason, Verdict
+from milpverify.errors import InvalidInput
+from milpverify.result import Trust
+
+if TYPE_CHECKING:
+    from milpverify.acopf.asking import OnEvent
+    from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.point import Point
+    from milpverify.config import Deadline
+
+LESS = (0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-4)
+"""The shares of the least violation found that are tried as a bound of it."""
+LARGEST_VIOLATION = 0.1  # p.u. and rad: no proof is looked for that everything is violated by more
+LOOK = 3.0  # seconds for the point that violates least, once it is known that all violate something
+
+
+def check_feasibility(
+    case: Case,
+    loads: Loads | None = None,
+    quantifier: str | None = None,
+    tolerance: float = 1e-6,
+    timeout: float | None = None,
+    *,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
+) -> Feasibility:
+    """Whether the network has an operating point at the loads: within all limits, all balances met.
+
+    FEASIBLE comes with a point that violates nothing by more than `tolerance`, judged in ball arithmetic on the case's own data, which an
+    independent power flow (pypower) reproduces; INFEASIBLE with a proof, checked in rationals, that every point violates something by more
+    than twice the tolerance. Its `point` is then one that violates little.
+
+    Args:
+        case: the network.
+        loads: those of the case unless others are given.
+        quantifier: of a box of loads "exists" asks whether any load in it has an operating point; it is required there. INFEASIBLE then
+            rules out every load of the box.
+        tolerance: p.u. and rad.
+        timeout: seconds of wall clock; None for no limit.
+        deadline: the time limit of a larger run, instead of `timeout`.
+        on_event: told of the progress.
+
+    Raises:
+        InvalidInput: a box of loads without its quantifier, a tolerance or a time limit out of range.
+        SolverUnavailable: pypower is missing.
+    """
+    loads = loads or Loads()
+    _check_quantifier(loads, quantifier)
+    check_tolerance(tolerance)
+    deadline, clock = deadline_of(timeout, deadline), Clock()
+    found: Judged | None = None
+    nearest: Point | None = None
+    statement = claim(Statement.INFEASIBLE, loads.ranges(case), 2 * tolerance, 0.0)
+
+    def look(point: Point | None) -> None:
+        nonlocal found, nearest
+        found = found or judge(point, tolerance)
+        if point is not None and (nearest is None or point.violation < nearest.violation):
+            nearest = point
+
+    with Prover(case, statement, deadline, on_event) as prover:
+        with clock.phase("relaxation"):
+            prover.root()
+        if not prover.refuted:
+            with clock.phase("point"):
+                look(local.cheapest(case, loads, attempts=1, deadline=deadline))
+                if found is None:
+                    look(local.least_violation(case, loads, attempts=2, deadline=deadline))
+        if found is None and not prover.refuted:
+            with clock.phase("proof"):
+
+                def on_point(solution: Array, boxes: int) -> None:
+                    if is_power_of_two(boxes) and not deadline.expired():
+                        look(local.least_violation(case, loads, start=start_of(case, prover.relaxation, solution), attempts=1, deadline=deadline))
+
+                prover.search(lambda: math.inf if found is None else -math.inf, on_point)
+        with clock.phase("recheck"):
+            proved = prover.proved()
+        if found is not None:
+            with clock.phase("existence"):
+                found = found if deadline.expired() else with_existence(found)
+            verdict, reason = Verdict.FEASIBLE, Reason.POINT
+        elif proved.refuted:
+            with clock.phase("violation"):
+                if nearest is None and not deadline.expired():
+                    nearest = local.least_violation(case, loads, attempts=1, deadline=deadline.within(LOOK))
+                proved = _stronger(case, proved, nearest, deadline)
+            verdict, reason = Verdict.INFEASIBLE, Reason.PROVED
+        else:
+            verdict, reason = Verdict.UNKNOWN, why_ended(deadline, Reason.UNDECIDED)
+        point = nearest if found is None else found.point
+        constraints = limits(case) if point is None else point.constraints()
+        if not proved.refuted:
+            constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
+    return Feasibility(
+        case=case,
+        loads=loads,
+        reason=reason,
+        trust=Trust.EXACT if found is not None else proved.trust,
+        point=point,
+        existence=None if found is None else found.existence,
+        constraints=constraints,
+        proof=proved.proof,
+        method=f"{proved.boxes} boxes, {proved.programs} linear programs",
+        seconds=clock.seconds,
+        warnings=(proved.warning,) if proved.warning else (),
+        verdict=verdict,
+        tolerance=tolerance,
+        violation_bound=proved.proof.tolerance if proved.proof is not None and verdict is Verdict.INFEASIBLE else -math.inf,
+    )
+
+
+def _check_quantifier(loads: Loads, quantifier: str | None) -> None:
+    if quantifier not in (None, "exists"):
+        raise InvalidInput(f"quantifier: 'exists' is the only one that is answered, not {quantifier!r}")
+    if loads.is_box and quantifier is None:
+        raise InvalidInput("a box holds many loads: say quantifier='exists' to ask whether any of them has an operating point")
+
+
+def _stronger(case: Case, proved: Proved, nearest: Point | None, deadline: Deadline) -> Proved:
+    """A proof that points violate something by even more, where the relaxation itself shows it at once."""
+    if proved.proof is None or nearest is None or not math.isfinite(nearest.violation):
+        return proved
+    for share in LESS:
+        tolerance = min(share * nearest.violation, LARGEST_VIOLATION)
+        if tolerance <= proved.proof.tolerance or deadline.expired():
+            break
+        with Prover(case, claim(Statement.INFEASIBLE, proved.proof.loads, tolerance, 0.0), deadline, None) as prover:
+            prover.root()
+            stronger = prover.proved() if prover.refuted else None
+        if stronger is not None and stronger.proof is not None:
+            return stronger
+    return proved

@@ -1,0 +1,123 @@
+"""By how much all loads of a network can grow together, between proved bounds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from milpverify.acopf import local
+from milpverify.acopf.asking import Clock, check_gap, deadline_of, is_power_of_two, why_ended
+from milpverify.acopf.candidates import INSIDE, Judged, judge, proved_ranges, start_of, with_existence
+from milpverify.acopf.judgement import limits
+from milpverify.acopf.loads import Loads, scaled
+from milpverify.acopf.proving.proof import Statement
+from milpverify.acopf.proving.prover import Prover, claim
+from milpverify.acopf.result import TOLERANCE, Loadability, Reason
+from milpverify.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from milpverify.acopf.asking import OnEvent
+    from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.point import Point
+    from milpverify.config import Deadline
+
+AIM = 0.99  # of the gap, so that rounding leaves it closed
+LESS = 0.1  # of the gap: so much load may be given up for a point's being proved
+
+
+def max_loadability(
+    case: Case,
+    gap: float = 1e-4,
+    timeout: float | None = None,
+    *,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
+) -> Loadability:
+    """The largest factor by which all active and reactive loads can be multiplied.
+
+    No operating point exists for any factor above `upper` (proved; see `certify_cost`), and `point` carries the factor `lower`, up to a
+    violation of 1e-6 p.u. (rad), or exactly where `lower_is_proved`.
+
+    Args:
+        case: the network.
+        gap: the run ends when (upper - lower) / upper is at most that.
+        timeout: seconds of wall clock; None for no limit. When it is over the bounds are what they are.
+        deadline: the time limit of a larger run, instead of `timeout`.
+        on_event: told of the progress.
+
+    Raises:
+        InvalidInput: a case without loads, a gap or a time limit out of range.
+        SolverUnavailable: pypower is missing.
+    """
+    check_gap(gap)
+    if not (case.buses.pd.any() or case.buses.qd.any()):
+        raise InvalidInput(f"{case.name}: no bus has a load that could grow")
+    deadline, clock = deadline_of(timeout, deadline), Clock()
+    best, lower = None, -math.inf
+
+    def look(start: Point | None, attempts: int) -> None:
+        nonlocal best, lower
+        found = _highest(case, start, attempts, gap, deadline)
+        if found is not None and found[0] > lower:
+            lower, best = found
+
+    with Prover(case, claim(Statement.GROWTH, Loads().ranges(case), 0.0, 0.0), deadline, on_event) as prover:
+        with clock.phase("relaxation"):
+            prover.root()
+        with clock.phase("point"):
+            look(None, 3)
+        with clock.phase("proof"):
+            if lower > 0.0:
+                prover.cut(lower)
+
+            def on_point(solution: Array, boxes: int) -> None:
+                if is_power_of_two(boxes) and not deadline.expired() and prover.bound < _target(lower, gap):
+                    look(start_of(case, prover.relaxation, solution), 1)
+
+            prover.search(lambda: _target(lower, gap), on_point)
+        with clock.phase("recheck"):
+            proved = prover.proved()
+        upper = proved.proof.bound if proved.proof is not None else math.inf
+        constraints = limits(case) if best is None else best.point.constraints()
+        if not proved.refuted:
+            constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
+    closed = math.isfinite(lower) and upper - lower <= gap * abs(upper)
+    return Loadability(
+        case=case,
+        loads=Loads() if best is None else scaled(lower),
+        reason=Reason.GAP if closed else why_ended(deadline, Reason.UNDECIDED),
+        trust=proved.trust,
+        point=None if best is None else best.point,
+        existence=None if best is None else best.existence,
+        constraints=constraints,
+        proof=proved.proof,
+        method=f"{proved.boxes} boxes, {proved.programs} linear programs",
+        seconds=clock.seconds,
+        warnings=(proved.warning,) if proved.warning else (),
+        lower=lower,
+        upper=upper,
+        lower_is_proved=best is not None and best.is_proved,
+    )
+
+
+def _target(lower: float, gap: float) -> float:
+    """The bound of minus the factor that closes the gap: upper - lower <= gap upper."""
+    return -lower / (1 - AIM * min(gap, 0.5)) if lower > 0.0 else math.inf
+
+
+def _highest(case: Case, start: Point | None, attempts: int, gap: float, deadline: Deadline) -> tuple[float, Judged] | None:
+    """The highest factor found and its point; a little inside the limits, where that can be proved for no more than a tenth of the gap."""
+    found = local.highest_load(case, start=start, attempts=attempts, deadline=deadline)
+    judged = None if found is None else judge(found[1], TOLERANCE)
+    if found is None or judged is None:
+        return None
+    if not deadline.expired():
+        judged = with_existence(judged)
+    if judged.is_proved or deadline.expired():
+        return found[0], judged
+    inner = local.highest_load(case, shrink=INSIDE, start=found[1], attempts=1, deadline=deadline)
+    strict = None if inner is None else judge(inner[1], TOLERANCE)
+    if inner is None or strict is None or deadline.expired() or inner[0] < found[0] * (1 - LESS * gap):
+        return found[0], judged
+    strict = with_existence(strict)
+    return (inner[0], strict) if strict.is_proved else (found[0], judged)

@@ -1,0 +1,174 @@
+"""One question put to the relaxation: the root first, cheaply, then as much of the tree as time allows; and the proof, rechecked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.proving.branching import Tree
+from milpverify.acopf.proving.programs import Box, Programs
+from milpverify.acopf.proving.proof import Proof, Statement
+from milpverify.acopf.proving.recheck import Recheck, question_of, recheck
+from milpverify.acopf.proving.tightening import Tightening
+from milpverify.acopf.relaxation.ranges import Ranges
+from milpverify.acopf.relaxation.relaxation import Relaxation
+from milpverify.events import Event
+from milpverify.result import Trust
+from milpverify.solvers.process import SolverProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.proving.proof import Node
+    from milpverify.config import Deadline
+
+RECHECK_SHARE = 0.15  # of the time that is left, which the search leaves to the recheck
+RECHECK_MOST = 30.0  # seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """What came out: the bound in the question's own unit, the proof where there is one, and what it rests on.
+
+    Of a refuted question the bound is infinite: there is no such operating point. `ranges` are those of the columns over all points that
+    are left, `boxes` and `programs` counts.
+    """
+
+    bound: float
+    proof: Proof | None
+    trust: Trust
+    ranges: Box
+    boxes: int
+    programs: int
+    warning: str = ""
+
+    @property
+    def refuted(self) -> bool:
+        """Whether no point is left."""
+        return self.bound == math.inf
+
+
+class Prover:
+    """Bounds the least objective of a statement from below: nothing for INFEASIBLE, the cost, or minus the growth.
+
+    A context manager: it holds a solver process.
+    """
+
+    def __init__(self, case: Case, statement: Proof, deadline: Deadline, on_event: Callable[[Event], None] | None) -> None:
+        self.case, self.deadline, self._on_event = case, deadline, on_event
+        self._claim = statement
+        self.relaxation = Relaxation(question_of(case, statement))
+        self._process = SolverProcess("highs")
+        columns = self.relaxation.columns
+        objective = np.zeros(len(columns))
+        match statement.statement:
+            case Statement.INFEASIBLE:
+                objective[columns.pg] = 1.0  # whatever makes solutions plausible
+                self._unit = 1.0
+            case Statement.COST:
+                objective[columns.total] = 1.0
+                self._unit = self.relaxation.unit
+            case Statement.GROWTH:
+                objective[columns.growth] = -1.0
+                self._unit = 1.0
+        searching = deadline.within(max(0.0, deadline.remaining() - min(RECHECK_MOST, RECHECK_SHARE * deadline.remaining())))
+        self._programs = Programs(self.relaxation, self._process, searching)
+        tightening = Tightening(self.relaxation, self._programs, objective, searching)
+        self._limits = Box(*Ranges(self.relaxation).limits())
+        self.tree = Tree(tightening, self._limits)
+        self._cut(statement.cutoff)
+
+    def __enter__(self) -> Prover:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.close()
+
+    @property
+    def bound(self) -> float:
+        """The least objective of any point left is at least this, in the question's unit; +inf where none is left."""
+        return self.tree.bound * self._unit
+
+    @property
+    def refuted(self) -> bool:
+        """Whether no point is left."""
+        return self.bound == math.inf
+
+    def root(self) -> None:
+        """The relaxation without any tightening: a handful of linear programs."""
+        self.tree.examine_root(math.inf, 0)
+        self._tell()
+
+    def search(self, target: Callable[[], float], on_point: Callable[[Array, int], None]) -> None:
+        """Tighten and branch until the bound is at `target()` or time is over; `on_point` sees the solutions of relaxations.
+
+        `target` is in the question's unit, and asked again after every box.
+        """
+
+        def progress(point: Array | None) -> None:
+            self._tell()
+            if point is not None:
+                on_point(point, self.tree.boxes)
+
+        self.tree.grow(lambda: target() / self._unit, progress)
+
+    def cut(self, cutoff: float) -> None:
+        """From here on only points count that cost at most, or carry at least, `cutoff`. Before `search` only: proofs have one cutoff."""
+        self._claim = replace(self._claim, cutoff=cutoff)
+        self._cut(cutoff)
+
+    def _cut(self, cutoff: float) -> None:
+        columns, box = self.relaxation.columns, self._limits
+        if self._claim.statement is Statement.COST and math.isfinite(cutoff):
+            upper = box.upper.copy()
+            upper[columns.total] = np.minimum(upper[columns.total], cutoff / self._unit)
+            self.tree.root.restrict(Box(box.lower, upper))
+        elif self._claim.statement is Statement.GROWTH:
+            lower = box.lower.copy()
+            lower[columns.growth] = np.maximum(lower[columns.growth], cutoff)
+            self.tree.root.restrict(Box(lower, box.upper))
+
+    def proved(self) -> Proved:
+        """What has been proved so far, rechecked in rationals where time allows."""
+        bound, root, statement = self.bound, self.tree.proof, self._claim.statement
+        counts = (self.tree.root.box, self.tree.boxes, self._programs.solved)
+        if statement is Statement.INFEASIBLE and not math.isinf(bound) or bound == -math.inf:
+            return Proved(-math.inf, None, Trust.EXACT, *counts)
+        claimed = self._claimed(bound)
+        proof = replace(self._claim, bound=claimed, root=root)
+        checking = self.deadline.within(max(1.0, self.deadline.remaining()))
+        checked: Recheck = recheck(self.case, proof, stop=lambda: checking.expired() or self.deadline.cancelled)
+        if checked.accepted:
+            return Proved(bound, proof, Trust.EXACT, *counts)
+        if checked.stopped:
+            return Proved(bound, proof, Trust.ROUNDED, *counts, "there was no time to recheck the proof in rationals")
+        return Proved(-math.inf, None, Trust.EXACT, *counts, f"a proof was rejected: {checked.message}")
+
+    def _claimed(self, bound: float) -> float:
+        """The bound as the proof has it: in $/h rounded down, as a factor rounded up; at most, or at least, the cutoff."""
+        match self._claim.statement:
+            case Statement.INFEASIBLE:
+                return 0.0
+            case Statement.COST:
+                return min(self._claim.cutoff, float(np.nextafter(bound, -np.inf))) if math.isfinite(bound) else self._claim.cutoff
+            case Statement.GROWTH:
+                return max(self._claim.cutoff, float(np.nextafter(-bound, np.inf))) if math.isfinite(bound) else self._claim.cutoff
+
+    def _tell(self) -> None:
+        if self._on_event is not None:
+            data = {"bound": self.bound, "boxes": self.tree.boxes, "programs": self._programs.solved}
+            self._on_event(Event("proof", "tightening" if self.tree.boxes == 1 else "branching", data))
+
+
+def claim(
+    statement: Statement, loads: tuple[Array, Array, Array, Array], tolerance: float, cutoff: float, root: Node | None = None
+) -> Proof:
+    """A proof to be made."""
+    from milpverify.acopf.proving.proof import Node
+
+    return Proof(statement, loads, tolerance, cutoff, 0.0, root or Node())
