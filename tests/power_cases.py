@@ -8,7 +8,7 @@ from support import ROOT
 
 from milpverify.acopf.case import Case
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Point, load_point
+from milpverify.acopf.points.point import Point, load_point
 
 PGLIB = ROOT.parent / "shared" / "acopf"
 

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Case
     from milpverify.acopf.cost import certify_cost
     from milpverify.acopf.equations import equations
-    from milpverify.acopf.existence import prove_existence
     from milpverify.acopf.feasibility import check_feasibility
-    from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loadability import max_loadability
     from milpverify.acopf.loads import Loads, box, scaled
     from milpverify.acopf.matpower import load_case
     from milpverify.acopf.plots import draw, plot_margins
-    from milpverify.acopf.point import Point, load_point
+    from milpverify.acopf.points.existence import prove_existence
+    from milpverify.acopf.points.judgement import Constraint
+    from milpverify.acopf.points.point import Point, load_point
     from milpverify.acopf.proving.proof import Proof
     from milpverify.acopf.proving.recheck import recheck
     from milpverify.acopf.result import Cost, Feasibility, Loadability, Reason, Verdict
@@ -70,11 +70,11 @@ _HOMES = {
     "max_loadability": "loadability",
     "recheck": "proving.recheck",
     "Proof": "proving.proof",
-    **dict.fromkeys(("load_point", "Point"), "point"),
-    "Constraint": "judgement",
+    **dict.fromkeys(("load_point", "Point"), "points.point"),
+    "Constraint": "points.judgement",
     **dict.fromkeys(("Verdict", "Reason", "Feasibility", "Cost", "Loadability"), "result"),
     "equations": "equations",
-    "prove_existence": "existence",
+    "prove_existence": "points.existence",
     **dict.fromkeys(("draw", "plot_margins"), "plots"),
 }
 

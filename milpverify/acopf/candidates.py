@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.existence import Existence, prove_existence
-from milpverify.acopf.point import Point
+from milpverify.acopf.points.existence import Existence, prove_existence
+from milpverify.acopf.points.point import Point
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.judgement import Constraint
+    from milpverify.acopf.points.judgement import Constraint
     from milpverify.acopf.proving.programs import Box
     from milpverify.acopf.relaxation.relaxation import Relaxation
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from milpverify.acopf import local
 from milpverify.acopf.asking import Clock, check_gap, deadline_of, is_power_of_two, refuse_box, why_ended
 from milpverify.acopf.candidates import INSIDE, Judged, judge, proved_ranges, start_of, with_existence
-from milpverify.acopf.judgement import limits
 from milpverify.acopf.loads import Loads
+from milpverify.acopf.points import local
+from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Cost, Reason
@@ -17,7 +17,7 @@ from milpverify.acopf.result import TOLERANCE, Cost, Reason
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.points.point import Point
     from milpverify.config import Deadline
 
 AIM = 0.99  # of the gap, so that rounding leaves it closed
@@ -56,12 +56,13 @@ def certify_cost(
     refuse_box(loads, "certify_cost")
     check_gap(gap)
     deadline, clock = deadline_of(timeout, deadline), Clock()
-    best, upper = None, math.inf
+    best: Judged | None = None
+    upper = math.inf
 
     def look(start: Point | None, attempts: int) -> None:
         nonlocal best, upper
         found = _cheapest(case, loads, start, attempts, gap, deadline)
-        if found is not None and _cost(found) < upper - BETTER * abs(upper) if math.isfinite(upper) else found is not None:
+        if found is not None and (best is None or _cost(found) < upper - BETTER * abs(upper)):
             best, upper = found, _cost(found)
 
     with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event) as prover:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.judgement import Candidate
+    from milpverify.acopf.points.judgement import Candidate
 
 _ROUNDED = 2  # a coefficient is within 1.5 units of roundoff, so that two factors 1 + d cover it
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from milpverify.acopf import local
 from milpverify.acopf.asking import Clock, check_tolerance, deadline_of, is_power_of_two, why_ended
 from milpverify.acopf.candidates import Judged, judge, proved_ranges, start_of, with_existence
-from milpverify.acopf.judgement import limits
 from milpverify.acopf.loads import Loads
+from milpverify.acopf.points import local
+from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Proved, Prover, claim
 from milpverify.acopf.result import Feasibility, Reason, Verdict
@@ -19,7 +19,7 @@ from milpverify.result import Trust
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.points.point import Point
     from milpverify.config import Deadline
 
 LESS = (0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-4)
@@ -85,7 +85,11 @@ def check_feasibility(
 
                 def on_point(solution: Array, boxes: int) -> None:
                     if is_power_of_two(boxes) and not deadline.expired():
-                        look(local.least_violation(case, loads, start=start_of(case, prover.relaxation, solution), attempts=1, deadline=deadline))
+                        look(
+                            local.least_violation(
+                                case, loads, start=start_of(case, prover.relaxation, solution), attempts=1, deadline=deadline
+                            )
+                        )
 
                 prover.search(lambda: math.inf if found is None else -math.inf, on_point)
         with clock.phase("recheck"):

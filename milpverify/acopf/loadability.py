@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from milpverify.acopf import local
 from milpverify.acopf.asking import Clock, check_gap, deadline_of, is_power_of_two, why_ended
 from milpverify.acopf.candidates import INSIDE, Judged, judge, proved_ranges, start_of, with_existence
-from milpverify.acopf.judgement import limits
 from milpverify.acopf.loads import Loads, scaled
+from milpverify.acopf.points import local
+from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Loadability, Reason
@@ -18,7 +18,7 @@ from milpverify.errors import InvalidInput
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.points.point import Point
     from milpverify.config import Deadline
 
 AIM = 0.99  # of the gap, so that rounding leaves it closed
@@ -53,7 +53,8 @@ def max_loadability(
     if not (case.buses.pd.any() or case.buses.qd.any()):
         raise InvalidInput(f"{case.name}: no bus has a load that could grow")
     deadline, clock = deadline_of(timeout, deadline), Clock()
-    best, lower = None, -math.inf
+    best: Judged | None = None
+    lower = -math.inf
 
     def look(start: Point | None, attempts: int) -> None:
         nonlocal best, lower

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.case import Case
-from milpverify.acopf.judgement import (
+from milpverify.acopf.points.judgement import (
     ACTIVE_BALANCE,
     ACTIVE_GENERATION,
     ANGLE_DIFFERENCE,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from milpverify.acopf.case import Array
-    from milpverify.acopf.judgement import Constraint
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.points.judgement import Constraint
+    from milpverify.acopf.points.point import Point
 
 BINDING = 1e-4
 """A limit is called binding where the margin is less than that (p.u., rad)."""

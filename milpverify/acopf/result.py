@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.acopf.case import Case
-    from milpverify.acopf.existence import Existence
-    from milpverify.acopf.judgement import Constraint
     from milpverify.acopf.loads import Loads
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.points.existence import Existence
+    from milpverify.acopf.points.judgement import Constraint
+    from milpverify.acopf.points.point import Point
     from milpverify.acopf.proving.proof import Proof
 
 TOLERANCE = 1e-6

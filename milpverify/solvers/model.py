@@ -165,7 +165,7 @@ class Model:
 class Sweep:
     """A linear model, and then the least value of side[k] v[column[k]] for every k, where the model's objective is at most `cutoff`.
 
-    Where the least objective is a limit's `dual_target` or more, the rest is left out. `certified`: solutions and multipliers are wanted, too.
+    Where the least objective is a limit's `dual_target` or more, the rest is left out. `certified` asks for solutions and multipliers.
     """
 
     model: Model

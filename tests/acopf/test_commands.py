@@ -20,7 +20,7 @@ from support import Run
 from milpverify.acopf.case import Case
 from milpverify.acopf.commands import _rounded
 from milpverify.acopf.loads import Loads
-from milpverify.acopf.point import Point
+from milpverify.acopf.points.point import Point
 from milpverify.acopf.result import Cost, Feasibility, Loadability, Outcome, Reason, Verdict
 from milpverify.result import Trust
 

@@ -10,9 +10,9 @@ import milpverify as mv
 from milpverify.acopf.admittance import admittance_balls, admittances
 from milpverify.acopf.case import Case
 from milpverify.acopf.equations import _check_coefficients, equations, layout
-from milpverify.acopf.judgement import flows, residuals
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Point, load_point
+from milpverify.acopf.points.judgement import flows, residuals
+from milpverify.acopf.points.point import Point, load_point
 from milpverify.enclosure import enclose
 from milpverify.errors import InvalidInput
 from milpverify.graph import evaluate

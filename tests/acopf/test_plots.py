@@ -18,7 +18,7 @@ from milpverify.acopf.case import Case
 from milpverify.acopf.loads import scaled
 from milpverify.acopf.matpower import load_case
 from milpverify.acopf.plots import ORANGE, RED, apparent, draw, layout, plot_margins
-from milpverify.acopf.point import Point
+from milpverify.acopf.points.point import Point
 from milpverify.acopf.result import Feasibility, Reason, Verdict
 from milpverify.errors import InvalidInput
 from milpverify.result import Trust

@@ -143,10 +143,17 @@ class Proof:
             if data["version"] != VERSION:
                 raise InvalidInput(f"a proof of version {data['version']}; this program reads version {VERSION}")
             loads = tuple(np.array(part, dtype=np.float64) for part in data["loads"])
-            numbers = (float(data[name]) for name in ("tolerance", "cutoff", "bound"))
+            tolerance, cutoff, bound = (float(data[name]) for name in ("tolerance", "cutoff", "bound"))
             if len(loads) != 4:
                 raise ValueError("four ranges of loads are needed")
-            return cls(Statement(data["statement"]), loads, *numbers, _node_from_dict(data["root"]))
+            return cls(
+                Statement(data["statement"]),
+                (loads[0], loads[1], loads[2], loads[3]),
+                tolerance,
+                cutoff,
+                bound,
+                _node_from_dict(data["root"]),
+            )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, InvalidInput):
                 raise

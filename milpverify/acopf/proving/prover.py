@@ -137,7 +137,7 @@ class Prover:
         """What has been proved so far, rechecked in rationals where time allows."""
         bound, root, statement = self.bound, self.tree.proof, self._claim.statement
         counts = (self.tree.root.box, self.tree.boxes, self._programs.solved)
-        if statement is Statement.INFEASIBLE and not math.isinf(bound) or bound == -math.inf:
+        if bound == -math.inf or (statement is Statement.INFEASIBLE and not math.isinf(bound)):
             return Proved(-math.inf, None, Trust.EXACT, *counts)
         claimed = self._claimed(bound)
         proof = replace(self._claim, bound=claimed, root=root)

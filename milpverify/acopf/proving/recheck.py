@@ -174,8 +174,7 @@ class _Checker:
             return None
         if not math.isfinite(leaf.bound):
             raise _RejectedError("a leaf without a bound")
-        proved = _weak_duality(self.objective, leaf.multipliers, rows, lower, upper)
-        return proved
+        return _weak_duality(self.objective, leaf.multipliers, rows, lower, upper)
 
     def _rows(self, cuts: Cuts, lower: Values, upper: Values) -> Rows:
         columns = self.relaxation.columns

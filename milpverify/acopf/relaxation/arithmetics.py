@@ -47,7 +47,7 @@ class Sector:
 
 
 class Numbers(ABC):
-    """An arithmetic: how float64 data enter it, and how functions are rounded in it. `slack` is the share of its terms a row is widened by."""
+    """An arithmetic: how float64 data enter it, how functions are rounded, and the share `slack` of its terms by which a row is widened."""
 
     slack: float
 

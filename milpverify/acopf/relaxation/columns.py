@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,5 +85,5 @@ def pairs_of(case: Case) -> Pairs:
     for (a, b), p in index.items():
         if not tree.has_edge(a, b):
             path = nx.shortest_path(tree, b, a)
-            cycles.append(((p, 1), *(step(x, y) for x, y in zip(path, path[1:], strict=False))))
+            cycles.append(((p, 1), *(step(x, y) for x, y in pairwise(path))))
     return Pairs(i, j, of_branch.reshape(-1), np.where(case.branches.f < case.branches.t, 1, -1), tuple(cycles))

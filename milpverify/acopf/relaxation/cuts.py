@@ -56,16 +56,15 @@ class Cuts:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cuts:
         """What `to_dict` wrote; raises ValueError or KeyError where shapes do not fit."""
-        index, real = (lambda name: np.array(data[name], dtype=np.int64)), (lambda name: np.array(data[name], dtype=np.float64))
-        cuts = cls(
-            index("pair"),
-            real("pair_direction").reshape(-1, 3),
-            index("flow"),
-            index("end"),
-            real("flow_direction").reshape(-1, 2),
-            index("price"),
-            real("at"),
-        )
+
+        def index(name: str) -> Index:
+            return np.array(data[name], dtype=np.int64)
+
+        def real(name: str, width: int) -> Array:
+            return np.array(data[name], dtype=np.float64).reshape(-1, width)
+
+        pair, flow = real("pair_direction", 3), real("flow_direction", 2)
+        cuts = cls(index("pair"), pair, index("flow"), index("end"), flow, index("price"), real("at", 1)[:, 0])
         if (len(cuts.pair), len(cuts.flow), len(cuts.price)) != (len(cuts.pair_direction), len(cuts.flow_direction), len(cuts.at)):
             raise ValueError("cuts of different lengths")
         if len(cuts.end) != len(cuts.flow):

@@ -62,8 +62,10 @@ class Ranges:
         return self.propagated(*self.propagated(lower, upper))
 
     def propagated(self, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """What ranges of columns imply for others, one at a time: products of voltages from these and their angles, angles from products,
-        unlimited generation and growth from the balances, costs from the dispatch.
+        """What ranges of columns imply for others.
+
+        One at a time: products of voltages from these and their angles, angles from products, generation without limits and growth from
+        the balances, costs from the dispatch.
         """
         lower, upper = lower.copy(), upper.copy()
         self._products(lower, upper)
@@ -87,7 +89,7 @@ class Ranges:
         zero, quarter = numbers.of(np.zeros(len(low))), numbers.of(np.full(len(low), ANGLE / 2))
 
         def extreme(function: str, up: bool) -> Values:
-            """The largest or least value at the ends, or at the turning points in between: 0 for the cosine, a quarter turn for the sine."""
+            """The largest or least value: at an end, or at a turning point, 0 for the cosine and a quarter turn for the sine."""
             ends = numbers.apply(function, low, up), numbers.apply(function, high, up)
             value = np.maximum(*ends) if up else np.minimum(*ends)
             within = (zero if function == "cos" else quarter) if up else (2 * quarter if function == "cos" else -quarter)

@@ -117,8 +117,9 @@ class Relaxation:
         pairs = columns.pairs
         p, turned = pairs.of_branch[branch], pairs.sign[branch]
         ends = (columns.w[br.f[branch]], columns.w[br.t[branch]], columns.c[p], columns.s[p])
-        for k, (column, way) in enumerate(zip(ends, (1, 1, 1, turned), strict=True)):
-            factor = self.numbers.of(np.broadcast_to(np.float64(sign * way), branch.shape))
+        one = np.ones(len(branch))
+        for k, (column, way) in enumerate(zip(ends, (one, one, one, turned), strict=True)):
+            factor = self.numbers.of(sign * way)
             made.put(row, column, self._flows[branch, which, k] * factor, self._radii[branch, which, k])
 
     def _definitions(self, made: Assembly) -> None:

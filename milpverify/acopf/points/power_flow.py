@@ -16,7 +16,7 @@ from milpverify.result import json_number
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.judgement import Candidate
+    from milpverify.acopf.points.judgement import Candidate
 
 TOLERANCE = 1e-6
 _NEWTON = 1e-10  # p.u.: where pypower's iterations end

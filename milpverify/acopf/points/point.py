@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milpverify.acopf.judgement import PARTS, Candidate, Constraint
+from milpverify.acopf.points.judgement import PARTS, Candidate, Constraint
 from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Case
-    from milpverify.acopf.existence import Existence
-    from milpverify.acopf.power_flow import PowerFlow
+    from milpverify.acopf.points.existence import Existence
+    from milpverify.acopf.points.power_flow import PowerFlow
 
 __all__ = ["Constraint", "Point", "load_point"]
 
@@ -25,13 +25,13 @@ class Point(Candidate):
 
     def power_flow(self, **options: Any) -> PowerFlow:
         """What an independent power flow (Newton's method, pypower) makes of this point's set points; see `power_flow.power_flow`."""
-        from milpverify.acopf.power_flow import power_flow
+        from milpverify.acopf.points.power_flow import power_flow
 
         return power_flow(self, **options)
 
     def existence(self) -> Existence:
         """Whether an exact operating point was proved to exist beside this one (Krawczyk); see `existence.prove_existence`."""
-        from milpverify.acopf.existence import prove_existence
+        from milpverify.acopf.points.existence import prove_existence
 
         return prove_existence(self)
 

@@ -8,10 +8,10 @@ import pytest
 from power_cases import dispatch, pglib, random_point, small
 
 from milpverify.acopf.case import Case
-from milpverify.acopf.judgement import Candidate, residuals
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Point
-from milpverify.acopf.power_flow import power_flow, pypower_case
+from milpverify.acopf.points.judgement import Candidate, residuals
+from milpverify.acopf.points.point import Point
+from milpverify.acopf.points.power_flow import power_flow, pypower_case
 from milpverify.errors import SolverUnavailable
 
 pytest.importorskip("pypower")

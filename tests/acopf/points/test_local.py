@@ -10,11 +10,11 @@ from power_cases import pglib, random_point, small
 
 from milpverify.acopf.case import Case
 from milpverify.acopf.loads import Loads, box, scaled
-from milpverify.acopf.local import Goal, Program, cheapest, highest_load, least_violation, shrunk
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.nonlinear_program import EQUAL
-from milpverify.acopf.point import Point
-from milpverify.acopf.polish import polish, violation
+from milpverify.acopf.points.local import Goal, Program, cheapest, highest_load, least_violation, shrunk
+from milpverify.acopf.points.nonlinear_program import EQUAL
+from milpverify.acopf.points.point import Point
+from milpverify.acopf.points.polish import polish, violation
 from milpverify.config import Deadline
 from milpverify.errors import SolverUnavailable
 

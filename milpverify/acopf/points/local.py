@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.loads import Loads
-from milpverify.acopf.nonlinear_program import Goal, Program
-from milpverify.acopf.polish import polish
+from milpverify.acopf.points.nonlinear_program import Goal, Program
+from milpverify.acopf.points.polish import polish
 from milpverify.config import Deadline
 from milpverify.errors import SolverUnavailable
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.point import Point
+    from milpverify.acopf.points.point import Point
 
 TOLERANCE = 1e-9  # of the interior point method
 ITERATIONS = 150

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.admittance import PRECISION, admittance_balls
-from milpverify.acopf.judgement import (
+from milpverify.acopf.points.judgement import (
     ACTIVE_GENERATION,
     ANGLE_DIFFERENCE,
     FLOW_FROM,
@@ -29,13 +29,13 @@ from milpverify.acopf.judgement import (
     VOLTAGE,
     limits,
 )
-from milpverify.acopf.rectangular import Rectangular, balance_slope
-from milpverify.acopf.rectangular import limits as ranges
+from milpverify.acopf.points.rectangular import Rectangular, balance_slope
+from milpverify.acopf.points.rectangular import limits as ranges
 from milpverify.result import json_number
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
-    from milpverify.acopf.judgement import Candidate
+    from milpverify.acopf.points.judgement import Candidate
 
 RADIUS = 1e-6  # p.u. and rad
 INFLATIONS = 5  # how many boxes are tried, each twice as wide as the image of the one before

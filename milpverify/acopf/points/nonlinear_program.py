@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.acopf.point import Point
-from milpverify.acopf.rectangular import Quadratics, generation, rectangular, stacked, voltages
+from milpverify.acopf.points.point import Point
+from milpverify.acopf.points.rectangular import Quadratics, generation, rectangular, stacked, voltages
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index

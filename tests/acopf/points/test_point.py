@@ -11,9 +11,9 @@ import pytest
 from power_cases import dispatch, pglib, random_point, small
 
 from milpverify.acopf.case import Case
-from milpverify.acopf.judgement import Constraint, flows, limits, residuals
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Point, load_point
+from milpverify.acopf.points.judgement import Constraint, flows, limits, residuals
+from milpverify.acopf.points.point import Point, load_point
 from milpverify.errors import InvalidInput
 
 
@@ -187,8 +187,8 @@ def test_cost() -> None:
 def test_without_torch(environment: dict[str, str]) -> None:
     code = (
         "import sys\n"
-        "from milpverify.acopf.matpower import load_case; from milpverify.acopf.point import Point\n"
-        "import milpverify.acopf.power_flow\n"
+        "from milpverify.acopf.matpower import load_case; from milpverify.acopf.points.point import Point\n"
+        "import milpverify.acopf.points.power_flow\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
         "assert 'pypower' not in sys.modules, 'pypower'\n"
     )

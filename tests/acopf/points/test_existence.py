@@ -9,10 +9,10 @@ from power_cases import dispatch, pglib, random_point, small
 
 from milpverify.acopf import existence
 from milpverify.acopf.case import Branches, Buses, Case, Generators
-from milpverify.acopf.existence import Existence, prove_existence
-from milpverify.acopf.local import cheapest
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.point import Point
+from milpverify.acopf.points.existence import Existence, prove_existence
+from milpverify.acopf.points.local import cheapest
+from milpverify.acopf.points.point import Point
 
 pytest.importorskip("scipy")
 pytest.importorskip("pypower")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from milpverify.acopf.rectangular import balance_residual, balance_slope, limits, polar_slope, rectangular, voltages
+from milpverify.acopf.points.rectangular import balance_residual, balance_slope, limits, polar_slope, rectangular, voltages
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
-    from milpverify.acopf.judgement import Candidate
+    from milpverify.acopf.points.judgement import Candidate
 
 P = TypeVar("P", bound="Candidate")
 
