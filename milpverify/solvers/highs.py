@@ -71,7 +71,9 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
                 return SolveOutcome(SolverStatus.UNKNOWN, message=f"HiGHS refuses the option {option} = {value}")
         if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
             return SolveOutcome(SolverStatus.UNKNOWN, message="HiGHS refuses the model")
-        if model.start is not None:
+        if model.basic is not None:
+            _begin_at(highspy, highs, model)
+        elif model.start is not None:
             solution = highspy.HighsSolution()
             solution.col_value = model.start.tolist()
             highs.setSolution(solution)
@@ -130,6 +132,8 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
         return SweepOutcome(SolverStatus.UNKNOWN, -math.inf, None, bounds, message="HiGHS refuses the model")
     last = model.num_rows - 1
     highs.changeRowBounds(last, -math.inf, math.inf)
+    if model.basic is not None:
+        _begin_at(highspy, highs, model)
 
     solved: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
 
@@ -189,7 +193,24 @@ def _with_row(model: Model, coefficients: NDArray[np.float64], upper: float) -> 
         value=np.append(model.value, coefficients[columns]),
         row_lower=np.append(model.row_lower, -math.inf),
         row_upper=np.append(model.row_upper, upper),
+        basic=None if model.basic is None else np.append(model.basic, True),
     )
+
+
+def _begin_at(highspy: Any, highs: Any, model: Model) -> None:
+    """Begin at the model's basis; what is not in it lies at the end of its range that is nearer at the model's start."""
+    assert model.start is not None and model.basic is not None
+    kinds, basis = highspy.HighsBasisStatus, highspy.HighsBasis()
+    values = np.concatenate([model.start, model.activity(model.start)])
+    lower, upper = np.concatenate([model.lower, model.row_lower]), np.concatenate([model.upper, model.row_upper])
+    at_upper = (upper - values < values - lower) & np.isfinite(upper)
+    at_none = ~(np.isfinite(lower) | np.isfinite(upper))
+    states = np.select([model.basic, at_upper, at_none], [0, 1, 2], 3).tolist()
+    words = (kinds.kBasic, kinds.kUpper, kinds.kZero, kinds.kLower)
+    basis.col_status = [words[k] for k in states[: model.num_variables]]
+    basis.row_status = [words[k] for k in states[model.num_variables :]]
+    basis.valid = True
+    highs.setBasis(basis)  # one that is none is refused, and HiGHS begins anew
 
 
 def _with_basis(highspy: Any, highs: Any, outcome: SolveOutcome) -> SolveOutcome:

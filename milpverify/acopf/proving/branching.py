@@ -80,7 +80,7 @@ class Tree:
         node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
         node.leaf = None
         return tuple(
-            Region(box, region.cuts, child, region.bound, region.point)
+            Region(box, region.cuts, child, region.bound, region.point, region.basic)
             for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
         )  # type: ignore[return-value]
 

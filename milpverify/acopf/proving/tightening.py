@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.proving.programs import Box, Programs, Solution
+from milpverify.acopf.proving.programs import Basis, Box, Programs, Solution
 from milpverify.acopf.proving.proof import Deduction, Leaf, Multipliers, Node, Step
 from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.separation import separate
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
@@ -40,11 +42,32 @@ class Region:
     node: Node = field(default_factory=Node)
     bound: float = -math.inf
     point: Array | None = None
+    basic: NDArray[np.bool_] | None = None  # of the columns and the rows of the point's linear program
     settled: bool = False
 
     def restrict(self, box: Box) -> None:
         """Another box, whose ranges have not been settled."""
         self.box, self.settled = box, False
+
+    def add(self, cuts: Cuts) -> None:
+        """More planes, which no solution is at so far."""
+        if self.basic is not None:
+            first = len(self.basic) - len(self.cuts)
+            self.basic = np.concatenate([self.basic[:first], self.cuts.joined(self.basic[first:], cuts, True)])
+        self.cuts = self.cuts + cuts
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        """Some of the planes."""
+        if self.basic is not None:
+            first = len(self.basic) - len(self.cuts)
+            whole = bool(self.basic[first:][~which].all())
+            self.basic = np.concatenate([self.basic[:first], self.basic[first:][which]]) if whole else None
+        self.cuts = self.cuts.keep(which)
+
+    @property
+    def basis(self) -> Basis | None:
+        """Where its next linear program may begin."""
+        return None if self.point is None or self.basic is None else Basis(self.point, self.basic)
 
     @property
     def refuted(self) -> bool:
@@ -87,17 +110,17 @@ class Tightening:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
         last = -math.inf
         for k in range(PLANES):
-            solution = self.programs.least(region.box, region.cuts, self.objective)
+            solution = self.programs.least(region.box, region.cuts, self.objective, region.basis)
             if solution is None:
                 return self._refute(region)
-            region.point = solution.point
+            region.point, region.basic = solution.point, solution.basic
             if solution.bound > region.bound or region.node.leaf is None:
                 self._record(region, solution)
             new = separate(self.relaxation, solution.point[None])
             if not len(new) or self.deadline.expired() or (k > 5 and solution.bound - last < STALLED * abs(last)):
                 return True
             last = solution.bound
-            region.cuts = region.cuts + new
+            region.add(new)
         return True
 
     def _record(self, region: Region, solution: Solution) -> None:
@@ -117,8 +140,8 @@ class Tightening:
         parts = [part[(box.upper - box.lower)[part] > SETTLED] for part in (columns.w, columns.d)]
         which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
         sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
-        region.cuts = self._near(region, TIGHT)
-        found, empty = self.programs.sweep(box, region.cuts, which, sides)
+        self._drop(region, TIGHT)
+        found, empty = self.programs.sweep(box, region.cuts, which, sides, region.basis)
         if empty:
             self._refute(region)
             return False
@@ -135,18 +158,18 @@ class Tightening:
         region.node.steps.append(self._step(region.cuts, deductions))
         region.restrict(Box(lower, upper))
         points = np.stack([solution.point for _, solution in found])
-        region.cuts = region.cuts + separate(self.relaxation, points, LOOSE)
+        region.add(separate(self.relaxation, points, LOOSE))
         return True
 
-    def _near(self, region: Region, distance: float) -> Cuts:
-        """The planes that pass near the region's solution."""
+    def _drop(self, region: Region, distance: float) -> None:
+        """Leave the planes that pass near the region's solution."""
         if region.point is None or not len(region.cuts):
-            return region.cuts
+            return
         model = self.programs.model(region.box, region.cuts, self.objective)
         first = model.num_rows - len(region.cuts)
         activity = model.activity(region.point)
         slack = np.minimum(model.row_upper - activity, activity - model.row_lower)[first:]
-        return region.cuts.keep(slack < distance)
+        region.keep(slack < distance)
 
     def _used(self, cuts: Cuts, multipliers: Multipliers) -> tuple[Cuts, Multipliers]:
         """The planes that have a multiplier, and the multipliers by the places that these have then."""
