@@ -10,6 +10,7 @@ import numpy as np
 
 from milpverify.acopf.points.existence import Existence, prove_existence
 from milpverify.acopf.points.point import Point
+from milpverify.acopf.points.rectangular import angles_along
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
@@ -51,18 +52,7 @@ def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:
     columns = relaxation.columns
     pairs = columns.pairs
     vm = np.sqrt(np.maximum(solution[columns.w], 0.0))
-    va = np.zeros(case.num_buses)
-    edges: dict[int, list[tuple[int, float]]] = {}
-    for i, j, d in zip(pairs.i.tolist(), pairs.j.tolist(), solution[columns.d].tolist(), strict=True):
-        edges.setdefault(i, []).append((j, -d))
-        edges.setdefault(j, []).append((i, d))
-    seen, queue = {case.reference}, [case.reference]
-    for i in queue:
-        for j, d in edges.get(i, []):
-            if j not in seen:
-                seen.add(j)
-                va[j] = va[i] + d
-                queue.append(j)
+    va = angles_along(case, pairs.sign * solution[columns.d[pairs.of_branch]])
     pd, qd = case.buses.pd.copy(), case.buses.qd.copy()
     for load, which, buses in zip((pd, qd), columns.loads, columns.varying, strict=True):
         load[buses] = solution[which]

@@ -89,7 +89,7 @@ def max_loadability(
     return Loadability(
         case=case,
         loads=Loads() if best is None else scaled(lower),
-        reason=Reason.GAP if closed else why_ended(deadline, Reason.UNDECIDED),
+        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, Reason.UNDECIDED),
         trust=proved.trust,
         point=None if best is None else best.point,
         existence=None if best is None else best.existence,
@@ -113,6 +113,9 @@ def _highest(case: Case, start: Point | None, attempts: int, gap: float, deadlin
     """The highest factor found and its point; a little inside the limits, where that can be proved for no more than a tenth of the gap."""
     found = local.highest_load(case, start=start, attempts=attempts, deadline=deadline)
     judged = None if found is None else judge(found[1], TOLERANCE)
+    if judged is None and start is None:  # the case's own loads will do
+        point = local.least_violation(case, attempts=1, deadline=deadline)
+        found, judged = (None if point is None else (1.0, point)), judge(point, TOLERANCE)
     if found is None or judged is None:
         return None
     if not deadline.expired():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from milpverify.acopf.proving.tightening import Region, Tightening
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
+    from milpverify.acopf.relaxation.cuts import Cuts
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
 ROOT_ROUNDS = 12
@@ -26,9 +26,9 @@ EDGE = 0.2  # the share of a range that is left on either side of a split, at le
 class Tree:
     """Regions that are open, best first, and the proof that they belong to."""
 
-    def __init__(self, tightening: Tightening, box: Box) -> None:
+    def __init__(self, tightening: Tightening, box: Box, cuts: Cuts) -> None:
         self.tightening = tightening
-        self.root = Region(box)
+        self.root = Region(box, cuts)
         self._open: list[tuple[float, int, Region]] = []
         self._order = itertools.count()
         self.boxes = 1
@@ -42,6 +42,11 @@ class Tree:
     def bound(self) -> float:
         """What is proved of all of it."""
         return self.proof.bound
+
+    @property
+    def ranges(self) -> Box:
+        """Of the columns over everything that is left."""
+        return self.root.box if self.root.settled else self.tightening.settle(self.root.box)
 
     def examine_root(self, target: float, rounds: int) -> None:
         """Bound the root alone."""
@@ -58,7 +63,7 @@ class Tree:
         on_box(self.root.point)
         while self._open and self._open[0][0] < target() and not deadline.expired():
             _, _, region = heapq.heappop(self._open)
-            if region.point is None:
+            if region.point is None or not len(tightening.relaxation.columns.d):
                 break
             column, at = split_of(tightening.relaxation, region)
             children = self._split(region, column, at)
@@ -106,8 +111,3 @@ def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
     column = int(np.argmax(worth))
     low, high = box.lower[column], box.upper[column]
     return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))
-
-
-def gap_closed(lower: float, upper: float, gap: float) -> float:
-    """The lower bound from which on (upper - lower) / |upper| is at most `gap`."""
-    return upper - gap * abs(upper) if math.isfinite(upper) else math.inf

@@ -16,6 +16,7 @@ from milpverify.acopf.proving.recheck import question_of, recheck
 from milpverify.acopf.proving.tightening import Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
+from milpverify.acopf.relaxation.separation import tangents
 from milpverify.config import Deadline
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
@@ -91,7 +92,7 @@ class Prover:
         self._programs = Programs(self.relaxation, self._process, searching)
         tightening = Tightening(self.relaxation, self._programs, objective, searching)
         self._limits = Box(*Ranges(self.relaxation).limits())
-        self.tree = Tree(tightening, self._limits)
+        self.tree = Tree(tightening, self._limits, tangents(self.relaxation))
         self._cut(statement.cutoff)
 
     def __enter__(self) -> Prover:
@@ -163,7 +164,7 @@ class Prover:
     def proved(self) -> Proved:
         """What has been proved so far, rechecked in rationals where time allows."""
         bound, root, statement = self.bound, self.tree.proof, self._claim.statement
-        ranges, method = self.tree.root.box, f"{self.tree.boxes} boxes, {self._programs.solved} linear programs"
+        ranges, method = self.tree.ranges, f"{self.tree.boxes} boxes, {self._programs.solved} linear programs"
         nothing = math.inf if statement is Statement.GROWTH else -math.inf
         if bound == -math.inf or (statement is Statement.INFEASIBLE and not math.isinf(bound)):
             return Proved(-math.inf, nothing, None, Trust.EXACT, ranges, method, tuple(self._warnings))
@@ -173,8 +174,9 @@ class Prover:
         proof = replace(self._claim, bound=claimed, root=root)
         checking = Deadline(max(LEAST_CHECK, self.deadline.remaining()))
         checked = recheck(self.case, proof, stop=lambda: checking.expired() or self.deadline.cancelled)
-        if checked.accepted:
-            return Proved(bound, claimed, proof, Trust.EXACT, ranges, method, tuple(self._warnings))
+        if checked.bound is not None:  # multipliers of a box prove a little less of its parts, which have not been examined
+            value = claimed if checked.accepted else checked.bound
+            return Proved(bound, value, replace(proof, bound=value), Trust.EXACT, ranges, method, tuple(self._warnings))
         if checked.stopped:
             told = "there was no time to recheck the proof in rationals"
             return Proved(bound, claimed, proof, Trust.ROUNDED, ranges, method, (*self._warnings, told))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.proving.proof import Leaf, Multipliers, Node, Proof, Statement, Step
-from milpverify.acopf.relaxation.arithmetics import ENDLESS, RATIONALS, Values
+from milpverify.acopf.relaxation.arithmetics import ENDLESS, RATIONALS, Values, ball_end
 from milpverify.acopf.relaxation.columns import Question
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recheck:
-    """Whether a proof holds, and why not. True in a condition if and only if it does. `stopped`: the check did not come to an end."""
+    """Whether a proof holds, and why not. True in a condition if and only if it does. `stopped`: the check did not come to an end.
+
+    `bound` is what the proof's tree proves: at least, or at most, what is claimed where it is accepted. None where it proves nothing.
+    """
 
     accepted: bool
     message: str
     stopped: bool = False
+    bound: float | None = None
 
     def __bool__(self) -> bool:
         return self.accepted
@@ -60,12 +64,14 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
         stop: asked now and then; a true answer ends the check, which then accepts nothing.
     """
     try:
-        _Checker(case, proof, loads, stop or (lambda: False)).check()
+        bound = _Checker(case, proof, loads, stop or (lambda: False)).proved()
     except _Stopped:
         return Recheck(False, "the check was stopped", stopped=True)
     except _RejectedError as error:
         return Recheck(False, str(error))
-    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
+    if {Statement.COST: bound < proof.bound, Statement.GROWTH: bound > proof.bound}.get(proof.statement, False):
+        return Recheck(False, f"the boxes do not prove the claim: proved is {bound:.12g}", bound=bound)
+    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs", bound=bound)
 
 
 def question_of(case: Case, proof: Proof) -> Question:
@@ -87,7 +93,8 @@ class _Checker:
         n = case.num_buses
         if any(part.shape != (n,) or not np.isfinite(part).all() for part in own):
             raise _RejectedError(f"the proof's loads are not those of {n} buses")
-        if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or not math.isfinite(proof.bound):
+        endless = proof.statement is Statement.COST and proof.bound == math.inf  # there is no operating point at any cost
+        if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or not (math.isfinite(proof.bound) or endless):
             raise _RejectedError("the tolerance, the cutoff or the bound is no sensible number")
         if proof.statement is Statement.GROWTH and not math.isfinite(proof.cutoff):
             raise _RejectedError("growth needs a finite cutoff")
@@ -101,27 +108,28 @@ class _Checker:
         elif proof.statement is Statement.GROWTH:
             self.objective = {int(columns.growth[0]): -one}
 
-    def check(self) -> None:
-        """Raise _RejectedError unless the claim is proved."""
+    def proved(self) -> float:
+        """What is proved, rounded to the safe side; _RejectedError where that is nothing.
+
+        Of INFEASIBLE it is 0. A point dearer than the cutoff, or with less than it, is not in any box.
+        """
+        import flint
+
         lower, upper = self.ranges.limits()
-        statement, unit = self.proof.statement, self.relaxation.unit
-        if statement is Statement.COST and math.isfinite(self.proof.cutoff):
+        statement, cutoff, unit = self.proof.statement, self.proof.cutoff, RATIONALS.of([self.relaxation.unit])[0]
+        if statement is Statement.COST and math.isfinite(cutoff):
             total = self.relaxation.columns.total
-            upper[total] = np.minimum(upper[total], RATIONALS.of([self.proof.cutoff]) / RATIONALS.of([unit]))
+            upper[total] = np.minimum(upper[total], RATIONALS.of([cutoff]) / unit)
         proved = self._bound(self.proof.root, lower, upper)
-        claimed = RATIONALS.of([self.proof.bound])[0]
         match statement:
             case Statement.INFEASIBLE:
-                holds = proved is None
+                if proved is not None:
+                    raise _RejectedError("the boxes do not prove the claim: nothing is refuted")
+                return 0.0
             case Statement.COST:
-                # a point dearer than the cutoff is not in any box
-                within = not math.isfinite(self.proof.cutoff) or self.proof.bound <= self.proof.cutoff
-                holds = within and (proved is None or proved * RATIONALS.of([unit])[0] >= claimed)
+                return cutoff if proved is None else min(cutoff, ball_end(flint.arb(proved * unit), False))
             case Statement.GROWTH:
-                holds = self.proof.bound >= self.proof.cutoff and (proved is None or -proved <= claimed)
-        if not holds:
-            found = "nothing is refuted" if statement is Statement.INFEASIBLE else f"proved is {float(proved or 0):.12g} of the objective"
-            raise _RejectedError(f"the boxes do not prove the claim: {found}")
+                return cutoff if proved is None else max(cutoff, ball_end(flint.arb(-proved), True))
 
     def _bound(self, node: Node, lower: Values, upper: Values) -> Any:
         """The objective's proved bound over a box, None for one that is refuted."""
