@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 PLANES = 30  # rounds of tangent planes for one linear program
-STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left
+STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left,
+SLOW = 0.01  # and the share of what is missing to the target
 TIGHT = 1e-2  # planes further than this from a solution are dropped
 LOOSE = 1e-3  # planes violated by less than this by the solutions of a sweep are left to later
 WORTHWHILE = 2e-3  # share of its range that a deduction takes off
@@ -41,10 +42,11 @@ class Region:
     bound: float = -math.inf
     point: Array | None = None
     settled: bool = False
+    bounded: bool = False
 
     def restrict(self, box: Box) -> None:
-        """Another box, whose ranges have not been settled."""
-        self.box, self.settled = box, False
+        """Another box, whose ranges have not been settled, nor its relaxation solved."""
+        self.box, self.settled, self.bounded = box, False, False
 
     @property
     def refuted(self) -> bool:
@@ -71,8 +73,9 @@ class Tightening:
             if region.box.empty:
                 return self._close(region, Leaf(no_cuts(), None, math.inf))
             before = region.bound
-            if not self._bound(region):
+            if not region.bounded and not self._bound(region, target):
                 return None
+            region.bounded = True
             stalled = k > 0 and region.bound - before < 0.05 * (target - before)
             if region.bound >= target or k == rounds or stalled or self.deadline.expired():
                 return None
@@ -83,7 +86,7 @@ class Tightening:
     def _close(self, region: Region, leaf: Leaf) -> None:
         region.node.leaf, region.bound = leaf, leaf.bound
 
-    def _bound(self, region: Region) -> bool:
+    def _bound(self, region: Region, target: float) -> bool:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
         last = -math.inf
         for k in range(PLANES):
@@ -94,7 +97,9 @@ class Tightening:
             if solution.bound > region.bound or region.node.leaf is None:
                 self._record(region, solution)
             new = separate(self.relaxation, solution.point[None])
-            if not len(new) or self.deadline.expired() or (k > 5 and solution.bound - last < STALLED * abs(last)):
+            missing = target - solution.bound if math.isfinite(target) else 0.0
+            stalled = k > 5 and solution.bound - last < max(STALLED * abs(last), SLOW * missing)
+            if not len(new) or stalled or missing < 0.0 or self.deadline.expired():
                 return True
             last = solution.bound
             region.cuts = region.cuts + new
