@@ -29,6 +29,8 @@ SLOW = 0.01  # and the share of what is missing to the target
 TIGHT = 1e-2  # planes further than this from a solution are dropped
 LOOSE = 1e-3  # planes violated by less than this by the solutions of a sweep are left to later
 WORTHWHILE = 2e-3  # share of its range that a deduction takes off
+GAIN = 0.05  # of what is missing to the target: rounds that gain less are left to branching,
+NARROWED = 0.2  # and so are those that take less than this share off the ranges
 SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
 
 
@@ -60,6 +62,7 @@ class Tightening:
     def __init__(self, relaxation: Relaxation, programs: Programs, objective: Array, deadline: Deadline) -> None:
         self.relaxation, self.programs, self.objective, self.deadline = relaxation, programs, objective, deadline
         self.ranges = Ranges(relaxation)
+        self._ranged = np.concatenate([relaxation.columns.w, relaxation.columns.d])
 
     def settle(self, box: Box) -> Box:
         """What ranges imply for each other."""
@@ -67,6 +70,7 @@ class Tightening:
 
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
+        narrowed = 0.0
         for k in range(rounds + 1):
             if not region.settled:  # once for each step of the proof, as often as the check does
                 region.box, region.settled = self.settle(region.box), True
@@ -76,11 +80,14 @@ class Tightening:
             if not region.bounded and not self._bound(region, target):
                 return None
             region.bounded = True
-            stalled = k > 0 and region.bound - before < 0.05 * (target - before)
+            gains = narrowed >= NARROWED or (math.isfinite(target) and region.bound - before >= GAIN * (target - before))
+            stalled = k > 0 and not gains
             if region.bound >= target or k == rounds or stalled or self.deadline.expired():
                 return None
+            widths = region.box.upper - region.box.lower
             if not self._tighten(region):
                 return None
+            narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
         return None
 
     def _close(self, region: Region, leaf: Leaf) -> None:
