@@ -69,24 +69,24 @@ def certify_cost(
         if found is not None and (best is None or _cost(found) < upper - BETTER * abs(upper)):
             best, upper = found, _cost(found)
 
+    def target() -> float:
+        return closing(upper, AIM * gap, prover.relaxation.unit)
+
     with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event, solver) as prover:
+        with clock.phase("point"):
+            look(None, 3)
         with clock.phase("relaxation"):
-            prover.root()
-        if not prover.refuted:
-            with clock.phase("point"):
-                look(None, 3)
-            with clock.phase("proof"):
-                if best is not None:
-                    prover.cut(upper)
+            if best is not None:
+                prover.touch(best.point)
+                prover.cut(upper)
+            prover.root(target())
+        with clock.phase("proof"):
 
-                def target() -> float:
-                    return closing(upper, AIM * gap, prover.relaxation.unit)
+            def on_point(solution: Array, boxes: int) -> None:
+                if is_power_of_two(boxes) and not deadline.expired() and prover.bound < target():
+                    look(start_of(case, prover.relaxation, solution), 1)
 
-                def on_point(solution: Array, boxes: int) -> None:
-                    if is_power_of_two(boxes) and not deadline.expired() and prover.bound < target():
-                        look(start_of(case, prover.relaxation, solution), 1)
-
-                prover.search(target, on_point)
+            prover.search(target, on_point)
         with clock.phase("recheck"):
             proved = prover.proved()
         lower = proved.value
@@ -97,7 +97,7 @@ def certify_cost(
     return Cost(
         case=case,
         loads=loads,
-        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, Reason.UNDECIDED),
+        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, prover.out_of_time),
         trust=proved.trust,
         point=None if best is None else best.point,
         existence=None if best is None else best.existence,
