@@ -114,9 +114,12 @@ def _highest(case: Case, start: Point | None, attempts: int, gap: float, deadlin
     """The highest factor found and its point; a little inside the limits, where that can be proved for no more than a tenth of the gap."""
     found = local.highest_load(case, start=start, attempts=attempts, deadline=deadline)
     judged = None if found is None else judge(found[1], TOLERANCE)
-    if judged is None and start is None:  # the case's own loads will do
-        point = local.least_violation(case, attempts=1, deadline=deadline)
-        found, judged = (None if point is None else (1.0, point)), judge(point, TOLERANCE)
+    if judged is None and start is None:  # the case's own loads will do, or none at all
+        for factor in (1.0, 0.0):
+            point = local.least_violation(case, scaled(factor), attempts=1, deadline=deadline)
+            if (judged := judge(point, TOLERANCE)) is not None:
+                found = factor, judged.point
+                break
     if found is None or judged is None:
         return None
     if not deadline.expired():

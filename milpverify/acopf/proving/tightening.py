@@ -107,11 +107,15 @@ class Tightening:
             stalled = k > 0 and not gains
             if region.bound >= target or k == rounds or stalled or self.deadline.expired():
                 return None
-            widths = region.box.upper - region.box.lower
+            widths = self._widths(region.box)
             if not self._tighten(region):
                 return None
-            narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
+            narrowed = 1.0 - float(np.mean(self._widths(region.box) / np.maximum(widths, SETTLED)))
         return None
+
+    def _widths(self, box: Box) -> Array:
+        """Of the ranges that are tightened."""
+        return box.upper[self._ranged] - box.lower[self._ranged]
 
     def _close(self, region: Region, leaf: Leaf) -> None:
         region.node.leaf, region.bound = leaf, leaf.bound
