@@ -86,7 +86,7 @@ def max_loadability(
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
-    closed = math.isfinite(lower) and upper - lower <= gap * abs(upper)
+    closed = math.isfinite(upper) and upper - lower <= gap * abs(upper)
     return Loadability(
         case=case,
         loads=Loads() if best is None else scaled(lower),
