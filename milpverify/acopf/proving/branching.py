@@ -43,11 +43,6 @@ class Tree:
         """What is proved of all of it."""
         return self.proof.bound
 
-    @property
-    def ranges(self) -> Box:
-        """Of the columns over everything that is left."""
-        return self.root.box if self.root.settled else self.tightening.settle(self.root.box)
-
     def examine_root(self, target: float, rounds: int) -> None:
         """Bound the root alone."""
         self.tightening.examine(self.root, target, rounds)
@@ -78,16 +73,16 @@ class Tree:
             heapq.heappush(self._open, (region.bound, next(self._order), region))
 
     def _split(self, region: Region, column: int, at: float) -> tuple[Region, Region]:
-        """Both sides of a split, which are leaves as good as the region's until they are examined."""
+        """Both sides of a split, of which as much is known as of the region until they are examined."""
         low, high = region.box.upper.copy(), region.box.lower.copy()
         low[column] = high[column] = at
         node = region.node
-        node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
-        node.leaf = None
-        return tuple(
-            Region(box, region.cuts, child, region.bound, region.point, region.basic)
-            for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
-        )  # type: ignore[return-value]
+        node.column, node.at, node.below, node.above, node.leaf = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf), None
+        below, above = Box(region.box.lower, low), Box(high, region.box.upper)
+        return (
+            Region(below, region.cuts, node.below, region.bound, region.point, region.basic),
+            Region(above, region.cuts, node.above, region.bound, region.point, region.basic),
+        )
 
 
 def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.proving.proof import Leaf, Multipliers, Node, Proof, Statement, Step
-from milpverify.acopf.relaxation.arithmetics import ENDLESS, RATIONALS, Values, ball_end
+from milpverify.acopf.relaxation.arithmetics import ENDLESS, RATIONALS, Values
 from milpverify.acopf.relaxation.columns import Question
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
@@ -29,15 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recheck:
-    """Whether a proof holds, and why not. True in a condition if and only if it does. `stopped`: the check did not come to an end.
-
-    `bound` is what the proof's tree proves: at least, or at most, what is claimed where it is accepted. None where it proves nothing.
-    """
+    """Whether a proof holds, and why not. True in a condition if and only if it does. `stopped`: the check did not come to an end."""
 
     accepted: bool
     message: str
     stopped: bool = False
-    bound: float | None = None
 
     def __bool__(self) -> bool:
         return self.accepted
@@ -64,14 +60,12 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
         stop: asked now and then; a true answer ends the check, which then accepts nothing.
     """
     try:
-        bound = _Checker(case, proof, loads, stop or (lambda: False)).proved()
+        _Checker(case, proof, loads, stop or (lambda: False)).check()
     except _Stopped:
         return Recheck(False, "the check was stopped", stopped=True)
     except _RejectedError as error:
         return Recheck(False, str(error))
-    if {Statement.COST: bound < proof.bound, Statement.GROWTH: bound > proof.bound}.get(proof.statement, False):
-        return Recheck(False, f"the boxes do not prove the claim: proved is {bound:.12g}", bound=bound)
-    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs", bound=bound)
+    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
 
 
 def question_of(case: Case, proof: Proof) -> Question:
@@ -93,43 +87,34 @@ class _Checker:
         n = case.num_buses
         if any(part.shape != (n,) or not np.isfinite(part).all() for part in own):
             raise _RejectedError(f"the proof's loads are not those of {n} buses")
-        endless = proof.statement is Statement.COST and proof.bound == math.inf  # there is no operating point at any cost
-        if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or not (math.isfinite(proof.bound) or endless):
+        if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or math.isnan(proof.bound):
             raise _RejectedError("the tolerance, the cutoff or the bound is no sensible number")
         if proof.statement is Statement.GROWTH and not math.isfinite(proof.cutoff):
             raise _RejectedError("growth needs a finite cutoff")
         self.relaxation = Relaxation(question_of(case, proof), RATIONALS)
         self.ranges = Ranges(self.relaxation)
-        columns = self.relaxation.columns
-        self.objective: dict[int, Any] = {}
-        one = RATIONALS.of(np.ones(1))[0]
-        if proof.statement is Statement.COST:
-            self.objective = {int(columns.total[0]): one}
-        elif proof.statement is Statement.GROWTH:
-            self.objective = {int(columns.growth[0]): -one}
 
-    def proved(self) -> float:
-        """What is proved, rounded to the safe side; _RejectedError where that is nothing.
-
-        Of INFEASIBLE it is 0. A point dearer than the cutoff, or with less than it, is not in any box.
-        """
-        import flint
-
+    def check(self) -> None:
+        """Raise _RejectedError unless the claim is proved."""
         lower, upper = self.ranges.limits()
-        statement, cutoff, unit = self.proof.statement, self.proof.cutoff, RATIONALS.of([self.relaxation.unit])[0]
-        if statement is Statement.COST and math.isfinite(cutoff):
+        statement, unit = self.proof.statement, self.relaxation.unit
+        if statement is Statement.COST and math.isfinite(self.proof.cutoff):
             total = self.relaxation.columns.total
-            upper[total] = np.minimum(upper[total], RATIONALS.of([cutoff]) / unit)
+            upper[total] = np.minimum(upper[total], RATIONALS.of([self.proof.cutoff]) / RATIONALS.of([unit]))
         proved = self._bound(self.proof.root, lower, upper)
+        claimed = RATIONALS.of([self.proof.bound])[0]
         match statement:
             case Statement.INFEASIBLE:
-                if proved is not None:
-                    raise _RejectedError("the boxes do not prove the claim: nothing is refuted")
-                return 0.0
+                holds = proved is None
             case Statement.COST:
-                return cutoff if proved is None else min(cutoff, ball_end(flint.arb(proved * unit), False))
+                # a point dearer than the cutoff is not in any box
+                within = not math.isfinite(self.proof.cutoff) or self.proof.bound <= self.proof.cutoff
+                holds = within and (proved is None or proved * RATIONALS.of([unit])[0] >= claimed)
             case Statement.GROWTH:
-                return cutoff if proved is None else max(cutoff, ball_end(flint.arb(-proved), True))
+                holds = self.proof.bound >= self.proof.cutoff and (proved is None or -proved <= claimed)
+        if not holds:
+            found = "nothing is refuted" if statement is Statement.INFEASIBLE else f"proved is {float(proved or 0):.12g} of the objective"
+            raise _RejectedError(f"the boxes do not prove the claim: {found}")
 
     def _bound(self, node: Node, lower: Values, upper: Values) -> Any:
         """The objective's proved bound over a box, None for one that is refuted."""
@@ -173,16 +158,22 @@ class _Checker:
         return low, high
 
     def _closed(self, leaf: Leaf, lower: Values, upper: Values) -> Any:
-        if leaf.multipliers is None:
-            raise _RejectedError("a box that is claimed to be empty is not")
-        rows = self._rows(leaf.cuts, lower, upper)
-        if leaf.bound == math.inf:
-            if _weak_duality({}, leaf.multipliers, rows, lower, upper) <= 0:
+        """None for a leaf that its multipliers refute, else the objective's end of its ranges."""
+        if leaf.multipliers is not None:
+            if _weak_duality({}, leaf.multipliers, self._rows(leaf.cuts, lower, upper), lower, upper) <= 0:
                 raise _RejectedError("multipliers do not refute a box")
             return None
-        if not math.isfinite(leaf.bound):
-            raise _RejectedError("a leaf without a bound")
-        return _weak_duality(self.objective, leaf.multipliers, rows, lower, upper)
+        columns = self.relaxation.columns
+        match self.proof.statement:
+            case Statement.INFEASIBLE:
+                raise _RejectedError("a box is neither refuted nor empty")
+            case Statement.COST:
+                end = lower[columns.total[0]]
+            case Statement.GROWTH:
+                end = -upper[columns.growth[0]]
+        if abs(end) >= int(ENDLESS):
+            raise _RejectedError("a box has no bound")
+        return end
 
     def _rows(self, cuts: Cuts, lower: Values, upper: Values) -> Rows:
         columns = self.relaxation.columns
