@@ -132,7 +132,8 @@ class Tightening:
 
     def _widths(self, box: Box) -> Array:
         """Of the ranges that are tightened."""
-        return box.upper[self._ranged] - box.lower[self._ranged]
+        widths: Array = (box.upper - box.lower)[self._ranged]
+        return widths
 
     def begin(self, region: Region) -> None:
         """Settle a region's ranges, if that has not been done."""

@@ -132,7 +132,8 @@ class Ranges:
             """Of all prices, rounded down or up; without an end where one of them has none."""
             if not bounded(prices).all():
                 return of([sign * np.inf])
-            return prices.sum(keepdims=True) + sign * of(np.array([numbers.slack])) * np.abs(prices).sum()
+            rounded: Values = prices.sum(keepdims=True) + sign * of(np.array([numbers.slack])) * np.abs(prices).sum()
+            return rounded
 
         self._tighten(lower, upper, columns.total, total(lower[columns.price], -1), total(upper[columns.price], 1))
 
