@@ -28,7 +28,7 @@ app = typer.Typer(help="Questions about AC power networks, answered with proofs:
 CaseFile = Annotated[Path, typer.Argument(metavar="CASE.m", exists=True, dir_okay=False, help="The network, a MATPOWER case.")]
 Scale = Annotated[float, typer.Option(metavar="X", callback=number, help="Every active and reactive load times X.")]
 Gap = Annotated[float, typer.Option(min=0.0, metavar="G", callback=number, help="The relative gap between the bounds that will do.")]
-Solver = Annotated[Literal["scip", "highs", "gurobi"], typer.Option(help="The exact solver.")]
+Solver = Annotated[Literal["highs", "scip", "gurobi"], typer.Option(help="highs: linear programs; others: products as well, on trust.")]
 Proof = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the proof, for `recheck`.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Draw the network (.png, .svg, .pdf).")]
 
@@ -104,7 +104,7 @@ def feasibility(
         float, typer.Option(min=0.0, metavar="T", callback=number, help="The violation that an operating point may have, p.u. and rad.")
     ] = 1e-6,
     timeout: Timeout = None,
-    solver: Solver = "scip",
+    solver: Solver = "highs",
     json: Json = None,
     proof: Proof = None,
     plot: Plot = None,
@@ -137,7 +137,7 @@ def cost(
     load_scale: Scale = 1.0,
     gap: Gap = 1e-4,
     timeout: Timeout = None,
-    solver: Solver = "scip",
+    solver: Solver = "highs",
     json: Json = None,
     proof: Proof = None,
     plot: Plot = None,
@@ -165,7 +165,7 @@ def loadability(
     case: CaseFile,
     gap: Gap = 1e-4,
     timeout: Timeout = None,
-    solver: Solver = "scip",
+    solver: Solver = "highs",
     json: Json = None,
     proof: Proof = None,
     plot: Plot = None,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LESS = (0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-4)
 """The shares of the least violation found that are tried as a bound of it."""
 LARGEST_VIOLATION = 0.1  # p.u. and rad: no proof is looked for that everything is violated by more
+MORE = 0.5  # seconds for a proof that it is by more
 LOOK = 3.0  # seconds for the point that violates least, once it is known that all violate something
 
 
@@ -35,6 +36,7 @@ def check_feasibility(
     tolerance: float = 1e-6,
     timeout: float | None = None,
     *,
+    solver: str = "highs",
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
 ) -> Feasibility:
@@ -51,6 +53,8 @@ def check_feasibility(
             rules out every load of the box.
         tolerance: p.u. and rad.
         timeout: seconds of wall clock; None for no limit.
+        solver: "highs" for linear programs alone, which has been fastest everywhere; "scip" or "gurobi" are asked about the products of
+            voltages, too, on trust. Where one is missing or its licence does not do, the search goes on without it, and says so.
         deadline: the time limit of a larger run, instead of `timeout`.
         on_event: told of the progress.
 
@@ -72,7 +76,7 @@ def check_feasibility(
         if point is not None and (nearest is None or point.violation < nearest.violation):
             nearest = point
 
-    with Prover(case, statement, deadline, on_event) as prover:
+    with Prover(case, statement, deadline, on_event, solver) as prover:
         with clock.phase("relaxation"):
             prover.root()
         if not prover.refuted:
@@ -106,6 +110,9 @@ def check_feasibility(
             verdict, reason = Verdict.INFEASIBLE, Reason.PROVED
         else:
             verdict, reason = Verdict.UNKNOWN, why_ended(deadline, Reason.UNDECIDED)
+        violated = -math.inf
+        if verdict is Verdict.INFEASIBLE:
+            violated = 2 * tolerance if proved.proof is None else proved.proof.tolerance
         point = nearest if found is None else found.point
         constraints = limits(case) if point is None else point.constraints()
         if not proved.refuted:
@@ -119,12 +126,12 @@ def check_feasibility(
         existence=None if found is None else found.existence,
         constraints=constraints,
         proof=proved.proof,
-        method=f"{proved.boxes} boxes, {proved.programs} linear programs",
+        method=proved.method,
         seconds=clock.seconds,
-        warnings=(proved.warning,) if proved.warning else (),
+        warnings=proved.warnings,
         verdict=verdict,
         tolerance=tolerance,
-        violation_bound=proved.proof.tolerance if proved.proof is not None and verdict is Verdict.INFEASIBLE else -math.inf,
+        violation_bound=violated,
     )
 
 
@@ -139,11 +146,12 @@ def _stronger(case: Case, proved: Proved, nearest: Point | None, deadline: Deadl
     """A proof that points violate something by even more, where the relaxation itself shows it at once."""
     if proved.proof is None or nearest is None or not math.isfinite(nearest.violation):
         return proved
+    quick = deadline.within(MORE)
     for share in LESS:
         tolerance = min(share * nearest.violation, LARGEST_VIOLATION)
-        if tolerance <= proved.proof.tolerance or deadline.expired():
+        if tolerance <= proved.proof.tolerance or quick.expired():
             break
-        with Prover(case, claim(Statement.INFEASIBLE, proved.proof.loads, tolerance, 0.0), deadline, None) as prover:
+        with Prover(case, claim(Statement.INFEASIBLE, proved.proof.loads, tolerance, 0.0), quick) as prover:
             prover.root()
             stronger = prover.proved() if prover.refuted else None
         if stronger is not None and stronger.proof is not None:

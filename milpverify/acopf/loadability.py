@@ -30,6 +30,7 @@ def max_loadability(
     gap: float = 1e-4,
     timeout: float | None = None,
     *,
+    solver: str = "highs",
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
 ) -> Loadability:
@@ -42,6 +43,8 @@ def max_loadability(
         case: the network.
         gap: the run ends when (upper - lower) / upper is at most that.
         timeout: seconds of wall clock; None for no limit. When it is over the bounds are what they are.
+        solver: "highs" for linear programs alone, which has been fastest everywhere; "scip" or "gurobi" are asked about the products of
+            voltages, too, on trust. Where one is missing or its licence does not do, the search goes on without it, and says so.
         deadline: the time limit of a larger run, instead of `timeout`.
         on_event: told of the progress.
 
@@ -62,7 +65,7 @@ def max_loadability(
         if found is not None and found[0] > lower:
             lower, best = found
 
-    with Prover(case, claim(Statement.GROWTH, Loads().ranges(case), 0.0, 0.0), deadline, on_event) as prover:
+    with Prover(case, claim(Statement.GROWTH, Loads().ranges(case), 0.0, 0.0), deadline, on_event, solver) as prover:
         with clock.phase("relaxation"):
             prover.root()
         with clock.phase("point"):
@@ -78,7 +81,7 @@ def max_loadability(
             prover.search(lambda: _target(lower, gap), on_point)
         with clock.phase("recheck"):
             proved = prover.proved()
-        upper = proved.proof.bound if proved.proof is not None else math.inf
+        upper = proved.value
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
@@ -92,9 +95,9 @@ def max_loadability(
         existence=None if best is None else best.existence,
         constraints=constraints,
         proof=proved.proof,
-        method=f"{proved.boxes} boxes, {proved.programs} linear programs",
+        method=proved.method,
         seconds=clock.seconds,
-        warnings=(proved.warning,) if proved.warning else (),
+        warnings=proved.warnings,
         lower=lower,
         upper=upper,
         lower_is_proved=best is not None and best.is_proved,

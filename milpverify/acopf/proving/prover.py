@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.proving.branching import Tree
+from milpverify.acopf.proving.branching import ROOT_ROUNDS, Tree
+from milpverify.acopf.proving.native import native_bound
 from milpverify.acopf.proving.programs import Box, Programs
 from milpverify.acopf.proving.proof import Proof, Statement
-from milpverify.acopf.proving.recheck import Recheck, question_of, recheck
+from milpverify.acopf.proving.recheck import question_of, recheck
 from milpverify.acopf.proving.tightening import Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
+from milpverify.config import Deadline
+from milpverify.errors import InvalidInput
 from milpverify.events import Event
 from milpverify.result import Trust
 from milpverify.solvers.process import SolverProcess
@@ -25,27 +28,29 @@ if TYPE_CHECKING:
 
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.proving.proof import Node
-    from milpverify.config import Deadline
 
 RECHECK_SHARE = 0.15  # of the time that is left, which the search leaves to the recheck
 RECHECK_MOST = 30.0  # seconds
+LEAST_CHECK = 1.0  # seconds for a recheck, whatever time it is
+NATIVE_SHARE = 0.5
+SOLVERS = ("highs", "scip", "gurobi")
 
 
 @dataclass(frozen=True, eq=False)
 class Proved:
     """What came out: the bound in the question's own unit, the proof where there is one, and what it rests on.
 
-    Of a refuted question the bound is infinite: there is no such operating point. `ranges` are those of the columns over all points that
-    are left, `boxes` and `programs` counts.
+    Of a refuted question the bound is infinite: there is no such operating point. `value` is what that means of the cost ($/h) or the
+    growth. `ranges` are those of the columns over all points that are left; `method` is for people.
     """
 
     bound: float
+    value: float
     proof: Proof | None
     trust: Trust
     ranges: Box
-    boxes: int
-    programs: int
-    warning: str = ""
+    method: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def refuted(self) -> bool:
@@ -56,11 +61,17 @@ class Proved:
 class Prover:
     """Bounds the least objective of a statement from below: nothing for INFEASIBLE, the cost, or minus the growth.
 
-    A context manager: it holds a solver process.
+    A context manager: it holds a solver process. A `solver` other than HiGHS is asked about products once the root has been tightened
+    (`native.py`), for half of the time; what it leaves open goes to the tree.
     """
 
-    def __init__(self, case: Case, statement: Proof, deadline: Deadline, on_event: Callable[[Event], None] | None) -> None:
-        self.case, self.deadline, self._on_event = case, deadline, on_event
+    def __init__(
+        self, case: Case, statement: Proof, deadline: Deadline, on_event: Callable[[Event], None] | None = None, solver: str = "highs"
+    ) -> None:
+        if solver not in SOLVERS:
+            raise InvalidInput(f"there is no solver {solver!r} for power networks: choose one of {', '.join(SOLVERS)}")
+        self.case, self.deadline, self._on_event, self._solver = case, deadline, on_event, solver
+        self._native, self._warnings = -math.inf, list[str]()
         self._claim = statement
         self.relaxation = Relaxation(question_of(case, statement))
         self._process = SolverProcess("highs")
@@ -92,7 +103,7 @@ class Prover:
     @property
     def bound(self) -> float:
         """The least objective of any point left is at least this, in the question's unit; +inf where none is left."""
-        return self.tree.bound * self._unit
+        return max(self.tree.bound, self._native) * self._unit
 
     @property
     def refuted(self) -> bool:
@@ -115,7 +126,23 @@ class Prover:
             if point is not None:
                 on_point(point, self.tree.boxes)
 
-        self.tree.grow(lambda: target() / self._unit, progress)
+        if self._solver != "highs":
+            self._ask_native(target())
+        if self.bound < target():
+            self.tree.grow(lambda: target() / self._unit, progress)
+
+    def _ask_native(self, target: float) -> None:
+        """Tighten the root, and have it solved with its products."""
+        tree, tightening = self.tree, self.tree.tightening
+        tree.examine_root(target / self._unit, ROOT_ROUNDS)
+        if self.bound >= target or tree.root.box.empty or self.deadline.expired():
+            return
+        model = self._programs.model(tree.root.box, tree.root.cuts, tightening.objective)
+        refute, within = self._claim.statement is Statement.INFEASIBLE, self.deadline.within(NATIVE_SHARE * self.deadline.remaining())
+        bound, message = native_bound(self._solver, self.relaxation, model, refute, target / self._unit, within)
+        self._native = max(self._native, bound)
+        if message:
+            self._warnings.append(f"{message}; the search goes on without it")
 
     def cut(self, cutoff: float) -> None:
         """From here on only points count that cost at most, or carry at least, `cutoff`. Before `search` only: proofs have one cutoff."""
@@ -136,18 +163,23 @@ class Prover:
     def proved(self) -> Proved:
         """What has been proved so far, rechecked in rationals where time allows."""
         bound, root, statement = self.bound, self.tree.proof, self._claim.statement
-        counts = (self.tree.root.box, self.tree.boxes, self._programs.solved)
+        ranges, method = self.tree.root.box, f"{self.tree.boxes} boxes, {self._programs.solved} linear programs"
+        nothing = math.inf if statement is Statement.GROWTH else -math.inf
         if bound == -math.inf or (statement is Statement.INFEASIBLE and not math.isinf(bound)):
-            return Proved(-math.inf, None, Trust.EXACT, *counts)
+            return Proved(-math.inf, nothing, None, Trust.EXACT, ranges, method, tuple(self._warnings))
         claimed = self._claimed(bound)
+        if self._native > self.tree.bound:
+            return Proved(bound, claimed, None, Trust.SOLVER, ranges, f"{method}, {self._solver}", tuple(self._warnings))
         proof = replace(self._claim, bound=claimed, root=root)
-        checking = self.deadline.within(max(1.0, self.deadline.remaining()))
-        checked: Recheck = recheck(self.case, proof, stop=lambda: checking.expired() or self.deadline.cancelled)
+        checking = Deadline(max(LEAST_CHECK, self.deadline.remaining()))
+        checked = recheck(self.case, proof, stop=lambda: checking.expired() or self.deadline.cancelled)
         if checked.accepted:
-            return Proved(bound, proof, Trust.EXACT, *counts)
+            return Proved(bound, claimed, proof, Trust.EXACT, ranges, method, tuple(self._warnings))
         if checked.stopped:
-            return Proved(bound, proof, Trust.ROUNDED, *counts, "there was no time to recheck the proof in rationals")
-        return Proved(-math.inf, None, Trust.EXACT, *counts, f"a proof was rejected: {checked.message}")
+            told = "there was no time to recheck the proof in rationals"
+            return Proved(bound, claimed, proof, Trust.ROUNDED, ranges, method, (*self._warnings, told))
+        told = f"a proof was rejected: {checked.message}"
+        return Proved(-math.inf, nothing, None, Trust.EXACT, ranges, method, (*self._warnings, told))
 
     def _claimed(self, bound: float) -> float:
         """The bound as the proof has it: in $/h rounded down, as a factor rounded up; at most, or at least, the cutoff."""
