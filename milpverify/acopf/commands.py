@@ -222,10 +222,11 @@ def info(case: CaseFile, debug: Debug = False) -> None:
 def _why_no_proof(found: Outcome) -> str:
     """For those who asked for one."""
     from milpverify.acopf.result import Feasibility, Verdict
+    from milpverify.result import Trust
 
     if isinstance(found, Feasibility) and found.verdict is Verdict.FEASIBLE:
         return "a feasible answer rests on its point, which --json holds"
-    return "nothing was proved"
+    return "a solver's word has no proof that can be rechecked" if found.trust is Trust.SOLVER else "nothing was proved"
 
 
 def _line(found: Outcome) -> str:

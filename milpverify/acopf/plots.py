@@ -128,12 +128,12 @@ def draw(of: Outcome | Point | Case, path: str | Path | None = None) -> Figure:
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title(subject.title, fontsize=11, color=INK, wrap=True)
+    axes.set_title(subject.title, fontsize=11 / crowd**0.6, color=INK, wrap=True)
     _draw_branches(figure, axes, subject, at, crowd)
     _draw_buses(axes, subject, at, crowd)
     _draw_units(figure, axes, subject, at, crowd)
     axes.margins(0.06)
-    _legend(axes, subject)
+    _legend(axes, subject, 9 / crowd**0.6)
     return _save(figure, path)
 
 
@@ -182,8 +182,8 @@ def _draw_branches(figure: Figure, axes: Axes, subject: _Subject, at: Array, cro
         ]
         if limited.any():
             bar = figure.colorbar(ScalarMappable(Normalize(0, 100), shades), ax=axes, shrink=0.45, pad=0.01)
-            bar.set_label("loading of lines, % of their limit", fontsize=9)
-            bar.ax.tick_params(labelsize=8)
+            bar.set_label("loading of lines, % of their limit", fontsize=9 / crowd**0.6)
+            bar.ax.tick_params(labelsize=8 / crowd**0.6)
     widths *= max(crowd, 0.7)
     for colour in (ORANGE, RED):  # an edge around the line, which keeps its own colour
         marked = sorted(subject.marked(colour, *AT_BRANCHES))
@@ -262,7 +262,7 @@ def _draw_units(figure: Figure, axes: Axes, subject: _Subject, at: Array, crowd:
     loads.set_gid("loads")
 
 
-def _legend(axes: Axes, subject: _Subject) -> None:
+def _legend(axes: Axes, subject: _Subject, size: float) -> None:
     from matplotlib.lines import Line2D
 
     def mark(label: str, **look: Any) -> Line2D:
@@ -285,7 +285,7 @@ def _legend(axes: Axes, subject: _Subject) -> None:
         if subject.marked(RED, *BALANCES):
             handles.append(mark("violated balance", marker="o", markerfacecolor=PINK, markeredgecolor=INK, markersize=10))
     axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False, fontsize=9, handletextpad=0.5
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False, fontsize=size, handletextpad=0.5
     )
 
 
@@ -353,7 +353,8 @@ def _plot_kind(axes: Axes, subject: _Subject, row: int, members: list[Constraint
     heights = row + 0.42 * spread * (len(members) > 1)
     left = [(height, *margin) for height, one in zip(heights, members, strict=True) if (margin := proved_margins(one)) is not None]
     if left:
-        bars = axes.hlines(*zip(*left, strict=True), colors=PALE, linewidth=1.2 if len(left) < 60 else 0.6, zorder=2)
+        at, least, most = zip(*left, strict=True)
+        bars = axes.hlines(at, least, most, colors=PALE, linewidth=1.2 if len(left) < 60 else 0.6, zorder=2)
         bars.set_gid(f"proved {worst.kind}")
     dots = axes.scatter(margins, heights, s=16, c=colours, alpha=0.75, linewidths=0, zorder=3)
     dots.set_gid(worst.kind)
