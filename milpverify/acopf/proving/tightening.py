@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 PLANES = 30  # rounds of tangent planes for one linear program
-STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left
+STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left,
+SLOW = 0.01  # and the share of what is missing to the target
 TIGHT = 1e-2  # planes further than this from a solution are dropped
 LOOSE = 1e-3  # planes violated by less than this by the solutions of a sweep are left to later
 WORTHWHILE = 2e-3  # share of its range that a deduction takes off
+GAIN = 0.05  # of what is missing to the target: rounds that gain less are left to branching,
+NARROWED = 0.2  # and so are those that take less than this share off the ranges
 SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
 
 
@@ -41,10 +44,11 @@ class Region:
     bound: float = -math.inf
     point: Array | None = None
     settled: bool = False
+    bounded: bool = False
 
     def restrict(self, box: Box) -> None:
-        """Another box, whose ranges have not been settled."""
-        self.box, self.settled = box, False
+        """Another box, whose ranges have not been settled, nor its relaxation solved."""
+        self.box, self.settled, self.bounded = box, False, False
 
     @property
     def refuted(self) -> bool:
@@ -58,6 +62,7 @@ class Tightening:
     def __init__(self, relaxation: Relaxation, programs: Programs, objective: Array, deadline: Deadline) -> None:
         self.relaxation, self.programs, self.objective, self.deadline = relaxation, programs, objective, deadline
         self.ranges = Ranges(relaxation)
+        self._ranged = np.concatenate([relaxation.columns.w, relaxation.columns.d])
 
     def settle(self, box: Box) -> Box:
         """What ranges imply for each other."""
@@ -65,25 +70,30 @@ class Tightening:
 
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
+        narrowed = 0.0
         for k in range(rounds + 1):
             if not region.settled:  # once for each step of the proof, as often as the check does
                 region.box, region.settled = self.settle(region.box), True
             if region.box.empty:
                 return self._close(region, Leaf(no_cuts(), None, math.inf))
             before = region.bound
-            if not self._bound(region):
+            if not region.bounded and not self._bound(region, target):
                 return None
-            stalled = k > 0 and region.bound - before < 0.05 * (target - before)
+            region.bounded = True
+            gains = narrowed >= NARROWED or (math.isfinite(target) and region.bound - before >= GAIN * (target - before))
+            stalled = k > 0 and not gains
             if region.bound >= target or k == rounds or stalled or self.deadline.expired():
                 return None
+            widths = region.box.upper - region.box.lower
             if not self._tighten(region):
                 return None
+            narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
         return None
 
     def _close(self, region: Region, leaf: Leaf) -> None:
         region.node.leaf, region.bound = leaf, leaf.bound
 
-    def _bound(self, region: Region) -> bool:
+    def _bound(self, region: Region, target: float) -> bool:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
         last = -math.inf
         for k in range(PLANES):
@@ -94,7 +104,9 @@ class Tightening:
             if solution.bound > region.bound or region.node.leaf is None:
                 self._record(region, solution)
             new = separate(self.relaxation, solution.point[None])
-            if not len(new) or self.deadline.expired() or (k > 5 and solution.bound - last < STALLED * abs(last)):
+            missing = target - solution.bound if math.isfinite(target) else 0.0
+            stalled = k > 5 and solution.bound - last < max(STALLED * abs(last), SLOW * missing)
+            if not len(new) or stalled or missing < 0.0 or self.deadline.expired():
                 return True
             last = solution.bound
             region.cuts = region.cuts + new
@@ -114,7 +126,14 @@ class Tightening:
     def _tighten(self, region: Region) -> bool:
         """One sweep over voltages and angles; returns whether it took anything off."""
         columns, box = self.relaxation.columns, region.box
-        parts = [part[(box.upper - box.lower)[part] > SETTLED] for part in (columns.w, columns.d)]
+        error = errors_of(self.relaxation, region.point)
+        at_bus = np.zeros(len(columns.w))
+        for end in (columns.pairs.i, columns.pairs.j):
+            np.maximum.at(at_bus, end, error)
+        parts = []  # where the relaxation errs most comes first, since time may end
+        for part, weight in ((columns.w, at_bus), (columns.d, error)):
+            wide = (box.upper - box.lower)[part] > SETTLED
+            parts.append(part[wide][np.argsort(-weight[wide], kind="stable")])
         which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
         sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
         region.cuts = self._near(region, TIGHT)
@@ -163,3 +182,14 @@ class Tightening:
             cuts.keep(flagged),
             tuple(Deduction(j, up, value, Multipliers(place[m.rows], m.values)) for j, up, value, m in deductions),
         )
+
+
+def errors_of(relaxation: Relaxation, point: Array | None) -> Array:
+    """How far a solution is from any voltages, pair by pair (P,): what is missing in c^2 + s^2 = w_i w_j and in s cos(d) = c sin(d)."""
+    columns = relaxation.columns
+    if point is None:
+        return np.zeros(len(columns.d))
+    c, s, d = point[columns.c], point[columns.s], point[columns.d]
+    product = point[columns.w[columns.pairs.i]] * point[columns.w[columns.pairs.j]]
+    error: Array = np.maximum(0.0, product - c * c - s * s) + np.abs(s * np.cos(d) - c * np.sin(d))
+    return error
