@@ -189,6 +189,8 @@ class Cost(Bounds):
 
     @property
     def headline(self) -> str:
+        if self.verdict is Verdict.INFEASIBLE:
+            return f"INFEASIBLE: {self._question()}, no operating point whatever the cost"
         return f"{self._question()}: the least cost is between {self.lower:.8g} and {self.upper:.8g} $/h, gap {self.gap:.2g}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from power_cases import TWO
 from pypower.api import case9
-from support import Run
+from support import Run, refused, strictly
 
 from milpverify.acopf.case import Case
 from milpverify.acopf.commands import _rounded
@@ -30,25 +30,7 @@ from milpverify.acopf.points.point import Point
 from milpverify.acopf.result import Cost, Feasibility, Loadability, Outcome, Reason, Verdict
 from milpverify.result import Trust
 
-TEXT = """function mpc = two
-mpc.version = '2';
-mpc.baseMVA = 100;
-mpc.bus = [
-    1 3  0  0 0 0 1 1.0 0 230 1 1.1 0.9;
-    2 1 50 10 0 0 1 1.0 0 230 1 1.1 0.9;
-];
-mpc.gen = [1 0 0 100 -100 1.0 100 1 200 0 0 0 0 0 0 0 0 0 0 0 0];
-mpc.branch = [1 2 0.01 0.1 0.02 100 0 0 0 0 1 -30 30];
-mpc.gencost = [2 0 0 3 0.01 20 5];
-"""
 AS_READ = Loads()
-
-
-@pytest.fixture
-def case_file(tmp_path: Path) -> Path:
-    path = tmp_path / "two.m"
-    path.write_text(TEXT)
-    return path
 
 
 def outcome(case: Case, loads: Loads = AS_READ) -> dict[str, Any]:
@@ -88,19 +70,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return stand_in
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit status 2, nothing on standard output, one line on standard error that says what is wrong."""
-    lines = done.stderr.splitlines()
-    assert (done.returncode, done.stdout, len(lines)) == (2, "", 1), done.stderr
-    assert lines[0].startswith("milpverify: error: ")
-    for word in words:
-        assert word in lines[0]
-
-
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("verdict", [Verdict.FEASIBLE, Verdict.INFEASIBLE, Verdict.UNKNOWN])
 def test_feasibility_answers_by_a_word(run_main: Run, case_file: Path, tmp_path: Path, asked: Asked, verdict: Verdict) -> None:
     calls = asked(
         "feasibility",
@@ -202,17 +175,6 @@ def test_an_internal_error_is_one_line(run_main: Run, case_file: Path, asked: As
 # ---------------------------------------------------------------------------------------------------- on real questions
 
 
-def strictly(path: Path) -> dict[str, Any]:
-    """A JSON file without the words that JSON does not have."""
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{path} holds {word}")
-
-    found = json.loads(path.read_text(), parse_constant=refuse)
-    assert isinstance(found, dict)
-    return found
-
-
 def test_feasible_with_everything_that_there_is_to_say(run_main: Run, case_file: Path, tmp_path: Path) -> None:
     done = run_main("acopf", "feasibility", case_file, *"--json r.json --proof p.json --plot n.png --timeout 30".split())
     assert (done.returncode, done.stdout) == (0, "feasible\n"), done.stderr
@@ -226,93 +188,6 @@ def test_feasible_with_everything_that_there_is_to_say(run_main: Run, case_file:
     for one in found["constraints"]:
         low, high = (float(end) for end in one["proved"])
         assert low <= one["value"] <= high or one["margin"] < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("command", "answer", "claim"),
-    [("feasibility --load-scale 2.5", "infeasible", "every point violates something by more than"),
-     ("feasibility --load-scale 2.5 --load-box 0.05 --quantifier exists", "infeasible", "p.u. (rad) at loads of 1.1875 to 1.3125 p.u."),
-     ("cost", "cost ", "no operating point costs less than"), ("loadability", "loadability ", "the case's own loads times more than")],
-)  # fmt: skip
-@pytest.mark.parametrize("kept", ["p.json", "p.json.gz"])
-def test_what_is_proved_is_saved_and_rechecked(
-    run_main: Run, case_file: Path, tmp_path: Path, command: str, answer: str, claim: str, kept: str
-) -> None:
-    name, *options = command.split()
-    done = run_main("acopf", name, case_file, *options, "--json", "r.json", "--proof", kept, "-q", "--timeout", "30")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert done.stdout.startswith(answer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["two.m", "r.json", kept])
-    assert strictly(tmp_path / "r.json")["has_proof"]
-    if kept == "p.json":
-        strictly(tmp_path / kept)
-    done = run_main("acopf", "recheck", case_file, kept)
-    assert (done.returncode, done.stderr) == (0, "")
-    first, second = done.stdout.splitlines()
-    assert first == "accepted" and claim in second
-
-
-def test_a_proof_is_rejected_where_it_does_not_hold(run_main: Run, case_file: Path, tmp_path: Path) -> None:
-    """For another case, for other loads, and for more than it proves."""
-    run_main("acopf", "feasibility", case_file, "--load-scale", "2.5", "--proof", "p.json", "-q")
-    (tmp_path / "other.m").write_text(TEXT.replace("100 1 200", "100 1 400").replace("0.02 100", "0.02 900").replace("0.1 0.02", "0.01 0"))
-    cut = "\n    2 1 50 10 0 0 1 1.0 0 230 1 1.1 0.9;"
-    (tmp_path / "three.m").write_text(
-        TEXT.replace(cut, cut + cut.replace("2 1", "3 1")).replace("-30 30]", "-30 30; 2 3 0 0.1 0 0 0 0 0 0 1 0 0]")
-    )
-    (tmp_path / "more.json").write_text(json.dumps({**strictly(tmp_path / "p.json"), "tolerance": 0.4}))
-    for arguments in ("other.m p.json", "three.m p.json", "two.m p.json --load-scale 1", "two.m p.json --load-box 0.9", "two.m more.json"):
-        done = run_main("acopf", "recheck", *arguments.split())
-        assert (done.returncode, done.stderr) == (0, ""), arguments
-        assert done.stdout.splitlines()[0] == "rejected" and done.stdout.count("\n") == 2, arguments
-    done = run_main("acopf", "recheck", "two.m", "p.json", "--load-scale", "2.6")
-    assert done.stdout.startswith("accepted\n") and "loads of 1.3 p.u." in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("p.json", b""), ("p.json", b"{"), ("p.json", b"[]"), ("p.json", b"{}"), ("p.json", bytes(range(256))), ("p.json", b'{"version": 7}'),
-     ("p.json", b"[" * 100_000), ("p.json", b"1" * 5000), ("p.json", gzip.compress(b"{}")), ("p.json.gz", b"{}"),
-     ("p.json.gz", gzip.compress(b"{}")), ("p.json.gz", gzip.compress(b"{}" * 999)[:-9]),
-     ("p.json.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20)],
-)  # fmt: skip
-def test_what_is_no_proof(run_main: Run, case_file: Path, tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    refused(run_main("acopf", "recheck", case_file, name), name)
-
-
-def test_malformed_parts_of_a_proof(run_main: Run, case_file: Path, tmp_path: Path) -> None:
-    """Whatever stands in place of a number, a list or an object: one line, or a rejection."""
-    run_main("acopf", "cost", case_file, "--proof", "p.json", "-q", "--timeout", "30")
-    proof = strictly(tmp_path / "p.json")
-    places = list(parts(proof))
-    assert len(places) > 20
-    for k, place in enumerate(places):
-        for worse in (None, "x", [], {}, -1, 10**30, math.nan, 0.5, [[]])[k % 3 :: 3]:
-            (tmp_path / "q.json").write_text(json.dumps(swapped(proof, place, worse)))
-            done = run_main("acopf", "recheck", case_file, "q.json")
-            if done.returncode == 0:
-                assert done.stdout.split()[0] in ("accepted", "rejected")
-            else:
-                refused(done, "q.json")
-
-
-def parts(of: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The places of everything in a JSON value, of long lists the first entry only."""
-    if place:
-        yield place
-    inner = of.items() if isinstance(of, dict) else enumerate(of[:1]) if isinstance(of, list) else ()
-    for key, value in inner:
-        yield from parts(value, (*place, key))
-
-
-def swapped(of: Any, place: tuple[Any, ...], value: Any) -> Any:
-    """The same with something else at a place."""
-    if not place:
-        return value
-    copy = dict(of) if isinstance(of, dict) else list(of)
-    copy[place[0]] = swapped(of[place[0]], place[1:], value)
-    return copy
 
 
 def test_answers_are_json_where_little_is_known() -> None:
@@ -358,12 +233,12 @@ def test_a_box_says_what_it_needs(run_main: Run, case_file: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [("0.9;\n]", "1.2;\n]", "row 2"), ("1 2 0.01 0.1", "1 7 0.01 0.1", "branch row 1"), ("mpc.bus = [", "mpc.buses = [", "bus"),
-     (TEXT, "", "two.m"), ("50 10", "NaN 10", "bus row 2"), ("mpc.gencost = [2", "mpc.gencost = [1", "piecewise")],
+     (TWO, "", "two.m"), ("50 10", "NaN 10", "bus row 2"), ("mpc.gencost = [2", "mpc.gencost = [1", "piecewise")],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["info", "feasibility"])
 def test_malformed_cases(run_main: Run, case_file: Path, command: str, old: str, new: str, word: str) -> None:
-    assert old in TEXT
-    case_file.write_text(TEXT.replace(old, new))
+    assert old in TWO
+    case_file.write_text(TWO.replace(old, new))
     refused(run_main("acopf", command, case_file), word)
 
 
