@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -73,16 +72,16 @@ class Tree:
             heapq.heappush(self._open, (region.bound, next(self._order), region))
 
     def _split(self, region: Region, column: int, at: float) -> tuple[Region, Region]:
-        """Both sides of a split, which are leaves as good as the region's until they are examined."""
+        """Both sides of a split, of which as much is known as of the region until they are examined."""
         low, high = region.box.upper.copy(), region.box.lower.copy()
         low[column] = high[column] = at
         node = region.node
-        node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
-        node.leaf = None
-        return tuple(
-            Region(box, region.cuts, child, region.bound, region.point)
-            for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
-        )  # type: ignore[return-value]
+        node.column, node.at, node.below, node.above, node.leaf = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf), None
+        below, above = Box(region.box.lower, low), Box(high, region.box.upper)
+        return (
+            Region(below, region.cuts, node.below, region.bound, region.point),
+            Region(above, region.cuts, node.above, region.bound, region.point),
+        )
 
 
 def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
@@ -102,8 +101,3 @@ def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
     column = int(np.argmax(worth))
     low, high = box.lower[column], box.upper[column]
     return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))
-
-
-def gap_closed(lower: float, upper: float, gap: float) -> float:
-    """The lower bound from which on (upper - lower) / |upper| is at most `gap`."""
-    return upper - gap * abs(upper) if math.isfinite(upper) else math.inf

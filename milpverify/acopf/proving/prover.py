@@ -13,7 +13,7 @@ from milpverify.acopf.proving.native import native_bound
 from milpverify.acopf.proving.programs import Box, Programs
 from milpverify.acopf.proving.proof import Proof, Statement
 from milpverify.acopf.proving.recheck import question_of, recheck
-from milpverify.acopf.proving.tightening import Tightening
+from milpverify.acopf.proving.tightening import Goal, Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
 from milpverify.acopf.relaxation.separation import at_point, separate
@@ -80,19 +80,20 @@ class Prover:
         self._process = SolverProcess("highs")
         columns = self.relaxation.columns
         objective = np.zeros(len(columns))
+        self._unit = 1.0
         match statement.statement:
             case Statement.INFEASIBLE:
-                objective[columns.pg] = 1.0  # whatever makes solutions plausible
-                self._unit = 1.0
+                objective[columns.pg] = 1.0
+                goal = Goal(objective)
             case Statement.COST:
                 objective[columns.total] = 1.0
-                self._unit = self.relaxation.unit
+                goal, self._unit = Goal(objective, int(columns.total[0])), self.relaxation.unit
             case Statement.GROWTH:
                 objective[columns.growth] = -1.0
-                self._unit = 1.0
+                goal = Goal(objective, int(columns.growth[0]), upper=True)
         searching = deadline.within(max(0.0, deadline.remaining() - min(RECHECK_MOST, RECHECK_SHARE * deadline.remaining())))
         self._programs = Programs(self.relaxation, self._process, searching)
-        tightening = Tightening(self.relaxation, self._programs, objective, searching)
+        tightening = Tightening(self.relaxation, self._programs, goal, searching)
         self._limits = Box(*Ranges(self.relaxation).limits())
         self.tree = Tree(tightening, self._limits)
         self._cut(statement.cutoff)
@@ -149,7 +150,7 @@ class Prover:
         tree.examine_root(target / self._unit, ROOT_ROUNDS)
         if self.bound >= target or tree.root.box.empty or self.deadline.expired():
             return
-        model = self._programs.model(tree.root.box, tree.root.cuts, tightening.objective)
+        model = self._programs.model(tree.root.box, tree.root.cuts, tightening.goal.objective)
         refute, within = self._claim.statement is Statement.INFEASIBLE, self.deadline.within(NATIVE_SHARE * self.deadline.remaining())
         bound, message = native_bound(self._solver, self.relaxation, model, refute, target / self._unit, within)
         self._native = max(self._native, bound)
