@@ -92,9 +92,7 @@ class Tightening:
 
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
-        if not region.begun:
-            self._settle(region, region.box)
-            region.begun = True
+        self.begin(region)
         narrowed = 0.0
         for k in range(rounds + 1):
             before = region.bound
@@ -108,6 +106,12 @@ class Tightening:
             if not self._tighten(region):
                 return
             narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
+
+    def begin(self, region: Region) -> None:
+        """Settle a region's ranges, if that has not been done."""
+        if not region.begun:
+            self._settle(region, region.box)
+            region.begun = True
 
     def _settle(self, region: Region, box: Box) -> None:
         """Another box, and what its ranges imply for each other: once at the beginning and after each step, as the check does."""
