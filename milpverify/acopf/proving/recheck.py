@@ -7,7 +7,7 @@ outwards, and the multipliers are believed nothing: weak duality turns them into
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recheck:
-    """Whether a proof holds, and why not. True in a condition if and only if it does. `stopped`: the check did not come to an end."""
+    """Whether a proof holds, and of what, or why not; true if and only if it does. `stopped`: the check did not come to an end."""
 
     accepted: bool
     message: str
@@ -56,16 +56,18 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
     Args:
         case: what it is about.
         proof: what is claimed, and why.
-        loads: if these are other ones than the proof's, it is these that it is checked for.
+        loads: these instead of the proof's own, to check that it is about them.
         stop: asked now and then; a true answer ends the check, which then accepts nothing.
     """
+    if loads is not None:
+        proof = replace(proof, loads=loads.ranges(case))
     try:
-        _Checker(case, proof, loads, stop or (lambda: False)).check()
+        _Checker(case, proof, stop or (lambda: False)).check()
     except _Stopped:
         return Recheck(False, "the check was stopped", stopped=True)
     except _RejectedError as error:
         return Recheck(False, str(error))
-    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
+    return Recheck(True, f"{proof.claim}: {proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
 
 
 def question_of(case: Case, proof: Proof) -> Question:
@@ -80,12 +82,10 @@ def _programs(node: Node) -> int:
 
 
 class _Checker:
-    def __init__(self, case: Case, proof: Proof, loads: Loads | None, stop: Callable[[], bool]) -> None:
+    def __init__(self, case: Case, proof: Proof, stop: Callable[[], bool]) -> None:
         self.proof, self._stop = proof, stop
-        own = proof.loads if loads is None else loads.ranges(case)
-        proof = Proof(proof.statement, own, proof.tolerance, proof.cutoff, proof.bound, proof.root)
         n = case.num_buses
-        if any(part.shape != (n,) or not np.isfinite(part).all() for part in own):
+        if any(part.shape != (n,) or not np.isfinite(part).all() for part in proof.loads):
             raise _RejectedError(f"the proof's loads are not those of {n} buses")
         if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or math.isnan(proof.bound):
             raise _RejectedError("the tolerance, the cutoff or the bound is no sensible number")
