@@ -60,11 +60,14 @@ class Tree:
             _, _, region = heapq.heappop(self._open)
             if region.point is None:
                 break
-            column, at = split_of(tightening.relaxation, region)
+            (column, at), leaf = split_of(tightening.relaxation, region), region.node.leaf
             children = self._split(region, column, at)
             for child in children:
                 self._examine(child, target(), ROUNDS)
                 self.boxes += 1
+            if any(child.stale for child in children) and deadline.expired():  # time was over before they had multipliers of their own
+                region.node.leaf, region.node.below, region.node.above = leaf, None, None
+                break
             on_box(min(children, key=lambda child: child.bound).point)
 
     def _examine(self, region: Region, target: float, rounds: int) -> None:

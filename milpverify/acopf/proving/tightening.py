@@ -33,7 +33,10 @@ SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
 
 @dataclass(eq=False)
 class Region:
-    """A box of operating points under examination, its planes, and its place in the proof."""
+    """A box of operating points under examination, its planes, and its place in the proof.
+
+    `stale`: the proof's multipliers belong to another box, of which `before` is the one that the last step left.
+    """
 
     box: Box
     cuts: Cuts = field(default_factory=no_cuts)
@@ -41,10 +44,18 @@ class Region:
     bound: float = -math.inf
     point: Array | None = None
     settled: bool = False
+    stale: bool = True
+    before: Box | None = None
 
     def restrict(self, box: Box) -> None:
         """Another box, whose ranges have not been settled."""
-        self.box, self.settled = box, False
+        self.box, self.settled, self.stale = box, False, True
+
+    def take_back(self) -> None:
+        """Without the last step, if no multipliers were found for the box that it left: the rows of a narrower box are other ones."""
+        if self.stale and self.before is not None:
+            self.node.steps.pop()
+            self.box, self.settled, self.stale, self.before = self.before, True, False, None
 
     @property
     def refuted(self) -> bool:
@@ -65,6 +76,10 @@ class Tightening:
 
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
+        self._examine(region, target, rounds)
+        region.take_back()
+
+    def _examine(self, region: Region, target: float, rounds: int) -> None:
         for k in range(rounds + 1):
             if not region.settled:  # once for each step of the proof, as often as the check does
                 region.box, region.settled = self.settle(region.box), True
@@ -81,7 +96,7 @@ class Tightening:
         return None
 
     def _close(self, region: Region, leaf: Leaf) -> None:
-        region.node.leaf, region.bound = leaf, leaf.bound
+        region.node.leaf, region.bound, region.stale, region.before = leaf, leaf.bound, False, None
 
     def _bound(self, region: Region) -> bool:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
@@ -91,7 +106,7 @@ class Tightening:
             if solution is None:
                 return self._refute(region)
             region.point = solution.point
-            if solution.bound > region.bound or region.node.leaf is None:
+            if solution.bound > region.bound or region.stale:
                 self._record(region, solution)
             new = separate(self.relaxation, solution.point[None])
             if not len(new) or self.deadline.expired() or (k > 5 and solution.bound - last < STALLED * abs(last)):
@@ -133,6 +148,7 @@ class Tightening:
         if not deductions:
             return False
         region.node.steps.append(self._step(region.cuts, deductions))
+        region.before = box
         region.restrict(Box(lower, upper))
         points = np.stack([solution.point for _, solution in found])
         region.cuts = region.cuts + separate(self.relaxation, points, LOOSE)
