@@ -172,6 +172,8 @@ class Cost(Bounds):
 
     @property
     def headline(self) -> str:
+        if self.lower == math.inf:
+            return f"{self._question()}: there is no operating point at any cost"
         return f"{self._question()}: the least cost is between {self.lower:.8g} and {self.upper:.8g} $/h, gap {self.gap:.2g}"
 
     def to_dict(self) -> dict[str, Any]:

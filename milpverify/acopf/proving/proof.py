@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -154,7 +155,7 @@ class Proof:
                 bound,
                 _node_from_dict(data["root"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, InvalidInput):
                 raise
             raise InvalidInput(f"malformed proof: {error or type(error).__name__}") from error
@@ -185,7 +186,7 @@ class Proof:
             return cls.from_dict(json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw))
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, RecursionError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, RecursionError, zlib.error) as error:
             raise InvalidInput(f"{path} is no proof: {error}") from error
 
 

@@ -163,7 +163,10 @@ class Prover:
     def proved(self) -> Proved:
         """What has been proved so far, rechecked in rationals where time allows."""
         bound, root, statement = self.bound, self.tree.proof, self._claim.statement
-        ranges, method = self.tree.root.box, f"{self.tree.boxes} boxes, {self._programs.solved} linear programs"
+        ranges, method = (
+            self.tree.tightening.settle(self.tree.root.box),
+            f"{self.tree.boxes} boxes, {self._programs.solved} linear programs",
+        )
         nothing = math.inf if statement is Statement.GROWTH else -math.inf
         if bound == -math.inf or (statement is Statement.INFEASIBLE and not math.isinf(bound)):
             return Proved(-math.inf, nothing, None, Trust.EXACT, ranges, method, tuple(self._warnings))

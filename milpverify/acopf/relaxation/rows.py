@@ -30,6 +30,11 @@ def bounded(values: Values) -> NDArray[np.bool_]:
     return np.array(np.abs(values) < (int(ENDLESS) if values.dtype == object else ENDLESS), dtype=bool)
 
 
+def contradictory(lower: Values, upper: Values) -> bool:
+    """Whether a range has no number in it; what stands for infinity is no end of a range, on either side."""
+    return bool((np.array(lower > upper, dtype=bool) & bounded(lower) & bounded(upper)).any())
+
+
 class Assembly:
     """Rows under construction, from entries (row, column, value, radius of the value)."""
 
