@@ -67,11 +67,11 @@ def refuse_box(loads: Loads, question: str) -> None:
         raise InvalidInput(f"{question} is about one load, not a box of them: use acopf.scaled")
 
 
-def why_ended(deadline: Deadline, otherwise: Reason) -> Reason:
+def why_ended(deadline: Deadline, out_of_time: bool) -> Reason:
     """Why a run that did not get what it wanted is over."""
     if deadline.cancelled:
         return Reason.INTERRUPTED
-    return Reason.TIMEOUT if deadline.expired() else otherwise
+    return Reason.TIMEOUT if out_of_time or deadline.expired() else Reason.UNDECIDED
 
 
 def is_power_of_two(count: int) -> bool:

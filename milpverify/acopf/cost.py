@@ -69,20 +69,20 @@ def certify_cost(
             best, upper = found, _cost(found)
 
     with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event, solver) as prover:
+        with clock.phase("point"):
+            look(None, 3)
         with clock.phase("relaxation"):
+            if best is not None:
+                prover.touch(best.point)
+                prover.cut(upper)
             prover.root()
-        if not prover.refuted:
-            with clock.phase("point"):
-                look(None, 3)
-            with clock.phase("proof"):
-                if best is not None:
-                    prover.cut(upper)
+        with clock.phase("proof"):
 
-                def on_point(solution: Array, boxes: int) -> None:
-                    if is_power_of_two(boxes) and not deadline.expired() and prover.bound < _target(upper, gap):
-                        look(start_of(case, prover.relaxation, solution), 1)
+            def on_point(solution: Array, boxes: int) -> None:
+                if is_power_of_two(boxes) and not deadline.expired() and prover.bound < _target(upper, gap):
+                    look(start_of(case, prover.relaxation, solution), 1)
 
-                prover.search(lambda: _target(upper, gap), on_point)
+            prover.search(lambda: _target(upper, gap), on_point)
         with clock.phase("recheck"):
             proved = prover.proved()
         lower = proved.value
@@ -93,7 +93,7 @@ def certify_cost(
     return Cost(
         case=case,
         loads=loads,
-        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, Reason.UNDECIDED),
+        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, prover.out_of_time),
         trust=proved.trust,
         point=None if best is None else best.point,
         existence=None if best is None else best.existence,

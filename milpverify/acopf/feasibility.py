@@ -26,7 +26,6 @@ LESS = (0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-4)
 """The shares of the least violation found that are tried as a bound of it."""
 LARGEST_VIOLATION = 0.1  # p.u. and rad: no proof is looked for that everything is violated by more
 MORE = 0.5  # seconds for a proof that it is by more
-LOOK = 3.0  # seconds for the point that violates least, once it is known that all violate something
 
 
 def check_feasibility(
@@ -77,18 +76,17 @@ def check_feasibility(
             nearest = point
 
     with Prover(case, statement, deadline, on_event, solver) as prover:
-        with clock.phase("relaxation"):
-            prover.root()
-        if not prover.refuted:
-            with clock.phase("point"):
-                look(local.cheapest(case, loads, attempts=1, deadline=deadline))
-                if found is None:
-                    look(local.least_violation(case, loads, attempts=2, deadline=deadline))
-        if found is None and not prover.refuted:
+        with clock.phase("point"):
+            look(local.cheapest(case, loads, attempts=1, deadline=deadline))
+            if found is None:
+                look(local.least_violation(case, loads, attempts=2, deadline=deadline))
+        if found is None:
+            with clock.phase("relaxation"):
+                prover.root()
             with clock.phase("proof"):
 
                 def on_point(solution: Array, boxes: int) -> None:
-                    if is_power_of_two(boxes) and not deadline.expired():
+                    if is_power_of_two(boxes) and not (prover.refuted or deadline.expired()):
                         look(
                             local.least_violation(
                                 case, loads, start=start_of(case, prover.relaxation, solution), attempts=1, deadline=deadline
@@ -104,12 +102,10 @@ def check_feasibility(
             verdict, reason = Verdict.FEASIBLE, Reason.POINT
         elif proved.refuted:
             with clock.phase("violation"):
-                if nearest is None and not deadline.expired():
-                    nearest = local.least_violation(case, loads, attempts=1, deadline=deadline.within(LOOK))
                 proved = _stronger(case, proved, nearest, deadline)
             verdict, reason = Verdict.INFEASIBLE, Reason.PROVED
         else:
-            verdict, reason = Verdict.UNKNOWN, why_ended(deadline, Reason.UNDECIDED)
+            verdict, reason = Verdict.UNKNOWN, why_ended(deadline, prover.out_of_time)
         violated = -math.inf
         if verdict is Verdict.INFEASIBLE:
             violated = 2 * tolerance if proved.proof is None else proved.proof.tolerance

@@ -66,13 +66,14 @@ def max_loadability(
             lower, best = found
 
     with Prover(case, claim(Statement.GROWTH, Loads().ranges(case), 0.0, 0.0), deadline, on_event, solver) as prover:
-        with clock.phase("relaxation"):
-            prover.root()
         with clock.phase("point"):
             look(None, 3)
-        with clock.phase("proof"):
-            if lower > 0.0:
+        with clock.phase("relaxation"):
+            if best is not None and lower > 0.0:
+                prover.touch(best.point)
                 prover.cut(lower)
+            prover.root()
+        with clock.phase("proof"):
 
             def on_point(solution: Array, boxes: int) -> None:
                 if is_power_of_two(boxes) and not deadline.expired() and prover.bound < _target(lower, gap):
@@ -89,7 +90,7 @@ def max_loadability(
     return Loadability(
         case=case,
         loads=Loads() if best is None else scaled(lower),
-        reason=Reason.GAP if closed else why_ended(deadline, Reason.UNDECIDED),
+        reason=Reason.GAP if closed else why_ended(deadline, prover.out_of_time),
         trust=proved.trust,
         point=None if best is None else best.point,
         existence=None if best is None else best.existence,

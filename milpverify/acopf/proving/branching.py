@@ -12,7 +12,7 @@ import numpy as np
 
 from milpverify.acopf.proving.programs import Box
 from milpverify.acopf.proving.proof import Node
-from milpverify.acopf.proving.tightening import Region, Tightening
+from milpverify.acopf.proving.tightening import Region, Tightening, errors_of
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
@@ -91,18 +91,14 @@ class Tree:
 def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
     """The column to split and where: of the pair of buses at which the solution is furthest from any voltages, what adds most to that.
 
-    The error of a pair is what is missing in c^2 + s^2 = w_i w_j and in s cos(d) = c sin(d); the relaxation's own error there is of the
-    order of the squares of half the angles' range and of half the voltages' ranges.
+    The relaxation's error there is of the order of the squares of half the angles' range and of half the voltages' ranges.
     """
     columns, point, box = relaxation.columns, region.point, region.box
     assert point is not None
-    i, j = columns.w[columns.pairs.i], columns.w[columns.pairs.j]
-    c, s, d = point[columns.c], point[columns.s], point[columns.d]
-    error = np.maximum(0.0, point[i] * point[j] - c * c - s * s) + np.abs(s * np.cos(d) - c * np.sin(d))
     width = box.upper - box.lower
     voltage = np.sqrt(box.upper[columns.w]) - np.sqrt(box.lower[columns.w])
     worth = np.zeros(len(point))
-    p = int(np.argmax(error))
+    p = int(np.argmax(errors_of(relaxation, point)))
     ends = (columns.pairs.i[p], columns.pairs.j[p])
     worth[columns.d[p]] = (width[columns.d[p]] / 2) ** 2
     worth[columns.w[list(ends)]] = voltage[list(ends)] ** 2

@@ -19,6 +19,8 @@ from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
@@ -47,35 +49,44 @@ def native_bound(solver: str, relaxation: Relaxation, linear: Model, refute: boo
 
 
 def with_products(relaxation: Relaxation, linear: Model) -> Model:
-    """The relaxation's model with e and f (n each) as further columns, and a quadratic row for every w, c, s, rating and curved cost."""
+    """The relaxation's model with e and f (n each), and p and q into rated branches, as further columns, and what defines them.
+
+    A quadratic row for every w, c, s, rating and curved cost; a linear one for every flow.
+    """
     columns, question = relaxation.columns, relaxation.question
     case, pairs, n = question.case, columns.pairs, question.case.num_buses
+    br, rated = case.branches, columns.rated
     e, f = (linear.num_variables + k * n + np.arange(n) for k in range(2))
+    flow = linear.num_variables + 2 * n + np.arange(4 * len(rated)).reshape(4, -1)
     most = np.sqrt(np.maximum(linear.upper[columns.w], 0.0)) * (1 + 2.0**-40)
-    lower, upper = np.concatenate([-most, -most]), np.concatenate([most, most])
+    rate = br.rate[rated] + question.tolerance
+    lower, upper = np.concatenate([-most, -most, *[-rate] * 4]), np.concatenate([most, most, *[rate] * 4])
     lower[case.reference] = 0.0
     lower[n + case.reference] = upper[n + case.reference] = 0.0
     made = _Rows(linear.num_rows)
-    none, zero = np.zeros(len(pairs.i)), np.zeros(n)
-    made.add(columns.w, np.ones(n), [(e, e, -np.ones(n)), (f, f, -np.ones(n))], zero, zero)
-    i, j, one = pairs.i, pairs.j, np.ones(len(pairs.i))
-    made.add(columns.c, one, [(e[i], e[j], -one), (f[i], f[j], -one)], none, none)
-    made.add(columns.s, one, [(f[i], e[j], -one), (e[i], f[j], one)], none, none)
-    rate = case.branches.rate[columns.rated] + question.tolerance
-    for p, q in (columns.flow[:2], columns.flow[2:]):
-        made.add(p, np.zeros(len(p)), [(p, p, np.ones(len(p))), (q, q, np.ones(len(p)))], np.full(len(p), -math.inf), rate**2)
+    i, j, p = pairs.i, pairs.j, pairs.of_branch[rated]
+    made.add([(columns.w, 1.0)], [(e, e, -1.0), (f, f, -1.0)], 0.0, 0.0)
+    made.add([(columns.c, 1.0)], [(e[i], e[j], -1.0), (f[i], f[j], -1.0)], 0.0, 0.0)
+    made.add([(columns.s, 1.0)], [(f[i], e[j], -1.0), (e[i], f[j], 1.0)], 0.0, 0.0)
+    coefficients = relaxation.flow_coefficients()[0][rated]
+    ends = (columns.w[br.f[rated]], columns.w[br.t[rated]], columns.c[p], columns.s[p])
+    for which in range(4):
+        ways = (1.0, 1.0, 1.0, pairs.sign[rated])
+        terms = [(column, coefficients[:, which, k] * way) for k, (column, way) in enumerate(zip(ends, ways, strict=True))]
+        made.add([(flow[which], -1.0), *terms], [], 0.0, 0.0)
+    for a, b in (flow[:2], flow[2:]):
+        made.add([], [(a, a, 1.0), (b, b, 1.0)], -math.inf, rate**2)
     if question.priced:
         gen, unit = case.generators, relaxation.unit
         curved = np.flatnonzero(gen.c2 > 0)
         price, pg = columns.price[curved], columns.pg[curved]
         squares = [(pg, pg, -gen.c2[curved] / unit)]
-        free = np.full(len(curved), math.inf)
-        made.add(price, np.ones(len(curved)), squares, gen.c0[curved] / unit, free, second=(pg, -gen.c1[curved] / unit))
+        made.add([(price, 1.0), (pg, -gen.c1[curved] / unit)], squares, gen.c0[curved] / unit, math.inf)
     return made.onto(linear, lower, upper)
 
 
 class _Rows:
-    """Quadratic rows, each with one or two linear terms."""
+    """Rows of linear terms and products, as many at a time as the columns that come first."""
 
     def __init__(self, first: int) -> None:
         self._first, self.count = first, 0
@@ -85,21 +96,18 @@ class _Rows:
 
     def add(
         self,
-        column: Index,
-        value: Array,
-        products: list[tuple[Index, Index, Array]],
-        lower: Array,
-        upper: Array,
-        second: tuple[Index, Array] | None = None,
+        linear: Sequence[tuple[Index, Array | float]],
+        products: Sequence[tuple[Index, Index, Array | float]],
+        lower: Array | float,
+        upper: Array | float,
     ) -> None:
-        """value v[column] + sum of products (and of the second term) between two ends, row by row."""
-        rows = self.count + np.arange(len(column))
-        self._linear.append((rows, column, value))
-        if second is not None:
-            self._linear.append((rows, *second))
-        self._products += [(rows, np.minimum(a, b), np.maximum(a, b), factor) for a, b, factor in products]
-        self._ends.append((lower, upper))
-        self.count += len(column)
+        """Rows lower <= sum of value v[column] + sum of value v[a] v[b] <= upper."""
+        count = len(linear[0][0] if linear else products[0][0])
+        rows = self.count + np.arange(count)
+        self._linear += [(rows, column, np.broadcast_to(value, count)) for column, value in linear]
+        self._products += [(rows, np.minimum(a, b), np.maximum(a, b), np.broadcast_to(value, count)) for a, b, value in products]
+        self._ends.append((np.broadcast_to(lower, count), np.broadcast_to(upper, count)))
+        self.count += count
 
     def onto(self, model: Model, lower: Array, upper: Array) -> Model:
         """The model with these rows, and with further columns in these ranges."""

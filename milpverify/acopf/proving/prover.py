@@ -16,6 +16,7 @@ from milpverify.acopf.proving.recheck import question_of, recheck
 from milpverify.acopf.proving.tightening import Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
+from milpverify.acopf.relaxation.separation import at_point, separate
 from milpverify.config import Deadline
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.points.judgement import Candidate
     from milpverify.acopf.proving.proof import Node
 
 RECHECK_SHARE = 0.15  # of the time that is left, which the search leaves to the recheck
 RECHECK_MOST = 30.0  # seconds
 LEAST_CHECK = 1.0  # seconds for a recheck, whatever time it is
 NATIVE_SHARE = 0.5
+TOUCHING = 1e-6  # p.u.: planes of cones that are this close to tight
 SOLVERS = ("highs", "scip", "gurobi")
 
 
@@ -109,6 +112,15 @@ class Prover:
     def refuted(self) -> bool:
         """Whether no point is left."""
         return self.bound == math.inf
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the search ended with its time."""
+        return self.tree.tightening.deadline.expired()
+
+    def touch(self, point: Candidate) -> None:
+        """Begin with the planes that touch the cones at a point: where a good one lies, solutions of the relaxation are near."""
+        self.tree.root.cuts = self.tree.root.cuts + separate(self.relaxation, at_point(self.relaxation, point)[None], -TOUCHING)
 
     def root(self) -> None:
         """The relaxation without any tightening: a handful of linear programs."""

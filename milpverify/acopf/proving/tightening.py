@@ -129,7 +129,14 @@ class Tightening:
     def _tighten(self, region: Region) -> bool:
         """One sweep over voltages and angles; returns whether it took anything off."""
         columns, box = self.relaxation.columns, region.box
-        parts = [part[(box.upper - box.lower)[part] > SETTLED] for part in (columns.w, columns.d)]
+        error = errors_of(self.relaxation, region.point)
+        at_bus = np.zeros(len(columns.w))
+        for end in (columns.pairs.i, columns.pairs.j):
+            np.maximum.at(at_bus, end, error)
+        parts = []  # where the relaxation errs most comes first, since time may end
+        for part, weight in ((columns.w, at_bus), (columns.d, error)):
+            wide = (box.upper - box.lower)[part] > SETTLED
+            parts.append(part[wide][np.argsort(-weight[wide], kind="stable")])
         which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
         sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
         region.cuts = self._near(region, TIGHT)
@@ -179,3 +186,14 @@ class Tightening:
             cuts.keep(flagged),
             tuple(Deduction(j, up, value, Multipliers(place[m.rows], m.values)) for j, up, value, m in deductions),
         )
+
+
+def errors_of(relaxation: Relaxation, point: Array | None) -> Array:
+    """How far a solution is from any voltages, pair by pair (P,): what is missing in c^2 + s^2 = w_i w_j and in s cos(d) = c sin(d)."""
+    columns = relaxation.columns
+    if point is None:
+        return np.zeros(len(columns.d))
+    c, s, d = point[columns.c], point[columns.s], point[columns.d]
+    product = point[columns.w[columns.pairs.i]] * point[columns.w[columns.pairs.j]]
+    error: Array = np.maximum(0.0, product - c * c - s * s) + np.abs(s * np.cos(d) - c * np.sin(d))
+    return error

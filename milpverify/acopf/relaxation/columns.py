@@ -49,7 +49,6 @@ class Columns:
         self.w, self.c, self.s, self.d = self._add(n), self._add(pairs), self._add(pairs), self._add(pairs)
         self.pg, self.qg = self._add(generators), self._add(generators)
         self.rated = np.flatnonzero(np.isfinite(case.branches.rate))
-        self.flow = np.stack([self._add(len(self.rated)) for _ in range(4)])  # pf, qf, pt, qt
         low_p, high_p, low_q, high_q = question.loads
         fixed = question.growth is not None
         self.varying = tuple(np.flatnonzero((low != high) & (not fixed)) for low, high in ((low_p, high_p), (low_q, high_q)))

@@ -50,9 +50,6 @@ class Ranges:
         lower[columns.d], upper[columns.d] = self.numbers.turned(widened[0], False), self.numbers.turned(widened[1], True)
         put(columns.pg, of(gen.pmin) - t, of(gen.pmax) + t)
         put(columns.qg, of(gen.qmin) - t, of(gen.qmax) + t)
-        rate = of(br.rate[columns.rated]) + t
-        for flow in columns.flow:
-            put(flow, -rate, rate)
         for which, buses_of, (a, b) in zip(columns.loads, columns.varying, (self.question.loads[:2], self.question.loads[2:]), strict=True):
             lower[which], upper[which] = of(a[buses_of]), of(b[buses_of])
         if self.question.growth is not None:

@@ -1,7 +1,7 @@
 """A linear relaxation of the operating points of a network, in products of voltages and angle differences, over a box of them.
 
 Columns: w = vm^2 of every bus; of every pair of buses that branches join, c = vm_i vm_j cos(d), s = vm_i vm_j sin(d) and d = va_i - va_j
-(modulo 2 pi in (-pi, pi]); generation; flows of branches with a rating; loads where they vary; costs. In these the balances and flows are
+(modulo 2 pi in (-pi, pi]); generation; loads where they vary; costs. In these the balances and flows are
 linear (`admittance.py`). What c, s, d and w have to do with each other is relaxed (Coffrin, Hijazi, Van Hentenryck, "The QC relaxation"
 and "Strengthening the SDP relaxation of AC power flows with bound tightening and valid inequalities", 2016 and 2017), in coordinates
 turned by the middle of each pair's angles, where a narrow range is nearly linear:
@@ -62,9 +62,7 @@ class Relaxation:
     def num_fixed(self) -> int:
         """How many rows come before those of the cuts."""
         columns, case = self.columns, self.question.case
-        return (
-            2 * case.num_buses + 4 * len(columns.rated) + len(columns.pairs.cycles) + 8 * len(columns.pairs.i) + int(self.question.priced)
-        )
+        return 2 * case.num_buses + len(columns.pairs.cycles) + 8 * len(columns.pairs.i) + int(self.question.priced)
 
     def flow_coefficients(self) -> tuple[Values, Values]:
         """(m, 4, 4) and their radii: pf, qf, pt, qt of every branch in w_f, w_t, c, s (`admittance.py`)."""
@@ -84,7 +82,6 @@ class Relaxation:
         """
         made = Assembly(self.numbers, len(self.columns))
         self._balances(made)
-        self._definitions(made)
         self._cycles(made, lower, upper)
         self._pairs(made, lower, upper)
         if self.question.priced:
@@ -98,9 +95,6 @@ class Relaxation:
         """Generation less shunts, flows and loads, row by row the active and then the reactive power of every bus."""
         case, columns, numbers, t = self.question.case, self.columns, self.numbers, self.question.tolerance
         buses, br = case.buses, case.branches
-        place = np.full(len(br), -1)
-        place[columns.rated] = np.arange(len(columns.rated))
-        free = np.flatnonzero(place < 0)
         low_p, high_p, low_q, high_q = self.question.loads
         for power, (generation, shunt, load, low, high) in enumerate(
             ((columns.pg, -buses.gs, buses.pd, low_p, high_p), (columns.qg, buses.bs, buses.qd, low_q, high_q))
@@ -118,28 +112,15 @@ class Relaxation:
             else:
                 made.put(first + columns.varying[power], columns.loads[power], -np.ones(len(columns.loads[power])))
             for end, bus in ((0, br.f), (2, br.t)):
-                made.put(first + bus[columns.rated], columns.flow[end + power], -np.ones(len(columns.rated)))
-                self._flow(made, first + bus[free], free, end + power, -1)
+                self._flow(made, first + bus, np.arange(len(br)), -self._flows[:, end + power], self._radii[:, end + power])
 
-    def _flow(self, made: Assembly, row: Index, branch: Index, which: int, sign: int) -> None:
-        """A flow's terms in w, c and s, times a sign."""
+    def _flow(self, made: Assembly, row: Index, branch: Index, values: Values, radii: Values) -> None:
+        """Terms (r, 4) in w at both ends, c and s of branches."""
         columns, br = self.columns, self.question.case.branches
-        pairs = columns.pairs
-        p, turned = pairs.of_branch[branch], pairs.sign[branch]
-        ends = (columns.w[br.f[branch]], columns.w[br.t[branch]], columns.c[p], columns.s[p])
-        one = np.ones(len(branch))
-        for k, (column, way) in enumerate(zip(ends, (one, one, one, turned), strict=True)):
-            factor = self.numbers.of(sign * way)
-            made.put(row, column, self._flows[branch, which, k] * factor, self._radii[branch, which, k])
-
-    def _definitions(self, made: Assembly) -> None:
-        """The flows of rated branches."""
-        rated = self.columns.rated
-        for which in range(4):
-            first, zero = made.count, self.numbers.of(np.zeros(len(rated)))
-            made.open(zero, zero)
-            made.put(first + np.arange(len(rated)), self.columns.flow[which], -np.ones(len(rated)))
-            self._flow(made, first + np.arange(len(rated)), rated, which, 1)
+        p = columns.pairs.of_branch[branch]
+        turned = self.numbers.of(columns.pairs.sign[branch])
+        for k, column in enumerate((columns.w[br.f[branch]], columns.w[br.t[branch]], columns.c[p], columns.s[p])):
+            made.put(row, column, values[:, k] * turned if k == 3 else values[:, k], radii[:, k])
 
     def _cycles(self, made: Assembly, lower: Values, upper: Values) -> None:
         """Angle differences round a cycle are a multiple of 2 pi, which is 0 where they are less than that in sum."""
@@ -192,9 +173,13 @@ class Relaxation:
         product = np.stack([columns.c[p], columns.s[p], columns.w[columns.pairs.i[p]], columns.w[columns.pairs.j[p]]], 1)
         one = of(np.ones(len(p)))
         made.rows(product, np.stack([u[:, 0] + u[:, 0], u[:, 1] + u[:, 1], u[:, 2] - one, -u[:, 2] - one], 1), upper=of(np.zeros(len(p))))
-        rate = of(self.question.case.branches.rate[columns.rated[cuts.flow]]) + of(np.full(len(cuts.flow), self.question.tolerance))
-        ends = np.stack([columns.flow[2 * cuts.end, cuts.flow], columns.flow[2 * cuts.end + 1, cuts.flow]], 1)
-        made.rows(ends, of(cuts.flow_direction), upper=rate)
+        branch, end, v = columns.rated[cuts.flow], cuts.end, of(cuts.flow_direction)
+        first, endless = made.count, of(np.full(len(branch), np.inf))
+        made.open(-endless, of(self.question.case.branches.rate[branch]) + of(np.full(len(branch), self.question.tolerance)))
+        p, q = self._flows[branch, 2 * end] * v[:, :1], self._flows[branch, 2 * end + 1] * v[:, 1:]
+        radii = self._radii[branch, 2 * end] * np.abs(v[:, :1]) + self._radii[branch, 2 * end + 1] * np.abs(v[:, 1:])
+        radii = radii + of(np.array([self.numbers.slack])) * (np.abs(p) + np.abs(q))  # they may cancel
+        self._flow(made, first + np.arange(len(branch)), branch, p + q, radii)
         g, at = cuts.price, of(cuts.at)
         c2, c1, c0 = (part[g] for part in self.costs)
         one = of(np.ones(len(g)))

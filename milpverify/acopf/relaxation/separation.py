@@ -10,6 +10,7 @@ from milpverify.acopf.relaxation.cuts import Cuts
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
+    from milpverify.acopf.points.judgement import Candidate
     from milpverify.acopf.relaxation.columns import Columns
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
@@ -28,7 +29,7 @@ def separate(relaxation: Relaxation, points: Array, violated: float = VIOLATED) 
     directions = cone[k, p] / length[k, p, None]
     pair, u = _distinct(p, directions)
     rate = relaxation.question.case.branches.rate[columns.rated] + relaxation.question.tolerance
-    power = points[:, columns.flow].reshape(len(points), 2, 2, -1)  # solution, end, p or q, branch
+    power = _flows(relaxation, points)  # solution, end, p or q, branch
     size = np.linalg.norm(power, axis=2)
     k, end, r = np.nonzero(size - rate > violated)
     code, v = _distinct(2 * r + end, power[k, end, :, r] / size[k, end, r, None])
@@ -39,6 +40,36 @@ def separate(relaxation: Relaxation, points: Array, violated: float = VIOLATED) 
     price, at = _distinct(g, dispatch[k, g, None] / np.where(np.isfinite(width), width, 1.0)[g, None])
     at = at[:, 0] * np.where(np.isfinite(width), width, 1.0)[price]
     return Cuts(pair, u * INWARDS, code // 2, code % 2, v * INWARDS, price, at)
+
+
+def at_point(relaxation: Relaxation, point: Candidate) -> Array:
+    """What the columns are at a point; growth, which a point does not tell, is 0."""
+    columns, case = relaxation.columns, relaxation.question.case
+    values = np.zeros(len(columns))
+    i, j = columns.pairs.i, columns.pairs.j
+    across = point.va[i] - point.va[j]
+    values[columns.w] = point.vm**2
+    values[columns.c], values[columns.s] = point.vm[i] * point.vm[j] * np.stack([np.cos(across), np.sin(across)])
+    values[columns.d] = np.arctan2(np.sin(across), np.cos(across))
+    values[columns.pg], values[columns.qg] = point.pg, point.qg
+    for which, buses, load in zip(columns.loads, columns.varying, (point.pd, point.qd), strict=True):
+        values[which] = load[buses]
+    if len(columns.total):
+        gen = case.generators
+        values[columns.price] = ((gen.c2 * point.pg + gen.c1) * point.pg + gen.c0) / relaxation.unit
+        values[columns.total] = values[columns.price].sum()
+    return values
+
+
+def _flows(relaxation: Relaxation, points: Array) -> Array:
+    """p and q into both ends of every rated branch, (K, 2, 2, R)."""
+    columns, br = relaxation.columns, relaxation.question.case.branches
+    k = columns.rated
+    p = columns.pairs.of_branch[k]
+    s = columns.pairs.sign[k] * points[:, columns.s[p]]
+    terms = np.stack([points[:, columns.w[br.f[k]]], points[:, columns.w[br.t[k]]], points[:, columns.c[p]], s], axis=2)  # (K, R, 4)
+    flows: Array = np.einsum("rij,krj->kir", relaxation.flow_coefficients()[0][k], terms)
+    return flows.reshape(len(points), 2, 2, -1)
 
 
 def _cone(columns: Columns, points: Array) -> Array:
