@@ -75,7 +75,7 @@ def certify_cost(
             if best is not None:
                 prover.touch(best.point)
                 prover.cut(upper)
-            prover.root()
+            prover.root(_target(upper, gap))
         with clock.phase("proof"):
 
             def on_point(solution: Array, boxes: int) -> None:

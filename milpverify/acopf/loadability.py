@@ -72,7 +72,7 @@ def max_loadability(
             if best is not None and lower > 0.0:
                 prover.touch(best.point)
                 prover.cut(lower)
-            prover.root()
+            prover.root(_target(lower, gap))
         with clock.phase("proof"):
 
             def on_point(solution: Array, boxes: int) -> None:

@@ -24,10 +24,11 @@ TOLERANCE = 1e-6
 
 
 class Verdict(Enum):
-    """Whether an operating point exists."""
+    """The answer. CERTIFIED is that of bounds which are within the gap asked for."""
 
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
+    CERTIFIED = "certified"
     UNKNOWN = "unknown"
 
 
@@ -149,6 +150,11 @@ class Bounds(Outcome):
     upper: float = math.inf
 
     @property
+    def verdict(self) -> Verdict:
+        """CERTIFIED where the bounds are within the gap asked for, INFEASIBLE where it was proved that there is no point, else UNKNOWN."""
+        return {Reason.GAP: Verdict.CERTIFIED, Reason.PROVED: Verdict.INFEASIBLE}.get(self.reason, Verdict.UNKNOWN)
+
+    @property
     def gap(self) -> float:
         """(upper - lower) / upper, infinite while one of them is missing."""
         if not (math.isfinite(self.lower) and math.isfinite(self.upper)):
@@ -156,7 +162,12 @@ class Bounds(Outcome):
         return (self.upper - self.lower) / abs(self.upper) if self.upper else (0.0 if self.lower == self.upper else math.inf)
 
     def to_dict(self) -> dict[str, Any]:
-        own = {"lower": json_number(self.lower), "upper": json_number(self.upper), "gap": json_number(self.gap)}
+        own = {
+            "verdict": self.verdict.value,
+            "lower": json_number(self.lower),
+            "upper": json_number(self.upper),
+            "gap": json_number(self.gap),
+        }
         return {**own, **super().to_dict()}
 
 

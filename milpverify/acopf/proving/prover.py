@@ -122,9 +122,9 @@ class Prover:
         """Begin with the planes that touch the cones at a point: where a good one lies, solutions of the relaxation are near."""
         self.tree.root.cuts = self.tree.root.cuts + separate(self.relaxation, at_point(self.relaxation, point)[None], -TOUCHING)
 
-    def root(self) -> None:
-        """The relaxation without any tightening: a handful of linear programs."""
-        self.tree.examine_root(math.inf, 0)
+    def root(self, target: float = math.inf) -> None:
+        """The relaxation without any tightening: a handful of linear programs, until the bound is at the target."""
+        self.tree.examine_root(target / self._unit, 0)
         self._tell()
 
     def search(self, target: Callable[[], float], on_point: Callable[[Array, int], None]) -> None:

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 PLANES = 30  # rounds of tangent planes for one linear program
-STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left
+STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left,
+SLOW = 0.01  # and the share of what is missing to the target
 TIGHT = 1e-2  # planes further than this from a solution are dropped
 LOOSE = 1e-3  # planes violated by less than this by the solutions of a sweep are left to later
 WORTHWHILE = 2e-3  # share of its range that a deduction takes off
+GAIN = 0.05  # of what is missing to the target: rounds that gain less are left to branching,
+NARROWED = 0.2  # and so are those that take less than this share off the ranges
 SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
 
 
@@ -44,12 +47,13 @@ class Region:
     bound: float = -math.inf
     point: Array | None = None
     settled: bool = False
+    bounded: bool = False
     stale: bool = True
     before: Box | None = None
 
     def restrict(self, box: Box) -> None:
-        """Another box, whose ranges have not been settled."""
-        self.box, self.settled, self.stale = box, False, True
+        """Another box, whose ranges have not been settled, nor its relaxation solved."""
+        self.box, self.settled, self.bounded, self.stale = box, False, False, True
 
     def take_back(self) -> None:
         """Without the last step, if no multipliers were found for the box that it left: the rows of a narrower box are other ones."""
@@ -69,6 +73,7 @@ class Tightening:
     def __init__(self, relaxation: Relaxation, programs: Programs, objective: Array, deadline: Deadline) -> None:
         self.relaxation, self.programs, self.objective, self.deadline = relaxation, programs, objective, deadline
         self.ranges = Ranges(relaxation)
+        self._ranged = np.concatenate([relaxation.columns.w, relaxation.columns.d])
 
     def settle(self, box: Box) -> Box:
         """What ranges imply for each other."""
@@ -80,25 +85,30 @@ class Tightening:
         region.take_back()
 
     def _examine(self, region: Region, target: float, rounds: int) -> None:
+        narrowed = 0.0
         for k in range(rounds + 1):
             if not region.settled:  # once for each step of the proof, as often as the check does
                 region.box, region.settled = self.settle(region.box), True
             if region.box.empty:
                 return self._close(region, Leaf(no_cuts(), None, math.inf))
             before = region.bound
-            if not self._bound(region):
+            if not region.bounded and not self._bound(region, target):
                 return None
-            stalled = k > 0 and region.bound - before < 0.05 * (target - before)
+            region.bounded = True
+            gains = narrowed >= NARROWED or (math.isfinite(target) and region.bound - before >= GAIN * (target - before))
+            stalled = k > 0 and not gains
             if region.bound >= target or k == rounds or stalled or self.deadline.expired():
                 return None
+            widths = region.box.upper - region.box.lower
             if not self._tighten(region):
                 return None
+            narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
         return None
 
     def _close(self, region: Region, leaf: Leaf) -> None:
         region.node.leaf, region.bound, region.stale, region.before = leaf, leaf.bound, False, None
 
-    def _bound(self, region: Region) -> bool:
+    def _bound(self, region: Region, target: float) -> bool:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
         last = -math.inf
         for k in range(PLANES):
@@ -109,7 +119,9 @@ class Tightening:
             if solution.bound > region.bound or region.stale:
                 self._record(region, solution)
             new = separate(self.relaxation, solution.point[None])
-            if not len(new) or self.deadline.expired() or (k > 5 and solution.bound - last < STALLED * abs(last)):
+            missing = target - solution.bound if math.isfinite(target) else 0.0
+            stalled = k > 5 and solution.bound - last < max(STALLED * abs(last), SLOW * missing)
+            if not len(new) or stalled or missing < 0.0 or self.deadline.expired():
                 return True
             last = solution.bound
             region.cuts = region.cuts + new

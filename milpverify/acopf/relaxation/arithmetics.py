@@ -84,7 +84,7 @@ class Numbers(ABC):
         # kx - tan(x) is concave on [0, half], with its maximum at cos(x)^2 = 1/k; k is such that it is what tan(half) - k half is.
         width = np.asarray(inside, dtype=np.float64)
         secant = np.tan(width) / width
-        best = np.arccos(np.minimum(1.0, 1 / np.sqrt(secant)))
+        best = np.minimum(width, np.arccos(np.minimum(1.0, 1 / np.sqrt(secant))))
         k = secant - (secant * best - np.tan(best)) / (2 * width)
         peak = np.minimum(width, np.arccos(np.minimum(1.0, 1 / np.sqrt(np.maximum(k, 1.0)))))
         slope, at = self.of(k), self.of(peak)
