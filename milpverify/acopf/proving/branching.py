@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.acopf.proving.programs import Box
-from milpverify.acopf.proving.proof import Node
+from milpverify.acopf.proving.proof import Leaf, Node
 from milpverify.acopf.proving.tightening import Region, Tightening, errors_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT_ROUNDS = 12
 ROUNDS = 3
+NARROW = 1e-9  # p.u. and rad: ranges that are left
 EDGE = 0.2  # the share of a range that is left on either side of a split, at least
 
 
@@ -31,6 +32,7 @@ class Tree:
         self.root = Region(box)
         self._open: list[tuple[float, int, Region]] = []
         self._order = itertools.count()
+        self._splits: list[tuple[Region, Leaf | None, tuple[Region, Region]]] = []
         self.boxes = 1
 
     @property
@@ -60,15 +62,15 @@ class Tree:
             _, _, region = heapq.heappop(self._open)
             if region.point is None:
                 break
-            (column, at), leaf = split_of(tightening.relaxation, region), region.node.leaf
-            children = self._split(region, column, at)
+            split = split_of(tightening.relaxation, region)
+            if split is None:
+                break
+            children = self._split(region, *split)
             for child in children:
                 self._examine(child, target(), ROUNDS)
                 self.boxes += 1
-            if any(child.stale for child in children) and deadline.expired():  # time was over before they had multipliers of their own
-                region.node.leaf, region.node.below, region.node.above = leaf, None, None
-                break
             on_box(min(children, key=lambda child: child.bound).point)
+        self._take_back()
 
     def _examine(self, region: Region, target: float, rounds: int) -> None:
         self.tightening.examine(region, target, rounds)
@@ -79,30 +81,43 @@ class Tree:
         """Both sides of a split, which are leaves as good as the region's until they are examined."""
         low, high = region.box.upper.copy(), region.box.lower.copy()
         low[column] = high[column] = at
-        node = region.node
+        node, leaf = region.node, region.node.leaf
         node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
         node.leaf = None
-        return tuple(
+        below, above = (
             Region(box, region.cuts, child, region.bound, region.point)
             for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
-        )  # type: ignore[return-value]
+        )
+        self._splits.append((region, leaf, (below, above)))
+        return below, above
+
+    def _take_back(self) -> None:
+        """Without the splits, last ones first, of which a side has no multipliers of its own: those of a wider box are for other rows."""
+        for region, leaf, children in reversed(self._splits):
+            if any(child.stale and child.node.below is None for child in children):
+                region.node.leaf, region.node.below, region.node.above = leaf, None, None
 
 
-def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
+def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float] | None:
     """The column to split and where: of the pair of buses at which the solution is furthest from any voltages, what adds most to that.
 
-    The relaxation's error there is of the order of the squares of half the angles' range and of half the voltages' ranges.
+    The relaxation's error there is of the order of the squares of half the angles' range and of half the voltages' ranges. None where these
+    are so small already that a split would change nothing.
     """
     columns, point, box = relaxation.columns, region.point, region.box
     assert point is not None
     width = box.upper - box.lower
-    voltage = np.sqrt(box.upper[columns.w]) - np.sqrt(box.lower[columns.w])
+    if not len(columns.d):
+        return None
+    voltage = np.sqrt(box.upper[columns.w]) - np.sqrt(np.maximum(box.lower[columns.w], 0.0))
     worth = np.zeros(len(point))
     p = int(np.argmax(errors_of(relaxation, point)))
     ends = (columns.pairs.i[p], columns.pairs.j[p])
     worth[columns.d[p]] = (width[columns.d[p]] / 2) ** 2
     worth[columns.w[list(ends)]] = voltage[list(ends)] ** 2
     column = int(np.argmax(worth))
+    if worth[column] < NARROW**2:
+        return None
     low, high = box.lower[column], box.upper[column]
     return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))
 
