@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.point import Point
     from milpverify.config import Deadline
 
-LESS = (0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-4)
-"""The shares of the least violation found that are tried as a bound of it."""
-LARGEST_VIOLATION = 0.1  # p.u. and rad: no proof is looked for that everything is violated by more
+LESS, MUCH = (0.1, 1e-2, 1e-3, 1e-4), (0.9, 0.5)
+"""The shares of the least violation found that are tried as a bound of it, and larger ones once one of them is proved."""
+LARGEST_VIOLATION = 0.3  # p.u. and rad: no proof is looked for that everything is violated by more
 MORE = 0.5  # seconds for a proof that it is by more
 
 
@@ -102,7 +102,7 @@ def check_feasibility(
             verdict, reason = Verdict.FEASIBLE, Reason.POINT
         elif proved.refuted:
             with clock.phase("violation"):
-                proved = _stronger(case, proved, nearest, deadline)
+                proved = _stronger(prover, proved, nearest, deadline)
             verdict, reason = Verdict.INFEASIBLE, Reason.PROVED
         else:
             verdict, reason = Verdict.UNKNOWN, why_ended(deadline, prover.out_of_time)
@@ -138,18 +138,24 @@ def _check_quantifier(loads: Loads, quantifier: str | None) -> None:
         raise InvalidInput("a box holds many loads: say quantifier='exists' to ask whether any of them has an operating point")
 
 
-def _stronger(case: Case, proved: Proved, nearest: Point | None, deadline: Deadline) -> Proved:
+def _stronger(prover: Prover, proved: Proved, nearest: Point | None, deadline: Deadline) -> Proved:
     """A proof that points violate something by even more, where the relaxation itself shows it at once."""
     if proved.proof is None or nearest is None or not math.isfinite(nearest.violation):
         return proved
-    quick = deadline.within(MORE)
+    quick, loads = deadline.within(MORE), proved.proof.loads
+
+    def attempt(share: float) -> Proved | None:
+        tolerance = share * nearest.violation
+        if not proved.proof or not proved.proof.tolerance < tolerance <= LARGEST_VIOLATION or quick.expired():
+            return None
+        with Prover(prover.case, claim(Statement.INFEASIBLE, loads, tolerance, 0.0), quick, process=prover.process) as other:
+            other.root()
+            return other.proved() if other.refuted else None
+
     for share in LESS:
-        tolerance = min(share * nearest.violation, LARGEST_VIOLATION)
-        if tolerance <= proved.proof.tolerance or quick.expired():
-            break
-        with Prover(case, claim(Statement.INFEASIBLE, proved.proof.loads, tolerance, 0.0), quick) as prover:
-            prover.root()
-            stronger = prover.proved() if prover.refuted else None
-        if stronger is not None and stronger.proof is not None:
-            return stronger
+        if (found := attempt(share)) is not None and found.proof is not None:
+            for larger in MUCH:
+                if larger > share and (better := attempt(larger)) is not None and better.proof is not None:
+                    return better
+            return found
     return proved

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from milpverify.acopf.proving.programs import Box
-from milpverify.acopf.proving.proof import Leaf, Node
+from milpverify.acopf.proving.proof import Node
 from milpverify.acopf.proving.tightening import Region, Tightening, errors_of
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ class Tree:
         self.root = Region(box)
         self._open: list[tuple[float, int, Region]] = []
         self._order = itertools.count()
-        self._splits: list[tuple[Region, Leaf | None, tuple[Region, Region]]] = []
         self.boxes = 1
 
     @property
@@ -70,7 +68,6 @@ class Tree:
                 self._examine(child, target(), ROUNDS)
                 self.boxes += 1
             on_box(min(children, key=lambda child: child.bound).point)
-        self._take_back()
 
     def _examine(self, region: Region, target: float, rounds: int) -> None:
         self.tightening.examine(region, target, rounds)
@@ -78,24 +75,16 @@ class Tree:
             heapq.heappush(self._open, (region.bound, next(self._order), region))
 
     def _split(self, region: Region, column: int, at: float) -> tuple[Region, Region]:
-        """Both sides of a split, which are leaves as good as the region's until they are examined."""
+        """Both sides of a split, of which as much is known as of the region until they are examined."""
         low, high = region.box.upper.copy(), region.box.lower.copy()
         low[column] = high[column] = at
-        node, leaf = region.node, region.node.leaf
-        node.column, node.at, node.below, node.above = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf)
-        node.leaf = None
-        below, above = (
-            Region(box, region.cuts, child, region.bound, region.point)
-            for box, child in ((Box(region.box.lower, low), node.below), (Box(high, region.box.upper), node.above))
+        node = region.node
+        node.column, node.at, node.below, node.above, node.leaf = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf), None
+        below, above = Box(region.box.lower, low), Box(high, region.box.upper)
+        return (
+            Region(below, region.cuts, node.below, region.bound, region.point),
+            Region(above, region.cuts, node.above, region.bound, region.point),
         )
-        self._splits.append((region, leaf, (below, above)))
-        return below, above
-
-    def _take_back(self) -> None:
-        """Without the splits, last ones first, of which a side has no multipliers of its own: those of a wider box are for other rows."""
-        for region, leaf, children in reversed(self._splits):
-            if any(child.stale and child.node.below is None for child in children):
-                region.node.leaf, region.node.below, region.node.above = leaf, None, None
 
 
 def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float] | None:
@@ -120,8 +109,3 @@ def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float] | None
         return None
     low, high = box.lower[column], box.upper[column]
     return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))
-
-
-def gap_closed(lower: float, upper: float, gap: float) -> float:
-    """The lower bound from which on (upper - lower) / |upper| is at most `gap`."""
-    return upper - gap * abs(upper) if math.isfinite(upper) else math.inf

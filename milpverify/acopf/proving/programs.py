@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.solvers.process import SolverProcess
 
+SWEEP_SHARE = 0.5
 NEGLIGIBLE = 1e-11
 """Multipliers this small beside the largest are left out of a proof, which then says what it says without them."""
 
@@ -83,9 +84,13 @@ class Programs:
         return proved.multipliers if proved.bound > 0.0 else None
 
     def sweep(self, box: Box, cuts: Cuts, columns: Index, sides: Array) -> tuple[list[tuple[int, Solution]], bool]:
-        """The least sides[k] v[columns[k]], for each k that needed a linear program, and whether HiGHS says that there is no v."""
+        """The least sides[k] v[columns[k]], for each k that needed a linear program, and whether HiGHS says that there is no v.
+
+        It takes half of the time that is left at most, so that there is some for what follows from it.
+        """
         model = self.model(box, cuts, np.zeros(len(box.lower)))
-        outcome = self._process.solve(Sweep(model, columns, sides, math.inf, certified=True), Limits(), self._deadline)
+        limits = Limits(seconds=SWEEP_SHARE * self._deadline.remaining())
+        outcome = self._process.solve(Sweep(model, columns, sides, math.inf, certified=True), limits, self._deadline)
         if outcome.solved is None or outcome.points is None or outcome.multipliers is None:
             return [], outcome.point is None and not self._deadline.expired()
         found = []

@@ -65,9 +65,9 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """The end of a box. Without multipliers its ranges contradict each other; with them, `bound` is what they prove of the objective.
+    """The end of a box: with multipliers that refute it (a bound of 0 that is above 0), or with what its ranges say of the objective.
 
-    A refuted box has an objective of 0, whose bound is above 0: infinite here.
+    `bound` is that of the objective in units of its column, infinite where the box is refuted, by multipliers or by its own ranges.
     """
 
     cuts: Cuts

@@ -13,7 +13,7 @@ from milpverify.acopf.proving.native import native_bound
 from milpverify.acopf.proving.programs import Box, Programs
 from milpverify.acopf.proving.proof import Proof, Statement
 from milpverify.acopf.proving.recheck import question_of, recheck
-from milpverify.acopf.proving.tightening import Tightening
+from milpverify.acopf.proving.tightening import Goal, Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
 from milpverify.acopf.relaxation.separation import at_point, separate
@@ -64,12 +64,18 @@ class Proved:
 class Prover:
     """Bounds the least objective of a statement from below: nothing for INFEASIBLE, the cost, or minus the growth.
 
-    A context manager: it holds a solver process. A `solver` other than HiGHS is asked about products once the root has been tightened
-    (`native.py`), for half of the time; what it leaves open goes to the tree.
+    A context manager: it holds a solver process, unless one is lent to it. A `solver` other than HiGHS is asked about products once the
+    root has been tightened (`native.py`), for half of the time; what it leaves open goes to the tree.
     """
 
     def __init__(
-        self, case: Case, statement: Proof, deadline: Deadline, on_event: Callable[[Event], None] | None = None, solver: str = "highs"
+        self,
+        case: Case,
+        statement: Proof,
+        deadline: Deadline,
+        on_event: Callable[[Event], None] | None = None,
+        solver: str = "highs",
+        process: SolverProcess | None = None,
     ) -> None:
         if solver not in SOLVERS:
             raise InvalidInput(f"there is no solver {solver!r} for power networks: choose one of {', '.join(SOLVERS)}")
@@ -77,22 +83,23 @@ class Prover:
         self._native, self._warnings = -math.inf, list[str]()
         self._claim = statement
         self.relaxation = Relaxation(question_of(case, statement))
-        self._process = SolverProcess("highs")
+        self.process, self._lent = process or SolverProcess("highs"), process is not None
         columns = self.relaxation.columns
         objective = np.zeros(len(columns))
+        self._unit = 1.0
         match statement.statement:
             case Statement.INFEASIBLE:
-                objective[columns.pg] = 1.0  # whatever makes solutions plausible
-                self._unit = 1.0
+                objective[columns.pg] = 1.0
+                goal = Goal(objective)
             case Statement.COST:
                 objective[columns.total] = 1.0
-                self._unit = self.relaxation.unit
+                goal, self._unit = Goal(objective, int(columns.total[0])), self.relaxation.unit
             case Statement.GROWTH:
                 objective[columns.growth] = -1.0
-                self._unit = 1.0
+                goal = Goal(objective, int(columns.growth[0]), upper=True)
         searching = deadline.within(max(0.0, deadline.remaining() - min(RECHECK_MOST, RECHECK_SHARE * deadline.remaining())))
-        self._programs = Programs(self.relaxation, self._process, searching)
-        tightening = Tightening(self.relaxation, self._programs, objective, searching)
+        self._programs = Programs(self.relaxation, self.process, searching)
+        tightening = Tightening(self.relaxation, self._programs, goal, searching)
         self._limits = Box(*Ranges(self.relaxation).limits())
         self.tree = Tree(tightening, self._limits)
         self._cut(statement.cutoff)
@@ -101,7 +108,8 @@ class Prover:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.close()
+        if not self._lent:
+            self.process.close()
 
     @property
     def bound(self) -> float:
@@ -149,7 +157,7 @@ class Prover:
         tree.examine_root(target / self._unit, ROOT_ROUNDS)
         if self.bound >= target or tree.root.box.empty or self.deadline.expired():
             return
-        model = self._programs.model(tree.root.box, tree.root.cuts, tightening.objective)
+        model = self._programs.model(tree.root.box, tree.root.cuts, tightening.goal.objective)
         refute, within = self._claim.statement is Statement.INFEASIBLE, self.deadline.within(NATIVE_SHARE * self.deadline.remaining())
         bound, message = native_bound(self._solver, self.relaxation, model, refute, target / self._unit, within)
         self._native = max(self._native, bound)
@@ -174,11 +182,9 @@ class Prover:
 
     def proved(self) -> Proved:
         """What has been proved so far, rechecked in rationals where time allows."""
+        self.tree.tightening.begin(self.tree.root)
         bound, root, statement = self.bound, self.tree.proof, self._claim.statement
-        ranges, method = (
-            self.tree.tightening.settle(self.tree.root.box),
-            f"{self.tree.boxes} boxes, {self._programs.solved} linear programs",
-        )
+        ranges, method = self.tree.root.box, f"{self.tree.boxes} boxes, {self._programs.solved} linear programs"
         nothing = math.inf if statement is Statement.GROWTH else -math.inf
         if bound == -math.inf or (statement is Statement.INFEASIBLE and not math.isinf(bound)):
             return Proved(-math.inf, nothing, None, Trust.EXACT, ranges, method, tuple(self._warnings))

@@ -102,13 +102,6 @@ class _Checker:
         _refuse_extremes(case, own)
         self.relaxation = Relaxation(question_of(case, proof), RATIONALS)
         self.ranges = Ranges(self.relaxation)
-        columns = self.relaxation.columns
-        self.objective: dict[int, Any] = {}
-        one = RATIONALS.of(np.ones(1))[0]
-        if proof.statement is Statement.COST:
-            self.objective = {int(columns.total[0]): one}
-        elif proof.statement is Statement.GROWTH:
-            self.objective = {int(columns.growth[0]): -one}
 
     def check(self) -> None:
         """Raise _RejectedError unless the claim is proved."""
@@ -175,16 +168,22 @@ class _Checker:
         return low, high
 
     def _closed(self, leaf: Leaf, lower: Values, upper: Values) -> Any:
-        if leaf.multipliers is None:
-            raise _RejectedError("a box that is claimed to be empty is not")
-        rows = self._rows(leaf.cuts, lower, upper)
-        if leaf.bound == math.inf:
-            if _weak_duality({}, leaf.multipliers, rows, lower, upper) <= 0:
+        """None for a leaf that its multipliers refute, else the objective's end of its ranges."""
+        if leaf.multipliers is not None:
+            if _weak_duality({}, leaf.multipliers, self._rows(leaf.cuts, lower, upper), lower, upper) <= 0:
                 raise _RejectedError("multipliers do not refute a box")
             return None
-        if not math.isfinite(leaf.bound):
-            raise _RejectedError("a leaf without a bound")
-        return _weak_duality(self.objective, leaf.multipliers, rows, lower, upper)
+        columns = self.relaxation.columns
+        match self.proof.statement:
+            case Statement.INFEASIBLE:
+                raise _RejectedError("a box is neither refuted nor empty")
+            case Statement.COST:
+                end = lower[columns.total[0]]
+            case Statement.GROWTH:
+                end = -upper[columns.growth[0]]
+        if abs(end) >= int(ENDLESS):
+            raise _RejectedError("a box has no bound")
+        return end
 
     def _rows(self, cuts: Cuts, lower: Values, upper: Values) -> Rows:
         columns = self.relaxation.columns

@@ -34,11 +34,30 @@ NARROWED = 0.2  # and so are those that take less than this share off the ranges
 SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
 
 
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What is to be bounded from below: an objective over the columns, which is a column's lower end or minus its upper end.
+
+    Of a network that is to be refuted nothing is bounded: `column` is None, and the objective is there to find plausible solutions.
+    """
+
+    objective: Array
+    column: int | None = None
+    upper: bool = False
+
+    def bound(self, box: Box) -> float:
+        """What the column's range says of the objective."""
+        if self.column is None:
+            return -math.inf
+        return -float(box.upper[self.column]) if self.upper else float(box.lower[self.column])
+
+
 @dataclass(eq=False)
 class Region:
     """A box of operating points under examination, its planes, and its place in the proof.
 
-    `stale`: the proof's multipliers belong to another box, of which `before` is the one that the last step left.
+    `bound` is of the objective over it, +inf where nothing is in it; `begun`, whether its ranges have been settled, and `bounded`,
+    whether its relaxation has been solved since they last changed.
     """
 
     box: Box
@@ -46,20 +65,16 @@ class Region:
     node: Node = field(default_factory=Node)
     bound: float = -math.inf
     point: Array | None = None
-    settled: bool = False
+    begun: bool = False
     bounded: bool = False
-    stale: bool = True
-    before: Box | None = None
 
     def restrict(self, box: Box) -> None:
-        """Another box, whose ranges have not been settled, nor its relaxation solved."""
-        self.box, self.settled, self.bounded, self.stale = box, False, False, True
+        """Begin anew with another box, before anything was deduced."""
+        self.box, self.begun, self.bounded = box, False, False
 
-    def take_back(self) -> None:
-        """Without the last step, if no multipliers were found for the box that it left: the rows of a narrower box are other ones."""
-        if self.stale and self.before is not None:
-            self.node.steps.pop()
-            self.box, self.settled, self.stale, self.before = self.before, True, False, None
+    def close(self, leaf: Leaf) -> None:
+        """End its part of the proof, for now or for good."""
+        self.node.leaf, self.bound = leaf, leaf.bound
 
     @property
     def refuted(self) -> bool:
@@ -68,74 +83,82 @@ class Region:
 
 
 class Tightening:
-    """Examines regions of one relaxation for the least value of an objective."""
+    """Examines regions of one relaxation."""
 
-    def __init__(self, relaxation: Relaxation, programs: Programs, objective: Array, deadline: Deadline) -> None:
-        self.relaxation, self.programs, self.objective, self.deadline = relaxation, programs, objective, deadline
-        self.ranges = Ranges(relaxation)
+    def __init__(self, relaxation: Relaxation, programs: Programs, goal: Goal, deadline: Deadline) -> None:
+        self.relaxation, self.programs, self.goal, self.deadline = relaxation, programs, goal, deadline
+        self._ranges = Ranges(relaxation)
         self._ranged = np.concatenate([relaxation.columns.w, relaxation.columns.d])
-
-    def settle(self, box: Box) -> Box:
-        """What ranges imply for each other."""
-        return Box(*self.ranges.settled(box.lower, box.upper))
 
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
-        self._examine(region, target, rounds)
-        region.take_back()
-
-    def _examine(self, region: Region, target: float, rounds: int) -> None:
+        self.begin(region)
         narrowed = 0.0
         for k in range(rounds + 1):
-            if not region.settled:  # once for each step of the proof, as often as the check does
-                region.box, region.settled = self.settle(region.box), True
-            if region.box.empty:
-                return self._close(region, Leaf(no_cuts(), None, math.inf))
             before = region.bound
-            if not region.bounded and not self._bound(region, target):
-                return None
+            if region.refuted or not (region.bounded or self._bound(region, target)) or region.refuted:
+                return
             region.bounded = True
             gains = narrowed >= NARROWED or (math.isfinite(target) and region.bound - before >= GAIN * (target - before))
-            stalled = k > 0 and not gains
-            if region.bound >= target or k == rounds or stalled or self.deadline.expired():
-                return None
+            if region.bound >= target or k == rounds or (k > 0 and not gains) or self.deadline.expired():
+                return
             widths = region.box.upper - region.box.lower
             if not self._tighten(region):
-                return None
+                return
             narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
-        return None
 
-    def _close(self, region: Region, leaf: Leaf) -> None:
-        region.node.leaf, region.bound, region.stale, region.before = leaf, leaf.bound, False, None
+    def begin(self, region: Region) -> None:
+        """Settle a region's ranges, if that has not been done."""
+        if not region.begun:
+            self._settle(region, region.box)
+            region.begun = True
+
+    def _settle(self, region: Region, box: Box) -> None:
+        """Another box, and what its ranges imply for each other: once at the beginning and after each step, as the check does."""
+        region.box, region.bounded = Box(*self._ranges.settled(box.lower, box.upper)), False
+        bound = math.inf if region.box.empty else max(region.bound, self.goal.bound(region.box))
+        region.close(Leaf(no_cuts(), None, bound))
 
     def _bound(self, region: Region, target: float) -> bool:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
-        last = -math.inf
+        last, best = -math.inf, None
         for k in range(PLANES):
-            solution = self.programs.least(region.box, region.cuts, self.objective)
+            solution = self.programs.least(region.box, region.cuts, self.goal.objective)
             if solution is None:
+                self._conclude(region, best)
                 return self._refute(region)
             region.point = solution.point
-            if solution.bound > region.bound or region.stale:
-                self._record(region, solution)
+            if best is None or solution.bound > best[0].bound:
+                best = solution, region.cuts
             new = separate(self.relaxation, solution.point[None])
             missing = target - solution.bound if math.isfinite(target) else 0.0
             stalled = k > 5 and solution.bound - last < max(STALLED * abs(last), SLOW * missing)
             if not len(new) or stalled or missing < 0.0 or self.deadline.expired():
-                return True
+                break
             last = solution.bound
             region.cuts = region.cuts + new
+        self._conclude(region, best)
         return True
 
-    def _record(self, region: Region, solution: Solution) -> None:
-        """Make a solution's multipliers the region's proof."""
-        cuts, multipliers = self._used(region.cuts, solution.multipliers)
-        self._close(region, Leaf(cuts, multipliers, solution.bound))
+    def _conclude(self, region: Region, best: tuple[Solution, Cuts] | None) -> None:
+        """Make the best bound a range of the goal's column."""
+        if best is None or best[0].bound <= region.bound:
+            return
+        solution, cuts = best
+        if self.goal.column is None:
+            region.bound = solution.bound  # by which regions are ordered, no more
+            return
+        lower, upper = region.box.lower.copy(), region.box.upper.copy()
+        value = -solution.bound if self.goal.upper else solution.bound
+        (upper if self.goal.upper else lower)[self.goal.column] = value
+        region.node.steps.append(self._step(cuts, [(self.goal.column, self.goal.upper, value, solution.multipliers)]))
+        self._settle(region, Box(lower, upper))
 
     def _refute(self, region: Region) -> bool:
         multipliers = None if self.deadline.expired() else self.programs.refute(region.box, region.cuts)
         if multipliers is not None:
-            self._close(region, Leaf(*self._used(region.cuts, multipliers), math.inf))
+            step = self._step(region.cuts, [(0, False, 0.0, multipliers)])
+            region.close(Leaf(step.cuts, step.deductions[0].multipliers, math.inf))
         return False
 
     def _tighten(self, region: Region) -> bool:
@@ -167,8 +190,7 @@ class Tightening:
         if not deductions:
             return False
         region.node.steps.append(self._step(region.cuts, deductions))
-        region.before = box
-        region.restrict(Box(lower, upper))
+        self._settle(region, Box(lower, upper))
         points = np.stack([solution.point for _, solution in found])
         region.cuts = region.cuts + separate(self.relaxation, points, LOOSE)
         return True
@@ -177,18 +199,14 @@ class Tightening:
         """The planes that pass near the region's solution."""
         if region.point is None or not len(region.cuts):
             return region.cuts
-        model = self.programs.model(region.box, region.cuts, self.objective)
+        model = self.programs.model(region.box, region.cuts, self.goal.objective)
         first = model.num_rows - len(region.cuts)
         activity = model.activity(region.point)
         slack = np.minimum(model.row_upper - activity, activity - model.row_lower)[first:]
         return region.cuts.keep(slack < distance)
 
-    def _used(self, cuts: Cuts, multipliers: Multipliers) -> tuple[Cuts, Multipliers]:
-        """The planes that have a multiplier, and the multipliers by the places that these have then."""
-        step = self._step(cuts, [(0, False, 0.0, multipliers)])
-        return step.cuts, step.deductions[0].multipliers
-
     def _step(self, cuts: Cuts, deductions: list[tuple[int, bool, float, Multipliers]]) -> Step:
+        """A step of the proof, with only those planes that have a multiplier."""
         first = self.relaxation.num_fixed
         flagged = np.zeros(len(cuts), dtype=bool)
         for *_, multipliers in deductions:
