@@ -69,9 +69,10 @@ def drawn(case: Case, vm: np.ndarray, va: np.ndarray, pg: np.ndarray, qg: np.nda
 
 
 def flows(case: Case, V: list[Any]) -> list[tuple[Any, Any]]:
-    """The power into both ends of every branch: an ideal transformer at the from end, and half of the charging at either end of the line."""
+    """The power into both ends of every branch: a transformer at the from end, half of the charging at either end of the line."""
     br, found = case.branches, []
-    for f, t, r, x, b, tap, shift in zip(*(part.tolist() for part in (br.f, br.t, br.r, br.x, br.b, br.tap, br.shift)), strict=True):
+    parts = (br.f, br.t, br.r, br.x, br.b, br.tap, br.shift)
+    for f, t, r, x, b, tap, shift in zip(*(part.tolist() for part in parts), strict=True):
         ratio = flint.arb(tap) * flint.acb(0, flint.arb(shift)).exp()
         inner = V[f] / ratio
         series, half = (inner - V[t]) / flint.acb(r, x), flint.acb(0, flint.arb(b) / 2)

@@ -42,9 +42,8 @@ def random_cuts(rng: np.random.Generator, relaxation: Relaxation, lower: np.ndar
 
     flows, ends = np.repeat(np.arange(rated), 4), np.tile([0, 0, 1, 1], rated)
     which = np.repeat(np.arange(len(gen))[:prices], 3)
-    own = Cuts(
-        np.repeat(np.arange(pairs), 3), directions(3 * pairs, 3), flows, ends, directions(4 * rated, 2), which, 3 * rng.normal(size=len(which))
-    )  # fmt: skip
+    at, pair = 3 * rng.normal(size=len(which)), np.repeat(np.arange(pairs), 3)
+    own = Cuts(pair, directions(3 * pairs, 3), flows, ends, directions(4 * rated, 2), which, at)
     return asked + own
 
 
@@ -225,4 +224,4 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_wrong_formula_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTATIONS[name](monkeypatch)
-    assert any(cut_off(seed, numbers) for seed in range(NETWORKS) for numbers in (RATIONALS, FLOATS))
+    assert any(cut_off(seed, numbers) for seed in range(NETWORKS) for numbers in (FLOATS, RATIONALS))
