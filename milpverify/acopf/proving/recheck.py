@@ -68,6 +68,8 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
         return Recheck(False, "the check was stopped", stopped=True)
     except _RejectedError as error:
         return Recheck(False, str(error))
+    except RecursionError:
+        return Recheck(False, "the boxes are nested too deeply")
     return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
 
 

@@ -378,6 +378,33 @@ def test_files_that_are_no_proofs(tmp_path: Path) -> None:
         Proof.load(tmp_path / "deep.json")
 
 
+def test_boxes_that_are_nested_too_deeply() -> None:
+    node = Node(leaf=Leaf(no_cuts(), None, math.inf))
+    for _ in range(3000):
+        node = Node(column=0, at=1e3, below=node, above=Node())
+    assert "too deeply" in recheck(case(), replace(hopeless(), root=node)).message
+
+
+def test_what_has_no_end_is_not_proved_to_have_one() -> None:
+    """A load that can grow for ever, since its generator has no limits: 2^1000 stands for infinity, and half of it for nothing."""
+    tables = {
+        "version": "2", "baseMVA": 1.0, "bus": [[1, 3, 0.5, 0.25, 0, 0, 1, 1, 0, 110, 1, 1.1, 0.9]],
+        "gen": [[1, 0, 0, math.inf, -math.inf, 1.0, 1, 1, math.inf, 0]], "branch": [], "gencost": [[2, 0, 0, 3, 0.1, 20, 5]],
+    }  # fmt: skip
+    endless = load_case(tables)
+    balance = Multipliers(np.array([0]), np.array([2.0]))
+    for bound in (1.0, 1e300, 1.0715e301, 1.2e301, 1e308):
+        steps = [Step(no_cuts(), (Deduction(3, True, bound, balance),))]
+        for root in (
+            Node(steps, Leaf(no_cuts(), None, -bound)),
+            Node(steps * 2, Leaf(no_cuts(), None, -bound)),
+            Node(leaf=steps and Leaf(no_cuts(), None, 0.0)),
+        ):
+            for cutoff in (0.0, bound):
+                proof = Proof(Statement.GROWTH, Loads().ranges(endless), 0.0, cutoff, bound, root)
+                assert not recheck(endless, proof)
+
+
 def test_no_tampering_proves_what_is_false() -> None:
     """Claims a little beyond what points attain, and proofs with anything in them changed."""
     rng = np.random.default_rng(0)
