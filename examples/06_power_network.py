@@ -20,19 +20,17 @@ def main(folder: Path) -> None:
 
     for factor in (1.0, 3.0):
         found = acopf.check_feasibility(case, loads=acopf.scaled(factor), timeout=30)
-        print(f"all loads x {factor}: {found.verdict.name}, {found.reason.value}, trust {found.trust.value}")
-        if found.verdict is acopf.Verdict.INFEASIBLE:
-            print(f"  every point violates some limit or balance by at least {found.violation_bound:.4f} p.u.")
-        for one in found.worst():
-            print(f"  {one.kind:<20s} {one.element:<28s} {one.value:9.5f} {one.unit:<4s} margin {one.margin:.2g}")
+        print(found)
+        if found.proof is not None:
+            print(f"  rechecked without a solver: {acopf.recheck(case, found.proof).message}")
 
     most = acopf.max_loadability(case, gap=1e-3, timeout=30)
-    print(f"loads can grow by a factor between {most.lower:.5f} and {most.upper:.5f}")
+    print(most.headline)
 
-    cost = acopf.certify_cost(case, gap=1e-4, timeout=30)
-    print(f"the least cost is between {cost.lower:.3f} and {cost.upper:.3f} $/h, gap {cost.gap:.1e}, trust {cost.trust.value}")
+    cheapest = acopf.certify_cost(case, gap=1e-4, timeout=30)
+    print(f"{cheapest.headline}; the upper bound is {'proved' if cheapest.upper_is_proved else 'that of a point within the tolerance'}")
 
-    for name, result in (("most", most), ("cheapest", cost)):
+    for name, result in (("most", most), ("cheapest", cheapest)):
         if result.point is not None:
             acopf.draw(result, folder / f"{name}.png")
             acopf.plot_margins(result, folder / f"{name}_margins.png")

@@ -25,10 +25,9 @@ from milpverify.console import (
     number,
     reported,
     stop_signals,
-    write_atomically,
 )
 from milpverify.errors import InvalidInput
-from milpverify.result import Reason, Trust, Verdict
+from milpverify.result import Reason, Trust, Verdict, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What every command of the command line does alike: errors as one line, signals, files that appear whole, options, columns.
+"""What every command of the command line does alike: errors as one line, signals, options, columns.
 
 Standard output holds the answer and nothing else; progress, summary and errors go to standard error. Exit status: 0 for any
 verdict, 2 for unusable input or arguments, 1 for an internal error.
@@ -87,17 +87,6 @@ def check_writable(path: Path | None) -> None:
     """Refuse, before the work, a file that cannot be written after it."""
     if path is not None and not os.access(path.absolute().parent, os.W_OK):
         raise InvalidInput(f"cannot write {path}: its folder is missing or not writable")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file that other programs see either whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
 
 
 def columns(rows: Sequence[Sequence[object]]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,8 +153,23 @@ def json_text(content: dict[str, Any], path: str | Path | None) -> str:
     """The content as JSON; written to `path` too where one is given."""
     text = json.dumps(content, indent=2)
     if path is not None:
-        Path(path).write_text(text + "\n")
+        write_atomically(Path(path), text + "\n")
     return text
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file that other programs see either whole or not at all.
+
+    Raises:
+        InvalidInput: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
 
 
 def json_number(value: float) -> float | str:

@@ -48,6 +48,18 @@ mpc.gencost = [
 mpc.bus_name = { 'one % 1'; 'it''s [two]'; };
 """
 
+TWO = """function mpc = two
+mpc.version = '2';
+mpc.baseMVA = 100;
+mpc.bus = [
+    1 3  0  0 0 0 1 1.0 0 230 1 1.1 0.9;
+    2 1 50 10 0 0 1 1.0 0 230 1 1.1 0.9;
+];
+mpc.gen = [1 0 0 100 -100 1.0 100 1 200 0 0 0 0 0 0 0 0 0 0 0 0];
+mpc.branch = [1 2 0.01 0.1 0.02 100 0 0 0 0 1 -30 30];
+mpc.gencost = [2 0 0 3 0.01 20 5];
+"""
+
 
 def small() -> dict[str, object]:
     """The same network without what is out of service or infinite, as a dict to change."""

@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 from networks import absolute_value, hard_pair, write_graph, write_property, write_relu_network
 from onnx import TensorProto, helper
-from support import ROOT, Run
+from support import ROOT, Run, refused
 
 BOX = ([-1.0, -1.0], [1.0, 1.0])
 
@@ -195,17 +195,6 @@ def test_solvers(run_cli: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
-
-
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit status 2, nothing on standard output, one line on standard error that says what is wrong."""
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("milpverify: error: ")
-    for word in words:
-        assert word in lines[0]
 
 
 def good_property(folder: Path) -> Path:

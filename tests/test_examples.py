@@ -91,8 +91,11 @@ def test_exact_optimum(tmp_path: Path, commands: dict[str, str]) -> None:
 def test_power_network(tmp_path: Path, commands: dict[str, str]) -> None:
     """Case 9 costs 5296.69 $/h, by pypower's optimal power flow as well."""
     out = run_example("06_power_network.py", tmp_path, commands, str(tmp_path))
-    assert "all loads x 1.0: FEASIBLE" in out and "all loads x 3.0: INFEASIBLE" in out
-    (low, high), (lower, upper) = (tuple(map(float, pair)) for pair in re.findall(r"between (\S+) and (\S+)", out))
+    assert out.startswith("FEASIBLE: case9, ")
+    assert float(re.findall(r"\nINFEASIBLE: case9 at loads x 3, every point violates something by at least (\S+) p.u.", out)[0]) >= 2e-6
+    assert "an exact operating point, within all limits, was proved" in out and "rechecked without a solver: every point violates" in out
+    assert "the upper bound is proved" in out
+    (low, high), (lower, upper) = (tuple(map(float, pair)) for pair in re.findall(r"between (\S+) and ([\d.]+)", out))
     assert 1 < low <= high < 3 and high - low <= 1e-3 * high + 1e-5
     assert lower <= 5296.687 <= upper + 0.002 and upper - lower <= 1e-4 * upper + 0.002
     for name in ("most", "most_margins", "cheapest", "cheapest_margins"):
@@ -132,7 +135,8 @@ def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VERIFIED")
     assert "UNKNOWN" not in done.stdout
-    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png"))
+    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png", "proof.json"))
+    assert "True every point violates something by more than" in done.stdout
 
 
 def test_the_readme_table_is_what_the_command_prints(run_cli: Run) -> None:

@@ -79,11 +79,13 @@ def proved_ranges(constraints: tuple[Constraint, ...], relaxation: Relaxation, r
     coefficients, radii = relaxation.flow_coefficients()
     ends = np.stack([columns.w[br.f], columns.w[br.t], columns.c[p], columns.s[p]], axis=1)  # (m, 4)
     turned = coefficients * np.stack([np.ones(len(br)), np.ones(len(br)), np.ones(len(br)), sign], axis=1)[:, None, :]
-    at = turned * low[ends][:, None, :], turned * high[ends][:, None, :]
-    reach = np.maximum(np.abs(low[ends]), np.abs(high[ends]))[:, None, :]
-    slack = ((radii + 2.0**-48 * np.abs(turned)) * reach).sum(axis=2)
-    power = np.maximum(np.abs(np.minimum(*at).sum(axis=2)), np.abs(np.maximum(*at).sum(axis=2))) + slack  # (m, 4)
-    size = np.hypot(power[:, 0::2], power[:, 1::2]) * (1 + 2.0**-48)
+    with np.errstate(invalid="ignore"):  # 0 * inf, of columns that have no range yet
+        at = turned * low[ends][:, None, :], turned * high[ends][:, None, :]
+        reach = np.maximum(np.abs(low[ends]), np.abs(high[ends]))[:, None, :]
+        slack = ((radii + 2.0**-48 * np.abs(turned)) * reach).sum(axis=2)
+        power = np.maximum(np.abs(np.minimum(*at).sum(axis=2)), np.abs(np.maximum(*at).sum(axis=2))) + slack  # (m, 4)
+        size = np.hypot(power[:, 0::2], power[:, 1::2]) * (1 + 2.0**-48)
+    size[np.isnan(size)] = np.inf
     root = np.sqrt(np.maximum(low[columns.w], 0.0)) * (1 - 2.0**-48), np.sqrt(high[columns.w]) * (1 + 2.0**-48)
     angle = np.where(sign > 0, low[columns.d[p]], -high[columns.d[p]]), np.where(sign > 0, high[columns.d[p]], -low[columns.d[p]])
     known = {

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, columns, number, reported, stop_signals, write_atomically
+from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, columns, number, reported, stop_signals
 from milpverify.errors import InvalidInput
+from milpverify.result import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ class _Output:
                 raise InvalidInput("--plot needs matplotlib: pip install 'milpverify[acopf]'")
 
     def write(self, found: Outcome) -> None:
-        """The files, and the summary."""
+        """The files."""
         if self.json is not None:
             write_atomically(self.json, found.to_json() + "\n")
         if self.proof is not None and found.proof is not None:
@@ -64,10 +65,13 @@ class _Output:
             from milpverify.acopf.plots import draw
 
             draw(found, self.plot)
+
+    def summarize(self, found: Outcome) -> None:
+        """The answer in words, on standard error."""
         if not self.quiet:
             _summary(found)
             if self.proof is not None and found.proof is None:
-                typer.echo(f"{self.proof} was not written: this answer has no proof that can be rechecked", err=True)
+                typer.echo(f"{self.proof} was not written: {_why_no_proof(found)}", err=True)
 
 
 def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[Case, Deadline, OnEvent], Outcome]) -> None:
@@ -81,8 +85,9 @@ def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[C
             from milpverify.acopf.matpower import load_case
 
             found = ask(load_case(file), deadline, on_event)
-        typer.echo(_line(found))
         output.write(found)
+        typer.echo(_line(found))
+        output.summarize(found)
 
 
 @app.command()
@@ -185,6 +190,10 @@ def loadability(
 def recheck(
     case: CaseFile,
     proof: Annotated[Path, typer.Argument(metavar="PROOF.json", exists=True, dir_okay=False, help="What --proof has written.")],
+    load_scale: Annotated[
+        float | None, typer.Option(metavar="X", callback=number, help="Check it for these loads, whichever the proof names.")
+    ] = None,
+    load_box: Annotated[float | None, typer.Option(min=0.0, metavar="W", callback=number, help="The same, for a box of loads.")] = None,
     debug: Debug = False,
 ) -> None:
     """Check a proof against the case in exact arithmetic, without any solver.
@@ -192,11 +201,13 @@ def recheck(
     The first line of standard output is `accepted` or `rejected`; a second one says what is proved, or what fails.
     """
     with reported(debug):
+        from milpverify.acopf.loads import Loads
         from milpverify.acopf.matpower import load_case
         from milpverify.acopf.proving.proof import Proof
         from milpverify.acopf.proving.recheck import recheck as check
 
-        typer.echo(check(load_case(case), Proof.load(proof)))
+        loads = None if load_scale is None and load_box is None else Loads(1.0 if load_scale is None else load_scale, load_box or 0.0)
+        typer.echo(check(load_case(case), Proof.load(proof), loads))
 
 
 @app.command()
@@ -206,6 +217,16 @@ def info(case: CaseFile, debug: Debug = False) -> None:
         from milpverify.acopf.matpower import load_case
 
         typer.echo(_described(load_case(case)))
+
+
+def _why_no_proof(found: Outcome) -> str:
+    """For those who asked for one."""
+    from milpverify.acopf.result import Feasibility, Verdict
+    from milpverify.result import Trust
+
+    if isinstance(found, Feasibility) and found.verdict is Verdict.FEASIBLE:
+        return "a feasible answer rests on its point, which --json holds"
+    return "a solver's word has no proof that can be rechecked" if found.trust is Trust.SOLVER else "nothing was proved"
 
 
 def _line(found: Outcome) -> str:
@@ -241,8 +262,7 @@ def _summary(found: Outcome) -> None:
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         console.width = 140
-    told = [found.headline, f"  {found.reason.value}; {found.method}; trust {found.trust.value}, {found.total_seconds:.2f} s"]
-    for text in (*told, *(f"  warning: {warning}" for warning in found.warnings)):
+    for text in (found.headline, *(f"  {detail}" for detail in found.details)):
         console.print(text, markup=False, soft_wrap=True)
     worst = found.worst()
     if worst:

@@ -85,7 +85,7 @@ def certify_cost(
             prover.search(lambda: _target(upper, gap), on_point)
         with clock.phase("recheck"):
             proved = prover.proved()
-        lower = proved.value
+        lower = math.inf if proved.refuted and best is None else proved.value
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)

@@ -42,10 +42,11 @@ BINDING = 1e-4
 """A limit is called binding where the margin is less than that (p.u., rad)."""
 
 RED, ORANGE, INK, GREY, BLUE, GREEN = "#d62728", "#ff9f1c", "#2b2d42", "#9aa0a6", "#2a6fdb", "#3a9d5d"
+PINK, PALE = "#fbd0d0", "#bcd0ee"
 TEXT = {RED: RED, ORANGE: "#b36b00"}  # what is thin is darker
 LOADING_COLOURS = ("#c9dcea", "#7fb2d3", "#2f7fb6", "#0b3d6b")  # no red: that is what violations have
 BALANCES = (ACTIVE_BALANCE, REACTIVE_BALANCE)
-AT_BUSES, AT_GENERATORS = (*BALANCES, VOLTAGE), (ACTIVE_GENERATION, REACTIVE_GENERATION)
+AT_GENERATORS = (ACTIVE_GENERATION, REACTIVE_GENERATION)
 AT_BRANCHES = (FLOW_FROM, FLOW_TO, ANGLE_DIFFERENCE)
 
 
@@ -69,15 +70,23 @@ class _Subject:
         """Indices of what is violated or binds in these kinds of constraints."""
         return {one.index for one in self.constraints if one.kind in kinds and self.colour(one) == colour}
 
+    def shows(self, colour: str) -> bool:
+        """Whether any limit is marked by it."""
+        return any(one.kind not in BALANCES and self.colour(one) == colour for one in self.constraints)
+
 
 def _subject(of: Outcome | Point | Case) -> _Subject:
     if isinstance(of, Outcome):
         tolerance = of.tolerance if isinstance(of, Feasibility) else TOLERANCE
-        case = of.case if of.point is None else of.point.case
-        return _Subject(case, of.point, of.constraints if of.point is not None else (), tolerance, of.headline)
+        if of.point is None:
+            return _Subject(of.case, None, (), tolerance, of.headline)
+        violation, title = of.point.violation, of.headline
+        if violation > tolerance:
+            title += f"\nshown: a point whose largest violation is {violation:.3g} p.u. (rad)"
+        return _Subject(of.point.case, of.point, of.constraints, tolerance, title)
     if isinstance(of, Case):
         return _Subject(of, None, (), TOLERANCE, of.name)
-    return _Subject(of.case, of, of.constraints(), TOLERANCE, f"{of.case.name}: largest violation {of.violation:.3g} p.u.")
+    return _Subject(of.case, of, of.constraints(), TOLERANCE, f"{of.case.name}: largest violation {of.violation:.3g} p.u. (rad)")
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -101,7 +110,9 @@ def _save(figure: Figure, path: str | Path | None) -> Figure:
 
 
 def draw(of: Outcome | Point | Case, path: str | Path | None = None) -> Figure:
-    """The network: what is violated in red, what binds in orange; lines as wide and as dark as they are loaded.
+    """The network: limits that are violated in red, those that bind in orange; lines as wide and as dark as they are loaded.
+
+    A bus whose balance is violated is filled in pink.
 
     Args:
         of: a result, an operating point, or a case alone, which has no loading.
@@ -117,12 +128,12 @@ def draw(of: Outcome | Point | Case, path: str | Path | None = None) -> Figure:
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title(subject.title, fontsize=11, color=INK, wrap=True)
+    axes.set_title(subject.title, fontsize=11 / crowd**0.6, color=INK, wrap=True)
     _draw_branches(figure, axes, subject, at, crowd)
     _draw_buses(axes, subject, at, crowd)
     _draw_units(figure, axes, subject, at, crowd)
     axes.margins(0.06)
-    _legend(axes, subject)
+    _legend(axes, subject, 9 / crowd**0.6)
     return _save(figure, path)
 
 
@@ -171,8 +182,8 @@ def _draw_branches(figure: Figure, axes: Axes, subject: _Subject, at: Array, cro
         ]
         if limited.any():
             bar = figure.colorbar(ScalarMappable(Normalize(0, 100), shades), ax=axes, shrink=0.45, pad=0.01)
-            bar.set_label("loading of lines, % of their limit", fontsize=9)
-            bar.ax.tick_params(labelsize=8)
+            bar.set_label("loading of lines, % of their limit", fontsize=9 / crowd**0.6)
+            bar.ax.tick_params(labelsize=8 / crowd**0.6)
     widths *= max(crowd, 0.7)
     for colour in (ORANGE, RED):  # an edge around the line, which keeps its own colour
         marked = sorted(subject.marked(colour, *AT_BRANCHES))
@@ -204,11 +215,11 @@ def _segments(case: Case, at: Array) -> list[Array]:
 
 def _draw_buses(axes: Axes, subject: _Subject, at: Array, crowd: float) -> None:
     case = subject.case
-    violated, binding = (subject.marked(colour, *AT_BUSES) for colour in (RED, ORANGE))
+    violated, binding, unbalanced = (subject.marked(*what) for what in ((RED, VOLTAGE), (ORANGE, VOLTAGE), (RED, *BALANCES)))
     edges = [RED if i in violated else ORANGE if i in binding else INK for i in range(case.num_buses)]
     size = 330.0 * crowd**2
     strong = [(3.0 if i in violated | binding else 1.2) * max(crowd, 0.6) for i in range(case.num_buses)]
-    faces = ["#fde0e0" if i in violated else "white" for i in range(case.num_buses)]
+    faces = [PINK if i in unbalanced else "white" for i in range(case.num_buses)]
     places = axes.scatter(at[:, 0], at[:, 1], s=size, c=faces, edgecolors=edges, linewidths=strong, zorder=4)
     places.set_gid("buses")
     ring = axes.scatter(
@@ -251,7 +262,7 @@ def _draw_units(figure: Figure, axes: Axes, subject: _Subject, at: Array, crowd:
     loads.set_gid("loads")
 
 
-def _legend(axes: Axes, subject: _Subject) -> None:
+def _legend(axes: Axes, subject: _Subject, size: float) -> None:
     from matplotlib.lines import Line2D
 
     def mark(label: str, **look: Any) -> Line2D:
@@ -266,12 +277,15 @@ def _legend(axes: Axes, subject: _Subject) -> None:
     if subject.point is not None:
         if not np.isfinite(subject.case.branches.rate).all():
             handles.append(mark("branch without limit", linestyle="-", color=GREY, linewidth=3))
-        handles += [
-            mark(f"binding (margin < {BINDING:g})", linestyle="-", color=ORANGE, linewidth=4, marker="o", markerfacecolor="white"),
-            mark("violated", linestyle="-", color=RED, linewidth=4, marker="o", markerfacecolor="#fde0e0"),
-        ]
+        if subject.shows(ORANGE):
+            label = f"binding limit (margin < {BINDING:g})"
+            handles.append(mark(label, linestyle="-", color=ORANGE, linewidth=4, marker="o", markerfacecolor="white"))
+        if subject.shows(RED):
+            handles.append(mark("violated limit", linestyle="-", color=RED, linewidth=4, marker="o", markerfacecolor="white"))
+        if subject.marked(RED, *BALANCES):
+            handles.append(mark("violated balance", marker="o", markerfacecolor=PINK, markeredgecolor=INK, markersize=10))
     axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False, fontsize=9, handletextpad=0.5
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False, fontsize=size, handletextpad=0.5
     )
 
 
@@ -280,6 +294,8 @@ def _legend(axes: Axes, subject: _Subject) -> None:
 
 def plot_margins(of: Outcome | Point, path: str | Path | None = None) -> Figure:
     """The distance of every constraint from its nearer limit, one row for each kind, the worst of it named; balances have none to spare.
+
+    Pale lines are the margins between which the proved ranges leave it.
 
     Args:
         of: a result with a point, or a point.
@@ -292,7 +308,7 @@ def plot_margins(of: Outcome | Point, path: str | Path | None = None) -> Figure:
     for one in subject.constraints:
         if np.isfinite(one.margin):
             kinds[one.kind].append(one)
-    figure = _figure(10.0, 1.6 + 0.62 * max(len(kinds), 1))
+    figure = _figure(10.0, 1.7 + 0.68 * max(len(kinds), 1))
     axes = figure.add_subplot()
     axes.set_title(subject.title, fontsize=11, color=INK, wrap=True)
     axes.set_xscale("symlog", linthresh=BINDING, linscale=0.6)
@@ -315,14 +331,34 @@ def plot_margins(of: Outcome | Point, path: str | Path | None = None) -> Figure:
     return _save(figure, path)
 
 
+def proved_margins(one: Constraint) -> tuple[float, float] | None:
+    """The least and the largest margin that a constraint's proved range leaves it; None where that is no narrower than its limits."""
+    low, high = one.proved
+    floor = 0.0 if one.kind in (FLOW_FROM, FLOW_TO) else one.lower
+    if not (low <= high and high - low < 0.99 * (one.upper - floor)):
+        return None
+
+    def margin(value: float) -> float:
+        return min(value - one.lower, one.upper - value)
+
+    best = min(max((one.lower + one.upper) / 2, low), high)  # the middle, or an end where one limit is infinite
+    return min(margin(low), margin(high)), margin(best)
+
+
 def _plot_kind(axes: Axes, subject: _Subject, row: int, members: list[Constraint]) -> None:
     worst = min(members, key=lambda one: one.margin)
     margins = np.array([one.margin for one in members])
     colours = [subject.colour(one) or BLUE for one in members]
     spread = (0.618034 * np.arange(len(members)) + 0.5) % 1.0 - 0.5  # evenly, and always the same
-    dots = axes.scatter(margins, row + 0.42 * spread * (len(members) > 1), s=16, c=colours, alpha=0.75, linewidths=0, zorder=3)
+    heights = row + 0.42 * spread * (len(members) > 1)
+    left = [(height, *margin) for height, one in zip(heights, members, strict=True) if (margin := proved_margins(one)) is not None]
+    if left:
+        at, least, most = zip(*left, strict=True)
+        bars = axes.hlines(at, least, most, colors=PALE, linewidth=1.2 if len(left) < 60 else 0.6, zorder=2)
+        bars.set_gid(f"proved {worst.kind}")
+    dots = axes.scatter(margins, heights, s=16, c=colours, alpha=0.75, linewidths=0, zorder=3)
     dots.set_gid(worst.kind)
     axes.annotate(
-        f"{worst.element}: {worst.margin:.3g} {worst.unit}", (worst.margin, row), xytext=(3, 11), textcoords="offset points",
+        f"{worst.element}: {worst.margin:.3g} {worst.unit}", (worst.margin, row), xytext=(3, 12.5), textcoords="offset points",
         ha="left" if worst.margin < 0.01 else "right", fontsize=7.5, color=TEXT.get(subject.colour(worst) or "", INK), zorder=4,
     )  # fmt: skip

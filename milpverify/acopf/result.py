@@ -40,7 +40,7 @@ class Reason(Enum):
     GAP = "the bounds are within the gap"
     TIMEOUT = "the time limit was reached"
     INTERRUPTED = "the run was interrupted"
-    UNDECIDED = "neither a point nor a proof was found"
+    UNDECIDED = "the search came to its end without deciding it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,14 @@ class Outcome:
         scale = f" at loads x {self.loads.scale:.6g}" if self.loads.scale != 1.0 or self.loads.is_box else ""
         return self.case.name + scale + (f" within {100 * self.loads.relative:.6g} %" if self.loads.is_box else "")
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What the answer rests on, in sentences."""
+        how = f"{self.reason.value}; {self.method}; trust {self.trust.value}, {self.total_seconds:.2f} s"
+        return (how, *(() if self.existence is None else (str(self.existence),)), *(f"warning: {warning}" for warning in self.warnings))
+
     def __str__(self) -> str:
-        lines = [self.headline, f"  {self.reason.value}; {self.method}; trust {self.trust.value}, {self.total_seconds:.2f} s"]
+        lines = [self.headline, *(f"  {detail}" for detail in self.details)]
         lines += [
             f"  {each.kind:<22s} {each.element:<28s} {each.value:12.6g} {each.unit:<4s} margin {each.margin:.3g}" for each in self.worst()
         ]
@@ -183,8 +189,8 @@ class Cost(Bounds):
 
     @property
     def headline(self) -> str:
-        if self.lower == math.inf:
-            return f"{self._question()}: there is no operating point at any cost"
+        if self.verdict is Verdict.INFEASIBLE:
+            return f"INFEASIBLE: {self._question()}, no operating point whatever the cost"
         return f"{self._question()}: the least cost is between {self.lower:.8g} and {self.upper:.8g} $/h, gap {self.gap:.2g}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,34 +16,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Run
+from power_cases import TWO
+from pypower.api import case9
+from support import Run, refused, strictly
 
+from milpverify.acopf.candidates import proved_ranges
 from milpverify.acopf.case import Case
 from milpverify.acopf.commands import _rounded
+from milpverify.acopf.feasibility import check_feasibility
 from milpverify.acopf.loads import Loads
+from milpverify.acopf.matpower import load_case
+from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.points.point import Point
+from milpverify.acopf.proving.programs import Box
+from milpverify.acopf.relaxation.columns import Question
+from milpverify.acopf.relaxation.relaxation import Relaxation
 from milpverify.acopf.result import Cost, Feasibility, Loadability, Outcome, Reason, Verdict
 from milpverify.result import Trust
 
-TEXT = """function mpc = two
-mpc.version = '2';
-mpc.baseMVA = 100;
-mpc.bus = [
-    1 3  0  0 0 0 1 1.0 0 230 1 1.1 0.9;
-    2 1 50 10 0 0 1 1.0 0 230 1 1.1 0.9;
-];
-mpc.gen = [1 0 0 100 -100 1.0 100 1 200 0 0 0 0 0 0 0 0 0 0 0 0];
-mpc.branch = [1 2 0.01 0.1 0.02 100 0 0 0 0 1 -30 30];
-mpc.gencost = [2 0 0 3 0.01 20 5];
-"""
 AS_READ = Loads()
-
-
-@pytest.fixture
-def case_file(tmp_path: Path) -> Path:
-    path = tmp_path / "two.m"
-    path.write_text(TEXT)
-    return path
 
 
 def outcome(case: Case, loads: Loads = AS_READ) -> dict[str, Any]:
@@ -54,6 +46,7 @@ def outcome(case: Case, loads: Loads = AS_READ) -> dict[str, Any]:
         "reason": Reason.POINT,
         "trust": Trust.ROUNDED,
         "point": point,
+        "existence": None,
         "constraints": point.constraints(),
         "proof": None,
         "method": "test",
@@ -81,19 +74,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return stand_in
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit status 2, nothing on standard output, one line on standard error that says what is wrong."""
-    lines = done.stderr.splitlines()
-    assert (done.returncode, done.stdout, len(lines)) == (2, "", 1), done.stderr
-    assert lines[0].startswith("milpverify: error: ")
-    for word in words:
-        assert word in lines[0]
-
-
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("verdict", [Verdict.FEASIBLE, Verdict.INFEASIBLE, Verdict.UNKNOWN])
 def test_feasibility_answers_by_a_word(run_main: Run, case_file: Path, tmp_path: Path, asked: Asked, verdict: Verdict) -> None:
     calls = asked(
         "feasibility",
@@ -192,6 +176,46 @@ def test_an_internal_error_is_one_line(run_main: Run, case_file: Path, asked: As
     assert "internal error: RuntimeError: what should not be" in done.stderr
 
 
+# ---------------------------------------------------------------------------------------------------- on real questions
+
+
+def test_feasible_with_everything_that_there_is_to_say(run_main: Run, case_file: Path, tmp_path: Path) -> None:
+    done = run_main("acopf", "feasibility", case_file, *"--json r.json --proof p.json --plot n.png --timeout 30".split())
+    assert (done.returncode, done.stdout) == (0, "feasible\n"), done.stderr
+    assert "an exact operating point, within all limits, was proved to lie within" in done.stderr
+    assert "p.json was not written: a feasible answer rests on its point" in done.stderr and not (tmp_path / "p.json").exists()
+    assert (tmp_path / "n.png").read_bytes().startswith(b"\x89PNG")
+    found = strictly(tmp_path / "r.json")
+    assert (found["verdict"], found["trust"], found["has_proof"]) == ("feasible", "exact", False)
+    assert found["existence"]["proved"] and found["existence"]["strictly_inside"] and found["existence"]["radius"] <= 1e-6
+    assert found["point"]["violation"] <= 1e-6
+    for one in found["constraints"]:
+        low, high = (float(end) for end in one["proved"])
+        assert low <= one["value"] <= high or one["margin"] < 1e-6
+
+
+def test_a_column_without_a_range_proves_nothing() -> None:
+    """Its products with 0 are no numbers; limits hold all the same."""
+    case = load_case(case9())
+    relaxation = Relaxation(Question(case, Loads().ranges(case)))
+    endless = np.full(len(relaxation.columns), math.inf)
+    for one in proved_ranges(limits(case), relaxation, Box(-endless, endless)):
+        low, high = one.proved
+        assert low <= high and high in (math.inf, one.upper)
+
+
+def test_ctrl_c_ends_a_run_with_what_it_has(run_main: Run, case_file: Path, tmp_path: Path, asked: Asked) -> None:
+    def answer(case: Case, question: dict[str, Any]) -> Outcome:
+        signal.raise_signal(signal.SIGINT)
+        return check_feasibility(case, **question)
+
+    asked("feasibility", "check_feasibility", answer)
+    done = run_main("acopf", "feasibility", case_file, "--json", "r.json")
+    assert (done.returncode, done.stdout) == (0, "unknown\n"), done.stderr
+    assert "the run was interrupted" in done.stderr
+    assert strictly(tmp_path / "r.json")["reason"] == "INTERRUPTED"
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -215,12 +239,12 @@ def test_a_box_says_what_it_needs(run_main: Run, case_file: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [("0.9;\n]", "1.2;\n]", "row 2"), ("1 2 0.01 0.1", "1 7 0.01 0.1", "branch row 1"), ("mpc.bus = [", "mpc.buses = [", "bus"),
-     (TEXT, "", "two.m"), ("50 10", "NaN 10", "bus row 2"), ("mpc.gencost = [2", "mpc.gencost = [1", "piecewise")],
+     (TWO, "", "two.m"), ("50 10", "NaN 10", "bus row 2"), ("mpc.gencost = [2", "mpc.gencost = [1", "piecewise")],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["info", "feasibility"])
 def test_malformed_cases(run_main: Run, case_file: Path, command: str, old: str, new: str, word: str) -> None:
-    assert old in TEXT
-    case_file.write_text(TEXT.replace(old, new))
+    assert old in TWO
+    case_file.write_text(TWO.replace(old, new))
     refused(run_main("acopf", command, case_file), word)
 
 
@@ -237,14 +261,15 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_the_room_loads_nothing_heavy() -> None:
-    heavy = {"torch", "numpy", "scipy", "pypower", "matplotlib", "networkx", "flint", "rich.table", "milpverify.acopf.case"}
+def test_importing_the_room_loads_nothing_of_it() -> None:
+    heavy = {"torch", "numpy", "scipy", "rich.table", "milpverify.acopf.case"}
     assert not heavy & loaded("import milpverify.cli\nfrom milpverify import acopf\nimport milpverify as mv\nmv.acopf")
 
 
 def test_reading_and_asking_load_no_torch(case_file: Path) -> None:
     code = (
-        f"from milpverify import acopf\ncase = acopf.load_case({str(case_file)!r})\nfrom milpverify.acopf import judgement, plots\n"
-        "import milpverify.acopf.commands\njudgement.limits(case)"
+        f"from milpverify import acopf\ncase = acopf.load_case({str(case_file)!r})\nfrom milpverify.acopf.points import judgement\n"
+        "import milpverify.acopf.plots, milpverify.acopf.commands\njudgement.limits(case)\n"
+        "acopf.check_feasibility(case)"
     )
-    assert not {"torch", "matplotlib", "pypower"} & loaded(code)
+    assert not {"torch", "matplotlib", "onnxruntime", "pyscipopt", "gurobipy", "pandas"} & loaded(code)

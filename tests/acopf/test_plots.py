@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from pypower.api import case9, case14, case118
 from milpverify.acopf.case import Case
 from milpverify.acopf.loads import scaled
 from milpverify.acopf.matpower import load_case
-from milpverify.acopf.plots import ORANGE, RED, apparent, draw, layout, plot_margins
+from milpverify.acopf.plots import ORANGE, PINK, RED, apparent, draw, layout, plot_margins, proved_margins
 from milpverify.acopf.points.point import Point
 from milpverify.acopf.result import Feasibility, Reason, Verdict
 from milpverify.errors import InvalidInput
@@ -37,7 +38,7 @@ def flat(case: Case) -> Point:
 
 def answer(point: Point, tolerance: float = 1e-6) -> Feasibility:
     return Feasibility(
-        point.case, scaled(1.0), Reason.POINT, Trust.ROUNDED, point, point.constraints(), None, "test",
+        point.case, scaled(1.0), Reason.POINT, Trust.ROUNDED, point, None, point.constraints(), None, "test",
         verdict=Verdict.FEASIBLE, tolerance=tolerance,
     )  # fmt: skip
 
@@ -77,7 +78,7 @@ def test_a_case_alone_has_its_parts_and_no_marks(case: Case) -> None:
 
 
 def test_what_is_violated_is_red_where_it_is(case: Case) -> None:
-    """Bus 2's voltage below its limit, generators below theirs, and a line whose limit is less than its charging."""
+    """Bus 2's voltage below its limit, balances, generators below their limit, and a line whose limit is less than its charging."""
     point = flat(case)
     rate = case.branches.rate.copy()
     rate[4] = 0.5 * apparent(point)[4]
@@ -89,11 +90,15 @@ def test_what_is_violated_is_red_where_it_is(case: Case) -> None:
     assert RED not in edges(draw(answer(point, tolerance=2.0)), "buses")
     assert set(edges(draw(point), "buses")) >= {RED}
     figure = draw(answer(point))
-    assert edges(figure, "buses")[1] == RED
+    assert [i for i, colour in enumerate(edges(figure, "buses")) if colour == RED] == [1]
+    unbalanced = {one.index for one in point.constraints() if one.kind.endswith("balance") and one.margin < -1e-6}
+    faces = [to_hex(colour) for colour in part(figure, "buses").get_facecolors()]
+    assert {i for i, colour in enumerate(faces) if colour == PINK} == unbalanced != set()
+    assert "violated balance" in words(figure) and "shown: a point whose largest violation is" in words(figure)
     assert len(part(figure, "violated branches").get_segments()) == 1
     assert np.array_equal(part(figure, "violated branches").get_segments()[0], part(figure, "branches").get_segments()[4])
     assert edges(figure, "generators") == [RED] * 3
-    assert "violated" in words(figure)
+    assert "violated limit" in words(figure) and "binding" not in words(figure)
 
 
 def test_what_binds_is_orange_and_balances_do_not(case: Case) -> None:
@@ -148,6 +153,21 @@ def test_margins_are_in_rows_of_a_kind_with_the_worst_named(case: Case) -> None:
         colours = {to_hex(colour) for colour in dots.get_facecolors()}
         assert (RED in colours) == (worst.margin < -1e-6)
     assert figure.axes[0].get_xlim()[0] < min(one.margin for one in point.constraints())
+
+
+def test_proved_ranges_are_lines_where_they_say_more_than_the_limits(case: Case) -> None:
+    limits = flat(case).constraints()
+    voltage, flow = (next(one for one in limits if one.kind == kind) for kind in ("voltage", "flow from"))
+    assert (voltage.lower, voltage.upper, flow.lower) == (0.9, 1.1, -math.inf)
+    for one, low, high, margins in (
+        (voltage, -math.inf, math.inf, None), (voltage, 0.9, 1.1, None), (voltage, 0.92, 0.95, (0.02, 0.05)),
+        (voltage, 0.92, 1.05, (0.02, 0.1)), (voltage, 1.04, 1.1, (0.0, 0.06)), (flow, 0.0, flow.upper, None),
+        (flow, 0.0, 0.5 * flow.upper, (0.5 * flow.upper, flow.upper)), (flow, 0.2, flow.upper, (0.0, flow.upper - 0.2)),
+    ):  # fmt: skip
+        assert proved_margins(replace(one, proved=(low, high))) == (None if margins is None else pytest.approx(margins))
+    found = replace(answer(flat(case)), constraints=[replace(one, proved=(0.92, 0.95)) if one.kind == "voltage" else one for one in limits])
+    (lines,) = (each for each in parts(plot_margins(found)) if each.startswith("proved"))
+    assert len(part(plot_margins(found), lines).get_segments()) == 9
 
 
 @pytest.mark.parametrize("name", ["network.png", "network.svg", "network.pdf"])

@@ -61,6 +61,13 @@ class Existence:
     qg: Array | None = None
     cost: float = math.inf
 
+    def __str__(self) -> str:
+        if not self.proved:
+            return f"no exact operating point was proved to lie beside the point: {self.message}"
+        if not self.strictly_inside:
+            return f"within {self.radius:.2g} p.u. (rad) of the point {self.message}"
+        return f"an exact operating point, within all limits, was proved to lie within {self.radius:.2g} p.u. (rad) of the point"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON form."""
         return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +19,7 @@ import numpy as np
 
 from milpverify.acopf.relaxation.cuts import Cuts
 from milpverify.errors import InvalidInput
+from milpverify.result import json_number, write_atomically
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
@@ -121,6 +123,19 @@ class Proof:
     bound: float
     root: Node
 
+    @property
+    def claim(self) -> str:
+        """What is claimed, in words: the bounds are float64 numbers to the last digit, the loads rounded."""
+        pd_from, pd_to = (math.fsum(part.tolist()) for part in self.loads[:2])
+        loads = f"at loads of {pd_from:.6g}" + (f" to {pd_to:.6g}" if pd_to > pd_from else "") + " p.u. (active, in all)"
+        match self.statement:
+            case Statement.INFEASIBLE:
+                return f"every point violates something by more than {self.tolerance!r} p.u. (rad) {loads}"
+            case Statement.COST:
+                return f"no operating point costs less than {self.bound!r} $/h {loads}"
+            case Statement.GROWTH:
+                return f"no operating point carries the case's own loads times more than {self.bound!r}"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON form."""
         return {
@@ -128,8 +143,8 @@ class Proof:
             "statement": self.statement.value,
             "loads": [part.tolist() for part in self.loads],
             "tolerance": self.tolerance,
-            "cutoff": self.cutoff,
-            "bound": self.bound,
+            "cutoff": json_number(self.cutoff),
+            "bound": json_number(self.bound),
             "root": _node_to_dict(self.root),
         }
 
@@ -161,17 +176,13 @@ class Proof:
             raise InvalidInput(f"malformed proof: {error or type(error).__name__}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON, compressed where the name ends in .gz.
+        """Write the JSON, compressed where the name ends in .gz; the file appears whole or not at all.
 
         Raises:
             InvalidInput: the file cannot be written.
         """
-        text = json.dumps(self.to_dict(), allow_nan=True)
-        path = Path(path)
-        try:
-            path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-        except OSError as error:
-            raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
+        raw, path = json.dumps(self.to_dict(), allow_nan=False).encode(), Path(path)
+        write_atomically(path, gzip.compress(raw) if path.suffix == ".gz" else raw)
 
     @classmethod
     def load(cls, path: str | Path) -> Proof:
@@ -186,7 +197,9 @@ class Proof:
             return cls.from_dict(json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw))
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, RecursionError, zlib.error) as error:
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from error
+        except (ValueError, EOFError, RecursionError, zlib.error) as error:
             raise InvalidInput(f"{path} is no proof: {error}") from error
 
 
@@ -208,7 +221,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         data["leaf"] = {
             "cuts": node.leaf.cuts.to_dict(),
             "multipliers": None if multipliers is None else multipliers.to_list(),
-            "bound": node.leaf.bound,
+            "bound": json_number(node.leaf.bound),
         }
     return data
 

@@ -208,7 +208,7 @@ class Prover:
             case Statement.INFEASIBLE:
                 return 0.0
             case Statement.COST:
-                return min(self._claim.cutoff, float(np.nextafter(bound, -np.inf))) if math.isfinite(bound) else self._claim.cutoff
+                return min(self._claim.cutoff, float(np.nextafter(bound, -np.inf)))  # of no point at all: the largest number, if no cutoff
             case Statement.GROWTH:
                 return max(self._claim.cutoff, float(np.nextafter(-bound, np.inf))) if math.isfinite(bound) else self._claim.cutoff
 

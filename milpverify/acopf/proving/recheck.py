@@ -32,7 +32,7 @@ LARGEST = 2.0**100  # p.u., rad or $/h
 
 @dataclass(frozen=True)
 class Recheck:
-    """Whether a proof holds, and why not. True in a condition if and only if it does. `stopped`: the check did not come to an end."""
+    """Whether a proof holds, and of what, or why not; true if and only if it does. `stopped`: the check did not come to an end."""
 
     accepted: bool
     message: str
@@ -59,18 +59,20 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
     Args:
         case: what it is about.
         proof: what is claimed, and why.
-        loads: if these are other ones than the proof's, it is these that it is checked for.
+        loads: these instead of the proof's own, to check that it is about them.
         stop: asked now and then; a true answer ends the check, which then accepts nothing.
     """
+    if loads is not None:
+        proof = replace(proof, loads=loads.ranges(case))
     try:
-        _Checker(case, proof, loads, stop or (lambda: False)).check()
+        _Checker(case, proof, stop or (lambda: False)).check()
     except _Stopped:
         return Recheck(False, "the check was stopped", stopped=True)
     except _RejectedError as error:
         return Recheck(False, str(error))
     except RecursionError:
         return Recheck(False, "the boxes are nested too deeply")
-    return Recheck(True, f"{proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
+    return Recheck(True, f"{proof.claim}: {proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
 
 
 def question_of(case: Case, proof: Proof) -> Question:
@@ -85,23 +87,22 @@ def _programs(node: Node) -> int:
 
 
 class _Checker:
-    def __init__(self, case: Case, proof: Proof, loads: Loads | None, stop: Callable[[], bool]) -> None:
+    def __init__(self, case: Case, proof: Proof, stop: Callable[[], bool]) -> None:
         self.proof, self._stop = proof, stop
-        if loads is not None and proof.statement is Statement.GROWTH:
-            raise _RejectedError("how far loads grow is proved of the case's own loads, not of other ones")
-        own = proof.loads if loads is None else loads.ranges(case)
-        proof = replace(proof, loads=own)
         n = case.num_buses
-        if any(part.shape != (n,) or not np.isfinite(part).all() for part in own):
+        if any(part.shape != (n,) or not np.isfinite(part).all() for part in proof.loads):
             raise _RejectedError(f"the proof's loads are not those of {n} buses")
-        if (own[0] > own[1]).any() or (own[2] > own[3]).any():
+        if (proof.loads[0] > proof.loads[1]).any() or (proof.loads[2] > proof.loads[3]).any():
             raise _RejectedError("there is nothing in a range of the loads")
         refuted = proof.statement is Statement.COST and proof.bound == proof.cutoff == math.inf  # no operating point, whatever it costs
         if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or not (math.isfinite(proof.bound) or refuted):
             raise _RejectedError("the tolerance, the cutoff or the bound is no sensible number")
         if proof.statement is Statement.GROWTH and not math.isfinite(proof.cutoff):
             raise _RejectedError("growth needs a finite cutoff")
-        _refuse_extremes(case, own)
+        own = (case.buses.pd, case.buses.pd, case.buses.qd, case.buses.qd)
+        if proof.statement is Statement.GROWTH and any((part != mine).any() for part, mine in zip(proof.loads, own, strict=True)):
+            raise _RejectedError("how far loads grow is proved of the case's own loads, not of other ones")
+        _refuse_extremes(case, proof.loads)
         self.relaxation = Relaxation(question_of(case, proof), RATIONALS)
         self.ranges = Ranges(self.relaxation)
 

@@ -67,7 +67,7 @@ class Cuts:
         cuts = cls(index("pair"), pair, index("flow"), index("end"), flow, index("price"), real("at", 1)[:, 0])
         if (len(cuts.pair), len(cuts.flow), len(cuts.price)) != (len(cuts.pair_direction), len(cuts.flow_direction), len(cuts.at)):
             raise ValueError("cuts of different lengths")
-        if len(cuts.end) != len(cuts.flow):
+        if len(cuts.end) != len(cuts.flow) or any(part.ndim != 1 for part in (cuts.pair, cuts.flow, cuts.end, cuts.price)):
             raise ValueError("cuts of different lengths")
         return cuts
 

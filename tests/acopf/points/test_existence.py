@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from power_cases import dispatch, pglib, random_point, small
 
-from milpverify.acopf import existence
 from milpverify.acopf.case import Branches, Buses, Case, Generators
 from milpverify.acopf.matpower import load_case
+from milpverify.acopf.points import existence
 from milpverify.acopf.points.existence import Existence, prove_existence
 from milpverify.acopf.points.local import cheapest
 from milpverify.acopf.points.point import Point
