@@ -22,7 +22,8 @@ SECONDS = 0.3  # for each network: that is enough for trees
 
 
 def proved(case: Case, statement: Statement, known: Known | None, cutoff: float, seconds: float = SECONDS) -> Proved:
-    loads, tolerance = (Loads().ranges(case), 0.0) if known is None else (known.question.loads, known.question.tolerance)
+    own = known is None or statement is Statement.GROWTH
+    loads, tolerance = Loads().ranges(case) if own else known.question.loads, 0.0 if known is None else known.question.tolerance
     with Prover(case, claim(statement, loads, tolerance, math.inf if statement is Statement.COST else 0.0), Deadline(60.0)) as prover:
         searching = Deadline(seconds)
         prover._programs._deadline = prover.tree.tightening.deadline = searching
