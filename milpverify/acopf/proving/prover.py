@@ -225,3 +225,7 @@ def claim(
     from milpverify.acopf.proving.proof import Node
 
     return Proof(statement, loads, tolerance, cutoff, 0.0, root or Node())
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
