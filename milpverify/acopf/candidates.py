@@ -11,6 +11,7 @@ import numpy as np
 from milpverify.acopf.points.existence import Existence, prove_existence
 from milpverify.acopf.points.point import Point
 from milpverify.acopf.points.rectangular import angles_along
+from milpverify.acopf.relaxation.ranges import HALF_TURN
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
@@ -89,7 +90,7 @@ def proved_ranges(constraints: tuple[Constraint, ...], relaxation: Relaxation, r
     def proved(each: Constraint) -> tuple[float, float]:
         if each.kind not in known:
             return -math.inf, math.inf
-        if each.kind == "angle difference" and not (math.isfinite(each.lower) and math.isfinite(each.upper)):
+        if each.kind == "angle difference" and not max(-each.lower, each.upper) < HALF_TURN:
             return -math.inf, math.inf  # what is known is the principal value
         lower, upper = (float(end[each.index]) for end in known[each.kind])
         return max(lower, each.lower), min(upper, each.upper)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT_ROUNDS = 12
 ROUNDS = 3
+NARROW = 1e-9  # p.u. and rad: ranges that are left
 EDGE = 0.2  # the share of a range that is left on either side of a split, at least
 
 
@@ -58,10 +59,12 @@ class Tree:
         on_box(self.root.point)
         while self._open and self._open[0][0] < target() and not deadline.expired():
             _, _, region = heapq.heappop(self._open)
-            if region.point is None or not len(tightening.relaxation.columns.d):
+            if region.point is None:
                 break
-            column, at = split_of(tightening.relaxation, region)
-            children = self._split(region, column, at)
+            split = split_of(tightening.relaxation, region)
+            if split is None:
+                break
+            children = self._split(region, *split)
             for child in children:
                 self._examine(child, target(), ROUNDS)
                 self.boxes += 1
@@ -85,20 +88,25 @@ class Tree:
         )
 
 
-def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float]:
+def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float] | None:
     """The column to split and where: of the pair of buses at which the solution is furthest from any voltages, what adds most to that.
 
-    The relaxation's error there is of the order of the squares of half the angles' range and of half the voltages' ranges.
+    The relaxation's error there is of the order of the squares of half the angles' range and of half the voltages' ranges. None where these
+    are so small already that a split would change nothing.
     """
     columns, point, box = relaxation.columns, region.point, region.box
     assert point is not None
     width = box.upper - box.lower
-    voltage = np.sqrt(box.upper[columns.w]) - np.sqrt(box.lower[columns.w])
+    if not len(columns.d):
+        return None
+    voltage = np.sqrt(box.upper[columns.w]) - np.sqrt(np.maximum(box.lower[columns.w], 0.0))
     worth = np.zeros(len(point))
     p = int(np.argmax(errors_of(relaxation, point)))
     ends = (columns.pairs.i[p], columns.pairs.j[p])
     worth[columns.d[p]] = (width[columns.d[p]] / 2) ** 2
     worth[columns.w[list(ends)]] = voltage[list(ends)] ** 2
     column = int(np.argmax(worth))
+    if worth[column] < NARROW**2:
+        return None
     low, high = box.lower[column], box.upper[column]
     return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))

@@ -184,7 +184,8 @@ class Prover:
         """What has been proved so far, rechecked in rationals where time allows."""
         self.tree.tightening.begin(self.tree.root)
         bound, root, statement = self.bound, self.tree.proof, self._claim.statement
-        ranges, method = self.tree.root.box, f"{self.tree.boxes} boxes, {self._programs.solved} linear programs"
+        ranges = self.tree.root.box
+        method = f"{_count(self.tree.boxes, 'box', 'boxes')}, {_count(self._programs.solved, 'linear program', 'linear programs')}"
         nothing = math.inf if statement is Statement.GROWTH else -math.inf
         if bound == -math.inf or (statement is Statement.INFEASIBLE and not math.isinf(bound)):
             return Proved(-math.inf, nothing, None, Trust.EXACT, ranges, method, tuple(self._warnings))
@@ -225,3 +226,7 @@ def claim(
     from milpverify.acopf.proving.proof import Node
 
     return Proof(statement, loads, tolerance, cutoff, 0.0, root or Node())
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

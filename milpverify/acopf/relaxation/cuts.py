@@ -64,7 +64,7 @@ class Cuts:
         """What `to_dict` wrote; raises ValueError or KeyError where shapes do not fit."""
 
         def index(name: str) -> Index:
-            return np.array(data[name], dtype=np.int64)
+            return np.array(data[name], dtype=np.int64).reshape(-1)
 
         def real(name: str, width: int) -> Array:
             return np.array(data[name], dtype=np.float64).reshape(-1, width)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.relaxation.rows import bounded, summed
+from milpverify.acopf.relaxation.rows import bounded, contradictory, summed
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ANGLE = 3.1415926535897936
 """At least pi."""
+HALF_TURN = 3.1415
+"""rad: a difference of angles up to this is the principal one; limits that are wider say nothing of that."""
 
 
 class Ranges:
@@ -42,7 +44,7 @@ class Ranges:
         for k in range(len(br)):
             p, (a, b) = pairs.of_branch[k], (br.angmin[k], br.angmax[k])
             a, b = (a, b) if pairs.sign[k] > 0 else (-b, -a)
-            if max(-a, b) + self.question.tolerance < 3.1415:  # a difference beyond half a turn is not the principal one
+            if max(-a, b) + self.question.tolerance < HALF_TURN:
                 low[p], high[p] = max(low[p], a), min(high[p], b)
         widened = of(low) - t, of(high) + t
         lower[columns.d], upper[columns.d] = self.numbers.turned(widened[0], False), self.numbers.turned(widened[1], True)
@@ -55,8 +57,11 @@ class Ranges:
         return lower, upper
 
     def settled(self, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """Propagated twice: angles follow from products, and products from angles."""
-        return self.propagated(*self.propagated(lower, upper))
+        """Propagated twice: angles follow from products, and products from angles. What contradicts itself is left as it is."""
+        for _ in range(2):
+            if not contradictory(lower, upper):
+                lower, upper = self.propagated(lower, upper)
+        return lower, upper
 
     def propagated(self, lower: Values, upper: Values) -> tuple[Values, Values]:
         """What ranges of columns imply for others.
@@ -106,7 +111,7 @@ class Ranges:
     def _angles(self, lower: Values, upper: Values) -> None:
         """d from tan(d) = s / c where c is positive."""
         columns, numbers = self.columns, self.numbers
-        right = np.flatnonzero((lower[columns.c] > 0).astype(bool))
+        right = np.flatnonzero(((lower[columns.c] > 0) & (upper[columns.c] >= lower[columns.c])).astype(bool))
         near, far = lower[columns.c[right]], upper[columns.c[right]]
         low, high = lower[columns.s[right]], upper[columns.s[right]]
         high = numbers.quotient(high, np.where((high > 0).astype(bool), near, far), True)
@@ -115,9 +120,9 @@ class Ranges:
 
     def _prices(self, lower: Values, upper: Values) -> None:
         """Costs at the ends of the dispatch's range; a parabola is above its terms' least values."""
-        columns, gen, of, numbers = self.columns, self.question.case.generators, self.numbers.of, self.numbers
+        columns, of, numbers = self.columns, self.numbers.of, self.numbers
         low, high = lower[columns.pg], upper[columns.pg]
-        c2, c1, c0 = of(gen.c2 / self.unit), of(gen.c1 / self.unit), of(gen.c0 / self.unit)
+        c2, c1, c0 = self.relaxation.costs
         straight = np.flatnonzero(bounded(low) & bounded(high))
         a, b = low[straight], high[straight]
         q, r, k = c2[straight], c1[straight], c0[straight]
@@ -177,14 +182,13 @@ class Ranges:
                 self._tighten(lower, upper, columns.growth, lower[columns.growth], most)
 
     def _grown(self, load: float, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """The range of growth times a load; 0 where the loads do not grow."""
-        numbers, growth = self.numbers, self.columns.growth
-        zero = numbers.of(np.zeros(1))
+        """The range of growth times a load, infinite where the growth is; 0 where the loads do not grow."""
+        zero, endless, growth = self.numbers.of(np.zeros(1)), self.numbers.of(np.array([np.inf])), self.columns.growth
         if not len(growth) or load == 0.0:
             return zero, zero
-        factor = numbers.of(np.array([load]))
-        ends = [factor * end[growth] if bounded(end[growth]).all() else numbers.of(np.array([load * np.inf])) for end in (lower, upper)]
-        return np.minimum(*ends), np.maximum(*ends)
+        ends = [self.numbers.of(np.array([load])) * end[growth] if bounded(end[growth]).all() else None for end in (lower, upper)]
+        low, high = ends if load > 0 else ends[::-1]
+        return -endless if low is None else low, endless if high is None else high
 
     def _drawn(self, lower: Values, upper: Values) -> tuple[Values, Values]:
         """The ranges (2n,) of what every bus draws, active and then reactive: flows, shunts and loads, but loads that grow; outwards."""
