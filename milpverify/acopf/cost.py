@@ -120,7 +120,7 @@ def _cheapest(case: Case, loads: Loads, start: Point | None, attempts: int, gap:
     """The cheapest point found; a little inside its limits, where it can be proved for no more than a tenth of the gap."""
     found = judge(local.cheapest(case, loads, start=start, attempts=attempts, deadline=deadline), TOLERANCE)
     if found is None and start is None:  # any will do
-        found = judge(local.least_violation(case, loads, attempts=1, deadline=deadline), TOLERANCE)
+        found = judge(local.least_violation(case, loads, attempts=2, deadline=deadline), TOLERANCE)
     if found is None or deadline.expired():
         return found
     found = with_existence(found)

@@ -34,7 +34,8 @@ class Goal(Enum):
 
 
 # Weights of the squared distance from the middles of all ranges: they make the best point unique; without that the method may not converge.
-UNIQUE = {Goal.COST: 0.0, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
+# The cost has it in its Hessian only, so that the cheapest point stays where it is.
+UNIQUE = {Goal.COST: 1e-7, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
 
 
 @dataclass(frozen=True, eq=False)
