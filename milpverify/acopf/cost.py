@@ -92,6 +92,11 @@ def certify_cost(
         with clock.phase("recheck"):
             proved = prover.proved()
         lower = math.inf if proved.refuted and best is None else proved.value
+        if best is not None and lower > upper:
+            if best.is_proved:
+                told = f"{case.name}: a least cost of at least {lower:.17g} was proved ({proved.trust.value})"
+                raise Contradiction(f"{told}, but an exact operating point costs at most {upper:.17g}")
+            lower = upper  # of a point that violates something by up to the tolerance, which no operating point is as cheap as
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
