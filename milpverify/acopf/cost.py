@@ -13,6 +13,7 @@ from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Cost, Reason
+from milpverify.errors import Contradiction
 
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
@@ -55,6 +56,7 @@ def certify_cost(
     Raises:
         InvalidInput: a box of loads, a gap or a time limit out of range.
         SolverUnavailable: pypower is missing.
+        Contradiction: a proved point is cheaper than what was proved of all.
     """
     loads = loads or Loads()
     refuse_box(loads, "certify_cost")

@@ -13,7 +13,7 @@ from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Loadability, Reason
-from milpverify.errors import InvalidInput
+from milpverify.errors import Contradiction, InvalidInput
 
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
@@ -51,6 +51,7 @@ def max_loadability(
     Raises:
         InvalidInput: a case without loads, a gap or a time limit out of range.
         SolverUnavailable: pypower is missing.
+        Contradiction: a proved point carries more than what was proved of all.
     """
     check_gap(gap)
     if not (case.buses.pd.any() or case.buses.qd.any()):
@@ -83,6 +84,11 @@ def max_loadability(
         with clock.phase("recheck"):
             proved = prover.proved()
         upper = proved.value
+        if upper < lower:
+            if best is not None and best.is_proved:
+                told = f"{case.name}: a factor of at most {upper:.17g} was proved ({proved.trust.value})"
+                raise Contradiction(f"{told}, but an exact operating point carries {lower:.17g}")
+            upper = lower  # of a point that violates something by up to the tolerance, which no operating point carries as much as
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
