@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.judgement import Constraint
     from milpverify.acopf.proving.programs import Box
     from milpverify.acopf.relaxation.relaxation import Relaxation
+    from milpverify.config import Deadline
 
 INSIDE = 1e-7
 """p.u. and rad: so far inside its limits a point is looked for that is to be proved; costs change by as little."""
+
+EXISTENCE_SECONDS = 1.0
+"""About what Krawczyk's test takes for 118 buses, and more than that; it inverts a matrix, and cannot be interrupted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +47,12 @@ def judge(point: Point | None, tolerance: float) -> Judged | None:
     return Judged(point)
 
 
-def with_existence(judged: Judged) -> Judged:
-    """The same, with what could be proved of an exact solution beside it."""
-    return judged if judged.existence is not None else replace(judged, existence=prove_existence(judged.point))
+def with_existence(judged: Judged, deadline: Deadline) -> Judged:
+    """The same, with what could be proved of an exact solution beside it, if that does not take longer than there is time."""
+    buses = judged.point.case.num_buses
+    if judged.existence is not None or deadline.remaining() < EXISTENCE_SECONDS * (buses / 118) ** 3:
+        return judged
+    return replace(judged, existence=prove_existence(judged.point))
 
 
 def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:

@@ -130,11 +130,11 @@ def _cheapest(case: Case, loads: Loads, start: Point | None, attempts: int, gap:
         found = judge(local.least_violation(case, loads, attempts=2, deadline=deadline), TOLERANCE)
     if found is None or deadline.expired():
         return found
-    found = with_existence(found)
+    found = with_existence(found, deadline)
     if found.is_proved or deadline.expired():
         return found
     inner = judge(local.cheapest(case, loads, shrink=INSIDE, start=found.point, attempts=1, deadline=deadline), TOLERANCE)
     if inner is None or deadline.expired() or inner.point.cost > found.point.cost + DEARER * gap * abs(found.point.cost):
         return found
-    inner = with_existence(inner)
+    inner = with_existence(inner, deadline)
     return inner if inner.is_proved else found

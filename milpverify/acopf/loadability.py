@@ -129,12 +129,12 @@ def _highest(case: Case, start: Point | None, attempts: int, gap: float, deadlin
     if found is None or judged is None:
         return None
     if not deadline.expired():
-        judged = with_existence(judged)
+        judged = with_existence(judged, deadline)
     if judged.is_proved or deadline.expired():
         return found[0], judged
     inner = local.highest_load(case, shrink=INSIDE, start=found[1], attempts=1, deadline=deadline)
     strict = None if inner is None else judge(inner[1], TOLERANCE)
     if inner is None or strict is None or deadline.expired() or inner[0] < found[0] * (1 - LESS * gap):
         return found[0], judged
-    strict = with_existence(strict)
+    strict = with_existence(strict, deadline)
     return (inner[0], strict) if strict.is_proved else (found[0], judged)
