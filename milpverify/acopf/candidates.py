@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from milpverify.acopf.points.existence import Existence, prove_existence
+from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.points.point import Point
 from milpverify.acopf.points.rectangular import angles_along
 from milpverify.acopf.relaxation.ranges import HALF_TURN
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.judgement import Constraint
     from milpverify.acopf.proving.programs import Box
+    from milpverify.acopf.proving.prover import Proved, Prover
     from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
 
@@ -65,6 +67,24 @@ def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:
     for load, which, buses in zip((pd, qd), columns.loads, columns.varying, strict=True):
         load[buses] = solution[which]
     return Point(case, vm, va, solution[columns.pg], solution[columns.qg], pd, qd)
+
+
+def in_common(case: Case, best: Judged | None, prover: Prover, proved: Proved, nearest: Point | None = None) -> dict[str, Any]:
+    """What all answers tell alike: the best point, with what was proved of it and of all points; without one, the one that is nearest."""
+    point = nearest if best is None else best.point
+    constraints = limits(case) if point is None else point.constraints()
+    if not proved.refuted:
+        constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
+    return {
+        "case": case,
+        "trust": proved.trust,
+        "point": point,
+        "existence": None if best is None else best.existence,
+        "constraints": constraints,
+        "proof": proved.proof,
+        "method": proved.method,
+        "warnings": proved.warnings,
+    }
 
 
 def proved_ranges(constraints: tuple[Constraint, ...], relaxation: Relaxation, ranges: Box) -> tuple[Constraint, ...]:

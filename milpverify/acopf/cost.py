@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from milpverify.acopf.asking import Clock, check_gap, closing, deadline_of, is_power_of_two, refuse_box, why_ended
-from milpverify.acopf.candidates import INSIDE, Judged, judge, proved_ranges, start_of, with_existence
+from milpverify.acopf.candidates import INSIDE, Judged, in_common, judge, start_of, with_existence
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.points import local
-from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Cost, Reason
@@ -97,22 +96,12 @@ def certify_cost(
                 told = f"{case.name}: a least cost of at least {lower:.17g} was proved ({proved.trust.value})"
                 raise Contradiction(f"{told}, but an exact operating point costs at most {upper:.17g}")
             lower = upper  # of a point that violates something by up to the tolerance, which no operating point is as cheap as
-        constraints = limits(case) if best is None else best.point.constraints()
-        if not proved.refuted:
-            constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
         closed = math.isfinite(upper) and lower >= closing(upper, gap, prover.relaxation.unit)
     return Cost(
-        case=case,
+        **in_common(case, best, prover, proved),
         loads=loads,
         reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, prover.out_of_time),
-        trust=proved.trust,
-        point=None if best is None else best.point,
-        existence=None if best is None else best.existence,
-        constraints=constraints,
-        proof=proved.proof,
-        method=proved.method,
         seconds=clock.seconds,
-        warnings=proved.warnings,
         lower=lower,
         upper=upper,
         upper_is_proved=best is not None and best.is_proved,

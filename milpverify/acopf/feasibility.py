@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from milpverify.acopf.asking import Clock, check_tolerance, deadline_of, is_power_of_two, why_ended
-from milpverify.acopf.candidates import Judged, judge, proved_ranges, start_of, with_existence
+from milpverify.acopf.candidates import Judged, in_common, judge, start_of, with_existence
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.points import local
-from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Proved, Prover, claim
 from milpverify.acopf.result import Feasibility, Reason, Verdict
@@ -88,11 +87,8 @@ def check_feasibility(
 
                 def on_point(solution: Array, boxes: int) -> None:
                     if is_power_of_two(boxes) and not (prover.refuted or deadline.expired()):
-                        look(
-                            local.least_violation(
-                                case, loads, start=start_of(case, prover.relaxation, solution), attempts=1, deadline=deadline
-                            )
-                        )
+                        start = start_of(case, prover.relaxation, solution)
+                        look(local.least_violation(case, loads, start=start, attempts=1, deadline=deadline))
 
                 prover.search(lambda: math.inf if found is None else -math.inf, on_point)
         with clock.phase("recheck"):
@@ -102,7 +98,7 @@ def check_feasibility(
                 told = f"{case.name}: no point violates as little as {2 * tolerance:g} p.u. was proved ({proved.trust.value})"
                 raise Contradiction(f"{told}, but one violates {found.point.violation:.3g} p.u.")
             with clock.phase("existence"):
-                found = found if deadline.expired() else with_existence(found, deadline)
+                found = with_existence(found, deadline)
             verdict, reason = Verdict.FEASIBLE, Reason.POINT
         elif proved.refuted:
             with clock.phase("violation"):
@@ -113,22 +109,14 @@ def check_feasibility(
         violated = -math.inf
         if verdict is Verdict.INFEASIBLE:
             violated = 2 * tolerance if proved.proof is None else proved.proof.tolerance
-        point = nearest if found is None else found.point
-        constraints = limits(case) if point is None else point.constraints()
-        if not proved.refuted:
-            constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
+        common = in_common(case, found, prover, proved, nearest)
+    if found is not None:
+        common["trust"] = Trust.EXACT  # it rests on the point, whatever was proved meanwhile
     return Feasibility(
-        case=case,
+        **common,
         loads=loads,
         reason=reason,
-        trust=Trust.EXACT if found is not None else proved.trust,
-        point=point,
-        existence=None if found is None else found.existence,
-        constraints=constraints,
-        proof=proved.proof,
-        method=proved.method,
         seconds=clock.seconds,
-        warnings=proved.warnings,
         verdict=verdict,
         tolerance=tolerance,
         violation_bound=violated,

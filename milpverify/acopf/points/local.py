@@ -45,21 +45,16 @@ def cheapest(
         seed: of the random starts.
         deadline: the time limit.
     """
-    inner = shrunk(case, shrink)
-    found = _solve(Program(inner, loads, Goal.COST), start, attempts, seed, deadline or Deadline())
-    return None if found is None else replace(polish(found[0]), case=case)
+    found = _found(case, loads, Goal.COST, shrink, start, attempts, seed, deadline)
+    return None if found is None else found[0]
 
 
 def highest_load(
     case: Case, *, shrink: float = 0.0, start: Point | None = None, attempts: int = 3, seed: int = 0, deadline: Deadline | None = None
 ) -> tuple[float, Point] | None:
     """The largest common factor of all loads that is found, and its point (arguments as of `cheapest`)."""
-    inner = shrunk(case, shrink)
-    found = _solve(Program(inner, Loads(), Goal.LOAD), start, attempts, seed, deadline or Deadline())
-    if found is None:
-        return None
-    point, factor = found
-    return factor, replace(polish(point), case=case)
+    found = _found(case, Loads(), Goal.LOAD, shrink, start, attempts, seed, deadline)
+    return None if found is None else (found[1], found[0])
 
 
 def least_violation(
@@ -73,9 +68,16 @@ def least_violation(
     deadline: Deadline | None = None,
 ) -> Point | None:
     """A point whose largest violation of any balance or limit is least, p.u. and rad (arguments as of `cheapest`)."""
-    inner = shrunk(case, shrink)
-    found = _solve(Program(inner, loads, Goal.VIOLATION), start, attempts, seed, deadline or Deadline())
-    return None if found is None else replace(polish(found[0]), case=case)
+    found = _found(case, loads, Goal.VIOLATION, shrink, start, attempts, seed, deadline)
+    return None if found is None else found[0]
+
+
+def _found(
+    case: Case, loads: Loads, goal: Goal, shrink: float, start: Point | None, attempts: int, seed: int, deadline: Deadline | None
+) -> tuple[Point, float] | None:
+    """The polished point of a goal, and the last variable's value there."""
+    found = _solve(Program(shrunk(case, shrink), loads, goal), start, attempts, seed, deadline or Deadline())
+    return None if found is None else (replace(polish(found[0]), case=case), found[1])
 
 
 def shrunk(case: Case, by: float) -> Case:
