@@ -22,6 +22,7 @@ from milpverify.version import __version__
 if TYPE_CHECKING:
     from milpverify import acopf
     from milpverify.bounding import bounds
+    from milpverify.compare import Comparison, Instance, Tool, compare
     from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.errors import (
         Contradiction,
@@ -48,6 +49,10 @@ __all__ = [
     "robustness",
     "verify",
     "bounds",
+    "compare",
+    "Comparison",
+    "Instance",
+    "Tool",
     "minimize",
     "maximize",
     "Optimum",
@@ -85,6 +90,7 @@ _HOMES = {
     "load": "frontends.load",
     "verify": "verify",
     "bounds": "bounding",
+    **dict.fromkeys(("compare", "Comparison", "Instance", "Tool"), "compare"),
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
     "register_nonlinearity": "functions.catalogue",
     "Activation": "frontends.torch.activation",
