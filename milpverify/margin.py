@@ -171,7 +171,11 @@ def margin_to_gap(problem: Problem, ask: Ask, gap: Gap, settings: Options, deadl
     ):
         verdict, reason, trust = Verdict.VERIFIED, Reason.PROVED, found.trust
     if found.reason is not Reason.PROVED:
-        note = "; ".join(filter(None, [note, f"the margin is not known to within the gap: {found.reason.value}"]))
+        note = "; ".join(
+            filter(
+                None, [note, f"the margin is known to lie within [{found.lower_bound:.6g}, {found.upper_bound:.6g}]: {found.reason.value}"]
+            )
+        )
     return replace(
         first,
         verdict=verdict,

@@ -23,7 +23,7 @@ DEFAULT = ("ibp", "forward", "crown", "alpha-crown", "lp", "auto")
 ASCENDING = ("ibp", "crown", "alpha-crown", "lp", "lp+obbt")
 """Methods each of which takes the meet of its predecessor's bounds."""
 EXACT = "exact"
-SPLITS, GAP = 200, 1e-4
+SPLITS, GAP = 200, 1e-3
 """The subproblems of beta-CROWN, and the gap of the exact margin, unless their names say others."""
 
 

@@ -107,7 +107,7 @@ class Root:
     def linear_program(self) -> None:
         """One linear program for the margin of every disjunct."""
         found = [
-            margin_bound(self.graph, self.state, disjunct, (), self.process, self.deadline, self._lines(k))
+            margin_bound(self.graph, self.state, disjunct, (), self.process, self.deadline, self.lines(k))
             for k, disjunct in enumerate(self.group.disjuncts)
         ]
         self._raise(torch.tensor([found], dtype=torch.float64))
@@ -141,10 +141,15 @@ class Root:
     def _raise(self, margins: Tensor) -> None:
         self.margins = torch.maximum(self.margins, margins)
 
-    def _lines(self, place: int) -> Relaxed:
+    def lines(self, place: int) -> Relaxed:
         """The final slopes of a disjunct's rows beside the envelopes."""
         own = self.group.disjunct == place
-        slopes = {i: (tuple(k[0, own] for k in low), tuple(k[0, own] for k in high)) for i, (low, high) in self.slopes.items()}
+
+        def of(node: int, k: Tensor) -> Tensor:
+            """(rows, *shape); lines of a node that has nothing to optimise are those of all rows."""
+            return k[0, own] if k.dim() == 2 + len(self.graph.nodes[node].shape) else k
+
+        slopes = {i: (tuple(of(i, k) for k in low), tuple(of(i, k) for k in high)) for i, (low, high) in self.slopes.items()}
         return Relaxed(slopes)
 
 

@@ -126,9 +126,16 @@ def _instance(source: Source, place: int) -> Instance:
         return Instance.of_files(Path(files[0]), Path(files[1]))
     name = f"problem {place + 1}"
     try:
-        return Instance(name, pickled=pickle.dumps(source))
+        return Instance(name, pickled=pickle.dumps(_bare(source)))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidInput(f"{name} cannot be sent to another process ({error}): export the network to ONNX") from error
+
+
+def _bare(problem: Problem) -> Problem:
+    """The problem without what its graph has derived so far."""
+    from milpverify.spec import Problem
+
+    return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files)
 
 
 def _stem(path: Path) -> str:

@@ -95,7 +95,8 @@ def lines_of(
     if more is not None:
         finite = [torch.stack([k.isfinite() for k in side]).all(0) for side in more]
         below, above = (tuple(k.nan_to_num(0.0, 0.0, 0.0) for k in side) for side in more)
-        found = rule.intercepts(low, high, below, above)
+        first, last = (tuple(t.expand_as(below[0]) for t in side) for side in (low, high))
+        found = rule.intercepts(first, last, below, above)
         extra = _listed(
             (SideLines(below, found[0], found[0].isfinite() & finite[0]), SideLines(above, found[1], found[1].isfinite() & finite[1]))
         )
