@@ -13,7 +13,7 @@ from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Proved, Prover, claim
 from milpverify.acopf.result import Feasibility, Reason, Verdict
-from milpverify.errors import InvalidInput
+from milpverify.errors import Contradiction, InvalidInput
 from milpverify.result import Trust
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def check_feasibility(
     Raises:
         InvalidInput: a box of loads without its quantifier, a tolerance or a time limit out of range.
         SolverUnavailable: pypower is missing.
+        Contradiction: a point was found where there is proved to be none.
     """
     loads = loads or Loads()
     _check_quantifier(loads, quantifier)
@@ -97,8 +98,11 @@ def check_feasibility(
         with clock.phase("recheck"):
             proved = prover.proved()
         if found is not None:
+            if proved.refuted:
+                told = f"{case.name}: no point violates as little as {2 * tolerance:g} p.u. was proved ({proved.trust.value})"
+                raise Contradiction(f"{told}, but one violates {found.point.violation:.3g} p.u.")
             with clock.phase("existence"):
-                found = found if deadline.expired() else with_existence(found)
+                found = found if deadline.expired() else with_existence(found, deadline)
             verdict, reason = Verdict.FEASIBLE, Reason.POINT
         elif proved.refuted:
             with clock.phase("violation"):

@@ -279,10 +279,12 @@ def _fits(swept: SweepOutcome, sweep: Sweep) -> bool:
     if not isinstance(bounds, np.ndarray) or bounds.dtype != np.float64 or bounds.shape != sweep.column.shape:
         return False
     if swept.solved is not None:
+        if not isinstance(swept.solved, np.ndarray):
+            return False
         shapes = {"points": (len(swept.solved), sweep.model.num_variables), "multipliers": (len(swept.solved), sweep.model.num_rows)}
         if not sweep.certified or not all(_is_finite_array(getattr(swept, name), shape) for name, shape in shapes.items()):
             return False
-        if swept.solved.dtype != np.int64 or not ((swept.solved >= 0) & (swept.solved < len(bounds))).all():
+        if swept.solved.dtype != np.int64 or swept.solved.ndim != 1 or not ((swept.solved >= 0) & (swept.solved < len(bounds))).all():
             return False
     own = SolveOutcome(swept.status, swept.dual_bound, swept.dual_bound, swept.point)
     return not bool((np.isnan(bounds) | (bounds == math.inf)).any()) and _well_formed(own, sweep.model)

@@ -170,7 +170,7 @@ class Proof:
                 bound,
                 _node_from_dict(data["root"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, InvalidInput):
                 raise
             raise InvalidInput(f"malformed proof: {error or type(error).__name__}") from error

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milpverify.acopf.admittance import admittances
 from milpverify.acopf.proving.proof import Leaf, Multipliers, Node, Proof, Statement, Step
 from milpverify.acopf.relaxation.arithmetics import ENDLESS, RATIONALS, Values
 from milpverify.acopf.relaxation.columns import Question
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
+from milpverify.acopf.relaxation.rows import Rows, contradictory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Case
     from milpverify.acopf.loads import Loads
     from milpverify.acopf.relaxation.cuts import Cuts
-    from milpverify.acopf.relaxation.rows import Rows
+
+LARGEST = 2.0**100  # p.u., rad or $/h
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
         return Recheck(False, "the check was stopped", stopped=True)
     except _RejectedError as error:
         return Recheck(False, str(error))
-    return Recheck(True, f"{proof.claim}: {proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
+    except RecursionError:
+        return Recheck(False, "the boxes are nested too deeply")
+    boxes = proof.root.nodes()
+    return Recheck(True, f"{proof.claim}: {boxes} {'box' if boxes == 1 else 'boxes'}, {_programs(proof.root)} linear programs")
 
 
 def question_of(case: Case, proof: Proof) -> Question:
@@ -87,10 +93,16 @@ class _Checker:
         n = case.num_buses
         if any(part.shape != (n,) or not np.isfinite(part).all() for part in proof.loads):
             raise _RejectedError(f"the proof's loads are not those of {n} buses")
-        if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or math.isnan(proof.bound):
+        if (proof.loads[0] > proof.loads[1]).any() or (proof.loads[2] > proof.loads[3]).any():
+            raise _RejectedError("there is nothing in a range of the loads")
+        if not 0.0 <= proof.tolerance < 0.5 or math.isnan(proof.cutoff) or not math.isfinite(proof.bound):
             raise _RejectedError("the tolerance, the cutoff or the bound is no sensible number")
         if proof.statement is Statement.GROWTH and not math.isfinite(proof.cutoff):
             raise _RejectedError("growth needs a finite cutoff")
+        own = (case.buses.pd, case.buses.pd, case.buses.qd, case.buses.qd)
+        if proof.statement is Statement.GROWTH and any((part != mine).any() for part, mine in zip(proof.loads, own, strict=True)):
+            raise _RejectedError("how far loads grow is proved of the case's own loads, not of other ones")
+        _refuse_extremes(case, proof.loads)
         self.relaxation = Relaxation(question_of(case, proof), RATIONALS)
         self.ranges = Ranges(self.relaxation)
 
@@ -113,7 +125,7 @@ class _Checker:
             case Statement.GROWTH:
                 holds = self.proof.bound >= self.proof.cutoff and (proved is None or -proved <= claimed)
         if not holds:
-            found = "nothing is refuted" if statement is Statement.INFEASIBLE else f"proved is {float(proved or 0):.12g} of the objective"
+            found = "nothing is refuted" if statement is Statement.INFEASIBLE or proved is None else f"proved is {_shown(proved)}"
             raise _RejectedError(f"the boxes do not prove the claim: {found}")
 
     def _bound(self, node: Node, lower: Values, upper: Values) -> Any:
@@ -122,10 +134,10 @@ class _Checker:
             raise _Stopped
         lower, upper = self.ranges.settled(lower, upper)
         for step in node.steps:
-            if _contradictory(lower, upper):
+            if contradictory(lower, upper):
                 return None
             lower, upper = self.ranges.settled(*self._deduced(step, lower, upper))
-        if _contradictory(lower, upper):
+        if contradictory(lower, upper):
             return None
         if node.below is not None and node.above is not None:
             if not 0 <= node.column < len(lower) or not math.isfinite(node.at):
@@ -190,8 +202,22 @@ class _Checker:
         return self.relaxation.rows(lower, upper, cuts)
 
 
-def _contradictory(lower: Values, upper: Values) -> bool:
-    return bool((lower > upper).any())
+def _shown(value: Any) -> str:
+    """A rational for people."""
+    return f"{float(value):.12g} of the objective" if abs(value) < int(ENDLESS) else "beyond all bounds"
+
+
+def _refuse_extremes(case: Case, loads: tuple[Any, ...]) -> None:
+    """What is as large as this could come near the number that stands for infinity; and what `Case` promises is needed."""
+    buses, br, gen = case.buses, case.branches, case.generators
+    middle, radius = admittances(case).flows()
+    finite = (*loads, buses.pd, buses.qd, buses.gs, buses.bs, buses.vmin, buses.vmax, gen.c2, gen.c1, gen.c0, middle, radius)
+    ends = (gen.pmin, gen.pmax, gen.qmin, gen.qmax, br.rate, br.angmin, br.angmax)
+    bad = any(not (np.abs(part) <= LARGEST).all() for part in finite)
+    if bad or any(not ((np.abs(part) <= LARGEST) | np.isinf(part)).all() for part in ends):
+        raise _RejectedError(f"a number of the case is beyond {LARGEST:.3g}, or none")
+    if (gen.c2 < 0).any() or (br.f == br.t).any():
+        raise _RejectedError("the case has a concave cost, or a branch from a bus to itself")
 
 
 def _weak_duality(objective: dict[int, Any], multipliers: Multipliers, rows: Rows, lower: Values, upper: Values) -> Any:

@@ -20,7 +20,6 @@ Values = NDArray[Any]
 """float64, or object arrays of `flint.fmpq`."""
 
 NUDGE = 2.0**-49  # relative: 8 units in the last place; numpy's functions are good to 4 in the worst case
-PRECISION = 128  # bits of the balls
 ENDLESS = 2.0**1000
 """What stands for infinity among rationals, which have none: whatever is as large is no bound."""
 WIDE = 1.5
@@ -76,16 +75,16 @@ class Numbers(ABC):
         low, high = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
         quarter = np.tan((low + high) / 4)
         turn = 2 * np.arctan(quarter)  # the float nearest to the real one, up to slip
-        narrow = (high - low) / 2 < WIDE
-        reach = np.where(narrow, np.maximum(high - turn, turn - low), WIDE)
-        half = self.of(reach * (1 + NUDGE) + 2.0**-60)
-        slip = self.slip(quarter, turn)
-        inside = self.turned(half + slip, True)
+        slip, middle = self.slip(quarter, turn), self.of(turn)
+        least, most = self.of(np.full(len(low), 2.0**-60)), self.of(np.full(len(low), WIDE))
+        half = self.turned(np.maximum(upper - middle, middle - lower), True)  # in this arithmetic: a float64 may lie inside its range's end
+        narrow = np.array(half < most, dtype=bool)
+        inside = self.turned(np.where(narrow, np.maximum(half + slip, least), most), True)
         cosine, tangent = self.apply("cos", inside, False), self.apply("tan", inside, True)
         # kx - tan(x) is concave on [0, half], with its maximum at cos(x)^2 = 1/k; k is such that it is what tan(half) - k half is.
         width = np.asarray(inside, dtype=np.float64)
         secant = np.tan(width) / width
-        best = np.arccos(np.minimum(1.0, 1 / np.sqrt(secant)))
+        best = np.minimum(width, np.arccos(np.minimum(1.0, 1 / np.sqrt(secant))))
         k = secant - (secant * best - np.tan(best)) / (2 * width)
         peak = np.minimum(width, np.arccos(np.minimum(1.0, 1 / np.sqrt(np.maximum(k, 1.0)))))
         slope, at = self.of(k), self.of(peak)
@@ -93,7 +92,7 @@ class Numbers(ABC):
         derivative = slope - 1 - low_tan * low_tan  # at the peak, up to its rounding: the rest of the concave function lies below
         other = slope - 1 - high_tan * high_tan
         steep = np.maximum(np.maximum(derivative, -derivative), np.maximum(other, -other))
-        interior = slope * at - low_tan + steep * inside
+        interior = slope * at - low_tan + steep * np.maximum(inside, at)
         error = self.turned(np.maximum(interior, tangent - slope * inside), True) + self.of(np.full(len(k), 2.0**-50))
         return Sector(narrow, self.of(quarter), self.of(turn), slip, cosine, tangent, slope, error)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.relaxation.rows import bounded
+from milpverify.acopf.relaxation.rows import bounded, contradictory, summed
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ANGLE = 3.1415926535897936
 """At least pi."""
+HALF_TURN = 3.1415
+"""rad: a difference of angles up to this is the principal one; limits that are wider say nothing of that."""
 
 
 class Ranges:
@@ -42,7 +44,7 @@ class Ranges:
         for k in range(len(br)):
             p, (a, b) = pairs.of_branch[k], (br.angmin[k], br.angmax[k])
             a, b = (a, b) if pairs.sign[k] > 0 else (-b, -a)
-            if max(-a, b) + self.question.tolerance < 3.1415:  # a difference beyond half a turn is not the principal one
+            if max(-a, b) + self.question.tolerance < HALF_TURN:
                 low[p], high[p] = max(low[p], a), min(high[p], b)
         widened = of(low) - t, of(high) + t
         lower[columns.d], upper[columns.d] = self.numbers.turned(widened[0], False), self.numbers.turned(widened[1], True)
@@ -55,8 +57,11 @@ class Ranges:
         return lower, upper
 
     def settled(self, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """Propagated twice: angles follow from products, and products from angles."""
-        return self.propagated(*self.propagated(lower, upper))
+        """Propagated twice: angles follow from products, and products from angles. What contradicts itself is left as it is."""
+        for _ in range(2):
+            if not contradictory(lower, upper):
+                lower, upper = self.propagated(lower, upper)
+        return lower, upper
 
     def propagated(self, lower: Values, upper: Values) -> tuple[Values, Values]:
         """What ranges of columns imply for others.
@@ -106,7 +111,7 @@ class Ranges:
     def _angles(self, lower: Values, upper: Values) -> None:
         """d from tan(d) = s / c where c is positive."""
         columns, numbers = self.columns, self.numbers
-        right = np.flatnonzero((lower[columns.c] > 0).astype(bool))
+        right = np.flatnonzero(((lower[columns.c] > 0) & (upper[columns.c] >= lower[columns.c])).astype(bool))
         near, far = lower[columns.c[right]], upper[columns.c[right]]
         low, high = lower[columns.s[right]], upper[columns.s[right]]
         high = numbers.quotient(high, np.where((high > 0).astype(bool), near, far), True)
@@ -115,9 +120,9 @@ class Ranges:
 
     def _prices(self, lower: Values, upper: Values) -> None:
         """Costs at the ends of the dispatch's range; a parabola is above its terms' least values."""
-        columns, gen, of, numbers = self.columns, self.question.case.generators, self.numbers.of, self.numbers
+        columns, of, numbers = self.columns, self.numbers.of, self.numbers
         low, high = lower[columns.pg], upper[columns.pg]
-        c2, c1, c0 = of(gen.c2 / self.unit), of(gen.c1 / self.unit), of(gen.c0 / self.unit)
+        c2, c1, c0 = self.relaxation.costs
         straight = np.flatnonzero(bounded(low) & bounded(high))
         a, b = low[straight], high[straight]
         q, r, k = c2[straight], c1[straight], c0[straight]
@@ -127,36 +132,42 @@ class Ranges:
         most = np.maximum(q * a * a + r * a + k, q * b * b + r * b + k)
         slack = of(np.array([numbers.slack])) * size
         self._tighten(lower, upper, columns.price[straight], least - slack, most + slack)
-        low, high = lower[columns.price].sum(keepdims=True), upper[columns.price].sum(keepdims=True)
-        slack = (
-            of(np.array([numbers.slack])) * (np.abs(lower[columns.price]).sum() + np.abs(upper[columns.price]).sum())
-            if len(size)
-            else of([0.0])
-        )
-        self._tighten(lower, upper, columns.total, low - slack, high + slack)
+
+        def total(prices: Values, sign: int) -> Values:
+            """Of all prices, rounded down or up; without an end where one of them has none."""
+            if not bounded(prices).all():
+                return of([sign * np.inf])
+            rounded: Values = prices.sum(keepdims=True) + sign * of(np.array([numbers.slack])) * np.abs(prices).sum()
+            return rounded
+
+        self._tighten(lower, upper, columns.total, total(lower[columns.price], -1), total(upper[columns.price], 1))
 
     def _generation(self, lower: Values, upper: Values) -> None:
         """Generation without limits, and growth, from the balance of one bus at a time."""
         columns, case, numbers = self.columns, self.question.case, self.numbers
+        bus, loads = case.generators.bus, (case.buses.pd, case.buses.qd)
+        endless = [np.unique(bus[~(bounded(lower[which]) & bounded(upper[which]))]) for which in (columns.pg, columns.qg)]
+        growing = self.question.growth is not None and not bounded(upper[columns.growth]).all()
+        if not (growing or any(map(len, endless))):
+            return
+        drawn = self._drawn(lower, upper)
         for power, generation in enumerate((columns.pg, columns.qg)):
-            load = (case.buses.pd, case.buses.qd)[power]
-            endless = case.generators.bus[~(bounded(lower[generation]) & bounded(upper[generation]))]
-            for b in np.unique(endless).tolist():
-                here = np.flatnonzero(case.generators.bus == b)
-                low, high = self._drawn(power, b, lower, upper)
-                growth = self._grown(load[b], lower, upper)
+            for b in endless[power].tolist():
+                here = np.flatnonzero(bus == b)
+                low, high = (end[[power * case.num_buses + b]] for end in drawn)
+                growth = self._grown(loads[power][b], lower, upper)
                 for g in here.tolist():
-                    others = generation[here[here != g]]
-                    if bounded(lower[others]).all():
+                    which, others = generation[[g]], generation[here[here != g]]
+                    if bounded(lower[others]).all() and bounded(growth[1]).all():
                         top = high + growth[1] - lower[others].sum()
-                        self._tighten(lower, upper, generation[[g]], lower[generation[[g]]], numbers.turned(top, True))
-                    if bounded(upper[others]).all():
+                        self._tighten(lower, upper, which, lower[which], numbers.turned(top, True))
+                    if bounded(upper[others]).all() and bounded(growth[0]).all():
                         bottom = low + growth[0] - upper[others].sum()
-                        self._tighten(lower, upper, generation[[g]], numbers.turned(bottom, False), upper[generation[[g]]])
-        if self.question.growth is not None and not bounded(upper[columns.growth]).all():
-            self._limit_growth(lower, upper)
+                        self._tighten(lower, upper, which, numbers.turned(bottom, False), upper[which])
+        if growing:
+            self._limit_growth(lower, upper, drawn)
 
-    def _limit_growth(self, lower: Values, upper: Values) -> None:
+    def _limit_growth(self, lower: Values, upper: Values, drawn: tuple[Values, Values]) -> None:
         """growth * load = generation - what the bus draws besides, so that it has an end."""
         columns, case, numbers = self.columns, self.question.case, self.numbers
         for power, generation in enumerate((columns.pg, columns.qg)):
@@ -165,28 +176,29 @@ class Ranges:
                 here = generation[case.generators.bus == b]
                 if not (bounded(lower[here]).all() and bounded(upper[here]).all()):
                     continue
-                low, high = self._drawn(power, b, lower, upper)
+                low, high = (end[[power * case.num_buses + b]] for end in drawn)
                 ends = upper[here].sum() - low if load[b] > 0 else lower[here].sum() - high
                 most = numbers.quotient(ends, numbers.of(load[[b]]), True)
                 self._tighten(lower, upper, columns.growth, lower[columns.growth], most)
 
     def _grown(self, load: float, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """The range of growth times a load; 0 where the loads do not grow."""
-        zero, growth = self.numbers.of(np.zeros(1)), self.columns.growth
-        if not len(growth):
+        """The range of growth times a load, infinite where the growth is; 0 where the loads do not grow."""
+        zero, endless, growth = self.numbers.of(np.zeros(1)), self.numbers.of(np.array([np.inf])), self.columns.growth
+        if not len(growth) or load == 0.0:
             return zero, zero
-        ends = [self.numbers.of(np.array([load])) * end[growth] for end in (lower, upper)]
-        return np.minimum(*ends), np.maximum(*ends)
+        ends = [self.numbers.of(np.array([load])) * end[growth] if bounded(end[growth]).all() else None for end in (lower, upper)]
+        low, high = ends if load > 0 else ends[::-1]
+        return -endless if low is None else low, endless if high is None else high
 
-    def _drawn(self, power: int, bus: int, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """The range of what a bus draws (0: active, 1: reactive): flows, shunts and loads, but loads that grow; rounded outwards."""
-        rows = self.relaxation.rows(lower, upper)
-        i = power * self.question.case.num_buses + bus
-        entries = np.arange(rows.start[i], rows.start[i + 1])
-        generation = (self.columns.pg, self.columns.qg)[power]
-        entries = entries[~np.isin(rows.column[entries], np.concatenate([generation, self.columns.growth]))]
+    def _drawn(self, lower: Values, upper: Values) -> tuple[Values, Values]:
+        """The ranges (2n,) of what every bus draws, active and then reactive: flows, shunts and loads, but loads that grow; outwards."""
+        columns, numbers, rows = self.columns, self.numbers, self.relaxation.balances(lower, upper)
+        count = len(rows.lower)
+        row = np.repeat(np.arange(count), np.diff(rows.start))
+        entries = np.flatnonzero(~np.isin(rows.column, np.concatenate([columns.pg, columns.qg, columns.growth])))
         value, column = rows.value[entries], rows.column[entries]
         ends = value * lower[column], value * upper[column]
-        low, high = np.minimum(*ends).sum(keepdims=True), np.maximum(*ends).sum(keepdims=True)
-        slack = self.numbers.of(np.array([2 * self.numbers.slack])) * np.maximum(np.abs(ends[0]), np.abs(ends[1])).sum(keepdims=True)
-        return rows.lower[[i]] - high - slack, rows.upper[[i]] - low + slack
+        sums = (np.minimum(*ends), np.maximum(*ends), np.maximum(np.abs(ends[0]), np.abs(ends[1])))
+        low, high, size = (summed(row[entries], part, count, numbers) for part in sums)
+        slack = numbers.of(np.array([2 * numbers.slack])) * size
+        return rows.lower - high - slack, rows.upper - low + slack

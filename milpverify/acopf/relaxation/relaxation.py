@@ -31,6 +31,8 @@ from milpverify.acopf.relaxation.rows import Assembly, Rows
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
 
+LARGEST_UNIT = 100  # exponent
+
 
 class Relaxation:
     """The rows of a question over boxes of its columns, in one of the two arithmetics."""
@@ -47,7 +49,14 @@ class Relaxation:
         reach = np.maximum(np.abs(gen.pmin), np.abs(gen.pmax))
         reach = np.where(np.isfinite(reach), reach, 1.0)
         size = float(np.sum(np.abs(gen.c2) * reach**2 + np.abs(gen.c1) * reach + np.abs(gen.c0)))
-        return 2.0 ** math.frexp(size)[1] if size > 0 else 1.0
+        return 2.0 ** min(max(math.frexp(size)[1], -LARGEST_UNIT), LARGEST_UNIT) if size > 0 else 1.0
+
+    @cached_property
+    def costs(self) -> tuple[Values, Values, Values]:
+        """c2, c1 and c0 of every generator in that unit; of all numbers in a rational, none is lost by the scaling."""
+        of, gen = self.numbers.of, self.question.case.generators
+        scale = of(np.array([1.0 / self.unit]))
+        return of(gen.c2) * scale, of(gen.c1) * scale, of(gen.c0) * scale
 
     @property
     def num_fixed(self) -> int:
@@ -60,9 +69,10 @@ class Relaxation:
         return self._flows, self._radii
 
     def voltages(self, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """vm of every bus, rounded outwards."""
-        w = self.columns.w
-        return self.numbers.apply("sqrt", lower[w], False), self.numbers.apply("sqrt", upper[w], True)
+        """vm of every bus, rounded outwards, but not below 0."""
+        w, zero = self.columns.w, self.numbers.of(np.zeros(len(self.columns.w)))
+        low, high = (self.numbers.apply("sqrt", np.maximum(end[w], zero), up) for end, up in ((lower, False), (upper, True)))
+        return np.maximum(low, zero), high
 
     def rows(self, lower: Values, upper: Values, cuts: Cuts | None = None) -> Rows:
         """All rows over a box: those of `num_fixed`, whose places depend on the question only, and one for every cut.
@@ -79,6 +89,12 @@ class Relaxation:
                 np.append(self.columns.total, self.columns.price)[None], np.append(1.0, -np.ones(len(self.columns.price)))[None], lower=0.0
             )
         self._cuts(made, no_cuts() if cuts is None else cuts)
+        return made.finish(lower, upper)
+
+    def balances(self, lower: Values, upper: Values) -> Rows:
+        """The first 2n of the rows alone."""
+        made = Assembly(self.numbers, len(self.columns))
+        self._balances(made)
         return made.finish(lower, upper)
 
     def _balances(self, made: Assembly) -> None:
@@ -158,8 +174,7 @@ class Relaxation:
             made.rows(triple, values, upper=high, where=narrow)
 
     def _cuts(self, made: Assembly, cuts: Cuts) -> None:
-        columns, numbers, gen = self.columns, self.numbers, self.question.case.generators
-        of = numbers.of
+        columns, of = self.columns, self.numbers.of
         u, p = of(cuts.pair_direction), cuts.pair
         product = np.stack([columns.c[p], columns.s[p], columns.w[columns.pairs.i[p]], columns.w[columns.pairs.j[p]]], 1)
         one = of(np.ones(len(p)))
@@ -172,7 +187,7 @@ class Relaxation:
         radii = radii + of(np.array([self.numbers.slack])) * (np.abs(p) + np.abs(q))  # they may cancel
         self._flow(made, first + np.arange(len(branch)), branch, p + q, radii)
         g, at = cuts.price, of(cuts.at)
-        c2, c1, c0 = (of(part[g] / self.unit) for part in (gen.c2, gen.c1, gen.c0))
+        c2, c1, c0 = (part[g] for part in self.costs)
         one = of(np.ones(len(g)))
         slope = c2 * at + c2 * at + c1
         made.rows(np.stack([columns.price[g], columns.pg[g]], 1), np.stack([one, -slope], 1), lower=c0 - c2 * at * at)
