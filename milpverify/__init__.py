@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import register_nonlinearity
     from milpverify.graph import Graph, Node
     from milpverify.optimize import Optimum, maximize, minimize
+    from milpverify.radius.result import Radius
+    from milpverify.radius.robustness import robustness_radii, robustness_radius
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
     from milpverify.spec import Box, Disjunct, Rows
     from milpverify.verify import verify
@@ -51,6 +53,9 @@ __all__ = [
     "minimize",
     "maximize",
     "Optimum",
+    "robustness_radius",
+    "robustness_radii",
+    "Radius",
     "register_nonlinearity",
     "Activation",
     "Box",
@@ -86,6 +91,8 @@ _HOMES = {
     "verify": "verify",
     "bounds": "bounding",
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
+    **dict.fromkeys(("robustness_radius", "robustness_radii"), "radius.robustness"),
+    "Radius": "radius.result",
     "register_nonlinearity": "functions.catalogue",
     "Activation": "frontends.torch.activation",
     **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),
