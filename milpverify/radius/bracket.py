@@ -72,7 +72,7 @@ class Bracket:
         return True
 
     def _tell(self) -> None:
-        if self.lower >= self.upper > 0.0:
+        if self.witness is not None and self.lower >= self.upper:
             proved = f"the radius {self.lower:.17g} was proved (trust {self.trust.value})"
             raise Contradiction(f"{proved}, but a counterexample has the distance {self.upper:.17g}")
         if self.on_event is not None:

@@ -63,10 +63,17 @@ class Question:
         return Problem(self.graph, disjuncts, self.network.runtime)
 
     def judge(self, x: Array) -> Validation:
-        """Whether x (nx,) is strictly misclassified, for the target that is largest there."""
+        """Whether x (nx,) is strictly misclassified, for the target that is largest there; moved onto the runtime's numbers."""
+        return self._judged(x, self._widest)
+
+    def judge_centre(self) -> Validation:
+        """The same of the input itself, which stays where it is."""
+        return self._judged(self.ball.centre, self.problem(0.0, strict=True))
+
+    def _judged(self, x: Array, problem: Problem) -> Validation:
         with torch.no_grad():
             margins = self.rows @ evaluate(self.graph, torch.from_numpy(x)[None])[0].numpy()
-        return validate(self._widest, self._widest.disjuncts[int(np.argmin(np.nan_to_num(margins, nan=math.inf)))], x)
+        return validate(problem, problem.disjuncts[int(np.argmin(np.nan_to_num(margins, nan=math.inf)))], x)
 
     def witness(self, x: Array, below: float = math.inf) -> Witness | None:
         """x as a counterexample nearer than `below`, or a point a little further out in the same direction that is one."""

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from milpverify.arithmetic.rounding import ieee
-from milpverify.counterexamples.validate import Validity
+from milpverify.counterexamples.attack import attack
 from milpverify.radius.bounding import proved_radius
 from milpverify.radius.bracket import Bracket
 from milpverify.radius.nearest import nearest
+from milpverify.radius.question import Witness
 from milpverify.radius.result import Radius
 from milpverify.result import Reason, Trust, Verdict
 from milpverify.run import LARGE
@@ -62,10 +63,9 @@ def find(question: Question, gap: float, options: Options, deadline: Deadline, o
         Contradiction: a counterexample lies within a proved radius.
     """
     began = deadline.elapsed()
-    own = question.judge(question.ball.centre)
     bracket = Bracket(question, gap, on_event)
-    if own.status is Validity.HOLDS:
-        bracket.refute(question.ball.centre)
+    if (own := question.judge_centre().counterexample) is not None:
+        bracket.witness = Witness(0.0, own)
         return _result(bracket, Reason.COUNTEREXAMPLE, deadline.elapsed() - began)
     search = Search(bracket, options, deadline, on_event)
     search.run()
@@ -115,10 +115,8 @@ class Search:
         if bracket.lower >= bracket.upper * (1.0 - bracket.gap):
             return Reason.PROVED, ""
         if bracket.closed and bracket.tied < math.inf:
-            return (
-                Reason.UNDECIDED,
-                f"at the distance {bracket.tied:.6g} an output is as large as the label's, but larger nowhere that is known",
-            )
+            note = f"at the distance {bracket.tied:.6g} an output is as large as the label's; no point is known where one is larger"
+            return Reason.UNDECIDED, note
         if bracket.closed:
             return Reason.UNDECIDED, "without a clip, nothing further away is looked at"
         if self._is_stuck():
@@ -147,6 +145,22 @@ class Search:
             for candidate in found[:JUDGED]:
                 self.bracket.refute(candidate)
 
+    def _shrink(self) -> None:
+        """Attack in smaller and smaller balls: projections do not get on where kinks of the network meet."""
+        question, share = self.bracket.question, 2.0 * self.bracket.gap
+        graph = question.graph.to(torch.float32, device_of(self.options.device))
+        while share >= self.bracket.gap:
+            problem = question.problem(self.bracket.upper * (1.0 - share), strict=True)
+            found = None
+            with self._working():
+                found = attack(problem, graph, problem.disjuncts, self.deadline, self.options.seed, starts=32, rounds=2).counterexample
+            if self.deadline.expired():
+                return
+            if found is not None and self.bracket.refute(found.x):
+                share = min(2.0 * share, 0.5)
+            else:
+                share *= 0.25
+
     def _bound(self) -> None:
         """Prove a first radius by bound propagation alone."""
         if self.options.trust.rank > Trust.ROUNDED.rank:
@@ -172,6 +186,7 @@ class Search:
                 bracket.tied = min(bracket.tied, ball.distance(x))
             elif self.options.attack:
                 self._attack(x, 1)
+                self._shrink()
             return True
         if result.reason not in (Reason.TIMEOUT, Reason.INTERRUPTED) and not self.deadline.expired():
             self.stuck, self.given_up = radius, (result.reason, result.note)

@@ -42,6 +42,8 @@ def read_numbers(path: Path) -> Array:
         raise InvalidInput(f"cannot read {path}: {error}") from error
     if lines and not any(_is_number(cell) for cell in lines[0][1]):
         lines = lines[1:]
+    if not lines:
+        raise InvalidInput(f"{path} holds no numbers")
     for k, line in lines:
         for cell in line:
             if not _is_number(cell):
