@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 from support import ROOT
 
-from milpverify.acopf.case import Case
+from milpverify.acopf.case import Branches, Buses, Case, Generators
 from milpverify.acopf.matpower import load_case
 from milpverify.acopf.points.point import Point, load_point
 
@@ -90,6 +93,41 @@ def pglib(name: str) -> Case:
 def dispatch(name: str) -> Point:
     """The stored interior operating point of a PGLib case."""
     return load_point(pglib(name), PGLIB / f"dispatch_case{name}.json")
+
+
+def network(buses: int, branches: list[tuple[int, int]], generators: list[int], **values: Any) -> Case:
+    """A network by its numbers in p.u. and rad, one for all or one each; without limits but for vm in 0.9 to 1.1 and pg >= 0.
+
+    Lines have r = 0.01 and x = 0.1 unless others are given; generators cost 1 $/h per p.u.
+    """
+    n, m, g = buses, len(branches), len(generators)
+    ends = np.array(branches, dtype=np.int64).reshape(m, 2)
+
+    def parts(count: int, **defaults: float) -> dict[str, np.ndarray]:
+        return {name: np.broadcast_to(np.asarray(values.pop(name, known), float), (count,)).copy() for name, known in defaults.items()}
+
+    case = Case(
+        "network",
+        100.0,
+        Buses(np.arange(1, n + 1), **parts(n, pd=0, qd=0, gs=0, bs=0, vmin=0.9, vmax=1.1), row=np.arange(1, n + 1)),
+        Branches(
+            ends[:, 0],
+            ends[:, 1],
+            **parts(m, r=0.01, x=0.1, b=0, tap=1, shift=0, rate=math.inf, angmin=-math.inf, angmax=math.inf),
+            row=np.arange(1, m + 1),
+        ),
+        Generators(
+            np.array(generators, dtype=np.int64),
+            **parts(g, pmin=0, pmax=math.inf, qmin=-math.inf, qmax=math.inf, c2=0, c1=1, c0=0, vset=1),
+            row=np.arange(1, g + 1),
+        ),
+        values.pop("reference", 0),
+    )
+    assert not values, values
+    return case
+
+
+TRIANGLE = [(0, 1), (1, 2), (2, 0)]
 
 
 def random_point(case: Case, seed: int, spread: float = 0.3) -> Point:

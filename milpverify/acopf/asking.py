@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.loads import Loads
 
 OnEvent = Callable[[Event], None]
+NOTHING = 1e-6  # of the cost of everything at its most: what is less is no larger than 0
 LARGEST_TOLERANCE = 1e-3  # p.u. and rad: what is violated by more is no operating point in any sense
 
 
@@ -53,6 +54,11 @@ def check_gap(gap: float) -> None:
     """Refuse a gap that no bounds have."""
     if not 0.0 < gap < math.inf:
         raise InvalidInput(f"gap: must be above 0, not {gap}")
+
+
+def closing(upper: float, gap: float, unit: float) -> float:
+    """The lower bound that closes a relative gap, or one of a `unit`'s NOTHING share where the optimum is as good as 0."""
+    return upper - gap * max(abs(upper), NOTHING * unit) if math.isfinite(upper) else math.inf
 
 
 def check_tolerance(tolerance: float) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from milpverify.acopf.points.existence import Existence, prove_existence
 from milpverify.acopf.points.point import Point
+from milpverify.acopf.points.rectangular import angles_along
 from milpverify.acopf.relaxation.ranges import HALF_TURN
 
 if TYPE_CHECKING:
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.judgement import Constraint
     from milpverify.acopf.proving.programs import Box
     from milpverify.acopf.relaxation.relaxation import Relaxation
+    from milpverify.config import Deadline
 
 INSIDE = 1e-7
 """p.u. and rad: so far inside its limits a point is looked for that is to be proved; costs change by as little."""
+
+EXISTENCE_SECONDS = 1.0
+"""About what Krawczyk's test takes for 118 buses, and more than that; it inverts a matrix, and cannot be interrupted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +47,12 @@ def judge(point: Point | None, tolerance: float) -> Judged | None:
     return Judged(point)
 
 
-def with_existence(judged: Judged) -> Judged:
-    """The same, with what could be proved of an exact solution beside it."""
-    return judged if judged.existence is not None else replace(judged, existence=prove_existence(judged.point))
+def with_existence(judged: Judged, deadline: Deadline) -> Judged:
+    """The same, with what could be proved of an exact solution beside it, if that does not take longer than there is time."""
+    buses = judged.point.case.num_buses
+    if judged.existence is not None or deadline.remaining() < EXISTENCE_SECONDS * (buses / 118) ** 3:
+        return judged
+    return replace(judged, existence=prove_existence(judged.point))
 
 
 def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:
@@ -52,18 +60,7 @@ def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:
     columns = relaxation.columns
     pairs = columns.pairs
     vm = np.sqrt(np.maximum(solution[columns.w], 0.0))
-    va = np.zeros(case.num_buses)
-    edges: dict[int, list[tuple[int, float]]] = {}
-    for i, j, d in zip(pairs.i.tolist(), pairs.j.tolist(), solution[columns.d].tolist(), strict=True):
-        edges.setdefault(i, []).append((j, -d))
-        edges.setdefault(j, []).append((i, d))
-    seen, queue = {case.reference}, [case.reference]
-    for i in queue:
-        for j, d in edges.get(i, []):
-            if j not in seen:
-                seen.add(j)
-                va[j] = va[i] + d
-                queue.append(j)
+    va = angles_along(case, pairs.sign * solution[columns.d[pairs.of_branch]])
     pd, qd = case.buses.pd.copy(), case.buses.qd.copy()
     for load, which, buses in zip((pd, qd), columns.loads, columns.varying, strict=True):
         load[buses] = solution[which]

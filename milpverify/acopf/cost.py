@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from milpverify.acopf.asking import Clock, check_gap, deadline_of, is_power_of_two, refuse_box, why_ended
+from milpverify.acopf.asking import Clock, check_gap, closing, deadline_of, is_power_of_two, refuse_box, why_ended
 from milpverify.acopf.candidates import INSIDE, Judged, judge, proved_ranges, start_of, with_existence
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.points import local
@@ -13,6 +13,7 @@ from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Cost, Reason
+from milpverify.errors import Contradiction
 
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
@@ -44,7 +45,8 @@ def certify_cost(
     Args:
         case: the network.
         loads: those of the case unless others are given.
-        gap: the run ends when (upper - lower) / |upper| is at most that.
+        gap: the run ends when (upper - lower) / |upper| is at most that; where the least cost is 0, or less than a millionth of what
+            everything costs at its most, that millionth is taken for |upper|.
         timeout: seconds of wall clock; None for no limit. When it is over the bounds are what they are.
         solver: "highs" for linear programs alone, which has been fastest everywhere; "scip" or "gurobi" are asked about the products of
             voltages, too, on trust. Where one is missing or its licence does not do, the search goes on without it, and says so.
@@ -54,6 +56,7 @@ def certify_cost(
     Raises:
         InvalidInput: a box of loads, a gap or a time limit out of range.
         SolverUnavailable: pypower is missing.
+        Contradiction: a proved point is cheaper than what was proved of all.
     """
     loads = loads or Loads()
     refuse_box(loads, "certify_cost")
@@ -68,6 +71,9 @@ def certify_cost(
         if found is not None and (best is None or _cost(found) < upper - BETTER * abs(upper)):
             best, upper = found, _cost(found)
 
+    def target() -> float:
+        return closing(upper, AIM * gap, prover.relaxation.unit)
+
     with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event, solver) as prover:
         with clock.phase("point"):
             look(None, 3)
@@ -75,21 +81,26 @@ def certify_cost(
             if best is not None:
                 prover.touch(best.point)
                 prover.cut(upper)
-            prover.root(_target(upper, gap))
+            prover.root(target())
         with clock.phase("proof"):
 
             def on_point(solution: Array, boxes: int) -> None:
-                if is_power_of_two(boxes) and not deadline.expired() and prover.bound < _target(upper, gap):
+                if is_power_of_two(boxes) and not deadline.expired() and prover.bound < target():
                     look(start_of(case, prover.relaxation, solution), 1)
 
-            prover.search(lambda: _target(upper, gap), on_point)
+            prover.search(target, on_point)
         with clock.phase("recheck"):
             proved = prover.proved()
         lower = math.inf if proved.refuted and best is None else proved.value
+        if best is not None and lower > upper:
+            if best.is_proved:
+                told = f"{case.name}: a least cost of at least {lower:.17g} was proved ({proved.trust.value})"
+                raise Contradiction(f"{told}, but an exact operating point costs at most {upper:.17g}")
+            lower = upper  # of a point that violates something by up to the tolerance, which no operating point is as cheap as
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
-    closed = math.isfinite(upper) and upper - lower <= gap * abs(upper)
+        closed = math.isfinite(upper) and lower >= closing(upper, gap, prover.relaxation.unit)
     return Cost(
         case=case,
         loads=loads,
@@ -108,11 +119,6 @@ def certify_cost(
     )
 
 
-def _target(upper: float, gap: float) -> float:
-    """The lower bound that closes the gap."""
-    return upper - AIM * gap * abs(upper) if math.isfinite(upper) else math.inf
-
-
 def _cost(judged: Judged) -> float:
     return judged.existence.cost if judged.existence is not None and judged.is_proved else judged.point.cost
 
@@ -120,13 +126,15 @@ def _cost(judged: Judged) -> float:
 def _cheapest(case: Case, loads: Loads, start: Point | None, attempts: int, gap: float, deadline: Deadline) -> Judged | None:
     """The cheapest point found; a little inside its limits, where it can be proved for no more than a tenth of the gap."""
     found = judge(local.cheapest(case, loads, start=start, attempts=attempts, deadline=deadline), TOLERANCE)
+    if found is None and start is None:  # any will do
+        found = judge(local.least_violation(case, loads, attempts=2, deadline=deadline), TOLERANCE)
     if found is None or deadline.expired():
         return found
-    found = with_existence(found)
+    found = with_existence(found, deadline)
     if found.is_proved or deadline.expired():
         return found
     inner = judge(local.cheapest(case, loads, shrink=INSIDE, start=found.point, attempts=1, deadline=deadline), TOLERANCE)
     if inner is None or deadline.expired() or inner.point.cost > found.point.cost + DEARER * gap * abs(found.point.cost):
         return found
-    inner = with_existence(inner)
+    inner = with_existence(inner, deadline)
     return inner if inner.is_proved else found

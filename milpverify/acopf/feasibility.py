@@ -102,7 +102,7 @@ def check_feasibility(
                 told = f"{case.name}: no point violates as little as {2 * tolerance:g} p.u. was proved ({proved.trust.value})"
                 raise Contradiction(f"{told}, but one violates {found.point.violation:.3g} p.u.")
             with clock.phase("existence"):
-                found = found if deadline.expired() else with_existence(found)
+                found = found if deadline.expired() else with_existence(found, deadline)
             verdict, reason = Verdict.FEASIBLE, Reason.POINT
         elif proved.refuted:
             with clock.phase("violation"):

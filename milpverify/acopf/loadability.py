@@ -13,7 +13,7 @@ from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Loadability, Reason
-from milpverify.errors import InvalidInput
+from milpverify.errors import Contradiction, InvalidInput
 
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
@@ -51,6 +51,7 @@ def max_loadability(
     Raises:
         InvalidInput: a case without loads, a gap or a time limit out of range.
         SolverUnavailable: pypower is missing.
+        Contradiction: a proved point carries more than what was proved of all.
     """
     check_gap(gap)
     if not (case.buses.pd.any() or case.buses.qd.any()):
@@ -83,14 +84,19 @@ def max_loadability(
         with clock.phase("recheck"):
             proved = prover.proved()
         upper = proved.value
+        if upper < lower:
+            if best is not None and best.is_proved:
+                told = f"{case.name}: a factor of at most {upper:.17g} was proved ({proved.trust.value})"
+                raise Contradiction(f"{told}, but an exact operating point carries {lower:.17g}")
+            upper = lower  # of a point that violates something by up to the tolerance, which no operating point carries as much as
         constraints = limits(case) if best is None else best.point.constraints()
         if not proved.refuted:
             constraints = proved_ranges(constraints, prover.relaxation, proved.ranges)
-    closed = math.isfinite(lower) and upper - lower <= gap * abs(upper)
+    closed = math.isfinite(upper) and upper - lower <= gap * abs(upper)
     return Loadability(
         case=case,
         loads=Loads() if best is None else scaled(lower),
-        reason=Reason.GAP if closed else why_ended(deadline, prover.out_of_time),
+        reason=Reason.GAP if closed else Reason.PROVED if proved.refuted and best is None else why_ended(deadline, prover.out_of_time),
         trust=proved.trust,
         point=None if best is None else best.point,
         existence=None if best is None else best.existence,
@@ -114,15 +120,21 @@ def _highest(case: Case, start: Point | None, attempts: int, gap: float, deadlin
     """The highest factor found and its point; a little inside the limits, where that can be proved for no more than a tenth of the gap."""
     found = local.highest_load(case, start=start, attempts=attempts, deadline=deadline)
     judged = None if found is None else judge(found[1], TOLERANCE)
+    if judged is None and start is None:  # the case's own loads will do, or none at all
+        for factor in (1.0, 0.0):
+            point = local.least_violation(case, scaled(factor), attempts=1, deadline=deadline)
+            if (judged := judge(point, TOLERANCE)) is not None:
+                found = factor, judged.point
+                break
     if found is None or judged is None:
         return None
     if not deadline.expired():
-        judged = with_existence(judged)
+        judged = with_existence(judged, deadline)
     if judged.is_proved or deadline.expired():
         return found[0], judged
     inner = local.highest_load(case, shrink=INSIDE, start=found[1], attempts=1, deadline=deadline)
     strict = None if inner is None else judge(inner[1], TOLERANCE)
     if inner is None or strict is None or deadline.expired() or inner[0] < found[0] * (1 - LESS * gap):
         return found[0], judged
-    strict = with_existence(strict)
+    strict = with_existence(strict, deadline)
     return (inner[0], strict) if strict.is_proved else (found[0], judged)

@@ -29,6 +29,9 @@ from milpverify.solvers.model import TOLERANCE, Model, Sweep
 ATTAINED = 1e-3
 """A bound of which less than this share of the range can be taken off is left."""
 
+PRIMAL = 4
+"""HiGHS's number of the primal simplex method: another objective leaves a basis primal feasible. Networks' sweeps take half of the time."""
+
 _STATUS = {
     "kOptimal": SolverStatus.OPTIMAL,
     "kModelEmpty": SolverStatus.OPTIMAL,
@@ -71,7 +74,9 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
                 return SolveOutcome(SolverStatus.UNKNOWN, message=f"HiGHS refuses the option {option} = {value}")
         if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
             return SolveOutcome(SolverStatus.UNKNOWN, message="HiGHS refuses the model")
-        if model.start is not None:
+        if model.basic is not None:
+            _begin_at(highspy, highs, model)
+        elif model.start is not None:
             solution = highspy.HighsSolution()
             solution.col_value = model.start.tolist()
             highs.setSolution(solution)
@@ -124,12 +129,14 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
     solve, bounds = Minimisation(limits, on_progress), np.full(len(sweep.column), -math.inf)
     model = _with_row(sweep.model, sweep.model.objective, sweep.cutoff)
     highs = highspy.Highs()
-    for option, value in _parameters(limits).items():
+    for option, value in {**_parameters(limits), "simplex_strategy": PRIMAL}.items():
         highs.setOptionValue(option, value)
     if highs.passModel(_lp(highspy, model)) == highspy.HighsStatus.kError:
         return SweepOutcome(SolverStatus.UNKNOWN, -math.inf, None, bounds, message="HiGHS refuses the model")
     last = model.num_rows - 1
     highs.changeRowBounds(last, -math.inf, math.inf)
+    if model.basic is not None:
+        _begin_at(highspy, highs, model)
 
     solved: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
 
@@ -189,7 +196,24 @@ def _with_row(model: Model, coefficients: NDArray[np.float64], upper: float) -> 
         value=np.append(model.value, coefficients[columns]),
         row_lower=np.append(model.row_lower, -math.inf),
         row_upper=np.append(model.row_upper, upper),
+        basic=None if model.basic is None else np.append(model.basic, True),
     )
+
+
+def _begin_at(highspy: Any, highs: Any, model: Model) -> None:
+    """Begin at the model's basis; what is not in it lies at the end of its range that is nearer at the model's start."""
+    assert model.start is not None and model.basic is not None
+    kinds, basis = highspy.HighsBasisStatus, highspy.HighsBasis()
+    values = np.concatenate([model.start, model.activity(model.start)])
+    lower, upper = np.concatenate([model.lower, model.row_lower]), np.concatenate([model.upper, model.row_upper])
+    at_upper = (upper - values < values - lower) & np.isfinite(upper)
+    at_none = ~(np.isfinite(lower) | np.isfinite(upper))
+    states = np.select([model.basic, at_upper, at_none], [0, 1, 2], 3).tolist()
+    words = (kinds.kBasic, kinds.kUpper, kinds.kZero, kinds.kLower)
+    basis.col_status = [words[k] for k in states[: model.num_variables]]
+    basis.row_status = [words[k] for k in states[model.num_variables :]]
+    basis.valid = True
+    highs.setBasis(basis)  # one that is none is refused, and HiGHS begins anew
 
 
 def _with_basis(highspy: Any, highs: Any, outcome: SolveOutcome) -> SolveOutcome:

@@ -55,8 +55,9 @@ class Model:
     """Minimise objective . v subject to row_lower <= rows v <= row_upper, lower <= v <= upper, v integer where flagged.
 
     n variables, m rows in compressed form: row i has the entries row_start[i] to row_start[i + 1] of `column` and `value`, and the
-    products of `quadratic` that are its own. `functions` hold besides. `start` (n,) is a feasible point to begin with. All float64; row
-    bounds may be infinite, variable bounds too in tests.
+    products of `quadratic` that are its own. `functions` hold besides. `start` (n,) is a feasible point to begin with; where a linear
+    model has `basic` (n + m,), it says which variables and rows are basic there. All float64; row bounds may be infinite, variable bounds
+    too in tests.
     """
 
     lower: Array  # (n,)
@@ -71,6 +72,7 @@ class Model:
     start: Array | None = None
     quadratic: Quadratic | None = None
     functions: tuple[FunctionTerm, ...] = ()
+    basic: NDArray[np.bool_] | None = None
 
     @property
     def num_variables(self) -> int:

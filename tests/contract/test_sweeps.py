@@ -100,3 +100,21 @@ def test_a_process_passes_a_sweep_on_to_who_has_them() -> None:
         found, late = process.solve(sweep, Limits(), Deadline(60)), process.solve(sweep, Limits(), Deadline(0.0))
     assert np.allclose(found.bounds, swept(sweep).bounds) and found.status is SolverStatus.OPTIMAL
     assert late.status is SolverStatus.TIME_LIMIT and (late.bounds == -math.inf).all() and late.point is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_a_program_begins_changes_nothing(seed: int) -> None:
+    """At its own basis, at one that is none, and at any: the optimum is the same, and so are the bounds of a sweep."""
+    model, solver = random_model(seed), load("highs")
+    plain = solver.solve(model, Limits(), lambda _: False)
+    assert plain.point is not None and plain.basic is not None
+    other, rng = replace(model, objective=-model.objective), np.random.default_rng(seed)
+    some = rng.permutation(np.arange(len(plain.basic)) < model.num_rows)
+    least, columns, sides = optimum(other), np.repeat(np.arange(12), 2), np.tile([1.0, -1.0], 12)
+    bounds = swept(Sweep(replace(other, objective=np.zeros(12)), columns, sides, math.inf)).bounds
+    for basic in (plain.basic, some, np.zeros_like(plain.basic), np.ones_like(plain.basic)):
+        begun = replace(other, start=plain.point, basic=basic)
+        found = solver.solve(begun, Limits(), lambda _: False)
+        assert found.status is SolverStatus.OPTIMAL and abs(found.primal - least) <= 1e-7
+        again = swept(Sweep(replace(begun, objective=np.zeros(12)), columns, sides, math.inf))
+        assert np.abs(again.bounds - bounds).max() <= 2 * ATTAINED

@@ -142,7 +142,10 @@ def _interior_point(program: Program, start: Array, deadline: Deadline) -> tuple
     options = {**tolerances, "max_it": ITERATIONS, "cost_mult": 1.0}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of singular matrices: the method says itself that it failed
-        found = pips(program.objective, start, *relaxed, lower, upper, constraints, program.hessian, options)
+        try:
+            found = pips(program.objective, start, *relaxed, lower, upper, constraints, program.hessian, options)
+        except RuntimeError:  # SuperLU gives up on a matrix
+            return None
     x, last = found["x"], found["output"]["hist"][-1]
     converged, close = bool(found["eflag"]), bool(last["feascond"] < CLOSE)
     if not np.isfinite(x).all() or not (converged or close):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.points.point import Point
-from milpverify.acopf.points.rectangular import Quadratics, generation, rectangular, stacked, voltages
+from milpverify.acopf.points.rectangular import Quadratics, angles_along, generation, rectangular, stacked, unwound, voltages
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
@@ -34,7 +34,8 @@ class Goal(Enum):
 
 
 # Weights of the squared distance from the middles of all ranges: they make the best point unique; without that the method may not converge.
-UNIQUE = {Goal.COST: 0.0, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
+# The cost has it in its Hessian only, so that the cheapest point stays where it is.
+UNIQUE = {Goal.COST: 1e-7, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,19 +281,25 @@ class Program:
         return total + csr_matrix(diags(own))
 
     def middle(self) -> Array:
-        """Where an attempt begins: the middle of every range, all angles 0."""
+        """Where an attempt begins: the middle of every range, and angles that follow the phase shifts."""
         case, gen = self.case, self.case.generators
         lower, upper = (bound[self.others :] for bound in self.bounds)
         parts = [(case.buses.vmin, case.buses.vmax), (gen.pmin, gen.pmax), (gen.qmin, gen.qmax), (lower, upper)]
         vm, pg, qg, y = (_middle(*part) for part in parts)
-        return np.concatenate([vm, np.zeros(case.num_buses), pg, qg, y])
+        return np.concatenate([voltages(self._flat, vm), pg, qg, y])
+
+    @cached_property
+    def _flat(self) -> Array:
+        """Angles at which no power flows, along a spanning tree and where the limits allow it."""
+        br = self.case.branches
+        return angles_along(self.case, np.clip(br.shift, br.angmin, br.angmax))
 
     def random(self, generator: np.random.Generator) -> Array:
         """Where another attempt begins: magnitudes and powers in the middle thirds of their ranges, small angles."""
         case, gen, n, x = self.case, self.case.generators, self.case.num_buses, self.middle()
         third = np.concatenate([case.buses.vmax - case.buses.vmin, gen.pmax - gen.pmin, gen.qmax - gen.qmin]) / 3.0
         moved = generator.uniform(-0.5, 0.5, len(third)) * np.where(np.isfinite(third), third, 1.0)
-        vm, va = x[:n] + moved[:n], generator.normal(0.0, ANGLES, n)
+        vm, va = np.hypot(x[:n], x[n : 2 * n]) + moved[:n], self._flat + generator.normal(0.0, ANGLES, n)
         va[case.reference] = 0.0
         x[: 2 * n], x[2 * n : self.others] = voltages(va, vm), x[2 * n : self.others] + moved[n:]
         return x
@@ -316,7 +323,7 @@ class Program:
             lower, upper = self.bounds
             drawn[self.moving] = np.clip(x[y], lower[y], upper[y])
             pd, qd = np.split(drawn, 2)
-        return Point(case, np.hypot(e, f), np.arctan2(f, e), pg.copy(), qg.copy(), pd, qd)
+        return Point(case, np.hypot(e, f), unwound(case, np.arctan2(f, e)), pg.copy(), qg.copy(), pd, qd)
 
 
 def _middle(lower: Array, upper: Array) -> Array:

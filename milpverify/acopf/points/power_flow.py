@@ -82,6 +82,7 @@ def power_flow(point: Candidate, tolerance: float = TOLERANCE, flat: bool = Fals
     numbered = replace(case, buses=replace(case.buses, number=np.arange(1, len(case.buses) + 1)))
     found, converged = _newton(pypower_case(numbered, start, slack))
     vm, va = found["bus"][:, 7], np.deg2rad(found["bus"][:, 8])
+    va = va + 2 * np.pi * np.round((point.va - va) / (2 * np.pi))  # pypower's are principal values
     difference = float(np.max(np.abs(vm * np.exp(1j * va) - point.vm * np.exp(1j * point.va))))
     pg, qg = point.pg.copy(), point.qg.copy()
     for i in np.unique(gens.bus).tolist():

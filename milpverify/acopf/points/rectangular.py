@@ -164,6 +164,28 @@ def voltages(va: Array, vm: Array) -> Array:
     return np.concatenate([vm * np.cos(va), vm * np.sin(va)])
 
 
+def angles_along(case: Case, difference: Array) -> Array:
+    """va (n,) with va[f] - va[t] = difference (m,) of the branches of a spanning tree of least depth, 0 at the reference bus."""
+    neighbours: list[list[tuple[int, float]]] = [[] for _ in range(case.num_buses)]
+    for f, t, d in zip(case.branches.f.tolist(), case.branches.t.tolist(), difference.tolist(), strict=True):
+        neighbours[f].append((t, -d))
+        neighbours[t].append((f, d))
+    va = {case.reference: 0.0}
+    for i in (queue := [case.reference]):
+        for j, d in neighbours[i]:
+            if j not in va:
+                va[j] = va[i] + d
+                queue.append(j)
+    return np.array([va.get(i, 0.0) for i in range(case.num_buses)])
+
+
+def unwound(case: Case, va: Array) -> Array:
+    """The angles plus multiples of 2 pi, so that differences along a spanning tree are principal values."""
+    across = va[case.branches.f] - va[case.branches.t]
+    turns = np.round((angles_along(case, np.angle(np.exp(1j * across))) - va + va[case.reference]) / (2 * np.pi))
+    return np.where(turns == 0, va, va + 2 * np.pi * turns)
+
+
 def polar_slope(va: Array, vm: Array) -> Any:
     """(2n, 2n) sparse: the derivatives of (e, f) in (va, vm)."""
     from scipy.sparse import bmat, diags

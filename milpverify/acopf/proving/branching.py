@@ -15,6 +15,7 @@ from milpverify.acopf.proving.tightening import Region, Tightening, errors_of
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
+    from milpverify.acopf.relaxation.cuts import Cuts
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
 ROOT_ROUNDS = 12
@@ -26,9 +27,9 @@ EDGE = 0.2  # the share of a range that is left on either side of a split, at le
 class Tree:
     """Regions that are open, best first, and the proof that they belong to."""
 
-    def __init__(self, tightening: Tightening, box: Box) -> None:
+    def __init__(self, tightening: Tightening, box: Box, cuts: Cuts) -> None:
         self.tightening = tightening
-        self.root = Region(box)
+        self.root = Region(box, cuts)
         self._open: list[tuple[float, int, Region]] = []
         self._order = itertools.count()
         self.boxes = 1
@@ -82,8 +83,8 @@ class Tree:
         node.column, node.at, node.below, node.above, node.leaf = column, at, Node(leaf=node.leaf), Node(leaf=node.leaf), None
         below, above = Box(region.box.lower, low), Box(high, region.box.upper)
         return (
-            Region(below, region.cuts, node.below, region.bound, region.point),
-            Region(above, region.cuts, node.above, region.bound, region.point),
+            Region(below, region.cuts, node.below, region.bound, region.point, region.basic),
+            Region(above, region.cuts, node.above, region.bound, region.point, region.basic),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,8 @@ from milpverify.solvers.base import Limits
 from milpverify.solvers.model import Model, Sweep
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.relaxation.cuts import Cuts
     from milpverify.acopf.relaxation.relaxation import Relaxation
@@ -45,6 +47,15 @@ class Solution:
     point: Array
     bound: float
     multipliers: Multipliers
+    basic: NDArray[np.bool_] | None = None  # of columns and rows
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Where a linear program may begin: a solution of one that is much alike, and which columns and rows are basic there."""
+
+    point: Array
+    basic: NDArray[np.bool_]
 
 
 class Programs:
@@ -60,14 +71,14 @@ class Programs:
         integer = np.zeros(len(objective), dtype=bool)
         return Model(box.lower, box.upper, integer, rows.start, rows.column, rows.value, rows.lower, rows.upper, objective)
 
-    def least(self, box: Box, cuts: Cuts, objective: Array) -> Solution | None:
+    def least(self, box: Box, cuts: Cuts, objective: Array, near: Basis | None = None) -> Solution | None:
         """The least value of an objective, None where none was found: the box may be empty, or time over."""
-        model = self.model(box, cuts, objective)
+        model = _begun(self.model(box, cuts, objective), near)
         outcome = self._process.solve(model, Limits(), self._deadline)
         self.solved += 1
         if outcome.point is None or outcome.multipliers is None:
             return None
-        return self._proved(model, objective, outcome.point, outcome.multipliers)
+        return replace(self._proved(model, objective, outcome.point, outcome.multipliers), basic=outcome.basic)
 
     def refute(self, box: Box, cuts: Cuts) -> Multipliers | None:
         """Multipliers with which the rows contradict the box (Farkas), from those of the least violation of all rows."""
@@ -83,12 +94,14 @@ class Programs:
         proved = self._proved(model, model.objective, model.lower, multipliers)
         return proved.multipliers if proved.bound > 0.0 else None
 
-    def sweep(self, box: Box, cuts: Cuts, columns: Index, sides: Array) -> tuple[list[tuple[int, Solution]], bool]:
+    def sweep(
+        self, box: Box, cuts: Cuts, columns: Index, sides: Array, near: Basis | None = None
+    ) -> tuple[list[tuple[int, Solution]], bool]:
         """The least sides[k] v[columns[k]], for each k that needed a linear program, and whether HiGHS says that there is no v.
 
         It takes half of the time that is left at most, so that there is some for what follows from it.
         """
-        model = self.model(box, cuts, np.zeros(len(box.lower)))
+        model = _begun(self.model(box, cuts, np.zeros(len(box.lower))), near)
         limits = Limits(seconds=SWEEP_SHARE * self._deadline.remaining())
         outcome = self._process.solve(Sweep(model, columns, sides, math.inf, certified=True), limits, self._deadline)
         if outcome.solved is None or outcome.points is None or outcome.multipliers is None:
@@ -109,3 +122,8 @@ class Programs:
         kept = np.zeros(model.num_rows)
         kept[used] = multipliers[used]
         return Solution(point, model.dual_value(objective, kept), Multipliers(used, kept[used]))
+
+
+def _begun(model: Model, near: Basis | None) -> Model:
+    """The model, to be begun at a basis."""
+    return model if near is None else replace(model, start=near.point, basic=near.basic)

@@ -16,7 +16,7 @@ from milpverify.acopf.proving.recheck import question_of, recheck
 from milpverify.acopf.proving.tightening import Goal, Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
-from milpverify.acopf.relaxation.separation import at_point, separate
+from milpverify.acopf.relaxation.separation import at_point, separate, tangents
 from milpverify.config import Deadline
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
@@ -101,7 +101,7 @@ class Prover:
         self._programs = Programs(self.relaxation, self.process, searching)
         tightening = Tightening(self.relaxation, self._programs, goal, searching)
         self._limits = Box(*Ranges(self.relaxation).limits())
-        self.tree = Tree(tightening, self._limits)
+        self.tree = Tree(tightening, self._limits, tangents(self.relaxation))
         self._cut(statement.cutoff)
 
     def __enter__(self) -> Prover:
@@ -128,7 +128,7 @@ class Prover:
 
     def touch(self, point: Candidate) -> None:
         """Begin with the planes that touch the cones at a point: where a good one lies, solutions of the relaxation are near."""
-        self.tree.root.cuts = self.tree.root.cuts + separate(self.relaxation, at_point(self.relaxation, point)[None], -TOUCHING)
+        self.tree.root.add(separate(self.relaxation, at_point(self.relaxation, point)[None], -TOUCHING))
 
     def root(self, target: float = math.inf) -> None:
         """The relaxation without any tightening: a handful of linear programs, until the bound is at the target."""

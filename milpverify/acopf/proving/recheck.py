@@ -72,7 +72,8 @@ def recheck(case: Case, proof: Proof, loads: Loads | None = None, stop: Callable
         return Recheck(False, str(error))
     except RecursionError:
         return Recheck(False, "the boxes are nested too deeply")
-    return Recheck(True, f"{proof.claim}: {proof.root.nodes()} boxes, {_programs(proof.root)} linear programs")
+    boxes = proof.root.nodes()
+    return Recheck(True, f"{proof.claim}: {boxes} {'box' if boxes == 1 else 'boxes'}, {_programs(proof.root)} linear programs")
 
 
 def question_of(case: Case, proof: Proof) -> Question:

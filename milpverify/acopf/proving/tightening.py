@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.proving.programs import Box, Programs, Solution
+from milpverify.acopf.proving.programs import Basis, Box, Programs, Solution
 from milpverify.acopf.proving.proof import Deduction, Leaf, Multipliers, Node, Step
 from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.separation import separate
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
@@ -65,6 +67,7 @@ class Region:
     node: Node = field(default_factory=Node)
     bound: float = -math.inf
     point: Array | None = None
+    basic: NDArray[np.bool_] | None = None  # of the columns and the rows of the point's linear program
     begun: bool = False
     bounded: bool = False
 
@@ -75,6 +78,26 @@ class Region:
     def close(self, leaf: Leaf) -> None:
         """End its part of the proof, for now or for good."""
         self.node.leaf, self.bound = leaf, leaf.bound
+
+    def add(self, cuts: Cuts) -> None:
+        """More planes, which no solution is at so far."""
+        if self.basic is not None:
+            first = len(self.basic) - len(self.cuts)
+            self.basic = np.concatenate([self.basic[:first], self.cuts.joined(self.basic[first:], cuts, True)])
+        self.cuts = self.cuts + cuts
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        """Some of the planes."""
+        if self.basic is not None:
+            first = len(self.basic) - len(self.cuts)
+            whole = bool(self.basic[first:][~which].all())
+            self.basic = np.concatenate([self.basic[:first], self.basic[first:][which]]) if whole else None
+        self.cuts = self.cuts.keep(which)
+
+    @property
+    def basis(self) -> Basis | None:
+        """Where its next linear program may begin."""
+        return None if self.point is None or self.basic is None else Basis(self.point, self.basic)
 
     @property
     def refuted(self) -> bool:
@@ -102,10 +125,15 @@ class Tightening:
             gains = narrowed >= NARROWED or (math.isfinite(target) and region.bound - before >= GAIN * (target - before))
             if region.bound >= target or k == rounds or (k > 0 and not gains) or self.deadline.expired():
                 return
-            widths = region.box.upper - region.box.lower
+            widths = self._widths(region.box)
             if not self._tighten(region):
                 return
-            narrowed = 1.0 - float(np.mean(((region.box.upper - region.box.lower) / np.maximum(widths, SETTLED))[self._ranged]))
+            narrowed = 1.0 - float(np.mean(self._widths(region.box) / np.maximum(widths, SETTLED)))
+
+    def _widths(self, box: Box) -> Array:
+        """Of the ranges that are tightened."""
+        widths: Array = (box.upper - box.lower)[self._ranged]
+        return widths
 
     def begin(self, region: Region) -> None:
         """Settle a region's ranges, if that has not been done."""
@@ -123,11 +151,11 @@ class Tightening:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
         last, best = -math.inf, None
         for k in range(PLANES):
-            solution = self.programs.least(region.box, region.cuts, self.goal.objective)
+            solution = self.programs.least(region.box, region.cuts, self.goal.objective, region.basis)
             if solution is None:
                 self._conclude(region, best)
                 return self._refute(region)
-            region.point = solution.point
+            region.point, region.basic = solution.point, solution.basic
             if best is None or solution.bound > best[0].bound:
                 best = solution, region.cuts
             new = separate(self.relaxation, solution.point[None])
@@ -136,7 +164,7 @@ class Tightening:
             if not len(new) or stalled or missing < 0.0 or self.deadline.expired():
                 break
             last = solution.bound
-            region.cuts = region.cuts + new
+            region.add(new)
         self._conclude(region, best)
         return True
 
@@ -174,8 +202,8 @@ class Tightening:
             parts.append(part[wide][np.argsort(-weight[wide], kind="stable")])
         which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
         sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
-        region.cuts = self._near(region, TIGHT)
-        found, empty = self.programs.sweep(box, region.cuts, which, sides)
+        self._drop(region, TIGHT)
+        found, empty = self.programs.sweep(box, region.cuts, which, sides, region.basis)
         if empty:
             self._refute(region)
             return False
@@ -192,18 +220,18 @@ class Tightening:
         region.node.steps.append(self._step(region.cuts, deductions))
         self._settle(region, Box(lower, upper))
         points = np.stack([solution.point for _, solution in found])
-        region.cuts = region.cuts + separate(self.relaxation, points, LOOSE)
+        region.add(separate(self.relaxation, points, LOOSE))
         return True
 
-    def _near(self, region: Region, distance: float) -> Cuts:
-        """The planes that pass near the region's solution."""
+    def _drop(self, region: Region, distance: float) -> None:
+        """Leave the planes that pass near the region's solution."""
         if region.point is None or not len(region.cuts):
-            return region.cuts
+            return
         model = self.programs.model(region.box, region.cuts, self.goal.objective)
         first = model.num_rows - len(region.cuts)
         activity = model.activity(region.point)
         slack = np.minimum(model.row_upper - activity, activity - model.row_lower)[first:]
-        return region.cuts.keep(slack < distance)
+        region.keep(slack < distance)
 
     def _step(self, cuts: Cuts, deductions: list[tuple[int, bool, float, Multipliers]]) -> Step:
         """A step of the proof, with only those planes that have a multiplier."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.relaxation.rows import bounded, contradictory
+from milpverify.acopf.relaxation.rows import bounded, contradictory, summed
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
@@ -132,33 +132,42 @@ class Ranges:
         most = np.maximum(q * a * a + r * a + k, q * b * b + r * b + k)
         slack = of(np.array([numbers.slack])) * size
         self._tighten(lower, upper, columns.price[straight], least - slack, most + slack)
-        if bounded(lower[columns.price]).all() and bounded(upper[columns.price]).all():  # else a sum stands for nothing
-            low, high = lower[columns.price].sum(keepdims=True), upper[columns.price].sum(keepdims=True)
-            slack = of(np.array([numbers.slack])) * (np.abs(lower[columns.price]).sum() + np.abs(upper[columns.price]).sum())
-            self._tighten(lower, upper, columns.total, low - slack, high + slack)
+
+        def total(prices: Values, sign: int) -> Values:
+            """Of all prices, rounded down or up; without an end where one of them has none."""
+            if not bounded(prices).all():
+                return of([sign * np.inf])
+            rounded: Values = prices.sum(keepdims=True) + sign * of(np.array([numbers.slack])) * np.abs(prices).sum()
+            return rounded
+
+        self._tighten(lower, upper, columns.total, total(lower[columns.price], -1), total(upper[columns.price], 1))
 
     def _generation(self, lower: Values, upper: Values) -> None:
         """Generation without limits, and growth, from the balance of one bus at a time."""
         columns, case, numbers = self.columns, self.question.case, self.numbers
+        bus, loads = case.generators.bus, (case.buses.pd, case.buses.qd)
+        endless = [np.unique(bus[~(bounded(lower[which]) & bounded(upper[which]))]) for which in (columns.pg, columns.qg)]
+        growing = self.question.growth is not None and not bounded(upper[columns.growth]).all()
+        if not (growing or any(map(len, endless))):
+            return
+        drawn = self._drawn(lower, upper)
         for power, generation in enumerate((columns.pg, columns.qg)):
-            load = (case.buses.pd, case.buses.qd)[power]
-            endless = case.generators.bus[~(bounded(lower[generation]) & bounded(upper[generation]))]
-            for b in np.unique(endless).tolist():
-                here = np.flatnonzero(case.generators.bus == b)
-                low, high = self._drawn(power, b, lower, upper)
-                growth = self._grown(load[b], lower, upper)
+            for b in endless[power].tolist():
+                here = np.flatnonzero(bus == b)
+                low, high = (end[[power * case.num_buses + b]] for end in drawn)
+                growth = self._grown(loads[power][b], lower, upper)
                 for g in here.tolist():
-                    others = generation[here[here != g]]
+                    which, others = generation[[g]], generation[here[here != g]]
                     if bounded(lower[others]).all() and bounded(growth[1]).all():
                         top = high + growth[1] - lower[others].sum()
-                        self._tighten(lower, upper, generation[[g]], lower[generation[[g]]], numbers.turned(top, True))
+                        self._tighten(lower, upper, which, lower[which], numbers.turned(top, True))
                     if bounded(upper[others]).all() and bounded(growth[0]).all():
                         bottom = low + growth[0] - upper[others].sum()
-                        self._tighten(lower, upper, generation[[g]], numbers.turned(bottom, False), upper[generation[[g]]])
-        if self.question.growth is not None and not bounded(upper[columns.growth]).all():
-            self._limit_growth(lower, upper)
+                        self._tighten(lower, upper, which, numbers.turned(bottom, False), upper[which])
+        if growing:
+            self._limit_growth(lower, upper, drawn)
 
-    def _limit_growth(self, lower: Values, upper: Values) -> None:
+    def _limit_growth(self, lower: Values, upper: Values, drawn: tuple[Values, Values]) -> None:
         """growth * load = generation - what the bus draws besides, so that it has an end."""
         columns, case, numbers = self.columns, self.question.case, self.numbers
         for power, generation in enumerate((columns.pg, columns.qg)):
@@ -167,7 +176,7 @@ class Ranges:
                 here = generation[case.generators.bus == b]
                 if not (bounded(lower[here]).all() and bounded(upper[here]).all()):
                     continue
-                low, high = self._drawn(power, b, lower, upper)
+                low, high = (end[[power * case.num_buses + b]] for end in drawn)
                 ends = upper[here].sum() - low if load[b] > 0 else lower[here].sum() - high
                 most = numbers.quotient(ends, numbers.of(load[[b]]), True)
                 self._tighten(lower, upper, columns.growth, lower[columns.growth], most)
@@ -181,15 +190,15 @@ class Ranges:
         low, high = ends if load > 0 else ends[::-1]
         return -endless if low is None else low, endless if high is None else high
 
-    def _drawn(self, power: int, bus: int, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """The range of what a bus draws (0: active, 1: reactive): flows, shunts and loads, but loads that grow; rounded outwards."""
-        rows = self.relaxation.rows(lower, upper)
-        i = power * self.question.case.num_buses + bus
-        entries = np.arange(rows.start[i], rows.start[i + 1])
-        generation = (self.columns.pg, self.columns.qg)[power]
-        entries = entries[~np.isin(rows.column[entries], np.concatenate([generation, self.columns.growth]))]
+    def _drawn(self, lower: Values, upper: Values) -> tuple[Values, Values]:
+        """The ranges (2n,) of what every bus draws, active and then reactive: flows, shunts and loads, but loads that grow; outwards."""
+        columns, numbers, rows = self.columns, self.numbers, self.relaxation.balances(lower, upper)
+        count = len(rows.lower)
+        row = np.repeat(np.arange(count), np.diff(rows.start))
+        entries = np.flatnonzero(~np.isin(rows.column, np.concatenate([columns.pg, columns.qg, columns.growth])))
         value, column = rows.value[entries], rows.column[entries]
         ends = value * lower[column], value * upper[column]
-        low, high = np.minimum(*ends).sum(keepdims=True), np.maximum(*ends).sum(keepdims=True)
-        slack = self.numbers.of(np.array([2 * self.numbers.slack])) * np.maximum(np.abs(ends[0]), np.abs(ends[1])).sum(keepdims=True)
-        return rows.lower[[i]] - high - slack, rows.upper[[i]] - low + slack
+        sums = (np.minimum(*ends), np.maximum(*ends), np.maximum(np.abs(ends[0]), np.abs(ends[1])))
+        low, high, size = (summed(row[entries], part, count, numbers) for part in sums)
+        slack = numbers.of(np.array([2 * numbers.slack])) * size
+        return rows.lower - high - slack, rows.upper - low + slack

@@ -91,6 +91,12 @@ class Relaxation:
         self._cuts(made, no_cuts() if cuts is None else cuts)
         return made.finish(lower, upper)
 
+    def balances(self, lower: Values, upper: Values) -> Rows:
+        """The first 2n of the rows alone."""
+        made = Assembly(self.numbers, len(self.columns))
+        self._balances(made)
+        return made.finish(lower, upper)
+
     def _balances(self, made: Assembly) -> None:
         """Generation less shunts, flows and loads, row by row the active and then the reactive power of every bus."""
         case, columns, numbers, t = self.question.case, self.columns, self.numbers, self.question.tolerance

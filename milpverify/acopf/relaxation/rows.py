@@ -84,20 +84,21 @@ class Assembly:
         endless = ~bounded(reach)
         reach = np.where(endless, numbers.of(np.zeros(len(reach))), reach)  # whose coefficients are exact, or else the row says nothing
         slack = numbers.of(np.array([numbers.slack]))
-        wide = _summed(row, (np.abs(value) * slack + radius) * reach[column], self.count, numbers)
+        wide = summed(row, (np.abs(value) * slack + radius) * reach[column], self.count, numbers)
         low, high = np.concatenate(self._lower), np.concatenate(self._upper)
         low = np.where(bounded(low), low - wide - slack * np.where(bounded(low), np.abs(low), nothing), low)
         high = np.where(bounded(high), high + wide + slack * np.where(bounded(high), np.abs(high), nothing), high)
         lost, never = row[endless[column] & np.array(radius != 0, dtype=bool)], numbers.of(np.array([np.inf]))
         low[lost], high[lost] = -never, never
         place, where = np.unique(row * n + column, return_inverse=True)
-        total = _summed(where.reshape(-1), value, len(place), numbers)
+        total = summed(where.reshape(-1), value, len(place), numbers)
         used = np.array(total != 0, dtype=bool)
         place, total = place[used], total[used]
         return Rows(np.searchsorted(place // n, np.arange(self.count + 1)), place % n, total, low, high)
 
 
-def _summed(index: Index, values: Values, count: int, numbers: Numbers) -> Values:
+def summed(index: Index, values: Values, count: int, numbers: Numbers) -> Values:
+    """The sums (count,) of the values that have the same index."""
     total = numbers.of(np.zeros(count))
     np.add.at(total, index, values)
     return total

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.relaxation.cuts import Cuts
+from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
@@ -40,6 +41,13 @@ def separate(relaxation: Relaxation, points: Array, violated: float = VIOLATED) 
     price, at = _distinct(g, dispatch[k, g, None] / np.where(np.isfinite(width), width, 1.0)[g, None])
     at = at[:, 0] * np.where(np.isfinite(width), width, 1.0)[price]
     return Cuts(pair, u * INWARDS, code // 2, code % 2, v * INWARDS, price, at)
+
+
+def tangents(relaxation: Relaxation) -> Cuts:
+    """A tangent plane of every cost, in the middle of the dispatch, without which there is no least cost where generation has no limits."""
+    gen, g = relaxation.question.case.generators, np.arange(len(relaxation.columns.price))
+    low, high = (np.where(np.isfinite(end), end, 0.0)[g] for end in (gen.pmin, gen.pmax))
+    return replace(no_cuts(), price=g, at=(low + high) / 2)
 
 
 def at_point(relaxation: Relaxation, point: Candidate) -> Array:

@@ -83,6 +83,6 @@ def test_one_bus_and_nothing_to_split() -> None:
         "gen": [[1, 0, 0, 30, -30, 1.0, 100, 1, 80, 5]], "branch": [], "gencost": [[2, 0, 0, 3, 0.1, 20, 5]],
     }  # fmt: skip
     case = load_case(tables)
-    assert not proved(case, Statement.INFEASIBLE, None, math.inf).refuted
-    assert proved(case, Statement.COST, None, math.inf).value == pytest.approx(1255.0, rel=1e-6)
-    assert proved(case, Statement.GROWTH, None, math.inf).value == pytest.approx(1.6, rel=1e-6)
+    assert not proved(case, Statement.INFEASIBLE, None, math.inf, 20.0).refuted
+    assert proved(case, Statement.COST, None, math.inf, 20.0).value == pytest.approx(1255.0, rel=1e-6)
+    assert proved(case, Statement.GROWTH, None, math.inf, 20.0).value == pytest.approx(1.6, rel=1e-6)
