@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +86,11 @@ class Ball:
         if (bad := np.flatnonzero(~((low <= x) & (x <= high)))).size:
             i = bad[0]
             raise InvalidInput(f"the input's entry {i} is {x[i]:.9g}, outside clip, which is [{low[i]:.9g}, {high[i]:.9g}] there")
-        return Ball(x, weight, low, high, centre.shape)
+        ball = Ball(x, weight, low, high, centre.shape)
+        with np.errstate(over="ignore"):
+            if not np.isfinite(ball.reach * weight).all():
+                raise InvalidInput("the input, or the weights of its features, are too large or too small for radii to be numbers")
+        return ball
 
     def box(self, radius: float) -> Box:
         """The smallest box of float64 numbers that is sure to contain the ball."""
@@ -102,7 +107,7 @@ class Ball:
         moves = self.weight > 0
         return bool(np.isfinite(self.low[moves]).all() and np.isfinite(self.high[moves]).all())
 
-    @property
+    @cached_property
     def reach(self) -> float:
         """A radius whose ball is all of the clip; where that has no end, the one beyond which nothing is looked at."""
         moves = self.weight > 0

@@ -26,10 +26,8 @@ def main() -> None:
     images, labels = (part[TRAINED : TRAINED + asked.images] for part in digits())
     found = []
     for r in mv.robustness_radii(trained(asked.network), list(images), labels.tolist(), clip=(0, 1), timeout=asked.timeout):
-        print(
-            f"{len(found):4d}  {r.lower_bound:.5f}  {r.upper_bound:.5f}  {r.gap:.4f}  {r.reason.name:14s}  {r.searches:3d}  {r.seconds:6.2f} s",
-            flush=True,
-        )
+        bounds = f"{r.lower_bound:.5f}  {r.upper_bound:.5f}  {r.gap:.4f}"
+        print(f"{len(found):4d}  {bounds}  {r.reason.name:14s}  {r.searches:3d}  {r.seconds:6.2f} s", flush=True)
         found.append(r)
     ends = sum(r.reason in (mv.Reason.PROVED, mv.Reason.COUNTEREXAMPLE) for r in found)
     print(f"{ends} of {len(found)} within the gap; median {np.median([r.seconds for r in found]):.2f} s")

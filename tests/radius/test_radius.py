@@ -380,6 +380,7 @@ GOOD: dict[str, Any] = {"x0": [0.5, 0.5], "label": 0, "clip": CLIP}
         ({"features": [0, 0]}, "no feature that may change"),
         ({"features": [1, -1]}, "features must be"),
         ({"features": [1, math.nan]}, "features must be"),
+        ({"features": [1.0, 1e-320]}, "too large or too small"),
         ({"method": "none"}, "unknown method"),
     ],
 )
