@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import register_nonlinearity
     from milpverify.graph import Graph, Node
     from milpverify.optimize import Optimum, maximize, minimize
+    from milpverify.radius.result import Radius
+    from milpverify.radius.robustness import robustness_radii, robustness_radius
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
     from milpverify.spec import Box, Disjunct, Rows
     from milpverify.verify import verify
@@ -56,6 +58,9 @@ __all__ = [
     "minimize",
     "maximize",
     "Optimum",
+    "robustness_radius",
+    "robustness_radii",
+    "Radius",
     "register_nonlinearity",
     "Activation",
     "Box",
@@ -92,6 +97,8 @@ _HOMES = {
     "bounds": "bounding",
     **dict.fromkeys(("compare", "Comparison", "Instance", "Tool"), "compare"),
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
+    **dict.fromkeys(("robustness_radius", "robustness_radii"), "radius.robustness"),
+    "Radius": "radius.result",
     "register_nonlinearity": "functions.catalogue",
     "Activation": "frontends.torch.activation",
     **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),

@@ -1,4 +1,4 @@
-"""The command line: `milpverify verify`, `compare`, `info`, `solvers`, `functions`, and `acopf` with commands of its own."""
+"""The command line: `milpverify verify`, `compare`, `radius`, `info`, `solvers`, `functions`, and `acopf` with commands of its own."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from milpverify.console import (
     stop_signals,
 )
 from milpverify.errors import InvalidInput
+from milpverify.radius.commands import radius
 from milpverify.result import Reason, Trust, Verdict, write_atomically
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(acopf, name="acopf")
+app.command()(radius)
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
 
