@@ -22,6 +22,7 @@ from milpverify.version import __version__
 if TYPE_CHECKING:
     from milpverify import acopf
     from milpverify.bounding import bounds
+    from milpverify.compare import Comparison, Instance, Tool, compare
     from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.errors import (
         Contradiction,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import register_nonlinearity
     from milpverify.graph import Graph, Node
     from milpverify.optimize import Optimum, maximize, minimize
+    from milpverify.radius.result import Radius
+    from milpverify.radius.robustness import robustness_radii, robustness_radius
     from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
     from milpverify.spec import Box, Disjunct, Rows
     from milpverify.verify import verify
@@ -48,9 +51,16 @@ __all__ = [
     "robustness",
     "verify",
     "bounds",
+    "compare",
+    "Comparison",
+    "Instance",
+    "Tool",
     "minimize",
     "maximize",
     "Optimum",
+    "robustness_radius",
+    "robustness_radii",
+    "Radius",
     "register_nonlinearity",
     "Activation",
     "Box",
@@ -85,7 +95,10 @@ _HOMES = {
     "load": "frontends.load",
     "verify": "verify",
     "bounds": "bounding",
+    **dict.fromkeys(("compare", "Comparison", "Instance", "Tool"), "compare"),
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
+    **dict.fromkeys(("robustness_radius", "robustness_radii"), "radius.robustness"),
+    "Radius": "radius.result",
     "register_nonlinearity": "functions.catalogue",
     "Activation": "frontends.torch.activation",
     **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),

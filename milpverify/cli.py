@@ -1,4 +1,4 @@
-"""The command line: `milpverify verify`, `info`, `solvers`, `functions`, and `acopf` with commands of its own."""
+"""The command line: `milpverify verify`, `compare`, `radius`, `info`, `solvers`, `functions`, and `acopf` with commands of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from milpverify import __version__
 from milpverify.acopf.commands import app as acopf
+from milpverify.compare.commands import compare
 from milpverify.config import Branching, CurveEncoding, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
 from milpverify.console import (
     Debug,
@@ -22,11 +23,13 @@ from milpverify.console import (
     check_writable,
     columns,
     complain,
+    live,
     number,
     reported,
     stop_signals,
 )
 from milpverify.errors import InvalidInput
+from milpverify.radius.commands import radius
 from milpverify.result import Reason, Trust, Verdict, write_atomically
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(acopf, name="acopf")
+app.command()(radius)
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
 
@@ -115,6 +119,8 @@ def verify(
     ] = Branching.FIRST_ORDER,
     points: Annotated[SplitPoints, typer.Option(help="Where smooth functions are split.")] = SplitPoints.OPTIMISED,
     filter_smooth: Annotated[bool, typer.Option("--filter-smooth", help="Bound the best few splits in smooth networks too.")] = False,
+    margin: Annotated[bool, typer.Option("--margin", help="Go on until the margin itself is known to within the gap.")] = False,
+    gap: Annotated[float, typer.Option(min=0.0, metavar="G", callback=number, help="That gap, relative to margins above 1.")] = 1e-4,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     json: Json = None,
     quiet: Quiet = False,
@@ -147,14 +153,12 @@ def verify(
             search=search,
         )
 
-        from milpverify.live_display import live
-
         with live(deadline, quiet) as on_event:
             with _no_collection():
                 from milpverify.frontends.load import load
                 from milpverify.verify import verify as decide
 
-            result = decide(load(network, spec), deadline=deadline, options=options, on_event=on_event)
+            result = decide(load(network, spec), deadline=deadline, options=options, on_event=on_event, margin=margin, gap=gap)
         if json is not None:
             write_atomically(json, result.to_json() + "\n")
         typer.echo(_answer(result))
@@ -183,6 +187,9 @@ def _answer(result: Result) -> str:
         return f"{result.verdict.value}\n{format_counterexample(result.counterexample)}"
     timed_out = result.verdict is Verdict.UNKNOWN and result.reason is Reason.TIMEOUT
     return "timeout" if timed_out else result.verdict.value
+
+
+app.command()(compare)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What every command of the command line does alike: errors as one line, signals, options, columns.
+"""What every command of the command line does alike: errors as one line, signals, options, columns, a live line of progress.
 
 Standard output holds the answer and nothing else; progress, summary and errors go to standard error. Exit status: 0 for any
 verdict, 2 for unusable input or arguments, 1 for an internal error.
@@ -18,9 +18,10 @@ import typer
 from milpverify.errors import InvalidInput, SolverUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from milpverify.config import Deadline
+    from milpverify.events import Event
 
 
 def number(value: float | None) -> float | None:
@@ -94,3 +95,45 @@ def columns(rows: Sequence[Sequence[object]]) -> str:
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+@contextmanager
+def live(deadline: Deadline, quiet: bool = False) -> Iterator[Callable[[Event], None] | None]:
+    """Show the events that the yielded callback receives; yields None where standard error is no terminal or `quiet` is set."""
+    if quiet:
+        yield None
+        return
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+
+    from rich.live import Live
+    from rich.markup import escape
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    spinner = Spinner("dots")
+    latest = ["starting"]
+
+    def line() -> Spinner:
+        spinner.update(text=Text.from_markup(f"[bold]{deadline.elapsed():6.1f} s[/]  {latest[0]}"))
+        return spinner
+
+    def show(event: Event) -> None:
+        numbers = "  ".join(f"[dim]{name}[/] {_number(value)}" for name, value in event.data.items() if isinstance(value, (int, float)))
+        closed = event.data.get("closed")
+        if isinstance(closed, dict) and closed:
+            numbers += "  [dim]closed by[/] " + ", ".join(f"{escape(part)} {count}" for part, count in closed.items())
+        latest[0] = f"[cyan]{escape(event.phase)}[/]  {escape(event.message)}  {numbers}"
+
+    with Live(get_renderable=line, console=console, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False):
+        console.show_cursor(True)  # a second Ctrl-C ends the process at once, and would leave the cursor hidden
+        yield show
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from milpverify.arithmetic.rounding import U64
+from milpverify.encode.curves import Relaxed
 from milpverify.encode.milp import encode, encode_layer
 from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic
 from milpverify.propagation.backward import ends_of, lines
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.propagation.backward import LineTable, SplitTable
     from milpverify.propagation.state import Lines
-    from milpverify.solvers.model import Model
+    from milpverify.solvers.model import Index, Model
     from milpverify.solvers.process import SolverProcess
     from milpverify.spec import Array, Disjunct
+
+ENVELOPES = Relaxed()
+"""The lines of the envelopes alone."""
 
 
 def settled(graph: Graph, bounds: State) -> State:
@@ -92,19 +96,26 @@ def weighted_bound(
 
 
 def margin_bound(
-    graph: Graph, bounds: State, disjunct: Disjunct, decisions: tuple[Split, ...], process: SolverProcess, deadline: Deadline
+    graph: Graph,
+    bounds: State,
+    disjunct: Disjunct,
+    decisions: tuple[Split, ...],
+    process: SolverProcess,
+    deadline: Deadline,
+    relaxed: Relaxed = ENVELOPES,
 ) -> float:
     """A proved lower bound of the margin where the decisions hold, from the linear relaxation; inf where it has no point, -inf if it fails.
 
     Args:
         graph: in float64 on the CPU.
         bounds: of every node, a batch of one, proved where the decisions hold.
+        relaxed: the lines of neurons.
     """
     state = settled(graph, bounds)
     disjunct = replace(disjunct, box=_box(state))
     decisions = tuple(sorted(decisions, key=lambda d: d[0]))
     try:
-        made = encode(graph, node_ranges(state), disjunct, decisions=decisions, deadline=deadline, relaxed=True)
+        made = encode(graph, node_ranges(state), disjunct, decisions=decisions, deadline=deadline, relaxed=relaxed)
     except (NumericallyUnfit, OutOfTime):
         return -math.inf
     assert made.origins is not None
@@ -121,25 +132,29 @@ def margin_bound(
     return found if w.any() else math.inf if found > 0 else -math.inf
 
 
-def output_bounds(graph: Graph, bounds: State, process: SolverProcess, deadline: Deadline) -> tuple[Array, Array]:
+def output_bounds(
+    graph: Graph, bounds: State, process: SolverProcess, deadline: Deadline, index: Index | None = None
+) -> tuple[Array, Array]:
     """Proved bounds of the outputs, (ny,) each, from one linear program per output and side; infinite where it failed.
 
     Args:
         graph, bounds: as for `margin_bound`.
+        index: (R,) some of the outputs, whose bounds alone are returned.
     """
     state, ny = settled(graph, bounds), graph.ny
-    found = np.full((2, ny), -math.inf)
+    chosen = np.arange(ny) if index is None else index
+    found = np.full((2, len(chosen)), -math.inf)
     try:
-        layer = encode_layer(graph, node_ranges(state), _box(state), graph.output, np.arange(ny), deadline, relaxed=True)
+        layer = encode_layer(graph, node_ranges(state), _box(state), graph.output, chosen, deadline, relaxed=ENVELOPES)
     except (NumericallyUnfit, OutOfTime):
         return found[0], -found[1]
-    for r in range(ny):
+    for r, output in enumerate(chosen.tolist()):
         for place, side in enumerate((1, -1)):
             model = layer.task(r, side)
             multipliers = process.solve(model, Limits(), deadline).multipliers
             if multipliers is not None:
                 check = _Multipliers(graph, state, layer.origins, model, layer.unit, multipliers)
-                row, nothing = Rows.on_outputs(side * np.eye(ny)[[r]], [0.0], graph.nx), Rows.none(graph.nx, ny)
+                row, nothing = Rows.on_outputs(side * np.eye(ny)[[output]], [0.0], graph.nx), Rows.none(graph.nx, ny)
                 found[place, r] = weighted_bound(graph, state, check.table(), row, nothing, (np.ones(1), np.zeros(0)), check.splits(()))
     return found[0], -found[1]
 

@@ -1,8 +1,6 @@
 """minimize() and maximize(): the exact optimum of a linear function of a network's outputs and inputs, by the search behind verify().
 
-The incumbent is the threshold: with a best value U at hand, the question whether any input reaches U - gap is one for `verify`.
-If none does, the optimum is known to within the gap; if one does, it is the next incumbent. At any time the margin that the
-last search proved bounds the optimum from below.
+It is the margin of the property that has the objective as its one row (`margin`).
 """
 
 from __future__ import annotations
@@ -16,12 +14,10 @@ import torch
 
 from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Deadline, Milp, Options, SearchMethod
-from milpverify.counterexamples.attack import attack
-from milpverify.counterexamples.validate import inside
-from milpverify.enclosure import enclose
-from milpverify.errors import Contradiction, InvalidProperty
+from milpverify.errors import InvalidProperty
 from milpverify.graph import evaluate
-from milpverify.result import Reason, Trust, Verdict, json_number, json_text
+from milpverify.margin import Gap, bracket, in_reals, seek, shifted, summed
+from milpverify.result import Reason, Result, Trust, json_number, json_text
 from milpverify.run_info import settings_of
 from milpverify.search.bounding import bound_batch
 from milpverify.search.groups import groups
@@ -118,56 +114,31 @@ def minimize(
         Contradiction: a proved bound excludes the incumbent.
     """
     x_row, y_row = _objective(graph, objective)
-    if not (gap > 0 and math.isfinite(gap)):
-        raise InvalidProperty(f"the gap must be a positive number, not {gap}")
+    within = Gap(gap)
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
     settings = settings_of(options or Options(), method)
     settings = replace(settings, delta=min(settings.delta, gap / 8))
-    # Points are judged in float64: the optimum is one of real arithmetic, no runtime is asked.
-    graph = replace(graph, inputs=tuple(replace(s, dtype="float64") for s in graph.inputs))
     domain = constraints if constraints is not None else Rows.none(graph.nx, graph.ny)
-
-    def below(threshold: float) -> Problem:
-        row = Rows(x_row[None], y_row[None], np.array([threshold]), np.array([False]))
-        return Problem(graph, (Disjunct(box, row, domain),))
+    row = Rows(x_row[None], y_row[None], np.zeros(1), np.array([False]))
+    problem = in_reals(Problem(graph, (Disjunct(box, row, domain),)))
 
     ledger = Ledger()
     with ledger.spent(Part.PRESOLVE):
-        lower = _root_bound(below(0.0))
+        lower = _root_bound(problem)
     with ledger.spent(Part.ATTACK):
-        x = _first_point(below(math.copysign(_size(lower), lower)), limit, settings.seed)
-    upper = math.inf if x is None else _value(graph, x_row, y_row, x)
-    trust, reason, counts = Trust.ROUNDED, Reason.PROVED, [ledger.to_dict()]
-    while upper - lower > gap:
-        # With no incumbent (none satisfies the constraints so far) any value will do for a first one.
-        threshold = upper - 0.75 * gap if math.isfinite(upper) else _size(lower) * 1e3 + 1e3
-        result = verify(below(threshold), deadline=limit, options=settings, on_event=on_event)
-        counts.append(result.ledger)
-        before = lower, upper
-        claims = [(result.lower_bound, result.bound_trust)] + [(0.0, result.trust)] * (result.verdict is Verdict.VERIFIED)
-        claims = [(margin, rests) for margin, rests in claims if math.isfinite(margin) and rests.rank >= settings.trust.rank]
-        margin, rests = max(claims, key=lambda claim: (claim[0], claim[1].rank), default=(-math.inf, trust))
-        if threshold + margin > lower:
-            lower, trust = math.nextafter(threshold + margin, -math.inf), rests
-        if result.verdict is Verdict.FALSIFIED and result.counterexample is not None:
-            x = result.counterexample.x
-            upper = min(upper, _value(graph, x_row, y_row, x))
-        if lower > upper:
-            raise Contradiction(f"a minimum of at least {lower:.17g} was proved (trust {trust.value}), but a point attains {upper:.17g}")
-        if upper - lower <= gap:
-            break
-        if result.verdict is Verdict.UNKNOWN or not math.isfinite(upper):
-            reason = result.reason
-            break
-        if (lower, upper) == before:
-            reason = Reason.UNDECIDED  # the gap is below what rounding leaves of the values
-            break
-    if reason is Reason.PROVED and trust.rank < settings.trust.rank:
-        reason = Reason.TRUST
-    y = None if x is None else _outputs(graph, x)
-    return Optimum(lower, upper, x, y, reason, trust, limit.elapsed(), len(counts) - 1, _summed(counts), settings.to_dict())
+        threshold = math.copysign(abs(lower) if math.isfinite(lower) else 0.0, lower)
+        points = seek(shifted(problem, threshold), limit, settings.seed)
+
+    def ask(question: Problem) -> Result:
+        return verify(question, deadline=limit, options=settings, on_event=on_event)
+
+    found = bracket(problem, ask, within, lower, points, settings.trust)
+    y = None if found.x is None else _outputs(problem.graph, found.x)
+    counts = summed([ledger.to_dict(), *(result.ledger for result in found.searches)])
+    ends = found.lower_bound, found.upper_bound
+    return Optimum(*ends, found.x, y, found.reason, found.trust, limit.elapsed(), len(found.searches), counts, settings.to_dict())
 
 
 def maximize(graph: Graph, box: Box, objective: ArrayLike | tuple[ArrayLike, ArrayLike], *args: object, **options: object) -> Optimum:
@@ -188,40 +159,12 @@ def _objective(graph: Graph, objective: ArrayLike | tuple[ArrayLike, ArrayLike])
     return x_row, y_row
 
 
-def _summed(ledgers: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Per part, what all ledgers say together."""
-    total: dict[str, dict[str, float]] = {}
-    for part, counts in (item for ledger in ledgers for item in ledger.items()):
-        known = total.setdefault(part, dict.fromkeys(counts, 0))
-        for name, count in counts.items():
-            known[name] += count
-    return total
-
-
 @torch.no_grad()
 def _root_bound(problem: Problem) -> float:
     (group,) = groups(problem)
     lower, upper = (torch.tensor(side)[None] for side in (group.box.lower, group.box.upper))
     with ieee():
         return float(bound_batch(problem.graph, group, lower, upper, torch.float64).margins)
-
-
-def _size(bound: float) -> float:
-    """How far from 0 a bound is; 0 where nothing is known, as of functions that leave their domain in the box."""
-    return abs(bound) if math.isfinite(bound) else 0.0
-
-
-def _first_point(problem: Problem, deadline: Deadline, seed: int) -> Array | None:
-    outcome = attack(problem, problem.graph, problem.disjuncts, deadline, seed)
-    return outcome.points[0] if np.isfinite(outcome.margins[0]) and inside(problem.disjuncts[0], outcome.points[0]) else None
-
-
-def _value(graph: Graph, x_row: Array, y_row: Array, x: Array) -> float:
-    """An upper bound of the objective at x in real arithmetic."""
-    low, high = (t[0].numpy() for t in enclose(graph, torch.from_numpy(x)[None]))
-    ends = np.where(y_row > 0, high, low)
-    terms = np.concatenate([x_row * x, np.where(y_row == 0, 0.0, y_row * ends)])
-    return float(terms.sum() + 4 * (len(terms) + 2) * 2.0**-53 * np.abs(terms).sum())
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from enum import Enum
@@ -37,6 +38,10 @@ class Reason(Enum):
     TRUST = "only a solver's word closes it, which the required trust forbids"
     SOLVER_INCONCLUSIVE = "the solver gave no bound that proves the property and no point that violates it"
     UNDECIDED = "the chosen method could not decide it"
+
+
+SIGN_ONLY = "only the sign of the margin was asked for; its bound of 0 says no more"
+"""The note of a verified result whose bound is 0."""
 
 
 class Trust(Enum):
@@ -85,7 +90,8 @@ class Result:
     """The result of `verify`.
 
     `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped; it rests on `bound_trust`,
-    the verdict on `trust`.
+    the verdict on `trust`. With `verify(..., margin=True)` the margin lies between it and `upper_bound`, which `nearest` (nx,) attains in
+    real arithmetic; otherwise these are inf and None.
 
     `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "presolve bounds", "attack",
     "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
@@ -107,6 +113,8 @@ class Result:
     options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
     bound_trust: Trust = Trust.ROUNDED
+    upper_bound: float = math.inf
+    nearest: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""
@@ -119,6 +127,8 @@ class Result:
             "trust": self.trust.value,
             "lower_bound": json_number(self.lower_bound),
             "bound_trust": self.bound_trust.value,
+            "upper_bound": json_number(self.upper_bound),
+            "nearest": None if self.nearest is None else self.nearest.tolist(),
             "counterexample": None
             if example is None
             else {
@@ -143,7 +153,8 @@ class Result:
         line = f"{self.verdict.name}: {self.reason.value}"
         if self.note:
             line += f" ({self.note})"
-        parts = [line, f"  margin >= {self.lower_bound:.6g}, trust {self.trust.value}, {self.seconds:.2f} s"]
+        most = "" if self.upper_bound == math.inf else f" and <= {self.upper_bound:.6g}"
+        parts = [line, f"  margin >= {self.lower_bound:.6g}{most}, trust {self.trust.value}, {self.seconds:.2f} s"]
         parts += [f"  {p.name:<12s} {p.seconds:8.3f} s  " + " ".join(f"{k}={v}" for k, v in p.detail.items()) for p in self.phases]
         parts += [f"    {part:<20s} {n['seconds']:8.3f} s  closed={n['closed']} bounded={n['bounded']}" for part, n in self.ledger.items()]
         return "\n".join(parts)

@@ -18,7 +18,7 @@ from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import attack
 from milpverify.events import Event
-from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
+from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Trust, Verdict
 from milpverify.run_info import device_of, threads, versions
 from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, reduce, refine
 from milpverify.search.context import SearchContext
@@ -218,6 +218,8 @@ class Run:
         if known.lower_bound > lower_bound:
             lower_bound, bound_trust = known.lower_bound, known.trust
             trust = known.trust if verdict is Verdict.UNKNOWN and reason is not Reason.TRUST else trust
+        if verdict is Verdict.VERIFIED and lower_bound == 0.0:
+            note = "; ".join(filter(None, [note, SIGN_ONLY]))
         return Result(
             verdict=verdict,
             reason=reason,

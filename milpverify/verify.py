@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
+from milpverify.margin import Gap, margin_to_gap
 from milpverify.run import OnEvent, Run
 from milpverify.run_info import settings_of
 from milpverify.search.strategy import decide
@@ -29,6 +31,8 @@ def verify(
     deadline: Deadline | None = None,
     options: Options | None = None,
     on_event: OnEvent | None = None,
+    margin: bool = False,
+    gap: float = 1e-4,
 ) -> Result:
     """Decide whether the unsafe set of a problem is empty over real arithmetic.
 
@@ -39,6 +43,8 @@ def verify(
         deadline: in place of `timeout`, a deadline that the caller can cancel.
         options: the rest; `method` here wins over the one there unless it is "auto".
         on_event: called with progress events.
+        margin: go on until the margin itself is known to within the gap, not only its sign: `lower_bound` and `upper_bound` of the result.
+        gap: how close these two shall come, relative to margins that are larger than 1.
 
     Returns:
         the verdict with its reason, what it rests on (`Trust`), and a proved lower bound of the margin that is valid however the
@@ -46,10 +52,14 @@ def verify(
         that violates the property in the network's own runtime and in real arithmetic.
 
     Raises:
-        InvalidInput: an unknown method, solver or trust.
+        InvalidInput: an unknown method, solver or trust, a gap that is not positive.
+        Contradiction: a proved bound of the margin excludes a point.
     """
     settings = settings_of(options or Options(), method)
-    run = Run(problem, settings, deadline or Deadline(math.inf if timeout is None else timeout), on_event)
+    deadline = deadline or Deadline(math.inf if timeout is None else timeout)
+    if margin:
+        return margin_to_gap(problem, partial(verify, deadline=deadline, on_event=on_event), Gap(gap, relative=True), settings, deadline)
+    run = Run(problem, settings, deadline, on_event)
     with run.working():
         if not problem.disjuncts:
             return run.empty()

@@ -122,7 +122,7 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
 def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The Python of the README, block after block, with a box for its `lower` and `upper`."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper"
     check = (
         "assert (bounds.output.lower <= bounds.output.upper).all()\n"
@@ -135,7 +135,7 @@ def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VERIFIED")
     assert "UNKNOWN" not in done.stdout
-    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png", "proof.json"))
+    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png", "proof.json", "rows.csv"))
     assert "True every point violates something by more than" in done.stdout
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, columns, number, reported, stop_signals
+from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, columns, live, number, reported, stop_signals
 from milpverify.errors import InvalidInput
 from milpverify.result import write_atomically
 
@@ -79,8 +79,6 @@ def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[C
     deadline = Deadline(math.inf if timeout is None else timeout)
     with stop_signals(deadline), reported(output.debug):
         output.check()
-        from milpverify.live_display import live
-
         with live(deadline, output.quiet) as on_event:
             from milpverify.acopf.matpower import load_case
 

@@ -93,7 +93,7 @@ def validate(problem: Problem, disjunct: Disjunct, x: Array) -> Validation:
         in_runtime = holds(rows, residual.tolist()) and holds(rows, exact_residuals(rows, point, y.tolist()))
     else:
         margin, in_runtime = math.inf, False
-    low, high, in_reals = _real_margin(problem.graph, rows, point)
+    low, high, in_reals = real_margin(problem.graph, rows, point)
     if in_runtime and in_reals:
         return Validation(Validity.HOLDS, point, margin, (low, high), Counterexample(point, y, margin, high))
     disagree = in_runtime or in_reals
@@ -154,8 +154,8 @@ def _run(problem: Problem, x: Array) -> Array:
         return evaluate(problem.graph.to(dtype), torch.from_numpy(x).to(dtype)[None])[0].double().numpy()
 
 
-def _real_margin(graph: Graph, rows: Rows, x: Array) -> tuple[float, float, bool]:
-    """Bounds of the margin in real arithmetic, and whether every row holds there for certain."""
+def real_margin(graph: Graph, rows: Rows, x: Array) -> tuple[float, float, bool]:
+    """Bounds of the largest residual of some rows at x (nx,) in real arithmetic, and whether every row holds there for certain."""
     lower, upper = (t[0].tolist() for t in enclose(graph, torch.from_numpy(x)[None]))
     intervals = _residual_intervals(rows, x, lower, upper)
     certain = holds(rows, [high for _, high in intervals])

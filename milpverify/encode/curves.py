@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from milpverify.relaxations.envelope import envelope, single
+from milpverify.relaxations.envelope import SideLines, envelope, single
 
 if TYPE_CHECKING:
     from milpverify.encode.model import ModelBuilder
-    from milpverify.relaxations.envelope import SideLines
-    from milpverify.relaxations.rule import Rule
-    from milpverify.solvers.model import Array
+    from milpverify.relaxations.rule import PerInput, Rule
+    from milpverify.solvers.model import Array, Index
 
 ROUNDING = 2.0**-50
 """More than what a few operations on numbers of some size lose, relative to it."""
@@ -60,15 +59,48 @@ class CurveLines:
     pieces: list[list[Sides]]
 
 
-def lines_of(rule: Rule, lower: tuple[Array, ...], upper: tuple[Array, ...], cuts: list[Cut | None]) -> CurveLines:
+@dataclass(frozen=True)
+class Relaxed:
+    """Every unstable neuron enclosed by lines, whatever its function; to those of its envelope come lines of given slopes.
+
+    `slopes` are, per nonlinear node, those of lower and of upper lines, per input (L, *shape) float64: any numbers, intercepts are proved.
+    """
+
+    slopes: Mapping[int, tuple[PerInput, PerInput]] = field(default_factory=dict)
+
+    def at(self, node: int, index: Index) -> tuple[PerInput, PerInput] | None:
+        """The slopes at some entries of a node, (L, R) each; None where there are none."""
+        if node not in self.slopes:
+            return None
+        below, above = (tuple(k.flatten(1)[:, torch.from_numpy(index)].double() for k in side) for side in self.slopes[node])
+        return below, above
+
+
+def lines_of(
+    rule: Rule,
+    lower: tuple[Array, ...],
+    upper: tuple[Array, ...],
+    cuts: list[Cut | None],
+    more: tuple[PerInput, PerInput] | None = None,
+) -> CurveLines:
     """Prove lines for R neurons.
 
     Args:
         lower, upper: of the inputs, (R,) each.
         cuts: of each neuron, or None.
+        more: slopes (L, R) of further lines over the whole of the box.
     """
     low, high = (tuple(torch.from_numpy(np.ascontiguousarray(t)) for t in ends) for ends in (lower, upper))
     whole = _listed(envelope(rule, low, high))
+    if more is not None:
+        finite = [torch.stack([k.isfinite() for k in side]).all(0) for side in more]
+        below, above = (tuple(k.nan_to_num(0.0, 0.0, 0.0) for k in side) for side in more)
+        first, last = (tuple(t.expand_as(below[0]) for t in side) for side in (low, high))
+        found = rule.intercepts(first, last, below, above)
+        extra = _listed(
+            (SideLines(below, found[0], found[0].isfinite() & finite[0]), SideLines(above, found[1], found[1].isfinite() & finite[1]))
+        )
+        whole = [[list(dict.fromkeys(a + b)) for a, b in zip(*both, strict=True)] for both in zip(whole, extra, strict=True)]
     ends: list[Array | None] = []
     owner: list[int] = []
     for r, cut in enumerate(cuts):

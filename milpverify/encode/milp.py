@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.encode.curves import Cuts, add_incremental, add_lines, add_parted, lines_of
+from milpverify.encode.curves import Cuts, Relaxed, add_incremental, add_lines, add_parted, lines_of
 from milpverify.encode.cut_forms import Composer, CutForms, Line, Split
 from milpverify.encode.encoding import Encoding, Layer, Neurons, NodeRanges, Origins
 from milpverify.encode.kinks import add_pieces
@@ -52,7 +52,7 @@ def encode(
     deadline: Deadline | None = None,
     cuts: Cuts | None = None,
     native: frozenset[Capability] = frozenset(),
-    relaxed: bool = False,
+    relaxed: Relaxed | None = None,
 ) -> Encoding:
     """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
 
@@ -67,7 +67,7 @@ def encode(
         deadline: when to give up; large networks take seconds.
         cuts: where curved neurons are parted; their relaxation is linear elsewhere.
         native: what is left to the solver: QUADRATIC products and squares, FUNCTIONS smooth functions.
-        relaxed: enclose every unstable neuron by lines, whatever its function: a linear program.
+        relaxed: enclose every unstable neuron by lines, whatever its function, with which more: a linear program.
 
     Raises:
         NumericallyUnfit: bounds that are not finite.
@@ -79,7 +79,7 @@ def encode(
 
 
 def encode_layer(
-    graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None, relaxed: bool = False
+    graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None, relaxed: Relaxed | None = None
 ) -> Layer:
     """The model of what lies before some pre-activations, for bounds of each (optimisation-based bound tightening).
 
@@ -122,7 +122,7 @@ class _Encoder:
         deadline: Deadline | None,
         cuts: Cuts | None = None,
         native: frozenset[Capability] = frozenset(),
-        relaxed: bool = False,
+        relaxed: Relaxed | None = None,
     ) -> None:
         self.graph = graph
         self.box = box
@@ -284,7 +284,8 @@ class _Encoder:
             return
         pieces, (source,) = _pieces(node), node.inputs
         assert pieces is not None
-        whole = lines_of(rule_of(node.op), block.lower, block.upper, [None] * len(block.index)).whole if self.relaxed else None
+        more, none = None if self.relaxed is None else self.relaxed.at(node.id, block.index), [None] * len(block.index)
+        whole = lines_of(rule_of(node.op), block.lower, block.upper, list(none), more).whole if self.relaxed else None
         between, inputs = [], []
         for i, line in self._lines_of(block.forms[0]):
             first, last, y = int(block.first[i]), int(block.last[i]), int(self.column[node.id][block.index[i]])
@@ -324,7 +325,8 @@ class _Encoder:
         node, builder, count = block.node, self.builder, len(block.index)
         left = Capability.QUADRATIC if rule_of(node.op).bilinear else Capability.FUNCTIONS
         cuts = [None if left in self.native else self.cuts.get((node.id, i)) for i in block.index.tolist()]
-        found = lines_of(rule_of(node.op), block.lower, block.upper, cuts)
+        more = None if self.relaxed is None else self.relaxed.at(node.id, block.index)
+        found = lines_of(rule_of(node.op), block.lower, block.upper, cuts, more)
         inputs, starts = np.zeros((len(node.inputs), count), dtype=np.int64), np.zeros((len(node.inputs), count))
         for place, chunks in enumerate(block.forms):
             source, entry, _, _ = self._read(node, place, block.index)

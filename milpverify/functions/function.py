@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
@@ -164,6 +164,10 @@ class Function:
     parameters: tuple[tuple[str, float], ...]
     definition: Nonlinearity = field(compare=False, repr=False)
     pieces: Pieces | None = field(compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is derived is made anew where it is unpickled: compiled terms cannot be sent."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def __str__(self) -> str:
         """Such as leaky_relu(alpha=0.25)."""

@@ -16,6 +16,7 @@ from random_graphs import Builder
 from random_networks import Case, random_case
 
 import milpverify as mv
+import milpverify.margin as margin_module
 import milpverify.optimize as optimize_module
 from milpverify.config import SearchMethod
 from milpverify.graph import evaluate
@@ -153,8 +154,8 @@ def test_models_find_the_optimum_of_smooth_networks(seed: int) -> None:
 
 def _weak_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first incumbent that is far from the optimum."""
-    attack = optimize_module.attack
-    monkeypatch.setattr(optimize_module, "attack", lambda *a, **k: attack(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
+    attack = margin_module.attack
+    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: attack(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
 
 
 def test_the_ledger_counts_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +246,6 @@ def test_where_neither_a_bound_nor_a_point_is_known_the_search_goes_on(monkeypat
     """Of a logarithm whose domain the box leaves nothing is known at the root."""
     build = Builder(1, 0)
     build.apply("log")
-    monkeypatch.setattr(optimize_module, "_first_point", lambda *_: None)
+    monkeypatch.setattr(optimize_module, "seek", lambda *_: [])
     found = mv.minimize(build.graph(), mv.Box(np.array([-1.0]), np.array([1.0])), [1.0], timeout=1.0)
     assert found.lower_bound == -np.inf and found.reason is not Reason.PROVED

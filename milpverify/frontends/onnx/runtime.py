@@ -32,6 +32,10 @@ class OnnxRuntime:
     def __init__(self, model_bytes: bytes) -> None:
         self.model_bytes = model_bytes
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the session, which is built anew."""
+        return {"model_bytes": self.model_bytes}
+
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
         """The session; a network of a newer ONNX than the runtime knows is declared older where that changes nothing.

@@ -192,7 +192,7 @@ class Tightening:
             return None
         bounds = self.root.state[z].bounds
         low, high = (t.flatten()[index] for t in (bounds.lower, bounds.upper))
-        graph, state = _up_to(self.graph, z, self.root)
+        graph, state = up_to(self.graph, z, self.root.state)
         # Rows are scaled by what they are worth, in powers of two, so that the lowest bound is where most is to be gained.
         scale = torch.exp2(torch.log2(worth.clamp(min=1e-6 * float(worth.max().clamp(min=1e-300)))).round())
         side = torch.tensor([1.0, -1.0], dtype=torch.float64, device=index.device)
@@ -255,11 +255,11 @@ class Tightening:
         return proved.scatter_reduce(0, left.disjunct, left.bound, "amin")
 
 
-def _up_to(graph: Graph, z: int, root: BatchBounds) -> tuple[Graph, State]:
+def up_to(graph: Graph, z: int, known: State) -> tuple[Graph, State]:
     """The network that ends at a node, flattened, and its state."""
     node = graph.nodes[z]
     part = Graph((*graph.nodes[: z + 1], Node(z + 1, Reshape(node.shape, (node.size,)), (z,), (node.size,))), z + 1, device=graph.device)
-    state = {i: root.state[i] for i in range(z + 1)}
+    state = {i: known[i] for i in range(z + 1)}
     ends = state[0].bounds
     return part, {**state, z + 1: step(part, part.nodes[z + 1], state, ends.lower, ends.upper, part)}
 

@@ -1,0 +1,112 @@
+"""The process of one method on one problem: `python -m milpverify.compare.child PARENT_PID`.
+
+From the parent comes one message: the parent's module path, and the pickle of (instance, method, limit). To the parent go ("begun",),
+("told", Answer) for what is proved on the way, and ("ended", Answer, Usage). The clock runs from when the problem is loaded and all is
+imported until the answer: a method is not charged for the start of Python. A tool is charged for its whole process, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import time
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING
+
+from milpverify.compare.rows import Answer, Usage, Witness, Word
+from milpverify.compare.tools import Tool
+from milpverify.config import Deadline
+from milpverify.errors import InvalidInput, MilpverifyError
+from milpverify.solvers.worker import die_with, receive, send
+
+if TYPE_CHECKING:
+    from milpverify.compare.methods import Method
+    from milpverify.compare.sources import Instance
+    from milpverify.spec import Problem
+
+POINTS, BOXES = 4, 8
+"""So many points of a box, its centre and random ones, are what a bound is confronted with, for so many boxes."""
+
+
+def main() -> None:
+    """Receive the job, do it, tell."""
+    die_with(int(sys.argv[1]))
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no message
+    path, job = receive(sys.stdin.buffer)
+    sys.path += [entry for entry in path if entry not in sys.path]
+    instance, method, limit = pickle.loads(job)
+    if isinstance(method, Tool):
+        send(out, ("begun",))
+        send(out, ("ended", *method.run(instance, limit)))
+    else:
+        _work(instance, method, limit, out)
+
+
+def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> None:
+    try:
+        problem = instance.load()
+    except InvalidInput as error:
+        send(out, ("ended", Answer(Word.ERROR, message=str(error), invalid=True), Usage(0.0, 0.0, _peak())))
+        return
+    for module in ("relaxations", "searches"):
+        importlib.import_module(f"milpverify.compare.{module}")
+    send(out, ("begun",))
+    began, spent = time.perf_counter(), _cpu()
+    try:
+        answer = method.answer(problem, Deadline(limit), lambda told: send(out, ("told", told)))
+    except MilpverifyError as error:
+        answer = Answer(Word.ERROR, message=f"{type(error).__name__}: {error}")
+    except MemoryError:
+        answer = Answer(Word.ERROR, message="the memory limit was reached")
+    usage = Usage(time.perf_counter() - began, _cpu() - spent, _peak())
+    if answer.witness is None and answer.verdict is not Word.ERROR:
+        answer = replace(answer, witness=sampled(problem))
+    send(out, ("ended", answer, usage))
+
+
+def sampled(problem: Problem) -> Witness | None:
+    """The best of some points of the input set, judged in real arithmetic: no proved bound may lie above it."""
+    import numpy as np
+
+    from milpverify.margin import in_reals, margin_at
+
+    generator = np.random.default_rng(0)
+    boxes = list({id(d.box): d.box for d in problem.disjuncts}.values())[:BOXES]
+    found: Witness | None = None
+    for box in boxes:
+        shares = np.vstack([np.full((1, box.size), 0.5), generator.uniform(size=(POINTS - 1, box.size))])
+        for x in np.clip(box.lower + shares * (box.upper - box.lower), box.lower, box.upper):
+            margin = margin_at(in_reals(problem), x)
+            if margin < (float("inf") if found is None else found.margin):
+                found = Witness(margin, tuple(x.tolist()))
+    return found
+
+
+def _cpu() -> float:
+    """Processor time of this process and of the children that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _peak() -> float:
+    """MiB of the largest resident set of this process or of a child that it has waited for."""
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return max(own_peak(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
+
+
+def own_peak(pid: int) -> float:
+    """MiB of the largest resident set of a process since it was started; on Linux only: what `getrusage` says includes its parent's."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next((float(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")), 0.0)
+    except OSError:
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()

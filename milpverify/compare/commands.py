@@ -1,0 +1,96 @@
+"""The command line of comparisons: `milpverify compare`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from milpverify.config import Deadline
+from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, reported, stop_signals
+from milpverify.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from milpverify.compare.rows import Row
+
+DEFAULT = "ibp,forward,crown,alpha-crown,lp,auto"
+
+
+def compare(
+    network: Annotated[
+        Path, typer.Argument(metavar="NET.onnx|INSTANCES.csv", exists=True, dir_okay=False, help="The network, or a list of instances.")
+    ],
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.vnnlib]", exists=True, dir_okay=False, help="The property; not with a list.")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="ibp, forward, crown, alpha-crown, beta-crown[:SUBPROBLEMS], lp, lp+obbt, milp[:scip|highs|gurobi], smt, bab, auto, "
+            "exact[:GAP]; commas between them.",
+        ),
+    ] = DEFAULT,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COMMAND", help="Another verifier, with {onnx}, {vnnlib}, {timeout}, perhaps {out} (repeatable)."),
+    ] = None,
+    timeout: Timeout = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write rows to a CSV file as they come.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Problems that are worked on at a time.")] = 1,
+    json: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare methods on one problem, or on a list of them: bounds, verdicts, what they rest on and cost.
+
+    The time limit holds per method: 60 s unless the list says otherwise. The list has VNN-COMP's columns onnx, vnnlib, timeout.
+    """
+    deadline = Deadline()
+    with stop_signals(deadline), reported(debug):
+        check_writable(json)
+        check_writable(csv)
+        if spec is None and network.suffix.lower() != ".csv":
+            raise InvalidInput(f"{network} is no .csv: give a network and a property, or a list of instances")
+        from milpverify.compare.comparing import compare as run
+
+        names = [name for name in methods.split(",") if name.strip()] + (tool or [])
+        with _progress(quiet) as on_row:
+            problems = network if spec is None else [(network, spec)]
+            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=on_row)
+        if json is not None:
+            found.to_json(json)
+        typer.echo(found.text(None if not sys.stdout.isatty() else _width()))
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Row, int], None] | None]:
+    """A bar over the runs on standard error, where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
+        bar, done = progress.add_task("starting", total=None), [0]
+
+        def show(row: Row, left: int) -> None:
+            done[0] += 1
+            text = f"{row.problem}, {row.method}: {row.verdict.value}".replace("[", r"\[")
+            progress.update(bar, description=text, total=done[0] + left, completed=done[0])
+
+        yield show

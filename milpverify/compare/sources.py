@@ -1,0 +1,143 @@
+"""Where problems come from: files, lists of files, or objects that are sent to another process."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from milpverify.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from milpverify.spec import Problem
+
+    Source: TypeAlias = "Instance | Problem | tuple[str | Path, str | Path]"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A problem as another process gets it: the files of a network and a property, or the pickle of a `Problem`.
+
+    `timeout` are seconds per method where the caller sets none.
+    """
+
+    name: str
+    onnx: Path | None = None
+    vnnlib: Path | None = None
+    timeout: float | None = None
+    pickled: bytes = b""
+
+    @staticmethod
+    def of_files(onnx: Path, vnnlib: Path, timeout: float | None = None) -> Instance:
+        """An instance named by its files, which have to be there; where one is not but its .gz is, that one is taken."""
+        there = [p if p.exists() else p.with_name(p.name + ".gz") for p in (onnx, vnnlib)]
+        for path, asked in zip(there, (onnx, vnnlib), strict=True):
+            if not path.is_file():
+                raise InvalidInput(f"there is no file {asked}")
+        return Instance(f"{_stem(onnx)} {_stem(vnnlib)}", there[0], there[1], timeout)
+
+    def load(self) -> Problem:
+        """The problem itself.
+
+        Raises:
+            InvalidInput: the files cannot be read, or the object not in another process.
+        """
+        if self.onnx is not None and self.vnnlib is not None:
+            from milpverify.frontends.load import load
+
+            return load(self.onnx, self.vnnlib)
+        try:
+            problem: Problem = pickle.loads(self.pickled)
+        except (pickle.UnpicklingError, AttributeError, ImportError, TypeError) as error:
+            raise InvalidInput(f"{self.name} cannot be read in another process ({error}): define its classes in a module") from error
+        return problem
+
+
+def instances_of(sources: str | Path | Sequence[Source]) -> list[Instance]:
+    """The instances of a list, or of a file of VNN-COMP's form, under names that differ.
+
+    Raises:
+        InvalidInput: a file is missing or cannot be read, a problem is there twice, or there is none.
+    """
+    found = read_instances(Path(sources)) if isinstance(sources, str | Path) else [_instance(s, k) for k, s in enumerate(sources)]
+    if not found:
+        raise InvalidInput("there is no problem to compare methods on")
+    count = Counter(i.name for i in found)
+    named = [replace(i, name=f"{i.onnx} {i.vnnlib}") if count[i.name] > 1 and i.onnx is not None else i for i in found]
+    twice = [name for name, n in Counter(i.name for i in named).items() if n > 1]
+    if twice:
+        raise InvalidInput(f"the problem {twice[0]!r} is there twice")
+    return named
+
+
+def read_instances(path: Path) -> list[Instance]:
+    """The instances of a CSV file: onnx, vnnlib and timeout, as VNN-COMP has them, or under a header with these names.
+
+    Paths are relative to the file's folder.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [(number, line) for number, line in enumerate(csv.reader(file), start=1) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInput(f"cannot read {path}: {error}") from error
+    names = [cell.strip() for cell in lines[0][1]] if lines else []
+    header = {"onnx", "vnnlib"} <= set(names)
+    if not header:
+        names = ["onnx", "vnnlib", "timeout"]
+    found = []
+    for number, line in lines[1:] if header else lines:
+        cells = dict(zip(names, (cell.strip() for cell in line), strict=False))
+        if len(line) < 2 or (not header and len(line) > 3):
+            raise InvalidInput(f"{path}, line {number}: onnx, vnnlib and timeout are needed, not {','.join(line)!r}")
+        limit = _limit(cells.get("timeout", cells.get("timeout_s", "")), f"{path}, line {number}")
+        found.append(Instance.of_files(path.parent / cells["onnx"], path.parent / cells["vnnlib"], limit))
+    return found
+
+
+def _limit(text: str, where: str) -> float | None:
+    try:
+        limit = float(text) if text else None
+    except ValueError:
+        limit = math.nan
+    if limit is not None and not 0 <= limit < math.inf:
+        raise InvalidInput(f"{where}: a time limit is a number of seconds, not {text!r}")
+    return limit
+
+
+def _instance(source: Source, place: int) -> Instance:
+    if isinstance(source, Instance):
+        return source
+    if isinstance(source, tuple | list):
+        if len(source) != 2:
+            raise InvalidInput(f"a problem is a pair of files or a Problem, not {source!r}")
+        return Instance.of_files(Path(source[0]), Path(source[1]))
+    files = getattr(source, "files", None)
+    if files is None:
+        raise InvalidInput(f"a problem is a pair of files or a Problem, not a {type(source).__name__}")
+    if len(files) == 2:
+        return Instance.of_files(Path(files[0]), Path(files[1]))
+    name = f"problem {place + 1}"
+    try:
+        return Instance(name, pickled=pickle.dumps(_bare(source)))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidInput(f"{name} cannot be sent to another process ({error}): export the network to ONNX") from error
+
+
+def _bare(problem: Problem) -> Problem:
+    """The problem without what its graph has derived so far."""
+    from milpverify.spec import Problem
+
+    return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files)
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return name.removesuffix(".onnx").removesuffix(".vnnlib")

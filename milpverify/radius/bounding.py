@@ -1,0 +1,57 @@
+"""Radii proved by bound propagation, many in one batch. Optimised slopes prove little more: `verify` begins with them anyway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from milpverify.run import LARGE
+from milpverify.search.bounding import Prepared, bound_batch
+from milpverify.search.groups import groups
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milpverify.config import Deadline
+    from milpverify.graph import Graph
+    from milpverify.radius.question import Question
+
+RADII = 16
+"""In each of two grids: halvings of the largest, and then evenly between the two that the answer lies between;"""
+TOGETHER, TOGETHER_IF_LARGE = 16, 2
+"""and in a batch."""
+
+
+def proved_radius(question: Question, graph: Graph, largest: float, deadline: Deadline) -> float:
+    """The largest radius of a grid that CROWN proves, 0 if there is none.
+
+    Args:
+        graph: the question's in float64, on the device to bound on.
+        largest: of the radii.
+    """
+    coarse = _largest(question, graph, [largest * 0.5**k for k in range(RADII)], deadline)
+    if coarse in (0.0, largest):
+        return coarse
+    return max(coarse, _largest(question, graph, [coarse * (1.0 + k / RADII) for k in range(RADII - 1, 0, -1)], deadline))
+
+
+def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline) -> float:
+    """The first of falling radii that is proved, 0 if none is."""
+    (group,) = groups(question.problem(radii[0]), graph.device)
+    prepared, small = Prepared.of(graph, group), graph.entries <= LARGE
+    together = TOGETHER if small else TOGETHER_IF_LARGE
+    for first in range(0, len(radii), together):
+        if deadline.expired():
+            break
+        some = radii[first : first + together]
+        boxes = [question.ball.box(radius) for radius in some]
+        lower = torch.from_numpy(np.stack([b.lower for b in boxes])).to(graph.device)
+        upper = torch.from_numpy(np.stack([b.upper for b in boxes])).to(graph.device)
+        dtype = torch.float64 if small else torch.float32
+        margins = bound_batch(graph, group, lower, upper, dtype, deadline=deadline, prepared=prepared).margins
+        proved = group.closed(margins).all(1).tolist()
+        if any(proved):
+            return some[proved.index(True)]
+    return 0.0

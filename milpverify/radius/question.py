@@ -1,0 +1,90 @@
+"""What is asked about one input: the problems that proofs at a radius are about, and the points that count as counterexamples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from milpverify.counterexamples.validate import Validation, Validity, validate
+from milpverify.graph import evaluate
+from milpverify.spec import Array, Disjunct, Problem, Rows
+
+if TYPE_CHECKING:
+    from milpverify.frontends.network import Loaded
+    from milpverify.graph import Graph
+    from milpverify.radius.ball import Ball
+    from milpverify.result import Counterexample
+
+FURTHER = (1.0, 1.0 + 1e-6, 1.0 + 1e-5, 1.0 + 1e-4, 1.0 + 1e-3)
+"""Where the runtime does not show what float64 does, points so much further from the centre are tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """A counterexample, and its distance in rationals, rounded up."""
+
+    distance: float
+    example: Counterexample
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """How far an input may change before one of the `targets` can be larger than the `label`.
+
+    What is proved is that no target is as large as the label; what counts as a counterexample is a point where one is strictly larger.
+    """
+
+    network: Loaded
+    ball: Ball
+    label: int
+    targets: tuple[int, ...]
+
+    @property
+    def graph(self) -> Graph:
+        """The network."""
+        return self.network.graph
+
+    @cached_property
+    def rows(self) -> Array:
+        """The margin to targets[k] is rows[k] . y, (T, ny)."""
+        unit = np.eye(self.graph.ny)
+        return np.array([unit[self.label] - unit[t] for t in self.targets])
+
+    def problem(self, radius: float, strict: bool = False) -> Problem:
+        """Whether a target can be as large as the label, or strictly larger, in the ball of a radius."""
+        box, nx, ny = self.ball.box(radius), self.graph.nx, self.graph.ny
+        domain = Rows.none(nx, ny)
+        disjuncts = tuple(Disjunct(box, Rows.on_outputs(row, 0.0, nx, strict), domain) for row in self.rows)
+        return Problem(self.graph, disjuncts, self.network.runtime)
+
+    def judge(self, x: Array) -> Validation:
+        """Whether x (nx,) is strictly misclassified, for the target that is largest there; moved onto the runtime's numbers."""
+        return self._judged(x, self._widest)
+
+    def judge_centre(self) -> Validation:
+        """The same of the input itself, which stays where it is."""
+        return self._judged(self.ball.centre, self.problem(0.0, strict=True))
+
+    def _judged(self, x: Array, problem: Problem) -> Validation:
+        with torch.no_grad():
+            margins = self.rows @ evaluate(self.graph, torch.from_numpy(x)[None])[0].numpy()
+        return validate(problem, problem.disjuncts[int(np.argmin(np.nan_to_num(margins, nan=math.inf)))], x)
+
+    def witness(self, x: Array, below: float = math.inf) -> Witness | None:
+        """x as a counterexample nearer than `below`, or a point a little further out in the same direction that is one."""
+        for further in FURTHER:
+            found = self.judge(self.ball.centre + further * (x - self.ball.centre))
+            if found.status is Validity.HOLDS and found.counterexample is not None:
+                distance = self.ball.distance(found.counterexample.x)
+                return Witness(distance, found.counterexample) if distance < below else None
+        return None
+
+    @cached_property
+    def _widest(self) -> Problem:
+        """Points are judged within all of the clip; how far they are away is told by themselves."""
+        return self.problem(self.ball.reach, strict=True)

@@ -1,0 +1,167 @@
+"""robustness_radius() and robustness_radii(): what is handed in is checked, and the network loaded once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from milpverify.config import Deadline, Options, SearchMethod
+from milpverify.errors import InvalidInput
+from milpverify.frontends.network import Loaded, load_network
+from milpverify.frontends.problem import array
+from milpverify.graph import evaluate
+from milpverify.radius.ball import Ball, Norm
+from milpverify.radius.question import Question
+from milpverify.radius.search import find
+from milpverify.run_info import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from milpverify.config import Milp
+    from milpverify.frontends.network import Network
+    from milpverify.radius.ball import Clip
+    from milpverify.radius.result import Radius
+    from milpverify.run import OnEvent
+    from milpverify.spec import Array
+
+
+def robustness_radius(
+    net: Network,
+    x0: Any,
+    label: int | None = None,
+    norm: str | Norm = Norm.LINF,
+    clip: Clip | None = None,
+    gap: float = 0.01,
+    timeout: float | None = None,
+    method: str | SearchMethod | Milp = SearchMethod.AUTO,
+    *,
+    targets: int | Iterable[int] | None = None,
+    features: Any = None,
+    shape: Sequence[int] | None = None,
+    options: Options | None = None,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
+) -> Radius:
+    """How far an input may change before another output can be the largest: a proved radius, and the distance of a counterexample.
+
+    Args:
+        net: a torch module in evaluation mode, the path of an ONNX file, or a graph; its outputs are one score per label.
+        x0: the input, shaped as the module's without its batch axis; its float64 numbers are the exact centre.
+        label: the number of the output that must stay the largest; None for the one that is.
+        norm: "linf", the largest change of any feature.
+        clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels; numbers, or one per feature.
+        gap: how close the bounds shall come, relatively to the upper one.
+        timeout: seconds of wall clock; None for no limit. Both bounds hold whenever the time ends.
+        method: what searches, as for `verify`.
+        targets: the labels that the input must not get; None for all others.
+        features: a mask of those that may change, or by how much more than others each may, as a weight: |x_i - x0_i| <= radius w_i.
+        shape: of a torch module's input, with its batch axis, where x0 does not tell.
+        options: the rest, as for `verify`.
+        deadline: in place of `timeout`, a deadline that the caller can cancel.
+        on_event: called with progress events; those of the phase "radius" have `lower_bound` and `upper_bound`.
+
+    Raises:
+        InvalidInput: an unsupported norm, an input that is NaN, lies outside the clip or has the wrong shape, no such label.
+        InvalidModel, UnsupportedOperator: as `Problem`.
+        Contradiction: a proved radius reaches a counterexample.
+    """
+    limit = deadline or Deadline(math.inf if timeout is None else timeout)
+    (question,) = _questions(net, [array(x0)], None if label is None else [label], norm, clip, gap, targets, features, shape)
+    return find(question, gap, settings_of(options or Options(), method), limit, on_event)
+
+
+def robustness_radii(
+    net: Network,
+    inputs: Iterable[Any],
+    labels: Iterable[int] | None = None,
+    norm: str | Norm = Norm.LINF,
+    clip: Clip | None = None,
+    gap: float = 0.01,
+    timeout: float | None = None,
+    method: str | SearchMethod | Milp = SearchMethod.AUTO,
+    *,
+    targets: int | Iterable[int] | None = None,
+    features: Any = None,
+    shape: Sequence[int] | None = None,
+    options: Options | None = None,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
+) -> Iterator[Radius]:
+    """The radii of several inputs, one after the other, as `robustness_radius`; the network is loaded once.
+
+    Everything is checked before the first. `timeout` holds for each; a `deadline` for all together, and none is begun once it is over.
+    `targets` that are an input's own label do not count for that input.
+    """
+    settings = settings_of(options or Options(), method)
+    overall = deadline or Deadline()
+    questions = _questions(net, [array(x) for x in inputs], labels, norm, clip, gap, targets, features, shape)
+
+    def work() -> Iterator[Radius]:
+        for question in questions:
+            if overall.expired():
+                return
+            yield find(question, gap, settings, overall.within(math.inf if timeout is None else timeout), on_event)
+
+    return work()
+
+
+def _questions(
+    net: Network,
+    inputs: list[Array],
+    labels: Iterable[int] | None,
+    norm: str | Norm,
+    clip: Clip | None,
+    gap: float,
+    targets: int | Iterable[int] | None,
+    features: Any,
+    shape: Sequence[int] | None,
+) -> list[Question]:
+    """What is asked about every input, checked."""
+    if not 0.0 < gap < 1.0:
+        raise InvalidInput(f"the gap must be a number between 0 and 1, not {gap}")
+    if not inputs:
+        raise InvalidInput("there is no input")
+    balls = [Ball.around(x, features, clip, norm) for x in inputs]
+    if any(ball.shape != balls[0].shape for ball in balls):
+        raise InvalidInput("the inputs have different shapes")
+    # Compared with its runtime where inputs are, at least near the first one where they have no ends.
+    network = load_network(net, balls[0].box(balls[0].reach if balls[0].bounded else 1.0), shape)
+    nx, ny = network.graph.nx, network.graph.ny
+    if balls[0].centre.size != nx:
+        raise InvalidInput(f"the input has {balls[0].centre.size} entries, the network takes {nx}")
+    if ny < 2:
+        raise InvalidInput("the network has one output, hence no labels to tell apart")
+    own = [_predicted(network, ball.centre) for ball in balls] if labels is None else list(labels)
+    if len(own) != len(balls):
+        raise InvalidInput(f"there are {len(balls)} inputs and {len(own)} labels")
+    for label in own:
+        _check_label(label, ny)
+    aimed = range(ny) if targets is None else [targets] if isinstance(targets, (int, np.integer)) else list(targets)
+    for target in aimed:
+        _check_label(target, ny)
+    questions = []
+    for ball, label in zip(balls, own, strict=True):
+        others = tuple(sorted({int(t) for t in aimed} - {int(label)}))
+        if not others:
+            raise InvalidInput(f"the targets are the label {label} alone; they must be other outputs")
+        questions.append(Question(network, ball, int(label), others))
+    return questions
+
+
+def _check_label(label: Any, ny: int) -> None:
+    if isinstance(label, (bool, np.bool_)) or not (isinstance(label, (int, np.integer)) and 0 <= label < ny):
+        raise InvalidInput(f"there is no label {label!r}: the network has the outputs 0 to {ny - 1}")
+
+
+def _predicted(network: Loaded, x: Array) -> int:
+    """The largest output at x, in the network's own runtime where there is one."""
+    run = getattr(network.runtime, "run", None)
+    if run is not None:
+        return int(np.argmax(run(x)))
+    with torch.no_grad():
+        return int(evaluate(network.graph, torch.from_numpy(x)[None])[0].argmax())
