@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from milpverify.config import Deadline, Options
+    from milpverify.events import Event
     from milpverify.spec import Array
 
 
@@ -88,7 +89,7 @@ def seek(problem: Problem, deadline: Deadline, seed: int) -> list[Array]:
 
 def bracket(
     problem: Problem,
-    ask: Callable[[Problem], Result],
+    ask: Callable[[Problem, float], Result],
     gap: Gap,
     lower_bound: float,
     points: Iterable[Array],
@@ -99,7 +100,7 @@ def bracket(
 
     Args:
         problem: in the reals.
-        ask: decides a problem; answers UNKNOWN where time is over.
+        ask: decides a problem, whose margins are smaller by the second argument; answers UNKNOWN where time is over.
         lower_bound: a proved bound to begin with, which rests on `trust`.
         points: candidates for the first incumbent, (nx,) each.
         weakest: bounds that rest on less do not count.
@@ -116,7 +117,7 @@ def bracket(
     while upper > lower + (width := gap.at(upper)):
         # With no incumbent (none satisfies the constraints so far) any value will do for a first one.
         threshold = upper - 0.75 * width if math.isfinite(upper) else (abs(lower) if math.isfinite(lower) else 0.0) * 1e3 + 1e3
-        result = ask(shifted(problem, threshold))
+        result = ask(shifted(problem, threshold), threshold)
         searches.append(result)
         before = lower, upper
         claims = [(result.lower_bound, result.bound_trust)] + [(0.0, result.trust)] * (result.verdict is Verdict.VERIFIED)
@@ -141,18 +142,34 @@ def bracket(
     return Bracket(lower, trust, upper, x, reason, tuple(searches))
 
 
+def raised(on_event: Callable[[Event], None] | None, threshold: float) -> Callable[[Event], None] | None:
+    """Events about a shifted problem as those about the problem itself: bounds are larger by the threshold."""
+    if on_event is None:
+        return None
+
+    def told(event: Event) -> None:
+        bound = event.data.get("lower_bound")
+        if isinstance(bound, float):
+            event = replace(event, data={**event.data, "lower_bound": math.nextafter(bound + threshold, -math.inf)})
+        on_event(event)
+
+    return told
+
+
 class Ask(Protocol):
     """`verify` with all but the problem and the options settled."""
 
-    def __call__(self, problem: Problem, *, options: Options) -> Result: ...
+    def __call__(self, problem: Problem, *, options: Options, on_event: Callable[[Event], None] | None) -> Result: ...
 
 
-def margin_to_gap(problem: Problem, ask: Ask, gap: Gap, settings: Options, deadline: Deadline) -> Result:
+def margin_to_gap(
+    problem: Problem, ask: Ask, gap: Gap, settings: Options, deadline: Deadline, on_event: Callable[[Event], None] | None = None
+) -> Result:
     """The verdict, and then the margin to within a gap as long as there is time.
 
     The verdict is that of the sign alone, unless it was open and the margin's bound decides it.
     """
-    first = ask(problem, options=settings)
+    first = ask(problem, options=settings, on_event=on_event)
     if not problem.disjuncts:
         return replace(first, upper_bound=math.inf)
     ours = in_reals(problem)
@@ -162,7 +179,11 @@ def margin_to_gap(problem: Problem, ask: Ask, gap: Gap, settings: Options, deadl
         points += seek(shifted(ours, first.lower_bound if math.isfinite(first.lower_bound) else 0.0), deadline, settings.seed)
     options = replace(settings, delta=min(settings.delta, gap.size / 8))
     bound, rests = first.lower_bound, first.bound_trust
-    found = bracket(ours, lambda question: ask(question, options=options), gap, bound, points, settings.trust, rests)
+
+    def above(question: Problem, threshold: float) -> Result:
+        return ask(question, options=options, on_event=raised(on_event, threshold))
+
+    found = bracket(ours, above, gap, bound, points, settings.trust, rests)
     verdict, reason, trust, note = first.verdict, first.reason, first.trust, "" if first.note == SIGN_ONLY else first.note
     if (
         verdict is Verdict.UNKNOWN

@@ -16,7 +16,7 @@ from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Deadline, Milp, Options, SearchMethod
 from milpverify.errors import InvalidProperty
 from milpverify.graph import evaluate
-from milpverify.margin import Gap, bracket, in_reals, seek, shifted, summed
+from milpverify.margin import Gap, bracket, in_reals, raised, seek, shifted, summed
 from milpverify.result import Reason, Result, Trust, json_number, json_text
 from milpverify.run_info import settings_of
 from milpverify.search.bounding import bound_batch
@@ -131,8 +131,8 @@ def minimize(
         threshold = math.copysign(abs(lower) if math.isfinite(lower) else 0.0, lower)
         points = seek(shifted(problem, threshold), limit, settings.seed)
 
-    def ask(question: Problem) -> Result:
-        return verify(question, deadline=limit, options=settings, on_event=on_event)
+    def ask(question: Problem, threshold: float) -> Result:
+        return verify(question, deadline=limit, options=settings, on_event=raised(on_event, threshold))
 
     found = bracket(problem, ask, within, lower, points, settings.trust)
     y = None if found.x is None else _outputs(problem.graph, found.x)

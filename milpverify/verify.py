@@ -58,7 +58,7 @@ def verify(
     settings = settings_of(options or Options(), method)
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
     if margin:
-        return margin_to_gap(problem, partial(verify, deadline=deadline, on_event=on_event), Gap(gap, relative=True), settings, deadline)
+        return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)
     run = Run(problem, settings, deadline, on_event)
     with run.working():
         if not problem.disjuncts:

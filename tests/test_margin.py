@@ -89,7 +89,7 @@ def test_a_wrong_bound_is_a_contradiction() -> None:
     asked = mv.Problem(_identity(), mv.Box([0.0], [1.0]), unsafe="(<= Y_0 0)")  # type: ignore[arg-type]
     wrong = mv.Result(mv.Verdict.VERIFIED, mv.Reason.PROVED, mv.Trust.SOLVER, 1.0, bound_trust=mv.Trust.SOLVER)
     with pytest.raises(mv.Contradiction, match=r"at least 0\..* but it is at most .* at X = \(0\)"):
-        bracket(asked, lambda _: wrong, Gap(0.1), -1.0, [np.zeros(1)], mv.Trust.SOLVER)
+        bracket(asked, lambda *_: wrong, Gap(0.1), -1.0, [np.zeros(1)], mv.Trust.SOLVER)
     with pytest.raises(mv.InvalidProperty, match="gap"):
         mv.verify(asked, margin=True, gap=0.0)
 

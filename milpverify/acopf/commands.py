@@ -11,7 +11,6 @@ import typer
 
 from milpverify.config import Deadline
 from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, columns, live, number, reported, stop_signals
-from milpverify.errors import InvalidInput
 from milpverify.result import write_atomically
 
 if TYPE_CHECKING:
@@ -48,12 +47,9 @@ class _Output:
         for path in (self.json, self.proof, self.plot):
             check_writable(path)
         if self.plot is not None:
-            if self.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-                raise InvalidInput(f"cannot draw {self.plot}: its name must end in .png, .svg or .pdf")
-            from importlib.util import find_spec
+            from milpverify.pictures import check
 
-            if find_spec("matplotlib") is None:
-                raise InvalidInput("--plot needs matplotlib: pip install 'milpverify[acopf]'")
+            check(self.plot)
 
     def write(self, found: Outcome) -> None:
         """The files."""

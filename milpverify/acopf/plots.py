@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milpverify import pictures
 from milpverify.acopf.case import Case
 from milpverify.acopf.points.judgement import (
     ACTIVE_BALANCE,
@@ -89,20 +90,9 @@ def _subject(of: Outcome | Point | Case) -> _Subject:
     return _Subject(of.case, of, of.constraints(), TOLERANCE, f"{of.case.name}: largest violation {of.violation:.3g} p.u. (rad)")
 
 
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidInput("plots need matplotlib: pip install 'milpverify[acopf]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _save(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
-        try:
-            figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as error:  # a folder that is missing; a format that matplotlib does not know
-            raise InvalidInput(f"cannot write {path}: {error}") from error
+        pictures.save(figure, path)
     return figure
 
 
@@ -124,7 +114,7 @@ def draw(of: Outcome | Point | Case, path: str | Path | None = None) -> Figure:
     crowd = min(1.0, 24.0 / case.num_buses) ** 0.3  # marks shrink where there are many, and the page grows
     width, height = np.ptp(at, axis=0).clip(1e-9)
     side = 9.5 / crowd**0.8
-    figure = _figure(side, side * float(np.clip(height / width, 0.45, 0.8)) + 0.4)
+    figure = pictures.figure(side, side * float(np.clip(height / width, 0.45, 0.8)) + 0.4)
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_aspect("equal", adjustable="datalim")
@@ -308,7 +298,7 @@ def plot_margins(of: Outcome | Point, path: str | Path | None = None) -> Figure:
     for one in subject.constraints:
         if np.isfinite(one.margin):
             kinds[one.kind].append(one)
-    figure = _figure(10.0, 1.7 + 0.68 * max(len(kinds), 1))
+    figure = pictures.figure(10.0, 1.7 + 0.68 * max(len(kinds), 1))
     axes = figure.add_subplot()
     axes.set_title(subject.title, fontsize=11, color=INK, wrap=True)
     axes.set_xscale("symlog", linthresh=BINDING, linscale=0.6)

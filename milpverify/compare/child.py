@@ -1,8 +1,9 @@
 """The process of one method on one problem: `python -m milpverify.compare.child PARENT_PID`.
 
 From the parent comes one message: the parent's module path, and the pickle of (instance, method, limit). To the parent go ("begun",),
-("told", Answer) for what is proved on the way, and ("ended", Answer, Usage). The clock runs from when the problem is loaded and all is
-imported until the answer: a method is not charged for the start of Python. A tool is charged for its whole process, and for nothing else.
+("told", Answer, seconds) for what is proved on the way, and ("ended", Answer, Usage). The clock runs from when the problem is loaded and
+all is imported until the answer: a method is not charged for the start of Python. A tool is charged for its whole process, and for nothing
+else.
 """
 
 from __future__ import annotations
@@ -54,9 +55,16 @@ def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> N
     for module in ("relaxations", "searches"):
         importlib.import_module(f"milpverify.compare.{module}")
     send(out, ("begun",))
-    began, spent = time.perf_counter(), _cpu()
+    began, spent, best = time.perf_counter(), _cpu(), float("-inf")
+
+    def tell(told: Answer) -> None:
+        nonlocal best
+        if told.lower_bound > best:
+            best = told.lower_bound
+            send(out, ("told", told, time.perf_counter() - began))
+
     try:
-        answer = method.answer(problem, Deadline(limit), lambda told: send(out, ("told", told)))
+        answer = method.answer(problem, Deadline(limit), tell)
     except MilpverifyError as error:
         answer = Answer(Word.ERROR, message=f"{type(error).__name__}: {error}")
     except MemoryError:

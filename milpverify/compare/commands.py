@@ -16,6 +16,7 @@ from milpverify.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from milpverify.compare.plots import Kind
     from milpverify.compare.rows import Row
 
 DEFAULT = "ibp,forward,crown,alpha-crown,lp,auto"
@@ -45,6 +46,15 @@ def compare(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Problems that are worked on at a time.")] = 1,
     json: Json = None,
+    plot: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]FILE",
+            help="Draw it (.png, .svg, .pdf; needs matplotlib; repeatable). KIND: bounds (against time), cactus, scatter, scatter-bounds "
+            "(of two methods), radius (verified fraction against it); bounds of one problem and else a cactus unless it is said.",
+        ),
+    ] = None,
+    plot_methods: Annotated[str, typer.Option(metavar="NAMES", help="The methods that are drawn, unless all: commas between them.")] = "",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -61,12 +71,32 @@ def compare(
         from milpverify.compare.comparing import compare as run
 
         names = [name for name in methods.split(",") if name.strip()] + (tool or [])
+        drawn = [name.strip() for name in plot_methods.split(",") if name.strip()]
+        pictures = [_picture(text, names, drawn) for text in plot or ()]
         with _progress(quiet) as on_row:
             problems = network if spec is None else [(network, spec)]
             found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=on_row)
         if json is not None:
             found.to_json(json)
         typer.echo(found.text(None if not sys.stdout.isatty() else _width()))
+        for kind, path in pictures:
+            found.plot(path, kind, drawn)
+        if pictures and not quiet and (note := found.only_ends) and any((kind or found.obvious).value == "bounds" for kind, _ in pictures):
+            typer.echo(f"milpverify: {note}", err=True)
+
+
+def _picture(text: str, names: list[str], drawn: list[str]) -> tuple[Kind | None, Path]:
+    """What `--plot` says, refused before the work if it cannot be drawn after it."""
+    from milpverify.compare.methods import methods_of
+    from milpverify.compare.plots import Kind, checked, kind_of
+    from milpverify.pictures import check
+
+    name, equals, rest = text.partition("=")
+    kind, path = (kind_of(name), Path(rest)) if equals and "/" not in name else (None, Path(text))
+    check(path)
+    check_writable(path)
+    checked(kind or Kind.BOUNDS, [method.name for method in methods_of(names)], drawn)
+    return kind, path
 
 
 def _width() -> int:

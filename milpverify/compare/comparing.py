@@ -21,7 +21,7 @@ from milpverify.config import Deadline
 from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from milpverify.compare.methods import Method
     from milpverify.compare.sources import Instance, Source
@@ -32,7 +32,7 @@ TIMEOUT = 60.0
 
 
 def compare(
-    problems: str | Path | Sequence[Source],
+    problems: str | Path | Sequence[Source] | Mapping[str, Source],
     methods: Sequence[str | Tool] = DEFAULT,
     timeout: float | None = TIMEOUT,
     *,
@@ -48,7 +48,8 @@ def compare(
     construction, and none lies above the margin: where finished runs say otherwise the result's `breaks` name it.
 
     Args:
-        problems: `Problem`s, pairs of files (network, property), `Instance`s, or the path of a list in VNN-COMP's form.
+        problems: `Problem`s, pairs of files (network, property) or `Instance`s, in a list or by names of one's own; or the path of a list
+            in VNN-COMP's form.
         methods: "ibp", "forward", "crown", "alpha-crown", "beta-crown" (or "beta-crown:1000", subproblems), "lp", "lp+obbt", "milp:scip",
             "milp:highs", "milp:gurobi", "smt", "bab", "auto", "exact" (or "exact:1e-6", its gap), and other tools: a `Tool`, or
             "name=command" with {onnx}, {vnnlib} and perhaps {timeout} and {out} (`Tool`).
@@ -144,6 +145,7 @@ class _Work:
             usage.memory_mb,
             answer.message,
             answer.witness,
+            answer.steps,
         )
         with self.lock:
             if self.record is not None:
@@ -167,4 +169,4 @@ class _Work:
         parts = [self.of(instance) for instance in self.instances]
         rows = tuple(row for part in parts for row in part)
         out_of_order = tuple(text for part in parts for text in breaks(part))
-        return Comparison(rows, out_of_order, len(rows) == len(self.instances) * len(self.methods))
+        return Comparison(rows, out_of_order, len(rows) == len(self.instances) * len(self.methods), tuple(self.instances))

@@ -15,9 +15,13 @@ from milpverify.result import json_number, json_text, write_atomically
 from milpverify.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from matplotlib.figure import Figure
     from rich.table import Table
+
+    from milpverify.compare.plots import Kind, Target
+    from milpverify.compare.sources import Instance
 
 TITLES = ("problem", "method", "lower bound", "gap", "verdict", "trust", "seconds", "CPU s", "MB")
 WIDTH = 200
@@ -47,12 +51,13 @@ class Comparison:
     """Rows by problem and method, in the order that was asked for.
 
     `breaks` says in words where bounds are out of an order that is a theorem, and where a tool contradicts what is proved. `complete`: no
-    run is missing; otherwise the comparison was interrupted.
+    run is missing; otherwise the comparison was interrupted. `problems` are what was compared on.
     """
 
     rows: tuple[Row, ...]
     breaks: tuple[str, ...] = ()
     complete: bool = True
+    problems: tuple[Instance, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -108,6 +113,43 @@ class Comparison:
         numbers = [{**row.to_dict(), "lower_bound": row.lower_bound} for row in self.rows]
         return pandas.DataFrame([{name: row[name] for name in names} for row in numbers], columns=names)
 
+    def plot(self, target: Target = None, kind: str | Kind | None = None, methods: Sequence[str] = ()) -> Figure:
+        """Draw it with matplotlib.
+
+        Args:
+            target: a file (.png, .svg, .pdf), or axes of matplotlib; None for the figure alone.
+            kind: "bounds" (the bound against time per method, of up to nine problems), "cactus" (how many problems are decided within so
+                many seconds), "scatter" (the seconds of two methods; what one leaves open lies on its edge), "scatter-bounds" (their
+                bounds), "radius" (the verified fraction against the radius of problems); bounds of one problem and else a cactus unless
+                it is said.
+            methods: those that are drawn; unless any are named, all.
+
+        Raises:
+            InvalidInput: there is nothing to draw, matplotlib is missing, or the file cannot be written.
+        """
+        from milpverify.compare import plots
+
+        wanted = self.obvious if kind is None else plots.kind_of(kind)
+        return plots.draw(self.rows, wanted, target, methods, self.radii() if wanted is plots.Kind.RADIUS else None)
+
+    @property
+    def obvious(self) -> Kind:
+        """The plot for those who do not say which."""
+        from milpverify.compare.plots import Kind
+
+        return Kind.CACTUS if len({row.problem for row in self.rows}) > 1 else Kind.BOUNDS
+
+    @property
+    def only_ends(self) -> str:
+        """What a plot of bounds against time lacks, in words; empty where nothing."""
+        from milpverify.compare.plots import only_ends
+
+        return only_ends(self.rows)
+
+    def radii(self) -> dict[str, float]:
+        """How far inputs may change in each problem of which that is known."""
+        return {one.name: radius for one in self.problems if (radius := one.reach()) is not None}
+
     def table(self) -> Table:
         """The rows as a table of rich; equal problems are named once."""
         found = _table(TITLES)
@@ -116,7 +158,8 @@ class Comparison:
             name, before = ("" if row.problem == before else row.problem), row.problem
             trust = "" if row.trust is None else row.trust.value
             costs = f"{row.seconds:.2f}", f"{row.cpu_seconds:.2f}", f"{row.memory_mb:.0f}"
-            found.add_row(*map(_plain, (name, row.method, _number(row.lower_bound), _number(row.gap), row.verdict.value, trust, *costs)))
+            bound = "" if row.trust is None and math.isinf(row.lower_bound) else _number(row.lower_bound)
+            found.add_row(*map(_plain, (name, row.method, bound, _number(row.gap), row.verdict.value, trust, *costs)))
         return found
 
     def summary_table(self) -> Table:
@@ -139,10 +182,21 @@ class Comparison:
             console.print(self.table())
             if len({row.problem for row in self.rows}) > 1:
                 console.print(self.summary_table())
-        notes = [f"{row.problem}, {row.method}: {row.message}" for row in self.rows if row.message]
+        notes = _notes(self.rows)
         notes += [f"out of order: {text}" for text in self.breaks]
         notes += [] if self.complete else ["interrupted: runs are missing"]
         return "\n".join([line.rstrip() for line in captured.get().splitlines()] + notes)
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """The messages of rows; what a method says of several problems is said once."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.message:
+            said.setdefault((row.method, row.message), []).append(row.problem)
+    whose = (method if len(of) > 1 else f"{of[0]}, {method}" for (method, _), of in said.items())
+    counts = (f" ({len(of)} problems)" if len(of) > 1 else "" for of in said.values())
+    return [f"{who}{count}: {message}" for who, count, (_, message) in zip(whose, counts, said, strict=True)]
 
 
 def _table(titles: tuple[str, ...]) -> Table:

@@ -31,6 +31,7 @@ LOADING = 600.0  # seconds that a process may take to load a problem
 GRACE = 2.0  # seconds that a method may overrun its limit, to conclude, before it is killed
 FAREWELL = 1.0  # seconds between the request to end and the kill, for a tool's group to be ended first
 POLL = 0.05
+STEPS = 400  # so many bounds are kept of those proved on the way
 
 
 class Interrupted(Exception):
@@ -73,7 +74,7 @@ def _awaited(
     with suppress(BrokenPipeError):
         send(child.stdin, (sys.path, pickle.dumps((instance, method, limit))))
     best, began, spent, until = Answer(Word.TIMEOUT), time.monotonic(), 0.0, time.monotonic() + LOADING
-    begun = False
+    begun, steps = False, list[tuple[float, float]]()
     while True:
         if deadline.cancelled:
             raise Interrupted
@@ -85,21 +86,27 @@ def _awaited(
             case ("begun",):
                 begun, began, spent = True, time.monotonic(), _cpu_of(child.pid)
                 until = began + limit + GRACE
-            case ("told", Answer() as told):
+            case ("told", Answer() as told, float(seconds)):
+                steps = thinned([*steps, (seconds, told.lower_bound)])
                 best = told if told.lower_bound >= best.lower_bound else best
             case ("ended", Answer() as answer, Usage() as usage):
-                return answer, usage
+                return replace(answer, steps=tuple(steps)), usage
             case ("gone", str(why)):
                 code = child.wait()
                 end = f"signal {-code}" if code < 0 else f"exit status {code}"
                 last = _last_line(complaints)
                 message_ = f"the process ended without an answer ({end}{why}){': ' + last if last else ''}"
-                return replace(best, verdict=Word.ERROR, message=message_), Usage(time.monotonic() - began, 0.0, 0.0)
+                return replace(best, verdict=Word.ERROR, message=message_, steps=tuple(steps)), Usage(time.monotonic() - began, 0.0, 0.0)
         if time.monotonic() > until:
             usage = Usage(time.monotonic() - began, max(0.0, _cpu_of(child.pid) - spent), own_peak(child.pid))
             if not begun:
                 return Answer(Word.ERROR, message=f"the problem was not loaded within {LOADING:g} s"), usage
-            return replace(best, verdict=Word.TIMEOUT, message="killed at the limit"), usage
+            return replace(best, verdict=Word.TIMEOUT, message="killed at the limit", steps=tuple(steps)), usage
+
+
+def thinned(steps: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Every second step where there are many, the first and the last always."""
+    return steps if len(steps) <= STEPS else steps[:-1:2] + steps[-1:]
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

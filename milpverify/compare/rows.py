@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 from milpverify.errors import InvalidInput
 from milpverify.result import Trust, json_number
 
+Steps: TypeAlias = tuple[tuple[float, float], ...]
+"""Seconds and the lower bound that was proved by then, both ascending."""
 COLUMNS = ("problem", "method", "lower_bound", "gap", "verdict", "trust", "seconds", "cpu_seconds", "memory_mb")
 """The columns of a CSV file."""
 
@@ -47,7 +50,7 @@ class Answer:
 
     `lower_bound` is a proved lower bound of the margin that rests on `trust` (None: on a tool's word, or nothing is known). `signed`: the
     run stopped at the sign, so that the bound says nothing of how far one could have come. `closed`: the margin is known, and the witness
-    attains it to within the gap that was asked for. `invalid`: the problem cannot be used at all.
+    attains it to within the gap that was asked for. `invalid`: the problem cannot be used at all. `steps` are the bounds proved on the way.
     """
 
     verdict: Word
@@ -58,6 +61,7 @@ class Answer:
     signed: bool = False
     closed: bool = False
     invalid: bool = False
+    steps: Steps = ()
 
 
 Tell = Callable[[Answer], None]
@@ -80,7 +84,7 @@ class Row:
     `lower_bound`: a proved lower bound of the margin (-inf: none). `gap`: how far the margin's best known upper bound lies above it where
     the method `exact` has found the margin; None where that is not known, and where the run stopped at the sign. `trust` is what the bound
     and the verdict rest on, None where that is a tool's word. `message` says what else there is to know; `witness` is the best point that
-    the run has judged.
+    the run has judged, `steps` the bounds proved on the way and their seconds; neither is in a CSV file (None).
     """
 
     problem: str
@@ -94,6 +98,7 @@ class Row:
     memory_mb: float
     message: str = ""
     witness: Witness | None = None
+    steps: Steps | None = None
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -113,12 +118,13 @@ class Row:
             problem, method, bound, gap, verdict, trust, *costs = cells
             seconds, cpu, memory = map(float, costs)
             known = None if gap == "" else float(gap)
-            return Row(problem, method, float(bound), known, Word(verdict), Trust(trust) if trust else None, seconds, cpu, memory)
+            rests = Trust(trust) if trust else None
+            return Row(problem, method, float(bound), known, Word(verdict), rests, seconds, cpu, memory, steps=None)
         except ValueError as error:
             raise InvalidInput(f"{','.join(cells)!r} is no row of a comparison: {error}") from error
 
     def to_dict(self) -> dict[str, object]:
-        """A JSON form: the columns, the message and the witness."""
+        """A JSON form: the columns, the message, the witness and the steps."""
         witness = None if self.witness is None else {"margin": json_number(self.witness.margin), "x": list(self.witness.x)}
         return {
             "problem": self.problem,
@@ -132,4 +138,5 @@ class Row:
             "memory_mb": self.memory_mb,
             "message": self.message,
             "witness": witness,
+            "steps": None if self.steps is None else [[seconds, json_number(bound)] for seconds, bound in self.steps],
         }

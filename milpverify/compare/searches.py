@@ -38,7 +38,7 @@ def decide(problem: Problem, method: SearchMethod | Milp, deadline: Deadline, te
 
 def exact(problem: Problem, gap: float, deadline: Deadline, tell: Tell) -> Answer:
     """The margin to within a gap, relative to margins larger than 1."""
-    result = verify(problem, deadline=deadline, margin=True, gap=gap)
+    result = verify(problem, deadline=deadline, margin=True, gap=gap, on_event=_telling(tell))
     found = _answer(result)
     least = result.upper_bound
     closed = math.isfinite(least) and least <= result.lower_bound + gap * max(1.0, abs(least))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import pickle
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from milpverify.spec import Problem
+    from milpverify.spec import Disjunct, Problem
 
     Source: TypeAlias = "Instance | Problem | tuple[str | Path, str | Path]"
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Instance:
     """A problem as another process gets it: the files of a network and a property, or the pickle of a `Problem`.
 
-    `timeout` are seconds per method where the caller sets none.
+    `timeout` are seconds per method where the caller sets none; `radius` is how far inputs may change, where that is known (`reach`).
     """
 
     name: str
@@ -31,6 +32,17 @@ class Instance:
     vnnlib: Path | None = None
     timeout: float | None = None
     pickled: bytes = b""
+    radius: float | None = None
+
+    @staticmethod
+    def of(source: Source, name: str | None = None, radius: float | None = None) -> Instance:
+        """An instance of a `Problem` or of a pair of files (network, property), under a name of one's own.
+
+        Args:
+            radius: how far inputs may change, for plots against it; otherwise it is read off the problem's boxes.
+        """
+        found = _instance(source, 0)
+        return replace(found, name=name or found.name, radius=found.radius if radius is None else radius)
 
     @staticmethod
     def of_files(onnx: Path, vnnlib: Path, timeout: float | None = None) -> Instance:
@@ -40,6 +52,20 @@ class Instance:
             if not path.is_file():
                 raise InvalidInput(f"there is no file {asked}")
         return Instance(f"{_stem(onnx)} {_stem(vnnlib)}", there[0], there[1], timeout)
+
+    def reach(self) -> float | None:
+        """How far inputs may change: the radius that is given, else half the width of the widest input; None where nothing tells.
+
+        Raises:
+            InvalidInput: the property cannot be read.
+        """
+        if self.radius is not None or self.vnnlib is None:
+            return self.radius
+        from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_vnnlib
+
+        text = read_vnnlib(self.vnnlib)
+        inputs, outputs = (len(re.findall(rf"declare-const\s+{letter}_", text)) for letter in "XY")
+        return _half_width(parse_vnnlib(text, inputs, outputs, str(self.vnnlib)))
 
     def load(self) -> Problem:
         """The problem itself.
@@ -58,13 +84,18 @@ class Instance:
         return problem
 
 
-def instances_of(sources: str | Path | Sequence[Source]) -> list[Instance]:
-    """The instances of a list, or of a file of VNN-COMP's form, under names that differ.
+def instances_of(sources: str | Path | Sequence[Source] | Mapping[str, Source]) -> list[Instance]:
+    """The instances of a list, of a file of VNN-COMP's form, or by the names that they are given, under names that differ.
 
     Raises:
         InvalidInput: a file is missing or cannot be read, a problem is there twice, or there is none.
     """
-    found = read_instances(Path(sources)) if isinstance(sources, str | Path) else [_instance(s, k) for k, s in enumerate(sources)]
+    if isinstance(sources, str | Path):
+        found = read_instances(Path(sources))
+    elif isinstance(sources, Mapping):
+        found = [Instance.of(source, name) for name, source in sources.items()]
+    else:
+        found = [_instance(s, k) for k, s in enumerate(sources)]
     if not found:
         raise InvalidInput("there is no problem to compare methods on")
     count = Counter(i.name for i in found)
@@ -76,7 +107,7 @@ def instances_of(sources: str | Path | Sequence[Source]) -> list[Instance]:
 
 
 def read_instances(path: Path) -> list[Instance]:
-    """The instances of a CSV file: onnx, vnnlib and timeout, as VNN-COMP has them, or under a header with these names.
+    """The instances of a CSV file: onnx, vnnlib and timeout, as VNN-COMP has them, or under a header with these names and perhaps radius.
 
     Paths are relative to the file's folder.
 
@@ -97,19 +128,21 @@ def read_instances(path: Path) -> list[Instance]:
         cells = dict(zip(names, (cell.strip() for cell in line), strict=False))
         if len(line) < 2 or (not header and len(line) > 3):
             raise InvalidInput(f"{path}, line {number}: onnx, vnnlib and timeout are needed, not {','.join(line)!r}")
-        limit = _limit(cells.get("timeout", cells.get("timeout_s", "")), f"{path}, line {number}")
-        found.append(Instance.of_files(path.parent / cells["onnx"], path.parent / cells["vnnlib"], limit))
+        limit = _positive(cells.get("timeout", cells.get("timeout_s", "")), f"{path}, line {number}: a time limit is a number of seconds")
+        radius = _positive(cells.get("radius", ""), f"{path}, line {number}: a radius is a number")
+        files = path.parent / cells["onnx"], path.parent / cells["vnnlib"]
+        found.append(replace(Instance.of_files(*files, limit), radius=radius))
     return found
 
 
-def _limit(text: str, where: str) -> float | None:
+def _positive(text: str, complaint: str) -> float | None:
     try:
-        limit = float(text) if text else None
+        value = float(text) if text else None
     except ValueError:
-        limit = math.nan
-    if limit is not None and not 0 <= limit < math.inf:
-        raise InvalidInput(f"{where}: a time limit is a number of seconds, not {text!r}")
-    return limit
+        value = math.nan
+    if value is not None and not 0 <= value < math.inf:
+        raise InvalidInput(f"{complaint}, not {text!r}")
+    return value
 
 
 def _instance(source: Source, place: int) -> Instance:
@@ -126,7 +159,7 @@ def _instance(source: Source, place: int) -> Instance:
         return Instance.of_files(Path(files[0]), Path(files[1]))
     name = f"problem {place + 1}"
     try:
-        return Instance(name, pickled=pickle.dumps(_bare(source)))
+        return Instance(name, pickled=pickle.dumps(_bare(source)), radius=_half_width(source.disjuncts))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidInput(f"{name} cannot be sent to another process ({error}): export the network to ONNX") from error
 
@@ -136,6 +169,12 @@ def _bare(problem: Problem) -> Problem:
     from milpverify.spec import Problem
 
     return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files)
+
+
+def _half_width(disjuncts: Sequence[Disjunct]) -> float | None:
+    """Half the width of the widest input, to four digits (ends are rounded); what the range that inputs have anyway cuts off is less."""
+    widths = [float((d.box.upper - d.box.lower).max()) / 2 for d in disjuncts]
+    return float(f"{max(widths):.4g}") if widths else None
 
 
 def _stem(path: Path) -> str:

@@ -33,7 +33,9 @@ POLL = 0.01
 REAP = 5.0  # seconds that what was killed may take to die
 TAIL = 4000
 """Bytes of what a tool complains of that are looked at."""
-_WORDS = {**{word.value: word for word in Word}, "holds": Word.UNSAT, "violated": Word.SAT}
+GRACE = 1.0  # seconds that a tool which keeps the limit itself may overrun it, to say so
+_WORDS = {**{word.value: word for word in Word}, "holds": Word.UNSAT, "violated": Word.SAT, "timed-out": Word.TIMEOUT}
+_VERDICT = re.compile(rf"\s*({'|'.join(_WORDS)})\s*(?:,\s*[\d.]+\s*)?", re.IGNORECASE)
 _ENTRY = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
 
 
@@ -121,7 +123,7 @@ def _run(words: list[str], place: Path, limit: float) -> _Ended:
     killed = False
     # It is reaped last: until then its number, and its group's, is its own.
     while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if time.monotonic() - began > limit:
+        if time.monotonic() - began > limit + GRACE:
             killed = True
             break
         time.sleep(POLL)
@@ -183,11 +185,11 @@ def plain(path: Path, folder: Path) -> str:
 
 
 def read_verdict(text: str) -> tuple[Word | None, str]:
-    """The verdict of a results file, and what follows it; None where there is none."""
+    """The verdict of a results file, perhaps with its seconds (`unsat,1.5`), and what follows it; None where there is none."""
     lines = text.splitlines()
     for k, line in enumerate(lines):
-        if (word := _WORDS.get(line.strip().lower())) is not None:
-            return word, "\n".join(lines[k + 1 :])
+        if (match := _VERDICT.fullmatch(line)) is not None:
+            return _WORDS[match[1].lower()], "\n".join(lines[k + 1 :])
     return None, ""
 
 

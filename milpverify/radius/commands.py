@@ -63,7 +63,9 @@ def radius(
         for path in (csv, json, curve, plot):
             check_writable(path)
         if plot is not None:
-            _check_plot(plot)
+            from milpverify.pictures import check
+
+            check(plot)
 
         from milpverify.console import live
         from milpverify.radius.tables import read_labels, read_numbers
@@ -92,15 +94,6 @@ def radius(
         _write(done, json, curve, plot)
         if not quiet:
             typer.echo(_summary(done, len(points) if points.ndim > 1 else 1), err=True)
-
-
-def _check_plot(plot: Path) -> None:
-    from importlib.util import find_spec
-
-    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InvalidInput(f"cannot draw {plot}: its name must end in .png, .svg or .pdf")
-    if find_spec("matplotlib") is None:
-        raise InvalidInput("--plot needs matplotlib: pip install matplotlib")
 
 
 def _table(found: Iterable[Radius], csv: Path | None) -> list[Radius]:

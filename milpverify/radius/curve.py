@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milpverify.errors import InvalidInput
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -49,20 +47,16 @@ def draw(found: Sequence[Radius], path: Path) -> None:
     Raises:
         InvalidInput: the file cannot be written, or matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidInput("a picture needs matplotlib: pip install matplotlib") from error
+    from milpverify import pictures
+
     points = curve(found)
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    figure = pictures.figure(6.5, 3.6)
     axes = figure.add_subplot()
     radii = [p.radius for p in points]
-    axes.step(radii, [p.verified for p in points], where="pre", color="#2a6fdb", label="proved")
-    axes.step(radii, [p.not_falsified for p in points], where="post", color="#d62728", linestyle="--", label="not refuted")
+    axes.step(radii, [p.verified for p in points], where="pre", color=pictures.COLOURS[0], label="proved")
+    axes.step(radii, [p.not_falsified for p in points], where="post", color=pictures.COLOURS[1], linestyle="--", label="not refuted")
     axes.set(xlabel=f"radius ({found[0].norm if found else 'linf'})", ylabel=f"fraction of {len(found)} inputs", ylim=(-0.02, 1.02))
     axes.set_xlim(left=0.0)
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
+    pictures.plain(axes)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    pictures.save(figure, path)

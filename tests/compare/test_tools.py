@@ -37,7 +37,13 @@ def run(
 def test_verdicts_are_words_on_lines_of_their_own() -> None:
     assert read_verdict("unsatisfied customers\n log: sat\n UNSAT \nrest")[0] is Word.UNSAT
     assert read_verdict("violated\n((X_0 1)\n(Y_0 2))") == (Word.SAT, "((X_0 1)\n(Y_0 2))")
-    assert read_verdict("no idea")[0] is None
+    assert read_verdict("unsat, 12.5")[0] is Word.UNSAT and read_verdict("timed-out")[0] is Word.TIMEOUT
+    assert read_verdict("no idea")[0] is None and read_verdict("sat, or so")[0] is None
+
+
+def test_a_tool_may_say_itself_that_time_is_over(tmp_path: Path, instance: Instance) -> None:
+    answer, _ = run(tmp_path, instance, "import sys, time; time.sleep(float(sys.argv[3]) + 0.2); print('timeout')", limit=0.2)
+    assert (answer.verdict, answer.message) == (Word.TIMEOUT, "")
 
 
 def test_points_are_read_whole_or_not_at_all() -> None:
