@@ -16,6 +16,7 @@ import numpy as np
 from milpverify.counterexamples.attack import attack
 from milpverify.counterexamples.validate import inside, real_margin
 from milpverify.errors import Contradiction, InvalidProperty
+from milpverify.events import Event
 from milpverify.result import SIGN_ONLY, Reason, Result, Trust, Verdict
 from milpverify.spec import Problem
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from milpverify.config import Deadline, Options
-    from milpverify.events import Event
     from milpverify.spec import Array
 
 
@@ -170,6 +170,8 @@ def margin_to_gap(
     The verdict is that of the sign alone, unless it was open and the margin's bound decides it.
     """
     first = ask(problem, options=settings, on_event=on_event)
+    if on_event is not None:  # what bounds alone decide is over before they are told
+        on_event(Event("margin", first.verdict.value, {"lower_bound": first.lower_bound, "bound_trust": first.bound_trust.value}))
     if not problem.disjuncts:
         return replace(first, upper_bound=math.inf)
     ours = in_reals(problem)

@@ -18,7 +18,7 @@ from milpverify.errors import InvalidProperty
 from milpverify.graph import evaluate
 from milpverify.margin import Gap, bracket, in_reals, raised, seek, shifted, summed
 from milpverify.result import Reason, Result, Trust, json_number, json_text
-from milpverify.run_info import settings_of
+from milpverify.run_info import settings_of, threads
 from milpverify.search.bounding import bound_batch
 from milpverify.search.groups import groups
 from milpverify.search.ledger import Ledger, Part
@@ -125,16 +125,17 @@ def minimize(
     problem = in_reals(Problem(graph, (Disjunct(box, row, domain),)))
 
     ledger = Ledger()
-    with ledger.spent(Part.PRESOLVE):
-        lower = _root_bound(problem)
-    with ledger.spent(Part.ATTACK):
-        threshold = math.copysign(abs(lower) if math.isfinite(lower) else 0.0, lower)
-        points = seek(shifted(problem, threshold), limit, settings.seed)
 
     def ask(question: Problem, threshold: float) -> Result:
         return verify(question, deadline=limit, options=settings, on_event=raised(on_event, threshold))
 
-    found = bracket(problem, ask, within, lower, points, settings.trust)
+    with threads(settings.threads):
+        with ledger.spent(Part.PRESOLVE):
+            lower = _root_bound(problem)
+        with ledger.spent(Part.ATTACK):
+            threshold = math.copysign(abs(lower) if math.isfinite(lower) else 0.0, lower)
+            points = seek(shifted(problem, threshold), limit, settings.seed)
+        found = bracket(problem, ask, within, lower, points, settings.trust)
     y = None if found.x is None else _outputs(problem.graph, found.x)
     counts = summed([ledger.to_dict(), *(result.ledger for result in found.searches)])
     ends = found.lower_bound, found.upper_bound

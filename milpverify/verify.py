@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
 from milpverify.margin import Gap, margin_to_gap
 from milpverify.run import OnEvent, Run
-from milpverify.run_info import settings_of
+from milpverify.run_info import settings_of, threads
 from milpverify.search.strategy import decide
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def verify(
     settings = settings_of(options or Options(), method)
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
     if margin:
-        return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)
+        with threads(settings.threads):
+            return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)
     run = Run(problem, settings, deadline, on_event)
     with run.working():
         if not problem.disjuncts:

@@ -52,8 +52,11 @@ def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> N
     except InvalidInput as error:
         send(out, ("ended", Answer(Word.ERROR, message=str(error), invalid=True), Usage(0.0, 0.0, _peak())))
         return
+    import torch
+
     for module in ("relaxations", "searches"):
         importlib.import_module(f"milpverify.compare.{module}")
+    torch.set_num_threads(1)  # as all methods have by themselves: what is done around them shall cost no more
     send(out, ("begun",))
     began, spent, best = time.perf_counter(), _cpu(), float("-inf")
 
