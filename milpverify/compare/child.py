@@ -1,9 +1,12 @@
-"""The process of one method on one problem: `python -m milpverify.compare.child PARENT_PID`.
+"""The process of methods on problems: `python -m milpverify.compare.child PARENT_PID`.
 
-From the parent comes one message: the parent's module path, and the pickle of (instance, method, limit). To the parent go ("begun",),
+From the parent come messages: the parent's module path, and the pickle of (instance, method, limit). To the parent go ("begun", pid),
 ("told", Answer, seconds) for what is proved on the way, and ("ended", Answer, Usage). The clock runs from when the problem is loaded and
 all is imported until the answer: a method is not charged for the start of Python. A tool is charged for its whole process, and for nothing
 else.
+
+On Linux every run is a fork of this process, which has imported everything and done nothing; one that dies takes this process along, in
+the same way. Elsewhere, where forks are less safe, this process does one run and ends.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
@@ -32,18 +37,61 @@ POINTS, BOXES = 4, 8
 
 
 def main() -> None:
-    """Receive the job, do it, tell."""
+    """Receive jobs, have them done."""
     die_with(int(sys.argv[1]))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no message
-    path, job = receive(sys.stdin.buffer)
-    sys.path += [entry for entry in path if entry not in sys.path]
-    instance, method, limit = pickle.loads(job)
+    while True:
+        try:
+            path, job = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        sys.path += [entry for entry in path if entry not in sys.path]
+        instance, method, limit = pickle.loads(job)
+        if sys.platform != "linux":
+            _run(instance, method, limit, out)
+            return
+        if not isinstance(method, Tool):
+            import_all()
+        me = os.getpid()
+        if (pid := os.fork()) == 0:
+            die_with(me)
+            _run(instance, method, limit, out)  # where that raises, the run ends with the traceback
+            os._exit(0)
+        _outlive(pid)
+
+
+def _run(instance: Instance, method: Method | Tool, limit: float, out: IO[bytes]) -> None:
     if isinstance(method, Tool):
-        send(out, ("begun",))
+        send(out, ("begun", os.getpid()))
         send(out, ("ended", *method.run(instance, limit)))
     else:
         _work(instance, method, limit, out)
+
+
+def _outlive(pid: int) -> None:
+    """Wait for a run; end as it does where that is no clean end, and hand on to it what asks to end."""
+
+    def hand_on(signum: int, frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    _, status = os.waitpid(pid, 0)
+    signal.signal(signal.SIGTERM, before)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    if code:
+        os._exit(code)
+
+
+def import_all() -> None:
+    """Whatever a method needs."""
+    for module in ("relaxations", "searches"):
+        importlib.import_module(f"milpverify.compare.{module}")
+    importlib.import_module("milpverify.frontends.load")
 
 
 def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> None:
@@ -54,10 +102,9 @@ def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> N
         return
     import torch
 
-    for module in ("relaxations", "searches"):
-        importlib.import_module(f"milpverify.compare.{module}")
+    import_all()
     torch.set_num_threads(1)  # as all methods have by themselves: what is done around them shall cost no more
-    send(out, ("begun",))
+    send(out, ("begun", os.getpid()))
     began, spent, best = time.perf_counter(), _cpu(), float("-inf")
 
     def tell(told: Answer) -> None:

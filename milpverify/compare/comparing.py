@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from milpverify.compare.checks import breaks, optimum_of, refute
 from milpverify.compare.comparison import Comparison
 from milpverify.compare.methods import DEFAULT, Exact, methods_of
-from milpverify.compare.process import Interrupted, measured, sendable
+from milpverify.compare.process import Interrupted, Processes, sendable
 from milpverify.compare.record import Record
 from milpverify.compare.rows import Row
 from milpverify.compare.sources import instances_of
@@ -71,7 +71,7 @@ def compare(
         raise InvalidInput("to resume needs the CSV file to go on with")
     with nullcontext() if csv is None else Record(Path(csv), resume) as record:
         work.take(record)
-        with ThreadPoolExecutor(jobs) as pool:
+        with work.processes, ThreadPoolExecutor(jobs) as pool:
             running = [pool.submit(work.problem, instance) for instance in work.instances]
             wait(running, return_when=FIRST_EXCEPTION)
             failed = next((e for f in running if f.done() and (e := f.exception()) is not None), None)
@@ -94,6 +94,7 @@ class _Work:
     record: Record | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     failed: threading.Event = field(default_factory=threading.Event)
+    processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 <= self.timeout < math.inf:
@@ -125,7 +126,7 @@ class _Work:
     def run(self, instance: Instance, method: Method | Tool) -> None:
         """One method on one problem."""
         limit = next((t for t in (self.timeout, instance.timeout) if t is not None), TIMEOUT)
-        answer, usage = measured(instance, method, limit, self.deadline)
+        answer, usage = self.processes.measured(instance, method, limit, self.deadline)
         if answer.invalid and len(self.instances) == 1:
             raise InvalidInput(answer.message)
         gap = None

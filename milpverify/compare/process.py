@@ -1,4 +1,4 @@
-"""The parent's side of a method's process: started, listened to, and killed where it does not keep its limit."""
+"""The parent's side of runs: each is a process of its own, listened to, and killed where it does not keep its limit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from milpverify.compare.child import own_peak
@@ -38,70 +39,124 @@ class Interrupted(Exception):
     """The comparison was asked to stop: the run has no row."""
 
 
-def measured(instance: Instance, method: Method | Tool, limit: float, deadline: Deadline) -> tuple[Answer, Usage]:
-    """Run a method on a problem in a process of its own; never longer than its limit and a grace, once the problem is loaded.
+class Processes:
+    """What runs come from: processes that have imported everything, kept for the next run as long as all ends well; a context manager.
 
-    Raises:
-        InvalidInput: the method cannot be sent to another process.
-        Interrupted: the deadline of the comparison was cancelled.
+    Every thread has its own: on Linux a process dies with the thread that has started it.
     """
-    with tempfile.TemporaryFile() as complaints, _started(complaints) as child:
+
+    def __init__(self) -> None:
+        self._idle: dict[int, _Child] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self._idle:
+            self._idle.popitem()[1].end()
+
+    def measured(self, instance: Instance, method: Method | Tool, limit: float, deadline: Deadline) -> tuple[Answer, Usage]:
+        """Run a method on a problem in a process of its own; never longer than its limit and a grace, once the problem is loaded.
+
+        Raises:
+            Interrupted: the deadline of the comparison was cancelled.
+        """
+        child, well = self._idle.pop(threading.get_ident(), None) or _Child(), False
         try:
-            return _awaited(child, instance, method, limit, deadline, complaints)
+            answer, usage, well = child.awaited(instance, method, limit, deadline)
+            return answer, usage
         finally:
-            _end(child)
+            if well:
+                self._idle[threading.get_ident()] = child
+            else:
+                child.end()
 
 
-def _started(complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "milpverify.compare.child", str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,
-    )
+class _Child:
+    """A process, what it complains of and what it tells."""
+
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        self.complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `end`)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "milpverify.compare.child", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.complaints,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        assert self.process.stdout is not None
+        self.listener = threading.Thread(target=_listen, args=(self.process.stdout, self.inbox), daemon=True)
+        self.listener.start()
+
+    def awaited(self, instance: Instance, method: Method | Tool, limit: float, deadline: Deadline) -> tuple[Answer, Usage, bool]:
+        """What a run comes to, and whether the process can be used again."""
+        assert self.process.stdin is not None
+        said = os.fstat(self.complaints.fileno()).st_size
+        with suppress(BrokenPipeError):
+            send(self.process.stdin, (sys.path, pickle.dumps((instance, method, limit))))
+        best, began, spent, until = Answer(Word.TIMEOUT), time.monotonic(), 0.0, time.monotonic() + LOADING
+        pid, steps = 0, list[tuple[float, float]]()
+        while True:
+            if deadline.cancelled:
+                raise Interrupted
+            try:
+                message = self.inbox.get(timeout=POLL)
+            except queue.Empty:
+                message = ()
+            match message:
+                case ("begun", int(pid)):
+                    began, spent = time.monotonic(), _cpu_of(pid)
+                    until = began + limit + GRACE
+                case ("told", Answer() as told, float(seconds)):
+                    steps = thinned([*steps, (seconds, told.lower_bound)])
+                    best = told if told.lower_bound >= best.lower_bound else best
+                case ("ended", Answer() as answer, Usage() as usage):
+                    return replace(answer, steps=tuple(steps)), usage, sys.platform == "linux"
+                case ("gone", str(why)):
+                    code = self.process.wait()
+                    end = f"signal {-code}" if code < 0 else f"exit status {code}"
+                    last = self._last_line(said)
+                    message_ = f"the process ended without an answer ({end}{why}){': ' + last if last else ''}"
+                    answer = replace(best, verdict=Word.ERROR, message=message_, steps=tuple(steps))
+                    return answer, Usage(time.monotonic() - began, 0.0, 0.0), False
+            if time.monotonic() > until:
+                if not pid:
+                    usage = Usage(time.monotonic() - began, 0.0, 0.0)
+                    return Answer(Word.ERROR, message=f"the problem was not loaded within {LOADING:g} s"), usage, False
+                usage = Usage(time.monotonic() - began, max(0.0, _cpu_of(pid) - spent), own_peak(pid))
+                return replace(best, verdict=Word.TIMEOUT, message="killed at the limit", steps=tuple(steps)), usage, False
+
+    def end(self) -> None:
+        """End the process and what it started."""
+        process = self.process
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # asks an idle one to end
+        if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(FAREWELL)
+        if process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.listener.join(FAREWELL)
+        self.complaints.close()
+
+    def _last_line(self, since: int) -> str:
+        self.complaints.seek(since)
+        lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
 
-def _awaited(
-    child: subprocess.Popen[bytes], instance: Instance, method: Method | Tool, limit: float, deadline: Deadline, complaints: IO[bytes]
-) -> tuple[Answer, Usage]:
-    assert child.stdin is not None and child.stdout is not None
-    inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(child.stdout, inbox), daemon=True).start()
-    with suppress(BrokenPipeError):
-        send(child.stdin, (sys.path, pickle.dumps((instance, method, limit))))
-    best, began, spent, until = Answer(Word.TIMEOUT), time.monotonic(), 0.0, time.monotonic() + LOADING
-    begun, steps = False, list[tuple[float, float]]()
-    while True:
-        if deadline.cancelled:
-            raise Interrupted
-        try:
-            message = inbox.get(timeout=POLL)
-        except queue.Empty:
-            message = ()
-        match message:
-            case ("begun",):
-                begun, began, spent = True, time.monotonic(), _cpu_of(child.pid)
-                until = began + limit + GRACE
-            case ("told", Answer() as told, float(seconds)):
-                steps = thinned([*steps, (seconds, told.lower_bound)])
-                best = told if told.lower_bound >= best.lower_bound else best
-            case ("ended", Answer() as answer, Usage() as usage):
-                return replace(answer, steps=tuple(steps)), usage
-            case ("gone", str(why)):
-                code = child.wait()
-                end = f"signal {-code}" if code < 0 else f"exit status {code}"
-                last = _last_line(complaints)
-                message_ = f"the process ended without an answer ({end}{why}){': ' + last if last else ''}"
-                return replace(best, verdict=Word.ERROR, message=message_, steps=tuple(steps)), Usage(time.monotonic() - began, 0.0, 0.0)
-        if time.monotonic() > until:
-            usage = Usage(time.monotonic() - began, max(0.0, _cpu_of(child.pid) - spent), own_peak(child.pid))
-            if not begun:
-                return Answer(Word.ERROR, message=f"the problem was not loaded within {LOADING:g} s"), usage
-            return replace(best, verdict=Word.TIMEOUT, message="killed at the limit", steps=tuple(steps)), usage
+def measured(instance: Instance, method: Method | Tool, limit: float, deadline: Deadline) -> tuple[Answer, Usage]:
+    """One run alone."""
+    with Processes() as processes:
+        return processes.measured(instance, method, limit, deadline)
 
 
 def thinned(steps: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -109,25 +164,14 @@ def thinned(steps: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return steps if len(steps) <= STEPS else steps[:-1:2] + steps[-1:]
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process and what it started."""
-    if child.poll() is None:
-        child.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(FAREWELL)
-    if child.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
 def _listen(source: IO[bytes], inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
     try:
-        while True:
-            inbox.put(receive(source))
+        with source:
+            while True:
+                inbox.put(receive(source))
     except EOFError:
         inbox.put(("gone", ""))
-    except (OSError, ValueError, BrokenProtocol) as error:  # ValueError: closed under our hands
+    except (OSError, BrokenProtocol) as error:
         inbox.put(("gone", f", {error}"))
 
 
@@ -138,12 +182,6 @@ def _cpu_of(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def _last_line(complaints: IO[bytes]) -> str:
-    complaints.seek(0)
-    lines = complaints.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def sendable(method: Method | Tool, instance: Instance) -> None:

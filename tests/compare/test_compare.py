@@ -19,10 +19,9 @@ from support import Run, refused, strictly
 
 import milpverify as mv
 from milpverify.compare.checks import breaks, refute
+from milpverify.compare.process import Processes
 from milpverify.compare.rows import COLUMNS, Answer, Row, Usage, Witness, Word
 from milpverify.result import Trust
-
-comparing = importlib.import_module("milpverify.compare.comparing")
 
 
 @pytest.fixture
@@ -50,17 +49,17 @@ def row(
 
 
 def test_a_comparison(net: Path, safe: Path, unsafe: Path, tmp_path: Path) -> None:
-    seen = list[tuple[str, int]]()
+    seen = list[tuple[str, str, int]]()
     found = mv.compare(
         [(net, safe), (net, unsafe)],
         ["ibp", "lp", "exact:1e-4"],
         csv=tmp_path / "rows.csv",
         jobs=2,
-        on_row=lambda row, left: seen.append((row.method, left)),
+        on_row=lambda row, left: seen.append((row.problem, row.method, left)),
     )
     assert [(r.problem, r.method) for r in found] == [(f"net {p}", m) for p in ("safe", "unsafe") for m in ("ibp", "lp", "exact:1e-4")]
-    assert found.complete and not found.breaks and [left for _, left in seen] == [5, 4, 3, 2, 1, 0]
-    assert {method for method, _ in seen[:2]} == {"exact:1e-4"}  # the others' gaps wait for it
+    assert found.complete and not found.breaks and [left for *_, left in seen] == [5, 4, 3, 2, 1, 0]
+    assert {problem: method for problem, method, _ in reversed(seen)} == dict.fromkeys(["net safe", "net unsafe"], "exact:1e-4")
     for one, margin in zip((found.rows[:3], found.rows[3:]), (0.5, -0.5), strict=True):
         for each in one:
             assert each.gap is not None and each.lower_bound + each.gap == pytest.approx(margin, abs=1e-6)
@@ -133,7 +132,7 @@ def test_a_bound_above_a_point_names_both() -> None:
 
 def test_a_contradiction_ends_the_comparison(net: Path, safe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([Answer(Word.UNSAT, 1.0, Trust.ROUNDED), Answer(Word.UNKNOWN, 0.0, Trust.ROUNDED, witness=Witness(0.5, (1.0, 1.0)))])
-    monkeypatch.setattr(comparing, "measured", lambda *_: (next(answers), Usage(1.0, 1.0, 1.0)))
+    monkeypatch.setattr(Processes, "measured", lambda *_: (next(answers), Usage(1.0, 1.0, 1.0)))
     with pytest.raises(mv.Contradiction):
         mv.compare([(net, safe)], ["ibp", "crown"], csv=tmp_path / "rows.csv")
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3  # what contradicts each other is kept

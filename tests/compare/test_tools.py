@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from networks import absolute_value, write_property
 
 from milpverify.compare.checks import breaks, refute
-from milpverify.compare.process import measured
+from milpverify.compare.methods import method_of
+from milpverify.compare.process import Processes, measured
 from milpverify.compare.rows import Answer, Row, Usage, Word
 from milpverify.compare.sources import Instance
 from milpverify.compare.tools import Tool, read_point, read_verdict
@@ -26,12 +28,21 @@ def instance(tmp_path: Path) -> Instance:
     return Instance.of_files(absolute_value(tmp_path / "net.onnx"), spec)
 
 
+PROCESSES = Processes()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ended() -> Iterator[None]:
+    with PROCESSES:
+        yield
+
+
 def run(
     tmp_path: Path, instance: Instance, body: str, limit: float = 20.0, arguments: str = "{onnx} {vnnlib} {timeout}"
 ) -> tuple[Answer, Usage]:
     script = tmp_path / "tool.py"
     script.write_text(body)
-    return measured(instance, Tool("tool", f"{sys.executable} {script} {arguments}"), limit, Deadline())
+    return PROCESSES.measured(instance, Tool("tool", f"{sys.executable} {script} {arguments}"), limit, Deadline())
 
 
 def test_verdicts_are_words_on_lines_of_their_own() -> None:
@@ -108,3 +119,23 @@ def test_a_tool_that_is_wrong_is_reported() -> None:
     assert breaks(rows) == ["p: tool says unsat, but the counterexample of auto holds"]
     rows = [row("auto", Word.UNSAT, Trust.ROUNDED), row("tool", Word.UNKNOWN, None, "sat was claimed, but ...")]
     assert breaks(rows) == ["p: tool says sat, but auto proves the property"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are kept on Linux only")
+def test_processes_are_kept_until_a_run_ends_badly(tmp_path: Path, instance: Instance) -> None:
+    script = tmp_path / "tool.py"
+    script.write_text("import os; print('unknown'); open('%s', 'a').write(f'{os.getppid()} {os.getpid()}\\n')" % (tmp_path / "pids"))
+    fine, slow = (Tool("t", f"{command} {{onnx}} {{vnnlib}}") for command in (f"{sys.executable} {script}", "sleep 60"))
+    with Processes() as processes:
+        assert [processes.measured(instance, fine, 20.0, Deadline())[0].verdict for _ in range(2)] == [Word.UNKNOWN] * 2
+        (first,) = processes._idle.values()
+        assert processes.measured(instance, method_of("crown"), 20.0, Deadline())[0].verdict is Word.UNKNOWN
+        assert [*processes._idle.values()] == [first]
+        os.kill(first.process.pid, 9)
+        first.process.wait()
+        answer, _ = processes.measured(instance, fine, 20.0, Deadline())
+        assert answer.verdict is Word.ERROR and "signal 9" in answer.message and not processes._idle
+        assert processes.measured(instance, slow, 0.2, Deadline())[0].verdict is Word.ERROR  # sleep takes one number
+        assert processes.measured(instance, fine, 20.0, Deadline())[0].verdict is Word.UNKNOWN
+    runs = [line.split() for line in (tmp_path / "pids").read_text().splitlines()]
+    assert len({parent for parent, _ in runs}) == 3 == len(runs) and not processes._idle
