@@ -37,7 +37,7 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
-    assert [*names, "06_power_network.py"] == NUMBERED
+    assert [*names, "06_power_network.py", "07_comparison.py"] == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -102,6 +102,16 @@ def test_power_network(tmp_path: Path, commands: dict[str, str]) -> None:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_comparison(tmp_path: Path, commands: dict[str, str]) -> None:
+    out = run_example("07_comparison.py", tmp_path, commands, str(tmp_path))
+    bounds = [float(re.findall(rf" {name} +(\S+) ", out)[0]) for name in ("ibp", "crown", "alpha-crown", "lp", "exact")]
+    assert bounds == sorted(bounds) and "out of order" not in out
+    (crown, _), (auto, falsified) = (tuple(map(int, pair)) for pair in re.findall(r"(\d+) of 9 verified, (\d+) falsified", out))
+    assert crown <= auto and auto + falsified == 9
+    for name in ("bounds", "cactus", "radius"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
 def test_the_committed_pairs(run_cli: Run, name: str, verdict: str) -> None:
     done = run_cli("verify", EXAMPLES / "digits.onnx", EXAMPLES / f"{name}.vnnlib", "--timeout", "60")
@@ -135,7 +145,7 @@ def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VERIFIED")
     assert "UNKNOWN" not in done.stdout
-    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png", "proof.json", "rows.csv"))
+    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png", "proof.json", "rows.csv", "bounds.png"))
     assert "True every point violates something by more than" in done.stdout
 
 

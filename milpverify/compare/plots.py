@@ -197,7 +197,7 @@ def _panel(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None
         axes.plot([], [], color=style.colour, marker=style.mark, linestyle=style.line, markersize=5, label=row.method)
         axes.scatter(times[-1], bounds[-1], s=36, color=style.colour, marker=style.mark, edgecolors="white", linewidths=0.6, zorder=4)
     axes.axhline(0.0, color=INK, linewidth=0.8, zorder=1)
-    axes.set_xscale("log")
+    pictures.logarithmic(axes, "x")
     axes.set_xlim(right=end)
     _signed(axes, "y", [bound for row in rows for _, bound in steps_of(row)])
 
@@ -247,7 +247,7 @@ def _cactus(shown: Shown, places: Sequence[Axes]) -> None:
             marker=style.mark, markevery=slice(0, len(seconds), every) if seconds else [], markersize=4.5, linewidth=1.4, label=label,
         )  # fmt: skip
     count = len(shown.problems)
-    axes.set_xscale("log")
+    pictures.logarithmic(axes, "x")
     axes.set_xlim(right=end * 1.1)
     axes.set_ylim(0, count * 1.04)
     axes.locator_params(axis="y", integer=True)
@@ -280,7 +280,8 @@ def _scatter(shown: Shown, places: Sequence[Axes]) -> None:
         for line in (axes.axvline, axes.axhline):
             line(edge, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
         axes.text(low * 1.1, edge, "not decided", fontsize=7, color=GREY, va="bottom")
-    axes.set(xscale="log", yscale="log", xlim=(low, edge * 1.5), ylim=(low, edge * 1.5))
+    pictures.logarithmic(axes, "x", "y")
+    axes.set(xlim=(low, edge * 1.5), ylim=(low, edge * 1.5))
     axes.set_box_aspect(1.0)
     axes.set(xlabel=f"{shown.methods[0]}, seconds", ylabel=f"{shown.methods[1]}, seconds")
 

@@ -69,3 +69,16 @@ def plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8, color=GREY)
     axes.xaxis.label.set_fontsize(9)
     axes.yaxis.label.set_fontsize(9)
+
+
+def logarithmic(axes: Axes, *which: str) -> None:
+    """Logarithmic axes ("x", "y") whose ticks are plain numbers: powers of ten, and 2 and 5 times these where an axis is short."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
