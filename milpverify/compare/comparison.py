@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milpverify.compare.record import line_of
-from milpverify.compare.rows import COLUMNS, Row, Word
+from milpverify.compare.rows import COLUMNS, Row, Word, short
 from milpverify.errors import MilpverifyError
 from milpverify.result import json_number, json_text, write_atomically
 from milpverify.version import __version__
@@ -155,7 +155,7 @@ class Comparison:
         found = _table(TITLES)
         before = ""
         for row in self.rows:
-            name, before = ("" if row.problem == before else row.problem), row.problem
+            name, before = ("" if row.problem == before else short(row.problem)), row.problem
             trust = "" if row.trust is None else row.trust.value
             costs = f"{row.seconds:.2f}", f"{row.cpu_seconds:.2f}", f"{row.memory_mb:.0f}"
             bound = "" if row.trust is None and math.isinf(row.lower_bound) else _number(row.lower_bound)
@@ -193,7 +193,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     said: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.message:
-            said.setdefault((row.method, row.message), []).append(row.problem)
+            said.setdefault((row.method, row.message), []).append(short(row.problem))
     whose = (method if len(of) > 1 else f"{of[0]}, {method}" for (method, _), of in said.items())
     counts = (f" ({len(of)} problems)" if len(of) > 1 else "" for of in said.values())
     return [f"{who}{count}: {message}" for who, count, (_, message) in zip(whose, counts, said, strict=True)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from milpverify import pictures
 from milpverify.compare.methods import EXACT
-from milpverify.compare.rows import Row, Word
+from milpverify.compare.rows import Row, Word, short
 from milpverify.errors import InvalidInput
 from milpverify.pictures import COLOURS, GREY, INK, MARKS
 
@@ -167,7 +167,7 @@ def _bounds(shown: Shown, places: Sequence[Axes]) -> None:
         _panel(axes, [row for row in rows if row.method in shown.methods], shown.styles)
         _margin(axes, rows)
         axes.margins(y=0.08)
-        axes.set_title(_short(problem), fontsize=8, color=INK, wrap=True)
+        axes.set_title(short(problem), fontsize=8, color=INK, wrap=True)
         if place % COLUMNS == 0:
             axes.set_ylabel("proved lower bound of the margin")
         if place + COLUMNS >= len(places):
@@ -209,12 +209,6 @@ def _margin(axes: Axes, rows: Sequence[Row]) -> None:
     if math.isfinite(least):
         label = "margin (exact)" if known else "best known point"
         axes.axhline(least, color=INK, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1, label=label)
-
-
-def _short(problem: str) -> str:
-    """Without the network's name where the property's begins with it."""
-    first, _, rest = problem.partition(" ")
-    return rest if rest.startswith(first) else problem
 
 
 def steps_of(row: Row) -> list[tuple[float, float]]:

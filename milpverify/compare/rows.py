@@ -140,3 +140,9 @@ class Row:
             "witness": witness,
             "steps": None if self.steps is None else [[seconds, json_number(bound)] for seconds, bound in self.steps],
         }
+
+
+def short(problem: str) -> str:
+    """A problem's name without the network's where the property's begins with it."""
+    first, _, rest = problem.partition(" ")
+    return rest if rest.startswith(first) else problem
