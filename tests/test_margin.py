@@ -45,6 +45,14 @@ def test_the_margin_is_found(tmp_path: Path, unsafe: str, margin: float, verdict
     assert again["upper_bound"] == found.upper_bound and again["nearest"] == found.nearest.tolist()
 
 
+@pytest.mark.parametrize(("unsafe", "margin", "verdict"), CASES[:4])
+def test_events_tell_bounds_of_the_margin(tmp_path: Path, unsafe: str, margin: float, verdict: mv.Verdict) -> None:
+    """Not those of the questions that it is found by, whose thresholds lie close to it."""
+    told = list[float]()
+    mv.verify(problem(tmp_path, unsafe), 60, margin=True, gap=1e-5, on_event=lambda e: told.append(e.data.get("lower_bound", -math.inf)))
+    assert told and -math.inf < max(told) <= margin
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_margin_is_that_of_exact_arithmetic(seed: int, tmp_path: Path) -> None:
     case = random_case(seed)
