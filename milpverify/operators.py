@@ -23,6 +23,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from milpverify.balls.ball import Ball
     from milpverify.functions.catalogue import Function
 
 Shape = tuple[int, ...]
@@ -43,7 +44,9 @@ class Operator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Input(Operator):
-    """The network's input x, flattened: shape (nx,)."""
+    """The network's input x, flattened: shape (nx,); of a confined network only where it lies in a ball."""
+
+    ball: Ball | None = None
 
 
 @dataclass(frozen=True, eq=False)

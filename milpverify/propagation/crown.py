@@ -79,7 +79,9 @@ def crown(
     level: Level = {}
     # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())
-    gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if screened and len(lower) else None
+    # What a ball excludes the box's ranges do not tell.
+    useful = screened and len(lower) and graph.ball is None
+    gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, wide)
         if known is not None and node.id in known:

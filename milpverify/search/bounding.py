@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.balls.dual import Region
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
@@ -108,7 +109,10 @@ def bound_batch(
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
-    return BatchBounds(state, table, rows, group.margins(least), forms, losses)
+    margins = group.margins(least)
+    if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
+        margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
+    return BatchBounds(state, table, rows, margins, forms, losses)
 
 
 def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> BatchBounds:

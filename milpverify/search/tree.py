@@ -86,6 +86,7 @@ class Incumbents:
         """Keep a point that is better than what is known of its disjunct and satisfies the constraints between inputs."""
         disjunct, graph = self.group.disjuncts[place], self.context.graph
         x = np.clip(x, disjunct.box.lower, disjunct.box.upper)
+        x = x if graph.ball is None else graph.ball.pulled(x)
         if len(disjunct.domain) and not bool((disjunct.domain.x_rows @ x <= disjunct.domain.rhs).all()):
             return
         y = evaluate(graph, torch.from_numpy(x)[None].to(graph.device))[0].cpu().numpy()
