@@ -6,8 +6,8 @@ l <= d <= u with sum phi_i(d_i) <= R is, by Lagrange duality in the ball's const
     max over lambda >= 0 of  sum_i min { a_i d_i + lambda phi_i(d_i) : l_i <= d_i <= u_i }  -  lambda R,
 
 a concave function of one multiplier that separates: every minimum is at an end, at the point nearest to 0, or where the parabola is flat.
-Any multiplier gives a bound, so nothing rests on how it is found: for L1 it is one of the breakpoints |a_i| w_i, for L2 it comes by Newton's
-method.
+Any multiplier gives a bound, so nothing rests on how it is found: for L1 it is one of the breakpoints |a_i| w_i, for L2 it comes by
+Newton's method.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def add_ball(builder: ModelBuilder, ball: Ball, columns: Index, lower: Array, up
 
 
 def confined(model: Model, ball: Ball, first: int, centre: Array, unit: Array, tangents: Sequence[Array]) -> Model:
-    """A linear program over inputs x = centre + unit v with the ball: rows and variables after all others, for which nothing is rounded outwards.
+    """A linear program over inputs x = centre + unit v with the ball: rows and variables after all others, not rounded outwards.
 
     Args:
         first: the column of the first input; the others follow. Those of unit 0 are fixed.
