@@ -198,14 +198,11 @@ class Linear(_Weighted, Affine):
 
 @dataclass(frozen=True, eq=False)
 class Conv(_Weighted, Affine):
-    """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel).
-
-    `pads` are (begin, end) per spatial axis.
-    """
+    """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel)."""
 
     weight: Tensor
     stride: Shape
-    pads: tuple[tuple[int, int], ...]
+    pads: tuple[tuple[int, int], ...]  # (begin, end) per spatial axis
     dilation: Shape
     groups: int
     in_shape: Shape  # (batch, channels, *space)

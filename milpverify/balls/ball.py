@@ -4,53 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from milpverify.balls.norm import Norm
 from milpverify.errors import InvalidProperty
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 PULLS = (0.0, 2.0**-52, 2.0**-50, 2.0**-46, 2.0**-40, 2.0**-30, 2.0**-20)
 """By which shares points are moved further inwards until, with all that was rounded, they lie inside."""
 
 Array = NDArray[np.float64]
-
-
-class Norm(Enum):
-    """How distances are measured."""
-
-    LINF = "linf"
-    L1 = "l1"
-    L2 = "l2"
-
-    @staticmethod
-    def of(name: str | Norm) -> Norm:
-        """The norm of a name.
-
-        Raises:
-            InvalidProperty: there is none.
-        """
-        try:
-            return Norm(name)
-        except ValueError:
-            raise InvalidProperty(f"unknown norm {name!r}; there are {', '.join(n.value for n in Norm)}") from None
-
-    def total(self, away: Sequence[Fraction]) -> Fraction:
-        """Distances by feature, >= 0, as one; for L2 its square."""
-        match self:
-            case Norm.LINF:
-                return max(away, default=Fraction(0))
-            case Norm.L1:
-                return sum(away, start=Fraction(0))
-            case Norm.L2:
-                return sum((a * a for a in away), start=Fraction(0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 
 if TYPE_CHECKING:
     from milpverify.balls.ball import Ball

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 
 if TYPE_CHECKING:
     from milpverify.balls.ball import Ball

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.encode.smt_terms import number
 from milpverify.solvers.model import Array, Model
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from milpverify.arithmetic.rational_range import Number, Range, add, between, floats, mul, point
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.encode.balls import assert_ball
 from milpverify.encode.segments import is_continuous, touched_pieces
 from milpverify.encode.smt_terms import ScriptWriter, Value, logic_of, number

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify import spec
-from milpverify.balls.ball import Ball, Norm
+from milpverify.balls.ball import Ball
+from milpverify.balls.norm import Norm
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.network import load_network
 from milpverify.frontends.vnnlib.reader import parse_vnnlib

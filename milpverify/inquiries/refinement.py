@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.config import CurveEncoding
 from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode

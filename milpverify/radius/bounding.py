@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.run import LARGE
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.console import Debug, Json, Quiet, check_writable, number, reported, stop_signals
 from milpverify.errors import InvalidInput

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.balls.points import distances
 from milpverify.graph import evaluate
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.balls.ball import Ball, Norm
+from milpverify.balls.ball import Ball
+from milpverify.balls.norm import Norm
 from milpverify.errors import InvalidInput
 from milpverify.spec import Array, Box
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.errors import InvalidInput
 from milpverify.frontends.network import Loaded, load_network

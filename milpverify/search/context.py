@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.config import Options
 from milpverify.search.ledger import Reporter
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import milpverify as mv
-from milpverify.balls.ball import Ball, Norm, rounded_up
+from milpverify.balls.ball import Ball
+from milpverify.balls.norm import Norm, rounded_up
 from milpverify.balls.points import distances, project, steepest
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.optimize import linprog, minimize
 
-from milpverify.balls.ball import Ball, Norm
+from milpverify.balls.ball import Ball
 from milpverify.balls.dual import Region
+from milpverify.balls.norm import Norm
 
 
 def _region(ball: Ball, lower: np.ndarray, upper: np.ndarray) -> Region:

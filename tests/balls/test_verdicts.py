@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import milpverify as mv
-from milpverify.balls.ball import Ball, Norm
+from milpverify.balls.ball import Ball
+from milpverify.balls.norm import Norm
 
 
 def network(seed: int, activation: type[nn.Module] = nn.ReLU, inputs: int = 2) -> nn.Sequential:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from milpverify.balls.ball import Norm
+from milpverify.balls.norm import Norm
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.encode.balls import confined
