@@ -265,8 +265,12 @@ class Backward:
         """
         return (rows * self._wide(vector, rows)).flatten(2).sum(2, dtype=self.graph.inner).double()
 
-    def concretise(self) -> tuple[Tensor, Tensor]:
-        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel."""
+    def concretise(self, confined: bool = True) -> tuple[Tensor, Tensor]:
+        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel.
+
+        Args:
+            confined: whether the ball that inputs are confined to counts; without it, the bounds hold over the whole box.
+        """
         lower, upper, size = self.lower, self.upper, self.size
         for node, rows in self.waiting.items():
             if node not in self.intervals:
@@ -275,7 +279,7 @@ class Backward:
             reach = self._dot(rows.abs(), self._take(radius))
             shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle))
             below, above = shift - reach, shift + reach
-            if node == 0 and self.region is not None:
+            if confined and node == 0 and self.region is not None:
                 region = self.region.take(self.owner)
                 below = torch.maximum(below, region.least(rows))
                 above = torch.minimum(above, -region.least(-rows)) if self.parallel else above

@@ -154,13 +154,11 @@ def bound_rows(
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass
-    lower, _ = sweep.concretise()
+    inside = sweep.concretise()[0]
+    least = inside, inside if sweep.region is None else sweep.concretise(confined=False)[0]
+    lower, over_box = (_finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
-    return LinearBound(
-        sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0),
-        base + sweep.lower,
-        _finite(base + lower - pad - 8 * U64 * (base.abs() + lower.detach().abs())),
-    )
+    return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, over_box)
 
 
 def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import milpverify as mv
-from milpverify.balls.ball import Ball
-from milpverify.balls.norm import Norm, rounded_up
+from milpverify.balls.ball import Ball, rounded_up
+from milpverify.balls.norm import Norm
 from milpverify.balls.points import distances, project, steepest
 
 
