@@ -28,6 +28,8 @@ NEWTON = 12
 """Steps for the multiplier of an L2 ball at most, which stay where it is known to lie; most rows need one or two."""
 TINY = 1e-30
 """Divisors are no smaller."""
+HUGE = 2.0**160
+"""Multipliers and boxes are no larger where a ball counts, and slopes no smaller than its fourth power's inverse."""
 CLOSE = 2.0**-20
 """Steps that change it by less than this share end them: an error in it is felt squared."""
 
@@ -95,7 +97,15 @@ class Region:
             multiplier = self._knapsack(rows, end, near)
         else:
             multiplier = self._newton(rows, end)
+        multiplier = self._tame(multiplier)
         return multiplier, self._minimiser(rows, multiplier, end, near)
+
+    def _tame(self, multiplier: Tensor) -> Tensor:
+        """Multipliers, 0 where products with them may underflow by more than `least` charges."""
+        least = self.inverse.masked_fill(self.inverse == 0, 1.0).amin()
+        slope = multiplier * least if self.norm is Norm.L1 else multiplier * least * least
+        furthest = torch.maximum(self.low.abs(), self.high.abs()).amax(1, keepdim=True)
+        return torch.where((slope >= 1 / HUGE**4) & (multiplier <= HUGE) & (furthest <= HUGE), multiplier, 0.0)
 
     def _minimiser(self, rows: Tensor, multiplier: Tensor, end: Tensor, near: Tensor) -> Tensor:
         price = multiplier.unsqueeze(2)

@@ -104,6 +104,13 @@ def test_no_point_lies_below_a_bound(norm: Norm) -> None:
     assert tried > 200
 
 
+def test_weights_whose_squares_underflow_prove_nothing_wrong() -> None:
+    weight = np.array([1.0, 1.0, 1.0, 1e170])
+    ball = Ball(np.zeros(4), 1.0, Norm.L2, weight=weight)
+    row = torch.from_numpy(1.0 / weight)[None, None]
+    assert float(_region(ball, *ball.ends).least(row)[0, 0]) <= -2.0
+
+
 @pytest.mark.parametrize("norm", [Norm.L1, Norm.L2])
 def test_empty_boxes_hold_no_point(norm: Norm) -> None:
     empty = 0
