@@ -64,7 +64,8 @@ def add_ball(builder: ModelBuilder, ball: Ball, columns: Index, lower: Array, up
             builder.row([e, x], [1.0, 1.0], lower=p)
         else:
             share = math.nextafter(share * share, 0.0)
-            e = int(builder.variables(0.0, math.nextafter(max(-low, high) ** 2, math.inf))[0])
+            reach = max(-low, high)
+            e = int(builder.variables(0.0, math.nextafter(reach * reach, math.inf))[0])
             for c in tangent_places(ball, low, high, w):
                 # s >= 2 c (x - p) - c^2
                 builder.row([e, x], [1.0, -2.0 * c], lower=-(2.0 * c * p + c * c), error=2.0**-51 * (abs(2.0 * c * p) + c * c))
@@ -97,7 +98,7 @@ def confined(model: Model, ball: Ball, first: int, centre: Array, unit: Array, t
         budget = ball.radius - float(spent.sum())
         lines = [(np.full(len(u), side), np.zeros(len(u))) for side in (1.0, -1.0)]
     else:
-        budget, share = ball.radius**2 - float((spent * spent).sum()), share * share
+        budget, share = ball.radius * ball.radius - float((spent * spent).sum()), share * share
         places = [tangent_places(ball, float(a - b), float(a + b), float(w)) for a, b, w in zip(away, u, ball.weight[moving], strict=True)]
         most = max(map(len, places), default=0)
         slopes = [np.array([row[min(k, len(row) - 1)] for row in places]) for k in range(most)]
