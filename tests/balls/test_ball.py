@@ -38,6 +38,16 @@ def test_distances_are_rounded_up() -> None:
     assert rounded_up(Fraction(2), root=True) ** 2 >= 2
 
 
+def test_ends_contain_the_ball() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        ball = Ball(random.normal(size=3), float(random.uniform(0.1, 2.0)), "l1", weight=random.uniform(0.1, 2.0, 3))
+        parts = (ball.centre.tolist(), ball.weight.tolist(), *(end.tolist() for end in ball.ends))
+        for centre, weight, low, high in zip(*parts, strict=True):
+            reach = Fraction(ball.radius) * Fraction(weight)
+            assert Fraction(low) <= Fraction(centre) - reach and Fraction(centre) + reach <= Fraction(high)
+
+
 @pytest.mark.parametrize("norm", list(Norm))
 def test_pulled_points_lie_inside(norm: Norm) -> None:
     random = np.random.default_rng(1)

@@ -126,6 +126,20 @@ def test_empty_boxes_hold_no_point(norm: Norm) -> None:
     assert empty > 5
 
 
+@pytest.mark.parametrize("norm", [Norm.L1, Norm.L2])
+def test_points_at_the_rim_are_boxes_that_are_not_empty(norm: Norm) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        ball = Ball(random.normal(size=3), float(random.uniform(0.1, 2.0)), norm, weight=random.uniform(0.3, 2.0, 3))
+        x = ball.pulled(ball.centre + ball.weight * ball.radius * random.normal(size=3))
+        assert not bool(_region(ball, x, x).empty()[0])
+
+
+def test_radii_whose_squares_overflow_prove_nothing() -> None:
+    region = _region(Ball([0.0, 0.0], 1e200, Norm.L2), np.full(2, -1e200), np.full(2, 1e200))
+    assert not bool(region.least(torch.ones(1, 1, 2, dtype=torch.float64)).isnan().any())
+
+
 def test_a_ball_within_its_box_is_its_dual_norm() -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(5, 40))

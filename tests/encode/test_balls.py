@@ -65,6 +65,6 @@ def test_points_of_the_ball_satisfy_all_rows_in_rationals(norm: str, quadratic: 
 
 
 def test_balls_beyond_what_solvers_carry_are_refused() -> None:
-    for centre, radius, weight in (([0.0, 0.0], 1e200, 1.0), ([0.0, 0.0], 1.0, [1e170, 1.0]), ([0.0, 0.0], 1.0, [1e-200, 1.0])):
+    for centre, radius, weight in (([0.0, 0.0], 1e200, 1.0), ([0.0, 0.0], 1.0, [1e170, 1.0])):
         with np.errstate(all="ignore"), pytest.raises(NumericallyUnfit):
             added(Ball(centre, radius, "l2", weight=weight), False)[0].build({})
