@@ -21,6 +21,7 @@ from milpverify.version import __version__
 
 if TYPE_CHECKING:
     from milpverify import acopf
+    from milpverify.balls.ball import Ball
     from milpverify.bounding import bounds
     from milpverify.compare import Comparison, Instance, Tool, compare
     from milpverify.config import Deadline, Milp, Options, SearchOptions
@@ -63,6 +64,7 @@ __all__ = [
     "Radius",
     "register_nonlinearity",
     "Activation",
+    "Ball",
     "Box",
     "Rows",
     "Disjunct",
@@ -102,6 +104,7 @@ _HOMES = {
     "register_nonlinearity": "functions.catalogue",
     "Activation": "frontends.torch.activation",
     **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),
+    "Ball": "balls.ball",
     **dict.fromkeys(("Box", "Rows", "Disjunct"), "spec"),
     **dict.fromkeys(("Graph", "Node"), "graph"),
     **dict.fromkeys(("Milp", "Options", "SearchOptions", "Deadline"), "config"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from milpverify.balls.ball import Ball
     from milpverify.config import Deadline
     from milpverify.frontends.network import Network
     from milpverify.graph import Graph
@@ -51,7 +52,7 @@ class NetworkBounds:
 
 def bounds(
     network: Network,
-    box: Box | Sequence[Box],
+    box: Box | Ball | Sequence[Box],
     method: str = "crown",
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -61,7 +62,7 @@ def bounds(
 
     Args:
         network: a torch module in evaluation mode, the path of an ONNX file, or a graph, such as `load(...).graph`.
-        box: the input box, or several of them as a batch; for a torch module shaped as its input without the batch axis.
+        box: the input box, or a ball, or several boxes as a batch; for a torch module shaped as its input without the batch axis.
         method: "ibp" (interval propagation), "crown" (arXiv 1811.00866, all intermediate bounds), "alpha-crown"
             (arXiv 2011.13824, slopes optimised for every undecided neuron) or "lp": the intermediate bounds of CROWN, and for the outputs
             the linear relaxation, solved by HiGHS, whose multipliers are checked (`linear_relaxation`).
@@ -78,9 +79,11 @@ def bounds(
     import torch
 
     from milpverify.arithmetic.rounding import ieee
+    from milpverify.balls.ball import Ball
     from milpverify.config import Deadline
     from milpverify.errors import InvalidProperty
     from milpverify.frontends.network import load_network
+    from milpverify.frontends.problem import box_of, confined_to
     from milpverify.propagation.crown import bound_rows, crown
     from milpverify.propagation.interval import propagate
     from milpverify.propagation.optimised.alpha import alpha_crown
@@ -88,10 +91,12 @@ def bounds(
 
     if method not in METHODS:
         raise ValueError(f"unknown bounding method {method!r}; there are {', '.join(METHODS)}")
-    boxes = [box] if isinstance(box, Box) else list(box)
+    ball = box if isinstance(box, Ball) else None
+    boxes = [box_of(box)] if isinstance(box, Box | Ball) else list(box)
     if not boxes:
         raise InvalidProperty("there is no box to bound the network over")
     graph = load_network(network, boxes[0]).graph
+    graph = graph if ball is None else confined_to(graph, ball)
     for b in boxes:
         if b.size != graph.nx:
             raise InvalidProperty(f"the box has {b.size} inputs, the network {graph.nx}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import networkx
 
+    from milpverify.balls.ball import Ball
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -114,6 +116,17 @@ class Graph:
     @cached_property
     def _copies(self) -> dict[tuple[torch.dtype, torch.device, torch.dtype | None], Graph]:
         return {}
+
+    @property
+    def ball(self) -> Ball | None:
+        """The ball that inputs are confined to, if they are: what is proved holds there, and points outside are no inputs."""
+        op = self.nodes[0].op
+        return op.ball if isinstance(op, Input) else None
+
+    def confined(self, ball: Ball | None) -> Graph:
+        """The same network, of inputs in a ball."""
+        first = replace(self.nodes[0], op=Input(ball))
+        return replace(self, nodes=(first, *self.nodes[1:]))
 
     def precision(self, node: int) -> torch.dtype:
         """The precision of a node's matrices, and of the multipliers that wait at it in a backward pass."""

@@ -78,7 +78,7 @@ def shifted(problem: Problem, threshold: float) -> Problem:
 
 def margin_at(problem: Problem, x: Array) -> float:
     """An upper bound of the margin at a point (nx,) in real arithmetic: over the disjuncts that it lies in; inf where there is none."""
-    return min((real_margin(problem.graph, d.unsafe, x)[1] for d in problem.disjuncts if inside(d, x)), default=math.inf)
+    return min((real_margin(problem.graph, d.unsafe, x)[1] for d in problem.disjuncts if inside(problem.graph, d, x)), default=math.inf)
 
 
 def seek(problem: Problem, deadline: Deadline, seed: int) -> list[Array]:

@@ -1,10 +1,8 @@
 """The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products.
 
-Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its
-transpose, which is all that backward bound propagation needs), `absolute` (the same map with |W|, which is all that
-intervals and rounding-error bounds need) and `terms` (how many roundings a product may suffer, for the error bounds).
-
-Tensors carry one leading batch axis N that the operator's static shape does not mention: (N, *shape).
+Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its transpose, all that
+backward bound propagation needs), `absolute` (the map with |W|, all that intervals and rounding-error bounds need) and `terms` (how many
+roundings a product may suffer). Tensors carry one leading batch axis N that static shapes do not mention: (N, *shape).
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from milpverify.balls.ball import Ball
     from milpverify.functions.catalogue import Function
 
 Shape = tuple[int, ...]
@@ -43,7 +42,9 @@ class Operator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Input(Operator):
-    """The network's input x, flattened: shape (nx,)."""
+    """The network's input x, flattened: shape (nx,); perhaps confined to a ball."""
+
+    ball: Ball | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +60,11 @@ class Product(Operator):
 
 
 class Affine(Operator):
-    """y = sum_i W_i x_i + b. Subclasses define the linear part and its adjoint, and say all that rounding errors and intervals rest on.
+    """y = sum_i W_i x_i + b. Subclasses define linear part and adjoint, and say all that rounding errors and intervals rest on.
 
-    A network stores its constants, and some have to be computed from them: a quotient, the reciprocal of a count. Where float64 does not
-    hold the result, `rounded` says so: each coefficient of W and of b is that of the real map times as many factors (1 + d)^(-+1),
-    |d| <= 2^-53. Rounding-error bounds take it as so many more roundings, so that they hold for the real map.
+    A network stores its constants, and some are computed from them: a quotient, the reciprocal of a count. Where float64 does not hold the
+    result, `rounded` says so: each coefficient of W and of b is that of the real map times as many factors (1 + d)^(-+1), |d| <= 2^-53.
+    Rounding-error bounds take it as so many more roundings, so that they hold for the real map.
     """
 
     bias: Tensor | None = None  # broadcastable to the operator's shape
@@ -197,14 +198,11 @@ class Linear(_Weighted, Affine):
 
 @dataclass(frozen=True, eq=False)
 class Conv(_Weighted, Affine):
-    """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel).
-
-    `pads` are (begin, end) per spatial axis.
-    """
+    """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel)."""
 
     weight: Tensor
     stride: Shape
-    pads: tuple[tuple[int, int], ...]
+    pads: tuple[tuple[int, int], ...]  # (begin, end) per spatial axis
     dilation: Shape
     groups: int
     in_shape: Shape  # (batch, channels, *space)

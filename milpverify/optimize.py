@@ -15,6 +15,7 @@ import torch
 from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Deadline, Milp, Options, SearchMethod
 from milpverify.errors import InvalidProperty
+from milpverify.frontends.problem import box_of, confined_to
 from milpverify.graph import evaluate
 from milpverify.margin import Gap, bracket, in_reals, raised, seek, shifted, summed
 from milpverify.result import Reason, Result, Trust, json_number, json_text
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from milpverify.balls.ball import Ball
     from milpverify.events import Event
     from milpverify.graph import Graph
 
@@ -85,7 +87,7 @@ class Optimum:
 
 def minimize(
     graph: Graph,
-    box: Box,
+    box: Box | Ball,
     objective: ArrayLike | tuple[ArrayLike, ArrayLike],
     gap: float = 1e-4,
     timeout: float | None = None,
@@ -100,7 +102,7 @@ def minimize(
 
     Args:
         graph: the network, from `load(...).graph`, in float64.
-        box: the inputs, (nx,).
+        box: the inputs, (nx,): a box or a ball.
         objective: coefficients on the outputs (ny,), or a pair of those on the inputs (nx,) and on the outputs (ny,).
         gap: how close the bounds shall come, absolutely; below about 1e-6 of the values' size rounding gets in the way. Smooth networks
             are decided up to an eighth of it where the options' `delta` is larger.
@@ -117,6 +119,7 @@ def minimize(
     within = Gap(gap)
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
+    graph, box = confined_to(graph, box), box_of(box)
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
     settings = settings_of(options or Options(), method)
     settings = replace(settings, delta=min(settings.delta, gap / 8))
@@ -142,7 +145,9 @@ def minimize(
     return Optimum(*ends, found.x, y, found.reason, found.trust, limit.elapsed(), len(found.searches), counts, settings.to_dict())
 
 
-def maximize(graph: Graph, box: Box, objective: ArrayLike | tuple[ArrayLike, ArrayLike], *args: object, **options: object) -> Optimum:
+def maximize(
+    graph: Graph, box: Box | Ball, objective: ArrayLike | tuple[ArrayLike, ArrayLike], *args: object, **options: object
+) -> Optimum:
     """The maximum of a linear function of a network's outputs (and inputs): `minimize` of its negative, see there."""
     x_row, y_row = _objective(graph, objective)
     found = minimize(graph, box, (-x_row, -y_row), *args, **options)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
-    assert [*names, "06_power_network.py", "07_comparison.py"] == NUMBERED
+    assert [*names, "06_power_network.py", "07_comparison.py", "08_robustness_radii.py"] == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -110,6 +110,18 @@ def test_comparison(tmp_path: Path, commands: dict[str, str]) -> None:
     assert crown <= auto and auto + falsified == 9
     for name in ("bounds", "cactus", "radius"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_robustness_radii(tmp_path: Path, commands: dict[str, str]) -> None:
+    """Balls of one radius contain each other, so that radii grow from linf to l1; the nearest misread images are drawn."""
+    out = run_example("08_robustness_radii.py", tmp_path, commands, str(tmp_path))
+    found = re.findall(r"image (\d+), label (\d), (\w+) *: radius within \[(\S+), (\S+)\], where output (\d)", out)
+    assert [norm for _, _, norm, *_ in found] == ["linf", "l2", "l1"] * 3
+    for _, label, _, low, high, other in found:
+        assert 0 < float(low) <= float(high) and label != other
+    for largest, euclidean, total in (found[k : k + 3] for k in (0, 3, 6)):
+        assert float(largest[3]) <= float(euclidean[4]) and float(euclidean[3]) <= float(total[4])
+    assert (tmp_path / "nearest.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])

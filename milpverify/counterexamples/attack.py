@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milpverify.balls.points import distances, steepest
+from milpverify.balls.points import project as project_on_ball
 from milpverify.counterexamples.polish import polish, restore
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.graph import evaluate
@@ -130,6 +132,8 @@ class _Batch:
         width = upper - lower
 
         def project(x: Tensor) -> Tensor:
+            if self.graph.ball is not None:
+                x = project_on_ball(self.graph.ball, x)
             x = torch.minimum(torch.maximum(x, lower), upper)
             for _ in range(3 if domain else 0):
                 x = torch.minimum(torch.maximum(domain.project(x, width > 0), lower), upper) if domain else x
@@ -140,7 +144,7 @@ class _Batch:
             direction = torch.randn(len(owner), self.graph.ny, generator=self.generator, device=x.device, dtype=x.dtype)
             for _ in range(2):
                 gradient, _ = _gradient(self.graph, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
-                x = torch.where((kind % 2 == 0)[:, None], x, project(x + _FIRST_STEP * width * gradient.sign()))
+                x = torch.where((kind % 2 == 0)[:, None], x, project(x + _FIRST_STEP * width * self.ascent(gradient)))
             with torch.no_grad():
                 margin = unsafe.residual(x, evaluate(self.graph, x)).amax(1)
                 for _ in range(_SCOUTS):
@@ -151,6 +155,8 @@ class _Batch:
         best, best_margin = x, x.new_full((len(owner),), math.inf)
         for step in range(steps):
             gradient, margin = _gradient(self.graph, x, unsafe.residual, kind % 2 == 0)
+            if self.graph.ball is not None:
+                margin = margin.masked_fill(distances(self.graph.ball, x) > self.graph.ball.radius * (1.0 + _DOMAIN_TOLERANCE), math.inf)
             if domain is not None:
                 margin = margin.masked_fill(domain.distance(x).amax(1) > _DOMAIN_TOLERANCE, math.inf)
             if step == 0 and (finite := margin[margin.isfinite()]).numel():
@@ -166,7 +172,7 @@ class _Batch:
             size = first * (_LAST_STEP / first) ** (step / max(1, steps - 1)) * width
             if step == 0 and not diversify:
                 size = torch.where((kind == 1)[:, None], width, size)  # to the corner
-            x = project(x - size * gradient.sign())
+            x = project(x - size * self.ascent(gradient))
         margins, places = best_margin.reshape(count, each).min(1)
         improved = margins.double().cpu().numpy() < self.margins
         chosen = best[torch.arange(count, device=places.device) * each + places].double().cpu().numpy()
@@ -181,6 +187,14 @@ class _Batch:
             return torch.where((kind == 0)[:, None], near, lower + unit * width)
         unit = torch.where((kind % 2 == 1)[:, None], unit.round(), unit)
         return lower + torch.where((kind < 2)[:, None], 0.5, unit) * width
+
+    def ascent(self, gradient: Tensor) -> Tensor:
+        """The steepest ascent within a box, or within the ball that inputs are confined to, in units of which the width is two."""
+        ball = self.graph.ball
+        if ball is None:
+            return gradient.sign()
+        reach = torch.from_numpy(ball.radius * ball.weight).to(gradient.device, gradient.dtype).clamp(min=1e-30)
+        return steepest(ball, gradient) / reach
 
     def found(self, index: int, x: Tensor, margin: float) -> bool:
         """Judge a point of one disjunct; whether it is a counterexample."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.balls.points import project
 from milpverify.counterexamples.validate import exact_residuals, holds, representable, rounded, validate
 from milpverify.graph import evaluate
 from milpverify.spec import Rows
@@ -96,7 +97,10 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
                 steps.append(-width * np.sign(free) * scales)
         if not steps:
             return None
-        candidates = representable(graph, box, x + np.concatenate(steps))
+        moved = x + np.concatenate(steps)
+        if graph.ball is not None:
+            moved = project(graph.ball, torch.from_numpy(moved)).numpy()
+        candidates = representable(graph, box, moved)
         if len(disjunct.domain):
             candidates = np.array([restore(disjunct, c) for c in candidates])
         with torch.no_grad():

@@ -16,7 +16,7 @@ from milpverify.graph import evaluate
 from milpverify.result import Counterexample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from milpverify.graph import Graph
     from milpverify.spec import Array, Box, Disjunct, Problem, Rows
@@ -73,18 +73,18 @@ def validate(problem: Problem, disjunct: Disjunct, x: Array) -> Validation:
     """Judge a candidate x (nx,) for one disjunct: the network's own runtime and real arithmetic must both show the violation.
 
     The candidate is moved inward to the numbers of the network's input type (`representable`), or only clipped to the box
-    where the constraints between inputs forbid that. It must then lie in the box and satisfy the constraints exactly. A
+    where the constraints between inputs forbid that, or pulled into the ball that inputs are confined to. It must then lie in box and ball
+    and satisfy the constraints exactly. A
     coordinate whose bounds contain no float32 stays a float64: real arithmetic takes it as it is printed, the runtime its
     float32 rounding, as VNN-COMP does. In the runtime every row must hold both in float64, as anyone recomputes it, and in
     rationals; in the reals every row must hold for the whole enclosure, or exactly where the enclosure cannot tell.
 
     A problem without a runtime is its graph, which then runs in the input's type.
     """
-    box = disjunct.box
-    candidates = (representable(problem.graph, box, x), np.clip(x, box.lower, box.upper))
-    point = next((c for c in candidates if inside(disjunct, c)), None)
+    graph = problem.graph
+    point = next((c for c in _candidates(graph, disjunct.box, x) if inside(graph, disjunct, c)), None)
     if point is None:
-        return Validation(Validity.NOT_A_COUNTEREXAMPLE, candidates[0])
+        return Validation(Validity.NOT_A_COUNTEREXAMPLE, representable(graph, disjunct.box, x))
     rows = disjunct.unsafe
     y = _run(problem, point)
     if np.isfinite(y).all():
@@ -122,6 +122,20 @@ def representable(graph: Graph, box: Box, x: Array) -> Array:
     return moved
 
 
+PULLS = (0.0, 2.0**-40, 2.0**-23, 2.0**-20, 2.0**-16)
+"""By which shares points at the rim of a ball are moved inwards, until their rounding to the network's numbers lies inside."""
+
+
+def _candidates(graph: Graph, box: Box, x: Array) -> Iterator[Array]:
+    """x on the network's numbers; only clipped; and where inputs are confined to a ball, further and further inside that."""
+    yield representable(graph, box, x)
+    yield np.clip(x, box.lower, box.upper)
+    if (ball := graph.ball) is not None:
+        inner = ball.pulled(np.clip(x, box.lower, box.upper))
+        for share in PULLS:
+            yield representable(graph, box, ball.centre + (1.0 - share) * (inner - ball.centre))
+
+
 def exact_residuals(rows: Rows, x: Array, y: Sequence[_Number]) -> list[_Number]:
     """The residuals of the rows in rational arithmetic, for finite numbers."""
     return [high for _, high in _residual_intervals(rows, x, y, y)]
@@ -138,11 +152,15 @@ def format_counterexample(example: Counterexample) -> str:
     return "(" + "\n ".join(entries) + ")"
 
 
-def inside(disjunct: Disjunct, x: Array) -> bool:
-    """Whether x (nx,) lies in the disjunct's box and satisfies its constraints between inputs, exactly."""
+def inside(graph: Graph, disjunct: Disjunct, x: Array) -> bool:
+    """Whether x (nx,) is an input of the network, lies in the disjunct's box and satisfies its constraints between inputs, exactly."""
     box, domain = disjunct.box, disjunct.domain
     in_box = bool(np.all((box.lower <= x) & (x <= box.upper)))
-    return in_box and holds(domain, exact_residuals(domain, x, [Fraction(0)] * domain.y_rows.shape[1]))
+    return (
+        in_box
+        and (graph.ball is None or graph.ball.contains(x))
+        and holds(domain, exact_residuals(domain, x, [Fraction(0)] * domain.y_rows.shape[1]))
+    )
 
 
 def _run(problem: Problem, x: Array) -> Array:

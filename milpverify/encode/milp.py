@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.encode.balls import add_ball
 from milpverify.encode.curves import Cuts, Relaxed, add_incremental, add_lines, add_parted, lines_of
 from milpverify.encode.cut_forms import Composer, CutForms, Line, Split
 from milpverify.encode.encoding import Encoding, Layer, Neurons, NodeRanges, Origins
 from milpverify.encode.kinks import add_pieces
 from milpverify.encode.model import ModelBuilder, NumericallyUnfit
-from milpverify.encode.segments import touched_pieces
+from milpverify.encode.segments import own_pieces, touched_pieces
 from milpverify.graph import evaluate_all
 from milpverify.operators import Elementwise
 from milpverify.relaxations.registry import rule_of
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from milpverify.config import Deadline
-    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
     from milpverify.spec import Box, Disjunct, Rows
 
@@ -205,7 +205,12 @@ class _Encoder:
     def _add_network(self) -> None:
         """Variables and rows of all that is needed so far."""
         blocks = [block for node in reversed(self.graph.nonlinear) if (block := self._block(self.graph.nodes[node])) is not None]
+        ball = self.graph.ball
+        if ball is not None:
+            self.compose.needed[0] |= ball.weight > 0
         self._add_values(0, np.flatnonzero(self.compose.needed[0]))
+        if ball is not None:
+            add_ball(self.builder, ball, self.column[0], self.lower[0], self.upper[0], Capability.QUADRATIC in self.native)
         for block in reversed(blocks):
             self._add_block(block)
 
@@ -217,7 +222,7 @@ class _Encoder:
         if not need.size:
             return None
         none = need[:0]
-        if (pieces := _pieces(node)) is None:
+        if (pieces := own_pieces(node.op)) is None:
             read = [self._read(node, place, need) for place in range(len(node.inputs))]
             free = np.any([low < high for _, _, low, high in read], axis=0)
             forms = tuple(self._forms(source, entry[free]) for source, entry, _, _ in read)
@@ -282,7 +287,7 @@ class _Encoder:
         if block.first is None or block.last is None:
             self._add_curved(block)
             return
-        pieces, (source,) = _pieces(node), node.inputs
+        pieces, (source,) = own_pieces(node.op), node.inputs
         assert pieces is not None
         more, none = None if self.relaxed is None else self.relaxed.at(node.id, block.index), [None] * len(block.index)
         whole = lines_of(rule_of(node.op), block.lower, block.upper, list(none), more).whole if self.relaxed else None
@@ -387,11 +392,6 @@ class _Encoder:
             row = np.append(line.columns, t), np.append(-line.values, 1.0)
             self.builder.row(*row, lower=line.constant - rhs, error=line.error + 2.0**-52 * (abs(rhs) + abs(line.constant)))
         return {t: 1.0}
-
-
-def _pieces(node: Node) -> Pieces | None:
-    """The pieces of a nonlinear node, None where it is curved."""
-    return node.op.function.pieces if isinstance(node.op, Elementwise) else None
 
 
 def _named(node: Node) -> str:

@@ -16,6 +16,7 @@ from milpverify.operators import Elementwise
 if TYPE_CHECKING:
     from milpverify.functions.pieces import Pieces
     from milpverify.graph import Node
+    from milpverify.operators import Operator
     from milpverify.solvers.model import Array, Index
 
 
@@ -27,6 +28,11 @@ class Segment:
     upper: float
     slope: float
     intercept: float
+
+
+def own_pieces(op: Operator) -> Pieces | None:
+    """The pieces of a nonlinear operator, None where it is curved."""
+    return op.function.pieces if isinstance(op, Elementwise) else None
 
 
 def touched_pieces(pieces: Pieces, lower: Array, upper: Array) -> tuple[Index, Index]:

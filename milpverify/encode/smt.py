@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from milpverify.arithmetic.rational_range import Number, Range, add, between, floats, mul, point
+from milpverify.balls.norm import Norm
+from milpverify.encode.balls import assert_ball
 from milpverify.encode.segments import is_continuous, touched_pieces
 from milpverify.encode.smt_terms import ScriptWriter, Value, logic_of, number
 from milpverify.errors import SolverUnavailable, UnsupportedOperator
@@ -77,6 +79,9 @@ class _Writer:
             self.write.declare(f"x_{i}")
             ends = [number(Fraction(end)) for end in (low, high)]
             self.write.require("=", f"x_{i}", ends[0]) if low == high else self.write.require("<=", ends[0], f"x_{i}", ends[1])
+        if (ball := self.graph.ball) is not None:
+            self.logic = Logic.POLYNOMIAL if ball.norm is Norm.L2 else self.logic
+            assert_ball(self.write, ball, inputs)
         domain, unsafe = self.disjunct.domain, self.disjunct.unsafe
         outputs: list[int] = np.flatnonzero(unsafe.y_rows.any(axis=0)).tolist()
         self._define(self._needed(outputs))

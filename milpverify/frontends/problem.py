@@ -1,4 +1,4 @@
-"""Problems stated in Python: a network, a box, and what must not happen in it."""
+"""Problems stated in Python: a network, a box or a ball, and what must not happen in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify import spec
+from milpverify.balls.ball import Ball
+from milpverify.balls.norm import Norm
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.network import load_network
 from milpverify.frontends.vnnlib.reader import parse_vnnlib
@@ -18,19 +20,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milpverify.frontends.network import Network
+    from milpverify.graph import Graph
 
 Unsafe = Rows | Sequence[Rows] | str
 
 
 @dataclass(frozen=True, eq=False, init=False)
 class Problem(spec.Problem):
-    """A network, a box, and the unsafe set: VERIFIED means that no input of the box has an unsafe output.
+    """A network, a box or a ball, and the unsafe set: VERIFIED means that no input in it has an unsafe output.
 
-    `Problem(net, Box(lower, upper), unsafe=...)`, or `Problem(graph, disjuncts)` for disjuncts that are there already.
+    `Problem(net, Box(lower, upper), unsafe=...)`, `Problem(net, Ball(centre, radius, "l2"), unsafe=...)`, or `Problem(graph, disjuncts)`
+    for disjuncts that are there already.
 
     Args:
         graph: a torch module in evaluation mode, the path of an ONNX file, or a graph.
-        disjuncts: the input box; bounds shaped as the module's input without its batch axis (or flat where that is flat).
+        disjuncts: the input box, or a ball; bounds shaped as the module's input without its batch axis (or flat where that is flat).
         unsafe: what must not happen: `Rows` (all of its inequalities hold), a sequence of `Rows` (those of one of them do), or a
             VNN-LIB term over X_i and Y_j, such as "(or (<= Y_0 Y_1) (<= Y_0 Y_2))".
         shape: of a torch module's input, with its batch axis, where the box does not tell.
@@ -44,7 +48,7 @@ class Problem(spec.Problem):
     def __init__(
         self,
         graph: Network,
-        disjuncts: Box | Sequence[Disjunct],
+        disjuncts: Box | Ball | Sequence[Disjunct],
         runtime: object | None = None,
         files: tuple[str, ...] = (),
         *,
@@ -53,14 +57,15 @@ class Problem(spec.Problem):
     ) -> None:
         from milpverify.graph import Graph
 
-        if isinstance(disjuncts, Box):
+        if isinstance(disjuncts, Box | Ball):
             if unsafe is None:
-                raise InvalidInput("a problem on a box needs the unsafe set: unsafe=Rows(...), several of them, or a VNN-LIB term")
-            loaded = load_network(graph, disjuncts, shape)
-            graph, runtime, files = loaded.graph, runtime or loaded.runtime, (*files, *loaded.files)
-            disjuncts = _disjuncts(unsafe, disjuncts, graph.nx, graph.ny)
+                raise InvalidInput("a problem on a box or ball needs the unsafe set: unsafe=Rows(...), several of them, or a VNN-LIB term")
+            box = box_of(disjuncts)
+            loaded = load_network(graph, box, shape)
+            graph, runtime, files = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime, (*files, *loaded.files)
+            disjuncts = _disjuncts(unsafe, box, graph.nx, graph.ny)
         elif not isinstance(graph, Graph) or unsafe is not None:
-            raise InvalidInput("a problem is a network with a Box and unsafe=..., or a Graph with disjuncts")
+            raise InvalidInput("a problem is a network with a Box or a Ball and unsafe=..., or a Graph with disjuncts")
         super().__init__(graph, tuple(disjuncts), runtime, files)
 
 
@@ -71,16 +76,18 @@ def robustness(
     eps: float | NDArray[np.float64],
     *,
     clip: tuple[float, float] | None = None,
+    norm: str | Norm = Norm.LINF,
     shape: Sequence[int] | None = None,
 ) -> Problem:
-    """Whether every input within eps of x0, entry by entry, gets the same label: unsafe is that another output is as large.
+    """Whether every input within eps of x0 gets the same label: unsafe is that another output is as large.
 
     Args:
         net: a torch module in evaluation mode, the path of an ONNX file, or a graph; its outputs are one score per label.
         x0: the input, shaped as the module's without its batch axis; an array or a tensor.
         label: the number of the output that must stay the largest.
-        eps: the radius, >= 0, or one per entry.
+        eps: the radius, >= 0; of "linf" also one per entry.
         clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels.
+        norm: "linf", so that no entry changes by more than eps, "l1" or "l2".
         shape: of a torch module's input, with its batch axis, where x0 does not tell.
 
     Raises:
@@ -90,19 +97,44 @@ def robustness(
     centre, radius = array(x0), np.asarray(array(eps))
     if not (np.isfinite(radius) & (radius >= 0)).all():
         raise InvalidInput(f"eps must be a number >= 0, not {eps}")
-    lower, upper = centre - radius, centre + radius
-    if clip is not None:
-        lower, upper = (np.clip(side, *clip) for side in (lower, upper))
-    box = Box(lower, upper)
+    inputs: Box | Ball
+    if Norm.of(norm) is Norm.LINF:
+        lower, upper = centre - radius, centre + radius
+        if clip is not None:
+            lower, upper = (np.clip(side, *clip) for side in (lower, upper))
+        inputs = Box(lower, upper)
+    else:
+        if radius.size != 1:
+            raise InvalidInput(f"the norm {Norm.of(norm).value} takes one radius eps; for weights by entry use mv.Ball")
+        inputs = Ball(centre, float(radius.reshape(())), norm, *(clip or (-np.inf, np.inf)))
+    box = box_of(inputs)
     loaded = load_network(net, box, shape)
-    ny = loaded.graph.ny
+    graph, ny = confined_to(loaded.graph, inputs), loaded.graph.ny
     if ny < 2:
         raise InvalidInput("the network has one output, hence no labels to tell apart; state the problem by Problem(net, box, unsafe=...)")
     if not (isinstance(label, (int, np.integer)) and 0 <= label < ny):
         raise InvalidInput(f"there is no label {label!r}: the network has the outputs 0 to {ny - 1}")
     rows = np.delete(np.eye(ny)[label] - np.eye(ny), label, axis=0)
     unsafe = [Rows.on_outputs(row, 0.0, loaded.graph.nx) for row in rows]
-    return Problem(loaded.graph, _disjuncts(unsafe, box, loaded.graph.nx, ny), loaded.runtime, loaded.files)
+    return Problem(graph, _disjuncts(unsafe, box, graph.nx, ny), loaded.runtime, loaded.files)
+
+
+def box_of(inputs: Box | Ball) -> Box:
+    """The box itself, or the smallest one that is sure to contain the ball."""
+    return inputs if isinstance(inputs, Box) else Box(*(end.reshape(inputs.shape) for end in inputs.ends))
+
+
+def confined_to(graph: Graph, inputs: Box | Ball) -> Graph:
+    """The network with its inputs confined to the ball; a box says all itself, and so does a ball of the maximum norm.
+
+    Raises:
+        InvalidProperty: the ball has another number of inputs.
+    """
+    if isinstance(inputs, Box) or inputs.norm is Norm.LINF:
+        return graph
+    if inputs.size != graph.nx:
+        raise InvalidProperty(f"the ball has {inputs.size} inputs, the network {graph.nx}")
+    return graph.confined(inputs)
 
 
 def array(values: Any) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.balls.norm import Norm
 from milpverify.config import CurveEncoding
 from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode
@@ -70,8 +71,8 @@ SWEEP_SHARE = 0.3
 
 
 def native_to(solver: str, graph: Graph, options: Options) -> frozenset[Capability]:
-    """What of a curved network a solver gets as it is: products always, functions where the options say so; if it takes them."""
-    products = any(rule_of(graph.nodes[i].op).bilinear for i in graph.nonlinear)
+    """What of a network a solver gets as it is: products and balls always, functions where the options say so; if it takes them."""
+    products = (graph.ball is not None and graph.ball.norm is Norm.L2) or any(rule_of(graph.nodes[i].op).bilinear for i in graph.nonlinear)
     wanted = {Capability.QUADRATIC: products, Capability.FUNCTIONS: options.encoding is CurveEncoding.NATIVE}
     return load(solver).capabilities & {what for what, asked in wanted.items() if asked}
 

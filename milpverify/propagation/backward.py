@@ -12,12 +12,14 @@ Rows live in groups: (groups, rows, *shape). The rows of a group belong to one b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
+from milpverify.balls.dual import Region
 from milpverify.operators import Affine, Input
 from milpverify.propagation.state import Lines, SplitConstraints, State
 from milpverify.relaxations.registry import rule_of
@@ -263,8 +265,12 @@ class Backward:
         """
         return (rows * self._wide(vector, rows)).flatten(2).sum(2, dtype=self.graph.inner).double()
 
-    def concretise(self) -> tuple[Tensor, Tensor]:
-        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel."""
+    def concretise(self, confined: bool = True) -> tuple[Tensor, Tensor]:
+        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel.
+
+        Args:
+            confined: whether the ball that inputs are confined to counts; without it, the bounds hold over the whole box.
+        """
         lower, upper, size = self.lower, self.upper, self.size
         for node, rows in self.waiting.items():
             if node not in self.intervals:
@@ -272,10 +278,24 @@ class Backward:
             middle, radius = self.intervals[node]
             reach = self._dot(rows.abs(), self._take(radius))
             shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle))
-            lower, upper = lower + (shift - reach), upper + (shift + reach)
+            below, above = shift - reach, shift + reach
+            if confined and node == 0 and self.region is not None:
+                region = self.region.take(self.owner)
+                below = torch.maximum(below, region.least(rows))
+                above = torch.minimum(above, -region.least(-rows)) if self.parallel else above
+            lower, upper = lower + below, upper + above
             size = size + (shift.abs() + reach).detach()
         pad = self._pad(size)
         return lower - pad, upper + pad
+
+    @cached_property
+    def region(self) -> Region | None:
+        """The ball that inputs are confined to with the state's boxes, where it cuts them."""
+        if (ball := self.graph.ball) is None:
+            return None
+        known = self.state[0]
+        region = Region.of(ball, known.bounds.lower, known.bounds.upper, known.center)
+        return region if region.cuts() else None
 
     def accumulated(self, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds (lower, upper) if what still waits is known to be at most `reach` (groups, rows) in absolute value."""

@@ -79,7 +79,9 @@ def crown(
     level: Level = {}
     # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())
-    gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if screened and len(lower) else None
+    # What a ball excludes the box's ranges do not tell.
+    useful = screened and len(lower) and graph.ball is None
+    gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, wide)
         if known is not None and node.id in known:
@@ -152,13 +154,11 @@ def bound_rows(
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass
-    lower, _ = sweep.concretise()
+    inside = sweep.concretise()[0]
+    least = inside, inside if sweep.region is None else sweep.concretise(confined=False)[0]
+    lower, over_box = (_finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
-    return LinearBound(
-        sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0),
-        base + sweep.lower,
-        _finite(base + lower - pad - 8 * U64 * (base.abs() + lower.detach().abs())),
-    )
+    return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, over_box)
 
 
 def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,11 +73,12 @@ def wanted(graph: Graph, node: int, chosen: Tensor, lower: Tensor, upper: Tensor
 def refinable(graph: Graph) -> list[Node]:
     """The variables of nonlinear nodes that backward passes can improve, in topological order: pre-activations, and factors.
 
-    Interval propagation is exact where at most one summing map lies between the input and the node, and through functions of one input.
+    Interval propagation is exact where at most one summing map lies between the input and the node, and through functions of one input;
+    what a ball excludes it does not see.
     """
-    depth = summing_maps(graph)
+    depth, seen = summing_maps(graph), 1 if graph.ball is None else 0
     improvable = (n for n in map(graph.nodes.__getitem__, graph.readers) if isinstance(n.op, Affine) or len(n.inputs) > 1)
-    return [n for n in improvable if depth.get(n.id, 2) > 1]
+    return [n for n in improvable if depth.get(n.id, 2) > seen]
 
 
 def summing_maps(graph: Graph) -> dict[int, int]:

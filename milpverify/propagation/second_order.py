@@ -158,11 +158,12 @@ class SecondOrder:
             terms += multiplier.shape[2] + 8
         lost = (rest + 2 * gamma(terms) * size) * (1 + 2 * gamma(terms)) + TINY
         form = 0.5 * (form + form.mT)
-        known = (form.abs() <= LARGEST).all(3).all(2) & straight.lower.isfinite() & lost.isfinite()
+        known = (form.abs() <= LARGEST).all(3).all(2) & straight.over_box.isfinite() & lost.isfinite()
         form = torch.where(known[..., None, None], form, 0.0)
         shift = _convexifying(form)
         found = _least(straight, self.state[0].deviation, self.varying, form, shift, lost)
-        found = LinearBound(found.coefficients, found.constant, torch.where(known & ~torch.isnan(found.lower), found.lower, -torch.inf))
+        lower = torch.where(known & ~torch.isnan(found.lower), found.lower, -torch.inf)
+        found = LinearBound(found.coefficients, found.constant, lower, lower)
         losses = rows.new_zeros(batch, count, straight.coefficients.shape[2])
         losses[..., self.varying] = (shares + shift).nan_to_num(0.0, 0.0, 0.0)
         return found, losses
@@ -186,17 +187,17 @@ def _least(straight: LinearBound, radius: Tensor, varying: Tensor, form: Tensor,
     tangent = slope + 2 * (convex @ point.unsqueeze(3)).squeeze(3)
     coefficients = torch.where(wide > 0, tangent / wide, own).to(straight.coefficients.dtype)
     coefficients = torch.where(coefficients.isfinite(), coefficients, 0.0)
-    # What is bounded from below: straight.lower + sum of |own| radius + tangent . u - t' P t - sum of the shifts - lost.
+    # What is bounded from below: straight.over_box + sum of |own| radius + tangent . u - t' P t - sum of the shifts - lost.
     kept = coefficients.double() * wide
     level = (point * (convex @ point.unsqueeze(3)).squeeze(3)).sum(2)
     size = convex.abs().sum((2, 3)) + slope.abs().sum(2) + kept.abs().sum(2)
     change = slope.abs().sum(2) - kept.abs().sum(2) - (kept - tangent).abs().sum(2) - level - shift.sum(2) - lost
     pad = 8 * gamma(p * p + 8) * (size + shift.sum(2) + lost) + TINY
-    lower = down(straight.lower + (change - pad))
+    lower = down(straight.over_box + (change - pad))
     everywhere = straight.coefficients.clone()
     everywhere[..., varying] = coefficients
     constant = straight.constant - level - shift.sum(2) - lost
-    return LinearBound(everywhere, constant, lower)
+    return LinearBound(everywhere, constant, lower, lower)
 
 
 def _convexifying(form: Tensor) -> Tensor:
@@ -230,4 +231,5 @@ def better(one: LinearBound, other: LinearBound) -> LinearBound:
         torch.where(second.unsqueeze(2), other.coefficients, one.coefficients),
         torch.where(second, other.constant, one.constant),
         torch.maximum(one.lower, other.lower),
+        torch.where(second, other.over_box, one.over_box),
     )

@@ -136,9 +136,15 @@ class LinearBound:
     """Lower bounds of some rows as linear functions of the input: rows . value >= coefficients . (x - centre) + constant.
 
     `coefficients` (batch, rows, nx) in the precision of the matrices, `constant` (batch, rows) float64 (rounding charges of the
-    concretisation not included), `lower` (batch, rows) float64: the rigorous minimum over the box.
+    concretisation not included), `lower` (batch, rows) float64: the rigorous minimum over the inputs. `over_box`: that of the linear
+    function over the whole box, from which the coefficients lead on to bounds in parts of it; where a ball cuts the box it is lower.
     """
 
     coefficients: Tensor
     constant: Tensor
     lower: Tensor
+    over_box: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> LinearBound:
+        """With every part changed alike, which is for choosing boxes or rows."""
+        return LinearBound(*map(change, (self.coefficients, self.constant, self.lower, self.over_box)))

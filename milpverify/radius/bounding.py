@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.balls.norm import Norm
 from milpverify.run import LARGE
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups
@@ -39,6 +40,8 @@ def proved_radius(question: Question, graph: Graph, largest: float, deadline: De
 
 def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline) -> float:
     """The first of falling radii that is proved, 0 if none is."""
+    if question.around.norm is not Norm.LINF:
+        return _bisected(question, graph, radii, deadline)
     (group,) = groups(question.problem(radii[0]), graph.device)
     prepared, small = Prepared.of(graph, group), graph.entries <= LARGE
     together = TOGETHER if small else TOGETHER_IF_LARGE
@@ -46,7 +49,7 @@ def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline:
         if deadline.expired():
             break
         some = radii[first : first + together]
-        boxes = [question.ball.box(radius) for radius in some]
+        boxes = [question.around.box(radius) for radius in some]
         lower = torch.from_numpy(np.stack([b.lower for b in boxes])).to(graph.device)
         upper = torch.from_numpy(np.stack([b.upper for b in boxes])).to(graph.device)
         dtype = torch.float64 if small else torch.float32
@@ -55,3 +58,17 @@ def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline:
         if any(proved):
             return some[proved.index(True)]
     return 0.0
+
+
+def _bisected(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline) -> float:
+    """The first of falling radii that is proved, as if all after it were; 0 if none is. Balls are bounded one at a time."""
+    low, high = 0, len(radii)
+    while low < high and not deadline.expired():
+        middle = (low + high) // 2
+        problem = question.problem(radii[middle])
+        (group,) = groups(problem, graph.device)
+        lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
+        dtype = torch.float64 if graph.entries <= LARGE else torch.float32
+        margins = bound_batch(graph.confined(problem.graph.ball), group, lower, upper, dtype, deadline=deadline).margins
+        low, high = (low, middle) if bool(group.closed(margins).all()) else (middle + 1, high)
+    return radii[high] if high < len(radii) else 0.0

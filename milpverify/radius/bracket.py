@@ -40,7 +40,7 @@ class Bracket:
     def top(self) -> float:
         """The radius whose proof closes the gap."""
         end = min(self.upper, self.tied)
-        return self.question.ball.reach if math.isinf(end) else end * (1.0 - self.gap)
+        return self.question.around.reach if math.isinf(end) else end * (1.0 - self.gap)
 
     @property
     def closed(self) -> bool:
@@ -53,7 +53,7 @@ class Bracket:
         Raises:
             Contradiction: a counterexample lies within it.
         """
-        if radius >= self.question.ball.reach and self.question.ball.bounded:
+        if radius >= self.question.around.reach and self.question.around.bounded:
             radius = math.inf
         if radius > self.lower:
             self.lower, self.trust = radius, trust

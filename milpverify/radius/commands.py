@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.console import Debug, Json, Quiet, check_writable, number, reported, stop_signals
 from milpverify.errors import InvalidInput
@@ -29,7 +30,9 @@ def radius(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="The labels (.npy, .csv); else the network's answers.")
     ] = None,
-    norm: Annotated[str, typer.Option(help="How changes are measured: linf, the largest of any feature.")] = "linf",
+    norm: Annotated[
+        Norm, typer.Option(help="How changes are measured: linf, the largest of any feature; l1, their sum; l2, the root of squares.")
+    ] = Norm.LINF,
     clip: Annotated[
         tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="The ends of the range that features have anyway.")
     ] = None,

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.balls.norm import Norm
+from milpverify.balls.points import distances
 from milpverify.graph import evaluate
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
-    from milpverify.radius.ball import Ball
+    from milpverify.radius.neighbourhood import Neighbourhood
     from milpverify.radius.question import Question
     from milpverify.spec import Array
 
@@ -26,6 +28,8 @@ STEPS, TARGETS = 10, 16
 """Projections of every point, and targets that are aimed at."""
 HALVINGS = 40
 """Of the logarithm of a radius, and half as many of a segment to the centre."""
+BEYOND, TINY = 2.0**10, 1e-30
+"""How much further than to the end of the clip rays go, of which parts are clipped; and what is not divided by."""
 ENTRIES = 30_000_000
 """Of all node values of a batch."""
 
@@ -33,12 +37,10 @@ ENTRIES = 30_000_000
 class Descent:
     """Points on their way towards the centre, each misclassified as its own target; `best` (N, nx) are the nearest, at `distance` (N,)."""
 
-    def __init__(self, graph: Graph, ball: Ball, rows: Tensor, x: Tensor) -> None:
-        self.graph, self.rows, self.x = graph, rows, x
-        self.centre, self.weight, self.low, self.high = (
-            torch.from_numpy(t).to(x.device, x.dtype) for t in (ball.centre, ball.weight, ball.low, ball.high)
-        )
-        self.reach = ball.reach
+    def __init__(self, graph: Graph, around: Neighbourhood, rows: Tensor, x: Tensor) -> None:
+        self.graph, self.around, self.rows, self.x = graph, around, rows, x
+        parts = (around.centre, around.weight, around.low, around.high)
+        self.centre, self.weight, self.low, self.high = (torch.from_numpy(t).to(x.device, x.dtype) for t in parts)
         self.best, self.distance = x.clone(), x.new_full((len(x),), torch.inf)
 
     def step(self) -> None:
@@ -76,7 +78,7 @@ class Descent:
         return (y * self.rows).sum(2).nan_to_num(nan=torch.inf)
 
     def _distances(self, x: Tensor) -> Tensor:
-        return ((x - self.centre).abs() / self.weight.clamp(min=1e-300)).masked_fill(self.weight == 0, 0.0).amax(1)
+        return distances(self.around.ball(0.0), x)
 
     def _clipped(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.low), self.high)
@@ -90,13 +92,32 @@ class Descent:
 
     def _projected(self, gradient: Tensor, level: Tensor) -> Tensor:
         """The point of the smallest ball at which gradient . x <= level, or of the largest where there is none, (N, nx)."""
-        low, high = torch.zeros_like(level), torch.full_like(level, self.reach)
-        away = self.weight * gradient.sign()
+        pull = gradient * self.weight
+        match self.around.norm:
+            case Norm.L1:
+                return self._filled(gradient, pull, level)
+            case Norm.L2:
+                pull = pull / pull.square().sum(1, keepdim=True).sqrt().clamp(min=TINY)
+                away, furthest = self.weight * pull, BEYOND * self.around.reach
+            case Norm.LINF:
+                away, furthest = self.weight * pull.sign(), self.around.reach
+        low, high = torch.zeros_like(level), torch.full_like(level, furthest)
         for _ in range(HALVINGS):
             middle = torch.where(low > 0, (low * high).sqrt(), high * 2.0**-10)
             enough = (gradient * self._clipped(self.centre - middle[:, None] * away)).sum(1) <= level
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
         return self._clipped(self.centre - high[:, None] * away)
+
+    def _filled(self, gradient: Tensor, pull: Tensor, level: Tensor) -> Tensor:
+        """For L1: features that gain most per distance move to their ends, one after the other, until there is enough."""
+        order = pull.abs().argsort(dim=1, descending=True)
+        end = torch.where(gradient > 0, self.low, self.high).clamp(-self.around.reach, self.around.reach)
+        room = torch.where((self.weight > 0) & (gradient != 0), end - self.centre, 0.0)
+        gain = (room * gradient).abs().gather(1, order)
+        missing = (gradient * self.centre).sum(1, keepdim=True) - level.unsqueeze(1)
+        before = gain.cumsum(1) - gain
+        share = ((missing - before) / gain.clamp(min=TINY)).clamp(0.0, 1.0).masked_fill(gain == 0, 0.0)
+        return self._clipped(self.centre + room * torch.zeros_like(room).scatter(1, order, share))
 
 
 @torch.no_grad()
@@ -112,7 +133,7 @@ def nearest(question: Question, graph: Graph, starts: Array, deadline: Deadline)
     rows = torch.from_numpy(question.rows).to(graph.device, graph.dtype)
     rows = rows[torch.argsort(rows @ evaluate(graph, x[:1])[0])[: min(TARGETS, most)]]
     x = x[: max(1, most // len(rows))]
-    descent = Descent(graph, question.ball, rows.repeat(len(x), 1), x.repeat_interleave(len(rows), 0))
+    descent = Descent(graph, question.around, rows.repeat(len(x), 1), x.repeat_interleave(len(rows), 0))
     for _ in range(STEPS):
         if deadline.expired():
             break

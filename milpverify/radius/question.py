@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from milpverify.counterexamples.validate import Validation, Validity, validate
+from milpverify.frontends.problem import box_of, confined_to
 from milpverify.graph import evaluate
 from milpverify.spec import Array, Disjunct, Problem, Rows
 
 if TYPE_CHECKING:
     from milpverify.frontends.network import Loaded
     from milpverify.graph import Graph
-    from milpverify.radius.ball import Ball
+    from milpverify.radius.neighbourhood import Neighbourhood
     from milpverify.result import Counterexample
+    from milpverify.spec import Box
 
 FURTHER = (1.0, 1.0 + 1e-6, 1.0 + 1e-5, 1.0 + 1e-4, 1.0 + 1e-3)
 """Where the runtime does not show what float64 does, points so much further from the centre are tried."""
@@ -40,7 +42,7 @@ class Question:
     """
 
     network: Loaded
-    ball: Ball
+    around: Neighbourhood
     label: int
     targets: tuple[int, ...]
 
@@ -57,10 +59,13 @@ class Question:
 
     def problem(self, radius: float, strict: bool = False) -> Problem:
         """Whether a target can be as large as the label, or strictly larger, in the ball of a radius."""
-        box, nx, ny = self.ball.box(radius), self.graph.nx, self.graph.ny
-        domain = Rows.none(nx, ny)
-        disjuncts = tuple(Disjunct(box, Rows.on_outputs(row, 0.0, nx, strict), domain) for row in self.rows)
-        return Problem(self.graph, disjuncts, self.network.runtime)
+        ball = self.around.ball(radius)
+        return self._stated(confined_to(self.graph, ball), box_of(ball), strict)
+
+    def _stated(self, graph: Graph, box: Box, strict: bool) -> Problem:
+        domain = Rows.none(graph.nx, graph.ny)
+        disjuncts = tuple(Disjunct(box, Rows.on_outputs(row, 0.0, graph.nx, strict), domain) for row in self.rows)
+        return Problem(graph, disjuncts, self.network.runtime)
 
     def judge(self, x: Array) -> Validation:
         """Whether x (nx,) is strictly misclassified, for the target that is largest there; moved onto the runtime's numbers."""
@@ -68,7 +73,7 @@ class Question:
 
     def judge_centre(self) -> Validation:
         """The same of the input itself, which stays where it is."""
-        return self._judged(self.ball.centre, self.problem(0.0, strict=True))
+        return self._judged(self.around.centre, self.problem(0.0, strict=True))
 
     def _judged(self, x: Array, problem: Problem) -> Validation:
         with torch.no_grad():
@@ -78,13 +83,13 @@ class Question:
     def witness(self, x: Array, below: float = math.inf) -> Witness | None:
         """x as a counterexample nearer than `below`, or a point a little further out in the same direction that is one."""
         for further in FURTHER:
-            found = self.judge(self.ball.centre + further * (x - self.ball.centre))
+            found = self.judge(self.around.centre + further * (x - self.around.centre))
             if found.status is Validity.HOLDS and found.counterexample is not None:
-                distance = self.ball.distance(found.counterexample.x)
+                distance = self.around.distance(found.counterexample.x)
                 return Witness(distance, found.counterexample) if distance < below else None
         return None
 
     @cached_property
     def _widest(self) -> Problem:
         """Points are judged within all of the clip; how far they are away is told by themselves."""
-        return self.problem(self.ball.reach, strict=True)
+        return self._stated(self.graph, self.around.box(self.around.reach), strict=True)

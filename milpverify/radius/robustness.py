@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.errors import InvalidInput
 from milpverify.frontends.network import Loaded, load_network
 from milpverify.frontends.problem import array
 from milpverify.graph import evaluate
-from milpverify.radius.ball import Ball, Norm
+from milpverify.radius.neighbourhood import Neighbourhood
 from milpverify.radius.question import Question
 from milpverify.radius.search import find
 from milpverify.run_info import settings_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from milpverify.config import Milp
     from milpverify.frontends.network import Network
-    from milpverify.radius.ball import Clip
+    from milpverify.radius.neighbourhood import Clip
     from milpverify.radius.result import Radius
     from milpverify.run import OnEvent
     from milpverify.spec import Array
@@ -53,20 +54,21 @@ def robustness_radius(
         net: a torch module in evaluation mode, the path of an ONNX file, or a graph; its outputs are one score per label.
         x0: the input, shaped as the module's without its batch axis; its float64 numbers are the exact centre.
         label: the number of the output that must stay the largest; None for the one that is.
-        norm: "linf", the largest change of any feature.
+        norm: how changes are measured: "linf", the largest of any feature, "l1", their sum, or "l2", the root of the sum of their squares.
         clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels; numbers, or one per feature.
         gap: how close the bounds shall come, relatively to the upper one.
         timeout: seconds of wall clock; None for no limit. Both bounds hold whenever the time ends.
         method: what searches, as for `verify`.
         targets: the labels that the input must not get; None for all others.
-        features: a mask of those that may change, or by how much more than others each may, as a weight: |x_i - x0_i| <= radius w_i.
+        features: a mask of those that may change, or by how much more than others each may: changes are measured in units of these weights.
         shape: of a torch module's input, with its batch axis, where x0 does not tell.
         options: the rest, as for `verify`.
         deadline: in place of `timeout`, a deadline that the caller can cancel.
         on_event: called with progress events; those of the phase "radius" have `lower_bound` and `upper_bound`.
 
     Raises:
-        InvalidInput: an unsupported norm, an input that is NaN, lies outside the clip or has the wrong shape, no such label.
+        InvalidInput: an input that is NaN, lies outside the clip or has the wrong shape, no such label.
+        InvalidProperty: an unknown norm.
         InvalidModel, UnsupportedOperator: as `Problem`.
         Contradiction: a proved radius reaches a counterexample.
     """
@@ -126,30 +128,31 @@ def _questions(
         raise InvalidInput(f"the gap must be a number between 0 and 1, not {gap}")
     if not inputs:
         raise InvalidInput("there is no input")
-    balls = [Ball.around(x, features, clip, norm) for x in inputs]
-    if any(ball.shape != balls[0].shape for ball in balls):
+    neighbourhoods = [Neighbourhood.around(x, features, clip, norm) for x in inputs]
+    first = neighbourhoods[0]
+    if any(around.shape != first.shape for around in neighbourhoods):
         raise InvalidInput("the inputs have different shapes")
     # Compared with its runtime where inputs are, at least near the first one where they have no ends.
-    network = load_network(net, balls[0].box(balls[0].reach if balls[0].bounded else 1.0), shape)
+    network = load_network(net, first.box(first.reach if first.bounded else 1.0), shape)
     nx, ny = network.graph.nx, network.graph.ny
-    if balls[0].centre.size != nx:
-        raise InvalidInput(f"the input has {balls[0].centre.size} entries, the network takes {nx}")
+    if first.centre.size != nx:
+        raise InvalidInput(f"the input has {first.centre.size} entries, the network takes {nx}")
     if ny < 2:
         raise InvalidInput("the network has one output, hence no labels to tell apart")
-    own = [_predicted(network, ball.centre) for ball in balls] if labels is None else list(labels)
-    if len(own) != len(balls):
-        raise InvalidInput(f"there are {len(balls)} inputs and {len(own)} labels")
+    own = [_predicted(network, around.centre) for around in neighbourhoods] if labels is None else list(labels)
+    if len(own) != len(inputs):
+        raise InvalidInput(f"there are {len(inputs)} inputs and {len(own)} labels")
     for label in own:
         _check_label(label, ny)
     aimed = range(ny) if targets is None else [targets] if isinstance(targets, (int, np.integer)) else list(targets)
     for target in aimed:
         _check_label(target, ny)
     questions = []
-    for ball, label in zip(balls, own, strict=True):
+    for around, label in zip(neighbourhoods, own, strict=True):
         others = tuple(sorted({int(t) for t in aimed} - {int(label)}))
         if not others:
             raise InvalidInput(f"the targets are the label {label} alone; they must be other outputs")
-        questions.append(Question(network, ball, int(label), others))
+        questions.append(Question(network, around, int(label), others))
     return questions
 
 

@@ -78,7 +78,8 @@ def _result(bracket: Bracket, reason: Reason, seconds: float, searches: int = 0,
     if bracket.witness is not None:
         example = bracket.witness.example
         other = max(question.targets, key=lambda t: float(example.y[t]))
-    return Radius(bracket.lower, bracket.upper, example, bracket.trust, reason, seconds, question.label, other, searches, note)
+    known = bracket.lower, bracket.upper, example, bracket.trust, reason, seconds
+    return Radius(*known, question.label, other, searches, note, question.around.norm.value)
 
 
 @dataclass(eq=False)
@@ -97,7 +98,7 @@ class Search:
         """Go on until the gap is closed, nothing more can be decided, or the time is over."""
         bracket, deadline = self.bracket, self.deadline
         if self.options.attack:
-            self._attack(bracket.question.ball.centre, STARTS)
+            self._attack(bracket.question.around.centre, STARTS)
         self._bound()
         left = deadline.remaining()
         seconds = max(SECONDS, SHARE * left if left < math.inf else 0.0)
@@ -135,13 +136,13 @@ class Search:
     def _attack(self, x: Array, starts: int) -> None:
         """Descend from x (nx,) and points around it to near counterexamples."""
         question = self.bracket.question
-        ball, graph = question.ball, question.graph
-        size = AROUND * min(self.bracket.upper, ball.reach, float(np.abs(ball.centre).max()) or 1.0)
-        shifts = np.random.default_rng(self.options.seed).uniform(-size, size, (starts - 1, len(x))) * ball.weight
-        around = np.concatenate([x[None], np.clip(x + shifts, ball.low, ball.high)])
+        around, graph = question.around, question.graph
+        size = AROUND * min(self.bracket.upper, around.reach, float(np.abs(around.centre).max()) or 1.0)
+        shifts = np.random.default_rng(self.options.seed).uniform(-size, size, (starts - 1, len(x))) * around.weight
+        points = np.concatenate([x[None], np.clip(x + shifts, around.low, around.high)])
         dtype = torch.float64 if graph.entries <= LARGE else torch.float32
         with self._working():
-            found = nearest(question, graph.to(dtype, device_of(self.options.device)), around, self.deadline)
+            found = nearest(question, graph.to(dtype, device_of(self.options.device)), points, self.deadline)
             for candidate in found[:JUDGED]:
                 self.bracket.refute(candidate)
 
@@ -172,7 +173,7 @@ class Search:
 
     def _ask(self, radius: float, limit: Deadline) -> bool:
         """Ask `verify` about a radius; whether that changed what is known."""
-        bracket, ball = self.bracket, self.bracket.question.ball
+        bracket = self.bracket
         self.searches += 1
         # Where the gap would be closed a counterexample is likely to be near; below, the search meets it if there is one.
         options = replace(self.options, attack=self.options.attack and radius == bracket.top)
@@ -183,7 +184,7 @@ class Search:
         if result.counterexample is not None:
             x = result.counterexample.x
             if not bracket.refute(x):
-                bracket.tied = min(bracket.tied, ball.distance(x))
+                bracket.tied = min(bracket.tied, bracket.question.around.distance(x))
             elif self.options.attack:
                 self._attack(x, 1)
                 self._shrink()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.balls.dual import Region
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
@@ -108,7 +109,10 @@ def bound_batch(
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
-    return BatchBounds(state, table, rows, group.margins(least), forms, losses)
+    margins = group.margins(least)
+    if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
+        margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
+    return BatchBounds(state, table, rows, margins, forms, losses)
 
 
 def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> BatchBounds:
@@ -138,7 +142,7 @@ def reduce(group: Group, found: BatchBounds) -> tuple[Group, BatchBounds] | None
 def choose(group: Group, found: BatchBounds, keep: list[int]) -> tuple[Group, BatchBounds]:
     """One box's group and bounds with some of the disjuncts only."""
     chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
-    linear = LinearBound(found.rows.coefficients[:, chosen], found.rows.constant[:, chosen], found.rows.lower[:, chosen])
+    linear = found.rows.map(lambda t: t[:, chosen])
     return group.select(keep), replace(found, rows=linear, margins=found.margins[:, keep], forms=None, losses=None)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.balls.norm import Norm
 from milpverify.config import Options
 from milpverify.search.ledger import Reporter
 
@@ -53,8 +54,12 @@ class SearchContext:
 
     @property
     def delta(self) -> float:
-        """A margin known to be this close to zero is not divided further; -inf for piecewise-linear networks, which are decided."""
-        return -math.inf if self.graph.piecewise_linear else self.options.delta
+        """A margin known to be this close to zero is not divided further; -inf for piecewise-linear networks, which are decided.
+
+        Those whose inputs are confined to an L2 ball are curved, too.
+        """
+        curved = self.graph.ball is not None and self.graph.ball.norm is Norm.L2
+        return self.options.delta if curved or not self.graph.piecewise_linear else -math.inf
 
     @cached_property
     def clock(self) -> Callable[[], float]:

@@ -83,9 +83,14 @@ class Incumbents:
             self.note(validate(self.context.problem, disjunct, example.x))
 
     def remember(self, place: int, x: Array) -> None:
-        """Keep a point that is better than what is known of its disjunct and satisfies the constraints between inputs."""
+        """Keep a point that is better than what is known of its disjunct, an input, and satisfies the constraints between inputs."""
         disjunct, graph = self.group.disjuncts[place], self.context.graph
-        x = np.clip(x, disjunct.box.lower, disjunct.box.upper)
+        box = disjunct.box
+        x = np.clip(x, box.lower, box.upper)
+        if graph.ball is not None:
+            x = graph.ball.pulled(x)
+            if not ((box.lower <= x) & (x <= box.upper)).all():
+                return
         if len(disjunct.domain) and not bool((disjunct.domain.x_rows @ x <= disjunct.domain.rhs).all()):
             return
         y = evaluate(graph, torch.from_numpy(x)[None].to(graph.device))[0].cpu().numpy()

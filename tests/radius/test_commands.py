@@ -35,6 +35,11 @@ def inputs(tmp_path: Path) -> Path:
     return tmp_path / "x.npy"
 
 
+def labels_of(folder: Path) -> Path:
+    (folder / "labels.csv").write_text("label\n0\n0\n0\n")
+    return folder / "labels.csv"
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -70,6 +75,15 @@ def test_the_networks_own_answers_csv_targets_and_masks(run_main: Run, network: 
     assert done.stdout.splitlines()[1].split()[2:4] == ["inf", "inf"]
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_other_norms(run_main: Run, network: Path, inputs: Path, tmp_path: Path, norm: str) -> None:
+    done = run_main("radius", network, inputs, "--norm", norm, "--clip", "0", "1", "--json", "t.json", "--labels", labels_of(tmp_path))
+    assert done.returncode == 0, done.stderr
+    told = strictly(tmp_path / "t.json")["radii"]
+    assert [r["norm"] for r in told] == [norm] * 3
+    assert [r["upper_bound"] for r in told] == pytest.approx([0.5, 0.0, 0.3], rel=1e-2)  # one feature changes alone
+
+
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
@@ -81,7 +95,7 @@ def test_the_networks_own_answers_csv_targets_and_masks(run_main: Run, network: 
         ("0.5,0.5\n", ["--labels", "l.csv"], "no label 7"),
         ("0.5,0.5\n", ["--labels", "half.csv"], "not a whole number"),
         ("0.5,0.5\n", ["--target", "2"], "no label 2"),
-        ("0.5,0.5\n", ["--norm", "l2"], "norm l2 is not supported"),
+        ("0.5,0.5\n", ["--norm", "l3"], "l3"),
         ("0.5,0.5\n", ["--gap", "0"], "gap"),
         ("0.5,1.5\n", ["--clip", "0", "1"], "outside clip"),
         ("0.5,0.5\n", ["--plot", "c.txt"], "must end in .png"),

@@ -11,6 +11,8 @@ import torch
 from random_nets import relu_network
 from trees import PLAIN, context_of, grown, neurons_of
 
+import milpverify as mv
+from milpverify.balls.ball import Ball
 from milpverify.counterexamples.validate import Validation, Validity
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.result import Counterexample, Reason, Trust
@@ -42,6 +44,19 @@ def said(status: Validity, high: float = 1.0) -> Validation:
     """What validation may say of a point whose margin is at most `high`."""
     example = Counterexample(POINT, np.zeros(1), -1.0, -1.0) if status is Validity.HOLDS else None
     return Validation(status, POINT, margin_real=(high - 0.5, high), counterexample=example)
+
+
+def test_points_that_a_ball_pulls_out_of_their_box_are_not_remembered() -> None:
+    """What they show of the margin would be said of inputs, and contradict a bound that is right."""
+    graph = relu_network([2, 6, 6, 1], 0)
+    ball = Ball([0.0, 0.0], 1.0, "l1", [0.8, -1.0], [1.0, 1.0])
+    problem = mv.Problem(graph, ball, unsafe=Rows.on_outputs([[1.0]], [-10.0], 2))
+    _, tree = neurons_of(context_of(problem, options=PLAIN))
+    box, points = problem.disjuncts[0].box, tree.incumbents
+    points.remember(0, np.array([0.9, 0.6]))
+    assert all((box.lower <= x).all() and (x <= box.upper).all() for _, x in points.best.values())
+    points.remember(0, np.array([0.85, 0.1]))
+    assert ball.contains(points.best[0][1])
 
 
 # -- what is open, and its bound ----------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def optimise(
         torch.where(better.unsqueeze(2), found.coefficients, first.coefficients),
         torch.where(better, found.constant, first.constant),
         torch.maximum(found.lower, first.lower),
+        torch.where(better, found.over_box, first.over_box),
     )
     return best, {i: (line.k_lower, line.k_upper) for i, line in relaxations.relaxed(domain, dual.slopes).items()}
 

@@ -169,8 +169,9 @@ class Relaxations(Layout):
         paid = (gamma * given.rhs.unsqueeze(1)).sum(2)
         lost = lost + 2 * (gamma.shape[2] + 4) * U64 * (gamma * given.rhs.abs().unsqueeze(1)).sum(2)
         found = bound_rows(self.graph, state, table, also.pop(self.target), self.target, also.pop(0, None), splits, also=also)
-        lower = found.lower - paid - lost - 8 * U64 * (found.lower.abs() + paid.abs())
-        return LinearBound(found.coefficients, found.constant - paid, torch.where(torch.isnan(lower), -torch.inf, lower))
+        least = (part - paid - lost - 8 * U64 * (part.abs() + paid.abs()) for part in (found.lower, found.over_box))
+        lower, over_box = (torch.where(torch.isnan(part), -torch.inf, part) for part in least)
+        return LinearBound(found.coefficients, found.constant - paid, lower, over_box)
 
     def relaxed(self, domain: Domain, slopes: Tensor) -> LineTable:
         """The lines with some parameters, (n, r, *shape)."""

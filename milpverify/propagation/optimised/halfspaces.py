@@ -107,7 +107,7 @@ class HalfspaceForms:
         return (torch.bincount(box, minlength=len(self.place)) > 0).logical_and(self.place < 0).nonzero(as_tuple=True)[0]
 
     def below(self, box: Tensor, coefficients: Tensor, least: Tensor) -> HalfSpace:
-        """The half-spaces of rows that are known to be <= 0, by linear bounds of them (n, nx) and their proved minima (n,)."""
+        """The half-spaces of rows that are known to be <= 0, by linear bounds of them (n, nx) and the proved minima of these (n,)."""
         return HalfSpace(coefficients * self.of.own(self.width, box), least)
 
     def split(self, box: Tensor, column: Tensor, side: Tensor, point: Tensor) -> tuple[HalfSpace, Tensor]:
@@ -252,7 +252,7 @@ class HalfspaceForms:
                 n, k = inside[:, part].nonzero(as_tuple=True)
                 for side in (0, 1):
                     row, at = k + side * entry.shape[1], k + start + side * self.count
-                    matrix[n, at], least[n, at] = found.coefficients[n, row], found.lower[n, row]
+                    matrix[n, at], least[n, at] = found.coefficients[n, row], found.over_box[n, row]
         matrix = (matrix * self.width[box].unsqueeze(1)).transpose(1, 2)
         self.place[box] = len(self.matrix) + every
         self.columns = torch.cat([self.columns, columns])

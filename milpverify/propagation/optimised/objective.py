@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.balls.dual import Region
 from milpverify.operators import Affine
 from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, OutputConstraints, Passed
 
@@ -88,6 +89,7 @@ class DualObjective:
             excess = at_center(of.target, given.rows) - given.rhs
             self.excess = (excess if given.x_rows is None else excess + at_center(0, given.x_rows)).to(dtype)
         self.radius = of.own(of.state[0].deviation, domain.box).to(dtype).unsqueeze(1)
+        self.region = self._region()
         self.offset = (domain.point - of.own(of.center, domain.box).gather(1, domain.column)).to(dtype) * domain.side.to(dtype)
         self.side = domain.side.to(dtype).unsqueeze(1)
         self.where = domain.column.unsqueeze(1).expand(n, r, -1)
@@ -102,6 +104,13 @@ class DualObjective:
                 if part is not None:
                     low[:, 0, part], high[:, 0, part], pace[:, 0, part] = spans
         self.span = Span(low, high, pace)
+
+    def _region(self) -> Region | None:
+        of, known = self.of, self.of.state[0]
+        if of.graph.ball is None:
+            return None
+        region = Region.of(of.graph.ball, known.bounds.lower, known.bounds.upper, known.center)
+        return region.to(of.graph.dtype).take(self.domain.box) if region.cuts() else None
 
     def _lines(self, kind: Kind, once: bool) -> tuple[Side, Side]:
         of, box = self.of, self.domain.box
@@ -119,6 +128,16 @@ class DualObjective:
                 made.append(zip(zip(*map(kind.parted, slopes), strict=True), kind.parted(intercept), strict=True))
             found.update(zip(kind.nodes, zip(*made, strict=True), strict=True))
         return found
+
+    def _least(self, rows: Tensor) -> Tensor:
+        """The least of rows . (x - centre) over the inputs, (n, r): where a ball cuts the box, with the best multiplier for it."""
+        over_box = -(rows.abs() * self.radius).sum(2)
+        if self.region is None:
+            return over_box
+        with torch.no_grad():
+            multiplier, d = self.region.attained(rows.detach())
+            spent, at = multiplier * (self.region.cost(d).sum(2) - self.region.budget), d + self.region.shift.unsqueeze(1)
+        return torch.maximum(over_box, (rows * at).sum(2) + spent)
 
     def value(self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, Passed] | None = None) -> Tensor:
         """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them."""
@@ -144,7 +163,7 @@ class DualObjective:
             if signed is not None and last in of.entries and last not in of.first:
                 rows = rows.flatten(2).index_add(2, of.entries[last], -signed[:, :, of.columns[last]]).reshape(rows.shape)
             if last == 0:
-                return total - (rows.flatten(2).abs() * self.radius).sum(2)
+                return total + self._least(rows.flatten(2))
             parts: tuple[Tensor, ...]
             if isinstance(node.op, Affine):
                 parts = node.op.adjoint(rows.reshape(-1, *node.shape))

@@ -61,7 +61,7 @@ def combined(
         minima, coefficients: (n, r) residuals' minima and (n, r, nx) coefficients of the rows' linear bounds.
 
     Returns:
-        the minimum of the combination's residual (n, 1), proved, and its coefficients (n, 1, nx).
+        the minimum of the linear bound of the combination's residual over the box (n, 1), proved, and its coefficients (n, 1, nx).
     """
     state = select(found.state, box)
     table = {i: select_lines(around, box) for i, around in found.table.items()}
@@ -80,5 +80,5 @@ def combined(
     if x_parts is not None:
         ends = torch.maximum(state[0].bounds.lower.abs(), state[0].bounds.upper.abs())
         size = size + (x_parts.abs().sum(1) * ends).sum(1, keepdim=True)
-    least = linear.lower - rhs - 2 * gamma(rows.shape[1]) * (size + linear.lower.abs())
+    least = linear.over_box - rhs - 2 * gamma(rows.shape[1]) * (size + linear.over_box.abs())
     return torch.where(torch.isnan(least), -torch.inf, least), linear.coefficients

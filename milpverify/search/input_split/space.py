@@ -154,7 +154,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         outside = least(domain, rhs, low, high)  # what violates a constraint between inputs is no input at all
         if self.context.switches.clipping:
             rows = group.places[disjunct]
-            minima = down(found.rows.lower - group.rhs)[left[single]].gather(1, rows)
+            minima = down(found.rows.over_box - group.rhs)[left[single]].gather(1, rows)
             coefficients = found.rows.coefficients[left[single].unsqueeze(1), rows]
             if rows.shape[1] > 1:
                 same = graph.to(found.rows.coefficients.dtype, graph.device)  # the precision that the state's charges are for

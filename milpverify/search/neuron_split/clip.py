@@ -58,7 +58,7 @@ class Clipper:
         """Begin to clip bounded subproblems by the linear bounds of their rows."""
         left = (~self.closed(subs)).nonzero(as_tuple=True)[0]
         ensure_forms(self.bounder, self.forms, subs.take(left))
-        return Clipping(self, subs, left, found.coefficients[left], found.lower[left])
+        return Clipping(self, subs, left, found.coefficients[left], found.over_box[left])
 
     def clipped(self, subs: Subproblems, coefficients: Tensor, lower: Tensor) -> tuple[Subproblems, Tensor]:
         """Subproblems clipped by every row, and which of them were, (n,) bool."""
@@ -80,7 +80,7 @@ class Clipper:
 class Clipping:
     """Subproblems on their way to bounds of their open entries that hold at their unsafe points: `next` is bounded anew, and then kept.
 
-    `left` (n,) are the places of those that may gain yet, `coefficients` and `lower` the linear bounds of their rows.
+    `left` (n,) are the places of those that may gain yet, `coefficients` and `lower` the linear bounds of their rows over boxes.
     """
 
     clipper: Clipper
@@ -105,4 +105,4 @@ class Clipping:
         changed = {n: getattr(self.subs, n).index_put((self.left,), getattr(clipped, n)) for n in ("bound", "low", "high")}
         self.subs = replace(self.subs, **changed)
         again = (clipped.bound > before * (1 - LEAST_GAIN)) & ~self.clipper.closed(clipped)
-        self.left, self.coefficients, self.lower = self.left[again], found.coefficients[again], found.lower[again]
+        self.left, self.coefficients, self.lower = self.left[again], found.coefficients[again], found.over_box[again]

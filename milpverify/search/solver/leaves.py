@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from milpverify.balls.norm import Norm
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
+from milpverify.encode.balls import confined
 from milpverify.encode.segments import touched_pieces
 from milpverify.linear_relaxation import margin_bound, settled, split_table, weighted_bound
 from milpverify.operators import Affine, Elementwise
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import State
     from milpverify.spec import Array, Disjunct, Problem
 
+_TANGENTS, _OUTSIDE = 12, 1e-9  # points at most at which an L2 ball is touched, and by which share of the radius they lie outside
 _DENSE = 4_000_000  # entries of all matrices of a network whose leaves are worth exact arithmetic
 
 
@@ -109,8 +112,11 @@ class Leaves:
         leaf = _Leaf(self.problem.graph, disjunct, bounds, decisions)
         with torch.no_grad():
             outcome = self._solve(leaf.model(elastic=False))
-            if outcome.status is SolverStatus.OPTIMAL and outcome.multipliers is not None:
-                return self._optimal(leaf, outcome, outcome.multipliers)
+            while outcome.status is SolverStatus.OPTIMAL and outcome.multipliers is not None:
+                found = self._optimal(leaf, outcome, outcome.multipliers)
+                if found.closed or (found.validation is not None and found.validation.status is Validity.HOLDS) or not leaf.touch(outcome):
+                    return found
+                outcome = self._solve(leaf.model(elastic=False))
             first = outcome
             outcome = self._solve(leaf.model(elastic=True))
         if outcome.multipliers is None:
@@ -166,6 +172,7 @@ class _Leaf:
         self.centre = self.state[0].center[0].numpy()
         self.radius = np.maximum(self.upper - self.centre, self.centre - self.lower)
         assert box.size == len(self.centre)
+        self.tangents: list[Array] = []  # where an L2 ball is touched, beside what every model begins with
         self.top, self.domain = disjunct.unsafe, disjunct.domain
         rows = torch.from_numpy(np.array(self.top.y_rows))[None]
         x_rows = torch.from_numpy(np.array(self.top.x_rows))[None] if self.top.mentions_x.any() else None
@@ -186,8 +193,19 @@ class _Leaf:
 
     def x_of(self, point: Array) -> Array:
         """The input of a solution of the model."""
-        x: Array = np.clip(self.centre + self.radius * point[1:], self.lower, self.upper)
+        x: Array = np.clip(self.centre + self.radius * point[1 : 1 + len(self.centre)], self.lower, self.upper)
         return x
+
+    def touch(self, outcome: SolveOutcome) -> bool:
+        """Let an L2 ball exclude a solution that lies outside; False where it does not, or has excluded many."""
+        ball, point = self.graph.ball, outcome.point
+        if ball is None or ball.norm is not Norm.L2 or point is None or len(self.tangents) >= _TANGENTS:
+            return False
+        x = self.x_of(point)
+        outside = ball.distance(x) > ball.radius * (1.0 + _OUTSIDE)
+        if outside:
+            self.tangents.append(x)
+        return outside
 
     def _slack(self, elastic: bool) -> Array:
         """The coefficient of the first variable: the margin t in its own rows, or with `elastic` a slack s in the others."""
@@ -204,14 +222,16 @@ class _Leaf:
         start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=m))]).astype(np.int64)
         ends = np.where(self.radius > 0, 1.0, 0.0)
         bottom = 0.0 if elastic else -2.0
-        return Model(
+        model = Model(
             np.append(bottom, -ends), np.append(2.0, ends), np.zeros(n + 1, dtype=bool), start, column.astype(np.int64), value[row, column],
             lower, np.full(m, math.inf), np.append(1.0, np.zeros(n)),
         )  # fmt: skip
+        ball = self.graph.ball
+        return model if ball is None else confined(model, ball, 1, self.centre, self.radius, self.tangents)
 
     def weights(self, multipliers: Array, elastic: bool) -> Array:
         """Multipliers of the model as weights of the residuals, >= 0; those of the margin rows add up to about 1, or are 0."""
-        w: Array = np.maximum(multipliers, 0.0) * (self._unit(elastic) / self.scale)
+        w: Array = np.maximum(multipliers[: len(self.rows)], 0.0) * (self._unit(elastic) / self.scale)
         if elastic:
             w[: len(self.top)] = 0.0
         return np.where(np.isfinite(w), w, 0.0)
@@ -231,9 +251,10 @@ class _Leaf:
     def exact_bound(self, outcome: SolveOutcome, elastic: bool) -> float | None:
         """The bound at the solver's basis in rationals, rounded down.
 
-        None where there is no basis, the network is too large or has rounded weights, or a neuron that matters may be on several pieces.
+        None where there is no basis, the network is too large or has rounded weights, or a neuron that matters may be on several pieces;
+        and where inputs are confined to a ball, for which the pass finds a multiplier of its own.
         """
-        if outcome.basic is None or self.graph.rounded or self._dense_entries() > _DENSE:
+        if outcome.basic is None or self.graph.ball is not None or self.graph.rounded or self._dense_entries() > _DENSE:
             return None
         import flint
 

@@ -160,8 +160,9 @@ class _Runner:
             return self._decide_input_set(item, unknown)
         if not self.problem.graph.piecewise_linear:
             return self._refine(item, seconds, unknown)
+        graph, native = self.problem.graph, native_to(self.process.solver, self.problem.graph, self.options)
         try:
-            encoding = encode(self.problem.graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline)
+            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, native=native)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
         except OutOfTime:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,7 +117,7 @@ def ensure_forms(bounder: Bounder, forms: HalfspaceForms, subs: Subproblems) -> 
 
 
 def _take(found: LinearBound, n: Tensor) -> LinearBound:
-    return replace(found, coefficients=found.coefficients[n], constant=found.constant[n], lower=found.lower[n])
+    return found.map(lambda t: t[n])
 
 
 def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subproblems:

@@ -1,17 +1,16 @@
-"""The inputs within a radius of a point: as a box rounded outwards, which is what is proved about, and as exact distances."""
+"""The balls of all radii around an input: as sets of inputs to be proved about, and as exact distances."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
-from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.counterexamples.validate import rounded
+from milpverify.balls.ball import Ball
+from milpverify.balls.norm import Norm
 from milpverify.errors import InvalidInput
 from milpverify.spec import Array, Box
 
@@ -25,32 +24,9 @@ FAR = 2.0**20
 """Without a clip, inputs further away than so many times the largest entry of the centre (or 1) are not looked at."""
 
 
-class Norm(Enum):
-    """How distances are measured."""
-
-    LINF = "linf"
-    L1 = "l1"
-    L2 = "l2"
-
-    @staticmethod
-    def of(name: str | Norm) -> Norm:
-        """The norm of a name, if balls of it are supported.
-
-        Raises:
-            InvalidInput: they are not, or there is none.
-        """
-        try:
-            norm = Norm(name)
-        except ValueError:
-            raise InvalidInput(f"unknown norm {name!r}; there is linf") from None
-        if norm is not Norm.LINF:
-            raise InvalidInput(f"the norm {norm.value} is not supported yet: balls are boxes so far; use norm='linf'")
-        return norm
-
-
 @dataclass(frozen=True, eq=False)
-class Ball:
-    """The balls of all radii around a point: |x_i - centre_i| <= radius weight_i, low_i <= x_i <= high_i.
+class Neighbourhood:
+    """The balls of all radii around a point: (x - centre) / weight has a norm of at most the radius, and low <= x <= high.
 
     All (nx,) float64, which are the exact problem; `low` and `high` may be infinite. A feature of weight 0 does not change.
     """
@@ -60,18 +36,19 @@ class Ball:
     low: Array
     high: Array
     shape: tuple[int, ...]
+    norm: Norm = Norm.LINF
 
     @staticmethod
-    def around(centre: Array, features: Any = None, clip: Clip | None = None, norm: str | Norm = Norm.LINF) -> Ball:
-        """Checked parts as a ball.
+    def around(centre: Array, features: Any = None, clip: Clip | None = None, norm: str | Norm = Norm.LINF) -> Neighbourhood:
+        """Checked parts as a neighbourhood.
 
         Args:
             features: which features may change (a mask), or by how much more than others (a weight each).
 
         Raises:
-            InvalidInput: numbers that are NaN or infinite, weights below 0 or all 0, a centre outside the clip, an unsupported norm.
+            InvalidInput: numbers that are NaN or infinite, weights below 0 or all 0, a centre outside the clip.
+            InvalidProperty: an unknown norm.
         """
-        Norm.of(norm)
         x = centre.reshape(-1)
         if (bad := np.flatnonzero(~np.isfinite(x))).size:
             raise InvalidInput(f"the input's entry {bad[0]} is no finite number: {x[bad[0]]}")
@@ -86,20 +63,19 @@ class Ball:
         if (bad := np.flatnonzero(~((low <= x) & (x <= high)))).size:
             i = bad[0]
             raise InvalidInput(f"the input's entry {i} is {x[i]:.9g}, outside clip, which is [{low[i]:.9g}, {high[i]:.9g}] there")
-        ball = Ball(x, weight, low, high, centre.shape)
+        found = Neighbourhood(x, weight, low, high, centre.shape, Norm.of(norm))
         with np.errstate(over="ignore"):
-            if not np.isfinite(ball.reach * weight).all():
+            if not np.isfinite(found.reach * weight).all():
                 raise InvalidInput("the input, or the weights of its features, are too large or too small for radii to be numbers")
-        return ball
+        return found
+
+    def ball(self, radius: float) -> Ball:
+        """The ball of a radius."""
+        return Ball(self.centre.reshape(self.shape), radius, self.norm, self.low, self.high, self.weight)
 
     def box(self, radius: float) -> Box:
         """The smallest box of float64 numbers that is sure to contain the ball."""
-        reach = np.where(self.weight > 0, np.nextafter(radius * self.weight, math.inf), 0.0) if radius else np.zeros_like(self.weight)
-        moves = reach > 0
-        lower = np.where(moves, np.nextafter(self.centre - reach, -math.inf), self.centre)
-        upper = np.where(moves, np.nextafter(self.centre + reach, math.inf), self.centre)
-        lower, upper = np.maximum(lower, self.low), np.minimum(upper, self.high)
-        return Box(lower.reshape(self.shape), upper.reshape(self.shape))
+        return Box(*(end.reshape(self.shape) for end in self.ball(radius).ends))
 
     @property
     def bounded(self) -> bool:
@@ -115,19 +91,19 @@ class Ball:
         if not self.bounded:
             return FAR * max(1.0, float(np.abs(self.centre).max())) / float(weight.max())
         far = np.maximum(np.nextafter(x - self.low[moves], math.inf), np.nextafter(self.high[moves] - x, math.inf))
-        return float(np.nextafter(far / weight, math.inf).max())
+        share = np.nextafter(far / weight, math.inf)
+        match self.norm:
+            case Norm.LINF:
+                return float(share.max())
+            case Norm.L1:
+                return float(share.sum()) * (1.0 + len(share) * 2.0**-52)
+            case Norm.L2:
+                return float(np.sqrt((share * share).sum())) * (1.0 + (len(share) + 4) * 2.0**-52)
 
     def distance(self, x: Array) -> float:
         """The radius of the smallest ball that contains x (nx,), in rationals, rounded up; infinite where none does."""
-        if not ((self.low <= x) & (x <= self.high)).all():
-            return math.inf
-        away: list[Fraction] = []
-        for a, b, weight in zip(x.tolist(), self.centre.tolist(), self.weight.tolist(), strict=True):
-            if a != b:
-                if weight == 0:
-                    return math.inf
-                away.append(abs(Fraction(a) - Fraction(b)) / Fraction(weight))
-        return rounded(max(away, default=Fraction(0)), math.inf)
+        within = ((self.low <= x) & (x <= self.high)).all()
+        return self.ball(0.0).distance(x) if within else math.inf
 
 
 def _per_feature(values: Any, shape: tuple[int, ...], name: str) -> Array:
