@@ -81,7 +81,7 @@ class Embedding:
     box: Box
     scale: Array
     ranges: NodeRanges = field(repr=False)
-    kept: list[Added] = field(repr=False)  # variables of inputs and outputs
+    kept: list[Added] = field(repr=False)  # variables of inputs and outputs, and what could not go
     written: _Written | None = field(default=None, repr=False)
     sharpness: float = field(default=1.0, repr=False)
 
@@ -144,7 +144,8 @@ class Embedding:
         self.host.begin()
         if narrower:
             self._bound_anew()
-        self.host.delete([written.added], retire=True)
+        if not self.host.delete([written.added], retire=True):
+            self.kept.append(Added({}, written.added.rows, list(written.added.variables.values())))
         self.written = None
         self.write([written.native], cuts)
         return True
@@ -162,8 +163,7 @@ class Embedding:
         written = self._alive()
         self.host.begin()
         parts = [written.added, *self.kept]
-        variables = [v for part in self.kept for v in part.variables.values()]
-        user = self.host.users(variables, parts)
+        user = self.host.users([v for part in self.kept for v in part.variables.values()], parts)
         if user is not None:
             raise InvalidInput(f"the constraint {user} still reads outputs of {self.name}: remove it (or what it belongs to) first")
         self.host.delete(parts, later)

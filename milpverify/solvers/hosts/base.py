@@ -98,8 +98,8 @@ class Host(ABC):
         """The name of a constraint that reads some variables and is not among what was added; None where there is none."""
 
     @abstractmethod
-    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> None:
-        """Take variables and constraints out again; with `retire`, leave them without effect where they cannot go.
+    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> bool:
+        """Take variables and constraints out again; with `retire`, leave them without effect where they cannot go. Whether they went.
 
         Args:
             later: variables and constraints of the user's whose numbers change with it.

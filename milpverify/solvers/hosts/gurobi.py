@@ -110,15 +110,17 @@ class GurobiHost(Host):
     def users(self, variables: Sequence[Any], added: Sequence[Added]) -> str | None:
         """Linear and quadratic rows are read; what other constraints use shows in a copy, which Gurobi refuses to change."""
         self.model.update()
-        own = {("L" if isinstance(row, self._module.Constr) else "Q", row.index) for part in added for row in part.rows if _indexed(row)}
+        kinds = self._module.Constr, self._module.QConstr, self._module.GenConstr
+        own, products, general = ([row for part in added for row in part.rows if isinstance(row, kind)] for kind in kinds)
+        places, names = {row.index for row in own}, {row.QCName for row in products}
         for v in variables:
             column = self.model.getCol(v)
             for k in range(column.size()):
-                if ("L", column.getConstr(k).index) not in own:
+                if column.getConstr(k).index not in places:
                     return str(column.getConstr(k).ConstrName)
         wanted = {v.index for v in variables}
         for row in self.model.getQConstrs():
-            if ("Q", row.index) not in own:
+            if row.QCName not in names:
                 terms = self.model.getQCRow(row)
                 linear = terms.getLinExpr()
                 read = {linear.getVar(k).index for k in range(linear.size())}
@@ -126,10 +128,10 @@ class GurobiHost(Host):
                     read |= {terms.getVar1(k).index, terms.getVar2(k).index}
                 if read & wanted:
                     return str(row.QCName)
-        gone = {row.index for part in added for row in part.rows if isinstance(row, self._module.GenConstr)}
+        gone = {row.GenConstrName for row in general}
         probe = self.model.copy()
         try:
-            probe.remove([row for k, row in enumerate(probe.getGenConstrs()) if k in gone])
+            probe.remove([row for row in probe.getGenConstrs() if row.GenConstrName in gone])
             own_variables = probe.getVars()
             probe.remove([own_variables[k] for k in wanted])
             probe.update()
@@ -139,21 +141,18 @@ class GurobiHost(Host):
             probe.dispose()
         return None
 
-    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> None:
+    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> bool:
         for part in added:
             self.model.remove(part.rows)
             self.model.remove([*part.variables.values(), *part.more])
         self.model.update()
+        return True
 
     def values(self, variables: Sequence[Any]) -> Array:
         try:
             return np.array([v.X for v in variables], dtype=np.float64)
         except (AttributeError, self._module.GurobiError) as error:
             raise no_solution("Gurobi") from error
-
-
-def _indexed(row: Any) -> bool:
-    return type(row).__name__ in ("Constr", "QConstr")
 
 
 def add_rows(

@@ -61,6 +61,9 @@ class HighsHost(Host):
     def label(self, variable: Any) -> str:
         return str(self.model.getColName(variable.index)[1]) or f"column {variable.index}"
 
+    def _row(self, i: int) -> str:
+        return str(self.model.getRowName(i)[1]) or f"row {i}"
+
     def names(self) -> list[str]:
         return [str(self.model.getColName(j)[1]) for j in range(self.model.getNumCol())]
 
@@ -109,11 +112,11 @@ class HighsHost(Host):
         for v in variables:
             for i in self.model.getColEntries(v.index)[1].tolist():
                 if i not in own:
-                    return str(self.model.getRowName(i)[1]) or f"row {i}"
+                    return self._row(i)
         return None
 
-    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> None:
-        columns = sorted({v.index for part in added for v in part.variables.values()})
+    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> bool:
+        columns = sorted({v.index for part in added for v in (*part.variables.values(), *part.more)})
         rows = sorted({r.index for part in added for r in part.rows})
         handles = list({id(h): h for h in (*self._known, *self._flattened(later))}.values())
         kind = self._module.highs_cons
@@ -124,12 +127,10 @@ class HighsHost(Host):
             unknown = [k for k in range(gone[0] if gone else ends[of_rows], ends[of_rows]) if k not in numbers]
             if unknown and retire:
                 self._retire(columns, rows)
-                return
+                return False
             if unknown:
-                what = f"row {unknown[0]}" if of_rows else self.label(self._module.highs_var(unknown[0], self.model))
-                raise InvalidInput(
-                    f"{what} was added behind the network, and HiGHS would renumber it: hand in what came later, remove(*later)"
-                )
+                what = self._row(unknown[0]) if of_rows else self.label(self._module.highs_var(unknown[0], self.model))
+                raise InvalidInput(f"{what} came after the network, and HiGHS would renumber it: hand in what came later, remove(*later)")
         if rows:
             self.model.deleteRows(len(rows), np.array(rows, dtype=np.int32))
         if columns:
@@ -145,6 +146,7 @@ class HighsHost(Host):
                     else:
                         h.index -= before
         self._known[:] = [h for h in self._known if id(h) not in dead]
+        return True
 
     def _flattened(self, things: Any) -> Iterator[Any]:
         if isinstance(things, (self._module.highs_var, self._module.highs_cons)):

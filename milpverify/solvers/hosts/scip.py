@@ -94,12 +94,13 @@ class ScipHost(Host):
                 return str(row.name)
         return None
 
-    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> None:
+    def delete(self, added: Sequence[Added], later: Sequence[Any] = (), retire: bool = False) -> bool:
         for part in added:
             for row in part.rows:
                 self.model.delCons(row)
             for variable in (*part.variables.values(), *part.more):
                 self.model.delVar(variable)
+        return True
 
     def values(self, variables: Sequence[Any]) -> Array:
         if not self.model.getNSols():
