@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.errors import InvalidInput
-from milpverify.solvers.hosts.base import Added, Expression
+from milpverify.solvers.hosts.base import UNBOUNDED, Added, Expression
 from milpverify.solvers.model import Model
 from milpverify.spec import Box
 
@@ -52,8 +52,8 @@ def read(host: Host, given: Any) -> Inputs:
 
 def _expression(host: Host, thing: Any, i: int) -> Expression:
     if isinstance(thing, (Real, np.bool_)):
-        if not math.isfinite(thing):
-            raise InvalidInput(f"input {i} is {thing}, which is no finite number")
+        if not abs(thing) < UNBOUNDED:
+            raise InvalidInput(f"input {i} is {thing}, which is no number that solvers take")
         return Expression((), (), float(thing))
     found = host.expression(thing)
     if found is None:
@@ -125,8 +125,11 @@ def _range(host: Host, expression: Expression) -> tuple[float, float]:
 
 
 def variables_of(host: Host, inputs: Inputs, box: Box, name: Callable[[str, int], str]) -> tuple[list[Any], Added]:
-    """A variable for every input: its own, or a new one that equals the expression."""
-    found: list[Any] = [e.variable for e in inputs.expressions]
+    """A variable for every input: its own, or a new one that equals the expression; none twice."""
+    found: list[Any] = []
+    for variable in (e.variable for e in inputs.expressions):
+        known = variable is not None and host.key(variable) in {host.key(v) for v in found if v is not None}
+        found.append(None if known else variable)  # a row has every variable once
     made = [i for i, variable in enumerate(found) if variable is None]
     if not made:
         return found, Added()

@@ -121,18 +121,9 @@ class ModelBuilder:
         return self._units[1, : self._count]
 
     def variables(
-        self,
-        lower: ArrayLike,
-        upper: ArrayLike,
-        *,
-        least: float = 0.0,
-        start: ArrayLike = math.nan,
-        centred: bool = True,
-        plain: bool = False,
+        self, lower: ArrayLike, upper: ArrayLike, *, least: float = 0.0, start: ArrayLike = math.nan, centred: bool = True
     ) -> Index:
         """Add quantities within bounds, in units not smaller than `least`; returns their columns. `start` is NaN where unknown.
-
-        `plain` ones stay in the network's units.
 
         Raises:
             NumericallyUnfit: a bound is not finite.
@@ -141,9 +132,9 @@ class ModelBuilder:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise NumericallyUnfit("a variable of the model has no finite bounds")
         reach, half = np.maximum(np.abs(low), np.abs(high)), 0.5 * high - 0.5 * low
-        far = (reach > FAR * half) & (centred and not plain)
+        far = (reach > FAR * half) & centred
         centre = np.where(far, low + half, 0.0)
-        unit = np.ones(len(low)) if plain else power_of_two(np.maximum(np.where(far, half, reach), least))
+        unit = power_of_two(np.maximum(np.where(far, half, reach), least))
         down, up = (low - centre) / unit, (high - centre) / unit
         down[far], up[far] = np.nextafter(down[far], -np.inf), np.nextafter(up[far], np.inf)
         fixed = far & (low == high)

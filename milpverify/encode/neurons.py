@@ -109,8 +109,8 @@ class NetworkEncoder:
         return (Capability.QUADRATIC if rule_of(node.op).bilinear else Capability.FUNCTIONS) in self.native
 
     def units(self, cut: int) -> tuple[float, bool]:
-        """The least unit of a node's quantities, and whether they are in the network's own units instead."""
-        return 0.0, False
+        """The least unit of a node's quantities, and whether they may have another centre than 0."""
+        return 0.0, True
 
     # --- backwards: the neurons that are needed ---
 
@@ -156,9 +156,9 @@ class NetworkEncoder:
     def _add_values(self, cut: int, index: Index) -> None:
         """Variables for entries of a cut node."""
         first = math.nan if self.values is None else self.values[cut][index]
-        least, plain = self.units(cut)
+        least, centred = self.units(cut)
         low, high = self.lower[cut][index], self.upper[cut][index]
-        self.column[cut][index] = self.builder.variables(low, high, start=first, least=least, plain=plain)
+        self.column[cut][index] = self.builder.variables(low, high, start=first, least=least, centred=centred)
 
     def lines(self, forms: CutForms) -> list[Line]:
         """The forms over the columns of the model, with the constant neurons in the constants."""

@@ -7,12 +7,14 @@ and encloses it within the proved lines elsewhere.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from milpverify.encode.encoding import Encoding
+from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.neurons import NetworkEncoder
 from milpverify.operators import Elementwise
 from milpverify.relaxations.registry import rule_of
@@ -25,12 +27,16 @@ if TYPE_CHECKING:
     from milpverify.encode.encoding import NodeRanges
     from milpverify.functions.terms import Term
     from milpverify.graph import Graph, Node
-    from milpverify.solvers.model import Array
+    from milpverify.solvers.model import Array, Index, Model
     from milpverify.spec import Box
 
     Takes = Callable[[Term, float, float], bool]
     """Whether a solver takes a function over a range as it is."""
 
+FURTHEST = 12
+"""Beyond so many powers of two the network's own units are no coefficients: solvers drop small ones."""
+SMALLEST, LARGEST = 2.0**-40, 2.0**44
+"""The least unit of an input or output, and the largest one that solvers' numbers carry."""
 LEAST = 2.0**-13
 """A function's argument and result have units of so much of their size at least, for `FunctionTerm`s of smaller ones are refused."""
 
@@ -73,7 +79,7 @@ class _OutputEncoder(NetworkEncoder):
         return is_left(node, self.native, self._takes, lower, upper)
 
     def units(self, cut: int) -> tuple[float, bool]:
-        return self._least.get(cut, 0.0), cut == 0
+        return self._least.get(cut, SMALLEST if cut == 0 else 0.0), cut != 0
 
     def _units_of_functions(self, bounds: NodeRanges) -> Mapping[int, float]:
         """The least units of what smooth functions read and return."""
@@ -90,19 +96,63 @@ class _OutputEncoder(NetworkEncoder):
         for i in np.flatnonzero(inputs >= 0).tolist():  # the bounds of variables may change
             self.builder.row([inputs[i]], [1.0], float(self.box.lower[i]), float(self.box.upper[i]))
         low, high = (t.detach().reshape(-1).numpy().astype(np.float64) for t in ends)
-        outputs = self.builder.variables(np.minimum(low, high), np.maximum(low, high), plain=True)
+        outputs = self.builder.variables(np.minimum(low, high), np.maximum(low, high), least=SMALLEST, centred=False)
         lines = [line for form in forms for line in self.lines(form)]
         for column, line in zip(outputs.tolist(), lines, strict=True):
             self.equal(column, line)
+        return self._in_own_units(self.builder.build({}), inputs, outputs)
+
+    def _in_own_units(self, model: Model, inputs: Index, outputs: Index) -> Encoding:
+        """The model with inputs and outputs in the network's units: as they are, or where these are far off, as further variables."""
+        unit, inputs = self.builder.unit.copy(), inputs.copy()
+        ends = np.concatenate([inputs[inputs >= 0], outputs])
+        if (unit[ends] > LARGEST).any():
+            raise NumericallyUnfit(f"an input or output is as large as {float(unit[ends].max()):.3g}")
+        far = ends[np.abs(np.log2(unit[ends])) > FURTHEST]
+        factor = np.ones(model.num_variables)
+        near = np.setdiff1d(ends, far)
+        factor[near] = 1.0 / unit[near]
+        quadratic, n = model.quadratic, model.num_variables
+        if quadratic is not None:
+            quadratic = replace(quadratic, value=quadratic.value * factor[quadratic.first] * factor[quadratic.second])
+        functions = tuple(
+            replace(
+                f,
+                argument_scale=(f.argument_scale[0], f.argument_scale[1] * float(factor[f.argument])),
+                result_scale=(f.result_scale[0], f.result_scale[1] * float(factor[f.result])),
+            )
+            for f in model.functions
+        )
+        # unit v = q, by factors that are their reciprocals
+        root = np.exp2(np.round(0.5 * np.log2(unit[far])))
+        links = np.stack([unit[far] / root, -1.0 / root], axis=1).reshape(-1)
+        moved = np.arange(n)
+        moved[far] = np.arange(n, n + len(far))
+        free, none = np.zeros(len(far), dtype=bool), np.zeros(len(far))
+        changed = replace(
+            model,
+            lower=np.concatenate([model.lower / factor, model.lower[far] * unit[far]]),
+            upper=np.concatenate([model.upper / factor, model.upper[far] * unit[far]]),
+            integer=np.concatenate([model.integer, free]),
+            objective=np.zeros(n + len(far)),
+            row_start=np.concatenate([model.row_start, model.row_start[-1] + 2 * np.arange(1, len(far) + 1)]),
+            column=np.concatenate([model.column, np.stack([far, moved[far]], axis=1).reshape(-1)]),
+            value=np.concatenate([model.value * factor[model.column], links]),
+            row_lower=np.concatenate([model.row_lower, none]),
+            row_upper=np.concatenate([model.row_upper, none]),
+            quadratic=quadratic,
+            functions=functions,
+        )
+        inputs[inputs >= 0] = moved[inputs[inputs >= 0]]
         return Encoding(
-            self.builder.build({}),
+            changed,
             inputs,
-            self.builder.centre.copy(),
-            self.builder.unit.copy(),
+            np.concatenate([self.builder.centre, none]),
+            np.concatenate([unit * factor, none + 1.0]),
             self.box.lower,
             self.box.upper,
             self.unstable,
             tuple(self.neurons),
             self.arguments,
-            outputs=outputs,
+            outputs=moved[outputs],
         )

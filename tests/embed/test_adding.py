@@ -15,6 +15,7 @@ from user_models import SOLVERS, UserModel, network, value
 
 import milpverify as mv
 from milpverify.frontends.network import load_network
+from milpverify.solvers.registry import available
 
 NET = network(nn.ReLU)
 TO = 1e-6
@@ -98,7 +99,8 @@ def test_one_variable_twice_and_alone() -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_unusual_networks(solver: str) -> None:
     """Constants, the identity, unused inputs, and an activation at the very end."""
-    first, last = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3), nn.ReLU()).eval()
+    torch.manual_seed(2)
+    first, last = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3), nn.ReLU()).eval()  # whose last output is never more than 0
     with torch.no_grad():
         first.weight.zero_()
         first.weight[0, 0] = 2.0
@@ -118,16 +120,18 @@ def test_a_box_that_is_a_point(solver: str) -> None:
         agrees(user, mv.embed(user.model, net, user.x))
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e6, 1e12])
 def test_inputs_in_strange_units(scale: float) -> None:
     net = network(nn.ReLU)
     with torch.no_grad():
         net[0].weight /= scale
+        net[-1].weight *= scale
+        net[-1].bias *= scale
     for solver in SOLVERS:
         user = UserModel(solver, [(-scale, scale), (-scale, scale)])
         embedded = mv.embed(user.model, net, user.x)
         user.minimise(embedded.outputs[0])
-        assert embedded.error().largest <= (TO if scale > 1 else 1e-5)
+        assert embedded.error().largest <= TO
     net.float()
 
 
@@ -140,13 +144,13 @@ def test_what_is_refused(solver: str) -> None:
         broken[0].weight[0, 0] = math.nan
     refused = [
         ((NET, x), {}, r"input 1 \(x1\) has no finite upper bound"),
-        ((NET, [x[0], 1e30]), {}, "input 1 has no finite lower bound"),
+        ((NET, [x[0], 1e30]), {}, "input 1 is 1e.30"),
         ((NET, [x[0], math.nan]), {}, "input 1 is nan"),
         ((NET, [x[0], "x1"]), {}, "input 1 is a str"),
         ((NET, [x[0], None]), {}, "input 1 is a NoneType"),
         ((NET, []), {}, "no inputs were given"),
         ((NET, [x[0], other.x[-1]]), {}, "another|own"),
-        ((NET, [x[0]]), {}, ""),
+        ((NET, [x[0]]), {}, "."),
         ((load_network(NET, mv.Box([0, 0], [1, 1])).graph, [x[0]]), {}, "1 inputs were given, but the network takes 2"),
         ((ROOT / "examples" / "digits.onnx", [x[0]]), {}, "1 inputs"),
         ((NET, x), {"upper": [1, 2, 3]}, "upper has 3 entries, but there are 2 inputs"),
@@ -156,7 +160,7 @@ def test_what_is_refused(solver: str) -> None:
         ((NET, x), {"upper": 1, "encoding": "magic"}, "there is no encoding 'magic'"),
         ((NET, x), {"upper": 1, "pieces": 0}, "pieces"),
         ((NET, x), {"upper": 1, "name": "a b"}, "without spaces"),
-        ((broken, x), {"upper": 1}, ""),
+        ((broken, x), {"upper": 1}, "."),
         ((network(nn.ReLU).train(), x), {"upper": 1}, "training"),
         ((3, x), {"upper": 1}, "a network is"),
     ]
@@ -212,11 +216,8 @@ def test_removed_variables_and_gurobi_licences() -> None:
         mv.embed(user.model, NET, [user.x[0], gone])
     size = user.size()
     wide = network(nn.ReLU, width=400)
-    limited = next(info for info in __import__("milpverify.solvers.registry", fromlist=["available"]).available() if info.name == "gurobi")
+    limited = next(info for info in available() if info.name == "gurobi")
     if "size-limited" in limited.note:
         with pytest.raises(mv.SolverUnavailable, match="too large for the licence"):
             mv.embed(user.model, wide, user.x, bounds="ibp")
         assert user.size() == size
-        tanh = network(nn.Tanh, width=110)
-        narrow = mv.embed(user.model, tanh, user.x, pieces=1)
-        assert not narrow.written.native  # over 200 functions: pieces instead

@@ -58,6 +58,10 @@ class Host(ABC):
         """
 
     @abstractmethod
+    def key(self, variable: Any) -> int:
+        """What tells a variable from others, until something is deleted."""
+
+    @abstractmethod
     def label(self, variable: Any) -> str:
         """How a variable is called."""
 

@@ -55,6 +55,9 @@ class GurobiHost(Host):
         if not 0 <= index < len(own) or not own[index].sameAs(variable):
             raise InvalidInput("an input is a variable of another Gurobi model, or was removed from this one")
 
+    def key(self, variable: Any) -> int:
+        return int(variable.index)
+
     def label(self, variable: Any) -> str:
         return str(variable.VarName)
 

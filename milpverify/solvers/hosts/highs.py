@@ -58,6 +58,9 @@ class HighsHost(Host):
         known = set(map(id, self._known))
         self._known.extend(handle for handle in handles if id(handle) not in known)
 
+    def key(self, variable: Any) -> int:
+        return int(variable.index)
+
     def label(self, variable: Any) -> str:
         return str(self.model.getColName(variable.index)[1]) or f"column {variable.index}"
 
@@ -97,6 +100,8 @@ class HighsHost(Host):
         if model.num_rows:
             highs.addRows(model.num_rows, model.row_lower, model.row_upper, len(model.column), starts, place[model.column], model.value)
         if highs.getNumCol() != first + len(columns) or highs.getNumRow() != row + model.num_rows:
+            self.model.deleteRows(highs.getNumRow() - row, np.arange(row, highs.getNumRow(), dtype=np.int32))
+            self.model.deleteCols(highs.getNumCol() - first, np.arange(first, highs.getNumCol(), dtype=np.int32))
             raise SolverUnavailable("HiGHS refuses the network's rows")
         for j in columns:
             highs.passColName(int(place[j]), name("v", j))

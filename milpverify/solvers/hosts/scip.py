@@ -51,6 +51,9 @@ class ScipHost(Host):
             if v.ptr() not in own:
                 raise InvalidInput(f"the variable {v.name} is not one of this SCIP model's own (original) variables")
 
+    def key(self, variable: Any) -> int:
+        return int(variable.ptr())
+
     def label(self, variable: Any) -> str:
         return str(variable.name)
 
