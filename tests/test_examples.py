@@ -37,7 +37,7 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
-    assert [*names, "06_power_network.py"] == NUMBERED
+    assert [*names, "06_power_network.py", "09_surrogate.py", "10_predictive_control.py"] == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -100,6 +100,25 @@ def test_power_network(tmp_path: Path, commands: dict[str, str]) -> None:
     assert lower <= 5296.687 <= upper + 0.002 and upper - lower <= 1e-4 * upper + 0.002
     for name in ("most", "most_margins", "cheapest", "cheapest_margins"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_surrogate(tmp_path: Path, commands: dict[str, str]) -> None:
+    """The optimum meets the yield in the network itself, and no setting tried at random is cheaper."""
+    best, answer, error, random = run_example("09_surrogate.py", tmp_path, commands).splitlines()
+    cost, cheapest = (float(re.findall(r"cost ([\d.]+)", line)[0]) for line in (best, random))
+    assert cost <= cheapest
+    inside, network = map(float, re.findall(r"([\d.]+) (?:in the model|by the network)", answer))
+    assert inside >= 0.8 - 1e-6 and network == pytest.approx(inside, abs=2e-6)
+    assert float(error.split()[5]) <= 1e-6
+
+
+def test_predictive_control(tmp_path: Path, commands: dict[str, str]) -> None:
+    """The pendulum comes to rest upright, by plans that are exact."""
+    *plans, end = [
+        line for line in run_example("10_predictive_control.py", tmp_path, commands).splitlines() if "rest" in line or " s: " in line
+    ]
+    assert len(plans) == 12 and all(float(line.split()[-1]) <= 1e-6 for line in plans)
+    assert float(end.split()[3]) < 0.1
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
