@@ -68,9 +68,8 @@ def main() -> None:
         model.optimize()
     found = surrogate.error()
     print(f"cost {model.getObjVal():.3f}: {found.x[0]:.1f} K, {found.x[1]:.2f} h, {model.getVal(packages):.0f} packages")
-    print(
-        f"yield: {found.outputs[0]:.6f} in the model, {found.runtime[0]:.6f} by the network, {float(reactor(torch.tensor(found.x)[None])):.4f} true"
-    )
+    true = float(reactor(torch.tensor(found.x)[None]))
+    print(f"yield: {found.outputs[0]:.6f} in the model, {found.runtime[0]:.6f} by the network, {true:.4f} true")
     print(f"error of the embedding: {found}")
 
     cheapest = float("inf")  # what a search at random finds

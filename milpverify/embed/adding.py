@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from milpverify.embed.deviation import sizes
 from milpverify.embed.embedding import Choices, Embedding, node_ranges
 from milpverify.embed.inputs import box_of, read, variables_of
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.frontends.network import load_network
 from milpverify.graph import Graph
 from milpverify.solvers.registry import host_of
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from milpverify.frontends.network import Network
+    from milpverify.frontends.network import Loaded, Network
     from milpverify.solvers.hosts.base import Host
 
 METHODS = ("ibp", "crown", "alpha-crown")
@@ -78,8 +77,7 @@ def embed(
     box = box_of(host, given, lower, upper)
     if isinstance(net, Graph) and net.nx != box.size:
         raise InvalidInput(f"{box.size} inputs were given, but the network takes {net.nx}")
-    shaped = Box(box.lower.reshape(given.shape), box.upper.reshape(given.shape)) if prod(given.shape) == box.size else box
-    loaded = load_network(net, shaped, shape)
+    loaded = _loaded(net, box, given.shape, shape)
     graph = loaded.graph
     if graph.nx != box.size:
         raise InvalidInput(f"{box.size} inputs were given, but the network takes {graph.nx}")
@@ -95,6 +93,20 @@ def embed(
         host.delete(made.kept)
         raise
     return made
+
+
+def _loaded(net: Network, box: Box, given: tuple[int, ...], shape: Sequence[int] | None) -> Loaded:
+    """The network on inputs of the shape in which they were given, or where it refuses that, of a flat one."""
+    if shape is not None or len(given) < 2:
+        return load_network(net, box, shape)
+    try:
+        return load_network(net, Box(box.lower.reshape(given), box.upper.reshape(given)))
+    except InvalidModel:
+        try:
+            return load_network(net, box)
+        except InvalidModel:
+            pass
+        raise
 
 
 def _prefix(host: Host, name: str | None) -> str:

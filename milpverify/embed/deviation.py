@@ -54,6 +54,7 @@ def deviation(loaded: Loaded, x: Array, outputs: Array, scale: Array) -> Deviati
     low, high = (side.reshape(-1).numpy() for side in (around.lower, around.upper))
     network = evaluate_all(loaded.graph, torch.from_numpy(x)[None])[loaded.graph.output].reshape(-1).numpy()
     absolute = np.nextafter(np.maximum(np.maximum(outputs - low, high - outputs), 0.0), np.inf)
+    absolute[np.isnan(absolute)] = np.inf  # the network has no value there
     runtime: Any = loaded.runtime
     return Deviation(x, outputs, network, absolute, scale, None if runtime is None else runtime.run(x))
 

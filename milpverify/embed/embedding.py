@@ -125,6 +125,7 @@ class Embedding:
 
         Raises:
             InvalidInput: the model has no solution, or the embedding was removed.
+            SolverUnavailable: the solver's licence does not cover what would be added; the model is as before.
         """
         written = self._alive()
         if not to > 0:
@@ -147,7 +148,11 @@ class Embedding:
         if not self.host.delete([written.added], retire=True):
             self.kept.append(Added({}, written.added.rows, list(written.added.variables.values())))
         self.written = None
-        self.write([written.native], cuts)
+        try:
+            self.write([written.native], cuts)
+        except SolverUnavailable:
+            self.write([written.native], written.cuts)  # as it was
+            raise
         return True
 
     def remove(self, *later: Any) -> None:
@@ -209,6 +214,8 @@ class Embedding:
     def _alive(self) -> _Written:
         if self.written is None:
             raise InvalidInput(f"{self.name} was removed from the model: embed the network again")
+        if self.outputs and self.host.label(self.outputs[-1]) != f"{self.name}_y{len(self.outputs) - 1}":
+            raise InvalidInput(f"variables of {self.name}, or some before them, were deleted from the {self.host.name} model")
         return self.written
 
     @functools.cached_property

@@ -52,7 +52,7 @@ def read(host: Host, given: Any) -> Inputs:
 
 def _expression(host: Host, thing: Any, i: int) -> Expression:
     if isinstance(thing, (Real, np.bool_)):
-        if not abs(thing) < UNBOUNDED:
+        if not abs(float(thing)) < UNBOUNDED:
             raise InvalidInput(f"input {i} is {thing}, which is no number that solvers take")
         return Expression((), (), float(thing))
     found = host.expression(thing)
@@ -98,7 +98,10 @@ def box_of(host: Host, inputs: Inputs, lower: ArrayLike | None, upper: ArrayLike
         name = "lower" if side is low else "upper"
         if given is None:
             continue
-        own = np.asarray(given, dtype=np.float64).reshape(-1)
+        try:
+            own = np.asarray(given, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{name} is neither a number nor an array of numbers: {error}") from error
         if own.size not in (1, count):
             raise InvalidInput(f"{name} has {own.size} entries, but there are {count} inputs")
         if np.isnan(own).any():

@@ -146,8 +146,8 @@ class _MarginEncoder(NetworkEncoder):
             highs.append(line.constant - rhs + float(ends.max(axis=0).sum()) + slack)
             largest = max(largest, float((np.abs(line.values) * self.builder.unit[line.columns]).max(initial=0.0)))
         first = math.nan
-        if self.start is not None and self.values is not None:
-            first = float(rows.residual(self.start, self.values[self.graph.output]).max())
+        if self.values is not None:
+            first = float(rows.residual(self.values[0], self.values[self.graph.output]).max())
         t = int(self.builder.variables(max(lows), max(highs), least=largest, start=first, centred=False)[0])
         for line, rhs in zip(lines, rows.rhs.tolist(), strict=True):
             row = np.append(line.columns, t), np.append(-line.values, 1.0)

@@ -90,10 +90,8 @@ class NetworkEncoder:
         self.builder = ModelBuilder()
         self.unstable = 0
         self.neurons: list[Neurons] = []
-        self.start = None if start is None else np.clip(start, self.box.lower, self.box.upper)
-        self.values = (
-            None if self.start is None else [v.reshape(-1).numpy() for v in evaluate_all(graph, torch.from_numpy(self.start)[None])]
-        )
+        first = None if start is None else torch.from_numpy(np.clip(start, self.box.lower, self.box.upper))
+        self.values = None if first is None else [v.reshape(-1).numpy() for v in evaluate_all(graph, first[None])]
 
     def add_network(self) -> None:
         """Variables and rows of all that is needed so far."""

@@ -21,7 +21,7 @@ from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Capability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from milpverify.encode.curves import Cuts
     from milpverify.encode.encoding import NodeRanges
@@ -73,19 +73,16 @@ class _OutputEncoder(NetworkEncoder):
     def __init__(self, graph: Graph, bounds: NodeRanges, box: Box, cuts: Cuts, native: frozenset[Capability], takes: Takes | None) -> None:
         super().__init__(graph, bounds, box, None, None, cuts, native)
         self._takes = takes
-        self._least = self._units_of_functions(bounds) if Capability.FUNCTIONS in native else {}
 
     def is_native(self, node: Node, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
         return is_left(node, self.native, self._takes, lower, upper)
 
     def units(self, cut: int) -> tuple[float, bool]:
-        return self._least.get(cut, SMALLEST if cut == 0 else 0.0), cut != 0
-
-    def _units_of_functions(self, bounds: NodeRanges) -> Mapping[int, float]:
-        """The least units of what smooth functions read and return."""
-        curved = [self.graph.nodes[i] for i in self.graph.nonlinear if not rule_of(self.graph.nodes[i].op).bilinear]
-        used = {i for node in curved for i in (node.id, *node.inputs)}
-        return {i: LEAST * max(1.0, *(float(side.abs().max()) for side in bounds[i])) for i in used}
+        nodes = self.graph.nodes
+        curved = [i for i in (cut, *self.graph.consumers[cut]) if i in self.graph.nonlinear and not rule_of(nodes[i].op).bilinear]
+        if cut == 0 or not curved or Capability.FUNCTIONS not in self.native:
+            return (SMALLEST if cut == 0 else 0.0), cut != 0
+        return LEAST * max(1.0, *(float(np.abs(side[cut]).max()) for side in (self.lower, self.upper))), True
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as NumericallyUnfit
     def encode(self, ends: tuple[torch.Tensor, torch.Tensor]) -> Encoding:

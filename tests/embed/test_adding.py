@@ -70,6 +70,8 @@ def test_arrays_of_any_shape() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1)).eval()
     user = UserModel("scip", [(-1, 1)] * 9)
+    flat = UserModel("highs")
+    agrees(flat, mv.embed(flat.model, NET, [[flat.x[0]], [flat.x[1]]]))  # of a shape that the network does not take
     shapes = [np.array([*user.x, None], dtype=object)[:9].reshape(1, 3, 3), [[user.x[3 * i : 3 * i + 3] for i in range(3)]]]
     for given in shapes:
         embedded = mv.embed(user.model, net, given)
@@ -156,6 +158,8 @@ def test_what_is_refused(solver: str) -> None:
         ((NET, x), {"upper": [1, 2, 3]}, "upper has 3 entries, but there are 2 inputs"),
         ((NET, x), {"upper": [1, math.nan]}, "upper has an entry that is no number"),
         ((NET, x), {"lower": 0.5, "upper": 0.25}, r"input 0 \(x0\) has the lower bound 0.5 above its upper bound 0.25"),
+        ((NET, x), {"upper": "1,2"}, "upper is neither a number nor"),
+        ((NET, [-1e19, 1e19]), {"lower": -1e19, "upper": 1e19}, "cannot be embedded over these bounds"),
         ((NET, x), {"upper": 1, "bounds": "magic"}, "there are no bounds 'magic'"),
         ((NET, x), {"upper": 1, "encoding": "magic"}, "there is no encoding 'magic'"),
         ((NET, x), {"upper": 1, "pieces": 0}, "pieces"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,6 +185,46 @@ def test_removal_is_refused_while_outputs_are_read(solver: str) -> None:
     if solver != "highs":
         embedded.remove()
         assert user.size() == (2, 0)
+
+
+def test_all_that_may_read_outputs() -> None:
+    """Constraints of every kind; the models stay as they are and can be solved."""
+    scip, gurobi = importlib.import_module("pyscipopt"), importlib.import_module("gurobipy")
+
+    def of_gurobi(add: Callable[[Any, Any], Any]) -> None:
+        user = UserModel("gurobi")
+        embedded = mv.embed(user.model, LINES["relu"], user.x)
+        add(user, embedded.outputs[0])
+        with pytest.raises(mv.InvalidInput, match="still reads outputs"):
+            embedded.remove()
+        user.minimise(embedded.outputs[1])
+        assert embedded.error().largest <= TO
+
+    def of_scip(add: Callable[[Any, Any], Any]) -> None:
+        user = UserModel("scip")
+        embedded = mv.embed(user.model, LINES["relu"], user.x)
+        add(user, embedded.outputs[0])
+        with pytest.raises(mv.InvalidInput, match="still reads outputs"):
+            embedded.remove()
+        user.minimise(embedded.outputs[1])
+        assert embedded.error().largest <= TO
+
+    of_scip(lambda user, y: user.model.addCons(scip.exp(y) <= 5))
+    of_scip(lambda user, y: user.model.addCons(y * user.x[0] <= 5))
+    of_scip(lambda user, y: user.model.addConsSOS1([y, user.x[0]]))
+    of_scip(lambda user, y: user.model.addConsIndicator(y <= 5, user.model.addVar(vtype="B")))
+    of_gurobi(lambda user, y: user.model.addConstr(y * user.x[0] <= 5))
+    of_gurobi(lambda user, y: user.model.addSOS(1, [y, user.x[0]]))
+    of_gurobi(lambda user, y: user.model.addConstr(user.variable(0, 9, "z") == gurobi.abs_(y)))
+    of_gurobi(lambda user, y: user.model.addGenConstrNL(user.variable(0, 9, "z"), gurobi.nlfunc.exp(y)))
+
+
+def test_variables_deleted_by_the_user() -> None:
+    user = UserModel("highs", [(-1, 1)] * 3)
+    embedded = mv.embed(user.model, LINES["relu"], user.x[1:])
+    user.model.deleteVars(1, np.array([0], dtype=np.int32))
+    with pytest.raises(mv.InvalidInput, match="were deleted from the HiGHS model"):
+        embedded.error()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

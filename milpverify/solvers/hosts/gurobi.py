@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,13 @@ class GurobiHost(Host):
         kept = [(v, c) for v, c in terms.values() if c]
         return Expression(tuple(v for v, _ in kept), tuple(c for _, c in kept), float(given.getConstant()))
 
+    @cached_property
+    def _own(self) -> list[Any]:
+        """The model's variables when it is first asked."""
+        return list(self.model.getVars())
+
     def _check(self, variable: Any) -> None:
-        index, own = variable.index, self.model.getVars()
+        index, own = variable.index, self._own
         if not 0 <= index < len(own) or not own[index].sameAs(variable):
             raise InvalidInput("an input is a variable of another Gurobi model, or was removed from this one")
 
@@ -76,9 +82,11 @@ class GurobiHost(Host):
 
     def add(self, model: Model, given: Mapping[int, Any], name: Callable[[str, int], str]) -> Added:
         columns = [j for j in range(model.num_variables) if j not in given]
-        low, high = model.lower[columns].tolist(), model.upper[columns].tolist()
-        kinds, names = ["I" if whole else "C" for whole in model.integer[columns]], [name("v", j) for j in columns]
-        new = list(self.model.addVars(len(columns), lb=low, ub=high, vtype=kinds, name=names).values())
+        low, high, whole = (part[columns].tolist() for part in (model.lower, model.upper, model.integer))
+        kinds = ["I" if flag else "C" for flag in whole]
+        new = [
+            self.model.addVar(lb=a, ub=b, vtype=kind, name=name("v", j)) for j, a, b, kind in zip(columns, low, high, kinds, strict=True)
+        ]
         added = Added(dict(zip(columns, new, strict=True)))
         variables = [given[j] if j in given else added.variables[j] for j in range(model.num_variables)]
         try:
@@ -131,6 +139,8 @@ class GurobiHost(Host):
                     read |= {terms.getVar1(k).index, terms.getVar2(k).index}
                 if read & wanted:
                     return str(row.QCName)
+        if any(v.index in wanted for sos in self.model.getSOSs() for v in self.model.getSOS(sos)[1]):
+            return "(an SOS)"
         gone = {row.GenConstrName for row in general}
         probe = self.model.copy()
         try:
@@ -139,7 +149,7 @@ class GurobiHost(Host):
             probe.remove([own_variables[k] for k in wanted])
             probe.update()
         except self._module.GurobiError:
-            return "a general constraint"
+            return "(a general one)"
         finally:
             probe.dispose()
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,14 @@ class ScipHost(Host):
         constant = sum(value for key, value in terms.items() if not len(key.vartuple))
         return Expression(variables, tuple(float(value) for key, value in terms.items() if len(key.vartuple)), float(constant))
 
+    @cached_property
+    def _own(self) -> frozenset[int]:
+        """The model's variables when it is first asked."""
+        return frozenset(v.ptr() for v in self.model.getVars())
+
     def _check(self, variables: Sequence[Any]) -> None:
-        own = {v.ptr() for v in self.model.getVars()}
         for v in variables:
-            if v.ptr() not in own:
+            if v.ptr() not in self._own:
                 raise InvalidInput(f"the variable {v.name} is not one of this SCIP model's own (original) variables")
 
     def key(self, variable: Any) -> int:
