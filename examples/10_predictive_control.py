@@ -32,11 +32,11 @@ def change(state: torch.Tensor) -> torch.Tensor:
 def trained() -> nn.Sequential:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
     x = torch.tensor([ANGLE, SPEED, TORQUE]) * (2 * torch.rand(4000, 3) - 1)
     y = change(x)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(800):
+    for _ in range(400):
         optimizer.zero_grad()
         nn.functional.mse_loss(net(x), y).backward()
         optimizer.step()
@@ -60,7 +60,7 @@ def main() -> None:
             highs.addConstr(size >= -1 * value)
 
     state = [0.6, 0.0]
-    for t in range(12):
+    for t in range(10):
         for variable, value in zip(states[0], state, strict=True):
             highs.changeColBounds(variable.index, value, value)
         highs.minimize(sum(10 * angle + effort for angle, effort in sizes))
