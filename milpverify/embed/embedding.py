@@ -150,7 +150,7 @@ class Embedding:
         self.written = None
         try:
             self.write([written.native], cuts)
-        except SolverUnavailable:
+        except (InvalidInput, SolverUnavailable):
             self.write([written.native], written.cuts)  # as it was
             raise
         return True
