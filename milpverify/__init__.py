@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from milpverify.bounding import bounds
     from milpverify.compare import Comparison, Instance, Tool, compare
     from milpverify.config import Deadline, Milp, Options, SearchOptions
+    from milpverify.embed import Deviation, Embedding, embed
     from milpverify.errors import (
         Contradiction,
         InvalidInput,
@@ -62,6 +63,9 @@ __all__ = [
     "robustness_radius",
     "robustness_radii",
     "Radius",
+    "embed",
+    "Embedding",
+    "Deviation",
     "register_nonlinearity",
     "Activation",
     "Ball",
@@ -101,6 +105,7 @@ _HOMES = {
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
     **dict.fromkeys(("robustness_radius", "robustness_radii"), "radius.robustness"),
     "Radius": "radius.result",
+    **dict.fromkeys(("embed", "Embedding", "Deviation"), "embed"),
     "register_nonlinearity": "functions.catalogue",
     "Activation": "frontends.torch.activation",
     **dict.fromkeys(("Problem", "robustness"), "frontends.problem"),

@@ -37,7 +37,8 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
-    assert [*names, "06_power_network.py", "07_comparison.py", "08_robustness_radii.py"] == NUMBERED
+    later = ["06_power_network.py", "07_comparison.py", "08_robustness_radii.py", "09_surrogate.py", "10_predictive_control.py"]
+    assert names + later == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -124,6 +125,25 @@ def test_robustness_radii(tmp_path: Path, commands: dict[str, str]) -> None:
     assert (tmp_path / "nearest.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_surrogate(tmp_path: Path, commands: dict[str, str]) -> None:
+    """The optimum meets the yield in the network itself, and no setting tried at random is cheaper."""
+    best, answer, error, random = run_example("09_surrogate.py", tmp_path, commands).splitlines()
+    cost, cheapest = (float(re.findall(r"cost ([\d.]+)", line)[0]) for line in (best, random))
+    assert cost <= cheapest
+    inside, network = map(float, re.findall(r"([\d.]+) (?:in the model|by the network)", answer))
+    assert inside >= 0.8 - 1e-6 and network == pytest.approx(inside, abs=2e-6)
+    assert float(re.findall(r"largest error (\S+) of", error)[0]) <= 1e-6
+
+
+def test_predictive_control(tmp_path: Path, commands: dict[str, str]) -> None:
+    """The pendulum comes to rest upright, by plans that are exact."""
+    *plans, end = [
+        line for line in run_example("10_predictive_control.py", tmp_path, commands).splitlines() if "rest" in line or " s: " in line
+    ]
+    assert len(plans) == 10 and all(float(line.split()[-1]) <= 1e-6 for line in plans)
+    assert float(end.split()[3]) < 0.1
+
+
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
 def test_the_committed_pairs(run_cli: Run, name: str, verdict: str) -> None:
     done = run_cli("verify", EXAMPLES / "digits.onnx", EXAMPLES / f"{name}.vnnlib", "--timeout", "60")
@@ -144,7 +164,7 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
 def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The Python of the README, block after block, with a box for its `lower` and `upper`."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper"
     check = (
         "assert (bounds.output.lower <= bounds.output.upper).all()\n"

@@ -48,7 +48,7 @@ class Encoding:
 
     The model's objective is in units of the margin (of the objective row), whose column is `margin` (-1: there is none). `unstable` counts
     the neurons with binaries; `neurons` are all that lines or binaries enclose, `arguments` the columns of what they read, by node and
-    flat index.
+    flat index. `outputs` are the columns of the outputs where the model has them.
     """
 
     model: Model
@@ -62,6 +62,7 @@ class Encoding:
     arguments: Mapping[tuple[int, int], int] = field(default_factory=dict)
     margin: int = -1
     origins: Origins | None = None
+    outputs: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def quantities(self, point: Array) -> Array:
         """What a solver's point (n,) stands for, (n,)."""

@@ -56,6 +56,24 @@ def expression(term: Term, x: Any, lower: float, upper: float, native: Mapping[s
         raise SolverUnavailable(f"{label}: {error}") from error
 
 
+def takes(functions: frozenset[str], term: Term, lower: float, upper: float) -> bool:
+    """Whether a solver with some functions takes a term over a range."""
+    try:
+        expression(term, _Any(), lower, upper, dict.fromkeys(functions | {"abs"}, lambda a: a), "")
+    except SolverUnavailable:
+        return False
+    return True
+
+
+class _Any:
+    """An expression that is any expression."""
+
+    def _same(self, *others: object) -> _Any:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __neg__ = _same
+
+
 class _Refused(ArithmeticError):
     """The solver lacks a function, or a value inside the expression is too large for its tolerances or not defined everywhere."""
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from milpverify.errors import SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
-from milpverify.solvers.expressions import expression
-from milpverify.solvers.model import TOLERANCE, FunctionTerm, Model
+from milpverify.solvers.hosts.gurobi import OVER_LICENCE, add_rows
+from milpverify.solvers.model import TOLERANCE, Model
 
 _STATUS = {
     2: SolverStatus.OPTIMAL,
@@ -23,7 +23,6 @@ _STATUS = {
     15: SolverStatus.TARGET,  # objective or bound target reached
     17: SolverStatus.MEMORY_LIMIT,
 }
-_OVER_LICENCE = 10010
 
 
 def status_of(code: int) -> SolverStatus:
@@ -47,7 +46,7 @@ class Gurobi(Solver[Model, SolveOutcome]):
                 try:
                     model.optimize()
                 except gurobipy.GurobiError as error:
-                    if error.errno != _OVER_LICENCE:
+                    if error.errno != OVER_LICENCE:
                         raise
                     return "size-limited: 2000 variables and rows, 200 variables with nonlinear terms"
         except gurobipy.GurobiError as error:
@@ -60,7 +59,7 @@ class Gurobi(Solver[Model, SolveOutcome]):
             with _environment(gurobipy) as env, gurobipy.Model(env=env) as gurobi:
                 return _solve(gurobipy, gurobi, model, limits, on_progress)
         except gurobipy.GurobiError as error:
-            if error.errno == _OVER_LICENCE:
+            if error.errno == OVER_LICENCE:
                 size = f"{model.num_variables} variables, {model.num_rows} rows" + (", products or functions" if _nonlinear(model) else "")
                 raise SolverUnavailable(f"Gurobi: the model ({size}) is too large for its licence") from error
             if error.errno == 10001:
@@ -87,24 +86,7 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
     n = model.num_variables
     low, high, costs = model.lower.tolist(), model.upper.tolist(), model.objective.tolist()
     variables = list(gurobi.addVars(n, lb=low, ub=high, obj=costs, vtype=kinds).values())
-    for i in range(model.num_rows):
-        columns, values = model.row(i)
-        first, second, products = model.products(i)
-        row = gurobipy.LinExpr(values.tolist(), [variables[j] for j in columns])
-        add = gurobi.addQConstr if len(products) else gurobi.addLConstr
-        if len(products):
-            row = gurobipy.QuadExpr(row)
-            row.addTerms(products.tolist(), [variables[j] for j in first], [variables[j] for j in second])
-        lower, upper = model.row_lower[i], model.row_upper[i]
-        if lower == upper:
-            add(row, "=", lower)
-            continue
-        if lower > -math.inf:
-            add(row, ">", lower)
-        if upper < math.inf:
-            add(row, "<", upper)
-    for function in model.functions:
-        _add_function(gurobipy, gurobi, variables, model, function)
+    add_rows(gurobipy, gurobi, variables, model)
     if model.start is not None:
         for variable, first in zip(variables, model.start.tolist(), strict=True):
             variable.Start = first
@@ -140,27 +122,6 @@ def _solve(gurobipy: Any, gurobi: Any, model: Model, limits: Limits, on_progress
         dual = float(gurobi.ObjVal)  # a linear program ends with a dual feasible basis
     nodes = int(gurobi.NodeCount) if tree else 0
     return solve.outcome(status, dual, primal, point, nodes, f"Gurobi: status {gurobi.Status}")
-
-
-def _add_function(gurobipy: Any, gurobi: Any, variables: list[Any], model: Model, function: FunctionTerm) -> None:
-    """Add v[result] = (f(centre + unit v[argument]) - c) / u, in units of the result."""
-    names: Any = importlib.import_module("gurobipy.nlfunc")  # from version 12 on
-    free = gurobipy.GRB.INFINITY
-
-    def absolute(value: Any) -> Any:
-        """A variable that is the absolute value of another one, which is the expression."""
-        inner, outer = gurobi.addVar(lb=-free), gurobi.addVar()
-        gurobi.addGenConstrNL(inner, value)
-        gurobi.addGenConstrAbs(outer, inner)
-        return outer.nl
-
-    (c, u), (centre, unit) = function.result_scale, function.argument_scale
-    low, high = (centre + unit * float(end[function.argument]) for end in (model.lower, model.upper))
-    functions = ("exp", "log", "sqrt", "sin", "cos", "tan", "tanh", "logistic")
-    native = {name: getattr(names, name) for name in functions if hasattr(names, name)}
-    x = centre + unit * variables[function.argument].nl
-    value = expression(function.term, x, low, high, {**native, "abs": absolute}, f"Gurobi cannot take {function.name}")
-    gurobi.addGenConstrNL(variables[function.result], (value - c) / u)
 
 
 def _finite(bound: float) -> float:

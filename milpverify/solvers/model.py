@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -42,6 +42,7 @@ class FunctionTerm:
     argument: int
     result_scale: tuple[float, float]  # centre and unit
     argument_scale: tuple[float, float]
+    weight: float = 1.0  # what the row is multiplied by, where it is one
 
     def residual(self, point: Array) -> float:
         """By how much v[result] differs from what it has to be, in its unit; infinite where f has no value."""
@@ -94,6 +95,13 @@ class Model:
             Capability.FUNCTIONS: bool(self.functions),
         }
         return frozenset(part for part, needed in parts.items() if needed)
+
+    def sharpened(self, factor: float) -> Model:
+        """The same model with its rows multiplied by a power of two, so that an absolute tolerance means less in each."""
+        quadratic = None if self.quadratic is None else replace(self.quadratic, value=factor * self.quadratic.value)
+        functions = tuple(replace(f, weight=factor * f.weight) for f in self.functions)
+        value, row_lower, row_upper = (factor * part for part in (self.value, self.row_lower, self.row_upper))
+        return replace(self, value=value, row_lower=row_lower, row_upper=row_upper, quadratic=quadratic, functions=functions)
 
     def row(self, i: int) -> tuple[Index, Array]:
         """The columns and values of row i."""

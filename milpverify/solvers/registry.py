@@ -10,6 +10,7 @@ from typing import Any
 
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, OnProgress, Solver
+from milpverify.solvers.hosts.base import Host
 from milpverify.solvers.model import Model, SmtScript, Sweep
 
 _ADAPTERS = {
@@ -18,6 +19,11 @@ _ADAPTERS = {
     "gurobi": ("milpverify.solvers.gurobi", "Gurobi"),
     "z3": ("milpverify.solvers.z3", "Z3"),
     "cvc5": ("milpverify.solvers.cvc5", "Cvc5"),
+}
+_HOSTS = {
+    "pyscipopt": ("Model", "milpverify.solvers.hosts.scip", "ScipHost"),
+    "gurobipy": ("Model", "milpverify.solvers.hosts.gurobi", "GurobiHost"),
+    "highspy": ("Highs", "milpverify.solvers.hosts.highs", "HighsHost"),
 }
 MILP_SOLVERS = ("scip", "highs", "gurobi")
 SMT_SOLVERS = ("z3", "cvc5")  # the first unless another is asked for
@@ -64,6 +70,20 @@ def load(name: str) -> Solver[Any, Any]:
     module, adapter = _ADAPTERS[name]
     solver: Solver[Any, Any] = getattr(importlib.import_module(module), adapter)()
     return solver
+
+
+def host_of(model: object) -> Host:
+    """A user's own model as something to be added to.
+
+    Raises:
+        InvalidInput: it is a model of none of the solvers.
+    """
+    for base in type(model).__mro__:
+        name, module, host = _HOSTS.get(base.__module__.split(".")[0], ("", "", ""))
+        if base.__name__ == name:
+            found: Host = getattr(importlib.import_module(module), host)(model)
+            return found
+    raise InvalidInput(f"a model is a pyscipopt.Model, a gurobipy.Model or a highspy.Highs, not a {type(model).__name__}")
 
 
 def _able(name: str, model: Model | Sweep | SmtScript) -> Solver[Any, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from milpverify.solvers.base import Capability, Limits, Minimisation, OnProgress, SolveOutcome, Solver, SolverStatus
-from milpverify.solvers.expressions import expression
-from milpverify.solvers.model import TOLERANCE, FunctionTerm, Model
+from milpverify.solvers.hosts.scip import add_rows
+from milpverify.solvers.model import TOLERANCE, Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,10 +62,7 @@ class Scip(Solver[Model, SolveOutcome]):
             scip.addVar(lb=clip(low), ub=clip(high), obj=float(cost), vtype="I" if whole else "C")
             for low, high, cost, whole in zip(model.lower, model.upper, model.objective, model.integer, strict=True)
         ]
-        for i in range(model.num_rows):
-            _add_row(scip, variables, model, i, clip(model.row_lower[i]), clip(model.row_upper[i]))
-        for function in model.functions:
-            _add_function(pyscipopt, scip, variables, model, function)
+        add_rows(scip, variables, model)
         scip.setMinimize()
         if model.start is not None:
             solution = scip.createSol()
@@ -143,41 +139,3 @@ def _parameters(limits: Limits) -> dict[str, object]:
         "separating/maxroundsroot": 0 if limits.plain else 10,
         "separating/maxrounds": 0,
     }
-
-
-def _add_row(scip: Any, variables: list[Any], model: Model, i: int, lower: float | None, upper: float | None) -> None:
-    """Add one row: coefficient by coefficient, since expressions of thousands of terms take far longer to build, or from its terms."""
-    module: Any = importlib.import_module("pyscipopt.scip")
-    row_type = module.ExprCons
-    columns, values = model.row(i)
-    first, second, products = (part.tolist() for part in model.products(i))
-    if products:
-        terms: dict[Any, float] = {}
-        for key, value in [
-            *((module.Term(variables[j]), value) for j, value in zip(columns.tolist(), values.tolist(), strict=True)),
-            *((module.Term(variables[j], variables[k]), value) for j, k, value in zip(first, second, products, strict=True)),
-        ]:
-            terms[key] = terms.get(key, 0.0) + value
-        if lower is not None or upper is not None:
-            scip.addCons(row_type(module.Expr(terms), lower, upper))
-        return
-    if not len(columns):
-        if (lower or 0.0) > 0.0 or (upper or 0.0) < 0.0:  # a row without entries is true or false
-            scip.addCons(0.0 * variables[0] >= 1.0)
-        return
-    if lower is None and upper is None:
-        return
-    row = scip.addCons(row_type(float(values[0]) * variables[columns[0]], lower, upper))
-    for j, value in zip(columns[1:].tolist(), values[1:].tolist(), strict=True):
-        scip.addConsCoeff(row, variables[j], value)
-
-
-def _add_function(pyscipopt: Any, scip: Any, variables: list[Any], model: Model, function: FunctionTerm) -> None:
-    """Add (f(centre + unit v[argument]) - c) / u = v[result], in units of the result."""
-    module: Any = importlib.import_module("pyscipopt.scip")
-    (c, u), (centre, unit) = function.result_scale, function.argument_scale
-    low, high = (centre + unit * float(end[function.argument]) for end in (model.lower, model.upper))
-    native: dict[str, Callable[[Any], Any]] = {name: getattr(pyscipopt, name) for name in ("exp", "log", "sqrt", "sin", "cos")}
-    x = module.buildGenExprObj(centre + unit * variables[function.argument])  # a tree: polynomials would be expanded
-    value = expression(function.term, x, low, high, {**native, "abs": abs}, f"SCIP cannot take {function.name}")
-    scip.addCons(module.ExprCons(value * (1.0 / u) - variables[function.result], c / u, c / u))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from milpverify.errors import SolverUnavailable
+from milpverify.functions.catalogue import catalogue
 from milpverify.functions.terms import parse
-from milpverify.solvers.expressions import WIDEST, expression, value_of
+from milpverify.solvers.expressions import WIDEST, expression, takes, value_of
 
 SIGMOID, SOFTPLUS = "(/ 1 (+ 1 (exp (- x))))", "(log1p (exp x))"
 TERMS = {
@@ -76,3 +77,13 @@ def test_floats_have_no_value_where_the_function_has_none() -> None:
     assert value_of(parse("(tanh x)"), 0.5) == math.tanh(0.5)
     assert value_of(parse("(floor x)"), -0.5) == -1.0 and value_of(parse("(sign x)"), -0.5) == -1.0
     assert all(math.isnan(value_of(parse(t), -1.0)) for t in ("(log x)", "(sqrt x)", "(/ 1 (+ 1 x))", "(exp (* x -1e4))"))
+
+
+def test_what_a_solver_takes_can_be_told_without_it() -> None:
+    """Functions that it lacks, ranges that no tolerance carries, and what is undefined somewhere are refused."""
+    functions = frozenset({"exp", "log", "sqrt", "sin", "cos"})
+    assert takes(functions, catalogue()["tanh"].trial().term, -3.0, 3.0)
+    assert takes(functions, catalogue()["sigmoid"].trial().term, -300.0, 300.0)
+    assert not takes(functions, catalogue()["gelu"].trial().term, -3.0, 3.0)
+    assert not takes(functions, catalogue()["exp"].trial().term, -1.0, 30.0)
+    assert not takes(functions, catalogue()["log"].trial().term, -1.0, 1.0)
