@@ -87,6 +87,15 @@ def test_every_node_stays_within_its_bounds_in_boxes_beside_the_centre(norm: str
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_boxes_that_the_ball_does_not_reach_are_closed(norm: str) -> None:
+    problem = mv.Problem(network(0, 3), Ball(np.zeros(3), 1.0, norm), unsafe=mv.Rows.on_outputs([[1.0, -1.0]], [0.0], 3))
+    (group,) = groups(problem, torch.device("cpu"))
+    lower = torch.tensor([[0.9, 0.9, 0.9], [0.0, 0.0, 0.9]], dtype=torch.float64)
+    margins = bound_batch(problem.graph, group, lower, lower + 0.1, torch.float64).margins
+    assert margins[:, 0].isposinf().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_forms_combined_rows_and_second_order_lead_on_from_the_box(norm: str) -> None:
     random = np.random.default_rng(0)
     for seed in range(4):
