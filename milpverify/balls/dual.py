@@ -100,6 +100,20 @@ class Region:
         multiplier = self._tame(multiplier)
         return multiplier, self._minimiser(rows, multiplier, end, near)
 
+    def filled(self, rows: Tensor) -> Tensor:
+        """Where rows (batch, r, nx) are about least: d, (batch, r, nx). For L1 what is left is spent on the input at the breakpoint."""
+        multiplier, d = self.attained(rows)
+        if self.norm is not Norm.L1:
+            return d
+        end = torch.where(rows > 0, self.low.unsqueeze(1), self.high.unsqueeze(1))
+        d = torch.where(rows.abs() > multiplier.unsqueeze(2) * self.inverse * (1 + CLOSE), d, self.nearest.unsqueeze(1))
+        left = (self.budget - self.cost(d).sum(2, keepdim=True)).clamp(min=0.0)
+        worth = torch.where((d == end) | (self.inverse == 0), -1.0, rows.abs() / self.inverse.clamp(min=TINY))
+        chosen = worth.argmax(2, keepdim=True)
+        step = left / self.inverse.expand_as(rows).gather(2, chosen).clamp(min=TINY)
+        here = d.gather(2, chosen)
+        return d.scatter(2, chosen, here + (end.gather(2, chosen) - here).clamp(-step, step))
+
     def _tame(self, multiplier: Tensor) -> Tensor:
         """Multipliers, 0 where products with them may underflow by more than `least` charges."""
         least = self.inverse.masked_fill(self.inverse == 0, 1.0).amin()
@@ -145,7 +159,8 @@ class Region:
             known, excluded = torch.where(over, known, square), torch.where(over, square, excluded)
             new = torch.where(slope > 0, (self.budget - held) / slope.clamp(min=TINY), torch.nan)
             between = torch.where(known > 0, (known * excluded).sqrt(), excluded / 16).clamp(max=16 * square)
-            new = torch.where((new >= known) & (new <= excluded), new, between)
+            near = (new >= known * (1 - CLOSE)) & (new <= excluded * (1 + CLOSE))  # ends that rounding put on the wrong side are met again
+            new = torch.where(near, new, between)
             done = ((new - square).abs() <= CLOSE * square) | ~torch.isfinite(square)
             square = new
             if bool(done.all()):
@@ -165,3 +180,13 @@ class Region:
         paid = (rows.abs() @ furthest.unsqueeze(2)).squeeze(2) + multiplier * (cost.sum(2) + self.budget)
         bound = bound - 8 * (rows.shape[2] + 16) * U64 * paid - 2.0**-900
         return torch.where(torch.isnan(bound), -torch.inf, bound)
+
+
+def lowest(ball: Ball | None, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Points (N, r, nx) where rows (N, r, nx) are least over boxes (N, nx): corners, or near to points of the ball; nothing is proved."""
+    corner = torch.where(rows > 0, lower.unsqueeze(1), upper.unsqueeze(1))
+    if ball is None:
+        return corner
+    centre = torch.from_numpy(ball.centre).to(lower.device)
+    region = Region.of(ball, lower, upper, centre.expand_as(lower))
+    return centre + region.filled(rows.double()) if region.cuts() else corner

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog, minimize
 
 from milpverify.balls.ball import Ball
-from milpverify.balls.dual import Region
+from milpverify.balls.dual import Region, lowest
 from milpverify.balls.norm import Norm
 
 
@@ -124,6 +124,25 @@ def test_empty_boxes_hold_no_point(norm: Norm) -> None:
             empty += 1
             assert not ball.contains(np.clip(ball.centre, low, high))
     assert empty > 5
+
+
+@pytest.mark.parametrize("norm", [Norm.L1, Norm.L2])
+def test_lowest_points_attain_the_bounds_in_the_ball(norm: Norm) -> None:
+    tried = 0
+    for seed in range(40):
+        ball, low, high, rows = _cases(norm, seed)
+        box, given = (torch.from_numpy(low)[None], torch.from_numpy(high)[None]), torch.from_numpy(rows)[None]
+        region = _region(ball, low, high)
+        if bool(region.empty()[0]):
+            continue
+        points = lowest(ball, given, *box)[0].numpy()
+        values = ((points - 0.5 * (low + high)) * rows).sum(1)
+        size = np.abs(rows) @ (high - low) + 1e-9
+        assert (low - 1e-9 <= points).all() and (points <= high + 1e-9).all()
+        assert all(ball.distance(np.where(ball.weight > 0, x, ball.centre)) <= ball.radius * (1 + 1e-4) for x in points), seed
+        assert (values <= region.least(given)[0].numpy() + 1e-4 * size).all(), seed
+        tried += 1
+    assert tried > 20
 
 
 @pytest.mark.parametrize("norm", [Norm.L1, Norm.L2])

@@ -84,10 +84,13 @@ def test_bounds_hold_at_points_and_are_tighter_than_over_the_box(norm: str, meth
     for activation in (nn.ReLU, nn.Sigmoid):
         net = network(7, activation, inputs=12)
         random = np.random.default_rng(3)
-        ball = Ball(random.normal(size=12), 1.0, norm, weight=random.uniform(0.3, 1.0, 12))
+        centre = random.normal(size=12)
+        ball = Ball(centre, 1.0, norm, np.where(np.arange(12) < 4, centre + 0.02, -np.inf), weight=random.uniform(0.3, 1.0, 12))
         low, high = ball.ends
         found, over_box = mv.bounds(net, ball, method), mv.bounds(net, mv.Box(low, high), method)
         points = np.stack([ball.pulled(ball.centre + random.normal(size=12) * (random.random(12) < 0.4)) for _ in range(300)])
+        points = np.stack([x for x in np.clip(points, low, high) if ball.contains(x)])
+        assert len(points) > 20
         with torch.no_grad():
             y = net.double()(torch.from_numpy(points))
         net.float()
@@ -96,6 +99,18 @@ def test_bounds_hold_at_points_and_are_tighter_than_over_the_box(norm: str, meth
         assert width <= before * (1 + 1e-12)
         if method != "ibp":
             assert width < 0.8 * before
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_inputs_of_weight_zero_stay_where_they_are(method: object) -> None:
+    net, row = network(2), [[1.0, -1.0]]
+    for norm in ("l1", "l2"):
+        ball = Ball([0.3, -0.2], 0.5, norm, weight=[1.0, 0.0])
+        line = np.stack([np.linspace(-0.2, 0.8, 4001), np.full(4001, -0.2)], axis=1)
+        least = least_output(net, line)
+        for threshold, verdict in ((least - 1e-2, mv.Verdict.VERIFIED), (least + 1e-2, mv.Verdict.FALSIFIED)):
+            problem = mv.Problem(net, ball, unsafe=mv.Rows.on_outputs(row, [threshold], 2))
+            assert mv.verify(problem, method=method, timeout=60.0).verdict is verdict
 
 
 def test_a_ball_of_the_maximum_norm_is_its_box() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from product_networks import Grower
 
+from milpverify.balls.ball import Ball
 from milpverify.config import Deadline
 from milpverify.encode.smt import smt_script
 from milpverify.errors import UnsupportedOperator
@@ -188,6 +189,18 @@ def test_bounds_that_are_given_decide_domains_and_shorten_the_script() -> None:
     assert "or" not in smt_script(graph, disjunct, graph_bounds).text
     with SolverProcess("z3") as process:
         assert process.solve(smt_script(graph, disjunct, graph_bounds), Limits(SECONDS), Deadline(SECONDS)).answer is Answer.UNSAT
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_scripts_confine_inputs_to_a_ball_exactly(norm: str) -> None:
+    """The largest x_0 + x_1 is 1 for L1 with the weights 1 and 1/2, and 5/4 for L2 with 3/4 and 1; x_2 stays at 1."""
+    g = Grower(3, 0)
+    graph = g.finished(g.call("relu", g.matmul(g.nodes[0], np.array([[1.0], [1.0], [1.0]]))))
+    weight, largest = ([1.0, 0.5, 0.0], 1.0 + 1.0) if norm == "l1" else ([0.75, 1.0, 0.0], 1.0 + 1.25)
+    ball = Ball([0.0, 0.0, 1.0], 1.0, norm, weight=weight)
+    box = Box([-2.0, -2.0, 0.0], [2.0, 2.0, 1.0]) if norm == "l1" else Box(*ball.ends)
+    for value, answer in ((largest, Answer.SAT), (largest + 2.0**-40, Answer.UNSAT)):
+        assert ask(graph.confined(ball), below(box, -value, sign=-1.0)).answer is answer
 
 
 def test_the_logic_is_the_poorest_that_will_do() -> None:

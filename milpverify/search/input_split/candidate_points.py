@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.balls.dual import lowest
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.graph import evaluate
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 def try_points(
     problem: Problem, fast: Graph, group: Group, found: BatchBounds, lower: Tensor, upper: Tensor, delta: float = -math.inf
 ) -> Validation | None:
-    """Try the corner that minimises each open row's linear bound, and the centre; judge the best of them, and polish the best.
+    """Try the point that minimises each open row's linear bound, a corner unless a ball cuts the box, and the centre.
+
+    The best of them are judged, and the best is polished.
 
     Args:
         fast: in float32.
@@ -38,8 +41,8 @@ def try_points(
     box, row = open_rows.nonzero(as_tuple=True)
     if not len(box):
         return None
-    corner = torch.where(found.rows.coefficients[box, row] > 0, lower[box], upper[box])
-    points = torch.cat([corner, 0.5 * (lower + upper)])
+    least = lowest(fast.ball, found.rows.coefficients[box, row].unsqueeze(1), lower[box], upper[box]).squeeze(1)
+    points = torch.cat([least, 0.5 * (lower + upper)])
     y = evaluate(fast, points.float()).double()
     residual = y @ group.y_rows.T - group.rhs
     if group.x_rows is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from milpverify.balls.dual import lowest
 from milpverify.config import SplitPoints
 from milpverify.graph import evaluate
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
@@ -196,10 +197,9 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             return replace(subs, best=self.brancher.rank(subs, domain, found)), found
 
     def try_points(self, tree: Tree[Subproblems], children: Subproblems, found: LinearBound) -> None:
-        """Try the corners that minimise the rows' linear bounds; validate the best."""
+        """Try the points, corners where no ball cuts the box, that minimise the rows' linear bounds; validate the best."""
         ends = self.bounder.state[0].bounds
-        lower, upper = ends.lower[children.box].unsqueeze(1), ends.upper[children.box].unsqueeze(1)
-        points = torch.where(found.coefficients > 0, lower, upper).flatten(0, 1)
+        points = lowest(self.bounder.graph.ball, found.coefficients, ends.lower[children.box], ends.upper[children.box]).flatten(0, 1)
         disjunct = children.disjunct.repeat_interleave(found.lower.shape[1])
         y_rows, rhs, x_rows = self.bounder.rows_of(disjunct)
         residual = (y_rows @ evaluate(self.bounder.fast, points.float()).double().unsqueeze(2)).squeeze(2) - rhs

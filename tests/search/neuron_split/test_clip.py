@@ -12,6 +12,7 @@ from random_nets import CONTINUOUS, enumerated_minimum, random_problem, relu_net
 from trees import PLAIN, clip, context_of, grown, neurons_of
 
 from milpverify.arithmetic.rounding import down
+from milpverify.balls.ball import Ball
 from milpverify.config import SearchOptions
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
@@ -59,7 +60,21 @@ def kept(space: NeuronSpace, subs: Subproblems, pre: torch.Tensor, unsafe: torch
 @pytest.mark.parametrize("seed", range(16))
 def test_unsafe_points_stay(seed: int, dtype: torch.dtype) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
-    points = sampled(disjunct.box, 4000, seed)
+    check_unsafe_points(graph, disjunct, sampled(disjunct.box, 4000, seed), dtype)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_unsafe_points_of_a_ball_stay(seed: int, norm: str) -> None:
+    graph, ball = relu_network([3, 12, 12, 2], seed), Ball([0.2, -0.1, 0.3], 1.0, norm)
+    box = Box(*ball.ends)
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0, -1.0]], [0.0], 3), Rows.none(3, 2))
+    points = torch.from_numpy(np.stack([ball.pulled(x) for x in sampled(box, 2000, seed).numpy()]))
+    check_unsafe_points(graph.confined(ball), disjunct, points, torch.float64)
+
+
+def check_unsafe_points(graph: Graph, disjunct: Disjunct, points: torch.Tensor, dtype: torch.dtype) -> None:
+    """Clipping keeps those of some inputs (N, nx) that are unsafe, for several thresholds and splits."""
     values = evaluate_all(graph, points)
     worst = margins(disjunct, points, values[graph.output])
     size = 1e-9 * max(1.0, float(worst.abs().amax()))
