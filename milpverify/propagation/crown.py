@@ -154,11 +154,10 @@ def bound_rows(
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass
-    inside = sweep.concretise()[0]
-    least = inside, inside if sweep.region is None else sweep.concretise(confined=False)[0]
-    lower, over_box = (_finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
+    least = [sweep.concretise()[0], *([] if sweep.region is None else [sweep.concretise(confined=False)[0]])]
+    lower, *others = (_finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
-    return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, over_box)
+    return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, *(others or [lower]))
 
 
 def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
