@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.balls.points import project
 from milpverify.encode.milp import encode_layer
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.errors import Contradiction, UnsupportedOperator
@@ -118,9 +119,13 @@ class SolverTargets:
             ends = self.tightening.root.state[0].bounds
             generator = torch.Generator().manual_seed(0)
             share = torch.rand(POINTS, ends.lower.shape[1], generator=generator, dtype=torch.float64).round().to(ends.lower.device)
-            self._seen = evaluate_all(self.tightening.graph, torch.lerp(ends.lower, ends.upper, share))
+            points = torch.lerp(ends.lower, ends.upper, share)
+            if (ball := self.tightening.graph.ball) is not None:  # what lies outside is no input, and no word against a bound
+                inner = project(ball, points)
+                points = inner[((inner >= ends.lower) & (inner <= ends.upper)).all(1)]
+            self._seen = evaluate_all(self.tightening.graph, points)
         values = side * self._seen[z].flatten(1)[:, index]
-        return bound > float(values.amin()) + 1e-6 * max(1.0, float(values.abs().amax()))
+        return len(values) > 0 and bound > float(values.amin()) + 1e-6 * max(1.0, float(values.abs().amax()))
 
     def meet(self, deadline: Deadline) -> bool:
         """Meet the root with what a solver proved; whether that changed anything, so that the root now has trust SOLVER."""

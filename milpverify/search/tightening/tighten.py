@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
+from milpverify.balls.dual import lowest
 from milpverify.config import Branching, Deadline
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Reshape
@@ -214,8 +215,8 @@ class Tightening:
     def _threshold(self, graph: Graph, rows: Tensor, coefficients: Tensor, known: Tensor) -> Tensor:
         """Where targets may end: short of the least value seen at a point, and at 0, (2 n,)."""
         ends = self.root.state[0].bounds
-        corners = torch.where(coefficients > 0, ends.lower, ends.upper)
-        values = evaluate(graph.to(torch.float32, graph.device), corners.float()).double()
+        points = lowest(graph.ball, coefficients[None], ends.lower, ends.upper)[0]
+        values = evaluate(graph.to(torch.float32, graph.device), points.float()).double()
         seen = (values @ rows.T).amin(0).clamp(max=0.0)
         return torch.where(seen < 0, known + ENOUGH * (seen - known).clamp(min=0.0), 0.0)
 

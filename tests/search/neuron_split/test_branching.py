@@ -133,8 +133,7 @@ def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
         root, domain, found = bounder.bound(bounder.first(), 20)
         some = root.take(torch.zeros(3, dtype=torch.long))
         domain = bounder.domain_of(some)
-        found = replace(found, coefficients=found.coefficients.expand(3, -1, -1), constant=found.constant.expand(3, -1),
-                        lower=found.lower.expand(3, -1))  # fmt: skip
+        found = found.map(lambda t: t.expand(3, *t.shape[1:]))
         still = splittable(bounder.relaxations, bounder.home, domain)
         for heuristic in BRANCHINGS:
             best = Brancher(bounder, heuristic, HalfspaceForms(bounder.relaxations), seed=3).rank(some, domain, found)

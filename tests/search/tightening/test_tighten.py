@@ -184,6 +184,28 @@ def test_a_lie_after_its_bounds_were_used_stops_everything(monkeypatch: pytest.M
                 NeuronTasks(space, oracle, targets).answer_target(tree, lie)
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_points_outside_a_ball_are_no_word_against_a_bound(norm: str) -> None:
+    """Bounds over the ball are above values at corners of its box, which lie outside."""
+    plain = problem_of(0.0)
+    box = plain.disjuncts[0].box
+    centre = 0.5 * (box.lower + box.upper)
+    ball = mv.Ball(centre, 0.5 * float((box.upper - box.lower).min()), norm, box.lower, box.upper)
+    problem = replace(plain, graph=plain.graph.confined(ball))
+    with torch.no_grad():
+        targets = SolverTargets(tightening_of(problem))
+        z = targets.tightening.layers[0]
+        bounds = mv.bounds(problem.graph, box, "crown")[z]
+        over_box = mv.bounds(plain.graph, box, "ibp")[z]
+        index = int((bounds.lower - over_box.lower).argmax())
+        low = float(bounds.lower.flatten()[index])
+        assert low > float(over_box.lower.flatten()[index]) + 1e-3
+        targets.answer((z, index, 1), low, True)
+        assert targets.proved == {(z, index, 1): low} or low <= float(targets.tightening.root.state[z].bounds.lower.flatten()[index])
+        with pytest.raises(Contradiction):
+            targets.answer((z, index, 1), float(bounds.upper.flatten()[index]) + 1.0, True)
+
+
 def test_a_solver_without_gains_is_asked_no_more() -> None:
     with torch.no_grad():
         queue = SolverTargets(tightening_of(problem_of(0.0)))
