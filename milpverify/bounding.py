@@ -91,12 +91,12 @@ def bounds(
 
     if method not in METHODS:
         raise ValueError(f"unknown bounding method {method!r}; there are {', '.join(METHODS)}")
-    ball = box if isinstance(box, Ball) else None
     boxes = [box_of(box)] if isinstance(box, Box | Ball) else list(box)
     if not boxes:
         raise InvalidProperty("there is no box to bound the network over")
-    graph = load_network(network, boxes[0]).graph
-    graph = graph if ball is None else confined_to(graph, ball)
+    if not all(isinstance(b, Box) for b in boxes):
+        raise InvalidProperty("several inputs are a batch of boxes; a ball is bounded by itself")
+    graph = confined_to(load_network(network, boxes[0]).graph, box if isinstance(box, Ball) else boxes[0])
     for b in boxes:
         if b.size != graph.nx:
             raise InvalidProperty(f"the box has {b.size} inputs, the network {graph.nx}")

@@ -48,11 +48,13 @@ class Ball:
         upper: ArrayLike = math.inf,
         weight: ArrayLike = 1.0,
     ) -> None:
-        given = np.asarray(centre, dtype=np.float64)
+        try:
+            given, r = np.asarray(centre, dtype=np.float64), float(radius)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidProperty(f"a ball has a centre of numbers and one number as its radius: {error}") from None
         x = given.reshape(-1).copy()
         if (bad := np.flatnonzero(~np.isfinite(x))).size:
             raise InvalidProperty(f"the centre of the ball is no finite number at input X_{bad[0]}: {x[bad[0]]}")
-        r = float(radius)
         if not 0.0 <= r < math.inf:
             raise InvalidProperty(f"the radius of the ball must be a number >= 0, not {radius}")
         parts = {"weight": weight, "lower": lower, "upper": upper}

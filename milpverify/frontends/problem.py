@@ -125,13 +125,13 @@ def box_of(inputs: Box | Ball) -> Box:
 
 
 def confined_to(graph: Graph, inputs: Box | Ball) -> Graph:
-    """The network with its inputs confined to the ball; a box says all itself, and so does a ball of the maximum norm.
+    """The network with its inputs confined to the ball, and to no other; a box says all itself, and so does a ball of the maximum norm.
 
     Raises:
         InvalidProperty: the ball has another number of inputs.
     """
     if isinstance(inputs, Box) or inputs.norm is Norm.LINF:
-        return graph
+        return graph if graph.ball is None else graph.confined(None)
     if inputs.size != graph.nx:
         raise InvalidProperty(f"the ball has {inputs.size} inputs, the network {graph.nx}")
     return graph.confined(inputs)

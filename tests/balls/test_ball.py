@@ -89,6 +89,10 @@ def test_projections_and_steps(norm: Norm) -> None:
         (([5.0], 1.0, "l2", 0.0, 1.0), "no point within its limits"),
         (([0.0], 1.0, "l2", -1.0, 1.0, -1.0), "weights of the ball"),
         (([1e308], 1e308, "l1"), "too large"),
+        (("x", 1.0), "a centre of numbers"),
+        (([0.0], "x"), "one number as its radius"),
+        (([0.0], [1.0, 2.0]), "one number as its radius"),
+        (([1j], 1.0), "a centre of numbers"),
     ],
 )
 def test_what_is_no_ball_is_refused(arguments: tuple[object, ...], says: str) -> None:

@@ -120,6 +120,20 @@ def test_a_ball_of_the_maximum_norm_is_its_box() -> None:
     assert (problem.disjuncts[0].box.lower == ball.ends[0]).all()
 
 
+def test_the_set_that_is_given_is_the_one_that_counts() -> None:
+    """Whatever ball a network was confined to before."""
+    net, ball, box = network(0), Ball([0.0, 0.0], 0.1, "l1"), mv.Box([-1.0, -1.0], [1.0, 1.0])
+    unsafe = mv.Rows.on_outputs([[1.0, -1.0]], [0.0], 2)
+    graph, plain = mv.Problem(net, ball, unsafe=unsafe).graph, mv.Problem(net, box, unsafe=unsafe).graph
+    for inputs in (box, Ball([0.0, 0.0], 1.0, "linf"), Ball([0.0, 0.0], 1.0, "l2")):
+        found, known = mv.bounds(graph, inputs), mv.bounds(plain, inputs)
+        assert torch.equal(found.output.lower, known.output.lower)
+        assert mv.Problem(graph, inputs, unsafe=unsafe).graph.ball is mv.Problem(plain, inputs, unsafe=unsafe).graph.ball
+    assert mv.minimize(graph, box, [1.0, -1.0]).upper_bound < mv.minimize(graph, ball, [1.0, -1.0]).lower_bound
+    with pytest.raises(mv.InvalidProperty, match="a ball is bounded by itself"):
+        mv.bounds(net, [ball, ball])  # type: ignore[list-item]
+
+
 def test_robustness_in_other_norms() -> None:
     net = network(1)
     x = np.array([0.3, 0.4])
