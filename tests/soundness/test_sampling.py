@@ -27,7 +27,7 @@ from milpverify.enclosure import enclose_all
 from milpverify.frontends.onnx.lowering import lower as lower_onnx
 from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, evaluate_all
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine, Elementwise, Linear, Operator, SparseLinear
 from milpverify.propagation import interval as interval_propagation
 from milpverify.propagation.backward import LineTable, SplitTable, lines, parallel_lines
 from milpverify.propagation.crown import bound_rows, crown
@@ -68,6 +68,25 @@ def cancelling() -> Graph:
     x = b.gemm(x, np.eye(5) - np.eye(5)[[1, 2, 3, 4, 0]], np.zeros(5))
     x = b.relu(b.gemm(x, rng.normal(size=(5, 5)) * 1e-9, rng.normal(size=5) * 1e-6))
     return lower_onnx(load_model_from_string(b.model(b.gemm(x, rng.normal(size=(2, 5)) * 1e9, np.zeros(2)))))
+
+
+def pairing() -> Graph:
+    """Pairs of entries are compared, by matrices that are kept as sparse ones."""
+    rng = np.random.default_rng(8)
+    b, x = Builder(3), "x"
+    for size in (6, 8, 5):
+        n = b.shape(x)[1]
+        weight = rng.normal(size=(size, n)) * (rng.random((size, n)) < 0.5)
+        x = b.relu(b.gemm(x, weight, rng.normal(size=size)))
+    graph = lower_onnx(load_model_from_string(b.model(b.gemm(x, rng.normal(size=(3, 5)), rng.normal(size=3)))))
+
+    def sparse(op: Operator) -> Operator:
+        if not isinstance(op, Linear):
+            return op
+        row, column = op.weight.nonzero(as_tuple=True)
+        return SparseLinear(op.weight[row, column], row, column, (len(op.weight), op.weight.shape[1]), op.bias, op.rounded)
+
+    return replace(graph, nodes=tuple(replace(n, op=sparse(n.op)) for n in graph.nodes))
 
 
 def reshaping() -> Graph:
@@ -140,6 +159,7 @@ NETWORKS: dict[str, tuple[Callable[[], Graph], float]] = {
     "huge inputs": (lambda: random_graph(103, [1.0, 1.0, 1.0]), 1e6),
     "cancelling": (cancelling, 1.0),
     "reshaping": (reshaping, 1.0),
+    "pairing": (pairing, 1.0),
     **{f"products {seed}": (lambda seed=seed: product_network(seed), 1.0) for seed in range(4)},  # type: ignore[misc]
     "tiny products": (lambda: product_network(4), 1e-9),
     "huge products": (lambda: product_network(5), 1e4),

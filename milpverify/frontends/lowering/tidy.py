@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select
+from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def tidy(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes that the last one needs, and the input, in fewer and smaller ones."""
-    return _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))
+    return tuple(map(_with_sparse_weights, _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))))
 
 
 def _renumber(nodes: Iterable[Node], alias: dict[int, int]) -> tuple[Node, ...]:
@@ -48,6 +48,12 @@ def _with_axis(node: Node) -> Node:
     elif isinstance(op, Select):
         op = replace(op, index=op.index.reshape(node.shape or (1,)), in_shape=op.in_shape or (1,))
     return replace(node, op=op, shape=node.shape or (1,))
+
+
+def _with_sparse_weights(node: Node) -> Node:
+    """Matrices that are mostly zeros are multiplied as sparse ones."""
+    sparse = SparseLinear.of(node.op) if isinstance(node.op, Linear) else None
+    return node if sparse is None else replace(node, op=sparse)
 
 
 def _drop_reshapes(nodes: Iterable[Node]) -> tuple[Node, ...]:

@@ -1,0 +1,24 @@
+"""The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products."""
+
+from milpverify.operators.core import Affine, Elementwise, Input, Operator, Product, Shape
+from milpverify.operators.maps import Conv, Linear, Scale, SparseLinear
+from milpverify.operators.moves import Concat, Permute, ReduceSum, Reshape, Select, Sum
+
+__all__ = [
+    "Affine",
+    "Concat",
+    "Conv",
+    "Elementwise",
+    "Input",
+    "Linear",
+    "Operator",
+    "Permute",
+    "Product",
+    "ReduceSum",
+    "Reshape",
+    "Scale",
+    "Select",
+    "Shape",
+    "SparseLinear",
+    "Sum",
+]

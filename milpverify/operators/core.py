@@ -1,0 +1,172 @@
+"""The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products.
+
+Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its transpose, all that
+backward bound propagation needs), `absolute` (the map with |W|, all that intervals and rounding-error bounds need) and `terms` (how many
+roundings a product may suffer). Tensors carry one leading batch axis N that static shapes do not mention: (N, *shape).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milpverify.balls.ball import Ball
+    from milpverify.functions.catalogue import Function
+
+Shape = tuple[int, ...]
+
+
+class Operator(ABC):
+    """A core operator. Immutable; `to` returns a copy in another precision or on another device."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Operator:
+        """The same operator with its floating-point tensors converted (index tensors only moved)."""
+        changes = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Operator):
+    """The network's input x, flattened: shape (nx,); perhaps confined to a ball."""
+
+    ball: Ball | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Operator):
+    """y = f(x), elementwise, with a function of the catalogue."""
+
+    function: Function
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Operator):
+    """y = a * b, elementwise, of two nodes of one shape. A square is an `Elementwise`, which knows that both factors are one."""
+
+
+class Affine(Operator):
+    """y = sum_i W_i x_i + b. Subclasses define linear part and adjoint, and say all that rounding errors and intervals rest on.
+
+    A network stores its constants, and some are computed from them: a quotient, the reciprocal of a count. Where float64 does not hold the
+    result, `rounded` says so: each coefficient of W and of b is that of the real map times as many factors (1 + d)^(-+1), |d| <= 2^-53.
+    Rounding-error bounds take it as so many more roundings, so that they hold for the real map.
+    """
+
+    bias: Tensor | None = None  # broadcastable to the operator's shape
+    rounded: int = 0
+
+    @abstractmethod
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        """The map without bias: inputs (N, *input_shape) -> (N, *shape)."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        """The transpose: (N, *shape) -> one (N, *input_shape) per input."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """The length of the longest inner product that `linear` or `adjoint` forms (1 where nothing is summed)."""
+
+    @property
+    @abstractmethod
+    def directions(self) -> tuple[int, ...]:
+        """Per input 1 if it enters with no negative coefficient, -1 if with no positive one, 0 if with both."""
+
+    @abstractmethod
+    def absolute(self) -> Affine:
+        """The operator with every coefficient of W and b replaced by its absolute value."""
+
+    @property
+    def adjoint_length(self) -> int:
+        """The length of the longest inner product that `adjoint` forms: at most `length`."""
+        return self.length
+
+    @property
+    def terms(self) -> int:
+        """How many roundings a product of `linear` or `adjoint` suffers at most, those of its coefficient included."""
+        return self.length + self.rounded
+
+    @property
+    def adjoint_terms(self) -> int:
+        """How many roundings a product of `adjoint` suffers at most, those of its coefficient included."""
+        return self.adjoint_length + self.rounded
+
+    def products(self, shape: Shape) -> int:
+        """How many multiplications a product of `linear` or `adjoint` takes, about; `shape` is the node's."""
+        return math.prod(shape) * self.length
+
+    @property
+    def copies(self) -> bool:
+        """Whether every entry is one of the entries of the one input."""
+        return False
+
+    def lost(self, dtype: torch.dtype) -> float:
+        """What a coefficient of W loses at most in another precision where it underflows, and rounding is not relative to its size."""
+        most = 0.0
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            weight = getattr(self, f.name)
+            if f.name != "bias" and isinstance(weight, Tensor) and weight.is_floating_point():
+                if torch.equal(weight.to(dtype).to(weight.dtype), weight):  # as most are: float32, in a file
+                    continue
+                small = weight[weight.abs() < torch.finfo(dtype).tiny]
+                most = max(most, float((small - small.to(dtype).to(small.dtype)).abs().amax()) if len(small) else 0.0)
+        return most
+
+    def forward(self, xs: Sequence[Tensor]) -> Tensor:
+        """The whole map: (N, *input_shape) each -> (N, *shape)."""
+        y = self.linear(xs)
+        return y if self.bias is None else y + self.bias
+
+    def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+        """The adjoint of unit vectors: flat output indices (R,) -> one (R, *input_shape) per input.
+
+        `shape` is the node's shape. Dense operators override it to read their rows instead of multiplying.
+        """
+        weight = next(
+            (v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor) and v.is_floating_point()),  # type: ignore[arg-type]
+            torch.zeros((), device=index.device),
+        )
+        units = torch.zeros(len(index), math.prod(shape), dtype=weight.dtype, device=index.device)
+        units[torch.arange(len(index), device=index.device), index] = 1.0
+        return self.adjoint(units.reshape(len(index), *shape))
+
+
+class Weighted:
+    """What is said of an operator by its `weight`, all of whose coefficients are entries of it (1 where it is None)."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        if self.weight is None or bool((self.weight >= 0).all()):
+            return (1,)
+        return (-1 if bool((self.weight <= 0).all()) else 0,)
+
+    def absolute(self) -> Self:
+        weight, bias = (None if values is None else values.abs() for values in (self.weight, self.bias))
+        return dataclasses.replace(self, weight=weight, bias=bias)  # type: ignore[type-var]
+
+
+class Choosing:
+    """What is said of an operator with one input and no coefficient but 0 and 1."""
+
+    bias: Tensor | None
+    directions: tuple[int, ...] = (1,)
+
+    def absolute(self) -> Self:
+        return self if self.bias is None else dataclasses.replace(self, bias=self.bias.abs())  # type: ignore[type-var]
