@@ -16,11 +16,12 @@ import torch
 
 from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Branching, Deadline, Options
-from milpverify.counterexamples.attack import attack
+from milpverify.counterexamples.attack import STEPS, attack
 from milpverify.events import Event
+from milpverify.ladder import climb
 from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Trust, Verdict
 from milpverify.run_info import device_of, threads, versions
-from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, reduce, refine
+from milpverify.search.bounding import REFINE, BatchBounds, is_out_of_memory, reduce, refine
 from milpverify.search.context import SearchContext
 from milpverify.search.groups import Group, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Problem
 
 OnEvent = Callable[[Event], None]
-LARGE = 20_000
-"""Above this number of entries of all nodes the presolve multiplies in float32, which halves its time; its bounds hold all the same."""
+FIRST, SHORT = (8, 1, 12), 0.5
+"""Starts, rounds and steps of an attack that comes before dear bounds, and seconds that it may take in any case."""
+ATTACK_SHARE, ATTACK_SECONDS = 0.15, 5.0
+"""Of the time left, what an attack may take, and seconds that it may take in any case."""
 REFINE_SHARE = 0.25
 """The share of the time left that optimising the root's slopes may take, and"""
 REFINE_SECONDS = 2.0
@@ -54,6 +57,7 @@ class Run:
     closed_bound: float = math.inf
     points: dict[int, Array] = field(default_factory=dict)
     disagreement: str = ""
+    example: Counterexample | None = None
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.on_event)
@@ -87,20 +91,34 @@ class Run:
         """An event for whoever watches."""
         self.reporter(Event(phase, message))
 
-    def presolve(self) -> list[tuple[Group, BatchBounds]]:
-        """Bound every box; returns the groups with a disjunct still open, reduced to the open ones."""
-        still_open = []
-        ledger = self.reporter.ledger
-        for group in groups(self.problem, self.device):
-            box = group.box
-            lower, upper = (torch.tensor(side, device=self.device)[None] for side in (box.lower, box.upper))
-            dtype = torch.float64 if self.graph.entries <= LARGE else torch.float32
-            with ledger.spent(Part.PRESOLVE):
-                found = bound_batch(self.graph, group, lower, upper, dtype, deadline=self.deadline)
-            ledger.bound(Part.PRESOLVE, group.count)
-            still_open += self.open_part(group, found, Part.PRESOLVE)
+    def presolve(self) -> tuple[list[tuple[Group, BatchBounds]], list[dict[str, Any]]]:
+        """Bound every box, cheap bounds first; returns the groups with a disjunct still open, reduced to the open ones, and the rungs.
+
+        Where bounds are dear a short attack follows the first of them; `example` is what it finds, which ends the run.
+        """
+        still_open, rungs, ledger = list[tuple[Group, BatchBounds]](), list[dict[str, Any]](), self.reporter.ledger
+        waiting = groups(self.problem, self.device)
+        for k, group in enumerate(waiting):
+            found, began = None, time.monotonic()
+            steps = climb(self.graph, group, self.deadline, not self.options.search.deterministic)
+            while True:
+                with ledger.spent(Part.PRESOLVE):
+                    rung = next(steps, None)
+                if rung is None:
+                    break
+                ledger.bound(Part.PRESOLVE, rung.group.count)
+                found = self.open_part(rung.group, rung.found, Part.PRESOLVE)
+                rungs.append(rung.line(time.monotonic() - began))
+                if k + 1 == len(waiting):
+                    self.reporter.prove(self.bound([*still_open, *found]))
+                if rung.first and found and self.options.attack and self.example is None:
+                    self.example = self.attack(found, max(SHORT, time.monotonic() - began))
+                if self.example is not None:
+                    return [*still_open, *found], rungs
+                began = time.monotonic()
+            still_open += found or []
         self.reporter.prove(self.bound(still_open))
-        return still_open
+        return still_open, rungs
 
     def refine(self, open_groups: list[tuple[Group, BatchBounds]]) -> list[tuple[Group, BatchBounds]]:
         """Optimise slopes where inputs are many; where they are few, smaller boxes are the better investment."""
@@ -133,19 +151,22 @@ class Run:
         left = reduce(group, found)
         return [] if left is None else [left]
 
-    def attack(self, open_groups: list[tuple[Group, BatchBounds]]) -> Counterexample | None:
-        """Look for a counterexample of any open disjunct."""
+    def attack(self, open_groups: list[tuple[Group, BatchBounds]], seconds: float = math.inf) -> Counterexample | None:
+        """Look for a counterexample of any open disjunct; where seconds are given for no longer than these, from few starts."""
         members = [m for g, _ in open_groups for m in g.members]
         # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
         starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
+        starts, rounds, steps = (starts, rounds, STEPS) if seconds == math.inf else FIRST
+        share = max(ATTACK_SECONDS, ATTACK_SHARE * self.deadline.remaining())
         with self.reporter.ledger.spent(Part.ATTACK):
             outcome = attack(
                 self.problem,
                 self.graph.to(torch.float32, self.device),
                 [self.problem.disjuncts[m] for m in members],
-                self.deadline,
+                self.deadline if self.options.search.deterministic else self.deadline.within(min(seconds, share)),
                 self.options.seed,
                 starts=starts,
+                steps=steps,
                 rounds=rounds,
             )
         self.points = {m: outcome.points[k] for k, m in enumerate(members)}

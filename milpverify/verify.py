@@ -1,6 +1,7 @@
 """verify(): presolve -> attack -> refine -> search, one readable page.
 
-1. Presolve: CROWN bounds what the rows depend on over each box; disjuncts whose margin is proved positive are closed.
+1. Presolve: CROWN bounds what the rows depend on over each box; disjuncts whose margin is proved positive are closed. Where that is
+   dear, cheaper bounds and a short attack come first (`ladder`).
 2. Attack: projected gradient looks for a counterexample; only one that holds in the network's runtime and in real arithmetic counts.
 3. Refine: where inputs are many, alpha-CROWN tightens the pre-activations and the margins.
 4. Search: what is still open is decided by branching, by whole mixed-integer models, or by SMT, as the method says.
@@ -65,8 +66,10 @@ def verify(
         if not problem.disjuncts:
             return run.empty()
         with run.phase("presolve") as detail:
-            open_groups = run.presolve()
-            detail.update(disjuncts=len(problem.disjuncts), open=sum(g.count for g, _ in open_groups))
+            open_groups, rungs = run.presolve()
+            detail.update(disjuncts=len(problem.disjuncts), open=sum(g.count for g, _ in open_groups), rungs=rungs)
+        if run.example is not None:
+            return run.falsified(open_groups, run.example)
         if not open_groups:
             return run.conclude([])
         if settings.attack:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from milpverify.result import Counterexample
     from milpverify.spec import Array, Disjunct, Problem
 
+STEPS = 24
+"""Of a descent, unless told otherwise."""
 _MAX_DISJUNCTS = 128  # attacked in one batch
 _MAX_STARTS = 512  # in one batch
 _MAX_ENTRIES = 30_000_000  # of all node values and rows of a batch
@@ -65,7 +67,7 @@ def attack(
     seed: int = 0,
     *,
     starts: int = 128,
-    steps: int = 24,
+    steps: int = STEPS,
     rounds: int = 6,
 ) -> AttackOutcome:
     """Projected sign-gradient descent on the margin, for all disjuncts at once; ends at the first counterexample.

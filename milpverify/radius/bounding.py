@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.run import LARGE
+from milpverify.ladder import LARGE
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups
 

@@ -23,13 +23,13 @@ import torch
 
 from milpverify.arithmetic.rounding import ieee
 from milpverify.counterexamples.attack import attack
+from milpverify.ladder import LARGE
 from milpverify.radius.bounding import proved_radius
 from milpverify.radius.bracket import Bracket
 from milpverify.radius.nearest import nearest
 from milpverify.radius.question import Witness
 from milpverify.radius.result import Radius
 from milpverify.result import Reason, Trust, Verdict
-from milpverify.run import LARGE
 from milpverify.run_info import device_of, threads
 from milpverify.search.bounding import is_out_of_memory
 from milpverify.verify import verify

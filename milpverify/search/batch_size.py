@@ -34,6 +34,12 @@ class BatchSize:
     settled: bool = False
     _rounds: int = 0
 
+    def expect(self, seconds: float) -> None:
+        """Begin with no more than can be bounded in time, where one is estimated to take so long."""
+        while self.fixed is None and self.size > 1 and self.size * seconds > SLOWEST:
+            self.size //= 2
+        self.smallest = min(self.smallest, self.size)
+
     def took(self, count: int, seconds: float) -> None:
         """Learn that a batch of `count` took so long, and choose the size of the next."""
         if self.fixed is not None:

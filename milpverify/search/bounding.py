@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from milpverify.balls.dual import Region
+from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, forward
+from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.propagation.relevance import needed
 from milpverify.propagation.row_intervals import RowIntervals
 from milpverify.propagation.second_order import SecondOrder, applies, better
-from milpverify.propagation.state import LinearBound
+from milpverify.propagation.state import LinearBound, NodeState
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -34,6 +36,7 @@ REFINE = AlphaOptions(iterations=15)
 class Method(Enum):
     """How pre-activations are bounded."""
 
+    INTERVALS = "intervals"  # one after the other
     BACKWARD = "backward"  # a pass for every undecided one
     FORWARD = "forward"  # linear forms carried along, and inherited bounds
     BOTH = "both"  # linear forms first, then a pass for what they leave undecided
@@ -93,7 +96,9 @@ def bound_batch(
         prepared: the group's, where many batches are to be bounded.
     """
     prepared = prepared or Prepared.of(graph, group)
-    if method is Method.FORWARD:
+    if method is Method.INTERVALS:
+        state, table = intervals(graph, lower, upper, dtype, known)
+    elif method is Method.FORWARD:
         state, table = forward(graph, lower, upper, dtype, known)
     else:
         carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
@@ -113,6 +118,21 @@ def bound_batch(
     if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
         margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
     return BatchBounds(state, table, rows, margins, forms, losses)
+
+
+def intervals(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, known: dict[int, Bounds] | None) -> tuple[State, LineTable]:
+    """Bounds of every node by intervals, met with what is known, and the lines that they give."""
+    state: State = {}
+    table: LineTable = {}
+    fast = graph.to(dtype, graph.device)
+    for node in graph.nodes:
+        now = step(graph, node, state, lower, upper, fast)
+        if known is not None and node.id in known:
+            now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
+        state[node.id] = now
+        if node.id in graph.readings:
+            table[node.id] = default_lines(graph, node.id, state, dtype)
+    return state, table
 
 
 def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> BatchBounds:

@@ -7,19 +7,27 @@ down, so that a method that closes markedly fewer boxes is never taken, however 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.propagation.cost import BACKWARD_RATE, FEW, FORWARD_RATE, backward_passes, forward_pass, forward_suffices, is_dear
 from milpverify.search.bounding import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from milpverify.graph import Graph
+    from milpverify.propagation.state import State
+
 FIRST, AGAIN = 4000, 8
 """Subproblems before the first comparison (easy problems end earlier), and the factor between one and the next."""
-SAMPLE = 256
+SAMPLE, SMALLEST = 256, 8
+"""Boxes that methods are compared on: fewer where they are dear, and then later."""
+SHARE = 0.1
+"""Of the time spent so far, what a comparison may take."""
 CLOSES, GAIN = 0.9, 1.2
 """A method must close at least this share of what backward passes close, and this much more for its time."""
 CLOSES_BY_COUNTS = 0.98
@@ -32,26 +40,52 @@ class MethodChoice:
     Args:
         forward: whether forward forms may be used at all.
         deterministic: whether times must not matter.
+        seconds: that backward passes take for a box, as estimated; 0 where they are cheap. `first`: what the method begun with takes.
     """
 
     forward: bool = True
     deterministic: bool = False
+    seconds: float = 0.0
+    first: float = 0.0
     now: Method = Method.BACKWARD
     seen: dict[Method, tuple[int, int, float]] = field(default_factory=dict)
     next: int = FIRST
+
+    @staticmethod
+    def begun(graph: Graph, state: State, forward: bool, deterministic: bool) -> MethodChoice:
+        """The method to begin with, by estimated costs: forward forms where backward passes are dear, and these are many times cheaper.
+
+        Args:
+            state: of the whole box.
+        """
+        choice = MethodChoice(forward, deterministic)
+        if forward and is_dear(graph):
+            ends = state[0].bounds
+            varying = int((ends.upper > ends.lower).sum())
+            backward = backward_passes(graph, state)
+            choice.seconds = backward / BACKWARD_RATE
+            choice.first = choice.seconds
+            if varying <= FEW and forward_suffices(forms := forward_pass(graph, varying), backward):
+                choice.now, choice.first = Method.FORWARD, forms / FORWARD_RATE
+        return choice
 
     @property
     def candidates(self) -> tuple[Method, ...]:
         """The methods to compare."""
         return (Method.BACKWARD, Method.FORWARD) if self.deterministic else (Method.BACKWARD, Method.FORWARD, Method.BOTH)
 
-    def due(self, subproblems: int, batch: int) -> bool:
-        """Whether to compare them on a batch."""
-        return self.forward and subproblems >= self.next and 2 * batch >= SAMPLE
+    def due(self, subproblems: int, batch: int, spent: float = math.inf) -> bool:
+        """Whether to compare them on a batch, after so many subproblems and so many seconds."""
+        size = self._size(spent)
+        return self.forward and subproblems >= self.next and 2 * batch >= size >= SMALLEST
 
-    def sample(self, count: int, device: torch.device) -> Tensor:
+    def sample(self, count: int, device: torch.device, spent: float = math.inf) -> Tensor:
         """Places spread evenly over a batch."""
-        return torch.arange(0, count, max(1, count // SAMPLE), device=device)[:SAMPLE]
+        size = self._size(spent)
+        return torch.arange(0, count, max(1, count // size), device=device)[:size]
+
+    def _size(self, spent: float) -> int:
+        return int(min(SAMPLE, SHARE * spent / self.seconds)) if self.seconds and not self.deterministic else SAMPLE
 
     def took(self, method: Method, boxes: int, closed: int, seconds: float) -> None:
         """A method bounded so many boxes and closed so many of them."""

@@ -55,7 +55,9 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.inheritance = Inheritance(graph, self.root.state)
         largest = LARGEST[graph.device.type]
         self.batch = BatchSize(largest=largest, fixed=FIXED_BATCH if switches.deterministic else None, memory=largest)
-        self.method = MethodChoice(switches.forward, switches.deterministic)
+        self.method = MethodChoice.begun(graph, self.root.state, switches.forward, switches.deterministic)
+        self.batch.expect(self.method.first)
+        self.began = context.clock()
         self.finisher = Finisher(context, group, self.prepared)
         first = torch.zeros(1, dtype=torch.long, device=graph.device)
         self.whole = self._boxes(self.root, lower, upper, self.root.margins, first, 1)
@@ -83,7 +85,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         """Bound boxes by the method that is best so far."""
         if tree.unbounded is not None:
             return children, self.root
-        if self.method.due(tree.counts.bounded, len(children)):
+        if self.method.due(tree.counts.bounded, len(children), self.context.clock() - self.began):
             self._compare(children)
         found = bound_batch(*self._request(children, self.method.now))
         tree.counts.bounded += len(children)
@@ -98,8 +100,8 @@ class BoxSpace(Space[Boxes, BatchBounds]):
 
     def _compare(self, boxes: Boxes) -> None:
         """Bound a sample by every method, for the choice between them."""
-        sample = boxes.take(self.method.sample(len(boxes), boxes.lower.device))
         clock = self.context.clock
+        sample = boxes.take(self.method.sample(len(boxes), boxes.lower.device, clock() - self.began))
         for method in self.method.candidates:
             if self.context.deadline.expired():
                 return

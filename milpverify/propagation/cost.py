@@ -1,0 +1,69 @@
+"""What passes cost, estimated in multiplications before they are made: for choices that no clock can be asked about yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from milpverify.operators import Affine
+from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
+from milpverify.propagation.screening import undecided
+
+if TYPE_CHECKING:
+    from milpverify.graph import Graph
+    from milpverify.propagation.relevance import Needed
+    from milpverify.propagation.state import State
+
+
+ENTRY = 60.0
+"""What relaxing and moving an entry costs, in multiplications of a matrix product: memory is slower than arithmetic."""
+
+
+def multiplications(graph: Graph) -> list[float]:
+    """Per node, those of its operator on one point, or of its adjoint on one row, and the equivalent for its entries."""
+    return [ENTRY * node.size + (node.op.products(node.shape) if isinstance(node.op, Affine) else 0) for node in graph.nodes]
+
+
+BACKWARD_RATE, FORWARD_RATE = 3e10, 1e9
+"""Multiplications a second of backward passes in float32 and of forward forms, on one core: rates of the kind, whatever the machine."""
+
+
+def undecided_backward(graph: Graph) -> float:
+    """As `backward_passes`, where nothing is known and every pre-activation may be undecided."""
+    own = multiplications(graph)
+    return sum(2.0 * node.size * sum(own[i] for i in graph.ancestors[node.id] if i != node.id) for node in refinable(graph))
+
+
+def forward_pass(graph: Graph, varying: int) -> float:
+    """Multiplications of forward linear forms over so many inputs that vary, for one box."""
+    return sum(multiplications(graph)) * (varying + 2)
+
+
+def backward_passes(graph: Graph, state: State, needed: Needed = EVERYTHING) -> float:
+    """Multiplications of backward passes for all pre-activations that a state leaves undecided, both sides, for one box on average."""
+    own = multiplications(graph)
+    total, batch = 0.0, len(state[0].center)
+    for node in refinable(graph):
+        low, high = (t.flatten(1) for t in (state[node.id].bounds.lower, state[node.id].bounds.upper))
+        left = wanted(graph, node.id, undecided(graph, node.id, state, low, high), low, high, needed.get(node.id))
+        if rows := int(left.sum()):
+            # The first step takes rows of the node's own operator, and multiplies nothing.
+            total += 2.0 * rows / batch * sum(own[i] for i in graph.ancestors[node.id] if i != node.id)
+    return total
+
+
+CHEAP = 3e9
+"""Multiplications that all backward passes may take to need nothing before them: a tenth of a second."""
+FEW = 64
+"""Inputs that may vary for forward forms, which carry a column for each."""
+TIMES = 5.0
+"""So much faster forward forms must be than backward passes to be all that a box gets where few inputs vary."""
+
+
+def is_dear(graph: Graph) -> bool:
+    """Whether backward passes for all pre-activations may take so long that cheaper things come first."""
+    return undecided_backward(graph) > CHEAP
+
+
+def forward_suffices(forward: float, backward: float) -> bool:
+    """Whether forward forms are so much cheaper than backward passes, by their multiplications, that boxes are bisected with them."""
+    return backward / BACKWARD_RATE > TIMES * forward / FORWARD_RATE

@@ -1,0 +1,115 @@
+"""Cheap bounds first: what intervals prove is answered by them, attacks come before what is dear, and every rung is a bound."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import milpverify as mv
+from milpverify import ladder
+from milpverify.propagation import cost
+from milpverify.search.groups import groups
+
+
+def deep(inputs: int = 3, width: int = 24, scale: float = 1.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2)).eval()
+    net[0].weight.data *= scale  # type: ignore[operator]
+    return net
+
+
+@pytest.fixture
+def dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of any size count as dear."""
+    monkeypatch.setattr(cost, "CHEAP", 0.0)
+
+
+def problem(limit: float, net: nn.Module | None = None, inputs: int = 3) -> mv.Problem:
+    box = mv.Box(np.zeros(inputs), np.full(inputs, 1.0))
+    return mv.Problem(net or deep(inputs), box, unsafe=mv.Rows.on_outputs([[1.0, -1.0]], [limit], inputs))
+
+
+def names(result: mv.Result) -> list[str]:
+    return [rung["rung"] for rung in result.phases[0].detail["rungs"]]
+
+
+def test_small_networks_have_one_rung() -> None:
+    result = mv.verify(problem(-100.0))
+    assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["backward"]
+
+
+@pytest.mark.usefixtures("dear")
+def test_what_intervals_prove_needs_no_more() -> None:
+    result = mv.verify(problem(-100.0))
+    assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["intervals"] and result.lower_bound > 90.0
+
+
+@pytest.mark.usefixtures("dear")
+def test_a_counterexample_that_an_attack_finds_comes_before_dear_bounds() -> None:
+    result = mv.verify(problem(100.0))
+    assert result.verdict is mv.Verdict.FALSIFIED and names(result) == ["intervals"]
+    assert [p.name for p in result.phases] == ["presolve"] and math.isfinite(result.lower_bound)
+    assert names(mv.verify(problem(100.0), options=mv.Options(attack=False))) != ["intervals"]
+
+
+@pytest.mark.usefixtures("dear")
+@pytest.mark.parametrize("inputs", [3, 12])
+def test_every_rung_is_a_bound_no_worse_than_the_one_before(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "FORWARD_RATE", 1e12)
+    asked = problem(0.0, inputs=inputs)
+    (group,) = groups(asked)
+    points = torch.rand(2000, inputs, dtype=torch.float64)
+    with torch.no_grad():
+        y = deep(inputs).double()(points)
+        least = float((y[:, 0] - y[:, 1]).min())
+        rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
+    bounds = [float(rung.found.margins) for rung in rungs]
+    assert [rung.method.value for rung in rungs][:2] == ["intervals", "forward"] and rungs[0].first
+    assert bounds == sorted(bounds) and bounds[-1] <= least and bounds[0] < bounds[-1]
+
+
+@pytest.mark.usefixtures("dear")
+def test_verdicts_are_the_same_on_a_ladder() -> None:
+    net = deep(scale=3.0)
+    best = mv.minimize(problem(0.0, net).graph, mv.Box(np.zeros(3), np.ones(3)), [1.0, -1.0], gap=1e-4)
+    for limit, verdict in ((best.lower_bound - 1e-3, mv.Verdict.VERIFIED), (best.upper_bound + 1e-3, mv.Verdict.FALSIFIED)):
+        for deterministic in (False, True):
+            options = mv.Options(search=mv.SearchOptions(deterministic=deterministic))
+            result = mv.verify(problem(limit, net), options=options, timeout=60.0)
+            assert result.verdict is verdict, result
+
+
+@pytest.mark.usefixtures("dear")
+def test_backward_passes_that_take_too_long_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "SHARE", 0.0)
+    monkeypatch.setattr(ladder, "LEAST", 0.0)
+    asked = problem(0.0, inputs=70, net=deep(70))
+    result = mv.verify(asked, timeout=5.0, options=mv.Options(attack=False, search=mv.SearchOptions(branching="none", refining=False)))
+    lines = result.phases[0].detail["rungs"]
+    assert [line["complete"] for line in lines] == [True, False]
+    assert all(float(line["multiplications"]) > 0 and isinstance(line["bound"], float) for line in lines)
+    assert result.lower_bound >= lines[0]["bound"]
+
+
+def test_costs_grow_with_what_is_undecided() -> None:
+    graph = problem(0.0).graph
+    everything = cost.undecided_backward(graph)
+    (group,) = groups(problem(0.0))
+    wide = next(iter(ladder.climb(graph, group, mv.Deadline(), clocked=False))).found.state
+    assert 0.0 < cost.backward_passes(graph, wide) <= everything
+    assert cost.forward_pass(graph, 3) < cost.forward_pass(graph, 5)
+
+
+def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neurons() -> None:
+    """One between the two convolutions would take 4 GB."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 42 * 42, 2)
+    ).eval()
+    box = mv.Box(np.full((3, 128, 128), 0.5), np.full((3, 128, 128), 0.5001))
+    result = mv.verify(mv.Problem(net, box, unsafe="(and (>= Y_0 100) (>= Y_1 100))"), timeout=60.0)
+    assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["intervals"]
