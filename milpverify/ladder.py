@@ -61,12 +61,13 @@ class Rung:
         return {**whole, "complete": not self.cut}
 
 
-def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool) -> Iterator[Rung]:
+def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisected: bool = True) -> Iterator[Rung]:
     """Bound the group's box rung by rung, with the open disjuncts only; ends where none is open, or with the last that pays.
 
     Args:
         graph: in float64.
         clocked: whether backward passes are cut when they have had their share of the time.
+        bisected: whether a search may follow that bisects boxes.
     """
     lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
     dtype = torch.float64 if graph.entries <= LARGE else torch.float32
@@ -90,7 +91,7 @@ def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool) -> Iter
             known, last = bound(Method.FORWARD, deadline), Method.BOTH
             yield Rung(Method.FORWARD, forward, group, known)
             backward = backward_passes(graph, known.state, prepared.needed)
-            if few_inputs(group) and forward_suffices(forward, backward):  # smaller boxes are the better investment
+            if bisected and few_inputs(group) and forward_suffices(forward, backward):  # smaller boxes are the better investment
                 return
         if bool(group.closed(known.margins).all()):
             return

@@ -100,7 +100,8 @@ class Run:
         waiting = groups(self.problem, self.device)
         for k, group in enumerate(waiting):
             found, began = None, time.monotonic()
-            steps = climb(self.graph, group, self.deadline, not self.options.search.deterministic)
+            bisected = self.options.method.branches and self.options.search.branching is not Branching.NONE
+            steps = climb(self.graph, group, self.deadline, not self.options.search.deterministic, bisected)
             while True:
                 with ledger.spent(Part.PRESOLVE):
                     rung = next(steps, None)
