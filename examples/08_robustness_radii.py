@@ -3,7 +3,8 @@
     python examples/08_robustness_radii.py [FOLDER]
 
 Each radius lies between one that is proved and the distance of an image that is read wrongly: a hundredth apart, where four seconds are
-enough. That image is drawn: many pixels change a little (linf), some change (l2), or few change much (l1). The picture is written to FOLDER, or to the current one.
+enough. That image is drawn: many pixels change a little (linf), some change (l2), or few change much (l1). The picture is
+written to FOLDER, or to the current one.
 """
 
 from __future__ import annotations
