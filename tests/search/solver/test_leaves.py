@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_nets import Stack, function
 
+from milpverify.balls.ball import Ball
 from milpverify.config import Deadline
 from milpverify.counterexamples.validate import Validity
 from milpverify.operators import Elementwise, Linear
@@ -30,6 +31,22 @@ def test_a_neuron_on_two_pieces_has_no_exact_bound_unless_nothing_depends_on_it(
         with Leaves(Problem(graph, (disjunct,)), Deadline(60)) as leaves, torch.no_grad():
             leaf = _Leaf(graph, disjunct, state, ())
             assert leaf.exact_bound(leaves._solve(leaf.model(elastic=False)), elastic=False) == exact
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_a_leaf_is_closed_by_the_ball_that_inputs_are_confined_to(norm: str) -> None:
+    """The sum of two inputs is -r, or -r sqrt(2), at least; over the box, which has a corner where it is -2 r, the leaf is open."""
+    stack = Stack(2)
+    stack.add(Linear(torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)), 0, size=1)
+    graph = stack.graph().confined(Ball([0.0, 0.0], 0.5, norm))
+    box = Box(np.full(2, -0.5), np.full(2, 0.5))
+    disjunct = Disjunct(box, Rows.on_outputs([[1.0]], [-0.9], 2), Rows.none(2, 1))
+    problem = Problem(graph, (disjunct,))
+    with Leaves(problem, Deadline(60)) as leaves, torch.no_grad():
+        state, _ = crown(graph, torch.tensor(box.lower)[None], torch.tensor(box.upper)[None], torch.float64)
+        found = leaves.decide(disjunct, state, ())
+    assert not decided(Problem(graph.confined(None), (disjunct,)), disjunct).closed
+    assert found.closed and found.bound == pytest.approx(0.9 - (0.5 if norm == "l1" else 0.5 * math.sqrt(2)), abs=1e-9)
 
 
 def affine(rhs: float, strict: bool = False, domain: Rows | None = None) -> tuple[Problem, Disjunct]:
