@@ -75,6 +75,11 @@ class Counterexample:
     margin_runtime: float
     margin_real: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON form with the fields of this class."""
+        margins = {"margin_runtime": json_number(self.margin_runtime), "margin_real": json_number(self.margin_real)}
+        return {"x": self.x.tolist(), "y": self.y.tolist(), **margins}
+
 
 @dataclass
 class Phase:
@@ -118,7 +123,6 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""
-        example = self.counterexample
         return {
             "verdict": self.verdict.value,
             "reason": self.reason.name,
@@ -129,14 +133,7 @@ class Result:
             "bound_trust": self.bound_trust.value,
             "upper_bound": json_number(self.upper_bound),
             "nearest": None if self.nearest is None else self.nearest.tolist(),
-            "counterexample": None
-            if example is None
-            else {
-                "x": example.x.tolist(),
-                "y": example.y.tolist(),
-                "margin_runtime": json_number(example.margin_runtime),
-                "margin_real": json_number(example.margin_real),
-            },
+            "counterexample": None if self.counterexample is None else self.counterexample.to_dict(),
             "seconds": self.seconds,
             "phases": [{"name": p.name, "seconds": p.seconds, **p.detail} for p in self.phases],
             "ledger": self.ledger,

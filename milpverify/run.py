@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import STEPS, attack
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Trust, Verdict
-from milpverify.run_info import device_of, threads, versions
-from milpverify.search.bounding import REFINE, BatchBounds, is_out_of_memory, reduce, refine
+from milpverify.run_info import device_of, versions
+from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
 from milpverify.search.groups import Group, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
@@ -65,16 +64,6 @@ class Run:
         self.device = device_of(self.options.device)
         self.graph = self.problem.graph.to(torch.float64, self.device)
         self.began = time.monotonic()
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """What the phases run in: no gradients, IEEE arithmetic, the threads of the options; a run that memory ends leaves it."""
-        with torch.no_grad(), ieee(), threads(self.options.threads):
-            try:
-                yield
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
 
     @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, Any]]:

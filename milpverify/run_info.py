@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
+from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Milp, Options, SearchMethod
 from milpverify.errors import InvalidInput
+from milpverify.search.bounding import is_out_of_memory
 from milpverify.version import __version__
 
 
@@ -38,6 +40,17 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def working(options: Options) -> Iterator[None]:
+    """What bounds and attacks run in: no gradients, IEEE arithmetic, the threads of the options; work that memory ends leaves it."""
+    with torch.no_grad(), ieee(), threads(options.threads):
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
 from milpverify.margin import Gap, margin_to_gap
 from milpverify.run import OnEvent, Run
-from milpverify.run_info import settings_of, threads
+from milpverify.run_info import settings_of, threads, working
 from milpverify.search.strategy import decide
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def verify(
         with threads(settings.threads):
             return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)
     run = Run(problem, settings, deadline, on_event)
-    with run.working():
+    with working(settings):
         if not problem.disjuncts:
             return run.empty()
         with run.phase("presolve") as detail:

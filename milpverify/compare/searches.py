@@ -11,6 +11,7 @@ from milpverify.compare.rows import Answer, Witness, Word
 from milpverify.config import Milp, Options, SearchMethod
 from milpverify.result import Reason, Trust, Verdict
 from milpverify.run import Run
+from milpverify.run_info import working
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.outcome import SearchOutcome, together
@@ -56,7 +57,7 @@ def split(problem: Problem, subproblems: int, deadline: Deadline, tell: Tell) ->
         return first
     run = Run(problem, Options(method=SearchMethod.BAB, attack=False), deadline, None)
     parts, left = list[SearchOutcome](), subproblems
-    with run.working():
+    with working(run.options):
         for root in roots:
             outcome, spent = _searched(run.context(), root, left)
             parts, left = [*parts, outcome], max(0, left - spent)

@@ -48,20 +48,12 @@ class Radius:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form with the fields of this class, named and written as those of a `Result`."""
-        example = self.counterexample
         return {
             "label": self.label,
             "norm": self.norm,
             "lower_bound": json_number(self.lower_bound),
             "upper_bound": json_number(self.upper_bound),
-            "counterexample": None
-            if example is None
-            else {
-                "x": example.x.tolist(),
-                "y": example.y.tolist(),
-                "margin_runtime": json_number(example.margin_runtime),
-                "margin_real": json_number(example.margin_real),
-            },
+            "counterexample": None if self.counterexample is None else self.counterexample.to_dict(),
             "other": self.other,
             "trust": self.trust.value,
             "reason": self.reason.name,

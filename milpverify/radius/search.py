@@ -14,14 +14,12 @@ the distance itself take ten times as long and more.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from milpverify.arithmetic.rounding import ieee
 from milpverify.counterexamples.attack import attack
 from milpverify.ladder import LARGE
 from milpverify.radius.bounding import proved_radius
@@ -30,13 +28,10 @@ from milpverify.radius.nearest import nearest
 from milpverify.radius.question import Witness
 from milpverify.radius.result import Radius
 from milpverify.result import Reason, Trust, Verdict
-from milpverify.run_info import device_of, threads
-from milpverify.search.bounding import is_out_of_memory
+from milpverify.run_info import device_of, working
 from milpverify.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from milpverify.config import Deadline, Options
     from milpverify.radius.question import Question
     from milpverify.run import OnEvent
@@ -141,7 +136,7 @@ class Search:
         shifts = np.random.default_rng(self.options.seed).uniform(-size, size, (starts - 1, len(x))) * around.weight
         points = np.concatenate([x[None], np.clip(x + shifts, around.low, around.high)])
         dtype = torch.float64 if graph.entries <= LARGE else torch.float32
-        with self._working():
+        with working(self.options):
             found = nearest(question, graph.to(dtype, device_of(self.options.device)), points, self.deadline)
             for candidate in found[:JUDGED]:
                 self.bracket.refute(candidate)
@@ -153,7 +148,7 @@ class Search:
         while share >= self.bracket.gap:
             problem = question.problem(self.bracket.upper * (1.0 - share), strict=True)
             found = None
-            with self._working():
+            with working(self.options):
                 found = attack(problem, graph, problem.disjuncts, self.deadline, self.options.seed, starts=32, rounds=2).counterexample
             if self.deadline.expired():
                 return
@@ -167,7 +162,7 @@ class Search:
         if self.options.trust.rank > Trust.ROUNDED.rank:
             return
         bracket = self.bracket
-        with self._working():
+        with working(self.options):
             graph = bracket.question.graph.to(torch.float64, device_of(self.options.device))
             bracket.prove(proved_radius(bracket.question, graph, bracket.top, self.deadline), Trust.ROUNDED)
 
@@ -202,16 +197,6 @@ class Search:
             radius = _between(bracket.lower, high)
             if not self._ask(radius, limit):
                 high = radius
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """What attack and bounds run in, which end where memory does."""
-        with torch.no_grad(), ieee(), threads(self.options.threads):
-            try:
-                yield
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
 
 
 def _between(low: float, high: float) -> float:
