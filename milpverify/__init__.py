@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from milpverify import acopf
     from milpverify.balls.ball import Ball
     from milpverify.bounding import bounds
-    from milpverify.compare import Comparison, Instance, Tool, compare
+    from milpverify.compare.comparing import compare
+    from milpverify.compare.comparison import Comparison
+    from milpverify.compare.sources import Instance
+    from milpverify.compare.tools import Tool
     from milpverify.config import Deadline, Milp, Options, SearchOptions
     from milpverify.embed import Deviation, Embedding, embed
     from milpverify.errors import (
@@ -101,7 +104,10 @@ _HOMES = {
     "load": "frontends.load",
     "verify": "verify",
     "bounds": "bounding",
-    **dict.fromkeys(("compare", "Comparison", "Instance", "Tool"), "compare"),
+    "compare": "compare.comparing",
+    "Comparison": "compare.comparison",
+    "Instance": "compare.sources",
+    "Tool": "compare.tools",
     **dict.fromkeys(("minimize", "maximize", "Optimum"), "optimize"),
     **dict.fromkeys(("robustness_radius", "robustness_radii"), "radius.robustness"),
     "Radius": "radius.result",

@@ -45,6 +45,13 @@ def test_importing_the_package_loads_nothing_heavy(environment: dict[str, str], 
         assert f"'{heavy}'" not in loaded
 
 
+@pytest.mark.parametrize("room", ["acopf", "compare", "radius"])
+def test_the_command_line_loads_of_a_room_its_commands_alone(room: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Every start pays for what is imported, whatever the command."""
+    code = f"import sys, milpverify.cli; print([m for m in sys.modules if m.startswith('milpverify.{room}.')])"
+    assert python(code, environment, tmp_path) == f"['milpverify.{room}.commands']\n"
+
+
 @pytest.mark.parametrize("name", milpverify.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(milpverify, name) is not None

@@ -3,12 +3,6 @@
 table = mv.compare([("net.onnx", "property.vnnlib")], ["crown", "lp", "auto", "exact"], timeout=60)
 print(table)
 table.to_csv("rows.csv")
+
+The function is in `comparing`, the table in `comparison`. Nothing is imported here: the command line knows of all commands at every start.
 """
-
-from milpverify.compare.comparing import compare
-from milpverify.compare.comparison import Comparison
-from milpverify.compare.rows import Row
-from milpverify.compare.sources import Instance
-from milpverify.compare.tools import Tool
-
-__all__ = ["compare", "Comparison", "Instance", "Row", "Tool"]

@@ -8,21 +8,18 @@ of a point at the rim, and the error of a progression is a share of the square i
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from milpverify.balls.norm import Norm
-from milpverify.encode.smt_terms import number
 from milpverify.solvers.model import Array, Model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from milpverify.balls.ball import Ball
     from milpverify.encode.model import ModelBuilder
-    from milpverify.encode.smt_terms import ScriptWriter
     from milpverify.solvers.model import Index
 
 RATIO = 1.75
@@ -124,21 +121,3 @@ def confined(model: Model, ball: Ball, first: int, centre: Array, unit: Array, t
         np.concatenate([model.row_upper, none, [budget / scale]]),
         np.concatenate([model.objective, np.zeros(len(u))]),
     )
-
-
-def assert_ball(write: ScriptWriter, ball: Ball, names: Iterable[str]) -> None:
-    """The ball in a script, exactly."""
-    terms = []
-    for name, p, weight in zip(names, ball.centre.tolist(), ball.weight.tolist(), strict=True):
-        if weight == 0:
-            continue
-        centre, inverse = Fraction(p), 1 / Fraction(weight)
-        away = f"(- {name} {number(centre)})"
-        if ball.norm is Norm.L1:
-            away = f"(ite (>= {name} {number(centre)}) {away} (- {number(centre)} {name}))"
-            terms.append(f"(* {number(inverse)} {away})")
-        else:
-            terms.append(f"(* {number(inverse * inverse)} {away} {away})")
-    radius = Fraction(ball.radius)
-    total = terms[0] if len(terms) == 1 else f"(+ {' '.join(terms)})" if terms else number(Fraction(0))
-    write.require("<=", total, number(radius if ball.norm is Norm.L1 else radius * radius))

@@ -9,7 +9,7 @@ ranges are lines; the ranges come from interval arithmetic on rationals, and so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ import torch
 
 from milpverify.arithmetic.rational_range import Number, Range, add, between, floats, mul, point
 from milpverify.balls.norm import Norm
-from milpverify.encode.balls import assert_ball
 from milpverify.encode.segments import is_continuous, touched_pieces
 from milpverify.encode.smt_terms import ScriptWriter, Value, logic_of, number
 from milpverify.errors import SolverUnavailable, UnsupportedOperator
@@ -28,6 +27,7 @@ from milpverify.solvers.model import Logic, SmtScript
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from milpverify.balls.ball import Ball
     from milpverify.encode.encoding import NodeRanges
     from milpverify.functions.catalogue import Function
     from milpverify.functions.pieces import Pieces
@@ -81,7 +81,7 @@ class _Writer:
             self.write.require("=", f"x_{i}", ends[0]) if low == high else self.write.require("<=", ends[0], f"x_{i}", ends[1])
         if (ball := self.graph.ball) is not None:
             self.logic = Logic.POLYNOMIAL if ball.norm is Norm.L2 else self.logic
-            assert_ball(self.write, ball, inputs)
+            _assert_ball(self.write, ball, inputs)
         domain, unsafe = self.disjunct.domain, self.disjunct.unsafe
         outputs: list[int] = np.flatnonzero(unsafe.y_rows.any(axis=0)).tolist()
         self._define(self._needed(outputs))
@@ -305,6 +305,24 @@ class _Writer:
             for j in np.flatnonzero(y_row).tolist():
                 _add(total, 0, Fraction(y_row[j]), outputs[j])
             self.write.require("<" if strict else "<=", self._sum(total[0]), number(Fraction(rhs)))
+
+
+def _assert_ball(write: ScriptWriter, ball: Ball, names: Iterable[str]) -> None:
+    """The ball in a script, exactly."""
+    terms = []
+    for name, p, weight in zip(names, ball.centre.tolist(), ball.weight.tolist(), strict=True):
+        if weight == 0:
+            continue
+        centre, inverse = Fraction(p), 1 / Fraction(weight)
+        away = f"(- {name} {number(centre)})"
+        if ball.norm is Norm.L1:
+            away = f"(ite (>= {name} {number(centre)}) {away} (- {number(centre)} {name}))"
+            terms.append(f"(* {number(inverse)} {away})")
+        else:
+            terms.append(f"(* {number(inverse * inverse)} {away} {away})")
+    radius = Fraction(ball.radius)
+    total = terms[0] if len(terms) == 1 else f"(+ {' '.join(terms)})" if terms else number(Fraction(0))
+    write.require("<=", total, number(radius if ball.norm is Norm.L1 else radius * radius))
 
 
 def _add(totals: list[_Form], r: int, factor: Fraction, form: _Form) -> None:
