@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from dataclasses import fields
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,8 @@ def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
 
         centre = fl(W c + b),    radius = |W| r + gamma(n) (|W| |c| + |b|),    gamma(n) = n u / (1 - n u),
 
-    enlarged for the rounding of the radius itself; nonlinearities go through their outward-rounded interval rule.
+    enlarged for the rounding of the radius itself; nonlinearities go through their outward-rounded interval rule. A sum that float64 holds
+    exactly, whatever its order, has the radius 0: those of binarised and quantised networks have, whose values lie at jumps.
 
     Returns:
         lower, upper: (N, ny) float64; infinite where the arithmetic overflows.
@@ -63,6 +65,8 @@ def _carried(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
                     centre, radius = _affine(op, [centres[i] for i in node.inputs], [radii[i] for i in node.inputs])
                 case Elementwise(function):
                     centre, radius = _middle(*function.interval(*_ends(centres[node.inputs[0]], radii[node.inputs[0]])))
+                    if function.pieces is not None:
+                        centre, radius = _at_points(function.pieces, centres[node.inputs[0]], radii[node.inputs[0]], centre, radius)
                 case Product():
                     centre, radius = _middle(*mul(*(Interval(*_ends(centres[i], radii[i])) for i in node.inputs)))
                 case _:
@@ -86,16 +90,54 @@ def _affine(op: Affine, centres: list[Tensor], radii: list[Tensor]) -> tuple[Ten
     size = absolute.forward([c.abs() for c in centres])
     # 4 gamma covers that |W| r, |W| |c| and their sum are rounded too.
     radius = (absolute.linear(radii) + gamma * size) * (1 + 4 * gamma) + terms * UNDERFLOW
+    if not any(bool(r.any()) for r in radii) and _is_exact(op, centres, float(size.amax()) if size.numel() else 0.0):
+        radius = torch.zeros_like(radius)
     return op.forward(centres), radius
 
 
+def _is_exact(op: Affine, centres: list[Tensor], size: float) -> bool:
+    """Whether float64 holds every partial sum of W c + b: all are multiples of one power of two, and at most 2^53 of these in size.
+
+    Args:
+        size: the largest |W| |c| + |b|.
+    """
+    values = [getattr(op, f.name) for f in fields(op)]  # type: ignore[arg-type]
+    if op.rounded or any(isinstance(v, float) for v in values) or not math.isfinite(size):
+        return False
+    weights = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v is not op.bias]
+    unit = min(map(_unit, centres)) + min([0, *map(_unit, weights)])
+    unit = unit if op.bias is None else min(unit, _unit(op.bias))
+    return unit > -1000 and size * (1 + 2.0**-20) <= 2.0**53 * 2.0**unit
+
+
+def _unit(values: Tensor) -> int:
+    """The exponent of the largest power of two, up to 1, that all values are multiples of."""
+    mantissa, exponent = torch.frexp(values)
+    digits = (mantissa * 2.0**53).long()  # exact
+    last = torch.frexp((digits & -digits).double())[1] - 1  # the place of the last digit that is not 0
+    places = torch.where(digits == 0, 0, exponent + last - 53)
+    return min(0, int(places.amin())) if values.numel() else 0
+
+
+def _at_points(pieces: Pieces, x: Tensor, width: Tensor, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of a piecewise-linear function where its argument is known exactly and the value is no sum; otherwise as they are."""
+    points, slopes, intercepts, values = (x.new_tensor(t) for t in (pieces.breakpoints, pieces.slopes, pieces.intercepts, pieces.values))
+    place = torch.searchsorted(points, x.contiguous())
+    slope, intercept = slopes[place], intercepts[place]
+    value, exact = slope * x + intercept, (slope == 0) | ((slope.abs() == 1) & (intercept == 0))
+    for point, there in zip(pieces.breakpoints, values, strict=True):
+        value, exact = torch.where(x == point, there, value), exact | (x == point)
+    exact = exact & (width == 0) & x.isfinite()
+    return torch.where(exact, value, centre), torch.where(exact, 0.0, radius)
+
+
 def _ends(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    return down(centre - radius), up(centre + radius)
+    return torch.where(radius == 0, centre, down(centre - radius)), torch.where(radius == 0, centre, up(centre + radius))
 
 
 def _middle(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     centre = lower + (upper - lower) / 2
-    return centre, up(torch.maximum(upper - centre, centre - lower))
+    return centre, torch.where(lower == upper, 0.0, up(torch.maximum(upper - centre, centre - lower)))
 
 
 def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) -> list[Fraction] | None:

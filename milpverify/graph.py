@@ -13,7 +13,7 @@ from torch import Tensor
 from milpverify.operators import Affine, Elementwise, Input, Operator, Product, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import networkx
 
@@ -216,8 +216,12 @@ class Graph:
         return view
 
 
-def evaluate_all(graph: Graph, x: Tensor) -> list[Tensor]:
-    """Every node's value at the points x (N, nx), in the graph's precision: one (N, *shape) tensor per node."""
+def evaluate_all(graph: Graph, x: Tensor, value: Callable[[Node, Sequence[Tensor]], Tensor] | None = None) -> list[Tensor]:
+    """Every node's value at the points x (N, nx), in the graph's precision: one (N, *shape) tensor per node.
+
+    Args:
+        value: what to take for the value of a nonlinear node, if not its own.
+    """
     values: list[Tensor] = []
     for node in graph.nodes:
         args = [values[i] for i in node.inputs]
@@ -228,7 +232,7 @@ def evaluate_all(graph: Graph, x: Tensor) -> list[Tensor]:
                 y = node.op.forward(args)
                 values.append(y if y.shape[1:] == node.shape else y.expand(y.shape[0], *node.shape))
             case _:
-                values.append(nonlinear_value(node.op, args))
+                values.append(nonlinear_value(node.op, args) if value is None else value(node, args))
     return values
 
 

@@ -34,6 +34,8 @@ FIRST, SHORT = (8, 1, 12), 0.5
 """Starts, rounds and steps of an attack that comes before dear bounds, and seconds that it may take in any case."""
 ATTACK_SHARE, ATTACK_SECONDS = 0.15, 5.0
 """Of the time left, what an attack may take, and seconds that it may take in any case."""
+TURN = 0.5
+"""Of the time that bounds took, what an attack goes on for: where these are dear, neither shall wait for the other."""
 REFINE_SHARE = 0.25
 """The share of the time left that optimising the root's slopes may take, and"""
 REFINE_SECONDS = 2.0
@@ -147,17 +149,19 @@ class Run:
         # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
         starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
         starts, rounds, steps = (starts, rounds, STEPS) if seconds == math.inf else FIRST
-        share = max(ATTACK_SECONDS, ATTACK_SHARE * self.deadline.remaining())
+        paced, share = not self.options.search.deterministic, max(ATTACK_SECONDS, ATTACK_SHARE * self.deadline.remaining())
+        turn = min(share, TURN * self.reporter.ledger.seconds.get(Part.PRESOLVE, 0.0))
         with self.reporter.ledger.spent(Part.ATTACK):
             outcome = attack(
                 self.problem,
                 self.graph.to(torch.float32, self.device),
                 [self.problem.disjuncts[m] for m in members],
-                self.deadline if self.options.search.deterministic else self.deadline.within(min(seconds, share)),
+                self.deadline.within(min(seconds, share)) if paced else self.deadline,
                 self.options.seed,
                 starts=starts,
                 steps=steps,
                 rounds=rounds,
+                until=self.deadline.within(turn) if paced and seconds == math.inf else None,
             )
         self.points = {m: outcome.points[k] for k, m in enumerate(members)}
         if outcome.disagreement is not None:
@@ -197,12 +201,13 @@ class Run:
         if outcome.counterexample is not None:
             example = outcome.counterexample
             return self.result(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, bound, example, outcome.note, rests)
+        disagreement = outcome.disagreement or self.disagreement
         if outcome.closed:
             trust = Trust.weakest(outcome.trust, *([Trust.ROUNDED] if self.closed_bound < math.inf else []))
             if trust.rank < self.options.trust.rank:
                 return self.result(Verdict.UNKNOWN, Reason.TRUST, trust, root, None, outcome.note)
-            return self.result(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, outcome.note, trust)
-        disagreement = outcome.disagreement or self.disagreement
+            note = "; ".join(filter(None, [outcome.note, disagreement]))
+            return self.result(Verdict.VERIFIED, Reason.PROVED, trust, bound, None, note, trust)
         if self.deadline.cancelled:
             reason = Reason.INTERRUPTED
         elif self.deadline.out_of_memory:

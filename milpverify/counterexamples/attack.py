@@ -19,6 +19,7 @@ from torch import Tensor
 from milpverify.balls.points import distances, steepest
 from milpverify.balls.points import project as project_on_ball
 from milpverify.counterexamples.polish import polish, restore
+from milpverify.counterexamples.surrogate import Surrogate, has_jumps
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.graph import evaluate
 from milpverify.operators import Affine
@@ -26,6 +27,8 @@ from milpverify.spec import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph
@@ -69,6 +72,8 @@ def attack(
     starts: int = 128,
     steps: int = STEPS,
     rounds: int = 6,
+    points: Sequence[Array] = (),
+    until: Deadline | None = None,
 ) -> AttackOutcome:
     """Projected sign-gradient descent on the margin, for all disjuncts at once; ends at the first counterexample.
 
@@ -76,43 +81,61 @@ def attack(
     the centre, the corner that the centre's gradient points to, random points and random corners; later rounds from around the
     best point, from the best of some random points, and from where a random direction of the output leads. Half of the starts
     descend the largest residual, the other half the sum of the positive ones. Linear constraints between inputs are projected
-    on. The same seed gives the same result unless the deadline cuts it short.
+    on. The same seed gives the same result unless the deadline cuts it short. Where gradients say nothing a `Surrogate` has others.
 
     Args:
         graph: `problem.graph` in the precision and on the device to search in.
+        points: the best (nx,) known per disjunct, of an attack before, which this one then goes on from: all rounds are later ones.
+        until: further rounds follow for so long.
         starts: per disjunct and round, fewer where disjuncts are many or the network is large.
     """
     generator = torch.Generator(graph.device).manual_seed(seed)
+    known = np.array(points) if len(points) else _centres(disjuncts, graph.nx)
+    affordable = _MAX_PRODUCTS // (_products(graph) + 1) + 1
+    together = min(_MAX_DISJUNCTS, _MAX_ENTRIES // graph.entries + 1, affordable)
+    # Where an evaluation is dear, and time may not do for all, the nearest come first.
+    order = _nearest_first(graph, disjuncts, known) if together < min(len(disjuncts), _MAX_DISJUNCTS) else np.arange(len(disjuncts))
     batches: list[_Batch] = []
-    together = min(_MAX_DISJUNCTS, _MAX_ENTRIES // graph.entries + 1)
+    later = int(len(points) > 0)
     for first in range(0, len(disjuncts), together):
-        batch = _Batch(problem, graph, disjuncts[first : first + together], generator)
-        batches.append(batch)
-        for number in range(rounds):
-            if batch.counterexample is None and not deadline.expired():
-                batch.descend(deadline, starts, steps, number)
-        if batch.counterexample is None and not deadline.expired():
-            batch.refine()
-        if batch.counterexample is not None or deadline.expired():
+        chosen = order[first : first + together]
+        batches.append(_Batch(problem, graph, [disjuncts[k] for k in chosen], known[chosen], generator))
+        for number in range(later, rounds + later):
+            batches[-1].descend(deadline, starts, steps, number)
+        batches[-1].refine(deadline)
+        if batches[-1].counterexample is not None or deadline.expired():
             break
-    reached = sum(len(b.margins) for b in batches)
+    number = rounds + later
+    while until is not None and batches and not until.expired():
+        for batch in batches:
+            batch.descend(until, starts, steps, number)
+        number += 1
+        if any(batch.counterexample is not None for batch in batches):
+            break
+    margins = np.full(len(disjuncts), np.inf)
+    for batch, first in zip(batches, range(0, len(disjuncts), together), strict=False):
+        chosen = order[first : first + together]
+        known[chosen], margins[chosen] = batch.points, batch.margins
     return AttackOutcome(
-        np.concatenate([*(b.points for b in batches), _centres(disjuncts[reached:], graph.nx)]),
-        np.concatenate([*(b.margins for b in batches), np.full(len(disjuncts) - reached, np.inf)]),
-        batches[-1].counterexample if batches else None,
+        known,
+        margins,
+        next((b.counterexample for b in batches if b.counterexample is not None), None),
         next((b.disagreement for b in batches if b.disagreement is not None), None),
     )
 
 
 class _Batch:
-    """Some disjuncts under attack, with the best point of each."""
+    """Some disjuncts under attack, with the best point of each, to begin with those given."""
 
-    def __init__(self, problem: Problem, graph: Graph, disjuncts: Sequence[Disjunct], generator: torch.Generator) -> None:
+    def __init__(
+        self, problem: Problem, graph: Graph, disjuncts: Sequence[Disjunct], points: Array, generator: torch.Generator
+    ) -> None:  # fmt: skip
         self.problem, self.graph, self.disjuncts, self.generator = problem, graph, disjuncts, generator
         self.lower, self.upper = (_tensor(side, graph) for side in _inner_boxes(disjuncts, graph.dtype))
         self.unsafe = _Table.pad([d.unsafe for d in disjuncts], graph)
         self.domain = _Table.pad([d.domain for d in disjuncts], graph) if any(len(d.domain) for d in disjuncts) else None
-        self.points = _centres(disjuncts, graph.nx)
+        self.points = points.copy()
+        self.network: Surrogate | None = None  # known with the first starts
         self.margins = np.full(len(disjuncts), np.inf)
         self.spread = 0.0  # of the margins at the starts: what a small margin is compared with
         self.validations = 0
@@ -121,10 +144,12 @@ class _Batch:
 
     def descend(self, deadline: Deadline, starts: int, steps: int, number: int) -> None:
         """Round `number` of projected sign-gradient descent."""
+        if self.counterexample is not None or deadline.expired():
+            return
         count = len(self.disjuncts)
         entries = self.graph.entries + self.unsafe.entries + (self.domain.entries if self.domain else 0)
-        products = sum(node.size * node.op.terms for node in self.graph.nodes if isinstance(node.op, Affine))
-        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count), _MAX_PRODUCTS // (products * count + 1)))
+        dear = _MAX_PRODUCTS // (_products(self.graph) * count + 1)
+        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count), dear))
         owner = torch.arange(count, device=self.graph.device).repeat_interleave(each)
         diversify = number > 0
         # Where there are few starts, their kinds take turns from round to round.
@@ -142,10 +167,11 @@ class _Batch:
             return x
 
         x = project(self.start(owner, kind, lower, width, diversify))
+        network = self.network = self.network or self._surrogate()
         if diversify:
             direction = torch.randn(len(owner), self.graph.ny, generator=self.generator, device=x.device, dtype=x.dtype)
             for _ in range(2):
-                gradient, _ = _gradient(self.graph, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
+                gradient, _ = _gradient(network, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
                 x = torch.where((kind % 2 == 0)[:, None], x, project(x + _FIRST_STEP * width * self.ascent(gradient)))
             with torch.no_grad():
                 margin = unsafe.residual(x, evaluate(self.graph, x)).amax(1)
@@ -156,7 +182,10 @@ class _Batch:
                     x, margin = torch.where(better[:, None], other, x), torch.where(better, other_margin, margin)
         best, best_margin = x, x.new_full((len(owner),), math.inf)
         for step in range(steps):
-            gradient, margin = _gradient(self.graph, x, unsafe.residual, kind % 2 == 0)
+            gradient, margin = _gradient(network, x, unsafe.residual, kind % 2 == 0)
+            if step == 0 and not network.temperatures and not bool(gradient.any()):
+                network = self.network = network.softened(x)
+                gradient, margin = _gradient(network, x, unsafe.residual, kind % 2 == 0)
             if self.graph.ball is not None:
                 margin = margin.masked_fill(distances(self.graph.ball, x) > self.graph.ball.radius * (1.0 + _DOMAIN_TOLERANCE), math.inf)
             if domain is not None:
@@ -165,7 +194,11 @@ class _Batch:
                 self.spread = max(self.spread, float(finite.max() - finite.min()))
             better = margin < best_margin
             best, best_margin = torch.where(better[:, None], x, best), torch.where(better, margin, best_margin)
-            value, index = torch.where(better, margin, math.inf).min(0)
+            true = margin
+            if network.temperatures:
+                with torch.no_grad():
+                    true = torch.where(margin.isfinite(), unsafe.residual(x, evaluate(self.graph, x)).amax(1), math.inf)
+            value, index = torch.where(better, true, math.inf).min(0)
             if value.item() <= 0 and self.found(int(owner[index]), x[index], value.item()):
                 return
             if deadline.expired():
@@ -180,6 +213,13 @@ class _Batch:
         chosen = best[torch.arange(count, device=places.device) * each + places].double().cpu().numpy()
         self.points[improved] = chosen[improved]
         self.margins[improved] = margins.double().cpu().numpy()[improved]
+
+    def _surrogate(self) -> Surrogate:
+        """The network as gradients shall see it."""
+        if not has_jumps(self.graph):
+            return Surrogate(self.graph)
+        unit = torch.rand(_SCOUTS, self.graph.nx, generator=self.generator, device=self.graph.device, dtype=self.graph.dtype)
+        return Surrogate.across_jumps(self.graph, self.lower[:1] + unit * (self.upper - self.lower)[:1])
 
     def start(self, owner: Tensor, kind: Tensor, lower: Tensor, width: Tensor, diversify: bool) -> Tensor:
         """The centre twice, then random points and corners in turns; later the neighbourhood of the best point and random points."""
@@ -211,8 +251,10 @@ class _Batch:
             self.counterexample, self.points[index], self.margins[index] = validation.counterexample, validation.x, margin
         return validation.counterexample is not None
 
-    def refine(self) -> None:
+    def refine(self, deadline: Deadline) -> None:
         """Polish the best two points that come near to a violation."""
+        if deadline.expired():
+            return
         for index in np.argsort(self.margins, kind="stable")[:2].tolist():
             if self.counterexample is None and self.margins[index] <= _NEAR * self.spread:
                 self.counterexample = polish(self.problem, self.disjuncts[index], self.points[index])
@@ -267,13 +309,29 @@ class _Table:
 
 
 @torch.enable_grad()
-def _gradient(graph: Graph, x: Tensor, residual: Callable[[Tensor, Tensor], Tensor], largest: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient(
+    network: Callable[[Tensor], Tensor], x: Tensor, residual: Callable[[Tensor, Tensor], Tensor], largest: Tensor
+) -> tuple[Tensor, Tensor]:
     """The gradient of the largest residual (where `largest`) or of the sum of the positive ones, and the margins (N,)."""
     x = x.detach().requires_grad_()
-    residuals = residual(x, evaluate(graph, x))
+    residuals = residual(x, network(x))
     margin, total = residuals.amax(1), residuals.clamp(min=0).sum(1)
     (gradient,) = torch.autograd.grad(torch.where(largest | (total == 0), margin, total).sum(), x)
     return gradient.nan_to_num(), margin.detach().nan_to_num(nan=math.inf, neginf=-math.inf)
+
+
+def _products(graph: Graph) -> int:
+    """The multiplications of one evaluation."""
+    return sum(node.size * node.op.terms for node in graph.nodes if isinstance(node.op, Affine))
+
+
+def _nearest_first(graph: Graph, disjuncts: Sequence[Disjunct], points: Array) -> NDArray[np.int64]:
+    """The places of disjuncts by their margins at the points (D, nx), ascending."""
+    places, which = np.unique(points, axis=0, return_inverse=True)
+    with torch.no_grad():
+        outputs = [evaluate(graph, _tensor(x[None], graph))[0].double().cpu().numpy() for x in places]
+    margins = [float(d.unsafe.residual(x, outputs[k]).max(initial=-math.inf)) for d, x, k in zip(disjuncts, points, which, strict=True)]
+    return np.array(sorted(range(len(margins)), key=margins.__getitem__), dtype=np.int64)
 
 
 def _tensor(values: Array, graph: Graph) -> Tensor:

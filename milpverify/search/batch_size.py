@@ -36,9 +36,11 @@ class BatchSize:
 
     def expect(self, seconds: float) -> None:
         """Begin with no more than can be bounded in time, where one is estimated to take so long."""
-        while self.fixed is None and self.size > 1 and self.size * seconds > SLOWEST:
+        while self.size > 1 and self.size * seconds > SLOWEST:
             self.size //= 2
         self.smallest = min(self.smallest, self.size)
+        if self.fixed is not None:
+            self.fixed = max(1, min(self.fixed, int(SLOWEST / seconds)))
 
     def took(self, count: int, seconds: float) -> None:
         """Learn that a batch of `count` took so long, and choose the size of the next."""

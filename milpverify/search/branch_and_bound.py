@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.search.batch_size import BatchSize
     from milpverify.search.context import SearchContext
+    from milpverify.search.effort import Effort
     from milpverify.search.ledger import Reporter
     from milpverify.search.sharing import Sharing
     from milpverify.search.tree import Tree
@@ -46,11 +47,12 @@ class Budget:
 class Space(ABC, Generic[B, F]):
     """What is split: inputs or neurons. F is what bounding some subproblems finds beside their bounds.
 
-    `batch` says how many subproblems are bounded at a time.
+    `batch` says how many subproblems are bounded at a time, `effort` what one is estimated to cost.
     """
 
     context: SearchContext
     batch: BatchSize
+    effort: Effort
 
     @abstractmethod
     def split(self, tree: Tree[B], parents: B, deadline: Deadline) -> B | None:
@@ -67,6 +69,10 @@ class Space(ABC, Generic[B, F]):
     @abstractmethod
     def prune(self, tree: Tree[B], children: B, found: F) -> B:
         """Bounded subproblems that are still open; what is closed is counted in the tree."""
+
+    @abstractmethod
+    def open_disjuncts(self, tree: Tree[B]) -> list[int]:
+        """The places in the group of the disjuncts that are open somewhere."""
 
     @abstractmethod
     def detail(self, tree: Tree[B]) -> dict[str, Any]:
@@ -166,6 +172,7 @@ def branch_and_bound(tree: Tree[B], space: Space[B, F], budget: Budget, sharing:
                 space.finish(tree, deadline)
             if sharing is not None:
                 sharing.share(tree)
+            _attack(tree, space)
             report(tree, space.context.reporter)
         if not tree.unfinished and not tree.decided and not deadline.expired():
             space.finish(tree, deadline)
@@ -184,6 +191,18 @@ def _waited(tree: Tree[B], sharing: Sharing[B] | None) -> bool:
     time.sleep(0.01)
     sharing.share(tree)
     return True
+
+
+def _attack(tree: Tree[B], space: Space[B, F]) -> None:
+    """Attack what is open, when it is time."""
+    attacks = space.context.attacks
+    if attacks is None or not tree.unfinished or tree.decided:
+        return
+    if attacks.due(tree.lower_bound, tree.counts.bounded * space.effort.each):
+        points = tree.incumbents
+        outcome = attacks.take(tree.group, space.open_disjuncts(tree), {k: x for k, (_, x) in points.best.items()})
+        points.counterexample = outcome.counterexample
+        points.note(outcome.disagreement)
 
 
 def report(tree: Tree[B], reporter: Reporter) -> None:

@@ -30,7 +30,7 @@ ROUNDS = 4
 SECONDS, SHARE = 0.2, 0.01
 """What either has in the first round, and the share of the time left that this may be at most; it doubles from round to round."""
 BOXES, SPLITS = 1024, 512
-"""In place of seconds, the subproblems of the first round."""
+"""In place of seconds, the subproblems of the first round, or as many fewer as are estimated to take so long."""
 AHEAD = 1.0
 """Who needs so many doublings fewer than the other is ahead."""
 
@@ -62,19 +62,20 @@ def choose_space(
     context = box_space.context
     deadline, counted = context.deadline, context.switches.deterministic
     seconds = min(SECONDS, SHARE * deadline.remaining())
+    splits, boxed = min(SPLITS, neuron_space.effort.subproblems(SECONDS)), min(BOXES, box_space.effort.subproblems(SECONDS))
     rounds: list[tuple[float, float]] = []
     with context.ledger.spent(Part.NEURON_SPLITS):
         branch_and_bound(neurons, neuron_space, Budget(deadline, 0))  # the root takes what it takes
     for k in range(ROUNDS):
         turn = deadline if counted else deadline.within(seconds * 2**k)
-        limit = neurons.counts.bounded + SPLITS * 2**k if counted else math.inf
+        limit = neurons.counts.bounded + splits * 2**k if counted else math.inf
         with context.ledger.spent(Part.NEURON_SPLITS):
             branch_and_bound(neurons, neuron_space, Budget(turn, limit))
         if neurons.closed or neurons.decided or deadline.expired():
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
         _tell_boxes(neurons, boxes)
         turn = deadline if counted else deadline.within(seconds * 2**k)
-        limit = boxes.counts.bounded + BOXES * 2**k if counted else math.inf
+        limit = boxes.counts.bounded + boxed * 2**k if counted else math.inf
         with context.ledger.spent(Part.BISECTION):
             branch_and_bound(boxes, box_space, Budget(turn, limit))
         if boxes.closed or boxes.decided or (neurons.out_of_memory and not boxes.out_of_memory):

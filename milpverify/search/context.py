@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from milpverify.config import Deadline, SearchOptions
     from milpverify.graph import Graph
+    from milpverify.search.attack_turns import AttackTurns
     from milpverify.search.ledger import Ledger
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.solver.oracle import Oracle
@@ -30,7 +31,8 @@ class SearchContext:
     """The problem, the limits and the helpers of a search.
 
     `graph` is in float64, on the device that bounds are computed on; `points` are the best inputs known, (nx,) per disjunct of the problem.
-    `leaves` decides subproblems without a split left, or None; `oracle` is a solver to work beside the tree, or None.
+    `leaves` decides subproblems without a split left, or None; `oracle` is a solver to work beside the tree, or None; `attacks` come
+    between batches of the tree, or are None.
     """
 
     problem: Problem
@@ -41,6 +43,7 @@ class SearchContext:
     points: Mapping[int, Array] = field(default_factory=dict)
     leaves: Leaves | None = None
     oracle: Oracle | None = None
+    attacks: AttackTurns | None = None
 
     @property
     def switches(self) -> SearchOptions:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from milpverify.config import SearchMethod
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust, Verdict
+from milpverify.search.attack_turns import AttackTurns
 from milpverify.search.bounding import choose
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.choose_space import SplitSpace, choose_space
@@ -69,7 +70,7 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
             reporter.trust_of_others = Trust.weakest(trust_before, *(p.trust for p in done))
             whole = few_inputs(group) or context.switches.deterministic
             share = context.deadline if whole else context.deadline.within(context.deadline.remaining() / (len(bounded) - k))
-            parts.append(search_group(context.until(share), group, root))
+            parts.append(search_group(_attacked(context.until(share)), group, root))
             if oracle.task is not None:
                 oracle.close()  # its task belongs to this group: to the next it would be about another disjunct
             if parts[-1].counterexample is not None:
@@ -80,6 +81,14 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
         ledger, usage = context.ledger, oracle.usage
         ledger.bounded[Part.SOLVER_PROCESS], ledger.seconds[Part.SOLVER_PROCESS] = usage.nodes, usage.seconds
     return together(parts)
+
+
+def _attacked(context: SearchContext) -> SearchContext:
+    """The same with attacks between batches, where attacks are wanted at all."""
+    if not context.options.attack:
+        return context
+    problem, graph, options, deadline, reporter = context.problem, context.graph, context.options, context.deadline, context.reporter
+    return replace(context, attacks=AttackTurns(problem, graph, options, deadline, reporter, context.clock, context.points))
 
 
 def search_group(context: SearchContext, group: Group, root: BatchBounds) -> SearchOutcome:

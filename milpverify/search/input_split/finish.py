@@ -26,16 +26,19 @@ from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.search.bounding import Prepared
+    from milpverify.search.effort import Effort
     from milpverify.search.groups import Group
     from milpverify.search.input_split.boxes import Boxes
     from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.tree import Incumbents, Tree
 
-FIRST = 2000
-"""Bisections before the first round: easy problems end earlier."""
+FIRST = 0.6
+"""Seconds of bisection before the first round, as estimated: easy problems end earlier."""
 ROUND = 256
-"""The most boxes a round takes, and a quarter of the fewest."""
+"""The most boxes a round takes, and four times the fewest; where they are dear, as many as bisection bounds in"""
+ROUND_SECONDS = 0.5
+"""as estimated."""
 BRANCHINGS = 5
 """What a round may spend on a box: some need far more than a handful, and go back to bisection."""
 LEAVES = 64
@@ -63,15 +66,18 @@ class Finisher:
 
     Args:
         context: of the bisection; the searches within it report nothing and ask no solver.
+        effort: what bisection takes for a box.
         prepared: what the group's rows tell before any box is known.
     """
 
-    def __init__(self, context: SearchContext, group: Group, prepared: Prepared | None = None) -> None:
+    def __init__(self, context: SearchContext, group: Group, effort: Effort, prepared: Prepared | None = None) -> None:
         self.programs: Leaves | None = context.leaves if context.switches.leaves and context.graph.piecewise_linear else None
         options = Options(search=PLAIN, delta=context.options.delta)
-        self.context = replace(context, options=options, reporter=Reporter(None), points={}, leaves=self.programs, oracle=None)
+        alone = replace(context, oracle=None, attacks=None)
+        self.context = replace(alone, options=options, reporter=Reporter(None), points={}, leaves=self.programs)
         self.group, self.prepared = group, prepared
-        self.threshold, self.most = 24, ROUND
+        self.first, self.threshold = effort.subproblems(FIRST), 24
+        self.most = int(min(ROUND, effort.subproblems(ROUND_SECONDS)))
         self.closed = self.bounded = 0
         self.note = ""
 
@@ -82,11 +88,11 @@ class Finisher:
 
     def begins(self, subproblems: int) -> bool:
         """Whether bisection has gone on for long enough."""
-        return self.group.places is not None and subproblems >= FIRST
+        return self.group.places is not None and subproblems >= self.first
 
     def candidates(self, unstable: Tensor, tried: Tensor, subproblems: int) -> Tensor:
-        """The boxes to try now (indices), none unless they fill a round to a quarter, and none before `FIRST` subproblems."""
-        most = min(self.most, ROUND)
+        """The boxes to try now (indices), none unless they fill a round to a quarter, and none before it begins."""
+        most = self.most
         if not self.begins(subproblems) or not most:
             return torch.zeros(0, dtype=torch.long, device=unstable.device)
         fit = ((unstable <= self.threshold) & ~tried).nonzero(as_tuple=True)[0]

@@ -17,6 +17,7 @@ from milpverify.propagation.state import select
 from milpverify.search.batch_size import LARGEST, BatchSize
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch
 from milpverify.search.branch_and_bound import Space
+from milpverify.search.effort import Effort
 from milpverify.search.input_split.bounding_method import MethodChoice
 from milpverify.search.input_split.boxes import Boxes, Inheritance
 from milpverify.search.input_split.candidate_points import try_points
@@ -56,9 +57,10 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         largest = LARGEST[graph.device.type]
         self.batch = BatchSize(largest=largest, fixed=FIXED_BATCH if switches.deterministic else None, memory=largest)
         self.method = MethodChoice.begun(graph, self.root.state, switches.forward, switches.deterministic)
-        self.batch.expect(self.method.first)
+        self.effort = Effort.of_boxes(graph, self.method.first)
+        self.batch.expect(self.effort.each)
         self.began = context.clock()
-        self.finisher = Finisher(context, group, self.prepared)
+        self.finisher = Finisher(context, group, self.effort, self.prepared)
         first = torch.zeros(1, dtype=torch.long, device=graph.device)
         self.whole = self._boxes(self.root, lower, upper, self.root.margins, first, 1)
 
@@ -228,6 +230,10 @@ class BoxSpace(Space[Boxes, BatchBounds]):
     def _keep_ties(self, tree: Tree[Boxes], tied: bool) -> None:
         tree.ties |= {0} if tied else set()
         tree.note = self.finisher.note or tree.note
+
+    def open_disjuncts(self, tree: Tree[Boxes]) -> list[int]:
+        """The places of the disjuncts that some box is open for."""
+        return [int(k) for k in (~self.group.closed(tree.left.margins)).any(0).nonzero().flatten()]
 
     def detail(self, tree: Tree[Boxes]) -> dict[str, Any]:
         """Counts for the ledger."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle
     from milpverify.search.tree import Tree
 
-FIRST = 20_000
-"""Subproblems before the first task: easy problems need no solver."""
+FIRST = 6.0
+"""Seconds of bisection before the first task, as estimated: easy problems need no solver."""
 FAILURES = 3
 """After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
 SHARE = 0.1
@@ -42,7 +42,7 @@ class BoxTasks(Tasks[Boxes]):
 
     def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
         self.space, self.oracle = space, oracle
-        self.start, self.turns, self.failed = FIRST, 0, 0
+        self.start, self.turns, self.failed = space.effort.subproblems(FIRST), 0, 0
         self.given: set[int] = set()
         self.began, self.modelling = time.monotonic(), 0.0
 

@@ -21,6 +21,7 @@ from milpverify.propagation.state import select
 from milpverify.result import Trust
 from milpverify.search.batch_size import LARGEST, BatchSize
 from milpverify.search.branch_and_bound import Chunks, Space
+from milpverify.search.effort import Effort
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from milpverify.search.groups import Group
 
 FIXED_BATCH = 512
-PATIENCE = 1000
-"""Subproblems before the root is bounded anew under output constraints, which takes as long as many: clipping closes most before."""
+PATIENCE = 1.0
+"""Seconds, as estimated, before the root is bounded anew under output constraints: that takes as long as many subproblems, and clipping
+closes most before."""
 LOSES = 0.3
 """A tree begins again from what a solver swept where its root's bound is no further below the tree's than such a share of that one."""
 ENTRIES = 1 << 22
@@ -84,7 +86,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.bounder = self.plain.inheriting() if switches.clipping else self.plain
         self.conflicts: Conflicts | None = None
         self.clipper, self.brancher = self._helpers(self.bounder)
-        self.patience: float = PATIENCE if switches.output_constraints else math.inf
+        self.effort = Effort.of_splits(graph, self.tuning.iterations + 2 * self.plain.candidates)
+        self.patience = self.effort.subproblems(PATIENCE) if switches.output_constraints else math.inf
         self.roots: dict[int, State] = {}  # by disjunct, where they are conditional
         self.swept: dict[int, NodeRanges] = {}  # by disjunct, what a solver proved of unsafe points since
         self.refuted = 0  # disjuncts that output constraints left without a point
@@ -93,6 +96,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.batch = BatchSize(size=16, largest=LARGEST[graph.device.type], fixed=fixed, memory=memory)
         if self.tuning.batch is not None:
             self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory)
+        self.batch.expect(self.effort.each)
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
         """What works with a bounder."""
@@ -319,6 +323,10 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             tree.count(0.0)
 
     # -- the ledger ---------------------------------------------------------------------------------------------------------
+
+    def open_disjuncts(self, tree: Tree[Subproblems]) -> list[int]:
+        """The places of the disjuncts of open subproblems."""
+        return [int(k) for k in tree.left.disjunct.unique()]
 
     def detail(self, tree: Tree[Subproblems]) -> dict[str, Any]:
         """Counts for the ledger."""

@@ -43,7 +43,8 @@ TARGET_SECONDS = 3.0
 MIDDLING = 300
 """With at most so many unstable neurons a last disjunct gets all of the time: a solver's bound says little of how near its end is."""
 TURN = 1000
-"""In deterministic mode, the subproblems before the solver's first turn; they double from turn to turn."""
+"""In deterministic mode, the subproblems before the solver's first turn, or as many fewer as are estimated to take the head start; they
+double from turn to turn."""
 NOTHING_MORE = "the solver has nothing more to say about what the tree cannot split"
 
 
@@ -76,7 +77,8 @@ class NeuronTasks(Tasks[Subproblems]):
         if not len(tree.frontier) and not len(tree.unsplittable):
             return False
         if self.oracle.options.search.deterministic:
-            return not len(tree.frontier) or tree.counts.bounded >= TURN * 2 ** sum(self.given.values())
+            turn = min(TURN, self.space.effort.subproblems(HEAD_START))
+            return not len(tree.frontier) or tree.counts.bounded >= turn * 2 ** sum(self.given.values())
         piecewise = self.space.context.graph.piecewise_linear
         alone = HEAD_START if piecewise or self.unstable <= CURVED else LARGE_CURVED
         early = piecewise and self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 SECONDS = 1.5
 """What the tree and then tightening have in their first turns, both doubled from turn to turn."""
 SPLITS, TARGETS = 512, 4096
-"""In place of seconds, the subproblems of the first turns where choices go by counts; tightening's are of a part of the network."""
+"""In place of seconds, the subproblems of the first turns where choices go by counts, those of the tree as many fewer as are estimated to
+take so long; tightening's are of a part of the network."""
 LEAST = 0.03
 """The share of the root's gap that a turn must close for the tree to begin anew, and"""
 AHEAD = 0.5
@@ -71,7 +72,7 @@ def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: Batc
             break
         began, scale = clock(), 2**turn
         branch_and_bound(tree, space, Budget(deadline, 0), sharing)  # the root takes what it takes
-        branch_and_bound(tree, space, _turn(tree, context, scale), sharing)
+        branch_and_bound(tree, space, _turn(tree, space, scale), sharing)
         if _over(tree, deadline):
             break
         worst, bound, by_solver = float(tightening.root.margins.amin()), tree.lower_bound, False
@@ -92,7 +93,7 @@ def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: Batc
             branch_and_bound(tree, space, Budget(deadline), sharing)
             break
         if gained < AHEAD * by_tree and not refining:  # it may be about to end; if not, what is left may be what a tighter root is for
-            branch_and_bound(tree, space, _turn(tree, context, 2 * scale), sharing)
+            branch_and_bound(tree, space, _turn(tree, space, 2 * scale), sharing)
             if _over(tree, deadline):
                 break
         if by_solver:
@@ -143,10 +144,11 @@ def _tasks(space: NeuronSpace, targets: SolverTargets, kept: int | None = None) 
     return tasks
 
 
-def _turn(tree: Tree[Subproblems], context: SearchContext, scale: float) -> Budget:
+def _turn(tree: Tree[Subproblems], space: NeuronSpace, scale: float) -> Budget:
     """The time of the tree, or its subproblems where choices go by counts."""
+    context = space.context
     if context.switches.deterministic:
-        return Budget(context.deadline, tree.counts.bounded + SPLITS * scale)
+        return Budget(context.deadline, tree.counts.bounded + min(SPLITS, space.effort.subproblems(SECONDS)) * scale)
     return Budget(context.deadline, seconds=SECONDS * scale)
 
 

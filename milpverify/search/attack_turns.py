@@ -1,0 +1,83 @@
+"""Attacks between the batches of a search: for a small share of its time, and a larger one where the proof makes no headway for long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from milpverify.counterexamples.attack import attack
+from milpverify.search.gap import gap_closed
+from milpverify.search.ledger import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from milpverify.config import Deadline, Options
+    from milpverify.counterexamples.attack import AttackOutcome
+    from milpverify.graph import Graph
+    from milpverify.search.groups import Group
+    from milpverify.search.ledger import Reporter
+    from milpverify.spec import Array, Problem
+
+SHARE, LARGE_SHARE = 0.02, 0.15
+"""Of a search's time, what attacks may take; the larger one where after"""
+PATIENCE, HEADWAY = 10.0, 0.25
+"""seconds no more than so much of the root's gap to 0 is closed."""
+SECONDS, STARTS = 0.5, 16
+"""Of one attack, and its starts per disjunct."""
+
+
+@dataclass(eq=False)
+class AttackTurns:
+    """The attacks of a search over a group. Where a run must repeat exactly their turns go by the estimated cost of subproblems.
+
+    `points` are the best inputs known, (nx,) per disjunct of the problem; `spent` are the seconds of `turns` attacks.
+    """
+
+    problem: Problem
+    graph: Graph
+    options: Options
+    deadline: Deadline
+    reporter: Reporter
+    clock: Callable[[], float]
+    points: Mapping[int, Array]
+    spent: float = 0.0
+    turns: int = 0
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
+    def due(self, bound: float, estimated: float) -> bool:
+        """Whether attacks have had less than their share by one attack.
+
+        Args:
+            bound: the tree's.
+            estimated: seconds that its subproblems were estimated to take.
+        """
+        counted = self.options.search.deterministic
+        passed = estimated if counted else self.clock() - self.began
+        stuck = passed > PATIENCE and gap_closed(self.reporter.floor, bound) < HEADWAY
+        return (LARGE_SHARE if stuck else SHARE) * passed >= (self.turns * SECONDS if counted else self.spent) + SECONDS
+
+    def take(self, group: Group, places: Sequence[int], best: Mapping[int, Array]) -> AttackOutcome:
+        """Attack the disjuncts at some places in the group, from the best points known, with other random numbers every time."""
+        began, paced, centre = self.clock(), not self.options.search.deterministic, (group.box.lower + group.box.upper) / 2
+        known = [best.get(k, self.points.get(group.members[k], centre)) for k in places]
+        self.turns += 1
+        with self.reporter.ledger.spent(Part.ATTACK):
+            outcome = attack(
+                self.problem,
+                self.graph.to(torch.float32, self.graph.device),
+                [group.disjuncts[k] for k in places],
+                self.deadline.within(SECONDS if paced else math.inf),
+                self.options.seed + self.turns,
+                starts=STARTS,
+                rounds=1,
+                points=known,
+            )
+        self.spent += self.clock() - began
+        return outcome
