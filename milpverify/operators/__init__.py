@@ -1,7 +1,8 @@
 """The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products."""
 
+from milpverify.operators.convolution import Conv
 from milpverify.operators.core import Affine, Elementwise, Input, Operator, Product, Shape
-from milpverify.operators.maps import Conv, Linear, Scale, SparseLinear
+from milpverify.operators.maps import Linear, Scale, SparseLinear
 from milpverify.operators.moves import Concat, Permute, ReduceSum, Reshape, Select, Sum
 
 __all__ = [
