@@ -4,6 +4,7 @@ from milpverify.operators.convolution import Conv
 from milpverify.operators.core import Affine, Elementwise, Input, Operator, Product, Shape
 from milpverify.operators.maps import Linear, Scale, SparseLinear
 from milpverify.operators.moves import Concat, Permute, ReduceSum, Reshape, Select, Sum
+from milpverify.operators.window import Window
 
 __all__ = [
     "Affine",
@@ -22,4 +23,5 @@ __all__ = [
     "Shape",
     "SparseLinear",
     "Sum",
+    "Window",
 ]

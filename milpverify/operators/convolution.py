@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from milpverify.operators.core import Affine, Shape, Weighted
+from milpverify.operators.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +55,11 @@ class Conv(Weighted, Affine):
         return (self._within(self._spread(y.flatten(0, 1))).reshape(y.shape[0], *self.in_shape),)
 
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+        return (self._within(self.rows_within(index, shape)[0].flatten(0, 1)).reshape(len(index), *self.in_shape),)
+
+    def rows_within(self, index: Tensor, within: Shape) -> tuple[Tensor, ...]:
         """A row is a kernel at its place among zeros."""
-        batch, channels, space = shape[0], shape[1], shape[2:]
+        batch, channels, space = within[0], within[1], within[2:]
         reach = self._reach(space)
         position, base = index, torch.zeros_like(index)
         taps = torch.zeros(1, dtype=torch.int64, device=index.device)
@@ -72,7 +76,24 @@ class Conv(Weighted, Affine):
         out = self.weight.new_zeros(len(index), batch * self.groups, each, math.prod(reach))
         row = torch.arange(len(index), device=index.device).unsqueeze(1)
         out[row, slot.unsqueeze(1), :, base.unsqueeze(1) + taps] = self.weight.flatten(2).mT[channel]
-        return (self._within(out.reshape(-1, self.groups * each, *reach)).reshape(len(index), *self.in_shape),)
+        return (out.reshape(len(index), batch, self.groups * each, *reach),)
+
+    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+        dims = len(self.stride)
+        if window.axes != tuple(range(2, 2 + dims)):
+            return None
+        begin = window.start.new_tensor([begin for begin, _ in self.pads])
+        start, size = window.start * window.start.new_tensor(self.stride) - begin, self._reach(window.size)
+        ends = start + start.new_tensor(size)
+        inside = bool((start >= 0).all()) and bool((ends <= start.new_tensor(self.in_shape[2:])).all())
+        return (Window(self.in_shape, window.axes, start, size, inside),)
+
+    def adjoint_within(self, rows: Tensor) -> tuple[Tensor, ...]:
+        spread = self._spread(rows.flatten(0, 1))
+        return (spread.reshape(*rows.shape[:2], *spread.shape[1:]),)
+
+    def products(self, shape: Shape) -> int:
+        return math.prod(shape) * self.weight[0].numel()
 
     def _reach(self, space: Sequence[int]) -> Shape:
         """How many entries of the padded input so many windows read along each axis."""

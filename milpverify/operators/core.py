@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from milpverify.balls.ball import Ball
     from milpverify.functions.catalogue import Function
+    from milpverify.operators.window import Window
 
 Shape = tuple[int, ...]
 
@@ -29,6 +30,12 @@ def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Weights in another precision: 0 where it holds them as subnormal numbers only, which take a hundred times as long in products."""
     kept = weight.to(dtype)
     return kept if dtype == weight.dtype else torch.where(kept.abs() < torch.finfo(dtype).tiny, 0.0, kept)
+
+
+def units(index: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """Unit vectors (R, *shape) for flat entries (R,)."""
+    zeros = torch.zeros(len(index), math.prod(shape), dtype=dtype, device=index.device)
+    return zeros.scatter_(1, index.unsqueeze(1), 1.0).reshape(len(index), *shape)
 
 
 class Operator(ABC):
@@ -115,6 +122,17 @@ class Affine(Operator):
         """How many multiplications a product of `linear` or `adjoint` takes, about; `shape` is the node's."""
         return math.prod(shape) * self.length
 
+    def behind(self, window: Window, shape: Shape) -> tuple[Window, ...] | None:
+        """Per input where the adjoint of rows lies that lie in a window; None where that may be everywhere. `shape` is the node's."""
+        return self._behind(window) if window.shape == shape else None
+
+    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+        return None
+
+    def adjoint_within(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The transpose of rows in a window (N, *within), clean where anything is summed: one per input, in the window behind."""
+        return self.adjoint(rows)
+
     @property
     def copies(self) -> bool:
         """Whether every entry is one of the entries of the one input."""
@@ -137,18 +155,22 @@ class Affine(Operator):
         y = self.linear(xs)
         return y if self.bias is None else y + self.bias
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The precision of its coefficients; float32 where it has none."""
+        values = (getattr(self, f.name) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        return next((v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()), torch.float32)
+
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
         """The adjoint of unit vectors: flat output indices (R,) -> one (R, *input_shape) per input.
 
         `shape` is the node's shape. Dense operators override it to read their rows instead of multiplying.
         """
-        weight = next(
-            (v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor) and v.is_floating_point()),  # type: ignore[arg-type]
-            torch.zeros((), device=index.device),
-        )
-        units = torch.zeros(len(index), math.prod(shape), dtype=weight.dtype, device=index.device)
-        units[torch.arange(len(index), device=index.device), index] = 1.0
-        return self.adjoint(units.reshape(len(index), *shape))
+        return self.adjoint(units(index, shape, self._dtype))
+
+    def rows_within(self, index: Tensor, within: Shape) -> tuple[Tensor, ...]:
+        """As `rows`, of entries of what lies in a window, in the windows behind it."""
+        return self.adjoint_within(units(index, within, self._dtype))
 
 
 class Weighted:

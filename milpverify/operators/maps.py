@@ -17,6 +17,8 @@ from milpverify.operators.core import Affine, Shape, Weighted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from milpverify.operators.window import Window
+
 
 @dataclass(frozen=True, eq=False)
 class Linear(Weighted, Affine):
@@ -133,3 +135,9 @@ class Scale(Weighted, Affine):
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y if self.weight is None else y * self.weight,)
+
+    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+        if self.weight is None:
+            return (window,)
+        sizes = (1,) * (len(window.shape) - self.weight.dim()) + tuple(self.weight.shape)
+        return (window,) if all(sizes[axis] == 1 for axis in window.axes) else None

@@ -10,15 +10,18 @@ bounds both sides of every neuron, and only those whose bounds slopes of their o
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNIT_ROUNDOFF
-from milpverify.operators import Affine
+from milpverify.operators import Affine, Window
+from milpverify.operators.core import units
 from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.propagation.interval import charged, input_state, step
+from milpverify.propagation.patches import tiling
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
 from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State
@@ -26,7 +29,7 @@ from milpverify.relaxations.registry import univariate
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
@@ -189,12 +192,8 @@ def _screened(
     known = _Known(state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
         left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
-        owner, index = left.nonzero(as_tuple=True)
-        for box, place in grouped(owner, rows_at_once(graph)):
-            if deadline is not None and deadline.expired():
-                break
-            sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
-            screen(sweep, functions, gram, index[place], known.improve)
+        for sweep, _, index in _passes(graph, node, state, parallel, left, intervals, deadline, parallel=True):
+            screen(sweep, functions, gram, index, known.improve)
     return known.bounds
 
 
@@ -219,15 +218,11 @@ def _two_sided(
     deadline: Deadline | None,
 ) -> None:
     """A pass for both sides of the chosen neurons, (batch, size) bool."""
-    owner, index = chosen.nonzero(as_tuple=True)
-    for box, place in grouped(owner, rows_at_once(graph) // 2):
-        if deadline is not None and deadline.expired():
-            break
-        sweep = _start(graph, node, state, table, box, index[place], intervals, parallel=False)
+    for sweep, box, index in _passes(graph, node, state, table, chosen, intervals, deadline, parallel=False):
         while sweep.step():
             pass
         below, above = sweep.concretise()[0].chunk(2, dim=1)
-        known.improve(box, index[place], below, -above)
+        known.improve(box, index, below, -above)
 
 
 Level = dict[int, tuple[Lines, Tensor]]
@@ -260,21 +255,17 @@ def _levelled(
     known = _Known(state[node.id])
     shared = {i: around for i, (around, _) in level.items()}
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    owner, index = left.nonzero(as_tuple=True)
-    for box, place in grouped(owner, rows_at_once(graph)):
-        if deadline is not None and deadline.expired():
-            return known.bounds
-        sweep = _start(graph, node, state, shared, box, index[place], intervals, parallel=True)
+    for sweep, box, index in _passes(graph, node, state, shared, left, intervals, deadline, parallel=True):
         sweep.seen = {}
         while sweep.step():
             pass
-        low, high = known.improve(box, index[place], *sweep.concretise())
+        low, high = known.improve(box, index, *sweep.concretise())
         gained = torch.zeros_like(low)
         for i, rows in sweep.seen.items():
             lost = level[i][1].flatten(1)[box]
             gained = gained + (rows.flatten(2).abs() @ lost.to(rows.dtype).unsqueeze(2)).squeeze(2)
         still = ~(2 * gained <= WORTHWHILE * (high - low))
-        left[box.unsqueeze(1), index[place]] = still
+        left[box.unsqueeze(1), index] = still
         if bool(still.all()):  # the others may be expected to need it too
             break
     _two_sided(graph, node, state, table, left, known, intervals, deadline)
@@ -313,24 +304,53 @@ class _Known:
         return lower, upper
 
 
-def _start(
-    graph: Graph, node: Node, state: State, table: LineTable, box: Tensor, index: Tensor, intervals: Intervals, parallel: bool
-) -> Backward:
-    """A pass for entries `index` (groups, rows) of a node, already moved through its adjoint if it is affine.
+def _passes(
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    chosen: Tensor,
+    intervals: Intervals,
+    deadline: Deadline | None,
+    parallel: bool,
+) -> Iterator[tuple[Backward, Tensor, Tensor]]:
+    """Passes for chosen entries of a node, (batch, size) bool, just started, with their boxes (groups,) and entries (groups, rows).
 
-    Unless it is parallel, which bounds both sides, the negatives follow the entries.
+    Unless they are parallel, and bound both sides, the negatives follow the entries.
     """
-    count, rows = index.shape
-    sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
+    owner, index = chosen.nonzero(as_tuple=True)
+    tiles = tiling(graph, node, len(owner) / max(1, len(chosen)))
+    most = rows_at_once(graph, None if tiles is None else tiles.cost.entries)
+    if tiles is not None:
+        owner = owner * tiles.count + tiles.of(index)
+        order = owner.argsort(stable=True)
+        owner, index = owner[order], index[order]
+    for group, place in grouped(owner, most if parallel else most // 2):
+        if deadline is not None and deadline.expired():
+            return
+        entries = local = index[place]
+        box, window = group, None
+        if tiles is not None:
+            box, window = group // tiles.count, tiles.window(group % tiles.count)
+            local = tiles.local(entries, window)
+        count, rows = entries.shape
+        sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
+        for source, part, there in _first(graph, node, local.flatten(), window):
+            part = part.reshape(count, rows, *part.shape[1:])
+            sweep.add(source, part if parallel else torch.cat([part, -part], dim=1), there)
+        yield sweep, box, entries
+
+
+def _first(graph: Graph, node: Node, index: Tensor, window: Window | None) -> Iterable[tuple[int, Tensor, Window | None]]:
+    """Unit vectors for entries of a node, or of what lies in its window, moved through its adjoint if it is affine."""
     if isinstance(node.op, Affine):
-        parts = zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True)
-    else:
-        units = torch.zeros(index.numel(), node.size, dtype=graph.precision(node.id), device=index.device)
-        parts = zip((node.id,), (units.scatter_(1, index.reshape(-1, 1), 1.0).reshape(-1, *node.shape),), strict=True)
-    for source, part in parts:
-        part = part.reshape(count, rows, *part.shape[1:])
-        sweep.add(source, part if parallel else torch.cat([part, -part], dim=1))
-    return sweep
+        if window is None:
+            return zip(node.inputs, node.op.rows(index, node.shape), [None] * len(node.inputs), strict=True)
+        behind = node.op.behind(window, node.shape)
+        if behind is not None:
+            return zip(node.inputs, node.op.rows_within(index, window.within), behind, strict=True)
+    shape = node.shape if window is None else window.within
+    return ((node.id, units(index, shape, graph.precision(node.id)), window),)
 
 
 def _finite(bound: Tensor) -> Tensor:
@@ -338,9 +358,9 @@ def _finite(bound: Tensor) -> Tensor:
     return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
-def rows_at_once(graph: Graph) -> int:
-    """How many rows of multipliers make one matrix of the size that suits the device."""
-    mean = -(-graph.entries // len(graph.nodes))
+def rows_at_once(graph: Graph, entries: float | None = None) -> int:
+    """How many rows of multipliers make one matrix of the size that suits the device, of so many entries at a node or of all."""
+    mean = -(-graph.entries // len(graph.nodes)) if entries is None else math.ceil(entries)
     # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
-    several = max((3 * graph.nodes[i].size // 4 for i, readings in graph.readings.items() if len(readings) > 1), default=0)
+    several = max((3 * graph.nodes[i].size // 4 for i, r in graph.readings.items() if len(r) > 1 and entries is None), default=0)
     return max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8)) // 2 * 2

@@ -141,7 +141,7 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         if not (arrived or at_gram or not isinstance(nodes[last].op, Affine)):
             continue
         assert sweep.owner is not None
-        below, above = sweep.accumulated(gram.reach(sweep.waiting[last])) if at_gram and gram is not None else sweep.concretise()
+        below, above = sweep.accumulated(gram.reach(sweep.whole(last))) if at_gram and gram is not None else sweep.concretise()
         # Rows that have left add nothing, so that results do not depend on whether the table was packed.
         low, high = improve(sweep.owner, place, below.masked_fill(~alive, -torch.inf), above.masked_fill(~alive, torch.inf))
         if arrived:
@@ -157,7 +157,7 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         if len(kept) < 0.8 * alive.numel():
             start, count = pieces(kept // alive.shape[1], -(-len(kept) // len(alive)))
             position = kept[padded(start, count, int(count.max()))]
-            sweep.gather(sweep.owner[position[:, 0] // alive.shape[1]], position)
+            sweep.gather(position[:, 0] // alive.shape[1], position)
             place = place.flatten()[position]
             alive = torch.ones_like(place, dtype=torch.bool)
 
