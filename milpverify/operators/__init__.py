@@ -1,6 +1,6 @@
 """The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products."""
 
-from milpverify.operators.convolution import Conv
+from milpverify.operators.convolution import Conv, Transposed
 from milpverify.operators.core import Affine, Elementwise, Input, Operator, Product, Shape
 from milpverify.operators.maps import Linear, Scale, SparseLinear
 from milpverify.operators.moves import Concat, Permute, ReduceSum, Reshape, Select, Sum
@@ -23,5 +23,6 @@ __all__ = [
     "Shape",
     "SparseLinear",
     "Sum",
+    "Transposed",
     "Window",
 ]

@@ -8,7 +8,7 @@ channels that are interleaved afterwards, and a matrix where the kernel covers i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class Conv(Weighted, Affine):
 
     weight: Tensor
     stride: Shape
-    pads: tuple[tuple[int, int], ...]  # (begin, end) per spatial axis
+    pads: tuple[tuple[int, int], ...]  # (begin, end) per spatial axis; an end below 0 is cut off
     dilation: Shape
     groups: int
     in_shape: Shape  # (batch, channels, *space)
@@ -55,10 +55,14 @@ class Conv(Weighted, Affine):
         return (self._within(self._spread(y.flatten(0, 1))).reshape(y.shape[0], *self.in_shape),)
 
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
-        return (self._within(self.rows_within(index, shape)[0].flatten(0, 1)).reshape(len(index), *self.in_shape),)
+        return (self._within(self._kernels(index, shape).flatten(0, 1)).reshape(len(index), *self.in_shape),)
 
-    def rows_within(self, index: Tensor, within: Shape) -> tuple[Tensor, ...]:
-        """A row is a kernel at its place among zeros."""
+    def rows_within(self, index: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        found = self._kernels(index.flatten(), window.within)
+        return (found.reshape(*index.shape, *found.shape[1:]),)
+
+    def _kernels(self, index: Tensor, within: Shape) -> Tensor:
+        """A row is a kernel at its place among zeros: (R, batch, in, *reach)."""
         batch, channels, space = within[0], within[1], within[2:]
         reach = self._reach(space)
         position, base = index, torch.zeros_like(index)
@@ -76,7 +80,7 @@ class Conv(Weighted, Affine):
         out = self.weight.new_zeros(len(index), batch * self.groups, each, math.prod(reach))
         row = torch.arange(len(index), device=index.device).unsqueeze(1)
         out[row, slot.unsqueeze(1), :, base.unsqueeze(1) + taps] = self.weight.flatten(2).mT[channel]
-        return (out.reshape(len(index), batch, self.groups * each, *reach),)
+        return out.reshape(len(index), batch, self.groups * each, *reach)
 
     def _behind(self, window: Window) -> tuple[Window, ...] | None:
         dims = len(self.stride)
@@ -88,9 +92,9 @@ class Conv(Weighted, Affine):
         inside = bool((start >= 0).all()) and bool((ends <= start.new_tensor(self.in_shape[2:])).all())
         return (Window(self.in_shape, window.axes, start, size, inside),)
 
-    def adjoint_within(self, rows: Tensor) -> tuple[Tensor, ...]:
-        spread = self._spread(rows.flatten(0, 1))
-        return (spread.reshape(*rows.shape[:2], *spread.shape[1:]),)
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        spread = self._spread(rows.flatten(0, 2))
+        return (spread.reshape(*rows.shape[:3], *spread.shape[1:]),)
 
     def products(self, shape: Shape) -> int:
         return math.prod(shape) * self.weight[0].numel()
@@ -149,8 +153,8 @@ class Conv(Weighted, Affine):
     def _within(self, x: Tensor) -> Tensor:
         """What lies in the input of what lies in the padded input: (N, in, *reach) -> (N, in, *space)."""
         space = self.in_shape[2:]
-        missed = [n + sum(p) - r for n, p, r in zip(space, self.pads, x.shape[2:], strict=True)]
-        if any(missed):  # because strides skipped the rest
+        missed = [max(0, begin + n - r) for n, (begin, _), r in zip(space, self.pads, x.shape[2:], strict=True)]
+        if any(missed):  # because strides skipped the rest, or pads below 0 the end
             x = F.pad(x, [v for m in reversed(missed) for v in (0, m)])
         for axis, (size, (begin, _)) in enumerate(zip(space, self.pads, strict=True)):
             x = x.narrow(2 + axis, begin, size)
@@ -159,3 +163,41 @@ class Conv(Weighted, Affine):
     @property
     def length(self) -> int:
         return math.prod(self.weight.shape[2:]) * max(self.weight.shape[1], self.weight.shape[0] // self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed(Affine):
+    """The transpose of a convolution, plus a bias: from the shape (batch, out, *windows) to its (batch, in, *space)."""
+
+    conv: Conv  # without bias
+    bias: Tensor | None = None  # (in, 1, ..., 1)
+    rounded: int = 0
+
+    def linear(self, xs: Sequence[Tensor]) -> Tensor:
+        return self.conv.adjoint(xs[0])[0]
+
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (self.conv.linear([y]),)
+
+    @property
+    def length(self) -> int:
+        return self.conv.length
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        return self.conv.directions
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv.dtype
+
+    def absolute(self) -> Transposed:
+        return replace(self, conv=self.conv.absolute(), bias=None if self.bias is None else self.bias.abs())
+
+    def lost(self, dtype: torch.dtype) -> float:
+        return self.conv.lost(dtype)
+
+    def products(self, shape: Shape) -> int:
+        return (
+            math.prod(shape) * self.conv.weight.shape[0] // self.conv.groups * self.conv.weight[0, 0].numel() // math.prod(self.conv.stride)
+        )

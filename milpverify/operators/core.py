@@ -43,11 +43,13 @@ class Operator(ABC):
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Operator:
         """The same operator with its floating-point tensors converted (index tensors only moved)."""
-        changes = {}
+        changes: dict[str, Tensor | Operator] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 changes[field.name] = converted(value, dtype).to(device) if value.is_floating_point() else value.to(device)
+            elif isinstance(value, Operator):
+                changes[field.name] = value.to(dtype, device)
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
 
@@ -129,9 +131,9 @@ class Affine(Operator):
     def _behind(self, window: Window) -> tuple[Window, ...] | None:
         return None
 
-    def adjoint_within(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The transpose of rows in a window (N, *within), clean where anything is summed: one per input, in the window behind."""
-        return self.adjoint(rows)
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        """The transpose of rows in a window (groups, r, *within), clean where anything is summed: one per input, in the window behind."""
+        return tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in self.adjoint(rows.flatten(0, 1)))
 
     @property
     def copies(self) -> bool:
@@ -156,7 +158,7 @@ class Affine(Operator):
         return y if self.bias is None else y + self.bias
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         """The precision of its coefficients; float32 where it has none."""
         values = (getattr(self, f.name) for f in dataclasses.fields(self))  # type: ignore[arg-type]
         return next((v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()), torch.float32)
@@ -166,11 +168,12 @@ class Affine(Operator):
 
         `shape` is the node's shape. Dense operators override it to read their rows instead of multiplying.
         """
-        return self.adjoint(units(index, shape, self._dtype))
+        return self.adjoint(units(index, shape, self.dtype))
 
-    def rows_within(self, index: Tensor, within: Shape) -> tuple[Tensor, ...]:
-        """As `rows`, of entries of what lies in a window, in the windows behind it."""
-        return self.adjoint_within(units(index, within, self._dtype))
+    def rows_within(self, index: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        """As `rows`, of entries (groups, r) of what lies in a window, in the windows behind it."""
+        found = units(index.flatten(), window.within, self.dtype)
+        return self.adjoint_within(found.reshape(*index.shape, *window.within), window, shape)
 
 
 class Weighted:

@@ -136,8 +136,14 @@ class Scale(Weighted, Affine):
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y if self.weight is None else y * self.weight,)
 
-    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+    def behind(self, window: Window, shape: Shape) -> tuple[Window, ...] | None:
+        return (window,)
+
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
         if self.weight is None:
-            return (window,)
-        sizes = (1,) * (len(window.shape) - self.weight.dim()) + tuple(self.weight.shape)
-        return (window,) if all(sizes[axis] == 1 for axis in window.axes) else None
+            return (rows,)
+        full = self.weight.reshape(*[1] * (len(shape) - self.weight.dim()), *self.weight.shape)
+        if window.shape == shape and all(full.shape[axis] == 1 for axis in window.axes):
+            return (rows * full,)
+        every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        return (rows * window.cut(full.expand(1, 1, *shape), every)[0].unsqueeze(1),)

@@ -67,7 +67,7 @@ class Reshape(Choosing, Affine):
     def behind(self, window: Window, shape: Shape) -> tuple[Window, ...] | None:
         return (window,)  # which sees the entries in the other shape still
 
-    def adjoint_within(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
         return (rows,)
 
 

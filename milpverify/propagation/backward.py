@@ -232,12 +232,13 @@ class Backward:
         if isinstance(node.op, Affine):
             behind = None if window is None else node.op.behind(window, node.shape)
             if window is None or behind is None:
-                parts = node.op.adjoint(self._whole(last, rows, window).reshape(-1, *node.shape).to(self.graph.precision(last)))
+                flat = self._whole(last, rows, window).reshape(-1, *node.shape).to(self.graph.precision(last))
+                parts = tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in node.op.adjoint(flat))
             else:
                 clean = window.cleaned(rows) if node.op.length > 1 else rows
-                parts = node.op.adjoint_within(clean.flatten(0, 1).to(self.graph.precision(last)))
+                parts = node.op.adjoint_within(clean.to(self.graph.precision(last)), window, node.shape)
             for source, part, there in zip(node.inputs, parts, behind or [None] * len(parts), strict=True):
-                self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]), there)
+                self.add(source, part, there)
         else:
             if self.seen is not None:
                 self.seen[last] = self._whole(last, rows, window)

@@ -335,22 +335,20 @@ def _passes(
             local = tiles.local(entries, window)
         count, rows = entries.shape
         sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
-        for source, part, there in _first(graph, node, local.flatten(), window):
-            part = part.reshape(count, rows, *part.shape[1:])
+        for source, part, there in _first(graph, node, local, window):
             sweep.add(source, part if parallel else torch.cat([part, -part], dim=1), there)
         yield sweep, box, entries
 
 
 def _first(graph: Graph, node: Node, index: Tensor, window: Window | None) -> Iterable[tuple[int, Tensor, Window | None]]:
-    """Unit vectors for entries of a node, or of what lies in its window, moved through its adjoint if it is affine."""
-    if isinstance(node.op, Affine):
-        if window is None:
-            return zip(node.inputs, node.op.rows(index, node.shape), [None] * len(node.inputs), strict=True)
-        behind = node.op.behind(window, node.shape)
-        if behind is not None:
-            return zip(node.inputs, node.op.rows_within(index, window.within), behind, strict=True)
+    """Unit vectors for entries (groups, r) of a node, or of what lies in its window, moved through its adjoint if it is affine."""
+    if isinstance(node.op, Affine) and window is None:
+        parts = node.op.rows(index.flatten(), node.shape)
+        return ((i, part.reshape(*index.shape, *part.shape[1:]), None) for i, part in zip(node.inputs, parts, strict=True))
+    if isinstance(node.op, Affine) and window is not None and (behind := node.op.behind(window, node.shape)) is not None:
+        return zip(node.inputs, node.op.rows_within(index, window, node.shape), behind, strict=True)
     shape = node.shape if window is None else window.within
-    return ((node.id, units(index, shape, graph.precision(node.id)), window),)
+    return ((node.id, units(index.flatten(), shape, graph.precision(node.id)).reshape(*index.shape, *shape), window),)
 
 
 def _finite(bound: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ A larger tile has more rows to share its lines, which are cut out once for all, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -83,16 +83,17 @@ _KNOWN: WeakKeyDictionary[Graph, dict[tuple[int, tuple[int, ...], tuple[int, ...
 
 def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
     """The tiles that make so many rows of a node, of one box and equally spread, cheapest; None where whole rows are about as cheap."""
-    if len(node.shape) < 3:
+    shape = _view(graph, node)
+    if len(shape) < 3 or not rows:
         return None
-    best, least = None, cost(graph, node, (), ()).row * rows / WORTHWHILE
-    channels_first, channels_last = tuple(range(2, len(node.shape))), tuple(range(1, len(node.shape) - 1))
-    for axes in {channels_first, channels_last}:
-        space = tuple(node.shape[a] for a in axes)
+    best, least = None, cost(graph, node, shape, (), ()).row * rows / WORTHWHILE
+    channels_first, channels_last = tuple(range(2, len(shape))), tuple(range(1, len(shape) - 1))
+    for axes in (channels_first, channels_last) if len(shape) > 3 else (channels_first,):
+        space = tuple(shape[a] for a in axes)
         size = 1
         while size < max(space):
             tile = tuple(min(size, n) for n in space)
-            found = Tiling(node.shape, axes, tile, cost(graph, node, axes, tile))
+            found = Tiling(shape, axes, tile, cost(graph, node, shape, axes, tile))
             total = rows * found.cost.row + min(rows, found.count) * found.cost.group
             if total < least:
                 best, least = found, total
@@ -100,18 +101,26 @@ def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
     return best
 
 
-def cost(graph: Graph, node: Node, axes: tuple[int, ...], tile: tuple[int, ...]) -> Cost:
-    """What rows cost behind a tile of a node; without axes they are whole."""
+def _view(graph: Graph, node: Node) -> tuple[int, ...]:
+    """The shape as which a node is seen: where it is flat, that of the same entries before it, if there is one."""
+    shape, now = node.shape, node
+    while len(shape) < 3 and len(now.inputs) == 1 and graph.nodes[now.inputs[0]].size == node.size:
+        now = graph.nodes[now.inputs[0]]
+        shape = now.shape
+    return shape if len(shape) >= 3 else node.shape
+
+
+def cost(graph: Graph, node: Node, shape: tuple[int, ...], axes: tuple[int, ...], tile: tuple[int, ...]) -> Cost:
+    """What rows cost behind a tile of a node that is seen in a shape; without axes they are whole."""
     known = _KNOWN.setdefault(graph, {})
     key = node.id, axes, tile
     if key not in known:
-        known[key] = _cost(graph, node, axes, tile)
+        start = Window(shape, axes, torch.zeros(1, len(axes), dtype=torch.int64), tile) if axes else None
+        known[key] = _cost(graph, node, start)
     return known[key]
 
 
-def _cost(graph: Graph, node: Node, axes: tuple[int, ...], tile: tuple[int, ...]) -> Cost:
-    whole = Window(node.shape, (), torch.zeros(1, 0, dtype=torch.int64), ())
-    start = replace(whole, axes=axes, start=torch.zeros(1, len(axes), dtype=torch.int64), size=tile) if axes else None
+def _cost(graph: Graph, node: Node, start: Window | None) -> Cost:
     waiting: dict[int, Window | None] = {node.id: start}
     row = group = entries = 0.0
     passed = 0

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from milpverify.operators import Conv
+from milpverify.operators import Conv, Transposed
 
 DOUBLE = torch.float64
 
@@ -59,3 +59,18 @@ def test_weights_that_would_be_subnormal_are_zeros_and_charged() -> None:
     # What float32 holds as a subnormal number exactly is lost, too.
     held = Conv(weight.float().double(), (1,), ((0, 0),), (1,), 1, (1, 1, 5))
     assert held.lost(torch.float32) > 0 and held.lost(DOUBLE) == 0
+
+
+def test_transposed_ones_are_transposes() -> None:
+    for seed in range(60):
+        op = convolution(seed)
+        bias = torch.randn(op.in_shape[1], *[1] * len(op.stride), dtype=DOUBLE)
+        turned = Transposed(op, bias)
+        x = torch.randn(2, *op.linear([torch.zeros(1, *op.in_shape, dtype=DOUBLE)]).shape[1:], dtype=DOUBLE)
+        y = torch.randn(2, *op.in_shape, dtype=DOUBLE)
+        torch.testing.assert_close(turned.forward([x]), op.adjoint(x)[0] + bias)
+        torch.testing.assert_close(turned.adjoint(y)[0], op.linear([y]))
+        torch.testing.assert_close(turned.absolute().linear([x.abs()]), op.absolute().adjoint(x.abs())[0])
+        quick = turned.to(torch.float32, torch.device("cpu"))
+        assert isinstance(quick, Transposed) and quick.conv.weight.dtype == quick.dtype == torch.float32
+        assert (turned.length, turned.directions) == (op.length, op.directions)

@@ -65,7 +65,7 @@ def test_windows_come_to_the_bounds_of_whole_rows(size: int, inner: torch.dtype 
         axes = (2, 3) if node.shape[-1] > 3 else (1, 2)
         tile = tuple(min(size, node.shape[a]) for a in axes)
         used.add(node.id)
-        return Tiling(node.shape, axes, tile, cost(graph, node, axes, tile))
+        return Tiling(node.shape, axes, tile, cost(graph, node, node.shape, axes, tile))
 
     monkeypatch.setattr(crown_module, "tiling", lambda *_: None)
     plain, _ = crown(graph, lower, upper, dtype, inner=inner)
@@ -115,7 +115,7 @@ def test_small_nodes_go_whole_and_large_ones_in_tiles() -> None:
     node = large.nodes[-2]
     found = tiling(large, node, 1000.0)
     assert found is not None and found.axes == (2, 3) and max(found.tile) < 32
-    assert found.cost.row * 2 < cost(large, node, (), ()).row
+    assert found.cost.row * 2 < cost(large, node, node.shape, (), ()).row
     index = torch.tensor([[0, 33, 8191]])
     window = found.window(found.of(index.flatten()))
     assert (found.local(index.T, window) < torch.tensor(window.within).prod()).all()
