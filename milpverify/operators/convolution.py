@@ -198,6 +198,5 @@ class Transposed(Affine):
         return self.conv.lost(dtype)
 
     def products(self, shape: Shape) -> int:
-        return (
-            math.prod(shape) * self.conv.weight.shape[0] // self.conv.groups * self.conv.weight[0, 0].numel() // math.prod(self.conv.stride)
-        )
+        kernels = self.conv.weight[:, 0].numel() // self.conv.groups
+        return math.prod(shape) * kernels // math.prod(self.conv.stride)

@@ -224,6 +224,8 @@ class Builder:
         """The transpose of a convolution with kernels (in, out / groups, *kernel) that begins at `crops`, which are not negative there."""
         taps = zip(x.shape[2:], stride, dilation, weight.shape[2:], crops, strict=True)
         space = [(n - 1) * s + d * (k - 1) + 1 - sum(crop) for n, s, d, k, crop in taps]
+        if min(space) < 1:
+            raise ValueError(f"nothing is left of a transposed convolution of a shape {x.shape} where {crops} are cut off")
         shape = (x.shape[0], weight.shape[1] * groups, *space)
         conv = Conv(weights(weight), tuple(stride), tuple(crops), tuple(dilation), groups, shape)
         return self.add(Transposed(conv), [x], shape)
