@@ -11,6 +11,7 @@ bounds both sides of every neuron, and only those whose bounds slopes of their o
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,10 +22,11 @@ from milpverify.operators import Affine, Window
 from milpverify.operators.core import units
 from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.propagation.interval import charged, input_state, step
+from milpverify.propagation.memory import rows_that_fit
 from milpverify.propagation.patches import tiling
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
-from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State
+from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State, rows_of_lines
 from milpverify.relaxations.registry import univariate
 from milpverify.relaxations.smooth import Smooth
 
@@ -131,7 +133,7 @@ def bound_rows(
     seen: dict[int, Tensor] | None = None,
     also: dict[int, Tensor] | None = None,
 ) -> LinearBound:
-    """Lower bounds of `rows . value(node) + x_rows . x` on every box.
+    """Lower bounds of `rows . value(node) + x_rows . x` on every box; in parts where memory does not hold all rows.
 
     Args:
         graph: in the precision of the matrices.
@@ -144,6 +146,17 @@ def bound_rows(
     """
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]
+    most = max(1, rows_that_fit(graph) // max(1, batch))
+    if count > most and seen is None and not rows.requires_grad:
+        parts = []
+        for part in (slice(first, first + most) for first in range(0, count, most)):
+            own = {i: rows_of_lines(around, len(graph.nodes[i].shape), part) for i, around in table.items()}
+            held = {i: replace(split, beta=split.beta[:, part]) for i, split in (splits or {}).items()}
+            others = None if also is None else {i: matrix[:, part] for i, matrix in also.items()}
+            moved = None if x_rows is None else x_rows[:, part]
+            parts.append(bound_rows(graph, state, own, rows[:, part], node, moved, held, None, others))
+        fields = ([getattr(p, name) for p in parts] for name in ("coefficients", "constant", "lower", "over_box"))
+        return LinearBound(*(torch.cat(each, dim=1) for each in fields))
     start = state[node]
     flat = rows.to(graph.inner or graph.dtype)
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
@@ -359,6 +372,8 @@ def _finite(bound: Tensor) -> Tensor:
 def rows_at_once(graph: Graph, entries: float | None = None) -> int:
     """How many rows of multipliers make one matrix of the size that suits the device, of so many entries at a node or of all."""
     mean = -(-graph.entries // len(graph.nodes)) if entries is None else math.ceil(entries)
+    fit = rows_that_fit(graph, None if entries is None else 4 * entries)
     # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
     several = max((3 * graph.nodes[i].size // 4 for i, r in graph.readings.items() if len(r) > 1 and entries is None), default=0)
-    return max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8)) // 2 * 2
+    suits = max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8))
+    return max(2, min(suits, fit) // 2 * 2)

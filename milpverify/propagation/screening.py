@@ -57,6 +57,10 @@ class Gram:
         size = graph.nodes[node].size
         if 4 * size > graph.nx or summing_maps(graph).get(node) != 1:
             return None
+        # A product with the matrix must take less than the step onto the input: that of a convolution is no dense one.
+        passed = (graph.nodes[i] for i in graph.ancestors[node])
+        if size * size > sum(n.op.products(n.shape) for n in passed if isinstance(n.op, Affine) and n.op.length > 1):
+            return None
         unit = torch.eye(size, dtype=torch.float64, device=graph.device).reshape(size, *graph.nodes[node].shape)
         # With one summing map at most, an entry of A is a product of weights, exact up to a unit each beside their own rounding.
         scaled = affine_form(graph, node, unit).coefficients[0].flatten(1) * radius

@@ -112,6 +112,11 @@ def map_lines(around: Lines, change: Callable[[Tensor], Tensor]) -> Lines:
     return Lines(below, above, change(around.b_lower), change(around.b_upper))
 
 
+def rows_of_lines(around: Lines, dims: int, rows: slice) -> Lines:
+    """The lines of some rows, around a node of so many axes, where rows have lines of their own."""
+    return map_lines(around, lambda t: t[:, rows]) if around.b_lower.dim() == dims + 2 else around
+
+
 def node_ranges(state: State) -> list[tuple[Tensor, Tensor]]:
     """Per node, the proved bounds over the one box of a state, without the batch axis, on the CPU."""
     return [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]

@@ -9,8 +9,10 @@ from random_graphs import Builder, boxes, sample
 from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import Conv, Permute, Reshape, Scale, Sum, Window
 from milpverify.propagation import crown as crown_module
-from milpverify.propagation.crown import crown
+from milpverify.propagation import memory
+from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.patches import Tiling, cost, tiling
+from milpverify.propagation.screening import Gram
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -119,3 +121,33 @@ def test_small_nodes_go_whole_and_large_ones_in_tiles() -> None:
     index = torch.tensor([[0, 33, 8191]])
     window = found.window(found.of(index.flatten()))
     assert (found.local(index.T, window) < torch.tensor(window.within).prod()).all()
+
+
+def test_rows_that_do_not_fit_go_back_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = network()
+    lower, upper = boxes(graph, 3, 0.2, 5)
+    state, table = crown(graph, lower, upper, torch.float64)
+    rows, x_rows = torch.randn(3, 7, graph.ny, dtype=torch.float64), torch.randn(3, 7, graph.nx, dtype=torch.float64)
+    whole = bound_rows(graph, state, table, rows, x_rows=x_rows)
+    largest = max(node.size for node in graph.nodes)
+    monkeypatch.setitem(memory.BUDGET, "cpu", 6 * largest * 8 * memory.COPIES)  # two rows of three boxes
+    parts = bound_rows(graph, state, table, rows, x_rows=x_rows)
+    torch.testing.assert_close(parts.coefficients, whole.coefficients)
+    torch.testing.assert_close(parts.lower, whole.lower)
+    monkeypatch.setitem(memory.BUDGET, "cpu", 1)
+    again, _ = crown(graph, lower, upper, torch.float64)
+    assert crown_module.rows_at_once(graph) == 2
+    for i, known in state.items():
+        torch.testing.assert_close(again[i].bounds.lower, known.bounds.lower, rtol=0.0, atol=1e-10)
+
+
+def test_a_convolution_has_no_dense_matrix_for_the_norm_inequality() -> None:
+    build = Builder(3 * 32 * 32, 1)
+    build.add(Reshape((3 * 32 * 32,), (1, 3, 32, 32)), (1, 3, 32, 32))
+    convolved(build, 2, (4, 4), 2, 1)
+    build.apply("relu")
+    build.add(Reshape(build.nodes[-1].shape, (build.nodes[-1].size,)), (build.nodes[-1].size,))
+    build.linear(3)
+    graph = build.graph()
+    assert 4 * graph.nodes[2].size <= graph.nx
+    assert Gram.of(graph, graph, torch.ones(graph.nx, dtype=torch.float64)) is None
