@@ -152,11 +152,11 @@ def bound_rows(
         for part in (slice(first, first + most) for first in range(0, count, most)):
             own = {i: rows_of_lines(around, len(graph.nodes[i].shape), part) for i, around in table.items()}
             held = {i: replace(split, beta=split.beta[:, part]) for i, split in (splits or {}).items()}
-            others = None if also is None else {i: matrix[:, part] for i, matrix in also.items()}
+            beside = None if also is None else {i: matrix[:, part] for i, matrix in also.items()}
             moved = None if x_rows is None else x_rows[:, part]
-            parts.append(bound_rows(graph, state, own, rows[:, part], node, moved, held, None, others))
-        fields = ([getattr(p, name) for p in parts] for name in ("coefficients", "constant", "lower", "over_box"))
-        return LinearBound(*(torch.cat(each, dim=1) for each in fields))
+            parts.append(bound_rows(graph, state, own, rows[:, part], node, moved, held, None, beside))
+        joined = ([getattr(p, name) for p in parts] for name in ("coefficients", "constant", "lower", "over_box"))
+        return LinearBound(*(torch.cat(each, dim=1) for each in joined))
     start = state[node]
     flat = rows.to(graph.inner or graph.dtype)
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
