@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from milpverify.operators.core import Affine, Shape, Weighted
+from milpverify.operators.window import Window, filled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from milpverify.operators.window import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,4 +145,4 @@ class Scale(Weighted, Affine):
         if window.shape == shape and all(full.shape[axis] == 1 for axis in window.axes):
             return (rows * full,)
         every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        return (rows * window.cut(full.expand(1, 1, *shape), every)[0].unsqueeze(1),)
+        return (rows * window.cut(filled(full.expand(1, 1, *shape)), every)[0].unsqueeze(1),)

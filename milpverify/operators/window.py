@@ -17,6 +17,11 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
+def filled(vectors: Tensor) -> Tensor:
+    """Vectors (k, batch, ...) flat, with a zero behind: (k, batch, entries + 1)."""
+    return F.pad(vectors.flatten(2), (0, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Window:
     """Entries start[g, k] to start[g, k] + size[k] along axis axes[k] of a node's entries, seen in `shape`, for every group g of rows.
@@ -60,10 +65,9 @@ class Window:
             place = place + step.reshape(len(step), *(-1 if a == axis else 1 for a in range(len(self.shape))))
         return torch.where(place < 0, total, place).flatten(1)
 
-    def cut(self, vectors: Tensor, owner: Tensor) -> Tensor:
-        """Vectors (k, batch, ...) of the node as the groups see them, zeros beyond the node: (k, groups, *within)."""
-        filled = F.pad(vectors.flatten(2), (0, 1))
-        return filled[:, owner.unsqueeze(1), self.index].reshape(len(vectors), len(owner), *self.within)
+    def cut(self, filled: Tensor, owner: Tensor) -> Tensor:
+        """Vectors of the node as the groups see them, zeros beyond the node: flat and with a zero behind, -> (k, groups, *within)."""
+        return filled[:, owner.unsqueeze(1), self.index].reshape(len(filled), len(owner), *self.within)
 
     def whole(self, rows: Tensor) -> Tensor:
         """Rows (groups, r, *within) with zeros outside of the window: (groups, r, *shape)."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
 from milpverify.balls.dual import Region
 from milpverify.operators import Affine, Input, Window
+from milpverify.operators.window import filled
 from milpverify.propagation.state import Lines, SplitConstraints, State
 from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.rule import PerInput
@@ -247,15 +248,18 @@ class Backward:
                 self.add(source, part, there)
         return True
 
-    def _seen(self, vectors: Tensor, window: Window | None) -> Tensor:
-        """Vectors (k, batch, ...) of a node as they apply to the groups."""
+    def _take(self, vector: Tensor, window: Window | None) -> Tensor:
+        """A (batch, ...) vector of a node as it applies to the groups."""
         if self.owner is None:
-            return vectors
-        return vectors[:, self.owner] if window is None else window.cut(vectors, self.owner)
+            return vector
+        return vector[self.owner] if window is None else window.cut(filled(vector.unsqueeze(0)), self.owner)[0]
 
     def _relax(self, rows: Tensor, around: Lines, window: Window | None) -> list[Tensor]:
         # Half the sum and half the difference round: a unit each, far within the factor 2 of the intercepts' own margin.
-        *slopes, middle, half = self._seen(around.centred, window)
+        if window is None or self.owner is None:
+            *slopes, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
+        else:
+            *slopes, middle, half = window.cut(around.filled, self.owner)
         magnitude = rows.abs()
         self._account(self._dot(rows, middle), self._dot(magnitude, half))
         parts = []
@@ -313,10 +317,9 @@ class Backward:
         for node, rows in self.waiting.items():
             if node not in self.intervals:
                 self.intervals[node] = self._interval(node, rows.dtype)
-            middle, radius = (None if t is None else self._seen(t.unsqueeze(0), self.windows.get(node))[0] for t in self.intervals[node])
-            assert radius is not None
-            reach = self._dot(rows.abs(), radius)
-            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, middle)
+            (middle, radius), window = self.intervals[node], self.windows.get(node)
+            reach = self._dot(rows.abs(), self._take(radius, window))
+            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle, window))
             below, above = shift - reach, shift + reach
             if confined and node == 0 and self.region is not None:
                 region, rows = self.region.take(self.owner), self.whole(node)

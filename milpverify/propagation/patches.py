@@ -101,6 +101,14 @@ def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
     return best
 
 
+def pass_for(graph: Graph, node: Node, rows: float) -> float:
+    """Multiplications of a pass for so many rows of a node, of one box, in windows where these are cheaper."""
+    found = tiling(graph, node, rows)
+    if found is None:
+        return rows * cost(graph, node, node.shape, (), ()).row
+    return rows * found.cost.row + min(rows, found.count) * found.cost.group
+
+
 def _view(graph: Graph, node: Node) -> tuple[int, ...]:
     """The shape as which a node is seen: where it is flat, that of the same entries before it, if there is one."""
     shape, now = node.shape, node

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION
+from milpverify.operators.window import filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +100,11 @@ class Lines:
         # Half of an intercept that is no normal number is rounded, unless both are the same.
         half = torch.where(width == 0, width, 0.5 * width + 2.0**26 * torch.finfo(width.dtype).tiny)
         return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), half))
+
+    @cached_property
+    def filled(self) -> Tensor:
+        """`centred` as windows cut it: (2 m + 2, batch, entries + 1)."""
+        return filled(self.centred)
 
 
 def select_lines(around: Lines, owner: Tensor) -> Lines:

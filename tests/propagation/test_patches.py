@@ -8,6 +8,7 @@ from random_graphs import Builder, boxes, sample
 
 from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import Conv, Permute, Reshape, Scale, Sum, Window
+from milpverify.operators.window import filled
 from milpverify.propagation import crown as crown_module
 from milpverify.propagation import memory
 from milpverify.propagation.crown import bound_rows, crown
@@ -87,7 +88,7 @@ def test_windows_come_to_the_bounds_of_whole_rows(size: int, inner: torch.dtype 
 def test_windows_see_entries_and_zeros_beyond() -> None:
     window = Window((1, 2, 3, 4), (2, 3), torch.tensor([[-1, 0], [1, 3]]), (3, 2), clean=False)
     values = torch.arange(1.0, 25.0).reshape(1, 1, 1, 2, 3, 4)
-    found = window.cut(values, torch.tensor([0, 0]))
+    found = window.cut(filled(values), torch.tensor([0, 0]))
     assert found[0, 0, 0].tolist() == [[[0, 0], [1, 2], [5, 6]], [[0, 0], [13, 14], [17, 18]]]
     assert found[0, 1, 0].tolist() == [[[8, 0], [12, 0], [0, 0]], [[20, 0], [24, 0], [0, 0]]]
     rows = torch.ones(2, 5, *window.within)
