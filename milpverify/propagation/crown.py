@@ -10,23 +10,28 @@ bounds both sides of every neuron, and only those whose bounds slopes of their o
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNIT_ROUNDOFF
-from milpverify.operators import Affine
+from milpverify.operators import Affine, Window
+from milpverify.operators.core import units
 from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.propagation.interval import charged, input_state, step
+from milpverify.propagation.memory import rows_that_fit
+from milpverify.propagation.patches import tiling
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
-from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State
+from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State, rows_of_lines
 from milpverify.relaxations.registry import univariate
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
@@ -128,7 +133,7 @@ def bound_rows(
     seen: dict[int, Tensor] | None = None,
     also: dict[int, Tensor] | None = None,
 ) -> LinearBound:
-    """Lower bounds of `rows . value(node) + x_rows . x` on every box.
+    """Lower bounds of `rows . value(node) + x_rows . x` on every box; in parts where memory does not hold all rows.
 
     Args:
         graph: in the precision of the matrices.
@@ -141,6 +146,17 @@ def bound_rows(
     """
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]
+    most = max(1, rows_that_fit(graph) // max(1, batch))
+    if count > most and seen is None and not rows.requires_grad:
+        parts = []
+        for part in (slice(first, first + most) for first in range(0, count, most)):
+            own = {i: rows_of_lines(around, len(graph.nodes[i].shape), part) for i, around in table.items()}
+            held = {i: replace(split, beta=split.beta[:, part]) for i, split in (splits or {}).items()}
+            beside = None if also is None else {i: matrix[:, part] for i, matrix in also.items()}
+            moved = None if x_rows is None else x_rows[:, part]
+            parts.append(bound_rows(graph, state, own, rows[:, part], node, moved, held, None, beside))
+        joined = ([getattr(p, name) for p in parts] for name in ("coefficients", "constant", "lower", "over_box"))
+        return LinearBound(*(torch.cat(each, dim=1) for each in joined))
     start = state[node]
     flat = rows.to(graph.inner or graph.dtype)
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
@@ -189,12 +205,8 @@ def _screened(
     known = _Known(state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
         left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
-        owner, index = left.nonzero(as_tuple=True)
-        for box, place in grouped(owner, rows_at_once(graph)):
-            if deadline is not None and deadline.expired():
-                break
-            sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
-            screen(sweep, functions, gram, index[place], known.improve)
+        for sweep, _, index in _passes(graph, node, state, parallel, left, intervals, deadline, parallel=True):
+            screen(sweep, functions, gram, index, known.improve)
     return known.bounds
 
 
@@ -219,15 +231,11 @@ def _two_sided(
     deadline: Deadline | None,
 ) -> None:
     """A pass for both sides of the chosen neurons, (batch, size) bool."""
-    owner, index = chosen.nonzero(as_tuple=True)
-    for box, place in grouped(owner, rows_at_once(graph) // 2):
-        if deadline is not None and deadline.expired():
-            break
-        sweep = _start(graph, node, state, table, box, index[place], intervals, parallel=False)
+    for sweep, box, index in _passes(graph, node, state, table, chosen, intervals, deadline, parallel=False):
         while sweep.step():
             pass
         below, above = sweep.concretise()[0].chunk(2, dim=1)
-        known.improve(box, index[place], below, -above)
+        known.improve(box, index, below, -above)
 
 
 Level = dict[int, tuple[Lines, Tensor]]
@@ -260,21 +268,17 @@ def _levelled(
     known = _Known(state[node.id])
     shared = {i: around for i, (around, _) in level.items()}
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    owner, index = left.nonzero(as_tuple=True)
-    for box, place in grouped(owner, rows_at_once(graph)):
-        if deadline is not None and deadline.expired():
-            return known.bounds
-        sweep = _start(graph, node, state, shared, box, index[place], intervals, parallel=True)
+    for sweep, box, index in _passes(graph, node, state, shared, left, intervals, deadline, parallel=True):
         sweep.seen = {}
         while sweep.step():
             pass
-        low, high = known.improve(box, index[place], *sweep.concretise())
+        low, high = known.improve(box, index, *sweep.concretise())
         gained = torch.zeros_like(low)
         for i, rows in sweep.seen.items():
             lost = level[i][1].flatten(1)[box]
             gained = gained + (rows.flatten(2).abs() @ lost.to(rows.dtype).unsqueeze(2)).squeeze(2)
         still = ~(2 * gained <= WORTHWHILE * (high - low))
-        left[box.unsqueeze(1), index[place]] = still
+        left[box.unsqueeze(1), index] = still
         if bool(still.all()):  # the others may be expected to need it too
             break
     _two_sided(graph, node, state, table, left, known, intervals, deadline)
@@ -313,24 +317,51 @@ class _Known:
         return lower, upper
 
 
-def _start(
-    graph: Graph, node: Node, state: State, table: LineTable, box: Tensor, index: Tensor, intervals: Intervals, parallel: bool
-) -> Backward:
-    """A pass for entries `index` (groups, rows) of a node, already moved through its adjoint if it is affine.
+def _passes(
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    chosen: Tensor,
+    intervals: Intervals,
+    deadline: Deadline | None,
+    parallel: bool,
+) -> Iterator[tuple[Backward, Tensor, Tensor]]:
+    """Passes for chosen entries of a node, (batch, size) bool, just started, with their boxes (groups,) and entries (groups, rows).
 
-    Unless it is parallel, which bounds both sides, the negatives follow the entries.
+    Unless they are parallel, and bound both sides, the negatives follow the entries.
     """
-    count, rows = index.shape
-    sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
-    if isinstance(node.op, Affine):
-        parts = zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True)
-    else:
-        units = torch.zeros(index.numel(), node.size, dtype=graph.precision(node.id), device=index.device)
-        parts = zip((node.id,), (units.scatter_(1, index.reshape(-1, 1), 1.0).reshape(-1, *node.shape),), strict=True)
-    for source, part in parts:
-        part = part.reshape(count, rows, *part.shape[1:])
-        sweep.add(source, part if parallel else torch.cat([part, -part], dim=1))
-    return sweep
+    owner, index = chosen.nonzero(as_tuple=True)
+    tiles = tiling(graph, node, len(owner) / max(1, len(chosen)))
+    most = rows_at_once(graph, None if tiles is None else tiles.cost.entries)
+    if tiles is not None:
+        owner = owner * tiles.count + tiles.of(index)
+        order = owner.argsort(stable=True)
+        owner, index = owner[order], index[order]
+    for group, place in grouped(owner, most if parallel else most // 2):
+        if deadline is not None and deadline.expired():
+            return
+        entries = local = index[place]
+        box, window = group, None
+        if tiles is not None:
+            box, window = group // tiles.count, tiles.window(group % tiles.count)
+            local = tiles.local(entries, window)
+        count, rows = entries.shape
+        sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
+        for source, part, there in _first(graph, node, local, window):
+            sweep.add(source, part if parallel else torch.cat([part, -part], dim=1), there)
+        yield sweep, box, entries
+
+
+def _first(graph: Graph, node: Node, index: Tensor, window: Window | None) -> Iterable[tuple[int, Tensor, Window | None]]:
+    """Unit vectors for entries (groups, r) of a node, or of what lies in its window, moved through its adjoint if it is affine."""
+    if isinstance(node.op, Affine) and window is None:
+        parts = node.op.rows(index.flatten(), node.shape)
+        return ((i, part.reshape(*index.shape, *part.shape[1:]), None) for i, part in zip(node.inputs, parts, strict=True))
+    if isinstance(node.op, Affine) and window is not None and (behind := node.op.behind(window, node.shape)) is not None:
+        return zip(node.inputs, node.op.rows_within(index, window, node.shape), behind, strict=True)
+    shape = node.shape if window is None else window.within
+    return ((node.id, units(index.flatten(), shape, graph.precision(node.id)).reshape(*index.shape, *shape), window),)
 
 
 def _finite(bound: Tensor) -> Tensor:
@@ -338,9 +369,11 @@ def _finite(bound: Tensor) -> Tensor:
     return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
-def rows_at_once(graph: Graph) -> int:
-    """How many rows of multipliers make one matrix of the size that suits the device."""
-    mean = -(-graph.entries // len(graph.nodes))
+def rows_at_once(graph: Graph, entries: float | None = None) -> int:
+    """How many rows of multipliers make one matrix of the size that suits the device, of so many entries at a node or of all."""
+    mean = -(-graph.entries // len(graph.nodes)) if entries is None else math.ceil(entries)
+    fit = rows_that_fit(graph, None if entries is None else 4 * entries)
     # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
-    several = max((3 * graph.nodes[i].size // 4 for i, readings in graph.readings.items() if len(readings) > 1), default=0)
-    return max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8)) // 2 * 2
+    several = max((3 * graph.nodes[i].size // 4 for i, r in graph.readings.items() if len(r) > 1 and entries is None), default=0)
+    suits = max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8))
+    return max(2, min(suits, fit) // 2 * 2)

@@ -33,6 +33,7 @@ from milpverify.operators import (
     Select,
     Shape,
     Sum,
+    Transposed,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Builder:
         """Let the coefficients of all affine nodes but the first `since` nodes be rounded so much more."""
         for i in range(since, len(self.nodes)) if rounded else ():
             op = self.nodes[i].op
-            if isinstance(op, Linear | Conv | Scale | Select):
+            if isinstance(op, Linear | Conv | Transposed | Scale | Select):
                 self.nodes[i] = replace(self.nodes[i], op=replace(op, rounded=op.rounded + rounded))
 
     # Moving entries
@@ -210,6 +211,24 @@ class Builder:
             raise ValueError(f"a kernel of shape {kernels.shape} is larger than its input of shape {x.shape}")
         op = Conv(weights(kernels), stride, pads, dilation, groups, x.shape, rounded=constant.rounded)
         return self.add(op, [x], (x.shape[0], kernels.shape[0], *space))
+
+    def conv_transposed(
+        self,
+        x: Node,
+        weight: Array,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        crops: Sequence[tuple[int, int]],
+        groups: int,
+    ) -> Node:
+        """The transpose of a convolution with kernels (in, out / groups, *kernel) that begins at `crops`, which are not negative there."""
+        taps = zip(x.shape[2:], stride, dilation, weight.shape[2:], crops, strict=True)
+        space = [(n - 1) * s + d * (k - 1) + 1 - sum(crop) for n, s, d, k, crop in taps]
+        if min(space) < 1:
+            raise ValueError(f"nothing is left of a transposed convolution of a shape {x.shape} where {crops} are cut off")
+        shape = (x.shape[0], weight.shape[1] * groups, *space)
+        conv = Conv(weights(weight), tuple(stride), tuple(crops), tuple(dilation), groups, shape)
+        return self.add(Transposed(conv), [x], shape)
 
     # Nonlinearities
 
