@@ -18,7 +18,6 @@ from milpverify.propagation.cost import (
     FORWARD_RATE,
     backward_passes,
     forward_pass,
-    forward_suffices,
     is_dear,
     multiplications,
     undecided_backward,
@@ -34,8 +33,12 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.search.groups import Group
 
-SHARE, LEAST = 0.3, 1.0
-"""Of the time left, what backward passes may take, and seconds that they may take in any case."""
+SHARE, FEW_SHARE, LEAST = 0.3, 0.5, 1.0
+"""Of the time left, what backward passes may take, also where few inputs vary (where they spare thousands of
+boxes), and seconds that they may take in any case."""
+FIXED, ABOVE = 1e12, 3.0
+"""Multiplications that backward passes may take before boxes are bisected, whatever the time; and how far an estimate may be above what
+can be afforded: what one layer decides, the next need not look at."""
 LARGE = 20_000
 """Above this number of entries of all nodes matrices are multiplied in float32, which halves the time; bounds hold all the same."""
 
@@ -79,7 +82,7 @@ def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisecte
         return found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
 
     known: BatchBounds | None = None
-    last = Method.BACKWARD
+    last, share = Method.BACKWARD, SHARE
     if is_dear(graph):
         known = bound(Method.INTERVALS, deadline)
         yield Rung(Method.INTERVALS, 4.0 * sum(multiplications(graph)), group, known, first=True)
@@ -91,14 +94,16 @@ def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisecte
             known, last = bound(Method.FORWARD, deadline), Method.BOTH
             yield Rung(Method.FORWARD, forward, group, known)
             backward = backward_passes(graph, known.state, prepared.needed)
-            if bisected and few_inputs(group) and forward_suffices(forward, backward):  # smaller boxes are the better investment
-                return
+            if few_inputs(group):
+                share = FEW_SHARE
+                if bisected and backward > (ABOVE * share * deadline.remaining() * BACKWARD_RATE if clocked else FIXED):
+                    return  # smaller boxes are the better investment
         if bool(group.closed(known.margins).all()):
             return
         group, known = _open(group, known)
         prepared = Prepared.of(graph, group)
     estimate = undecided_backward(graph) if known is None else backward_passes(graph, known.state, prepared.needed)
-    until = deadline if known is None or not clocked else deadline.within(max(LEAST, SHARE * deadline.remaining()))
+    until = deadline if known is None or not clocked else deadline.within(max(LEAST, share * deadline.remaining()))
     found = bound(last, until)
     yield Rung(last, estimate, group, found, until.expired())
 

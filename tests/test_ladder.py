@@ -113,3 +113,9 @@ def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neuron
     box = mv.Box(np.full((3, 64, 64), 0.5), np.full((3, 64, 64), 0.5001))
     result = mv.verify(mv.Problem(net, box, unsafe="(and (>= Y_0 100) (>= Y_1 100))"), timeout=60.0)
     assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["intervals"]
+
+
+def test_backward_passes_are_preferred_where_they_spare_more_boxes_than_they_cost() -> None:
+    assert cost.forward_suffices(1.0, 10.0, varying=2, missing=1.0, left=1.0)
+    assert not cost.forward_suffices(1.0, 10.0, varying=4, missing=9.0, left=0.01)
+    assert cost.forward_suffices(1.0, 100.0, varying=2, missing=9.0, left=0.1)

@@ -27,6 +27,12 @@ BACKWARD_RATE, FORWARD_RATE = 3e10, 1e9
 """Multiplications a second of backward passes in float32 and of forward forms, on one core: rates of the kind, whatever the machine."""
 
 
+def row(graph: Graph, node: int) -> float:
+    """Multiplications of a backward pass for one row on a node; the first step takes the row of the node's own operator."""
+    own = multiplications(graph)
+    return sum(own[i] for i in graph.ancestors[node] if i != node)
+
+
 def undecided_backward(graph: Graph) -> float:
     """As `backward_passes`, where nothing is known and every pre-activation may be undecided."""
     own = multiplications(graph)
@@ -55,8 +61,8 @@ CHEAP = 3e9
 """Multiplications that all backward passes may take to need nothing before them: a tenth of a second."""
 FEW = 64
 """Inputs that may vary for forward forms, which carry a column for each."""
-TIMES = 5.0
-"""So much faster forward forms must be than backward passes to be all that a box gets where few inputs vary."""
+ORDER = 3.0
+"""The power of the width of a box, at most, that what forward forms lose falls with."""
 
 
 def is_dear(graph: Graph) -> bool:
@@ -64,6 +70,13 @@ def is_dear(graph: Graph) -> bool:
     return undecided_backward(graph) > CHEAP
 
 
-def forward_suffices(forward: float, backward: float) -> bool:
-    """Whether forward forms are so much cheaper than backward passes, by their multiplications, that boxes are bisected with them."""
-    return backward / BACKWARD_RATE > TIMES * forward / FORWARD_RATE
+def forward_suffices(forward: float, backward: float, varying: int, missing: float, left: float) -> bool:
+    """Whether boxes are bisected with forward forms sooner until these are as good as backward passes, than those are made.
+
+    Args:
+        forward, backward: seconds that either takes for a box.
+        varying: inputs that vary.
+        missing, left: how far below 0 the margin of that box is by either, > 0.
+    """
+    boxes = float((missing / left) ** (varying / ORDER))
+    return boxes * forward <= backward

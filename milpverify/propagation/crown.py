@@ -18,6 +18,7 @@ from torch import Tensor
 from milpverify.arithmetic.rounding import U64, UNIT_ROUNDOFF
 from milpverify.operators import Affine
 from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
+from milpverify.propagation.cost import CHEAP, row
 from milpverify.propagation.interval import charged, input_state, step
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
@@ -26,7 +27,7 @@ from milpverify.relaxations.registry import univariate
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
@@ -37,6 +38,9 @@ CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 """How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
 WORTHWHILE = 0.005
 """Of a neuron's width, what a two-sided pass should gain after one with a slope for both sides."""
+SAMPLE, DEAR, GAINS = 32, 1e6, 0.5
+"""Entries of a layer whose rows take so many multiplications each are tried first where forward forms have bounded them: the others
+follow if the sample gains so much of its width (an entry that is decided, all of it)."""
 
 
 def crown(
@@ -82,6 +86,7 @@ def crown(
     # What a ball excludes the box's ranges do not tell.
     useful = screened and len(lower) and graph.ball is None
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
+    sampled = carried is not None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, wide)
         if known is not None and node.id in known:
@@ -100,11 +105,11 @@ def crown(
         if node.id in targets and not (deadline and deadline.expired()):
             mine, quick = needed.get(node.id), fast.nodes[node.id]
             if node.id in screened:
-                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline))
+                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline, sampled))
             if node.id in smooth:
                 bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, mine, deadline)
             else:
-                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline)
+                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline, sampled)
             _improve(state, coarse, node.id, bounds)
             if sharpen is not None:
                 _improve(state, coarse, node.id, sharpen(node, state, table))
@@ -183,28 +188,60 @@ def _screened(
     gram: Gram | None,
     needed: Tensor | None,
     deadline: Deadline | None,
+    sampled: bool,
 ) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
     functions = functions_of(graph, node.id)
     known = _Known(state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
         left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
-        owner, index = left.nonzero(as_tuple=True)
-        for box, place in grouped(owner, rows_at_once(graph)):
-            if deadline is not None and deadline.expired():
-                break
-            sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
-            screen(sweep, functions, gram, index[place], known.improve)
+        for owner, index in _parts(graph, node, state, left, known, sampled):
+            for box, place in grouped(owner, rows_at_once(graph)):
+                if deadline is not None and deadline.expired():
+                    break
+                sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
+                screen(sweep, functions, gram, index[place], known.improve)
     return known.bounds
 
 
+def _parts(graph: Graph, node: Node, state: State, chosen: Tensor, known: _Known, sampled: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chosen entries (batch, size) bool as boxes and places: all, or where they are dear a sample, and the others if that gained much.
+
+    Args:
+        known: of the node, which the passes improve.
+        sampled: whether the entries have been bounded by something other than intervals, so that a pass may gain next to nothing.
+    """
+    owner, index = chosen.nonzero(as_tuple=True)
+    if not sampled or len(owner) < 4 * SAMPLE or (each := row(graph, node.id)) < DEAR or len(owner) * each < CHEAP:
+        yield owner, index
+        return
+    first = torch.zeros_like(owner, dtype=torch.bool)
+    first[:: len(owner) // SAMPLE] = True
+    at = owner[first], index[first]
+    before = known.high[at] - known.low[at]
+    yield at
+    low, high = known.low, known.high
+    left = undecided(graph, node.id, state, low, high)[at]
+    gained = 1.0 - ((high[at] - low[at]) / before).nan_to_num(1.0, 0.0, 0.0)
+    if float(torch.where(left, gained, 1.0).mean()) >= GAINS:
+        yield owner[~first], index[~first]
+
+
 def _refined(
-    graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, needed: Tensor | None, deadline: Deadline | None
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    intervals: Intervals,
+    needed: Tensor | None,
+    deadline: Deadline | None,
+    sampled: bool,
 ) -> Bounds:
     """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
     known = _Known(state[node.id])
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    _two_sided(graph, node, state, table, left, known, intervals, deadline)
+    for part in _parts(graph, node, state, left, known, sampled):
+        _two_sided(graph, node, state, table, part, known, intervals, deadline)
     return known.bounds
 
 
@@ -213,13 +250,13 @@ def _two_sided(
     node: Node,
     state: State,
     table: LineTable,
-    chosen: Tensor,
+    chosen: tuple[Tensor, Tensor],
     known: _Known,
     intervals: Intervals,
     deadline: Deadline | None,
 ) -> None:
-    """A pass for both sides of the chosen neurons, (batch, size) bool."""
-    owner, index = chosen.nonzero(as_tuple=True)
+    """A pass for both sides of the chosen neurons: boxes, ascending, and places."""
+    owner, index = chosen
     for box, place in grouped(owner, rows_at_once(graph) // 2):
         if deadline is not None and deadline.expired():
             break
@@ -277,7 +314,8 @@ def _levelled(
         left[box.unsqueeze(1), index[place]] = still
         if bool(still.all()):  # the others may be expected to need it too
             break
-    _two_sided(graph, node, state, table, left, known, intervals, deadline)
+    owner, index = left.nonzero(as_tuple=True)
+    _two_sided(graph, node, state, table, (owner, index), known, intervals, deadline)
     return known.bounds
 
 
