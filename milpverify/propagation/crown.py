@@ -54,6 +54,7 @@ def crown(
     carried: Carried | None = None,
     sharpen: Callable[[Node, State, LineTable], Bounds] | None = None,
     needed: Needed = EVERYTHING,
+    screened_before: bool = True,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -69,6 +70,7 @@ def crown(
         carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
         sharpen: better bounds of a variable, from the state and the lines of what is before it.
         needed: the entries that matter; the others keep their interval bounds.
+        screened_before: what is known comes from passes like these: what it leaves undecided, parallel slopes rarely decide.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -81,8 +83,8 @@ def crown(
     functions = {i: functions_of(graph, i) for i in targets}
     smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
     level: Level = {}
-    # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
-    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())
+    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
+    screened -= set(known or ()) if screened_before else set()
     # What a ball excludes the box's ranges do not tell.
     useful = screened and len(lower) and graph.ball is None
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
