@@ -10,7 +10,6 @@ bounds both sides of every neuron, and only those whose bounds slopes of their o
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,28 +17,24 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNIT_ROUNDOFF
-from milpverify.operators import Affine, Window
-from milpverify.operators.core import units
 from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.propagation.interval import charged, input_state, step
 from milpverify.propagation.memory import rows_that_fit
-from milpverify.propagation.patches import tiling
+from milpverify.propagation.passes import Known, finite, parts, passes
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
-from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
+from milpverify.propagation.screening import Gram, functions_of, inexact, screen, undecided
 from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State, rows_of_lines
 from milpverify.relaxations.registry import univariate
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
     from milpverify.propagation.forward import Carried
     from milpverify.propagation.relevance import Needed
 
-CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
 WORTHWHILE = 0.005
 """Of a neuron's width, what a two-sided pass should gain after one with a slope for both sides."""
 
@@ -55,6 +50,7 @@ def crown(
     carried: Carried | None = None,
     sharpen: Callable[[Node, State, LineTable], Bounds] | None = None,
     needed: Needed = EVERYTHING,
+    screened_before: bool = True,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -70,6 +66,7 @@ def crown(
         carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
         sharpen: better bounds of a variable, from the state and the lines of what is before it.
         needed: the entries that matter; the others keep their interval bounds.
+        screened_before: what is known comes from passes like these: what it leaves undecided, parallel slopes rarely decide.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -82,11 +79,12 @@ def crown(
     functions = {i: functions_of(graph, i) for i in targets}
     smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
     level: Level = {}
-    # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
-    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())
+    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
+    screened -= set(known or ()) if screened_before else set()
     # What a ball excludes the box's ranges do not tell.
     useful = screened and len(lower) and graph.ball is None
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
+    sampled = carried is not None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, wide)
         if known is not None and node.id in known:
@@ -105,11 +103,11 @@ def crown(
         if node.id in targets and not (deadline and deadline.expired()):
             mine, quick = needed.get(node.id), fast.nodes[node.id]
             if node.id in screened:
-                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline))
+                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline, sampled))
             if node.id in smooth:
                 bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, mine, deadline)
             else:
-                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline)
+                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline, sampled)
             _improve(state, coarse, node.id, bounds)
             if sharpen is not None:
                 _improve(state, coarse, node.id, sharpen(node, state, table))
@@ -171,7 +169,7 @@ def bound_rows(
     while sweep.step():
         pass
     least = [sweep.concretise()[0], *([] if sweep.region is None else [sweep.concretise(confined=False)[0]])]
-    lower, *others = (_finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
+    lower, *others = (finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
     return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, *(others or [lower]))
 
@@ -199,24 +197,34 @@ def _screened(
     gram: Gram | None,
     needed: Tensor | None,
     deadline: Deadline | None,
+    sampled: bool,
 ) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
     functions = functions_of(graph, node.id)
-    known = _Known(state[node.id])
+    known = Known(state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
         left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
-        for sweep, _, index in _passes(graph, node, state, parallel, left, intervals, deadline, parallel=True):
-            screen(sweep, functions, gram, index, known.improve)
+        for part in parts(graph, node, state, left, known, sampled):
+            for sweep, _, index in passes(graph, node, state, parallel, part, intervals, deadline, parallel=True):
+                screen(sweep, functions, gram, index, known.improve)
     return known.bounds
 
 
 def _refined(
-    graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, needed: Tensor | None, deadline: Deadline | None
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    intervals: Intervals,
+    needed: Tensor | None,
+    deadline: Deadline | None,
+    sampled: bool,
 ) -> Bounds:
     """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
-    known = _Known(state[node.id])
+    known = Known(state[node.id])
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    _two_sided(graph, node, state, table, left, known, intervals, deadline)
+    for part in parts(graph, node, state, left, known, sampled):
+        _two_sided(graph, node, state, table, part, known, intervals, deadline)
     return known.bounds
 
 
@@ -225,17 +233,23 @@ def _two_sided(
     node: Node,
     state: State,
     table: LineTable,
-    chosen: Tensor,
-    known: _Known,
+    chosen: tuple[Tensor, Tensor],
+    known: Known,
     intervals: Intervals,
     deadline: Deadline | None,
 ) -> None:
-    """A pass for both sides of the chosen neurons, (batch, size) bool."""
-    for sweep, box, index in _passes(graph, node, state, table, chosen, intervals, deadline, parallel=False):
+    """A pass for both sides of the chosen neurons: boxes, ascending, and places."""
+    for sweep, box, index in passes(graph, node, state, table, chosen, intervals, deadline, parallel=False):
         while sweep.step():
             pass
         below, above = sweep.concretise()[0].chunk(2, dim=1)
         known.improve(box, index, below, -above)
+
+
+def _places(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Chosen entries (batch, size) bool as boxes, ascending, and places."""
+    box, place = chosen.nonzero(as_tuple=True)
+    return box, place
 
 
 Level = dict[int, tuple[Lines, Tensor]]
@@ -265,10 +279,10 @@ def _levelled(
     deadline: Deadline | None,
 ) -> Bounds:
     """Bounds of a pre-activation node by a pass with one slope for both sides, and by a two-sided one where that should gain much."""
-    known = _Known(state[node.id])
+    known = Known(state[node.id])
     shared = {i: around for i, (around, _) in level.items()}
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    for sweep, box, index in _passes(graph, node, state, shared, left, intervals, deadline, parallel=True):
+    for sweep, box, index in passes(graph, node, state, shared, _places(left), intervals, deadline, parallel=True):
         sweep.seen = {}
         while sweep.step():
             pass
@@ -281,99 +295,5 @@ def _levelled(
         left[box.unsqueeze(1), index] = still
         if bool(still.all()):  # the others may be expected to need it too
             break
-    _two_sided(graph, node, state, table, left, known, intervals, deadline)
+    _two_sided(graph, node, state, table, _places(left), known, intervals, deadline)
     return known.bounds
-
-
-class _Known:
-    """What is known of one node so far: `low` and `high` (batch, size), improved in place."""
-
-    def __init__(self, node: NodeState) -> None:
-        self.node = node
-        bounds = node.bounds
-        self.low, self.high = (side.flatten(1).clone(memory_format=torch.contiguous_format) for side in (bounds.lower, bounds.upper))
-
-    @property
-    def bounds(self) -> Bounds:
-        """The bounds as they are now."""
-        shape = self.node.bounds.lower.shape
-        return Bounds(self.low.reshape(shape), self.high.reshape(shape))
-
-    def improve(self, box: Tensor, index: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in bounds of the deviations of entries `index` (groups, rows) on boxes (groups,), with the node's charges.
-
-        Returns:
-            the bounds of these entries as they are then known, (groups, rows).
-        """
-        place = box.unsqueeze(1) * self.low.shape[1] + index
-        center = self.node.center.flatten()[place]
-        charge = self.node.charge.flatten()[place] if self.node.charge is not None else 0.0
-        lost = charge * (1 + 2.0**-40) + 4 * U64 * center.abs()
-        lower = torch.maximum(self.low.view(-1)[place], _finite(center + lower - (lost + 4 * U64 * lower.abs())))
-        upper = torch.minimum(self.high.view(-1)[place], -_finite(-center - upper - (lost + 4 * U64 * upper.abs())))
-        # Padding repeats entries: the best of them is taken, whatever the order in which they are written.
-        self.low.view(-1).scatter_reduce_(0, place.flatten(), lower.flatten(), "amax")
-        self.high.view(-1).scatter_reduce_(0, place.flatten(), upper.flatten(), "amin")
-        return lower, upper
-
-
-def _passes(
-    graph: Graph,
-    node: Node,
-    state: State,
-    table: LineTable,
-    chosen: Tensor,
-    intervals: Intervals,
-    deadline: Deadline | None,
-    parallel: bool,
-) -> Iterator[tuple[Backward, Tensor, Tensor]]:
-    """Passes for chosen entries of a node, (batch, size) bool, just started, with their boxes (groups,) and entries (groups, rows).
-
-    Unless they are parallel, and bound both sides, the negatives follow the entries.
-    """
-    owner, index = chosen.nonzero(as_tuple=True)
-    tiles = tiling(graph, node, len(owner) / max(1, len(chosen)))
-    most = rows_at_once(graph, None if tiles is None else tiles.cost.entries)
-    if tiles is not None:
-        owner = owner * tiles.count + tiles.of(index)
-        order = owner.argsort(stable=True)
-        owner, index = owner[order], index[order]
-    for group, place in grouped(owner, most if parallel else most // 2):
-        if deadline is not None and deadline.expired():
-            return
-        entries = local = index[place]
-        box, window = group, None
-        if tiles is not None:
-            box, window = group // tiles.count, tiles.window(group % tiles.count)
-            local = tiles.local(entries, window)
-        count, rows = entries.shape
-        sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
-        for source, part, there in _first(graph, node, local, window):
-            sweep.add(source, part if parallel else torch.cat([part, -part], dim=1), there)
-        yield sweep, box, entries
-
-
-def _first(graph: Graph, node: Node, index: Tensor, window: Window | None) -> Iterable[tuple[int, Tensor, Window | None]]:
-    """Unit vectors for entries (groups, r) of a node, or of what lies in its window, moved through its adjoint if it is affine."""
-    if isinstance(node.op, Affine) and window is None:
-        parts = node.op.rows(index.flatten(), node.shape)
-        return ((i, part.reshape(*index.shape, *part.shape[1:]), None) for i, part in zip(node.inputs, parts, strict=True))
-    if isinstance(node.op, Affine) and window is not None and (behind := node.op.behind(window, node.shape)) is not None:
-        return zip(node.inputs, node.op.rows_within(index, window, node.shape), behind, strict=True)
-    shape = node.shape if window is None else window.within
-    return ((node.id, units(index.flatten(), shape, graph.precision(node.id)).reshape(*index.shape, *shape), window),)
-
-
-def _finite(bound: Tensor) -> Tensor:
-    """A lower bound with NaN (from overflow) replaced by what is known then: nothing."""
-    return torch.where(torch.isnan(bound), -torch.inf, bound)
-
-
-def rows_at_once(graph: Graph, entries: float | None = None) -> int:
-    """How many rows of multipliers make one matrix of the size that suits the device, of so many entries at a node or of all."""
-    mean = -(-graph.entries // len(graph.nodes)) if entries is None else math.ceil(entries)
-    fit = rows_that_fit(graph, None if entries is None else 4 * entries)
-    # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
-    several = max((3 * graph.nodes[i].size // 4 for i, r in graph.readings.items() if len(r) > 1 and entries is None), default=0)
-    suits = max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8))
-    return max(2, min(suits, fit) // 2 * 2)

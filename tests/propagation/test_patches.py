@@ -9,8 +9,8 @@ from random_graphs import Builder, boxes, sample
 from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import Conv, Permute, Reshape, Scale, Sum, Window
 from milpverify.operators.window import filled
-from milpverify.propagation import crown as crown_module
 from milpverify.propagation import memory
+from milpverify.propagation import passes as passes_module
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.patches import Tiling, cost, tiling
 from milpverify.propagation.screening import Gram
@@ -70,9 +70,9 @@ def test_windows_come_to_the_bounds_of_whole_rows(size: int, inner: torch.dtype 
         used.add(node.id)
         return Tiling(node.shape, axes, tile, cost(graph, node, node.shape, axes, tile))
 
-    monkeypatch.setattr(crown_module, "tiling", lambda *_: None)
+    monkeypatch.setattr(passes_module, "tiling", lambda *_: None)
     plain, _ = crown(graph, lower, upper, dtype, inner=inner)
-    monkeypatch.setattr(crown_module, "tiling", tiled)
+    monkeypatch.setattr(passes_module, "tiling", tiled)
     found, _ = crown(graph, lower, upper, dtype, inner=inner)
     assert len(used) >= 3
     close = {"rtol": 0.0, "atol": 1e-10 if inner is None else 1e-4}
@@ -137,7 +137,7 @@ def test_rows_that_do_not_fit_go_back_in_parts(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(parts.lower, whole.lower)
     monkeypatch.setitem(memory.BUDGET, "cpu", 1)
     again, _ = crown(graph, lower, upper, torch.float64)
-    assert crown_module.rows_at_once(graph) == 2
+    assert passes_module.rows_at_once(graph) == 2
     for i, known in state.items():
         torch.testing.assert_close(again[i].bounds.lower, known.bounds.lower, rtol=0.0, atol=1e-10)
 
