@@ -35,8 +35,15 @@ def test_adjoints_are_transposes(dtype: torch.dtype) -> None:
         x = torch.randn(3, *op.in_shape, dtype=dtype, requires_grad=True)
         y = op.linear([x])
         v = torch.randn_like(y)
+        dense = torch.stack(
+            [op.adjoint(unit.unsqueeze(0))[0].flatten() for unit in torch.eye(y[0].numel(), dtype=dtype).reshape(-1, *y.shape[1:])]
+        )
+        torch.testing.assert_close(y.flatten(1), x.flatten(1) @ dense.T, rtol=1e-4, atol=1e-4)
         (expected,) = torch.autograd.grad(y, x, v)
         torch.testing.assert_close(op.adjoint(v)[0], expected, rtol=1e-4, atol=1e-4)
+        u = torch.randn_like(x)
+        w = v.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(op.adjoint(w)[0], w, u)[0], op.linear([u.detach()]), rtol=1e-4, atol=1e-4)
         forms.add(op._flips)
     assert forms == {True, False}
 
