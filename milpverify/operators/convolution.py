@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from milpverify.operators.core import Affine, Shape, Weighted
 from milpverify.operators.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -30,6 +30,19 @@ FEW_OUT, FEW_IN = 16, 12
 so many input channels (with their share of the zeros that fill up strides) where there is: 1.4 to 5 times, on one core with AVX-512."""
 MORE = 2
 """In float64, where so many times more channels result from a flipped kernel than enter it: 1.2 to 7 times."""
+
+
+class _Map(torch.autograd.Function):
+    """A linear map whose gradients go through a transpose that is given: torch's own has not the form that is fastest."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return there(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(gradients[0]), None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +59,25 @@ class Conv(Weighted, Affine):
     rounded: int = 0
 
     def linear(self, xs: Sequence[Tensor]) -> Tensor:
-        x = xs[0]
+        return self._along(xs[0], self._linear, self._adjoint)
+
+    def _linear(self, x: Tensor) -> Tensor:
         flat = F.pad(x.flatten(0, 1), [p for pair in reversed(self.pads) for p in pair])
         y = CONVOLVED[len(self.stride) - 1](flat, self.weight, None, self.stride, 0, self.dilation, self.groups)
         return y.reshape(x.shape[0], self.in_shape[0], *y.shape[1:])
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
-        return (self._within(self._spread(y.flatten(0, 1))).reshape(y.shape[0], *self.in_shape),)
+        return (self._along(y, self._adjoint, self._linear),)
+
+    def _along(self, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        """One way; gradients that may come back take the other."""
+        if not (x.requires_grad and self._flips):
+            return there(x)
+        moved: Tensor = _Map.apply(x, there, back)  # type: ignore[no-untyped-call]
+        return moved
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._within(self._spread(y.flatten(0, 1))).reshape(y.shape[0], *self.in_shape)
 
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
         return (self._within(self._kernels(index, shape).flatten(0, 1)).reshape(len(index), *self.in_shape),)

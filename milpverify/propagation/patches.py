@@ -55,7 +55,7 @@ class Tiling:
 
     def of(self, index: Tensor) -> Tensor:
         """The tiles of flat entries."""
-        places = torch.unravel_index(index, self.shape)
+        places = places_of(index, self.shape)
         found = torch.zeros_like(index)
         for axis, t, n in zip(self.axes, self.tile, self.counts, strict=True):
             found = found * n + places[axis] // t
@@ -64,18 +64,27 @@ class Tiling:
     def window(self, tile: Tensor) -> Window:
         """The windows that are some tiles; at the ends of axes they overlap with those before."""
         starts = []
-        for place, axis, t in zip(torch.unravel_index(tile, self.counts), self.axes, self.tile, strict=True):
+        for place, axis, t in zip(places_of(tile, self.counts), self.axes, self.tile, strict=True):
             starts.append((place * t).clamp(max=self.shape[axis] - t))
         return Window(self.shape, self.axes, torch.stack(starts, dim=1), self.tile)
 
     def local(self, index: Tensor, window: Window) -> Tensor:
         """Flat entries (groups, rows) as entries of what lies in their windows."""
         found = torch.zeros_like(index)
-        for axis, (place, n) in enumerate(zip(torch.unravel_index(index, self.shape), window.within, strict=True)):
+        for axis, (place, n) in enumerate(zip(places_of(index, self.shape), window.within, strict=True)):
             if axis in self.axes:
                 place = place - window.start[:, self.axes.index(axis)].unsqueeze(1)
             found = found * n + place
         return found
+
+
+def places_of(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Per axis, where flat entries lie (torch's own imports a computer algebra system)."""
+    places = []
+    for count in reversed(shape):
+        places.append(index % count)
+        index = index // count
+    return tuple(reversed(places))
 
 
 _KNOWN: WeakKeyDictionary[Graph, dict[tuple[int, tuple[int, ...], tuple[int, ...]], Cost]] = WeakKeyDictionary()
@@ -123,7 +132,7 @@ def cost(graph: Graph, node: Node, shape: tuple[int, ...], axes: tuple[int, ...]
     known = _KNOWN.setdefault(graph, {})
     key = node.id, axes, tile
     if key not in known:
-        start = Window(shape, axes, torch.zeros(1, len(axes), dtype=torch.int64), tile) if axes else None
+        start = Window(shape, axes, torch.zeros(1, len(axes), dtype=torch.int64, device="cpu"), tile) if axes else None
         known[key] = _cost(graph, node, start)
     return known[key]
 
