@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SHARE, FEW_SHARE, LEAST = 0.3, 0.5, 1.0
 """Of the time left, what backward passes may take, also where few inputs vary and they spare thousands of boxes, and seconds that they
 may take in any case."""
-FIXED, ABOVE = 1e12, 3.0
+FIXED, ABOVE = 3e11, 3.0
 """Multiplications that backward passes may take where no clock may be asked, and how far an estimate may be above what can be afforded:
 what one layer decides, the next need not look at."""
 PART, GROWTH = 3e10, 3.0
