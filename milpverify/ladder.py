@@ -7,6 +7,7 @@ together are cheap there is one rung only. Where they are not to be afforded the
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,12 @@ if TYPE_CHECKING:
 SHARE, FEW_SHARE, LEAST = 0.3, 0.5, 1.0
 """Of the time left, what backward passes may take, also where few inputs vary and they spare thousands of boxes, and seconds that they
 may take in any case."""
-FIXED, ABOVE = 1e12, 3.0
+FIXED, ABOVE = 3e11, 3.0
 """Multiplications that backward passes may take where no clock may be asked, and how far an estimate may be above what can be afforded:
 what one layer decides, the next need not look at."""
-PARTS = 0.1, 0.3, 0.6
-"""Shares of what can be afforded that go to the neurons which loosen the margin most, part by part: what one finds, the next is told."""
+PART, GROWTH = 3e10, 3.0
+"""Multiplications that the neurons which loosen the margin most get first, a second's, and the factor between one rung for them and the
+next: what little decides takes little time, whatever the limit."""
 LARGE = 20_000
 """Above this number of entries of all nodes matrices are multiplied in float32, which halves the time; bounds hold all the same."""
 
@@ -98,7 +100,9 @@ def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisecte
         if box.backward > ABOVE * most:  # smaller boxes are the better investment
             return
     else:
-        yield from box.loosest(last, until, most, clocked)
+        for rung in box.loosest(last, until, most, clocked):
+            most -= rung.multiplications
+            yield rung
         if box.closed or box.backward > ABOVE * most:
             return
     yield box.rung(last, box.backward, until)
@@ -147,12 +151,10 @@ class _Box:
         return Rung(name, estimate, self.group, self.known, method not in (Method.INTERVALS, Method.FORWARD) and until.expired())
 
     def loosest(self, method: Method, until: Deadline, most: float, clocked: bool) -> Iterator[Rung]:
-        """Passes for the neurons that loosen the margin most, part by part while those for all are dearer than can be afforded."""
-        rate = most / max(until.remaining(), 1e-9) if clocked else 1.0
-        for k, part in enumerate(PARTS):
-            if until.expired() or self.closed or self.known is None or self.backward <= (ABOVE if k else 1.0) * most:
-                return
-            can = min(part * most, rate * until.remaining()) if clocked else part * most
+        """Passes for the neurons that loosen the margin most, part by part while those for all take several times as much."""
+        part, rate = PART, BACKWARD_RATE
+        while not (until.expired() or self.closed or self.known is None or self.backward <= ABOVE * min(part, most)):
+            can = min(part, most, rate * until.remaining() if clocked else math.inf)
             now, rows = self.known, self.group.y_rows
             chosen, estimate = loosest(self.graph, now.state, now.table, rows, self.prepared.needed, can, self.done, self.dtype)
             if not estimate:
@@ -160,7 +162,7 @@ class _Box:
             self.done = {i: mask | self.done[i] if i in self.done else mask for i, mask in chosen.items()}
             began = time.monotonic()
             found = self.rung(method, estimate, until, chosen)
-            rate = estimate / max(time.monotonic() - began, 1e-9)
+            part, most, rate = GROWTH * part, most - estimate, estimate / max(time.monotonic() - began, 1e-9)
             yield found
 
     @property
