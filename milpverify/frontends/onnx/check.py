@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from milpverify.frontends.lowering.comparison import Comparison, comparable_points
+from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
+from milpverify.frontends.lowering.constants import Array
 from milpverify.frontends.onnx.node import describe
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.graph import Graph
@@ -12,7 +13,7 @@ from milpverify.spec import Box
 
 
 def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None:
-    """Compare the graph with ONNX Runtime at the centre, at three corners and at random points of the box.
+    """Compare the graph with ONNX Runtime at the centre, at corners and at random points of the box.
 
     Raises:
         InvalidModel: they differ beyond rounding, or ONNX Runtime cannot run the network. The message names the first node.
@@ -25,10 +26,12 @@ def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None
     runtime = OnnxRuntime(model.SerializeToString() + more.SerializeToString())
     points, largest = comparable_points(graph, box, seed)
     names = [spec.name for spec in graph.outputs] + extra
-    runs = [dict(zip(names, runtime.tensors(x), strict=True)) for x in points]
+
+    def run(x: Array) -> Run:
+        return dict(zip(names, runtime.tensors(x), strict=True))
 
     def describe_tensor(name: str) -> str:
         source = next((describe(n) for n in model.graph.node if name in n.output), "the input")
         return f"{source}, tensor '{name}'"
 
-    Comparison(graph, "ONNX Runtime", describe_tensor).judge_runs(points, runs, largest)
+    Comparison(graph, "ONNX Runtime", describe_tensor).judge_runs(points, run, largest)
