@@ -35,7 +35,7 @@ TINY = 2.0**-126
 """What underflow can cost an operation, amply."""
 PART = 8
 """The part of a sum that is formed first: one channel in so many."""
-WORK, FEWEST = 3e8, 2
+WORK, FEWEST = 1e8, 2
 """Multiplications of runs at all points together, and how many points there are at least."""
 TOGETHER = 2**21
 """Entries of all nodes, at the points that are compared at a time."""
