@@ -69,14 +69,16 @@ class SparseLinear(Affine):
     def of(dense: Linear) -> SparseLinear | None:
         """A matrix as a sparse one, where that pays."""
         weight = dense.weight
-        if weight.numel() < FEWEST or int(weight.count_nonzero()) > SPARSE * weight.numel():
+        if weight.numel() < FEWEST:
             return None
-        if weight.is_contiguous():
-            row, column = weight.nonzero(as_tuple=True)
-        else:  # by columns, as it lies
-            column, row = weight.T.nonzero(as_tuple=True)
-            order = row.argsort(stable=True)
-            row, column = row[order], column[order]
+        lies = weight if (by_rows := weight.is_contiguous()) else weight.T.contiguous()
+        most = SPARSE * weight.numel()
+        if int(lies[: len(lies) // 8].count_nonzero()) > most or int(lies.count_nonzero()) > most:  # a part tells mostly
+            return None
+        row, column = lies.nonzero(as_tuple=True)
+        if not by_rows:
+            order = column.argsort(stable=True)
+            row, column = column[order], row[order]
         return SparseLinear(weight[row, column], row, column, (weight.shape[0], weight.shape[1]), dense.bias, dense.rounded)
 
     @cached_property

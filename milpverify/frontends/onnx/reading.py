@@ -33,13 +33,12 @@ class Source:
 
 
 def read_network(path: str | Path) -> tuple[Graph, Source]:
-    """The graph of a network file, and its source. Of large networks the model is gone, which holds their weights once more.
+    """The graph of a network file, and its source. The model, which holds the weights once more, is gone then.
 
     Raises:
         InvalidModel, UnsupportedOperator: as `read_onnx` and `lower`.
     """
-    data = _bytes(path)
-    model = _model(data, path)
+    model, data = _read(path)
     return lower(model), Source.of(model, data)
 
 
@@ -49,34 +48,31 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     Raises:
         InvalidModel: the file is missing, truncated or no ONNX network.
     """
-    return _model(_bytes(path), path)
+    return _read(path)[0]
 
 
-def _bytes(path: str | Path) -> bytes:
-    """A network's bytes, with the weights that lie in files of their own."""
+def _read(path: str | Path) -> tuple[onnx.ModelProto, bytes | None]:
+    """The model, and its bytes, unless weights lie in files of their own, which only an uncompressed network can name."""
     path = Path(path)
+    packed = path.suffix == ".gz"
+    data: bytes | None
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            return gzip.decompress(data)
-        if b"location" in data:  # as a key says of such weights
-            data = onnx.load(path).SerializeToString()
+        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        model = onnx.load_model_from_string(data)
+        if not packed and _external(model):
+            model, data = onnx.load(path), None
     except FileNotFoundError as error:
         raise InvalidModel(f"there is no network file {error.filename or path}") from error
     except (OSError, EOFError, zlib.error, DecodeError, onnx.checker.ValidationError) as error:
-        raise _refusal(path, error) from error
-    return data
-
-
-def _model(data: bytes, path: str | Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise _refusal(path, error) from error
+        raise InvalidModel(f"{path} is truncated or no ONNX network: {error}") from error
     if not model.graph.output or not model.opset_import:
-        raise _refusal(path, "it has no outputs or no opset version")
-    return model
+        raise InvalidModel(f"{path} is truncated or no ONNX network: it has no outputs or no opset version")
+    return model, data
 
 
-def _refusal(path: str | Path, why: object) -> InvalidModel:
-    return InvalidModel(f"{path} is truncated or no ONNX network: {why}")
+def _external(model: onnx.ModelProto) -> bool:
+    """Whether tensors may lie in files of their own: those of nodes say so by the key "location"."""
+    nodes = (node for part in (model.graph, *model.functions) for node in part.node)
+    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer) or any(
+        b"location" in node.SerializeToString() for node in nodes
+    )
