@@ -69,9 +69,16 @@ class SparseLinear(Affine):
     def of(dense: Linear) -> SparseLinear | None:
         """A matrix as a sparse one, where that pays."""
         weight = dense.weight
-        if weight.numel() < FEWEST or int((weight != 0).sum()) > SPARSE * weight.numel():
+        if weight.numel() < FEWEST:
             return None
-        row, column = weight.nonzero(as_tuple=True)
+        lies = weight if (by_rows := weight.is_contiguous()) else weight.T.contiguous()
+        most = SPARSE * weight.numel()
+        if int(lies[: len(lies) // 8].count_nonzero()) > most or int(lies.count_nonzero()) > most:  # a part tells mostly
+            return None
+        row, column = lies.nonzero(as_tuple=True)
+        if not by_rows:
+            order = column.argsort(stable=True)
+            row, column = column[order], row[order]
         return SparseLinear(weight[row, column], row, column, (weight.shape[0], weight.shape[1]), dense.bias, dense.rounded)
 
     @cached_property
