@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from milpverify.search.groups import Group
 
 FIRST, AGAIN = 4000, 8
-"""Subproblems before the first comparison (easy problems end earlier), and the factor between one and the next."""
+"""Subproblems before the first comparison (easy problems end earlier), or as many fewer as are estimated to take
+`FIRST_SECONDS`; and the factor between one and the next."""
+FIRST_SECONDS = 1.2
 SAMPLE, SMALLEST = 256, 8
 """Boxes that methods are compared on: fewer where they are dear, and then later."""
 SHARE = 0.1

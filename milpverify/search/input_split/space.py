@@ -18,7 +18,7 @@ from milpverify.search.batch_size import LARGEST, BatchSize
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch
 from milpverify.search.branch_and_bound import Space
 from milpverify.search.effort import Effort
-from milpverify.search.input_split.bounding_method import MethodChoice
+from milpverify.search.input_split.bounding_method import FIRST_SECONDS, MethodChoice
 from milpverify.search.input_split.boxes import Boxes, Inheritance
 from milpverify.search.input_split.candidate_points import try_points
 from milpverify.search.input_split.clip import clip, least
@@ -59,6 +59,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches.forward, switches.deterministic)
         self.effort = Effort.of_boxes(graph, self.method.first)
         self.batch.expect(self.effort.each)
+        self.method.next = int(min(self.method.next, self.effort.subproblems(FIRST_SECONDS)))
         self.began = context.clock()
         self.finisher = Finisher(context, group, self.effort, self.prepared)
         first = torch.zeros(1, dtype=torch.long, device=graph.device)
