@@ -142,6 +142,16 @@ def test_rows_that_do_not_fit_go_back_in_parts(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(again[i].bounds.lower, known.bounds.lower, rtol=0.0, atol=1e-10)
 
 
+def test_boxes_that_do_not_fit_are_not_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = network()
+    many = memory.boxes_that_fit(graph)
+    assert memory.boxes_that_fit(graph, varying=40) < many
+    monkeypatch.setitem(memory.BUDGET, "cpu", memory.BUDGET["cpu"] // 2)
+    assert many // 2 - 1 <= memory.boxes_that_fit(graph) <= many // 2 + 1
+    monkeypatch.setitem(memory.BUDGET, "cpu", 1)
+    assert memory.boxes_that_fit(graph) == 1
+
+
 def test_a_convolution_has_no_dense_matrix_for_the_norm_inequality() -> None:
     build = Builder(3 * 32 * 32, 1)
     build.add(Reshape((3 * 32 * 32,), (1, 3, 32, 32)), (1, 3, 32, 32))

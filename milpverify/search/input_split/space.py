@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
+from milpverify.propagation.memory import boxes_that_fit
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import select
 from milpverify.search.batch_size import LARGEST, BatchSize
@@ -54,10 +55,12 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.prepared = Prepared.of(graph, group)
         self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=context.deadline, prepared=self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
-        largest = LARGEST[graph.device.type]
-        self.batch = BatchSize(largest=largest, fixed=FIXED_BATCH if switches.deterministic else None, memory=largest)
         self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches.forward, switches.deterministic)
         self.effort = Effort.of_boxes(graph, self.method.first)
+        varying = int((upper > lower).sum()) if switches.forward else 0
+        largest = min(LARGEST[graph.device.type], boxes_that_fit(graph, varying))
+        fixed = min(FIXED_BATCH, largest) if switches.deterministic else None
+        self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest)
         self.batch.expect(self.effort.each)
         self.method.next = int(min(self.method.next, self.effort.subproblems(FIRST_SECONDS)))
         self.began = context.clock()
