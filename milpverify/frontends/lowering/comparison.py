@@ -25,7 +25,7 @@ from torch import Tensor
 
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array, all_finite
-from milpverify.graph import Graph, evaluate_all, nonlinear_value
+from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
 from milpverify.operators import Affine, Conv, Elementwise, Input, Linear, Operator, Permute, Product, Reshape, Select, SparseLinear
 from milpverify.spec import Box
 
@@ -37,7 +37,7 @@ TINY = 2.0**-126
 """What underflow can cost an operation, amply."""
 LONG = 256
 """Terms of a sum that is formed in part first."""
-WORK, FEWEST = 1e8, 2
+WORK, FEWEST = 5e7, 2
 """Multiplications of runs at all points together, and how many points there are at least."""
 TOGETHER = 2**27
 """Entries of all nodes, at the points that are compared at a time."""
@@ -54,9 +54,20 @@ def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
     dtypes = {s.dtype for s in graph.inputs}
     dtype = np.dtype(min(dtypes, key=lambda d: np.dtype(d).itemsize, default="float64"))
     largest = float(np.finfo(dtype).max)
-    work = sum(node.op.products(node.shape) if isinstance(node.op, Conv | Linear) else node.size for node in graph.nodes)
+    work = sum(_products(node) for node in graph.nodes)
     points = _points(box, seed)[: max(FEWEST, int(WORK / work))]
     return np.clip(points, -largest, largest).astype(dtype).astype(np.float64), largest
+
+
+def _products(node: Node) -> int:
+    """Multiplications of a runtime, which knows no sparse matrices."""
+    match node.op:
+        case Conv() | Linear():
+            return node.op.products(node.shape)
+        case SparseLinear(size=size):
+            return math.prod(node.shape[:-1]) * math.prod(size)
+        case _:
+            return node.size
 
 
 def _overflows(graph: Graph, x: Array, largest: float) -> bool:
