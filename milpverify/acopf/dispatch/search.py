@@ -1,0 +1,214 @@
+"""Branch and bound over loads: boxes are enclosed, attacked and cut where the enclosure of all of them proves too little."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from milpverify.acopf.dispatch.attack import Attack
+from milpverify.acopf.dispatch.linking import agree, all_one, at_loads, over, parameters
+from milpverify.acopf.dispatch.newton import base, flat, follow
+from milpverify.acopf.dispatch.witness import Violation, witness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.acopf.case import Array
+    from milpverify.acopf.dispatch.enclosure import Enclosure
+    from milpverify.acopf.dispatch.grid import Grid
+    from milpverify.acopf.dispatch.limits import Enclosed, Limits
+    from milpverify.acopf.dispatch.policy import Box, Policy
+    from milpverify.config import Deadline
+
+BOXES = 20000  # where the search gives up
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A box of loads with the power flow in its middle, margins and ranges that hold in it, and the innermost enclosure around it."""
+
+    box: Box
+    x: Array
+    margin: Array  # (K,)
+    lower: Array  # (K,)
+    upper: Array
+    enclosure: Enclosure | None
+    around: Enclosure | None
+    enclosed: Enclosed | None = None
+
+
+@dataclass
+class Found:
+    """What a search has to say."""
+
+    message: str = ""
+    x: Array | None = None  # the base case's power flow
+    attack: Attack | None = None
+    margin: Array = field(default_factory=lambda: np.empty(0))
+    lower: Array = field(default_factory=lambda: np.empty(0))
+    upper: Array = field(default_factory=lambda: np.empty(0))
+    holds: bool = False
+    violation: Violation | None = None
+    boxes: int = 0
+    out_of_time: bool = False
+
+
+class Search:
+    """Decide whether all limits hold over a box of loads."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        limits: Limits,
+        policy: Policy,
+        box: Box,
+        tolerance: float,
+        deadline: Deadline,
+        tell: Callable[[str, int, float], None] = lambda message, boxes, margin: None,
+    ) -> None:
+        self.grid, self.limits, self.policy, self.box = grid, limits, policy, box
+        self.tolerance, self.deadline, self.tell = tolerance, deadline, tell
+        self.needed = np.where(limits.given, -tolerance, 0.0)
+        self.tops: list[tuple[Box, Enclosure]] = []  # the largest boxes that were enclosed
+        self.root: Node | None = None
+        self.found = Found()
+
+    def run(self, start: Array | None, samples: int, seed: int) -> Found:
+        """Base case, attack, enclosure, branch and bound.
+
+        Args:
+            start: (2n,) voltages from which Newton's method finds the base case's power flow; flat where none are given.
+            samples: random loads of the attack.
+            seed: of these.
+        """
+        found, middle = self.found, self.box.middle
+        p = parameters(self.grid, self.policy, middle)
+        found.x = base(self.grid, p, flat(self.grid, p) if start is None else start)
+        found.margin = np.full(len(self.limits.entries), -np.inf)
+        found.lower, found.upper = found.margin.copy(), -found.margin
+        if found.x is None:
+            found.message = "Newton's method finds no power flow at the base case's loads"
+            return found
+        found.attack = Attack(self.grid, self.limits, self.policy, self.box, found.x)
+        found.attack.corners()
+        found.attack.sample(samples, seed)
+        found.attack.follow_gradients(self.deadline)
+        self.root = self._node(self.box, found.x, None)
+        self._keep([self.root])
+        if not self._broken():
+            self._branch()
+        if found.violation is None and not found.holds and found.attack.lost is not None and not found.message:
+            found.message = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
+        return found
+
+    def _branch(self) -> None:
+        """Cut boxes until all limits hold in each, loads are found that violate one, or time is over."""
+        found = self.found
+        assert self.root is not None
+        count = 0
+        heap = [(self._short(self.root), count, self.root)] if self._short(self.root) < 0 else []
+        closed = [] if heap else [self.root]
+        while heap:
+            if self.deadline.expired() or found.boxes >= BOXES:
+                found.out_of_time = self.deadline.expired()
+                found.message = f"{len(heap)} boxes of loads are left open after {found.boxes}"
+                self._keep([*closed, *(node for *_, node in heap)])
+                return
+            _, _, node = heapq.heappop(heap)
+            for half in node.box.halves(self._cut(node)):
+                child = self._child(half, node)
+                if child is None:
+                    found.message = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
+                    return
+                count += 1
+                if self._short(child) < 0:
+                    heapq.heappush(heap, (self._short(child), count, child))
+                    if self._corner(child) and self._broken():
+                        self._keep([*closed, *(each for *_, each in heap)])
+                        return
+                else:
+                    closed.append(child)
+            self.tell("boxes", found.boxes, heap[0][0] if heap else 0.0)
+        self._keep(closed)
+        if all_one(self.grid, self.policy, self.tops):
+            found.holds = True
+        else:
+            found.message = "all limits hold in every box of loads, but their power flows were not proved to be those of one solution"
+
+    def _node(self, box: Box, x: Array, parent: Node | None) -> Node:
+        """Enclose a box around the power flow in its middle."""
+        self.found.boxes += 1
+        around = None if parent is None else parent.around
+        enclosure = over(self.grid, self.policy, box, x)
+        if enclosure is not None and around is not None and not agree(self.grid, self.policy, around, enclosure, box.middle, x):
+            enclosure = None
+        count = len(self.limits.entries)
+        below = np.full(count, -np.inf)
+        margin, lower, upper = (below, below, -below) if parent is None else (parent.margin, parent.lower, parent.upper)
+        if enclosure is None:
+            return Node(box, x, margin, lower, upper, None, around)
+        if around is None:
+            self.tops.append((box, enclosure))
+        enclosed = self.limits.enclosed(enclosure)
+        margin, lower, upper = np.maximum(margin, enclosed.margin), np.maximum(lower, enclosed.lower), np.minimum(upper, enclosed.upper)
+        return Node(box, x, margin, lower, upper, enclosure, enclosure, enclosed)
+
+    def _child(self, box: Box, parent: Node) -> Node | None:
+        ends = parameters(self.grid, self.policy, parent.box.middle), parameters(self.grid, self.policy, box.middle)
+        x = follow(self.grid, ends[0], parent.x, ends[1])
+        return None if x is None else self._node(box, x, parent)
+
+    def _short(self, node: Node) -> float:
+        """By how much the least margin falls short of what is needed; 0 where none does."""
+        return float(np.minimum(node.margin - self.needed, 0.0).min())
+
+    def _worst(self, node: Node) -> int:
+        return int((node.margin - self.needed).argmin())
+
+    def _cut(self, node: Node) -> int:
+        """The load that matters most for the worst limit; without an enclosure the one that moves voltages most."""
+        varying = node.box.varying
+        if node.enclosure is None or node.enclosed is None:
+            return int(varying[node.box.radius[varying].argmax()])
+        row = node.enclosed.row(self.limits, self._worst(node))
+        influence = node.enclosure.influence(None if row is None else row[1])[: len(varying)]
+        if row is not None:
+            influence = influence + np.abs(row[0][: len(varying)])
+        return int(varying[influence.argmax()])
+
+    def _corner(self, node: Node) -> bool:
+        """Attack the worst limit in a box at the corner where its linear function is; whether a limit is violated somewhere."""
+        attack = self.found.attack
+        assert attack is not None
+        row = None if node.enclosed is None else node.enclosed.row(self.limits, self._worst(node))
+        if row is not None and node.enclosed is not None:
+            k, varying = self._worst(node), node.box.varying
+            upward = self.limits.upper[k] - node.enclosed.upper[k] < node.enclosed.lower[k] - self.limits.lower[k]
+            share = np.full(len(node.box.lower), 0.5)
+            share[varying] = (np.sign(row[0][: len(varying)]) * (1 if upward else -1) + 1) / 2
+            attack.look(node.box.at(share[None]), node.x)
+        return bool((attack.margin < -self.tolerance).any())
+
+    def _broken(self) -> bool:
+        """Whether the attack found what violates a limit, and that is proved or reproduced."""
+        found, attack = self.found, self.found.attack
+        assert attack is not None and self.root is not None and found.x is not None
+        for k in np.argsort(attack.margin)[:3].tolist():
+            if not attack.margin[k] < -self.tolerance:
+                return False
+            middle = self.box.middle
+            base_case = middle, at_loads(self.grid, self.policy, middle, found.x), self.root.enclosure
+            loads, flow = attack.loads[k], (k, attack.flow[k])
+            found.violation = witness(self.grid, self.limits, self.policy, loads, flow, base_case, self.tolerance, self.deadline)
+            if found.violation is not None:
+                return True
+        return False
+
+    def _keep(self, nodes: list[Node]) -> None:
+        """What holds in all of them."""
+        found = self.found
+        found.margin = np.min([node.margin for node in nodes], axis=0)
+        found.lower, found.upper = np.min([node.lower for node in nodes], axis=0), np.max([node.upper for node in nodes], axis=0)
