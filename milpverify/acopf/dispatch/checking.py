@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from milpverify.acopf.asking import Clock, check_tolerance, deadline_of, why_ended
 from milpverify.acopf.dispatch.grid import Grid
 from milpverify.acopf.dispatch.limits import limits_of
+from milpverify.acopf.dispatch.outages import Record, chosen, fingerprint, one_by_one
 from milpverify.acopf.dispatch.policy import Fixed, box_of
-from milpverify.acopf.dispatch.result import Dispatched, Margin
+from milpverify.acopf.dispatch.result import Dispatched, Margin, Outages
 from milpverify.acopf.dispatch.search import Found, Search
 from milpverify.acopf.dispatch.witness import point_of
 from milpverify.acopf.loads import Loads
@@ -23,6 +24,7 @@ from milpverify.result import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 SAMPLES = 1000
-
-Values = "Mapping[Any, float] | Sequence[float] | Array"
 
 
 def vector(values: Any, names: Sequence[int], what: str) -> Array:
@@ -55,6 +55,18 @@ def vector(values: Any, names: Sequence[int], what: str) -> Array:
     return found
 
 
+@overload
+def check_dispatch(
+    case: Case, pg: Any, vm: Any, loads: Loads | None = None, timeout: float | None = None, *, outages: None = None, **more: Any
+) -> Dispatched: ...
+
+
+@overload
+def check_dispatch(
+    case: Case, pg: Any, vm: Any, loads: Loads | None = None, timeout: float | None = None, *, outages: Sequence[Any], **more: Any
+) -> Outages: ...
+
+
 def check_dispatch(
     case: Case,
     pg: Any,
@@ -62,13 +74,15 @@ def check_dispatch(
     loads: Loads | None = None,
     timeout: float | None = None,
     *,
+    outages: Sequence[Any] | None = None,
+    record: str | Path | None = None,
     va: Any = None,
     tolerance: float = TOLERANCE,
     samples: int = SAMPLES,
     seed: int = 0,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
-) -> Dispatched:
+) -> Dispatched | Outages:
     """Whether a dispatch holds for every load of a box: whether the power flow exists and satisfies every limit of the case.
 
     Voltage magnitudes at buses with generators and the active generation but for that at the slack bus are set and stay what they are; the
@@ -81,7 +95,11 @@ def check_dispatch(
         pg: (g,) active generation, p.u., in the order of the generators in service; what is at the slack bus does not matter.
         vm: (n,) voltage magnitudes, p.u., in the order of the buses, or by bus number. What is not held is where Newton's method begins.
         loads: those of the case unless others are given; `acopf.box` for many.
-        timeout: seconds of wall clock; None for no limit.
+        timeout: seconds of wall clock, with outages for each of them; None for no limit.
+        outages: branches that are taken out one at a time: ["all"], rows of the case's branch table counted from 1, or pairs of bus
+            numbers. The answer is then a table, the intact network's first. Each network's base case is what Newton's method finds from
+            the intact one's voltages.
+        record: a CSV file of these rows; those that it holds already are not asked again.
         va: (n,) angles, rad, where Newton's method begins; by default 0.
         tolerance: p.u. and rad: what is set may exceed its limits by that, and what exceeds one by no more is no violation.
         samples: random loads of the attack, beside corners and followed gradients.
@@ -100,7 +118,25 @@ def check_dispatch(
     angles = np.zeros(len(vm)) if va is None else vector(va, case.buses.number.tolist(), "va")
     start = np.concatenate([angles - angles[grid.slack], vm])
     question = _Question(loads or Loads(), tolerance, samples, seed)
-    return question.ask(grid, Fixed(grid, pg, vm), start, deadline_of(timeout, deadline), on_event)
+    if outages is None:
+        if record is not None:
+            raise InvalidInput("record: only outages have a table of rows")
+        return question.ask(grid, Fixed(grid, pg, vm), start, deadline_of(timeout, deadline), on_event)
+    branches = chosen(case, outages)
+    table = None if record is None else Record(record, fingerprint(case, pg, vm, start, question.loads, tolerance, samples, seed))
+    whole = deadline_of(None, deadline)
+    intact = question.ask(grid, Fixed(grid, pg, vm), start, _share(whole, timeout), on_event)
+    voltages = start if intact.flow is None else intact.flow
+
+    def ask(reduced: Case, name: str) -> Dispatched:
+        smaller = Grid(reduced)
+        return question.ask(smaller, Fixed(smaller, pg, vm), voltages, _share(whole, timeout), None, name)
+
+    return Outages(intact, *one_by_one(case, branches, ask, table, on_event))
+
+
+def _share(whole: Deadline, timeout: float | None) -> Deadline:
+    return whole if timeout is None else whole.within(timeout)
 
 
 class _Question:
@@ -155,6 +191,7 @@ class _Question:
             samples=0 if attack is None else attack.tried,
             unknown=found.message if verdict is Verdict.UNKNOWN else "",
             outage=outage,
+            flow=found.x,
         )
 
 

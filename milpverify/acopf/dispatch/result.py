@@ -15,6 +15,7 @@ from milpverify.result import json_number, json_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from milpverify.acopf.case import Array
     from milpverify.acopf.dispatch.witness import Violation
 
 
@@ -65,6 +66,7 @@ class Dispatched(Outcome):
     samples: int = 0
     unknown: str = ""
     outage: str = ""
+    flow: Array | None = None  # (2n,) angles, the slack bus's 0, and magnitudes of the base case
 
     @property
     def worst_margin(self) -> Margin | None:
