@@ -117,7 +117,7 @@ def check_dispatch(
         raise InvalidInput("vm: voltage magnitudes must be above 0")
     angles = np.zeros(len(vm)) if va is None else vector(va, case.buses.number.tolist(), "va")
     start = np.concatenate([angles - angles[grid.slack], vm])
-    question = _Question(loads or Loads(), tolerance, samples, seed)
+    question = Question(loads or Loads(), tolerance, samples, seed)
     if outages is None:
         if record is not None:
             raise InvalidInput("record: only outages have a table of rows")
@@ -139,7 +139,7 @@ def _share(whole: Deadline, timeout: float | None) -> Deadline:
     return whole if timeout is None else whole.within(timeout)
 
 
-class _Question:
+class Question:
     """What all checks share."""
 
     def __init__(self, loads: Loads, tolerance: float, samples: int, seed: int) -> None:

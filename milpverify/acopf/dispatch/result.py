@@ -49,28 +49,23 @@ class Margin:
 
 
 @dataclass(frozen=True, eq=False)
-class Dispatched(Outcome):
-    """Whether all limits hold in the power flow of every load of a box, the generators being set as they are.
+class Checked(Outcome):
+    """Whether all limits hold for every load of a box: `margins` has a line for each of them.
 
-    HOLDS: for every load there is exactly one power flow that is continuous with the base case's, and it satisfies every limit: no margin
-    is below the certified one, which is not negative (what is given may be beyond its limits by `tolerance`). BROKEN: `violation` has loads
-    whose power flow violates a limit by more than the tolerance. UNKNOWN: `reason`, and `unknown` in words. The `point` is the base case's
-    power flow, or the violating one.
+    HOLDS: no margin is below the certified one, which is not negative (what is given may be beyond its limits by `tolerance`). BROKEN: loads
+    are known that violate a limit by more than the tolerance. UNKNOWN: `reason`, and `unknown` in words.
     """
 
     verdict: Verdict = Verdict.UNKNOWN
     tolerance: float = 0.0
     margins: tuple[Margin, ...] = ()
-    violation: Violation | None = None
     boxes: int = 0
     samples: int = 0
     unknown: str = ""
-    outage: str = ""
-    flow: Array | None = None  # (2n,) angles, the slack bus's 0, and magnitudes of the base case
 
     @property
     def worst_margin(self) -> Margin | None:
-        """That of the limit that is proved to hold by least; what is given comes last."""
+        """That of the limit that is proved to hold by least; what is given, and within its limits, comes last."""
         return min(self.margins, key=lambda each: (each.limit.given and each.certified >= -self.tolerance, each.certified), default=None)
 
     @property
@@ -79,24 +74,30 @@ class Dispatched(Outcome):
         return min(self.margins, key=lambda each: (each.limit.given and each.attacked >= -self.tolerance, each.attacked), default=None)
 
     @property
+    def broken(self) -> tuple[Limit, float] | None:
+        """The limit that is known to be violated, and its margin."""
+        return None
+
+    @property
     def headline(self) -> str:
-        head = f"{self.verdict.name}: {self._question()}" + (f" without {self.outage}" if self.outage else "")
-        if self.verdict is Verdict.BROKEN and self.violation is not None:
-            return f"{head}, {self.violation.limit} is {-self.violation.margin:.3g} {self.violation.limit.unit} beyond its limit"
-        if self.verdict is Verdict.HOLDS and self.worst_margin is not None:
-            worst = self.worst_margin
+        head, broken, worst = f"{self.verdict.name}: {self._question()}", self.broken, self.worst_margin
+        if self.verdict is Verdict.BROKEN and broken is not None:
+            return f"{head}, {broken[0]} is {-broken[1]:.3g} {broken[0].unit} beyond its limit"
+        if self.verdict is Verdict.HOLDS and worst is not None:
             return f"{head}, every margin is at least {worst.certified:.4g} {worst.limit.unit} ({worst.limit})"
         return head
 
     @property
     def details(self) -> tuple[str, ...]:
         found = super().details
-        if self.violation is not None:
-            found += (str(self.violation),)
-        return found + ((self.unknown,) if self.unknown else ())
+        return (*found, self.unknown) if self.unknown else found
+
+    def __str__(self) -> str:
+        lines = [self.headline, *(f"  {detail}" for detail in self.details)]
+        return "\n".join([*lines, self.table(worst=10)])
 
     def table(self, *, worst: int | None = None) -> str:
-        """Limits, certified and attacked margins as columns, the smallest certified margin first."""
+        """Limits, certified and attacked margins as columns, the smallest certified margin first and what is given last."""
         from milpverify.console import columns
 
         rows: list[tuple[object, ...]] = [("limit", "element", "unit", "certified", "attacked")]
@@ -109,14 +110,44 @@ class Dispatched(Outcome):
         own = {
             "verdict": self.verdict.value,
             "tolerance": self.tolerance,
-            "outage": self.outage,
             "unknown": self.unknown,
             "boxes": self.boxes,
             "samples": self.samples,
             "margins": [each.to_dict() for each in self.margins],
-            "violation": None if self.violation is None else self.violation.to_dict(),
         }
         return {**own, **super().to_dict()}
+
+
+@dataclass(frozen=True, eq=False)
+class Dispatched(Checked):
+    """Whether all limits hold in the power flow of every load of a box, the generators being set as they are.
+
+    HOLDS: for every load there is exactly one power flow that is continuous with the base case's, and it satisfies every limit. BROKEN:
+    `violation` has loads whose power flow violates one. The `point` is the base case's power flow, or the violating one; `flow` (2n,) are
+    angles and magnitudes of the base case's.
+    """
+
+    violation: Violation | None = None
+    outage: str = ""
+    flow: Array | None = None
+
+    @property
+    def broken(self) -> tuple[Limit, float] | None:
+        return None if self.violation is None else (self.violation.limit, self.violation.margin)
+
+    def _question(self) -> str:
+        return super()._question() + (f" without {self.outage}" if self.outage else "")
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        return super().details + (() if self.violation is None else (str(self.violation),))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **super().to_dict(),
+            "outage": self.outage,
+            "violation": None if self.violation is None else self.violation.to_dict(),
+        }
 
 
 COLUMNS = ("row", "branch", "verdict", "certified", "limit", "attacked", "attacked_limit", "proved", "reproduced", "seconds", "message")
