@@ -111,28 +111,38 @@ def check_dispatch(
         InvalidInput: something has the wrong size or is not finite, a magnitude is not above 0, or a tolerance or time is out of range.
         SolverUnavailable: pypower is missing.
     """
+    grid, policy, start = dispatch_of(case, pg, vm, va)
+    question = Question(loads or Loads(), tolerance, samples, seed)
+    if outages is None:
+        if record is not None:
+            raise InvalidInput("record: only outages have a table of rows")
+        return question.ask(grid, policy, start, deadline_of(timeout, deadline), on_event)
+    branches = chosen(case, outages)
+    known = fingerprint(case, policy.pg, policy.vm, start, question.loads, tolerance, samples, seed)
+    table = None if record is None else Record(record, known)
+    whole = deadline_of(None, deadline)
+    intact = question.ask(grid, policy, start, _share(whole, timeout), on_event)
+    voltages = start if intact.flow is None else intact.flow
+
+    def ask(reduced: Case, name: str) -> Dispatched:
+        smaller = Grid(reduced)
+        return question.ask(smaller, Fixed(smaller, policy.pg, policy.vm), voltages, _share(whole, timeout), None, name)
+
+    return Outages(intact, *one_by_one(case, branches, ask, table, on_event))
+
+
+def dispatch_of(case: Case, pg: Any, vm: Any, va: Any) -> tuple[Grid, Fixed, Array]:
+    """The network, the dispatch, and where Newton's method begins (2n,).
+
+    Raises:
+        InvalidInput: something has the wrong size or is not finite, or a magnitude is not above 0.
+    """
     grid = Grid(case)
     pg, vm = vector(pg, range(len(case.generators)), "pg"), vector(vm, case.buses.number.tolist(), "vm")
     if not (vm > 0).all():
         raise InvalidInput("vm: voltage magnitudes must be above 0")
     angles = np.zeros(len(vm)) if va is None else vector(va, case.buses.number.tolist(), "va")
-    start = np.concatenate([angles - angles[grid.slack], vm])
-    question = Question(loads or Loads(), tolerance, samples, seed)
-    if outages is None:
-        if record is not None:
-            raise InvalidInput("record: only outages have a table of rows")
-        return question.ask(grid, Fixed(grid, pg, vm), start, deadline_of(timeout, deadline), on_event)
-    branches = chosen(case, outages)
-    table = None if record is None else Record(record, fingerprint(case, pg, vm, start, question.loads, tolerance, samples, seed))
-    whole = deadline_of(None, deadline)
-    intact = question.ask(grid, Fixed(grid, pg, vm), start, _share(whole, timeout), on_event)
-    voltages = start if intact.flow is None else intact.flow
-
-    def ask(reduced: Case, name: str) -> Dispatched:
-        smaller = Grid(reduced)
-        return question.ask(smaller, Fixed(smaller, pg, vm), voltages, _share(whole, timeout), None, name)
-
-    return Outages(intact, *one_by_one(case, branches, ask, table, on_event))
+    return grid, Fixed(grid, pg, vm), np.concatenate([angles - angles[grid.slack], vm])
 
 
 def _share(whole: Deadline, timeout: float | None) -> Deadline:

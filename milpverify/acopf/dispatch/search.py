@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,17 +73,19 @@ class Search:
         self.grid, self.limits, self.policy, self.box = grid, limits, policy, box
         self.tolerance, self.deadline, self.tell = tolerance, deadline, tell
         self.needed = np.where(limits.given, -tolerance, 0.0)
+        self.gap = math.inf
         self.tops: list[tuple[Box, Enclosure]] = []  # the largest boxes that were enclosed
         self.root: Node | None = None
         self.found = Found()
 
-    def run(self, start: Array | None, samples: int, seed: int) -> Found:
+    def run(self, start: Array | None, samples: int, seed: int, decide: bool = True) -> Found:
         """Base case, attack, enclosure, branch and bound.
 
         Args:
             start: (2n,) voltages from which Newton's method finds the base case's power flow; flat where none are given.
             samples: random loads of the attack.
             seed: of these.
+            decide: whether limits are violated, or hold, is looked for beyond the root.
         """
         found, middle = self.found, self.box.middle
         p = parameters(self.grid, self.policy, middle)
@@ -98,11 +101,23 @@ class Search:
         found.attack.follow_gradients(self.deadline)
         self.root = self._node(self.box, found.x, None)
         self._keep([self.root])
+        if not decide:
+            return found
         if not self._broken():
             self._branch()
         if found.violation is None and not found.holds and found.attack.lost is not None and not found.message:
             found.message = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
         return found
+
+    def close(self, gap: float) -> None:
+        """After `run`: go on until every margin is within a gap of what the attack found, whether limits hold or not."""
+        found = self.found
+        if found.attack is None or self.root is None:
+            return
+        self.gap = gap
+        self.needed = found.attack.margin - gap
+        self.tops = [] if self.root.enclosure is None else [(self.root.box, self.root.enclosure)]
+        self._branch()
 
     def _branch(self) -> None:
         """Cut boxes until all limits hold in each, loads are found that violate one, or time is over."""
@@ -126,7 +141,7 @@ class Search:
                 count += 1
                 if self._short(child) < 0:
                     heapq.heappush(heap, (self._short(child), count, child))
-                    if self._corner(child) and self._broken():
+                    if self._corner(child) and self.gap == math.inf and self._broken():
                         self._keep([*closed, *(each for *_, each in heap)])
                         return
                 else:
