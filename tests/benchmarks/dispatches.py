@@ -25,8 +25,8 @@ from milpverify import acopf
 from milpverify.acopf.dispatch.grid import Grid
 from milpverify.acopf.dispatch.newton import base, flat, follow
 from milpverify.acopf.dispatch.policy import Fixed, Policy, box_of
-from milpverify.acopf.points.judgement import Candidate
 from milpverify.acopf.dispatch.witness import point_of
+from milpverify.acopf.points.judgement import Candidate, flows, limits
 
 TRIALS = [("14_ieee", 0.05), ("5_pjm", 0.04), ("30_ieee", 0.02), ("118_ieee", 0.01)]
 TRIALS += [("14_ieee", 0.10), ("5_pjm", 0.05), ("30_ieee", 0.05), ("118_ieee", 0.02)]
@@ -38,7 +38,7 @@ def read(folder: Path, name: str) -> tuple[Any, Any]:
 
 
 def least_sampled(case: Any, policy: Policy, loads: Any, count: int, seed: int) -> tuple[dict[tuple[str, str], float], int]:
-    """Of every limit the least margin at random loads, each followed by Newton's method and judged in ball arithmetic as points are."""
+    """Of every limit the least margin at random loads, each followed by Newton's method."""
     grid = Grid(case)
     box, random, n = box_of(grid, loads), np.random.default_rng(seed), case.num_buses
 
@@ -58,15 +58,30 @@ def least_sampled(case: Any, policy: Policy, loads: Any, count: int, seed: int) 
         if found is None:
             continue
         solved += 1
-        point: Candidate = point_of(grid, found, pg, at)
-        for one in point.constraints():
-            key = one.kind, one.element
-            least[key] = min(least.get(key, np.inf), one.margin)
+        for key, margin in margins(point_of(grid, found, pg, at)):
+            least[key] = min(least.get(key, np.inf), margin)
     return least, solved
 
 
+def margins(point: Candidate) -> list[tuple[tuple[str, str], float]]:
+    """Of every limit the margin at a point, by the formulas that judge points, in float64."""
+    case, (pf, qf, pt, qt) = point.case, flows(point.case, point.vm, point.va)
+    angle = point.va[case.branches.f] - point.va[case.branches.t]
+    values = {
+        "voltage": point.vm, "active generation": point.pg, "reactive generation": point.qg, "angle difference": angle,
+        "flow from": np.hypot(pf, qf), "flow to": np.hypot(pt, qt),
+    }  # fmt: skip
+    return [
+        ((each.kind, each.element), float(min(values[each.kind][each.index] - each.lower, each.upper - values[each.kind][each.index])))
+        for each in limits(case)
+        if each.kind in values
+    ]
+
+
 def dispatches(folder: Path) -> None:
-    print(f"{'case':10s} {'box':>6s} {'verdict':8s} {'certified':>11s} {'attacked':>11s} {'least of 1000':>13s} {'below':>5s} {'cpu s':>6s}")
+    print(
+        f"{'case':10s} {'box':>6s} {'verdict':8s} {'certified':>11s} {'attacked':>11s} {'least of 1000':>13s} {'below':>5s} {'cpu s':>6s}"
+    )
     for name, relative in TRIALS:
         case, point = read(folder, name)
         began = time.process_time()
@@ -97,7 +112,9 @@ def outages(folder: Path) -> None:
         found = acopf.check_dispatch(case, pg=point.pg, vm=point.vm, loads=acopf.box(0.01), timeout=60, outages=["all"])
         print(f"{name}: {found.intact.headline}\n{found}\ncpu {time.process_time() - began:.1f} s")
         broken = [row for row in found.rows if row.verdict is acopf.Verdict.BROKEN]
-        print(f"broken: {len(broken)}, proved {sum(r.proved for r in broken)}, reproduced {sum(r.reproduced for r in broken)}\n", flush=True)
+        print(
+            f"broken: {len(broken)}, proved {sum(r.proved for r in broken)}, reproduced {sum(r.reproduced for r in broken)}\n", flush=True
+        )
 
 
 def proxy(folder: Path) -> None:
@@ -110,19 +127,20 @@ def proxy(folder: Path) -> None:
     network = example.trained(case)
     print(f"trained in {time.process_time() - began:.0f} s of CPU")
     for relative in (0.01, 0.05):
-        for limits in ("predicted", "after_power_flow"):
+        for asked in ("predicted", "after_power_flow"):
             began = time.process_time()
-            found = acopf.check_proxy(case, network, loads=acopf.box(relative), limits=limits, timeout=120)
+            found = acopf.check_proxy(case, network, loads=acopf.box(relative), limits=asked, timeout=120)
             above = sum(each.certified > each.attacked + 1e-9 for each in found.margins)
             worst, attacked = found.worst_margin, found.attacked_margin
             numbers = f"certified {worst.certified:.5g} attacked {attacked.attacked:.5g}, certified above sampled {above}"
-            print(f"{100 * relative:.0f} % {limits:16s} {found.verdict.name:8s} {numbers}, {time.process_time() - began:.1f} s CPU")
+            print(f"{100 * relative:.0f} % {asked:16s} {found.verdict.name:8s} {numbers}, {time.process_time() - began:.1f} s CPU")
             if found.violation is not None:
                 print(f"    {found.violation}")
 
 
 def _property(path: Path) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int, float]]]:
-    text = gzip.open(path, "rt").read()
+    with gzip.open(path, "rt") as file:
+        text = file.read()
     ends: dict[str, dict[int, float]] = {"<=": {}, ">=": {}}
     for sign, i, value in re.findall(r"\(assert \((<=|>=) X_(\d+) ([-\d.e+]+)\)\)", text):
         ends[sign][int(i)] = float(value)
@@ -175,7 +193,10 @@ def ml4acopf(folder: Path, shared: Path, pattern: str = "*") -> None:
             same.append(mine == word)
             name = net.name.removesuffix(".onnx.gz").removeprefix(f"{buses}_ieee_ml4acopf") or "original"
             seconds = f"{between - began:.1f} s, {time.process_time() - between:.1f} s"
-            print(f"{path.name.removesuffix('.vnnlib.gz'):16s} {name:22s} {mine:8s} {word:8s} {'' if same[-1] else 'DIFFERENT'} {seconds}", flush=True)
+            print(
+                f"{path.name.removesuffix('.vnnlib.gz'):16s} {name:22s} {mine:8s} {word:8s} {'' if same[-1] else 'DIFFERENT'} {seconds}",
+                flush=True,
+            )
     print(f"{sum(same)} of {len(same)} alike")
 
 

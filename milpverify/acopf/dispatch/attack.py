@@ -6,6 +6,7 @@ but the admittances.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,14 +14,14 @@ import numpy as np
 from milpverify.acopf.dispatch.newton import follow, jacobian, many
 
 if TYPE_CHECKING:
-    from milpverify.acopf.case import Array
+    from milpverify.acopf.case import Array, Index
     from milpverify.acopf.dispatch.grid import Grid
     from milpverify.acopf.dispatch.limits import Limits
     from milpverify.acopf.dispatch.policy import Box, Policy
     from milpverify.config import Deadline
 
 CHUNK = 256  # power flows at once
-FOLLOWED = 12  # limits whose gradients are followed
+FOLLOWED = 10  # limits whose gradients are followed
 STEPS = 4  # gradients of each
 LOST = 8  # power flows that one inverse did not find and that are looked for one by one
 
@@ -46,12 +47,12 @@ class Attack:
         pg, vm = self.policy.set_points(loads)
         return self.grid.parameters(pg, vm, loads[:, :n], loads[:, n:]), pg
 
-    def look(self, loads: Array, start: Array | None = None) -> None:
-        """Solve at loads (samples, 2n) and keep what is worst."""
+    def look(self, loads: Array, start: tuple[Array, Array] | None = None) -> None:
+        """Solve at loads (samples, 2n) and keep what is worst. `start` is a power flow near by, and the Jacobian's inverse there."""
         for part in np.split(loads, range(CHUNK, len(loads), CHUNK)):
             p, pg = self.parameters(part)
-            x, good = many(self.grid, p, self.x if start is None else start)
-            for k in np.flatnonzero(~good)[:LOST].tolist():
+            x, good = many(self.grid, p, *(start or (self.x, self._inverse)))
+            for k in np.flatnonzero(np.logical_not(good))[:LOST].tolist():
                 found = follow(self.grid, self._base, self.x, p[k])
                 if found is None:
                     self.lost = part[k] if self.lost is None else self.lost
@@ -77,10 +78,11 @@ class Attack:
         return p
 
     def corners(self) -> None:
-        """Of every limit the two corners that the sensitivities in the middle of the box point to."""
-        signs = np.sign(self._slopes(self.box.middle, self.x, np.ones(len(self.margin)))) * (self._reach() > 0)
+        """Of every limit the corner that its slope in the middle of the box points to; of those with two nearly as close ends both."""
         self.look(self.box.middle[None])
-        self.look(np.unique(np.concatenate([self._corner(signs), self._corner(-signs)]), axis=0))
+        signs = np.sign(self._slopes(self.box.middle, (self.x, self._inverse)))
+        below, above = self.value - self.limits.lower, self.limits.upper - self.value
+        self.look(np.unique(np.concatenate([self._corner(-signs[below < 2 * above]), self._corner(signs[above < 2 * below])]), axis=0))
 
     def sample(self, count: int, seed: int) -> None:
         """Random loads: a third anywhere, the others in corners."""
@@ -89,25 +91,26 @@ class Attack:
         share[count // 3 :] = share[count // 3 :] > 0.5
         self.look(self.box.at(share))
 
-    def follow_gradients(self, deadline: Deadline, only: Array | None = None) -> None:
+    def follow_gradients(self, deadline: Deadline, only: Index | None = None) -> None:
         """From the worst loads of the limits that are closest to being violated to the corner where their margin falls, again and again."""
-        order = np.argsort(self.margin, kind="stable")
-        order = order[~self.limits.given[order]] if only is None else only
+        closest = np.argsort(self.margin, kind="stable")
+        order = closest[np.logical_not(self.limits.given[closest])] if only is None else only
         for k in order[:FOLLOWED].tolist():
             for _ in range(STEPS):
                 before = self.margin[k]
                 if deadline.expired() or not np.isfinite(before):
                     break
-                near = np.where(self.value - self.limits.lower < self.limits.upper - self.value, 1.0, -1.0)
-                slope = self._slopes(self.loads[k], self.flow[k], near)[k]
-                step = -np.sign(slope)
-                self.look(self._corner(step[None]), self.flow[k])
+                upward = self.limits.upper[k] - self.value[k] < self.value[k] - self.limits.lower[k]
+                at = self.flow[k].copy(), _inverse(self.grid, self.flow[k])
+                step = np.sign(self._slopes(self.loads[k], at, k)) * (1 if upward else -1)
+                self.look(self._corner(step), at)
                 if not self.margin[k] < before - 1e-12:
                     break
 
     def _reach(self) -> Array:
         """(N,) how far every varying load may move."""
-        return self.box.radius[self.box.varying]
+        found: Array = self.box.radius[self.box.varying]
+        return found
 
     def _corner(self, signs: Array) -> Array:
         """(samples, 2n): the upper end of varying loads where the sign is 1, the lower one where it is -1, the middle where it is 0."""
@@ -115,12 +118,20 @@ class Attack:
         share[:, self.box.varying] = (signs + 1) / 2
         return self.box.at(share)
 
-    def _slopes(self, loads: Array, x: Array, signed: Array) -> Array:
-        """(K, N): by how much margins change per load's radius, at loads and their power flow; set points by small differences."""
+    @cached_property
+    def _inverse(self) -> Array:
+        return _inverse(self.grid, self.x)
+
+    def _slopes(self, loads: Array, at: tuple[Array, Array], only: int | None = None) -> Array:
+        """(K, N): by how much what is limited changes per load's radius, at a power flow; set points by small differences."""
         step = 2.0**-10
         varying = self.box.varying
         moved = np.tile(loads, (len(varying), 1))
         moved[np.arange(len(varying)), varying] += step * self._reach()
         (p, pg), (p0, pg0) = self.parameters(moved), self.parameters(loads[None])
-        inverse = np.linalg.inv(jacobian(self.grid, x))
-        return self.limits.slopes(x, inverse, (p - p0).T / step, (pg - pg0).T / step, signed)
+        return self.limits.slopes(*at, (p - p0).T / step, (pg - pg0).T / step, only)
+
+
+def _inverse(grid: Grid, x: Array) -> Array:
+    found: Array = np.asarray(np.linalg.inv(jacobian(grid, x)), dtype=np.float64)
+    return found

@@ -57,13 +57,39 @@ def vector(values: Any, names: Sequence[int], what: str) -> Array:
 
 @overload
 def check_dispatch(
-    case: Case, pg: Any, vm: Any, loads: Loads | None = None, timeout: float | None = None, *, outages: None = None, **more: Any
+    case: Case,
+    pg: Any,
+    vm: Any,
+    loads: Loads | None = None,
+    timeout: float | None = None,
+    *,
+    outages: None = None,
+    record: str | Path | None = None,
+    va: Any = None,
+    tolerance: float = TOLERANCE,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
 ) -> Dispatched: ...
 
 
 @overload
 def check_dispatch(
-    case: Case, pg: Any, vm: Any, loads: Loads | None = None, timeout: float | None = None, *, outages: Sequence[Any], **more: Any
+    case: Case,
+    pg: Any,
+    vm: Any,
+    loads: Loads | None = None,
+    timeout: float | None = None,
+    *,
+    outages: Sequence[Any],
+    record: str | Path | None = None,
+    va: Any = None,
+    tolerance: float = TOLERANCE,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+    on_event: OnEvent | None = None,
 ) -> Outages: ...
 
 
@@ -175,12 +201,8 @@ class Question:
             loads = search.box.middle
             point = point_of(grid, found.x, policy.set_points(loads[None])[0][0], loads)
         attacked = np.full(len(limits.entries), np.inf) if attack is None else attack.margin
-        margins = tuple(
-            Margin(limit, *numbers, (low, high))
-            for limit, *numbers, low, high in zip(
-                limits.entries, found.margin.tolist(), attacked.tolist(), found.lower.tolist(), found.upper.tolist(), strict=True
-            )
-        )
+        ends = zip(limits.entries, found.margin.tolist(), attacked.tolist(), found.lower.tolist(), found.upper.tolist(), strict=True)
+        margins = tuple(Margin(limit, certified, least, (low, high)) for limit, certified, least, low, high in ends)
         decided = verdict is Verdict.HOLDS or (violation is not None and violation.proved and violation.continuous)
         return Dispatched(
             case=case,

@@ -36,8 +36,8 @@ COLUMNS = ("limit", "unit", "sampled", "relaxation", "lower", "upper")
 class MarginRow:
     """The least margin of one limit over all loads of a box, by three methods.
 
-    `sampled` is the least at random loads, an upper bound; `relaxation` a lower bound, proved by one enclosure of all power flows; the least
-    margin itself is between `lower`, proved by branch and bound, and `upper`, attained by loads that were found with gradients.
+    `sampled` is the least at random loads, an upper bound; `relaxation` a lower bound, proved by one enclosure of all power flows; the
+    least margin itself is between `lower`, proved by branch and bound, and `upper`, attained by loads that were found with gradients.
     """
 
     limit: Limit
@@ -129,9 +129,7 @@ def compare_dispatch(
     lower, upper = search.found.margin, search.found.attack.margin
     rows = [
         MarginRow(limit, *numbers)
-        for limit, *numbers in zip(
-            limits.entries, attack.margin.tolist(), relaxed.tolist(), lower.tolist(), upper.tolist(), strict=True
-        )
+        for limit, *numbers in zip(limits.entries, attack.margin.tolist(), relaxed.tolist(), lower.tolist(), upper.tolist(), strict=True)
         if not limit.given
     ]
     closed = search.found.holds and all(row.upper - row.lower <= gap * (1 + 1e-9) for row in rows)

@@ -28,7 +28,7 @@ import numpy as np
 from milpverify.arithmetic.midpoint_radius import SPARE, Balls, exactly, reach, sin_cos, stacked
 
 if TYPE_CHECKING:
-    from milpverify.acopf.case import Array
+    from milpverify.acopf.case import Array, Index
     from milpverify.acopf.dispatch.grid import Grid, Rows
 
 ROUNDS = 60
@@ -69,7 +69,7 @@ class Affine:
         ones = Balls(np.zeros(self.linear.shape[1]), np.ones(self.linear.shape[1]))
         return self.constant + self.linear @ ones + self.noise @ noise + Balls(np.zeros_like(self.rest), self.rest)
 
-    def of(self, index: Array | slice | list[int]) -> Affine:
+    def of(self, index: Index | slice) -> Affine:
         """Some of them."""
         return Affine(self.constant[index], self.linear[index], self.noise[index], self.rest[index])
 
@@ -142,7 +142,7 @@ def enclose(grid: Grid, region: Region, x: Array) -> Enclosure:
     jacobian = slope[:, rows]
     try:
         with np.errstate(all="ignore"):
-            inverse = np.linalg.inv(jacobian.middle)
+            inverse: Array = np.asarray(np.linalg.inv(jacobian.middle), dtype=np.float64)
     except np.linalg.LinAlgError:
         raise NotEnclosed("the power flow equations are singular here") from None
     if not np.isfinite(inverse).all():
@@ -155,7 +155,9 @@ def enclose(grid: Grid, region: Region, x: Array) -> Enclosure:
     if region.generators[held].any():
         moved = moved - slope[:, n + grid.held] @ exactly(region.generators[held])
     change = _spread(grid, region, Affine(c @ residual, c @ moved, -(c @ turned), np.zeros(len(rows))))
-    across = Affine(*(_changes(grid, part) for part in (change.constant, change.linear, change.noise)), np.zeros(n + len(grid.case.branches)))
+    across = Affine(
+        _changes(grid, change.constant), _changes(grid, change.linear), _changes(grid, change.noise), np.zeros(n + len(grid.case.branches))
+    )
     fixed = across.constant.size + reach(across.linear)
     sizes = Balls(np.abs(across.noise.middle), across.noise.radius)
     varies = np.ones(len(fixed), dtype=bool)

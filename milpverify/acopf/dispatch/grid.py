@@ -16,7 +16,7 @@ import numpy as np
 
 from milpverify.acopf.admittance import admittances
 from milpverify.acopf.points.power_flow import slack_bus
-from milpverify.arithmetic.midpoint_radius import Balls, exactly
+from milpverify.arithmetic.midpoint_radius import Balls, exactly, stacked
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
@@ -32,6 +32,10 @@ class Rows:
 
     def __getitem__(self, index: Index | slice) -> Rows:
         return Rows(self.z[index], self.x[index], self.p[index])
+
+    def with_more(self, other: Rows) -> Rows:
+        """These and then others."""
+        return Rows(stacked([self.z, other.z]), np.concatenate([self.x, other.x]), np.concatenate([self.p, other.p]))
 
     def values(self, z: Array, x: Array, p: Array) -> Array:
         """(samples, K) in plain float64, of z (samples, n + 2m) and so on: for attacks, not for proofs."""

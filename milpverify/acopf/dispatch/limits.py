@@ -21,7 +21,7 @@ from milpverify.acopf.points.judgement import (
     REACTIVE_GENERATION,
     VOLTAGE,
 )
-from milpverify.arithmetic.midpoint_radius import SPARE, Balls, exactly, stacked
+from milpverify.arithmetic.midpoint_radius import SPARE, Balls, exactly
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
@@ -47,9 +47,10 @@ class Limit:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """K limits in this order: magnitudes (n), active powers that are given, those of the slack bus, reactive powers of buses with
-    generators, angle differences, |S| at the from ends, |S| at the to ends.
+    """All K limits of a case, in the order of `limits_of`.
 
+    These are magnitudes (n), active powers that are given, that of the slack bus, reactive powers of buses with generators, angle
+    differences, |S| at the from ends, |S| at the to ends.
     `rows` are of magnitudes, slack, reactive powers and angles; `active` and `reactive` are of the flows at the limited ends.
     """
 
@@ -72,36 +73,45 @@ class Limits:
         """(samples, K) in plain float64, of power flows (samples, 2n), parameters (samples, 3n) and generation (samples, g)."""
         z, n = self.grid.products(x), self.grid.case.num_buses
         linear = self.rows.values(z, x, p)
-        flow = np.hypot(self.active.values(z, x, p), self.reactive.values(z, x, p))
+        flow = np.hypot(z @ self.active.z.middle.T, z @ self.reactive.z.middle.T)
         return np.concatenate([linear[:, :n], pg[:, self.grid.dispatched], linear[:, n:], flow], 1)
 
     def margins(self, values: Array) -> Array:
         """(samples, K): the distance to the nearer limit, negative beyond it."""
         return np.minimum(values - self.lower, self.upper - values)
 
-    def slopes(self, x: Array, inverse: Array, moved: Array, powers: Array, signed: Array) -> Array:
-        """(K, N): derivatives of the margins at a power flow (2n,), where p moves by `moved` (3n, N) and pg by `powers` (g, N).
+    def slopes(self, x: Array, inverse: Array, moved: Array, powers: Array, only: int | None = None) -> Array:
+        """(K, N): derivatives of what is limited, at a power flow (2n,), where p moves by `moved` (3n, N) and pg by `powers` (g, N).
 
-        `signed` (K,) are 1 where the lower limit is nearer, -1 where the upper one is.
+        With `only` (1, N), those of one limit.
         """
         grid, n = self.grid, self.grid.case.num_buses
         slope, z = grid.slope(x), grid.products(x)
         held = n + grid.held
-        drawn = grid.balances.middle[grid.unknown] @ slope
+        drawn = grid.balances.middle[grid.unknown] @ slope[:, held]
         along = np.zeros((2 * n, moved.shape[1]))
         along[held] = moved[2 * n + grid.held]
-        along[grid.unknown] = inverse @ (moved[grid.unknown] - drawn[:, held] @ along[held])
+        along[grid.unknown] = inverse @ (moved[grid.unknown] - drawn @ along[held])
+        count, after = len(self.rows.x), self._after
+        if only is not None and after.start <= only < after.stop:
+            return powers[grid.dispatched[[only - after.start]]]
+        at = slice(None) if only is None else only if only < n else only - (after.stop - after.start)
 
         def of(rows: Rows) -> Array:
             found: Array = (rows.z.middle @ slope + rows.x) @ along + rows.p @ moved
             return found
 
-        linear, parts = of(self.rows), (self.active, self.reactive)
-        (p, q), (dp, dq) = (rows.z.middle @ z for rows in parts), (of(rows) for rows in parts)
+        if isinstance(at, int) and at < count:
+            return of(self.rows[np.array([at])])
+        ends = slice(None) if not isinstance(at, int) else np.array([at - count])
+        active, reactive = self.active.z.middle[ends], self.reactive.z.middle[ends]
+        p, q = active @ z, reactive @ z
         size = np.maximum(np.hypot(p, q), 1e-9)
-        flow = (p / size)[:, None] * dp + (q / size)[:, None] * dq
-        whole = np.concatenate([linear[:n], powers[grid.dispatched], linear[n:], flow])
-        return signed[:, None] * whole
+        flow: Array = (((p / size)[:, None] * active + (q / size)[:, None] * reactive) @ slope) @ along
+        if only is not None:
+            return flow
+        linear = of(self.rows)
+        return np.concatenate([linear[:n], powers[grid.dispatched], linear[n:], flow])
 
     def enclosed(self, enclosure: Enclosure) -> Enclosed:
         """Proved ranges of all limited quantities over a region."""
@@ -112,9 +122,7 @@ class Limits:
         p, q = self.active.z.middle @ z, self.reactive.z.middle @ z
         size = np.hypot(p, q)
         cos, sin = np.where(size > 0, p / np.where(size > 0, size, 1.0), 1.0), np.where(size > 0, q / np.where(size > 0, size, 1.0), 0.0)
-        ends = enclosure.evaluate(Rows(*(np.concatenate([a, b]) if isinstance(a, np.ndarray) else stacked([a, b]) for a, b in (
-            (self.active.z, self.reactive.z), (self.active.x, self.reactive.x), (self.active.p, self.reactive.p)))))  # fmt: skip
-        k = len(p)
+        ends, k = enclosure.evaluate(self.active.with_more(self.reactive)), len(p)
         along, across = _combined(ends, k, cos, sin), _combined(ends, k, -sin, cos)
         turned = 1 + 2.0**-48  # cos^2 + sin^2 is 1 but for rounding
         flow = np.hypot(along.range(noise).size, across.range(noise).size) * turned * SPARE
@@ -182,9 +190,7 @@ def limits_of(grid: Grid) -> Limits:
     ]
     entries.append(_total(case, ACTIVE_GENERATION, grid.slack, gens.pmin, gens.pmax))
     entries += [_total(case, REACTIVE_GENERATION, i, gens.qmin, gens.qmax) for i in grid.held.tolist()]
-    entries += [
-        Limit(ANGLE_DIFFERENCE, case.branch_name(k), k, "rad", float(br.angmin[k]), float(br.angmax[k])) for k in angles.tolist()
-    ]
+    entries += [Limit(ANGLE_DIFFERENCE, case.branch_name(k), k, "rad", float(br.angmin[k]), float(br.angmax[k])) for k in angles.tolist()]
     for kind in (FLOW_FROM, FLOW_TO):
         entries += [Limit(kind, case.branch_name(k), k, "p.u.", -math.inf, float(br.rate[k])) for k in rated.tolist()]
 
@@ -200,7 +206,7 @@ def limits_of(grid: Grid) -> Limits:
     x[at, br.f[angles]], x[at, br.t[angles]] = 1.0, -1.0
     ends = [_flow_rows(grid, np.concatenate([first * m + rated, (first + 2) * m + rated])) for first in (0, 1)]
     lower, upper, given = (np.array([getattr(each, name) for each in entries]) for name in ("lower", "upper", "given"))
-    return Limits(grid, tuple(entries), Rows(z, x, p), *ends, lower, upper, given)
+    return Limits(grid, tuple(entries), Rows(z, x, p), ends[0], ends[1], lower, upper, given)
 
 
 def _flow_rows(grid: Grid, index: Index) -> Rows:

@@ -50,7 +50,9 @@ def plot_certified(of: Checked, path: str | Path | None = None) -> Figure:
     axes.set_xlim(min(3.0 * min(values), -LINEAR), max(3.0 * max(values), LINEAR))
     axes.set_yticks(range(len(kinds)), [f"{kind} ({len(members)})" for kind, members in kinds.items()], fontsize=9)
     axes.set_ylim(len(kinds) - 0.4, -0.6)
-    axes.set_xlabel("least margin over all loads: p.u., rad for angles; bars begin at what is certified, dots are what was found", fontsize=9)
+    axes.set_xlabel(
+        "least margin over all loads: p.u., rad for angles; bars begin at what is certified, dots are what was found", fontsize=9
+    )
     axes.grid(axis="x", color="#e4e6ea", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):

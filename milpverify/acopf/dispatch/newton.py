@@ -84,10 +84,9 @@ def follow(grid: Grid, p: Array, x: Array, target: Array) -> Array | None:
     return x
 
 
-def many(grid: Grid, p: Array, x: Array) -> tuple[Array, Array]:
-    """Power flows (samples, 2n) at parameters (samples, 3n) from one (2n,) with the inverse there, and which of them converged."""
+def many(grid: Grid, p: Array, x: Array, inverse: Array) -> tuple[Array, Array]:
+    """Power flows (samples, 2n) at parameters (samples, 3n) from one (2n,) with the Jacobian's inverse there, and which converged."""
     n = grid.case.num_buses
-    inverse = np.linalg.inv(jacobian(grid, x))
     found = np.tile(x, (len(p), 1))
     found[:, n + grid.held] = p[:, 2 * n + grid.held]
     good = np.zeros(len(p), dtype=bool)

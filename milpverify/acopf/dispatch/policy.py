@@ -11,7 +11,7 @@ from milpverify.acopf.dispatch.enclosure import Region
 from milpverify.arithmetic.midpoint_radius import Balls
 
 if TYPE_CHECKING:
-    from milpverify.acopf.case import Array
+    from milpverify.acopf.case import Array, Index
     from milpverify.acopf.dispatch.grid import Grid
     from milpverify.acopf.loads import Loads
 
@@ -38,7 +38,7 @@ class Box:
         return found
 
     @property
-    def varying(self) -> Array:
+    def varying(self) -> Index:
         """Indices of the loads that are not fixed."""
         return np.flatnonzero(self.lower < self.upper)
 

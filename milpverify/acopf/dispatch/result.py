@@ -52,8 +52,8 @@ class Margin:
 class Checked(Outcome):
     """Whether all limits hold for every load of a box: `margins` has a line for each of them.
 
-    HOLDS: no margin is below the certified one, which is not negative (what is given may be beyond its limits by `tolerance`). BROKEN: loads
-    are known that violate a limit by more than the tolerance. UNKNOWN: `reason`, and `unknown` in words.
+    HOLDS: no margin is below the certified one, which is not negative (what is given may be beyond its limits by `tolerance`). BROKEN:
+    loads are known that violate a limit by more than the tolerance. UNKNOWN: `reason`, and `unknown` in words.
     """
 
     verdict: Verdict = Verdict.UNKNOWN
@@ -188,10 +188,19 @@ class OutageRow:
             ValueError: something else stands there.
         """
         value = dict(zip(COLUMNS, cells, strict=True))
-        numbers = {name: float(value[name]) for name in ("certified", "attacked", "seconds")}
-        flags = {name: value[name] == "true" for name in ("proved", "reproduced")}
-        words = {name: value[name] for name in ("branch", "limit", "attacked_limit", "message")}
-        return OutageRow(row=int(value["row"]), verdict=Verdict(value["verdict"]), **numbers, **flags, **words)
+        return OutageRow(
+            row=int(value["row"]),
+            branch=value["branch"],
+            verdict=Verdict(value["verdict"]),
+            certified=float(value["certified"]),
+            limit=value["limit"],
+            attacked=float(value["attacked"]),
+            attacked_limit=value["attacked_limit"],
+            proved=value["proved"] == "true",
+            reproduced=value["reproduced"] == "true",
+            seconds=float(value["seconds"]),
+            message=value["message"],
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 BOXES = 20000  # where the search gives up
+FEW = 3  # limits that are attacked further once one is known to be violated
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ class Search:
         found.attack = Attack(self.grid, self.limits, self.policy, self.box, found.x)
         found.attack.corners()
         found.attack.sample(samples, seed)
-        found.attack.follow_gradients(self.deadline)
+        broken = found.attack.margin < -self.tolerance
+        found.attack.follow_gradients(self.deadline, np.argsort(found.attack.margin)[:FEW] if broken.any() and decide else None)
         self.root = self._node(self.box, found.x, None)
         self._keep([self.root])
         if not decide:
@@ -204,7 +206,7 @@ class Search:
             upward = self.limits.upper[k] - node.enclosed.upper[k] < node.enclosed.lower[k] - self.limits.lower[k]
             share = np.full(len(node.box.lower), 0.5)
             share[varying] = (np.sign(row[0][: len(varying)]) * (1 if upward else -1) + 1) / 2
-            attack.look(node.box.at(share[None]), node.x)
+            attack.look(node.box.at(share[None]))
         return bool((attack.margin < -self.tolerance).any())
 
     def _broken(self) -> bool:

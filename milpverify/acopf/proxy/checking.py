@@ -11,7 +11,7 @@ from milpverify.acopf.dispatch.checking import SAMPLES, Question
 from milpverify.acopf.dispatch.grid import Grid
 from milpverify.acopf.dispatch.policy import box_of
 from milpverify.acopf.loads import Loads
-from milpverify.acopf.proxy.mapping import reads_of, writes_of
+from milpverify.acopf.proxy.mapping import places, reads_of, writes_of
 from milpverify.acopf.result import TOLERANCE
 from milpverify.errors import InvalidInput
 
@@ -81,8 +81,6 @@ def check_proxy(
     grid, end = Grid(case), deadline_of(timeout, deadline)
     box = box_of(grid, question.loads)
 
-    import numpy as np
-
     from milpverify.acopf.proxy.learned import Learned
     from milpverify.acopf.proxy.predicted import Predictions
     from milpverify.frontends.network import load_network
@@ -92,7 +90,6 @@ def check_proxy(
     lower, upper = reads.box(box.lower, box.upper)
     loaded = load_network(network, spec.Box(lower, upper))
     writes = writes_of(case, outputs, loaded.graph.ny)
-    assert np.isfinite(lower).all()
     if limits == AFTER_POWER_FLOW:
         return question.ask(grid, Learned(grid, loaded.graph, reads, writes), None, end, on_event)
     return Predictions(grid, loaded, reads, writes, allowed or {}, only).ask(question, box, end, on_event)
@@ -120,10 +117,6 @@ def _counted(case: Case, inputs: Mapping[str, Any] | None) -> int:
     count = 0
     for entries in inputs.values():
         at = entries["at"] if isinstance(entries, Mapping) else getattr(entries, "at", entries)
-        if isinstance(at, str):
-            count = max(count, int(at.partition(":")[2]))
-        elif isinstance(at, slice):
-            count = max(count, int(at.stop))
-        else:
-            count = max(count, *(int(place) + 1 for place in at))
+        last = [at.stop or 0] if isinstance(at, slice) else [int(place) + 1 for place in places(at)]
+        count = max(count, *last)
     return count

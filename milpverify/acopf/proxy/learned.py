@@ -166,5 +166,3 @@ def _exact_magnitudes(center: Balls, n: int) -> Balls:
     """Magnitudes are those numbers; only sums of powers are rounded."""
     center.radius[2 * n :] = 0.0
     return center
-
-

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +77,23 @@ class Reads:
         return found
 
 
+def read_mapping(path: str | Path | None) -> dict[str, Any]:
+    """What a JSON file maps as "inputs" and "outputs": by quantity places, "0:11" or numbers, or an object of `Entries`' fields.
+
+    Raises:
+        InvalidInput: it cannot be read, or holds something else.
+    """
+    if path is None:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path}: the mapping cannot be read: {error}") from error
+    if not isinstance(found, dict) or set(found) - {"inputs", "outputs"} or not all(isinstance(part, dict) for part in found.values()):
+        raise InvalidInput(f"{path}: a mapping is an object of 'inputs' and 'outputs', which are objects")
+    return found
+
+
 def reads_of(case: Case, inputs: Mapping[str, Any] | None, nx: int) -> Reads:
     """The inputs; by default active and then reactive power of all buses that have loads, or of all buses.
 
@@ -85,16 +104,18 @@ def reads_of(case: Case, inputs: Mapping[str, Any] | None, nx: int) -> Reads:
     loaded = np.flatnonzero((case.buses.pd != 0) | (case.buses.qd != 0))
     if inputs is None:
         if nx not in (2 * len(loaded), 2 * n):
-            raise InvalidInput(f"the network has {nx} inputs, {case.name} {len(loaded)} buses with loads: say inputs={{'pd': ..., 'qd': ...}}")
+            raise InvalidInput(
+                f"the network has {nx} inputs, {case.name} {len(loaded)} buses with loads: say inputs={{'pd': ..., 'qd': ...}}"
+            )
         inputs = {"pd": slice(0, nx // 2), "qd": slice(nx // 2, nx)}
     of, scale, shift = np.full(nx, -1), np.ones(nx), np.zeros(nx)
     for name, entries in inputs.items():
         if name not in LOADS:
             raise InvalidInput(f"inputs: a network reads 'pd' and 'qd', not {name!r}")
-        places = _places(case, name, entries, nx, loaded)
-        if (of[places.at] >= 0).any():
+        found = _places(case, name, entries, nx, loaded)
+        if (of[found.at] >= 0).any():
             raise InvalidInput(f"inputs: {name} takes an input that is taken")
-        of[places.at], scale[places.at], shift[places.at] = places.element + n * (name == "qd"), places.scale, places.shift
+        of[found.at], scale[found.at], shift[found.at] = found.element + n * (name == "qd"), found.scale, found.shift
     if (of < 0).any() or len(set(of.tolist())) < nx:
         raise InvalidInput(f"inputs: every one of the {nx} must be one load, and no load two of them")
     if (scale == 0).any():
@@ -103,8 +124,10 @@ def reads_of(case: Case, inputs: Mapping[str, Any] | None, nx: int) -> Reads:
 
 
 def writes_of(case: Case, outputs: Mapping[str, Any] | None, ny: int) -> dict[str, Places]:
-    """The outputs by quantity; by default what their number says: pg and vm of every generator, pg of them and vm of every bus, the whole
-    state pg, qg, vm, va, or that followed by pf, pt, qf, qt, both excesses and both balances (ml4acopf).
+    """The outputs by quantity.
+
+    By default what their number says: pg and vm of every generator, pg of them and vm of every bus, the whole state pg, qg, vm, va, or that
+    followed by pf, pt, qf, qt, both excesses and both balances (ml4acopf).
 
     Raises:
         InvalidInput: a quantity is unknown, or the numbers do not fit.
@@ -129,15 +152,11 @@ def writes_of(case: Case, outputs: Mapping[str, Any] | None, ny: int) -> dict[st
 
 
 def _places(case: Case, name: str, entries: Any, size: int, loaded: Index) -> Places:
-    if isinstance(entries, Mapping):
-        entries = Entries(**entries)
-    elif not isinstance(entries, Entries):
-        entries = Entries(entries)
-    if isinstance(entries.at, str):
-        start, _, stop = entries.at.partition(":")
-        at = np.arange(int(start), int(stop))
-    else:
-        at = np.arange(size)[entries.at] if isinstance(entries.at, slice) else np.array(entries.at, dtype=np.int64)
+    try:
+        entries = Entries(**entries) if isinstance(entries, Mapping) else entries if isinstance(entries, Entries) else Entries(entries)
+        at = np.arange(size)[entries.at] if isinstance(entries.at, slice) else np.array(places(entries.at), dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name}: {error}") from error
     if at.ndim != 1 or ((at < 0) | (at >= size)).any():
         raise InvalidInput(f"{name}: places are a slice or numbers from 0 to {size - 1}")
     k = len(at)
@@ -149,6 +168,15 @@ def _places(case: Case, name: str, entries: Any, size: int, loaded: Index) -> Pl
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         raise InvalidInput(f"{name}: scale and shift must be finite")
     return Places(at, element, scale, shift)
+
+
+def places(at: Any) -> Sequence[int]:
+    """Places that are numbers, or a text such as "0:11"."""
+    if isinstance(at, str):
+        start, _, stop = at.partition(":")
+        return range(int(start), int(stop))
+    found: Sequence[int] = at
+    return found
 
 
 def _elements(case: Case, name: str, of: Sequence[int] | None, k: int, loaded: Index) -> Index:
