@@ -1,4 +1,4 @@
-"""A dispatch of 14 buses: does it hold for all loads within 2 %, how close does it come to a limit, and does it hold without any one branch?
+"""A dispatch of 14 buses: does it hold for all loads within 2 %, how close do they come to a limit, and what without any one branch?
 
     python examples/11_secure_dispatch.py [FOLDER]
 

@@ -220,6 +220,7 @@ def dispatch(
     output = _Output(json, None, plot, quiet, debug, _certified)
     if record is not None and not outages:
         raise typer.BadParameter("--record is the table of --outages")
+    named = _outages(outages or [])
     with stop_signals(deadline), reported(debug):
         output.check()
         with live(deadline, quiet) as on_event:
@@ -232,13 +233,12 @@ def dispatch(
             at = load_point(loaded, point)
             loads = Loads(load_scale, load_box)
             told: dict[str, Any] = {"va": at.va, "tolerance": tolerance, "samples": samples, "on_event": on_event}
-            if outages:
-                named = _outages(outages)
+            if named:
                 table = check_dispatch(loaded, at.pg, at.vm, loads, timeout, outages=named, record=record, deadline=deadline, **told)
             else:
                 within = deadline if timeout is None else deadline.within(timeout)
                 found = check_dispatch(loaded, at.pg, at.vm, loads, deadline=within, **told)
-        if outages:
+        if named:
             _write_table(table, output)
         else:
             output.write(found)

@@ -17,6 +17,7 @@ def summary(found: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from milpverify.acopf.dispatch.result import Checked
     from milpverify.acopf.result import TOLERANCE
 
     console = Console(stderr=True, highlight=False)
@@ -24,6 +25,9 @@ def summary(found: Outcome) -> None:
         console.width = 140
     for text in (found.headline, *(f"  {detail}" for detail in found.details)):
         console.print(text, markup=False, soft_wrap=True)
+    if isinstance(found, Checked):
+        console.print(found.table(worst=12), markup=False, soft_wrap=True)
+        return
     worst = found.worst()
     if worst:
         table = Table(box=None, pad_edge=False, header_style="bold")

@@ -18,7 +18,7 @@ from milpverify.acopf.dispatch.search import Found, Search
 from milpverify.acopf.dispatch.witness import point_of
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.result import TOLERANCE, Reason, Verdict
-from milpverify.errors import InvalidInput
+from milpverify.errors import Contradiction, InvalidInput
 from milpverify.events import Event
 from milpverify.result import Trust
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 SAMPLES = 1000
+NOISE = 1e-7  # p.u. and rad: how far margins in plain float64 may be off
 
 
 def vector(values: Any, names: Sequence[int], what: str) -> Array:
@@ -136,6 +137,7 @@ def check_dispatch(
     Raises:
         InvalidInput: something has the wrong size or is not finite, a magnitude is not above 0, or a tolerance or time is out of range.
         SolverUnavailable: pypower is missing.
+        Contradiction: loads were found where a margin is below what was proved of all.
     """
     grid, policy, start = dispatch_of(case, pg, vm, va)
     question = Question(loads or Loads(), tolerance, samples, seed)
@@ -202,6 +204,10 @@ class Question:
             point = point_of(grid, found.x, policy.set_points(loads[None])[0][0], loads)
         attacked = np.full(len(limits.entries), np.inf) if attack is None else attack.margin
         ends = zip(limits.entries, found.margin.tolist(), attacked.tolist(), found.lower.tolist(), found.upper.tolist(), strict=True)
+        if (found.margin > attacked + NOISE).any():
+            k = int((found.margin - attacked).argmax())
+            told = f"{limits.entries[k]}: no margin below {found.margin[k]:.17g} was proved"
+            raise Contradiction(f"{case.name}: {told}, but loads were found where it is {attacked[k]:.17g}")
         margins = tuple(Margin(limit, certified, least, (low, high)) for limit, certified, least, low, high in ends)
         decided = verdict is Verdict.HOLDS or (violation is not None and violation.proved and violation.continuous)
         return Dispatched(

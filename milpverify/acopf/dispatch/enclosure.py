@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 60
 INFLATION = 1 + 2.0**-10  # of what is tried to be mapped into itself
-LEAST = 1e-12  # p.u. and rad: no change is taken to be smaller
+LEAST, ROOM = 1e-12, 1e-9  # p.u. and rad: no change is taken to be smaller, of one power flow and of many, which have room for that one
 WIDEST = 1.0  # p.u. and rad: where changes are larger nothing is enclosed any more
 CONTRACTION = 0.999
 
@@ -117,13 +117,14 @@ class Enclosure:
         return Affine(constant, linear, turned + slope @ change.noise, rest)
 
 
-def enclose(grid: Grid, region: Region, x: Array) -> Enclosure:
+def enclose(grid: Grid, region: Region, x: Array, least: float = ROOM) -> Enclosure:
     """The power flows of a region, around one in its middle.
 
     Args:
         grid: what is held.
         region: of parameters.
-        x: (2n,) a power flow at its middle, whose magnitudes are those held, and 0 its angle at the slack bus.
+        x: (2n,) a power flow at its middle.
+        least: no change is taken to be smaller.
 
     Raises:
         NotEnclosed: nothing is proved.
@@ -173,12 +174,12 @@ def enclose(grid: Grid, region: Region, x: Array) -> Enclosure:
     def image(radius: Array) -> Array:
         return (fixed + (across.noise @ _noise(grid, x, radius)).size + _across(grid, rest(radius))) * SPARE
 
-    radius = fixed * INFLATION + LEAST
+    radius = fixed * INFLATION + least
     for _ in range(ROUNDS):
         mapped = image(radius)
         if (mapped <= radius).all():
             break
-        radius = np.maximum(radius, mapped * INFLATION + LEAST)
+        radius = np.maximum(radius, mapped * INFLATION + least)
         if not radius.max() < WIDEST:
             raise NotEnclosed("no set of power flows is mapped into itself: the region is too wide, or the network too close to its limit")
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.dispatch.enclosure import Enclosure, NotEnclosed, enclose
+from milpverify.acopf.dispatch.enclosure import LEAST, ROOM, Enclosure, NotEnclosed, enclose
 from milpverify.acopf.dispatch.newton import follow, solve
 from milpverify.acopf.dispatch.policy import Box
 
@@ -38,13 +38,13 @@ def parameters(grid: Grid, policy: Policy, loads: Array) -> Array:
 def at_loads(grid: Grid, policy: Policy, loads: Array, x: Array) -> Enclosure | None:
     """The power flow at one load, from one near by."""
     found = solve(grid, parameters(grid, policy, loads), x)
-    return None if found is None else over(grid, policy, Box(loads, loads), found)
+    return None if found is None else over(grid, policy, Box(loads, loads), found, LEAST)
 
 
-def over(grid: Grid, policy: Policy, box: Box, x: Array) -> Enclosure | None:
+def over(grid: Grid, policy: Policy, box: Box, x: Array, least: float = ROOM) -> Enclosure | None:
     """The power flows over a box, around one in its middle; None where nothing is proved."""
     try:
-        return enclose(grid, policy.region(box), x)
+        return enclose(grid, policy.region(box), x, least)
     except NotEnclosed:
         return None
 

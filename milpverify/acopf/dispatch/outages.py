@@ -95,6 +95,8 @@ def one_by_one(
             began, reduced = time.monotonic(), without(case, k)
             lost = cut_off(reduced)
             if len(lost):
+                rest = np.setdiff1d(np.arange(case.num_buses), lost)
+                lost = min(lost, rest, key=len)  # the smaller side is named
                 buses = ", ".join(str(int(number)) for number in case.buses.number[lost])
                 row = OutageRow(row_number, name, Verdict.ISLANDED, message=f"cut off: {'bus' if len(lost) == 1 else 'buses'} {buses}")
             else:

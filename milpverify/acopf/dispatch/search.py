@@ -150,10 +150,18 @@ class Search:
                     closed.append(child)
             self.tell("boxes", found.boxes, heap[0][0] if heap else 0.0)
         self._keep(closed)
-        if all_one(self.grid, self.policy, self.tops):
+        if self._begins() and all_one(self.grid, self.policy, self.tops):
             found.holds = True
         else:
             found.message = "all limits hold in every box of loads, but their power flows were not proved to be those of one solution"
+
+    def _begins(self) -> bool:
+        """Whether the base case's power flow is proved to be one of those enclosed."""
+        middle, x = self.box.middle, self.found.x
+        assert x is not None
+        start = at_loads(self.grid, self.policy, middle, x)
+        around = [one for box, one in self.tops if (box.lower <= middle).all() and (middle <= box.upper).all()]
+        return start is not None and any(one.contains(start) for one in around)
 
     def _node(self, box: Box, x: Array, parent: Node | None) -> Node:
         """Enclose a box around the power flow in its middle."""

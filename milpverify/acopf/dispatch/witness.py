@@ -113,7 +113,7 @@ def witness(
         deadline: ends the proof of continuity.
     """
     k, x = found
-    case, gens = grid.case, grid.case.generators
+    gens = grid.case.generators
     at = at_loads(grid, policy, loads, x)
     x = x if at is None else at.x
     pg, _ = policy.set_points(loads[None])
@@ -135,10 +135,10 @@ def witness(
     existence = prove_existence(point, free=(grid.free, np.concatenate([[solved], len(gens) + one])))
     flow = point.power_flow()
     again = _value(grid, limits, flow.point)[k]
-    reproduced = flow.converged and flow.difference <= SAME and min(again - limit.lower, limit.upper - again) < -tolerance / 2
+    beyond = min(again - limit.lower, limit.upper - again) < -tolerance / 2
+    reproduced = bool(flow.converged and flow.difference <= SAME and beyond)
     if not (proved or reproduced) or not margin < -tolerance:
         return None
-    assert case is point.case
     return Violation(limit, point, value, margin, proved, continuous, existence, flow, reproduced)
 
 
