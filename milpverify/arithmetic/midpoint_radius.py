@@ -73,7 +73,8 @@ class Balls:
     def __mul__(self, other: Balls) -> Balls:
         middle = self.middle * other.middle
         size = np.abs(self.middle)
-        radius = size * other.radius + self.radius * (np.abs(other.middle) + other.radius) + U * np.abs(middle) + TINY * (middle != 0)
+        under = TINY * ((self.middle != 0) & (other.middle != 0))
+        radius = size * other.radius + self.radius * (np.abs(other.middle) + other.radius) + U * np.abs(middle) + under
         return Balls(middle, radius * SPARE)
 
     def __matmul__(self, other: Balls) -> Balls:

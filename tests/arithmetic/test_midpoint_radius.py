@@ -62,3 +62,8 @@ def test_sines_and_cosines_contain_those_of_ball_arithmetic() -> None:
 def test_a_product_that_is_rounded_has_a_radius() -> None:
     product = exactly(np.array([[0.1, 0.2]])) @ exactly(np.array([[0.3], [0.7]]))
     assert 0 < product.radius[0, 0] < 1e-14
+
+
+def test_what_underflows_is_charged() -> None:
+    tiny = exactly(np.array([1e-200]))
+    assert (tiny * tiny).middle[0] == 0.0 < (tiny * tiny).radius[0] < 1e-300

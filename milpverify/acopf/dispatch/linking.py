@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from milpverify.acopf.dispatch.enclosure import LEAST, ROOM, Enclosure, NotEnclosed, enclose
+from milpverify.acopf.dispatch.enclosure import LEAST, ROOM, Enclosure, NotEnclosed, Region, enclose
 from milpverify.acopf.dispatch.newton import follow, solve
 from milpverify.acopf.dispatch.policy import Box
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.dispatch.policy import Policy
     from milpverify.config import Deadline
 
-DEEPEST = 7  # halvings of a way between two loads
+DEEPEST = 14  # halvings of a way between two loads
 
 
 def parameters(grid: Grid, policy: Policy, loads: Array) -> Array:
@@ -43,8 +41,12 @@ def at_loads(grid: Grid, policy: Policy, loads: Array, x: Array) -> Enclosure | 
 
 def over(grid: Grid, policy: Policy, box: Box, x: Array, least: float = ROOM) -> Enclosure | None:
     """The power flows over a box, around one in its middle; None where nothing is proved."""
+    return _enclosed(grid, policy.region(box), x, least)
+
+
+def _enclosed(grid: Grid, region: Region, x: Array, least: float) -> Enclosure | None:
     try:
-        return enclose(grid, policy.region(box), x, least)
+        return enclose(grid, region, x, least)
     except NotEnclosed:
         return None
 
@@ -78,7 +80,7 @@ def leads_to(grid: Grid, policy: Policy, first: Enclosure, last: Enclosure, ends
         between = at_loads(grid, policy, middle, at_a.x / 2 + at_b.x / 2)
         if between is None:
             return False
-        whole = over(grid, policy, Box(np.minimum(a, b), np.maximum(a, b)), between.x)
+        whole = _enclosed(grid, policy.way(a, b), between.x, ROOM)
         if whole is not None and whole.contains(at_a) and whole.contains(at_b):
             return True
         return depth < DEEPEST and way(a, at_a, middle, between, depth + 1) and way(middle, between, b, at_b, depth + 1)

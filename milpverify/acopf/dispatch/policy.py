@@ -75,6 +75,10 @@ class Policy(Protocol):
         """All parameters of the power flow over a box of loads. With a box of one load: those of this load."""
         ...
 
+    def way(self, a: Array, b: Array) -> Region:
+        """All parameters between two loads (2n,) along the way straight from one to the other, or more."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
@@ -93,6 +97,13 @@ class Fixed:
         generators[varying, np.arange(len(varying))] = -box.radius[varying]
         center = given(self.grid, self.pg, self.vm, box.middle)
         return Region(center, generators, np.stack([self.pg] * 2), np.stack([self.vm] * 2))
+
+    def way(self, a: Array, b: Array) -> Region:
+        n, middle, radius = self.grid.case.num_buses, a / 2 + b / 2, b / 2 - a / 2
+        center = given(self.grid, self.pg, self.vm, middle)
+        center.radius[: 2 * n] += (np.abs(a) + np.abs(b)) * 2.0**-51  # how far the line between is from that between a and b
+        column = np.concatenate([-radius, np.zeros(n)])[:, None]
+        return Region(center, column, np.stack([self.pg] * 2), np.stack([self.vm] * 2))
 
 
 def given(grid: Grid, pg: Array, vm: Array, loads: Array) -> Balls:

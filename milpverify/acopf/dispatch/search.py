@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 BOXES = 20000  # where the search gives up
+NEARER = (1.0, 0.7, 0.5, 0.35, 0.25)  # shares of the way to loads that violate a limit, where the proofs are tried
 FEW = 3  # limits that are attacked further once one is known to be violated
 
 
@@ -220,17 +221,34 @@ class Search:
     def _broken(self) -> bool:
         """Whether the attack found what violates a limit, and that is proved or reproduced."""
         found, attack = self.found, self.found.attack
-        assert attack is not None and self.root is not None and found.x is not None
-        for k in np.argsort(attack.margin)[:3].tolist():
+        assert attack is not None
+        for k in np.argsort(attack.margin)[:FEW].tolist():
             if not attack.margin[k] < -self.tolerance:
-                return False
-            middle = self.box.middle
-            base_case = middle, at_loads(self.grid, self.policy, middle, found.x), self.root.enclosure
-            loads, flow = attack.loads[k], (k, attack.flow[k])
-            found.violation = witness(self.grid, self.limits, self.policy, loads, flow, base_case, self.tolerance, self.deadline)
+                break
+            for share in NEARER:
+                one = self._witness(k, share)
+                if one is not None and (found.violation is None or (one.proved and one.continuous)):
+                    found.violation = one
+                if found.violation is None or (found.violation.proved and found.violation.continuous):
+                    break
             if found.violation is not None:
                 return True
         return False
+
+    def _witness(self, k: int, share: float) -> Violation | None:
+        """What is proved at the worst loads of limit k, or at some on the way there from the middle; None where it is not violated."""
+        attack, x, middle = self.found.attack, self.found.x, self.box.middle
+        assert attack is not None and self.root is not None and x is not None
+        loads, flow = attack.loads[k], attack.flow[k]
+        if share < 1.0:
+            loads = np.clip(middle + share * (loads - middle), self.box.lower, self.box.upper)
+            ends = parameters(self.grid, self.policy, middle), parameters(self.grid, self.policy, loads)
+            nearer = follow(self.grid, ends[0], x, ends[1])
+            if nearer is None:
+                return None
+            flow = nearer
+        base_case = middle, at_loads(self.grid, self.policy, middle, x), self.root.enclosure
+        return witness(self.grid, self.limits, self.policy, loads, (k, flow), base_case, self.tolerance, self.deadline)
 
     def _keep(self, nodes: list[Node]) -> None:
         """What holds in all of them."""

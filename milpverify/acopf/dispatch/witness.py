@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.dispatch.linking import at_loads, leads_to, parameters
+from milpverify.acopf.dispatch.newton import solve
 from milpverify.acopf.points.existence import Existence, prove_existence
 from milpverify.acopf.points.point import Point
 from milpverify.result import json_number
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 SAME = 1e-6  # p.u.: how far pypower's voltages may be from ours
+WAY, FARTHEST = 100, 0.05  # steps on the way from the base case, and how far voltages (p.u., rad) may move in one
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +124,16 @@ def witness(
     limit = limits.entries[k]
     margin = min(value - limit.lower, limit.upper - value)
     proved = continuous = False
+    start, first, whole = base
     if at is not None:
         ranges = limits.enclosed(at)
         proved = bool(ranges.lower[k] - limit.upper > tolerance or limit.lower - ranges.upper[k] > tolerance)
-        start, first, whole = base
         if proved and whole is not None:
             continuous = whole.contains(at)
         if proved and not continuous and first is not None:
             continuous = leads_to(grid, policy, first, at, (start, loads), deadline)
+    if not continuous and (first is None or not _reached(grid, policy, start, first.x, loads, x)):
+        return None
     one = np.array([int(np.flatnonzero(gens.bus == i)[0]) for i in grid.held.tolist()])
     solved = int(np.flatnonzero(gens.bus == grid.slack)[0])
     existence = prove_existence(point, free=(grid.free, np.concatenate([[solved], len(gens) + one])))
@@ -140,6 +144,16 @@ def witness(
     if not (proved or reproduced) or not margin < -tolerance:
         return None
     return Violation(limit, point, value, margin, proved, continuous, existence, flow, reproduced)
+
+
+def _reached(grid: Grid, policy: Policy, start: Array, x: Array, loads: Array, target: Array) -> bool:
+    """Whether small steps of Newton's method lead from the base case's power flow to this one."""
+    for share in np.linspace(0.0, 1.0, WAY + 1)[1:]:
+        found = solve(grid, parameters(grid, policy, start + share * (loads - start)), x)
+        if found is None or np.abs(found - x).max() > FARTHEST:
+            return False
+        x = found
+    return bool(np.abs(x - target).max() <= SAME)
 
 
 def _value(grid: Grid, limits: Limits, point: Any) -> Array:

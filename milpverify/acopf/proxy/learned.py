@@ -135,6 +135,9 @@ class Learned:
             raise InvalidInput("after_power_flow: the network may set a magnitude that is not above 0")
         return Region(_exact_magnitudes(given(grid, pg, vm, middle), n), generators, set_powers, set_magnitudes)
 
+    def way(self, a: Array, b: Array) -> Region:
+        return self.region(Box(np.minimum(a, b), np.maximum(a, b)))
+
     def _slopes(self, x: Array, radius: Array, places: Places) -> Array:
         """(k, nx): secants across the box, of the set points' outputs."""
         moving = np.flatnonzero(radius > 0)
