@@ -12,7 +12,7 @@ import pytest
 from power_cases import TRIANGLE, dispatch, network
 
 from milpverify.acopf.case import Case
-from milpverify.acopf.dispatch import search
+from milpverify.acopf.dispatch import newton, search
 from milpverify.acopf.dispatch.checking import check_dispatch
 from milpverify.acopf.dispatch.comparison import compare_dispatch
 from milpverify.acopf.dispatch.margin_plots import plot_certified
@@ -20,7 +20,7 @@ from milpverify.acopf.dispatch.result import Dispatched
 from milpverify.acopf.loads import Loads, box
 from milpverify.acopf.result import Reason, Verdict
 from milpverify.config import Deadline
-from milpverify.errors import InvalidInput
+from milpverify.errors import Contradiction, InvalidInput
 from milpverify.result import Trust
 
 pytest.importorskip("pypower.api")
@@ -128,6 +128,40 @@ def test_boxes_are_linked_where_no_enclosure_of_all_is_found(monkeypatch: pytest
     monkeypatch.setattr(search, "all_one", lambda *args: False)
     unlinked = check_dispatch(case, [0], [1, 1], loads, timeout=20)
     assert unlinked.verdict is Verdict.UNKNOWN and "one solution" in unlinked.unknown
+
+
+def nose(**values: Any) -> Case:
+    """A line that carries 2 p.u., with a load of 1 p.u."""
+    return network(2, [(0, 1)], [0], pd=[0, 1.0], r=0, x=0.25, vmax=1.2, **values)
+
+
+def test_a_violation_is_followed_where_no_enclosure_of_all_is_found() -> None:
+    """At 1.97 p.u. the voltage is 0.78: proved by way of enclosures along the line, each with its neighbours' ends."""
+    found = check_dispatch(nose(vmin=0.85), [0], [1, 1], box(0.97), timeout=30)
+    one = found.violation
+    assert found.worst_margin is not None and found.worst_margin.certified == -math.inf  # the box as a whole is not enclosed
+    assert one is not None and one.proved and one.continuous and one.reproduced and found.trust is Trust.ROUNDED
+
+
+def test_what_is_not_the_base_cases_solution_violates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack that jumps to the low-voltage solution is not believed, though pypower reproduces that point."""
+    from milpverify.acopf.dispatch import attack
+
+    real = attack.many
+
+    def jumping(grid: Any, p: Any, x: Any, inverse: Any) -> Any:
+        found, good = real(grid, p, x, inverse)
+        for k, row in enumerate(p):
+            start = found[k].copy()
+            start[[1, 3]] = -1.3, 0.3
+            low = newton.solve(grid, row, start)
+            if low is not None:
+                found[k] = low
+        return found, good
+
+    monkeypatch.setattr(attack, "many", jumping)
+    with pytest.raises(Contradiction):  # all limits were proved of the base case's solution: the other one is beyond them
+        check_dispatch(nose(vmin=0.85), [0], [1, 1], box(0.1), timeout=5)
 
 
 def test_a_run_that_is_over_says_so() -> None:

@@ -110,6 +110,19 @@ def test_after_the_power_flow_it_may_hold() -> None:
     assert worst is not None and 0 <= worst.certified <= worst.attacked < worst.certified + 0.01
 
 
+def test_boxes_are_cut_for_a_proxy_too() -> None:
+    """A limit between what the whole box certifies and what is attained, for a policy with a kink in the box."""
+    free: dict[str, Any] = {"vmax": 1.3, "rate": math.inf, "qmin": -5, "qmax": 5, "pmax": 5, "pmin": -5}
+    loads = box(0.6)
+    whole = check_proxy(triangle(**free), Policy().eval(), loads, limits="after_power_flow", samples=200)
+    margin = next(each for each in whole.margins if str(each.limit) == "voltage of bus 3")
+    assert margin.attacked - margin.certified > 1e-6
+    level = 0.9 + margin.certified + 0.7 * (margin.attacked - margin.certified)
+    tight = triangle(**free, vmin=[0.9, 0.9, level])
+    found = check_proxy(tight, Policy().eval(), loads, limits="after_power_flow", samples=200, timeout=30)
+    assert found.verdict is Verdict.HOLDS and found.boxes > 1
+
+
 def test_a_prediction_beyond_a_limit() -> None:
     found = check_proxy(triangle(vmax=1.03), Policy(level=1.025).eval(), box(0.05), samples=50)
     assert found.verdict is Verdict.BROKEN and found.broken is not None
