@@ -15,6 +15,7 @@ from milpverify.acopf.dispatch.newton import follow, jacobian, many
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
+    from milpverify.acopf.dispatch.enclosure import Enclosure
     from milpverify.acopf.dispatch.grid import Grid
     from milpverify.acopf.dispatch.limits import Limits
     from milpverify.acopf.dispatch.policy import Box, Policy
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
 CHUNK = 256  # power flows at once
 FOLLOWED = 10  # limits whose gradients are followed
 STEPS = 4  # gradients of each
+NEAR = 1e-7  # p.u. and rad: what float64 may lie outside of an enclosure
 LOST = 8  # power flows that one inverse did not find and that are looked for one by one
 
 
 class Attack:
     """The least margin found of every limit over a box, and where.
 
-    `margin` (K,), `loads` (K, 2n) and `flow` (K, 2n): the power flow there. `lost` are loads whose power flow was not found.
+    `margin` (K,), `loads` (K, 2n) and `flow` (K, 2n): the power flow there. `lost` are loads whose power flow was not found. With an
+    enclosure over the box, power flows outside of it are not the base case's, and do not count.
     """
 
-    def __init__(self, grid: Grid, limits: Limits, policy: Policy, box: Box, x: Array) -> None:
+    def __init__(self, grid: Grid, limits: Limits, policy: Policy, box: Box, x: Array, enclosure: Enclosure | None = None) -> None:
+        self.enclosure = enclosure
         self.grid, self.limits, self.policy, self.box, self.x = grid, limits, policy, box, x
         count, width = len(limits.entries), 2 * grid.case.num_buses
         self.margin, self.value = np.full(count, np.inf), np.full(count, np.nan)
@@ -52,6 +56,8 @@ class Attack:
         for part in np.split(loads, range(CHUNK, len(loads), CHUNK)):
             p, pg = self.parameters(part)
             x, good = many(self.grid, p, *(start or (self.x, self._inverse)))
+            if self.enclosure is not None:
+                good = np.logical_and(good, self.enclosure.near(x, NEAR))
             for k in np.flatnonzero(np.logical_not(good))[:LOST].tolist():
                 found = follow(self.grid, self._base, self.x, p[k])
                 if found is None:
@@ -106,6 +112,13 @@ class Attack:
                 self.look(self._corner(step), at)
                 if not self.margin[k] < before - 1e-12:
                     break
+
+    def forget(self, k: int) -> None:
+        """Of limit k all but the base case."""
+        (p,), (pg,) = self.parameters(self.box.middle[None])
+        values = self.limits.values(self.x[None], p[None], pg[None])
+        self.margin[k], self.value[k] = self.limits.margins(values)[0, k], values[0, k]
+        self.loads[k], self.flow[k] = self.box.middle, self.x
 
     def _reach(self) -> Array:
         """(N,) how far every varying load may move."""

@@ -203,11 +203,11 @@ class Question:
             loads = search.box.middle
             point = point_of(grid, found.x, policy.set_points(loads[None])[0][0], loads)
         attacked = np.full(len(limits.entries), np.inf) if attack is None else attack.margin
-        ends = zip(limits.entries, found.margin.tolist(), attacked.tolist(), found.lower.tolist(), found.upper.tolist(), strict=True)
-        if (found.margin > attacked + NOISE).any():
-            k = int((found.margin - attacked).argmax())
+        k = search.contradicted(NOISE)
+        if k is not None:
             told = f"{limits.entries[k]}: no margin below {found.margin[k]:.17g} was proved"
             raise Contradiction(f"{case.name}: {told}, but loads were found where it is {attacked[k]:.17g}")
+        ends = zip(limits.entries, found.margin.tolist(), attacked.tolist(), found.lower.tolist(), found.upper.tolist(), strict=True)
         margins = tuple(Margin(limit, certified, least, (low, high)) for limit, certified, least, low, high in ends)
         decided = verdict is Verdict.HOLDS or (violation is not None and violation.proved and violation.continuous)
         return Dispatched(

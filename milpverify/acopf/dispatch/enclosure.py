@@ -28,6 +28,8 @@ import numpy as np
 from milpverify.arithmetic.midpoint_radius import SPARE, Balls, exactly, reach, sin_cos, stacked
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.dispatch.grid import Grid, Rows
 
@@ -94,6 +96,14 @@ class Enclosure:
         """Whether all of another's set lies in this one's, in which this one's power flows are the only ones."""
         moved = _changes(self.grid, exactly(other.x) - exactly(self.x))
         return bool((moved.size + other.radius <= self.radius).all())
+
+    def near(self, x: Array, room: float) -> NDArray[np.bool_]:
+        """(samples,): which of x (samples, 2n) lie in the set, or outside of it by no more than some room."""
+        n, br = self.grid.case.num_buses, self.grid.case.branches
+        moved = np.abs(x - self.x)
+        turned = np.abs((x[:, br.f] - x[:, br.t]) - (self.x[br.f] - self.x[br.t]))
+        found: NDArray[np.bool_] = np.all(np.concatenate([moved[:, n:], turned], 1) <= self.radius + room, axis=1)
+        return found
 
     def influence(self, weight: Array | None) -> Array:
         """(N,): how much of the remainders, times weights (n + 2m,), comes from each parameter; a guess, for choosing where to cut."""

@@ -156,8 +156,8 @@ class Enclosed:
 
 
 def _down(difference: Array) -> Array:
-    """At most the real difference of two float64 numbers; 0 is exact, and what is undefined is unknown."""
-    found: Array = np.where(difference == 0, 0.0, np.nextafter(difference, -np.inf))
+    """At most the real difference of two float64 numbers; 0 and the distance of no limit are exact."""
+    found: Array = np.where((difference == 0) | (difference == np.inf), difference, np.nextafter(difference, -np.inf))
     return np.where(np.isnan(found), -np.inf, found)
 
 

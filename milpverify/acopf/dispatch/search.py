@@ -12,7 +12,7 @@ import numpy as np
 from milpverify.acopf.dispatch.attack import Attack
 from milpverify.acopf.dispatch.linking import agree, all_one, at_loads, over, parameters
 from milpverify.acopf.dispatch.newton import base, flat, follow
-from milpverify.acopf.dispatch.witness import Violation, witness
+from milpverify.acopf.dispatch.witness import Violation, reached, witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,13 +97,13 @@ class Search:
         if found.x is None:
             found.message = "Newton's method finds no power flow at the base case's loads"
             return found
-        found.attack = Attack(self.grid, self.limits, self.policy, self.box, found.x)
+        self.root = self._node(self.box, found.x, None)
+        self._keep([self.root])
+        found.attack = Attack(self.grid, self.limits, self.policy, self.box, found.x, self.root.enclosure)
         found.attack.corners()
         found.attack.sample(samples, seed)
         broken = found.attack.margin < -self.tolerance
         found.attack.follow_gradients(self.deadline, np.argsort(found.attack.margin)[:FEW] if broken.any() and decide else None)
-        self.root = self._node(self.box, found.x, None)
-        self._keep([self.root])
         if not decide:
             return found
         if not self._broken():
@@ -249,6 +249,17 @@ class Search:
             flow = nearer
         base_case = middle, at_loads(self.grid, self.policy, middle, x), self.root.enclosure
         return witness(self.grid, self.limits, self.policy, loads, (k, flow), base_case, self.tolerance, self.deadline)
+
+    def contradicted(self, noise: float) -> int | None:
+        """A limit whose margin is below what was proved, at loads that were found; other solutions than the base case's are forgotten."""
+        found, attack = self.found, self.found.attack
+        if attack is None or found.x is None:
+            return None
+        for k in np.flatnonzero(found.margin > attack.margin + noise).tolist():
+            if reached(self.grid, self.policy, self.box.middle, found.x, attack.loads[k], attack.flow[k]):
+                return int(k)
+            attack.forget(k)
+        return None
 
     def _keep(self, nodes: list[Node]) -> None:
         """What holds in all of them."""

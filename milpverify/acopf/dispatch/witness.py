@@ -132,7 +132,7 @@ def witness(
             continuous = whole.contains(at)
         if proved and not continuous and first is not None:
             continuous = leads_to(grid, policy, first, at, (start, loads), deadline)
-    if not continuous and (first is None or not _reached(grid, policy, start, first.x, loads, x)):
+    if not continuous and (first is None or not reached(grid, policy, start, first.x, loads, x)):
         return None
     one = np.array([int(np.flatnonzero(gens.bus == i)[0]) for i in grid.held.tolist()])
     solved = int(np.flatnonzero(gens.bus == grid.slack)[0])
@@ -146,7 +146,7 @@ def witness(
     return Violation(limit, point, value, margin, proved, continuous, existence, flow, reproduced)
 
 
-def _reached(grid: Grid, policy: Policy, start: Array, x: Array, loads: Array, target: Array) -> bool:
+def reached(grid: Grid, policy: Policy, start: Array, x: Array, loads: Array, target: Array) -> bool:
     """Whether small steps of Newton's method lead from the base case's power flow to this one."""
     for share in np.linspace(0.0, 1.0, WAY + 1)[1:]:
         found = solve(grid, parameters(grid, policy, start + share * (loads - start)), x)

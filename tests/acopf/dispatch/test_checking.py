@@ -12,7 +12,7 @@ import pytest
 from power_cases import TRIANGLE, dispatch, network
 
 from milpverify.acopf.case import Case
-from milpverify.acopf.dispatch import newton, search
+from milpverify.acopf.dispatch import limits, newton, search
 from milpverify.acopf.dispatch.checking import check_dispatch
 from milpverify.acopf.dispatch.comparison import compare_dispatch
 from milpverify.acopf.dispatch.margin_plots import plot_certified
@@ -160,7 +160,21 @@ def test_what_is_not_the_base_cases_solution_violates_nothing(monkeypatch: pytes
         return found, good
 
     monkeypatch.setattr(attack, "many", jumping)
-    with pytest.raises(Contradiction):  # all limits were proved of the base case's solution: the other one is beyond them
+    found = check_dispatch(nose(vmin=0.85), [0], [1, 1], box(0.1), timeout=5)
+    assert found.verdict is Verdict.HOLDS and all(each.certified <= each.attacked for each in found.margins)
+    wide = check_dispatch(nose(vmin=0.4), [0], [1, 1], box(0.8), timeout=20)  # here no enclosure of all tells them apart
+    assert wide.boxes > 1 and wide.verdict is Verdict.HOLDS and all(each.certified <= each.attacked + 1e-9 for each in wide.margins)
+
+
+def test_proofs_that_loads_contradict_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = limits.Limits.enclosed
+
+    def optimistic(self: Any, enclosure: Any) -> Any:
+        found = real(self, enclosure)
+        return replace(found, margin=found.margin + 0.01)
+
+    monkeypatch.setattr(limits.Limits, "enclosed", optimistic)
+    with pytest.raises(Contradiction, match="was proved, but loads were found"):
         check_dispatch(nose(vmin=0.85), [0], [1, 1], box(0.1), timeout=5)
 
 
