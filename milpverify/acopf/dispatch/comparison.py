@@ -13,7 +13,7 @@ import numpy as np
 
 from milpverify.acopf.asking import deadline_of
 from milpverify.acopf.dispatch.attack import Attack
-from milpverify.acopf.dispatch.checking import SAMPLES, dispatch_of
+from milpverify.acopf.dispatch.checking import NOISE, SAMPLES, dispatch_of
 from milpverify.acopf.dispatch.limits import Limit, limits_of
 from milpverify.acopf.dispatch.linking import over, parameters
 from milpverify.acopf.dispatch.newton import base
@@ -21,7 +21,7 @@ from milpverify.acopf.dispatch.policy import box_of
 from milpverify.acopf.dispatch.search import Search
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.result import TOLERANCE
-from milpverify.errors import InvalidInput
+from milpverify.errors import Contradiction, InvalidInput
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +103,7 @@ def compare_dispatch(
 
     Raises:
         InvalidInput: as `check_dispatch`, or no power flow is found at the loads in the middle.
+        Contradiction: loads were found where a margin is below what was proved of all.
     """
     if not 0.0 < gap < math.inf:
         raise InvalidInput(f"gap: must be above 0, not {gap}")
@@ -126,6 +127,8 @@ def compare_dispatch(
     search.close(gap)
     seconds["branch and bound"] = time.monotonic() - began
     assert search.found.attack is not None
+    if (k := search.contradicted(NOISE)) is not None:
+        raise Contradiction(f"{case.name}: loads were found where {limits.entries[k]} has a margin below what was proved of all")
     lower, upper = search.found.margin, search.found.attack.margin
     rows = [
         MarginRow(limit, *numbers)

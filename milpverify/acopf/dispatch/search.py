@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BOXES = 20000  # where the search gives up
 NEARER = (1.0, 0.7, 0.5, 0.35, 0.25)  # shares of the way to loads that violate a limit, where the proofs are tried
+LOST = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
 FEW = 3  # limits that are attacked further once one is known to be violated
 
 
@@ -109,7 +110,7 @@ class Search:
         if not self._broken():
             self._branch()
         if found.violation is None and not found.holds and found.attack.lost is not None and not found.message:
-            found.message = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
+            found.message = LOST
         return found
 
     def close(self, gap: float) -> None:
@@ -130,31 +131,42 @@ class Search:
         heap = [(self._short(self.root), count, self.root)] if self._short(self.root) < 0 else []
         closed = [] if heap else [self.root]
         while heap:
-            if self.deadline.expired() or found.boxes >= BOXES:
-                found.out_of_time = self.deadline.expired()
-                found.message = f"{len(heap)} boxes of loads are left open after {found.boxes}"
+            found.out_of_time = self.deadline.expired()
+            found.message = self._hopeless() or f"{len(heap)} boxes of loads are left open after {found.boxes}"
+            if found.out_of_time or found.boxes >= BOXES or self._hopeless():
                 self._keep([*closed, *(node for *_, node in heap)])
                 return
             _, _, node = heapq.heappop(heap)
             for half in node.box.halves(self._cut(node)):
                 child = self._child(half, node)
                 if child is None:
-                    found.message = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
+                    found.message = LOST
+                    self._keep([*closed, node, *(each for *_, each in heap)])
                     return
                 count += 1
                 if self._short(child) < 0:
                     heapq.heappush(heap, (self._short(child), count, child))
                     if self._corner(child) and self.gap == math.inf and self._broken():
-                        self._keep([*closed, *(each for *_, each in heap)])
+                        self._keep([*closed, node, *(each for *_, each in heap)])  # the other half may not be there yet
                         return
                 else:
                     closed.append(child)
             self.tell("boxes", found.boxes, heap[0][0] if heap else 0.0)
-        self._keep(closed)
-        if self._begins() and all_one(self.grid, self.policy, self.tops):
-            found.holds = True
-        else:
+        found.message = ""
+        found.holds = self._keep(closed)
+        if not found.holds:
             found.message = "all limits hold in every box of loads, but their power flows were not proved to be those of one solution"
+
+    def _hopeless(self) -> str:
+        """Why cutting boxes will not help; nothing where it may."""
+        attack = self.found.attack
+        assert attack is not None
+        if not len(self.box.varying):
+            return "the loads are given, and a margin is too close to 0 to be proved"
+        between = np.flatnonzero((attack.margin < self.needed) & (attack.margin >= -self.tolerance))
+        if not len(between) or self.gap < math.inf:
+            return ""
+        return f"{self.limits.entries[between[0]]} is beyond its limit, but not by more than the tolerance"
 
     def _begins(self) -> bool:
         """Whether the base case's power flow is proved to be one of those enclosed."""
@@ -233,7 +245,15 @@ class Search:
                     break
             if found.violation is not None:
                 return True
+            if not self._is_followed(k):
+                attack.forget(k)
         return False
+
+    def _is_followed(self, k: int) -> bool:
+        """Whether what the attack found for limit k is the base case's power flow, followed to these loads."""
+        attack, x = self.found.attack, self.found.x
+        assert attack is not None and x is not None
+        return reached(self.grid, self.policy, self.box.middle, x, attack.loads[k], attack.flow[k])
 
     def _witness(self, k: int, share: float) -> Violation | None:
         """What is proved at the worst loads of limit k, or at some on the way there from the middle; None where it is not violated."""
@@ -256,13 +276,21 @@ class Search:
         if attack is None or found.x is None:
             return None
         for k in np.flatnonzero(found.margin > attack.margin + noise).tolist():
-            if reached(self.grid, self.policy, self.box.middle, found.x, attack.loads[k], attack.flow[k]):
+            if self._is_followed(k):
                 return int(k)
             attack.forget(k)
         return None
 
-    def _keep(self, nodes: list[Node]) -> None:
-        """What holds in all of them."""
-        found = self.found
+    def _keep(self, nodes: list[Node]) -> bool:
+        """Keep what holds in all of these, which make up the box; only if their power flows are proved to be those of the base case."""
+        found, root = self.found, self.root
+        assert root is not None
+        proved = root.enclosure is not None or (all(node.around for node in nodes) and self._begins() and self._one())
+        nodes = nodes if proved else [root]
         found.margin = np.min([node.margin for node in nodes], axis=0)
         found.lower, found.upper = np.min([node.lower for node in nodes], axis=0), np.max([node.upper for node in nodes], axis=0)
+        return proved
+
+    def _one(self) -> bool:
+        """Whether all enclosures are proved to be of one power flow."""
+        return all_one(self.grid, self.policy, self.tops)

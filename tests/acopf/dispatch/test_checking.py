@@ -130,6 +130,28 @@ def test_boxes_are_linked_where_no_enclosure_of_all_is_found(monkeypatch: pytest
     assert unlinked.verdict is Verdict.UNKNOWN and "one solution" in unlinked.unknown
 
 
+def test_a_limit_exceeded_by_less_than_the_tolerance_is_neither() -> None:
+    """No proof can be had, and no violation: with given loads and with a box, at once."""
+    for loads in (Loads(), box(0.01)):
+        found = ask(triangle(), loads)
+        margin = next(each for each in found.margins if str(each.limit) == "voltage of bus 3")
+        case = triangle(vmin=[0.9, 0.9, 0.9 + margin.attacked + 5e-7])
+        between = ask(case, loads)
+        assert between.verdict is Verdict.UNKNOWN and between.reason is Reason.UNDECIDED and between.unknown
+
+
+def test_what_is_left_open_is_in_no_margin() -> None:
+    """Certified margins of a search that ended early hold in all of the box."""
+    case, loads = triangle(), box(0.5)
+    margin = next(each for each in ask(case, loads).margins if str(each.limit) == "voltage of bus 3")
+    beyond = triangle(vmin=[0.9, 0.9, 0.9 + margin.attacked + 1e-5], rate=math.inf, vmax=1.2)
+    found = ask(beyond, loads, timeout=30, samples=0)
+    again = ask(beyond, loads, timeout=30, samples=3000)
+    assert found.verdict is again.verdict is Verdict.BROKEN
+    for one, other in zip(found.margins, again.margins, strict=True):
+        assert one.certified <= other.attacked + 1e-9
+
+
 def nose(**values: Any) -> Case:
     """A line that carries 2 p.u., with a load of 1 p.u."""
     return network(2, [(0, 1)], [0], pd=[0, 1.0], r=0, x=0.25, vmax=1.2, **values)
