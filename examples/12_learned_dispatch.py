@@ -78,7 +78,7 @@ def trained(case: acopf.Case, count: int = LESSONS) -> Proxy:
     loads, wanted = (torch.tensor(part, dtype=torch.float32) for part in lessons(case, count))
     proxy = Proxy(case)
     optimizer = torch.optim.Adam(proxy.parameters(), lr=0.01)
-    for _ in range(1500):
+    for _ in range(1000):
         optimizer.zero_grad()
         proxy.loss(loads, wanted).backward()
         optimizer.step()

@@ -84,6 +84,8 @@ class Checked(Outcome):
         if self.verdict is Verdict.BROKEN and broken is not None:
             return f"{head}, {broken[0]} is {-broken[1]:.3g} {broken[0].unit} beyond its limit"
         if self.verdict is Verdict.HOLDS and worst is not None:
+            if worst.certified < 0:
+                return f"{head}, nothing is beyond its limits by more than the tolerance of {self.tolerance:g} ({worst.limit})"
             return f"{head}, every margin is at least {worst.certified:.4g} {worst.limit.unit} ({worst.limit})"
         return head
 
