@@ -31,7 +31,7 @@ LIMITS = {
 linear programs of nearly closed subproblems, their pace, roots from what a solver swept, balls, estimated costs and attacks between batches
 came after."""
 
-EXEMPT = {"SearchOptions"}
+EXEMPT = {"SearchOptions", "Checked", "Dispatched", "Predicted"}
 """Frozen dataclasses that only hold options, tuning numbers or results: their attributes do not count."""
 
 
