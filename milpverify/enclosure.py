@@ -17,9 +17,11 @@ import torch
 
 from milpverify.arithmetic.interval import Interval, mul
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, down, up
-from milpverify.operators import Affine, Elementwise, Input, Product
+from milpverify.operators import Affine, Elementwise, Input, Operator, Product
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -101,13 +103,23 @@ def _is_exact(op: Affine, centres: list[Tensor], size: float) -> bool:
     Args:
         size: the largest |W| |c| + |b|.
     """
-    values = [getattr(op, f.name) for f in fields(op)]  # type: ignore[arg-type]
+    values = list(_parameters(op))
     if op.rounded or any(isinstance(v, float) for v in values) or not math.isfinite(size):
         return False
     weights = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v is not op.bias]
     unit = min(map(_unit, centres)) + min([0, *map(_unit, weights)])
     unit = unit if op.bias is None else min(unit, _unit(op.bias))
     return unit > -1000 and size * (1 + 2.0**-20) <= 2.0**53 * 2.0**unit
+
+
+def _parameters(op: Operator) -> Iterator[object]:
+    """The values of an operator's fields, those of the operators that it is made of too."""
+    for field in fields(op):  # type: ignore[arg-type]
+        value = getattr(op, field.name)
+        if isinstance(value, Operator):
+            yield from _parameters(value)
+        else:
+            yield value
 
 
 def _unit(values: Tensor) -> int:

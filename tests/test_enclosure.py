@@ -9,7 +9,7 @@ import torch
 from milpverify.enclosure import enclose, exact_outputs
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
-from milpverify.operators import Elementwise, Input, Linear, Scale
+from milpverify.operators import Conv, Elementwise, Input, Linear, Reshape, Scale, Transposed
 
 
 def network(weights: list[np.ndarray], function: str, shift: float = 0.0) -> Graph:
@@ -64,6 +64,17 @@ def test_sums_whose_parts_float64_does_not_hold_are_not_exact(weight: list[float
     lower, upper = enclose(graph, torch.from_numpy(x)[None])
     (exact,) = exact_outputs(graph, x) or [Fraction(0)]
     assert lower.item() < upper.item()
+    assert Fraction(lower.item()) <= exact <= Fraction(upper.item())
+
+
+def test_the_kernel_of_a_transposed_convolution_counts() -> None:
+    conv = Conv(torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64).reshape(3, 1, 1), (1,), ((0, 0),), (1,), 1, (1, 1, 1))
+    shapes = (3,), (1, 3, 1), (1, 1, 1), (1,)
+    ops = Input(), Reshape(shapes[0], shapes[1]), Transposed(conv), Reshape(shapes[2], shapes[3])
+    nodes = [Node(i, op, (i - 1,) if i else (), shape) for i, (op, shape) in enumerate(zip(ops, shapes, strict=True))]
+    graph = Graph(tuple(nodes), 3)
+    lower, upper = enclose(graph, torch.ones(1, 3, dtype=torch.float64))
+    (exact,) = exact_outputs(graph, np.ones(3)) or [Fraction(0)]
     assert Fraction(lower.item()) <= exact <= Fraction(upper.item())
 
 

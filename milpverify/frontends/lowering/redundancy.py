@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from milpverify.graph import Graph, Node
-from milpverify.operators import Elementwise, Linear, Operator, Select, SparseLinear, Sum
+from milpverify.operators import Elementwise, Linear, Operator, Reshape, Select, SparseLinear, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -169,8 +169,11 @@ class _Merging:
             weight = torch.zeros(len(number), self.nodes[source].size, dtype=torch.float64)
             weight[places, columns] = torch.tensor(values, dtype=torch.float64)
             dense = Linear(weight, bias if source == sources[0] and bool((bias != 0).any()) else None)
-            parts.append(self._add(SparseLinear.of(dense) or dense, (source,), shape, f"{node.name} (part)"))
+            own = (*self.nodes[source].shape[:-1], len(number))
+            parts.append(self._add(SparseLinear.of(dense) or dense, (source,), own, f"{node.name} (part)"))
         made = parts[0] if len(parts) == 1 else self._add(Sum((1,) * len(parts)), parts, shape, f"{node.name} (part)")
+        if (own := self.nodes[made].shape) != shape:  # constants, which stand on the input: it has one axis
+            made = self._add(Reshape(own, shape), (made,), shape, f"{node.name} (part)")
         if whole:
             if len(number) == node.size:
                 self.nodes[made] = replace(self.nodes[made], name=node.name)

@@ -10,8 +10,8 @@ from random_nets import Stack, relu_network
 
 from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.functions.catalogue import catalogue
-from milpverify.graph import Graph, evaluate, evaluate_all
-from milpverify.operators import Elementwise, Linear
+from milpverify.graph import Graph, Node, evaluate, evaluate_all
+from milpverify.operators import Elementwise, Input, Linear, Reshape
 
 RELU = Elementwise(catalogue()["relu"].bind())
 
@@ -100,3 +100,12 @@ def test_outputs_that_are_the_same_stay_outputs() -> None:
     assert functions(merged) == 1
     x = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], dtype=torch.float64)
     assert evaluate_all(merged, x)[merged.output].tolist() == [[5.0, 5.0, 3.0], [2.0, 2.0, 3.0]]
+
+
+def test_constants_that_are_left_keep_their_axes() -> None:
+    ops = Input(), Reshape((2,), (1, 2)), linear([[1.0, 2.0], [1.0, 2.0]]), RELU, linear([[1.0, -1.0]], [0.5]), Reshape((1, 1), (1,))
+    shapes = (2,), (1, 2), (1, 2), (1, 2), (1, 1), (1,)
+    nodes = [Node(i, op, (i - 1,) if i else (), shape) for i, (op, shape) in enumerate(zip(ops, shapes, strict=True))]
+    merged = without_repeats(Graph(tuple(nodes), 5))
+    assert functions(merged) == 0
+    assert evaluate(merged, torch.randn(3, 2, dtype=torch.float64)).tolist() == [[0.5]] * 3
