@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from milpverify.frontends.onnx import check
-from milpverify.frontends.onnx.lowering import lower, read_onnx
+from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.frontends.problem import Problem
 from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_vnnlib
@@ -26,9 +26,8 @@ def load(network_path: str | Path, property_path: str | Path) -> Problem:
         InvalidProperty: the property cannot be read, or is about other inputs and outputs than the network's.
     """
     text = read_vnnlib(property_path)
-    model = read_onnx(network_path)
-    graph = lower(model)
+    graph, source = read_network(network_path)
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
     if disjuncts:
-        check.check(graph, model, disjuncts[0].box)
-    return Problem(graph, disjuncts, OnnxRuntime(model.SerializeToString()), (str(network_path), str(property_path)))
+        check.check(graph, source, disjuncts[0].box)
+    return Problem(graph, disjuncts, OnnxRuntime(source.data), (str(network_path), str(property_path)))

@@ -69,9 +69,14 @@ class SparseLinear(Affine):
     def of(dense: Linear) -> SparseLinear | None:
         """A matrix as a sparse one, where that pays."""
         weight = dense.weight
-        if weight.numel() < FEWEST or int((weight != 0).sum()) > SPARSE * weight.numel():
+        if weight.numel() < FEWEST or int(weight.count_nonzero()) > SPARSE * weight.numel():
             return None
-        row, column = weight.nonzero(as_tuple=True)
+        if weight.is_contiguous():
+            row, column = weight.nonzero(as_tuple=True)
+        else:  # by columns, as it lies
+            column, row = weight.T.nonzero(as_tuple=True)
+            order = row.argsort(stable=True)
+            row, column = row[order], column[order]
         return SparseLinear(weight[row, column], row, column, (weight.shape[0], weight.shape[1]), dense.bias, dense.rounded)
 
     @cached_property

@@ -49,8 +49,11 @@ MOST_ENTRIES = 2**28
 
 
 def weights(array: ArrayLike) -> Tensor:
-    """A float64 tensor of its own."""
-    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    """A float64 tensor, which may share memory with an array that is one: large weights are there once. A matrix may lie by columns."""
+    own = np.asarray(array, dtype=np.float64)
+    if not own.flags.writeable or min(own.strides, default=0) < 0:
+        own = own.copy()
+    return torch.from_numpy(own if own.ndim == 2 and own.flags.f_contiguous else np.ascontiguousarray(own))
 
 
 class Builder:

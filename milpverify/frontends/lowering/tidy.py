@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def tidy(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes that the last one needs, and the input, in fewer and smaller ones."""
-    return tuple(map(_with_sparse_weights, _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))))
+    return tuple(map(_with_weights_by_rows, _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))))
 
 
 def _renumber(nodes: Iterable[Node], alias: dict[int, int]) -> tuple[Node, ...]:
@@ -50,10 +50,11 @@ def _with_axis(node: Node) -> Node:
     return replace(node, op=op, shape=node.shape or (1,))
 
 
-def _with_sparse_weights(node: Node) -> Node:
-    """Matrices that are mostly zeros are multiplied as sparse ones."""
-    sparse = SparseLinear.of(node.op) if isinstance(node.op, Linear) else None
-    return node if sparse is None else replace(node, op=sparse)
+def _with_weights_by_rows(node: Node) -> Node:
+    """Matrices that are mostly zeros are multiplied as sparse ones; the others lie row by row."""
+    if not isinstance(node.op, Linear):
+        return node
+    return replace(node, op=SparseLinear.of(node.op) or replace(node.op, weight=node.op.weight.contiguous()))
 
 
 def _drop_reshapes(nodes: Iterable[Node]) -> tuple[Node, ...]:

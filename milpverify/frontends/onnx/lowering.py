@@ -1,4 +1,4 @@
-"""ONNX networks: reading them, and lowering them to the graph of core operators.
+"""Lowering ONNX networks to the graph of core operators.
 
 The graph means real arithmetic on the stored weights, which float64 holds. Constants that nodes compute from them fold in float64: of sums,
 products, quotients and roots what is lost is known and kept as a mark (`constants.Constant`); what any other operator makes of constants
@@ -7,19 +7,14 @@ products, quotients and roots what is lost is known and kept as a mark (`constan
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.checker
 import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
@@ -37,27 +32,6 @@ WIDE = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What numpy, onnx, torch and the rules raise where a node does not fit its inputs."""
-
-
-def read_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read a network from an `.onnx` or `.onnx.gz` file.
-
-    Raises:
-        InvalidModel: the file is missing, truncated or no ONNX network.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".gz":
-            model = onnx.load_model_from_string(gzip.decompress(path.read_bytes()))
-        else:
-            model = onnx.load(path)  # with the weights that lie in files of their own
-    except FileNotFoundError as error:
-        raise InvalidModel(f"there is no network file {error.filename or path}") from error
-    except (OSError, EOFError, zlib.error, DecodeError, onnx.checker.ValidationError) as error:
-        raise InvalidModel(f"{path} is truncated or no ONNX network: {error}") from error
-    if not model.graph.output or not model.opset_import:
-        raise InvalidModel(f"{path} is truncated or no ONNX network: it has no outputs or no opset version")
-    return model
 
 
 def static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
