@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from milpverify.errors import InvalidProperty
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from milpverify.graph import Graph
@@ -140,14 +142,14 @@ class Problem:
     """A network and the unsafe set: VERIFIED means that no point of any disjunct exists.
 
     The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
-    means that the unsafe set is empty. `files` names where it came from, for the result's hashes; `runtime` holds the
-    original network (ONNX bytes, or a torch module), in which counterexamples are re-run.
+    means that the unsafe set is empty. `files` are the files that it came from, each with the SHA-256 of
+    what was read of it (unpacked); `runtime` holds the original network (ONNX bytes, or a torch module), in which counterexamples are re-run.
     """
 
     graph: Graph
     disjuncts: tuple[Disjunct, ...]
     runtime: object | None = None
-    files: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for d in self.disjuncts:

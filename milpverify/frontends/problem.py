@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Problem(spec.Problem):
         graph: Network,
         disjuncts: Box | Ball | Sequence[Disjunct],
         runtime: object | None = None,
-        files: tuple[str, ...] = (),
+        files: Mapping[str, str] | None = None,
         *,
         unsafe: Unsafe | None = None,
         shape: Sequence[int] | None = None,
@@ -62,11 +62,12 @@ class Problem(spec.Problem):
                 raise InvalidInput("a problem on a box or ball needs the unsafe set: unsafe=Rows(...), several of them, or a VNN-LIB term")
             box = box_of(disjuncts)
             loaded = load_network(graph, box, shape)
-            graph, runtime, files = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime, (*files, *loaded.files)
+            graph, runtime = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime
+            files = {**(files or {}), **loaded.files}
             disjuncts = _disjuncts(unsafe, box, graph.nx, graph.ny)
         elif not isinstance(graph, Graph) or unsafe is not None:
             raise InvalidInput("a problem is a network with a Box or a Ball and unsafe=..., or a Graph with disjuncts")
-        super().__init__(graph, tuple(disjuncts), runtime, files)
+        super().__init__(graph, tuple(disjuncts), runtime, files or {})
 
 
 def robustness(

@@ -5,16 +5,15 @@ Numerals denote the nearest binary64 numbers.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import re
-import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milpverify.errors import InvalidProperty
+from milpverify.frontends.files import MOST_BYTES, UNREADABLE, read
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequality, Junction, NormalForm, Term, compare, negate
 
 if TYPE_CHECKING:
@@ -34,18 +33,18 @@ _IGNORED = ("set-logic", "set-info", "set-option")
 _FINAL = ("check-sat", "get-model", "exit")
 
 
-def read_vnnlib(path: str | Path) -> str:
-    """The text of a VNN-LIB file, unpacked where it is compressed with gzip.
+def read_vnnlib(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str]:
+    """The text of a VNN-LIB file, unpacked where it is compressed with gzip, and the SHA-256 of it.
 
     Raises:
-        InvalidProperty: the file is missing, unreadable, or not text.
+        InvalidProperty: the file is missing, unreadable, not text, or holds more than `max_bytes`.
     """
     try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        contents = read(path, max_bytes)
+        return contents.data.decode(), contents.sha256
     except FileNotFoundError:
         raise InvalidProperty(f"{path}: there is no such property file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidProperty(f"{path}: the property file cannot be read: {error}") from None
 
 
