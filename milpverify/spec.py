@@ -67,13 +67,15 @@ class Box:
 class Rows:
     """Linear inequalities over inputs and outputs: x_rows @ x + y_rows @ y <= rhs, `<` where strict.
 
-    `x_rows` (r, nx), `y_rows` (r, ny), `rhs` (r,), float64; `strict` (r,) bool.
+    `x_rows` (r, nx), `y_rows` (r, ny), `rhs` (r,), float64; `strict` (r,) bool. Where many disjuncts are made of the same inequalities,
+    `origin` is the table of all of these and the places of these rows in it, so that each needs to be bounded only once.
     """
 
     x_rows: Array
     y_rows: Array
     rhs: Array
     strict: NDArray[np.bool_]
+    origin: tuple[Rows, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.rhs)

@@ -10,7 +10,7 @@ from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.frontends.problem import Problem
-from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_vnnlib
+from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_hashed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def load(
         UnsupportedOperator: an operator of the network has no rule.
         InvalidProperty: the property cannot be read, is too large, or is about other inputs and outputs than the network's.
     """
-    text, property_hash = read_vnnlib(property_path, max_bytes)
+    text, property_hash = read_hashed(property_path, max_bytes)
     with at_most(max_entries):
         graph, source = read_network(network_path, max_bytes)
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))

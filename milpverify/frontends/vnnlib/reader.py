@@ -17,6 +17,8 @@ from milpverify.frontends.files import MOST_BYTES, UNREADABLE, read
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequality, Junction, NormalForm, Term, compare, negate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from milpverify.spec import Disjunct
 
 _Value = Term | Formula
@@ -30,11 +32,17 @@ _SPACE = re.compile(r"(?:\s+|;[^\n]*)*")
 _DECLARATION = re.compile(r"\(declare-const ([XY]_(?:0|[1-9][0-9]*)) Real\)\s*")
 _BOUND = re.compile(rf"\(assert \((<=|>=) (X_(?:0|[1-9][0-9]*)) ({_NUMERAL})\)\)\s*")
 _IGNORED = ("set-logic", "set-info", "set-option")
+_PART = 4096  # commands between two calls of `pace`
 _FINAL = ("check-sat", "get-model", "exit")
 
 
-def read_vnnlib(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str]:
-    """The text of a VNN-LIB file, unpacked where it is compressed with gzip, and the SHA-256 of it.
+def read_vnnlib(path: str | Path) -> str:
+    """The text of a VNN-LIB file, as `read_hashed`."""
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str]:
+    """The text of a VNN-LIB file, unpacked where it is compressed with gzip, and its SHA-256.
 
     Raises:
         InvalidProperty: the file is missing, unreadable, not text, or holds more than `max_bytes`.
@@ -48,8 +56,12 @@ def read_vnnlib(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str
         raise InvalidProperty(f"{path}: the property file cannot be read: {error}") from None
 
 
-def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file") -> tuple[Disjunct, ...]:
+def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file", pace: Callable[[], None] = lambda: None) -> tuple[Disjunct, ...]:
     """The unsafe set that a VNN-LIB text asserts, for a network with `nx` inputs and `ny` outputs.
+
+    Args:
+        where: what messages call the text.
+        pace: called from time to time; what it raises ends the reading.
 
     Returns:
         The disjuncts; those whose box or constant inequalities cannot hold are left out, so that none at all means that
@@ -59,7 +71,7 @@ def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file") -> tuple[Disj
         InvalidProperty: a syntax error, an unknown variable, a nonlinear term, an input without a bound, an empty box;
             the message begins with `where` and the line.
     """
-    reader = _Reader(text, nx, ny, where)
+    reader = _Reader(text, nx, ny, where, pace)
     try:
         reader.read()
         return reader.form.disjuncts()
@@ -70,10 +82,10 @@ def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file") -> tuple[Disj
 class _Reader:
     """One pass over the text, then the disjunctive normal form of what it asserts."""
 
-    def __init__(self, text: str, nx: int, ny: int, where: str) -> None:
+    def __init__(self, text: str, nx: int, ny: int, where: str, pace: Callable[[], None]) -> None:
         self.text, self.nx, self.ny, self.where = text, nx, ny, where
         self.names: dict[str, int] = {}
-        self.form = NormalForm(nx, ny, where, self.error)
+        self.form = NormalForm(nx, ny, where, self.error, pace)
         self.final = ""  # the command after which nothing may follow
 
     def error(self, place: int, message: str) -> InvalidProperty:
@@ -84,8 +96,11 @@ class _Reader:
     def read(self) -> None:
         """Read every form of the text."""
         text, size = self.text, len(self.text)
-        place = _skip(text, 0)
+        place, commands = _skip(text, 0), 0
         while place < size:
+            commands += 1
+            if commands % _PART == 0:
+                self.form.pace()
             if not self.final and (match := _BOUND.match(text, place)):
                 relation, name, numeral = match.groups()
                 variable, value, upper = self.variable(name, place), self.numeral(numeral, place), relation == "<="
