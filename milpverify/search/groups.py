@@ -92,8 +92,7 @@ class Group:
 
     def select(self, keep: Sequence[int]) -> Group:
         """The group with some of its disjuncts only, and their `rows_of`; `keep` ascends."""
-        rows, chosen = self.rows_of(keep), torch.tensor(keep, device=self.rhs.device)
-        kept = torch.isin(self.disjunct, chosen)
+        kept, rows = self._has(keep), self.rows_of(keep)
         return Group(
             self.box,
             tuple(self.members[k] for k in keep),
@@ -101,16 +100,21 @@ class Group:
             self.y_rows[rows],
             None if self.x_rows is None else self.x_rows[rows],
             self.rhs[rows],
-            (rows.cumsum(0) - 1)[self.row[kept]],
-            torch.searchsorted(chosen, self.disjunct[kept]),
-            self.strict[chosen],
+            (rows.cumsum(0) - 1)[self.row[kept[self.disjunct]]],
+            (kept.cumsum(0) - 1)[self.disjunct[kept[self.disjunct]]],
+            self.strict[kept],
         )
 
     def rows_of(self, keep: Sequence[int]) -> Tensor:
         """Which rows some disjuncts have, (S,) bool."""
         rows = torch.zeros_like(self.rhs, dtype=torch.bool)
-        rows[self.row[torch.isin(self.disjunct, torch.tensor(keep, device=self.rhs.device))]] = True
+        rows[self.row[self._has(keep)[self.disjunct]]] = True
         return rows
+
+    def _has(self, keep: Sequence[int]) -> Tensor:
+        chosen = torch.zeros_like(self.strict)
+        chosen[list(keep)] = True
+        return chosen
 
     def open_rows(self, margins: Tensor) -> Tensor:
         """Which rows belong to a disjunct that margins (batch, D) do not close, (batch, S) bool."""

@@ -71,7 +71,7 @@ def undominated(options: list[Conjunction], table: RowTable) -> list[Conjunction
 
     One lies within another if it has all its bounds and rows, or tighter ones.
     """
-    if len(options) < 2:
+    if not 1 < len(options) <= MOST_COMPARISONS**0.5:
         return options
     limits = [_limits(option, table) for option in options]
     keys = {key for limit in limits for key in limit}

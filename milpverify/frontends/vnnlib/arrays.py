@@ -88,15 +88,16 @@ class Arrays:
         if (entries := (len(used) + len(places)) * (self.ny + in_x * self.nx)) > MOST_ENTRIES:
             raise InvalidProperty(f"{self.where}: the assertions multiply out to {entries} coefficients; split the property into several files")
         table = self.table([self.rows[r] for r in used.tolist()], in_x)
-        every = Rows(table.x_rows[places] if in_x else table.x_rows, table.y_rows[places], table.rhs[places], table.strict[places])
+        x_rows = table.x_rows[places] if in_x else np.broadcast_to(0.0, (len(places), self.nx))
+        every = Rows(x_rows, table.y_rows[places], table.rhs[places], table.strict[places])
         out, end = {}, 0
         for k, rows in enumerate(tuples):
             if k % _PART == 0:
                 pace()
             begin, end = end, end + len(rows)
             own = slice(begin, end)
-            x_rows = every.x_rows[own] if in_x else np.broadcast_to(0.0, (len(rows), self.nx))
-            out[rows] = Rows(x_rows, every.y_rows[own], every.rhs[own], every.strict[own], (table, places[own]) if len(tuples) > 1 else None)
+            origin = (table, places[own]) if len(tuples) > 1 else None
+            out[rows] = Rows(every.x_rows[own], every.y_rows[own], every.rhs[own], every.strict[own], origin)
         return out
 
     def table(self, rows: Sequence[Row], in_x: bool) -> Rows:
