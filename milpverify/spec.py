@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from milpverify.errors import InvalidProperty
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -68,14 +69,15 @@ class Rows:
     """Linear inequalities over inputs and outputs: x_rows @ x + y_rows @ y <= rhs, `<` where strict.
 
     `x_rows` (r, nx), `y_rows` (r, ny), `rhs` (r,), float64; `strict` (r,) bool. Where many disjuncts are made of the same inequalities,
-    `origin` is the table of all of these and the places of these rows in it, so that each needs to be bounded only once.
+    `origin` is the table of all of these and the places of these rows in it, so that each needs to be bounded only once. What is made of
+    rows (`dataclasses.replace`) has none.
     """
 
     x_rows: Array
     y_rows: Array
     rhs: Array
     strict: NDArray[np.bool_]
-    origin: tuple[Rows, NDArray[np.int64]] | None = None
+    origin: tuple[Rows, NDArray[np.int64]] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.rhs)
@@ -91,6 +93,18 @@ class Rows:
         y = np.atleast_2d(np.asarray(y_rows, dtype=np.float64))
         b = np.asarray(rhs, dtype=np.float64).reshape(-1)
         return Rows(np.broadcast_to(0.0, (len(b), nx)), y, b, np.full(len(b), strict))
+
+    @staticmethod
+    def parts(table: Rows, places: NDArray[np.int64], ends: Iterable[int]) -> list[Rows]:
+        """Rows of a table at some places, cut at the ends given: views of one array that know where they come from."""
+        x_rows = table.x_rows[places] if table.x_rows.strides[0] else np.broadcast_to(0.0, (len(places), table.x_rows.shape[1]))
+        y_rows, rhs, strict = (part[places] for part in (table.y_rows, table.rhs, table.strict))
+        out = []
+        for begin, end in pairwise(chain([0], ends)):
+            rows = Rows(x_rows[begin:end], y_rows[begin:end], rhs[begin:end], strict[begin:end])
+            object.__setattr__(rows, "origin", (table, places[begin:end]))
+            out.append(rows)
+        return out
 
     @property
     def mentions_x(self) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,24 +82,15 @@ class Arrays:
         return out
 
     def tables(self, wanted: Sequence[tuple[int, ...]], pace: Callable[[], None]) -> dict[tuple[int, ...], Rows]:
-        """Some tuples of rows as objects: views of one array, which come from one table."""
+        """Some tuples of rows as objects: parts of one table."""
         tuples = list(dict.fromkeys(wanted))
         used, places = np.unique(np.array([r for rows in tuples for r in rows], dtype=np.int64), return_inverse=True)
         in_x = any(min(self.rows[r].variables) < self.nx for r in used.tolist())
         if (entries := (len(used) + len(places)) * (self.ny + in_x * self.nx)) > MOST_ENTRIES:
             raise InvalidProperty(f"{self.where}: the assertions multiply out to {entries} coefficients; split the property into several files")
         table = self.table([self.rows[r] for r in used.tolist()], in_x)
-        x_rows = table.x_rows[places] if in_x else np.broadcast_to(0.0, (len(places), self.nx))
-        every = Rows(x_rows, table.y_rows[places], table.rhs[places], table.strict[places])
-        out, end = {}, 0
-        for k, rows in enumerate(tuples):
-            if k % _PART == 0:
-                pace()
-            begin, end = end, end + len(rows)
-            own = slice(begin, end)
-            origin = (table, places[own]) if len(tuples) > 1 else None
-            out[rows] = Rows(every.x_rows[own], every.y_rows[own], every.rhs[own], every.strict[own], origin)
-        return out
+        pace()
+        return dict(zip(tuples, Rows.parts(table, places, itertools.accumulate(map(len, tuples))), strict=True))
 
     def table(self, rows: Sequence[Row], in_x: bool) -> Rows:
         """Some inequalities as one object; `in_x`: whether any has an input."""
