@@ -33,7 +33,7 @@ class Box:
     The bounds are flattened; `shape` is the one that they were given in, which says how a torch module takes its input.
 
     Raises:
-        InvalidProperty: a bound is NaN or infinite, or a lower bound lies above its upper bound.
+        InvalidProperty: a bound is no number, NaN or infinite, or a lower bound lies above its upper bound.
     """
 
     lower: Array
@@ -41,8 +41,10 @@ class Box:
     shape: tuple[int, ...] = field(init=False)
 
     def __init__(self, lower: ArrayLike, upper: ArrayLike) -> None:
-        low = np.ascontiguousarray(np.asarray(lower, dtype=np.float64).reshape(-1))
-        high = np.ascontiguousarray(np.asarray(upper, dtype=np.float64).reshape(-1))
+        try:
+            low, high = (np.ascontiguousarray(np.asarray(side, dtype=np.float64).reshape(-1)) for side in (lower, upper))
+        except (TypeError, ValueError) as error:
+            raise InvalidProperty(f"the bounds of a box are arrays of numbers: {error}") from error
         if low.shape != high.shape:
             raise InvalidProperty(f"the box has {low.size} lower and {high.size} upper bounds")
         bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))

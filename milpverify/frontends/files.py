@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-MOST_BYTES = 2**30
-"""Of a file, unpacked, unless another limit is asked for."""
+from milpverify.config import MOST_BYTES
 
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 """What `read` raises."""
@@ -38,7 +37,7 @@ def read(path: str | Path, most: int = MOST_BYTES, packed: bool = True) -> Conte
         OSError, EOFError, zlib.error: it cannot be read or unpacked.
         ValueError: it holds more than `most` bytes, before or after it is unpacked.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         data = _at_most(file, most)
     if packed and data[:2] == _MAGIC:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING
 
-from milpverify.frontends.files import MOST_BYTES
-from milpverify.frontends.lowering.builder import MOST_ENTRIES, at_most
+from milpverify.config import MOST_BYTES, MOST_ENTRIES
+from milpverify.errors import InvalidInput
+from milpverify.frontends.lowering.builder import at_most
 from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -29,10 +31,14 @@ def load(
         max_entries: the most that a tensor of the network may have, whatever computes it.
 
     Raises:
+        InvalidInput: what is no path.
         InvalidModel: the network cannot be read, is too large, or what it was lowered to differs from ONNX Runtime.
         UnsupportedOperator: an operator of the network has no rule.
         InvalidProperty: the property cannot be read, is too large, or is about other inputs and outputs than the network's.
     """
+    for path in (network_path, property_path):
+        if not isinstance(path, str | PathLike):
+            raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(path).__name__}")
     text, property_hash = read_hashed(property_path, max_bytes)
     with at_most(max_entries):
         graph, source = read_network(network_path, max_bytes)

@@ -141,7 +141,10 @@ def confined_to(graph: Graph, inputs: Box | Ball) -> Graph:
 def array(values: Any) -> NDArray[np.float64]:
     """Numbers as a float64 array; a torch tensor may require gradients and lie on any device."""
     detach = getattr(values, "detach", None)
-    return np.asarray(values if detach is None else detach().cpu().double().numpy(), dtype=np.float64)
+    try:
+        return np.asarray(values if detach is None else detach().cpu().double().numpy(), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"numbers, an array or a tensor of them are needed: {error}") from error
 
 
 def _disjuncts(unsafe: Unsafe, box: Box, nx: int, ny: int) -> tuple[Disjunct, ...]:
@@ -152,7 +155,11 @@ def _disjuncts(unsafe: Unsafe, box: Box, nx: int, ny: int) -> tuple[Disjunct, ..
         for i, (low, high) in enumerate(zip(box.lower.tolist(), box.upper.tolist(), strict=True)):
             lines.append(f"(assert (and (>= X_{i} {low!r}) (<= X_{i} {high!r})))")
         return parse_vnnlib("\n".join([*lines, f"(assert {unsafe})"]), nx, ny, "unsafe")
-    return tuple(_disjunct(rows, box, nx, ny) for rows in ([unsafe] if isinstance(unsafe, Rows) else unsafe))
+    alternatives = [unsafe] if isinstance(unsafe, Rows) else list(unsafe) if isinstance(unsafe, Sequence) else [unsafe]
+    wrong = next((rows for rows in alternatives if not isinstance(rows, Rows)), None)
+    if wrong is not None:
+        raise InvalidInput(f"the unsafe set is a VNN-LIB term, mv.Rows or a sequence of mv.Rows; {wrong!r} is a {type(wrong).__name__}")
+    return tuple(_disjunct(rows, box, nx, ny) for rows in alternatives)
 
 
 def _disjunct(rows: Rows, box: Box, nx: int, ny: int) -> Disjunct:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from milpverify.config import MOST_ENTRIES
 from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
 
 Index = NDArray[np.int64]
-
-MOST_ENTRIES = 2**27
-"""Of a tensor, unless another limit is asked for: beyond, bounds would not fit into memory."""
 
 _most: ContextVar[int] = ContextVar("most entries", default=MOST_ENTRIES)
 

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
+from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidModel
-from milpverify.frontends.files import MOST_BYTES, UNREADABLE, read
+from milpverify.frontends.files import UNREADABLE, read
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.frontends.onnx.node import describe
 from milpverify.graph import Graph

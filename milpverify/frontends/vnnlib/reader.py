@@ -12,8 +12,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidProperty
-from milpverify.frontends.files import MOST_BYTES, UNREADABLE, read
+from milpverify.frontends.files import UNREADABLE, read
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequality, Junction, NormalForm, Term, compare, negate
 
 if TYPE_CHECKING:
