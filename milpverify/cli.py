@@ -14,7 +14,17 @@ import typer
 from milpverify import __version__
 from milpverify.acopf.commands import app as acopf
 from milpverify.compare.commands import compare
-from milpverify.config import MOST_BYTES, MOST_ENTRIES, Branching, CurveEncoding, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
+from milpverify.config import (
+    MOST_BYTES,
+    MOST_ENTRIES,
+    Branching,
+    CurveEncoding,
+    Deadline,
+    Options,
+    SearchMethod,
+    SearchOptions,
+    SplitPoints,
+)
 from milpverify.console import (
     Debug,
     Json,

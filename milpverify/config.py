@@ -103,7 +103,7 @@ def _resident() -> float:
 MOST_BYTES = 2**30
 """What a file may hold, unpacked, unless another limit is asked for: of a network's weights in files of their own, all together."""
 MOST_ENTRIES = 2**27
-"""What a tensor of a network may have, whatever computes it, unless another limit is asked for: beyond, bounds would not fit into memory."""
+"""The most entries of a tensor of a network, whatever computes it, unless another limit is asked for; of more, bounds fill the memory."""
 
 DELTA = 1e-6
 """The margin up to which smooth networks are decided, unless the options say otherwise."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from milpverify.arithmetic.rounding import ieee
-from milpverify.config import Deadline, Milp, Options, SearchMethod
 from milpverify.balls.ball import Ball
+from milpverify.config import Deadline, Milp, Options, SearchMethod
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.problem import box_of, confined_to
 from milpverify.graph import Graph, evaluate

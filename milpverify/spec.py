@@ -100,7 +100,7 @@ class Rows:
     def parts(table: Rows, places: NDArray[np.int64], ends: Iterable[int]) -> list[Rows]:
         """Rows of a table at some places, cut at the ends given: views of one array that know where they come from."""
         x_rows = table.x_rows[places] if table.x_rows.strides[0] else np.broadcast_to(0.0, (len(places), table.x_rows.shape[1]))
-        y_rows, rhs, strict = (part[places] for part in (table.y_rows, table.rhs, table.strict))
+        y_rows, rhs, strict = table.y_rows[places], table.rhs[places], table.strict[places]
         out = []
         for begin, end in pairwise(chain([0], ends)):
             rows = Rows(x_rows[begin:end], y_rows[begin:end], rhs[begin:end], strict[begin:end])
@@ -160,8 +160,8 @@ class Problem:
     """A network and the unsafe set: VERIFIED means that no point of any disjunct exists.
 
     The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
-    means that the unsafe set is empty. `files` are the files that it came from, each with the SHA-256 of
-    what was read of it (unpacked); `runtime` holds the original network (ONNX bytes, or a torch module), in which counterexamples are re-run.
+    means that the unsafe set is empty. `runtime` holds the original network (ONNX bytes, or a torch module), in which
+    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked).
     """
 
     graph: Graph

@@ -58,7 +58,7 @@ def verify(
         Contradiction: a proved bound of the margin excludes a point.
     """
     if not isinstance(problem, Problem):
-        raise InvalidInput(f"verify takes a problem, such as mv.load(network, property) or mv.robustness(...), not a {type(problem).__name__}")
+        raise InvalidInput(f"verify takes a problem, such as mv.load(...) or mv.robustness(...), not a {type(problem).__name__}")
     settings = settings_of(options or Options(), method)
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
     if margin:

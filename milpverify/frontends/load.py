@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def load(
-    network_path: str | Path, property_path: str | Path, *, max_bytes: int = MOST_BYTES, max_entries: int = MOST_ENTRIES
-) -> Problem:
+def load(network_path: str | Path, property_path: str | Path, *, max_bytes: int = MOST_BYTES, max_entries: int = MOST_ENTRIES) -> Problem:
     """The problem of an ONNX network and a VNN-LIB 1.0 property (either may be compressed with gzip).
 
     The lowered network is compared with ONNX Runtime on points of the property's first box. Counterexamples are re-run in

@@ -155,11 +155,12 @@ def _disjuncts(unsafe: Unsafe, box: Box, nx: int, ny: int) -> tuple[Disjunct, ..
         for i, (low, high) in enumerate(zip(box.lower.tolist(), box.upper.tolist(), strict=True)):
             lines.append(f"(assert (and (>= X_{i} {low!r}) (<= X_{i} {high!r})))")
         return parse_vnnlib("\n".join([*lines, f"(assert {unsafe})"]), nx, ny, "unsafe")
-    alternatives = [unsafe] if isinstance(unsafe, Rows) else list(unsafe) if isinstance(unsafe, Sequence) else [unsafe]
-    wrong = next((rows for rows in alternatives if not isinstance(rows, Rows)), None)
-    if wrong is not None:
-        raise InvalidInput(f"the unsafe set is a VNN-LIB term, mv.Rows or a sequence of mv.Rows; {wrong!r} is a {type(wrong).__name__}")
-    return tuple(_disjunct(rows, box, nx, ny) for rows in alternatives)
+    found: list[Disjunct] = []
+    for rows in [unsafe] if isinstance(unsafe, Rows) or not isinstance(unsafe, Sequence) else unsafe:
+        if not isinstance(rows, Rows):
+            raise InvalidInput(f"the unsafe set is a VNN-LIB term, mv.Rows or a sequence of mv.Rows; {rows!r} is a {type(rows).__name__}")
+        found.append(_disjunct(rows, box, nx, ny))
+    return tuple(found)
 
 
 def _disjunct(rows: Rows, box: Box, nx: int, ny: int) -> Disjunct:

@@ -340,7 +340,7 @@ def check_size(shape: Iterable[int]) -> None:
     """
     sizes, most = [int(n) for n in shape], _most.get()
     if min(sizes, default=0) < 0 or math.prod(sizes) > most:
-        raise ValueError(f"a tensor of shape {tuple(sizes)} is too large: at most {most} entries are supported (max_entries, --max-entries)")
+        raise ValueError(f"a tensor of shape {tuple(sizes)} is too large: at most {most} entries are allowed (max_entries, --max-entries)")
 
 
 def entries(shape: Shape) -> Index:

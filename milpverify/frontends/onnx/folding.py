@@ -1,4 +1,4 @@
-"""What folding constants rounds: how far a constant that a node computes from constants is from the real number it stands for."""
+"""What folding constants rounds: how far a constant that a node computes is from the real number it stands for; and how large it gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
-
 from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
@@ -78,7 +77,7 @@ def check_sizes(op: Operation, evaluated: bool) -> None:
 
 
 def _shapes(op: Operation) -> list[list[int | None]]:
-    """The shapes of an operation's results, [None] where nothing is known, as ONNX infers them from those of its inputs and from short inputs.
+    """The shapes of an operation's results as ONNX infers them from its inputs, [None] where nothing is known.
 
     Real numbers pass for float32: some inferences read no others.
     """

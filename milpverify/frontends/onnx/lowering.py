@@ -137,7 +137,7 @@ class _Lowering:
             value = self.lookup(info.name, "the network's output")
             if not isinstance(value, Node) and value.dtype != np.float64:
                 declared = onnx.TensorProto.DataType.Name(info.type.tensor_type.elem_type)
-                raise InvalidModel(f"the network's output '{info.name}' is declared as {declared}, but it is a constant of type {value.dtype}")
+                raise InvalidModel(f"the network's output '{info.name}' is declared as {declared}, but is a constant of type {value.dtype}")
             outputs.append(value if isinstance(value, Node) else self.builder.constant(Constant(value, self.rounded.get(info.name, 0))))
         specs = tuple(spec_of(info, node.shape) for info, node in zip(self.proto.output, outputs, strict=True))
         return self.builder.graph(outputs, inputs, specs)

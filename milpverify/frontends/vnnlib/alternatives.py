@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
 Ceilings = dict[int, tuple[float | Fraction, bool]]
-"""Bounds of single inputs: key 2 i is an upper bound of X_i, key 2 i + 1 one of -X_i. The pair (value, closed) is smaller where the bound is
-tighter; a value that no binary64 equals stays a fraction, and Python compares the two exactly."""
+"""Bounds of single inputs: key 2 i is an upper bound of X_i, key 2 i + 1 one of -X_i. The pair (value, closed) is smaller where the bound
+is tighter; a value that no binary64 equals stays a fraction, and Python compares the two exactly."""
 
 MOST_COMPARISONS = 2**22
 
@@ -67,9 +66,9 @@ class RowTable:
 
 
 def undominated(options: list[Conjunction], table: RowTable) -> list[Conjunction]:
-    """The alternatives without those that lie within another, by their bounds and directions; all of them where they are too many to compare.
+    """The alternatives without those that lie within another: that have all its bounds and rows, or tighter ones of the same directions.
 
-    One lies within another if it has all its bounds and rows, or tighter ones.
+    Where they are too many to compare all stay.
     """
     if not 1 < len(options) <= MOST_COMPARISONS**0.5:
         return options
@@ -83,10 +82,10 @@ def undominated(options: list[Conjunction], table: RowTable) -> list[Conjunction
         ranks[:, k] = [place[limit[key]] if key in limit else len(place) for limit in limits]
     within = (ranks[:, None] >= ranks[None]).all(2)  # [i, j]: j within i
     earlier = np.arange(len(options))[:, None] < np.arange(len(options))
-    dropped = (within & (~within.T | earlier)).any(0)
-    return [option for option, out in zip(options, dropped.tolist(), strict=True) if not out]
+    kept = np.flatnonzero(~(within & (~within.T | earlier)).any(0))
+    return [options[k] for k in kept.tolist()]
 
 
-def _limits(option: Conjunction, table: RowTable) -> dict[Hashable, tuple[float | Fraction, bool]]:
-    rows = {("row", table.direction[r]): table.rows[r].limit for r in option.rows}
-    return {**option.ceilings, **rows}
+def _limits(option: Conjunction, table: RowTable) -> dict[tuple[str, int], tuple[float | Fraction, bool]]:
+    limits: dict[tuple[str, int], tuple[float | Fraction, bool]] = {("bound", key): ceiling for key, ceiling in option.ceilings.items()}
+    return limits | {("row", table.direction[r]): table.rows[r].limit for r in option.rows}

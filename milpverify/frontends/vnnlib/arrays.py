@@ -87,7 +87,9 @@ class Arrays:
         used, places = np.unique(np.array([r for rows in tuples for r in rows], dtype=np.int64), return_inverse=True)
         in_x = any(min(self.rows[r].variables) < self.nx for r in used.tolist())
         if (entries := (len(used) + len(places)) * (self.ny + in_x * self.nx)) > MOST_ENTRIES:
-            raise InvalidProperty(f"{self.where}: the assertions multiply out to {entries} coefficients; split the property into several files")
+            raise InvalidProperty(
+                f"{self.where}: the assertions multiply out to {entries} coefficients; split the property into several files"
+            )
         table = self.table([self.rows[r] for r in used.tolist()], in_x)
         pace()
         return dict(zip(tuples, Rows.parts(table, places, itertools.accumulate(map(len, tuples))), strict=True))

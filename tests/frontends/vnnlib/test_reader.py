@@ -139,7 +139,9 @@ def test_a_hundred_thousand_lines() -> None:
 
 
 def test_equal_boxes_and_rows_are_one_object() -> None:
-    disjuncts = parse("(assert (or (and (<= X_0 0) (<= Y_0 2)) (and (<= X_0 0) (<= Y_1 1)) (>= X_0 1)))(assert (or (<= Y_1 Y_0) (<= Y_1 3)))")
+    disjuncts = parse(
+        "(assert (or (and (<= X_0 0) (<= Y_0 2)) (and (<= X_0 0) (<= Y_1 1)) (>= X_0 1)))(assert (or (<= Y_1 Y_0) (<= Y_1 3)))"
+    )
     assert len(disjuncts) == 5  # not the one that wants Y_1 <= 1 and Y_1 <= Y_0: another wants the first alone
     assert len({id(d.box) for d in disjuncts}) == 2
     assert len({id(d.domain) for d in disjuncts}) == 1
