@@ -39,8 +39,8 @@ class Ending:
     def faults(self, limit: float) -> list[str]:
         """What is wrong with that."""
         found = [] if self.words.startswith(("verdict", "refused")) else [self.words]
-        # What other processes take of a machine is not the case's: where it had little of it, its CPU time counts.
-        if min(self.seconds, self.cpu + 0.5 * max(0.0, self.seconds - self.cpu - limit)) > limit + LATE:
+        # What other processes take of a machine is not the case's: its CPU time counts, and waiting for nothing does.
+        if self.cpu > limit + LATE or self.seconds > 5 * (limit + LATE):
             found.append(f"took {self.seconds:.1f} s ({self.cpu:.1f} s of CPU)")
         return found if self.mb <= MOST_MB else [*found, f"took {self.mb:.0f} MB"]
 

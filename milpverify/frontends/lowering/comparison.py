@@ -11,9 +11,11 @@ by a part of the sum, which is stricter, before it is by all of it and in float6
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering.constants import Array
+from milpverify.frontends.lowering.constants import Array, all_finite
 from milpverify.graph import Graph, evaluate_all, nonlinear_value
 from milpverify.operators import Affine, Conv, Elementwise, Input, Linear, Operator, Permute, Product, Reshape, Select, SparseLinear
 from milpverify.spec import Box
@@ -33,17 +35,18 @@ FUNCTION_ULPS = 32
 """A float32 function of a runtime is good to this many units roundoff of max(1, |f|); piecewise-linear ones are far better."""
 TINY = 2.0**-126
 """What underflow can cost an operation, amply."""
-PART = 8
-"""The part of a sum that is formed first: one channel in so many."""
+LONG = 256
+"""Terms of a sum that is formed in part first."""
 WORK, FEWEST = 1e8, 2
 """Multiplications of runs at all points together, and how many points there are at least."""
-TOGETHER = 2**21
+TOGETHER = 2**27
 """Entries of all nodes, at the points that are compared at a time."""
 
 Run = Mapping[str, NDArray[Any]]
 """The tensors that a runtime computed at a point, by the names of nodes and of all outputs."""
-Value = tuple[Tensor, Tensor | None]
-"""Values (N, *shape), and by how much those of a run may differ; None for not at all."""
+Value = tuple[Tensor, Callable[[], Tensor] | None]
+"""Values (N, *shape), and by how much those of a run may differ, which is asked for where it matters; None for not at all."""
+MOVES = Reshape | Permute | Select
 
 
 def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
@@ -51,7 +54,7 @@ def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
     dtypes = {s.dtype for s in graph.inputs}
     dtype = np.dtype(min(dtypes, key=lambda d: np.dtype(d).itemsize, default="float64"))
     largest = float(np.finfo(dtype).max)
-    work = sum(node.size + (node.op.products(node.shape) if isinstance(node.op, Affine) else 0) for node in graph.nodes)
+    work = sum(node.op.products(node.shape) if isinstance(node.op, Conv | Linear) else node.size for node in graph.nodes)
     points = _points(box, seed)[: max(FEWEST, int(WORK / work))]
     return np.clip(points, -largest, largest).astype(dtype).astype(np.float64), largest
 
@@ -89,15 +92,17 @@ class Comparison:
         Raises:
             InvalidModel: they differ beyond rounding, or numbers above `largest` occur at every point.
         """
-        step, compared = max(1, TOGETHER // self.graph.entries), 0
-        for first in range(0, len(points), step):
-            pairs = [(x, run(x)) for x in points[first : first + step]]
-            kept = [(x, r) for x, r in pairs if all(np.isfinite(t).all() for t in r.values()) or not _overflows(self.graph, x, largest)]
-            if kept:
-                self.compare(np.stack([x for x, _ in kept]), [r for _, r in kept])
-            compared += len(kept)
-        if not compared:
+        together = max(1, TOGETHER // self.graph.entries)
+        if not sum(self.compare_at(points[i : i + together], run, largest) for i in range(0, len(points), together)):
             raise InvalidModel(f"the network cannot be compared with {self.runtime}: it overflows everywhere in the box")
+
+    def compare_at(self, points: Array, run: Callable[[Array], Run], largest: float) -> int:
+        """Compare at those points where no numbers above `largest` occur; returns how many these are."""
+        pairs = [(x, run(x)) for x in points]
+        kept = [(x, r) for x, r in pairs if all(map(all_finite, r.values())) or not _overflows(self.graph, x, largest)]
+        if kept:
+            self.compare(np.stack([x for x, _ in kept]), [r for _, r in kept])
+        return len(kept)
 
     def compare(self, points: Array, runs: Sequence[Run]) -> None:
         """Recompute every tensor of the runs at the points from those before it."""
@@ -110,46 +115,49 @@ class Comparison:
                 values[node.id] = _narrow(torch.from_numpy(points)), None
             elif node.name in runs[0]:
                 run = _stacked([r[node.name].reshape(node.shape) for r in runs])
-                if not self.agrees(node.op, args, run):
-                    wide = [(x.double(), None if e is None else e.double()) for x, e in args]
+                if not any(self.agrees(node.op, args, run, in_part) for in_part in (True, False)):
+                    wide = _wide(args)
                     value = _value(node.op, wide, node.shape)
                     self.judge(node.name, value, self.error(node.op, wide, value), run)
                 values[node.id] = run, None
+            elif isinstance(node.op, MOVES) and node.op.bias is None and args[0][1] is None:
+                values[node.id] = _value(node.op, args, node.shape), None
             else:
+                args = args if isinstance(node.op, Conv) else _wide(args)
                 value = _value(node.op, args, node.shape)
-                exact = isinstance(node.op, Reshape | Permute | Select) and node.op.bias is None and args[0][1] is None
-                values[node.id] = value, None if exact else self.error(node.op, args, value)
+                values[node.id] = value, cache(partial(self.error, node.op, args, value))
             unread.subtract(node.inputs)
             for i in set(node.inputs):
                 if not unread[i]:
                     del values[i]
         outputs = [np.concatenate([r[spec.name].reshape(-1) for spec in self.graph.outputs]) for r in runs]
         value, error = values[self.graph.output]
-        self.judge(self.graph.outputs[-1].name, value, torch.zeros(()) if error is None else error, _stacked(outputs))
+        self.judge(self.graph.outputs[-1].name, value, error() if error else torch.zeros(()), _stacked(outputs))
 
-    def agrees(self, op: Operator, args: Sequence[Value], run: Tensor) -> bool:
-        """Whether a tensor of the run is as good as the graph's, by a bound that is at most the rounding error's."""
+    def agrees(self, op: Operator, args: Sequence[Value], run: Tensor, in_part: bool) -> bool:
+        """Whether a tensor of the run is as good as the graph's, computed in the run's precision."""
         value = _value(op, args, run.shape[1:])
-        return torch.equal(value, run) or _within(value, self.error(op, args, value, PART), run)
+        return torch.equal(value.to(run.dtype), run) or _within(value, self.error(op, args, value, in_part), run)
 
-    def error(self, op: Operator, args: Sequence[Value], value: Tensor, part: int = 1) -> Tensor:
-        """By how much a run may differ from an operator's value, or less: with one in `part` channels only."""
+    def error(self, op: Operator, args: Sequence[Value], value: Tensor, in_part: bool = False) -> Tensor:
+        """By how much a run may differ from an operator's value; or less, by a part of a long sum."""
+        xs, errors = [x for x, _ in args], [e and e() for _, e in args]
         match op:
             case Affine():
-                gamma = (op.terms + SLACK_TERMS) * self.roundoff
-                reach = [x.abs() if e is None else x.abs() + (1 + 1 / gamma) * e for x, e in args]
-                op, reach = _part(op, reach, part)
-                return gamma * _forward(op.absolute(), reach).expand(value.shape) + op.terms * TINY
+                terms = SLACK_TERMS + (1 + op.rounded if isinstance(op, MOVES) else op.terms)
+                gamma = terms * self.roundoff
+                reach = [x.abs() if e is None else x.abs() + (1 + 1 / gamma) * e for x, e in zip(xs, errors, strict=True)]
+                size, some = _part(op, reach) if in_part else (op, reach)
+                return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * TINY
             case Elementwise(function):
-                [(x, e)] = args
                 own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
-                if e is None:
+                if errors[0] is None:
                     return own
                 # What lies outside the domain (sqrt a little below 0) is no value.
-                sides = [(function(x + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (e, -e)]
+                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (errors[0], -errors[0])]
                 return 2 * torch.maximum(*sides) + own
             case Product():
-                (a, b), (da, db) = ([v for v, _ in args], [torch.zeros(()) if e is None else e for _, e in args])
+                (a, b), (da, db) = xs, [0.0 if e is None else e for e in errors]
                 return da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY
             case _:
                 raise NotImplementedError(f"no rounding-error bound for {type(op).__name__}")
@@ -185,6 +193,10 @@ def _narrow(points: Tensor) -> Tensor:
     return narrow if torch.equal(narrow.double(), points) else points
 
 
+def _wide(args: Sequence[Value]) -> list[Value]:
+    return [(x.double(), e) for x, e in args]
+
+
 def _value(op: Operator, args: Sequence[Value], shape: Sequence[int]) -> Tensor:
     """An operator's values, (N, *shape)."""
     xs = [x for x, _ in args]
@@ -193,22 +205,23 @@ def _value(op: Operator, args: Sequence[Value], shape: Sequence[int]) -> Tensor:
 
 def _forward(op: Affine, xs: Sequence[Tensor]) -> Tensor:
     """An affine map: a convolution, which reads every weight often, in the precision of its input, a matrix in its own."""
-    match op:
-        case Conv():
-            return op.to(xs[0].dtype, xs[0].device).forward(xs)
-        case Linear() | SparseLinear():
-            return op.forward([x.double() for x in xs])
-        case _:
-            return op.forward(xs)
+    if isinstance(op, Conv):
+        op = replace(op, weight=op.weight.to(xs[0].dtype), bias=None if op.bias is None else op.bias.to(xs[0].dtype))
+    elif isinstance(op, Linear | SparseLinear):
+        xs = [x.double() for x in xs]
+    return op.forward(xs)
 
 
-def _part(op: Affine, xs: Sequence[Tensor], part: int) -> tuple[Affine, Sequence[Tensor]]:
-    """The map of the first channels alone, where it sums over many: of numbers >= 0 no sum is larger."""
+def _part(op: Affine, xs: Sequence[Tensor]) -> tuple[Affine, Sequence[Tensor]]:
+    """The map of the first channels alone, where it sums over many: of numbers >= 0 no sum is larger.
+
+    Of n terms sqrt(n) / 4 as many will do, as rounding errors mostly add up to sqrt(n) u.
+    """
     match op:
-        case Conv(weight=weight, groups=1) if (kept := weight.shape[1] // part) > 1 < part:
-            channels = (op.in_shape[0], kept, *op.in_shape[2:])
-            return replace(op, weight=weight[:, :kept], in_shape=channels), [x[:, :, :kept] for x in xs]
-        case Linear(weight=weight) if (kept := weight.shape[1] // part) > 1 < part:
-            return replace(op, weight=weight[:, :kept]), [x[..., :kept] for x in xs]
+        case Conv(weight=weight, groups=1) | Linear(weight=weight) if op.length >= LONG:
+            kept = max(1, 4 * weight.shape[1] // math.isqrt(op.length))
+            if isinstance(op, Linear):
+                return replace(op, weight=weight[:, :kept]), [x[..., :kept] for x in xs]
+            return replace(op, weight=weight[:, :kept], in_shape=(op.in_shape[0], kept, *op.in_shape[2:])), [x[:, :, :kept] for x in xs]
         case _:
             return op, xs

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear
+from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear, Transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -82,9 +82,9 @@ def _fuse_biases(nodes: Sequence[Node]) -> tuple[Node, ...]:
         if not isinstance(node.op, Scale) or node.op.weight is not None or node.op.bias is None:
             continue
         source, bias = kept[node.inputs[0]], node.op.bias
-        if readers[source.id] > 1 or not isinstance(source.op, (Linear, Conv)) or source.op.bias is not None:
+        if readers[source.id] > 1 or not isinstance(source.op, (Linear, Conv, Transposed)) or source.op.bias is not None:
             continue
-        axis = 1 if isinstance(source.op, Conv) else len(node.shape) - 1
+        axis = len(node.shape) - 1 if isinstance(source.op, Linear) else 1
         full = bias.reshape((1,) * (len(node.shape) - bias.ndim) + tuple(bias.shape))
         if any(n != 1 for a, n in enumerate(full.shape) if a != axis):
             continue

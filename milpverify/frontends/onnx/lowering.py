@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
-from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
 from milpverify.frontends.onnx import composites, recurrent, resample, windows  # noqa: F401 (register their rules)
 from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate
@@ -158,11 +158,12 @@ class _Lowering:
     def define(self, name: str, array: NDArray[Any], origin: str) -> None:
         """Keep a constant: real numbers in float64."""
         if array.dtype.kind == "f" or "float" in array.dtype.name:
-            with np.errstate(invalid="ignore"):  # a signalling NaN: refused below
-                array = array.astype(np.float64)
-            finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
-            if not finite.all():
-                raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+            array = array if array.dtype.kind == "f" else array.astype(np.float64)
+            if not all_finite(array):
+                finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
+                if not finite.all():
+                    raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+            array = in_float64(array)
         self.values[name] = array
 
     def lower_node(self, node: onnx.NodeProto) -> None:

@@ -36,7 +36,7 @@ class Source:
 
 
 def read_network(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[Graph, Source]:
-    """The graph of a network file, and its source. Of large networks the model is gone, which holds their weights once more.
+    """The graph of a network file, and its source. The model, which holds the weights once more, is gone then.
 
     Raises:
         InvalidModel, UnsupportedOperator: as `read_onnx` and `lower`.

@@ -33,7 +33,7 @@ class Arrays:
         """The conjunctions; `pace` is called from time to time, and may raise."""
         tops = np.full(2 * self.nx, np.inf)
         for key, (value, _) in self.base.items():
-            tops[key] = _upward(value)
+            tops[key] = value if type(value) is float else _upward(value)
         boxes: dict[bytes, Box] = {}
         bounds: dict[int, tuple[Box, tuple[int, ...]]] = {}  # by the identity of the ceilings, which `conjunctions` keeps alive
         sharp: dict[tuple[int, float | Fraction, bool], int] = {}

@@ -11,6 +11,7 @@ proved, and no point outside is accepted as a counterexample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -204,8 +205,9 @@ class NormalForm:
                     shared += literal.rows
                     for key, ceiling in literal.ceilings.items():
                         self.bound(key, ceiling, place)
+        absent = (math.inf, True)
         for i in range(self.nx):
-            if self.empty(i, {}):
+            if self.base.get(2 * i, absent)[0] <= -self.base.get(2 * i + 1, absent)[0] and self.empty(i, {}):
                 low, high = float(-self.base[2 * i + 1][0]), float(self.base[2 * i][0])
                 fault = "above" if low > high else "at, with a strict inequality,"
                 place = max(self.places[2 * i], self.places[2 * i + 1])

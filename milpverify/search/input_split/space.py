@@ -56,7 +56,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.inheritance = Inheritance(graph, self.root.state)
         largest = LARGEST[graph.device.type]
         self.batch = BatchSize(largest=largest, fixed=FIXED_BATCH if switches.deterministic else None, memory=largest)
-        self.method = MethodChoice.begun(graph, self.root.state, switches.forward, switches.deterministic)
+        self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches.forward, switches.deterministic)
         self.effort = Effort.of_boxes(graph, self.method.first)
         self.batch.expect(self.effort.each)
         self.began = context.clock()
