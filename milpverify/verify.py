@@ -57,9 +57,9 @@ def verify(
         InvalidInput: no problem, an unknown method, solver or trust, a gap that is not positive.
         Contradiction: a proved bound of the margin excludes a point.
     """
+    settings = settings_of(options or Options(), method)
     if not isinstance(problem, Problem):
         raise InvalidInput(f"verify takes a problem, such as mv.load(...) or mv.robustness(...), not a {type(problem).__name__}")
-    settings = settings_of(options or Options(), method)
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
     if margin:
         with threads(settings.threads):
