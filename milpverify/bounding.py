@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milpverify.propagation.state import Bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import torch
 
@@ -81,7 +82,7 @@ def bounds(
     from milpverify.arithmetic.rounding import ieee
     from milpverify.balls.ball import Ball
     from milpverify.config import Deadline
-    from milpverify.errors import InvalidProperty
+    from milpverify.errors import InvalidInput, InvalidProperty
     from milpverify.frontends.network import load_network
     from milpverify.frontends.problem import box_of, confined_to
     from milpverify.propagation.crown import bound_rows, crown
@@ -90,7 +91,9 @@ def bounds(
     from milpverify.spec import Box
 
     if method not in METHODS:
-        raise ValueError(f"unknown bounding method {method!r}; there are {', '.join(METHODS)}")
+        raise InvalidInput(f"unknown bounding method {method!r}; there are {', '.join(METHODS)}")
+    if not isinstance(box, Box | Ball | Sequence):
+        raise InvalidInput(f"the inputs are an mv.Box, several of them, or an mv.Ball, not a {type(box).__name__}")
     boxes = [box_of(box)] if isinstance(box, Box | Ball) else list(box)
     if not boxes:
         raise InvalidProperty("there is no box to bound the network over")

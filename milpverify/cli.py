@@ -14,7 +14,17 @@ import typer
 from milpverify import __version__
 from milpverify.acopf.commands import app as acopf
 from milpverify.compare.commands import compare
-from milpverify.config import Branching, CurveEncoding, Deadline, Options, SearchMethod, SearchOptions, SplitPoints
+from milpverify.config import (
+    MOST_BYTES,
+    MOST_ENTRIES,
+    Branching,
+    CurveEncoding,
+    Deadline,
+    Options,
+    SearchMethod,
+    SearchOptions,
+    SplitPoints,
+)
 from milpverify.console import (
     Debug,
     Json,
@@ -122,6 +132,8 @@ def verify(
     margin: Annotated[bool, typer.Option("--margin", help="Go on until the margin itself is known to within the gap.")] = False,
     gap: Annotated[float, typer.Option(min=0.0, metavar="G", callback=number, help="That gap, relative to margins above 1.")] = 1e-4,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
+    max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="The most that a file may hold, unpacked.")] = MOST_BYTES,
+    max_entries: Annotated[int, typer.Option(min=1, metavar="N", help="The most entries of a tensor of the network.")] = MOST_ENTRIES,
     json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -158,7 +170,8 @@ def verify(
                 from milpverify.frontends.load import load
                 from milpverify.verify import verify as decide
 
-            result = decide(load(network, spec), deadline=deadline, options=options, on_event=on_event, margin=margin, gap=gap)
+            problem = load(network, spec, max_bytes=max_bytes, max_entries=max_entries)
+            result = decide(problem, deadline=deadline, options=options, on_event=on_event, margin=margin, gap=gap)
         if json is not None:
             write_atomically(json, result.to_json() + "\n")
         typer.echo(_answer(result))

@@ -100,6 +100,11 @@ def _resident() -> float:
         return 0.0
 
 
+MOST_BYTES = 2**30
+"""What a file may hold, unpacked, unless another limit is asked for: of a network's weights in files of their own, all together."""
+MOST_ENTRIES = 2**27
+"""The most entries of a tensor of a network, whatever computes it, unless another limit is asked for; of more, bounds fill the memory."""
+
 DELTA = 1e-6
 """The margin up to which smooth networks are decided, unless the options say otherwise."""
 
@@ -258,7 +263,11 @@ PARTS = tuple(f.name for f in fields(SearchOptions) if f.default is True)
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `verify`; every one of them is in the result's JSON. `method`, `encoding` and `trust` may be given by their values."""
+    """The options of `verify`; every one of them is in the result's JSON. `method`, `encoding` and `trust` may be given by their values.
+
+    Raises:
+        InvalidInput: a value that an option does not have.
+    """
 
     method: _Choice[SearchMethod] = _Choice(SearchMethod.AUTO)
     solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5
@@ -271,6 +280,10 @@ class Options:
     threads: int = 1
     memory_mb: int = 8192
     search: SearchOptions = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
+            raise InvalidInput(f"a seed is an integer from 0 to 2^64 - 1, not {self.seed!r}")
 
     @property
     def believes_solvers(self) -> bool:

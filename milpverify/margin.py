@@ -39,7 +39,7 @@ class Gap:
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.size > 0 and math.isfinite(self.size)):
+        if not (isinstance(self.size, int | float) and self.size > 0 and math.isfinite(self.size)):
             raise InvalidProperty(f"the gap must be a positive number, not {self.size}")
 
     def at(self, margin: float) -> float:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from milpverify.arithmetic.rounding import ieee
+from milpverify.balls.ball import Ball
 from milpverify.config import Deadline, Milp, Options, SearchMethod
-from milpverify.errors import InvalidProperty
+from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.problem import box_of, confined_to
-from milpverify.graph import evaluate
+from milpverify.graph import Graph, evaluate
 from milpverify.margin import Gap, bracket, in_reals, raised, seek, shifted, summed
 from milpverify.result import Reason, Result, Trust, json_number, json_text
 from milpverify.run_info import settings_of, threads
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from milpverify.balls.ball import Ball
     from milpverify.events import Event
-    from milpverify.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,13 @@ def minimize(
 
     Raises:
         InvalidProperty: shapes that do not fit, coefficients that are not finite, a gap that is not positive.
-        InvalidInput: an unknown method.
+        InvalidInput: no graph, no box or ball, an unknown method.
         Contradiction: a proved bound excludes the incumbent.
     """
     x_row, y_row = _objective(graph, objective)
     within = Gap(gap)
+    if not isinstance(box, Box | Ball):
+        raise InvalidInput(f"the inputs are an mv.Box or an mv.Ball, not a {type(box).__name__}")
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
     graph, box = confined_to(graph, box), box_of(box)
@@ -155,8 +156,16 @@ def maximize(
 
 
 def _objective(graph: Graph, objective: ArrayLike | tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
+    if not isinstance(graph, Graph):
+        raise InvalidInput(
+            f"an optimum is that of a graph, such as mv.load(network, property).graph or mv.Problem(network, box, unsafe=...).graph, "
+            f"not of a {type(graph).__name__}"
+        )
     x_part, y_part = objective if isinstance(objective, tuple) else (np.zeros(graph.nx), objective)
-    x_row, y_row = (np.asarray(part, dtype=np.float64).reshape(-1) for part in (x_part, y_part))
+    try:
+        x_row, y_row = (np.asarray(part, dtype=np.float64).reshape(-1) for part in (x_part, y_part))
+    except (TypeError, ValueError) as error:
+        raise InvalidProperty(f"the objective is no array of coefficients: {error}") from error
     if x_row.size != graph.nx or y_row.size != graph.ny:
         shapes = f"{x_row.size} + {y_row.size} coefficients; the network has {graph.nx} inputs and {graph.ny} outputs"
         raise InvalidProperty(f"the objective has {shapes}")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -249,5 +247,5 @@ class Run:
             phases=tuple(self.phases),
             versions=versions(),
             options=self.options.to_dict(),
-            files={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.problem.files},
+            files=dict(self.problem.files),
         )

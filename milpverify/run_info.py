@@ -17,6 +17,8 @@ from milpverify.version import __version__
 
 def settings_of(options: Options, method: str | SearchMethod | Milp) -> Options:
     """The options with the method that was asked for, checked."""
+    if not isinstance(options, Options):
+        raise InvalidInput(f"options are mv.Options(...), not a {type(options).__name__}")
     if isinstance(method, Milp):
         asked = {part.name: getattr(method, part.name) for part in dataclasses.fields(method)}
         return dataclasses.replace(options, method=SearchMethod.MILP, **asked)

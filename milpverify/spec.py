@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from milpverify.errors import InvalidProperty
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from torch import Tensor
 
     from milpverify.graph import Graph
@@ -30,7 +33,7 @@ class Box:
     The bounds are flattened; `shape` is the one that they were given in, which says how a torch module takes its input.
 
     Raises:
-        InvalidProperty: a bound is NaN or infinite, or a lower bound lies above its upper bound.
+        InvalidProperty: a bound is no number, NaN or infinite, or a lower bound lies above its upper bound.
     """
 
     lower: Array
@@ -38,8 +41,10 @@ class Box:
     shape: tuple[int, ...] = field(init=False)
 
     def __init__(self, lower: ArrayLike, upper: ArrayLike) -> None:
-        low = np.ascontiguousarray(np.asarray(lower, dtype=np.float64).reshape(-1))
-        high = np.ascontiguousarray(np.asarray(upper, dtype=np.float64).reshape(-1))
+        try:
+            low, high = (np.ascontiguousarray(np.asarray(side, dtype=np.float64).reshape(-1)) for side in (lower, upper))
+        except (TypeError, ValueError) as error:
+            raise InvalidProperty(f"the bounds of a box are arrays of numbers: {error}") from error
         if low.shape != high.shape:
             raise InvalidProperty(f"the box has {low.size} lower and {high.size} upper bounds")
         bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
@@ -65,13 +70,16 @@ class Box:
 class Rows:
     """Linear inequalities over inputs and outputs: x_rows @ x + y_rows @ y <= rhs, `<` where strict.
 
-    `x_rows` (r, nx), `y_rows` (r, ny), `rhs` (r,), float64; `strict` (r,) bool.
+    `x_rows` (r, nx), `y_rows` (r, ny), `rhs` (r,), float64; `strict` (r,) bool. Where many disjuncts are made of the same inequalities,
+    `origin` is the table of all of these and the places of these rows in it, so that each needs to be bounded only once. What is made of
+    rows (`dataclasses.replace`) has none.
     """
 
     x_rows: Array
     y_rows: Array
     rhs: Array
     strict: NDArray[np.bool_]
+    origin: tuple[Rows, NDArray[np.int64]] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.rhs)
@@ -87,6 +95,18 @@ class Rows:
         y = np.atleast_2d(np.asarray(y_rows, dtype=np.float64))
         b = np.asarray(rhs, dtype=np.float64).reshape(-1)
         return Rows(np.broadcast_to(0.0, (len(b), nx)), y, b, np.full(len(b), strict))
+
+    @staticmethod
+    def parts(table: Rows, places: NDArray[np.int64], ends: Iterable[int]) -> list[Rows]:
+        """Rows of a table at some places, cut at the ends given: views of one array that know where they come from."""
+        x_rows = table.x_rows[places] if table.x_rows.strides[0] else np.broadcast_to(0.0, (len(places), table.x_rows.shape[1]))
+        y_rows, rhs, strict = table.y_rows[places], table.rhs[places], table.strict[places]
+        out = []
+        for begin, end in pairwise(chain([0], ends)):
+            rows = Rows(x_rows[begin:end], y_rows[begin:end], rhs[begin:end], strict[begin:end])
+            object.__setattr__(rows, "origin", (table, places[begin:end]))
+            out.append(rows)
+        return out
 
     @property
     def mentions_x(self) -> NDArray[np.bool_]:
@@ -140,14 +160,14 @@ class Problem:
     """A network and the unsafe set: VERIFIED means that no point of any disjunct exists.
 
     The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
-    means that the unsafe set is empty. `files` names where it came from, for the result's hashes; `runtime` holds the
-    original network (ONNX bytes, or a torch module), in which counterexamples are re-run.
+    means that the unsafe set is empty. `runtime` holds the original network (ONNX bytes, or a torch module), in which
+    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked).
     """
 
     graph: Graph
     disjuncts: tuple[Disjunct, ...]
     runtime: object | None = None
-    files: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for d in self.disjuncts:

@@ -14,14 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
+from milpverify.errors import InvalidInput
 from milpverify.margin import Gap, margin_to_gap
 from milpverify.run import OnEvent, Run
 from milpverify.run_info import settings_of, threads, working
 from milpverify.search.strategy import decide
+from milpverify.spec import Problem
 
 if TYPE_CHECKING:
     from milpverify.result import Result
-    from milpverify.spec import Problem
 
 
 def verify(
@@ -53,10 +54,12 @@ def verify(
         that violates the property in the network's own runtime and in real arithmetic.
 
     Raises:
-        InvalidInput: an unknown method, solver or trust, a gap that is not positive.
+        InvalidInput: no problem, an unknown method, solver or trust, a gap that is not positive.
         Contradiction: a proved bound of the margin excludes a point.
     """
     settings = settings_of(options or Options(), method)
+    if not isinstance(problem, Problem):
+        raise InvalidInput(f"verify takes a problem, such as mv.load(...) or mv.robustness(...), not a {type(problem).__name__}")
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
     if margin:
         with threads(settings.threads):

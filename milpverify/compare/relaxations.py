@@ -143,7 +143,7 @@ class Root:
 
     def lines(self, place: int) -> Relaxed:
         """The final slopes of a disjunct's rows beside the envelopes."""
-        own = self.group.disjunct == place
+        own = self.group.row[self.group.disjunct == place]
 
         def of(node: int, k: Tensor) -> Tensor:
             """(rows, *shape); lines of a node that has nothing to optimise are those of all rows."""

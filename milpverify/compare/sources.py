@@ -152,11 +152,11 @@ def _instance(source: Source, place: int) -> Instance:
         if len(source) != 2:
             raise InvalidInput(f"a problem is a pair of files or a Problem, not {source!r}")
         return Instance.of_files(Path(source[0]), Path(source[1]))
-    files = getattr(source, "files", None)
-    if files is None:
+    if getattr(source, "files", None) is None:
         raise InvalidInput(f"a problem is a pair of files or a Problem, not a {type(source).__name__}")
-    if len(files) == 2:
-        return Instance.of_files(Path(files[0]), Path(files[1]))
+    files = list(source.files)
+    if len(files) > 1 and files[-1].removesuffix(".gz").endswith(".vnnlib"):
+        return Instance.of_files(Path(files[0]), Path(files[-1]))  # between them there may be files of weights
     name = f"problem {place + 1}"
     try:
         return Instance(name, pickled=pickle.dumps(_bare(source)), radius=_half_width(source.disjuncts))

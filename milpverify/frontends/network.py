@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.graph import Graph
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A lowered network that agreed with its runtime. The runtime is None where the graph itself was given."""
+    """A lowered network that agreed with its runtime. The runtime is None where the graph itself was given; `files` as in `Problem`."""
 
     graph: Graph
     runtime: object | None = None
-    files: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_network(network: Network, box: Box, shape: Sequence[int] | None = None) -> Loaded:
@@ -70,7 +70,7 @@ def _onnx(path: str | Path, box: Box) -> Loaded:
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
     onnx_check.check(graph, source, box)
-    return Loaded(graph, OnnxRuntime(source.data), (str(path),))
+    return Loaded(graph, OnnxRuntime(source.data), source.files)
 
 
 def _runtime(module: nn.Module, box: Box, shape: Sequence[int] | None) -> TorchRuntime:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Problem(spec.Problem):
         graph: Network,
         disjuncts: Box | Ball | Sequence[Disjunct],
         runtime: object | None = None,
-        files: tuple[str, ...] = (),
+        files: Mapping[str, str] | None = None,
         *,
         unsafe: Unsafe | None = None,
         shape: Sequence[int] | None = None,
@@ -62,11 +62,12 @@ class Problem(spec.Problem):
                 raise InvalidInput("a problem on a box or ball needs the unsafe set: unsafe=Rows(...), several of them, or a VNN-LIB term")
             box = box_of(disjuncts)
             loaded = load_network(graph, box, shape)
-            graph, runtime, files = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime, (*files, *loaded.files)
+            graph, runtime = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime
+            files = {**(files or {}), **loaded.files}
             disjuncts = _disjuncts(unsafe, box, graph.nx, graph.ny)
         elif not isinstance(graph, Graph) or unsafe is not None:
             raise InvalidInput("a problem is a network with a Box or a Ball and unsafe=..., or a Graph with disjuncts")
-        super().__init__(graph, tuple(disjuncts), runtime, files)
+        super().__init__(graph, tuple(disjuncts), runtime, files or {})
 
 
 def robustness(
@@ -140,7 +141,10 @@ def confined_to(graph: Graph, inputs: Box | Ball) -> Graph:
 def array(values: Any) -> NDArray[np.float64]:
     """Numbers as a float64 array; a torch tensor may require gradients and lie on any device."""
     detach = getattr(values, "detach", None)
-    return np.asarray(values if detach is None else detach().cpu().double().numpy(), dtype=np.float64)
+    try:
+        return np.asarray(values if detach is None else detach().cpu().double().numpy(), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"numbers, an array or a tensor of them are needed: {error}") from error
 
 
 def _disjuncts(unsafe: Unsafe, box: Box, nx: int, ny: int) -> tuple[Disjunct, ...]:
@@ -151,7 +155,12 @@ def _disjuncts(unsafe: Unsafe, box: Box, nx: int, ny: int) -> tuple[Disjunct, ..
         for i, (low, high) in enumerate(zip(box.lower.tolist(), box.upper.tolist(), strict=True)):
             lines.append(f"(assert (and (>= X_{i} {low!r}) (<= X_{i} {high!r})))")
         return parse_vnnlib("\n".join([*lines, f"(assert {unsafe})"]), nx, ny, "unsafe")
-    return tuple(_disjunct(rows, box, nx, ny) for rows in ([unsafe] if isinstance(unsafe, Rows) else unsafe))
+    found: list[Disjunct] = []
+    for rows in [unsafe] if isinstance(unsafe, Rows) or not isinstance(unsafe, Sequence) else unsafe:
+        if not isinstance(rows, Rows):
+            raise InvalidInput(f"the unsafe set is a VNN-LIB term, mv.Rows or a sequence of mv.Rows; {rows!r} is a {type(rows).__name__}")
+        found.append(_disjunct(rows, box, nx, ny))
+    return tuple(found)
 
 
 def _disjunct(rows: Rows, box: Box, nx: int, ny: int) -> Disjunct:

@@ -165,7 +165,7 @@ def reduce(group: Group, found: BatchBounds) -> tuple[Group, BatchBounds] | None
 
 def choose(group: Group, found: BatchBounds, keep: list[int]) -> tuple[Group, BatchBounds]:
     """One box's group and bounds with some of the disjuncts only."""
-    chosen = torch.isin(group.disjunct, torch.tensor(keep, device=group.disjunct.device))
+    chosen = group.rows_of(keep)
     linear = found.rows.map(lambda t: t[:, chosen])
     return group.select(keep), replace(found, rows=linear, margins=found.margins[:, keep], forms=None, losses=None)
 

@@ -25,7 +25,7 @@ def test_a_problem_from_files(tmp_path: Path) -> None:
     for paths in ((network, prop), (str(packed(network)), packed(prop))):
         problem = load(*paths)
         assert (problem.graph.nx, problem.graph.ny) == (2, 1)
-        assert problem.files == tuple(map(str, paths))
+        assert list(problem.files) == list(map(str, paths))
         (disjunct,) = problem.disjuncts
         assert disjunct.box.lower.tolist() == [-1.0, 0.25]
         assert validate(problem, disjunct, np.array([0.25, 0.25])).status is Validity.HOLDS

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from milpverify.frontends.vnnlib.reader import parse_vnnlib
 from milpverify.search.groups import Group
 from milpverify.spec import Box, Disjunct, Rows, closes
 
@@ -56,3 +59,44 @@ def test_bounds_close_the_disjuncts_at_their_places_alone() -> None:
     assert found.tolist() == [disjuncts[k].closes(b) for k, b in pairs]
     margins = torch.tensor(bounds, dtype=torch.float64).unsqueeze(1).expand(-1, 4)
     assert group.closed(margins).tolist() == [[d.closes(b) for d in disjuncts] for b in bounds]
+
+
+def test_rows_that_disjuncts_share_are_there_once() -> None:
+    text = (
+        "".join(f"(declare-const {v} Real)\n" for v in ("X_0", "X_1", "Y_0", "Y_1"))
+        + "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0) (<= X_1 1)))"
+    )
+    text += "(assert (or (<= Y_0 1) (< Y_1 2)))(assert (or (< (+ Y_0 Y_1) 3) (<= (- Y_0 Y_1) 4) (<= (+ X_0 Y_1) 5)))"
+    disjuncts = parse_vnnlib(text, 2, 2)
+    apart = [replace(d, unsafe=replace(d.unsafe, rhs=d.unsafe.rhs.copy())) for d in disjuncts]
+    shared, separate = (Group.of(range(6), part, torch.device("cpu")) for part in (disjuncts, apart))
+    assert (len(shared.rhs), len(separate.rhs)) == (5, 12)
+    assert shared.strict.tolist() == separate.strict.tolist() == [d.strict for d in disjuncts]
+    generator = torch.Generator().manual_seed(0)
+    y, x = (torch.randn(7, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def judged(group: Group) -> tuple[Tensor, Tensor]:
+        """Margins, and for every disjunct its residuals, in its order; a row is open where a disjunct is that has it."""
+        assert group.x_rows is not None
+        assert group.places is not None
+        lower = y @ group.y_rows.T + x @ group.x_rows.T
+        margins = group.margins(lower)
+        for row, is_open in enumerate(group.open_rows(margins).T):
+            having = (group.places == row).any(1)
+            assert torch.equal(is_open, ~group.closed(margins)[:, having].all(1))
+        return margins, (lower - group.rhs)[:, group.places]
+
+    for keep in (range(6), [0, 2, 5], [4]):
+        for mine, other in zip(judged(shared.select(list(keep))), judged(separate.select(list(keep))), strict=True):
+            assert torch.equal(mine, other)
+        assert len(shared.select(list(keep)).rhs) == int(shared.rows_of(list(keep)).sum())
+
+
+def test_what_is_made_of_shared_rows_is_bounded_by_itself() -> None:
+    # Were the table asked, a shifted question would be answered with the old right-hand sides.
+    table = Rows.on_outputs([[1.0, 0.0], [0.0, 1.0]], [1.0, 2.0], 1)
+    parts = Rows.parts(table, np.array([0, 1, 1]), [2, 3])
+    box = Box([0.0], [1.0])
+    disjuncts = [Disjunct(box, replace(rows, rhs=rows.rhs + 10), Rows.none(1, 2)) for rows in parts]
+    assert Group.of(range(2), disjuncts, torch.device("cpu")).rhs.tolist() == [11.0, 12.0, 12.0]
+    assert Group.of(range(2), [Disjunct(box, rows, Rows.none(1, 2)) for rows in parts], torch.device("cpu")).rhs.tolist() == [1.0, 2.0]

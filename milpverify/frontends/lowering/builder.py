@@ -7,6 +7,8 @@ The rewrites are exact in real arithmetic; what they have to compute with consta
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from milpverify.config import MOST_ENTRIES
 from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.lowering.tidy import tidy
@@ -38,7 +41,7 @@ from milpverify.operators import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -46,8 +49,17 @@ if TYPE_CHECKING:
 
 Index = NDArray[np.int64]
 
-MOST_ENTRIES = 2**28
-"""Of a tensor: beyond, bounds would not fit into memory."""
+_most: ContextVar[int] = ContextVar("most entries", default=MOST_ENTRIES)
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """No tensor that is lowered or folded within may have more entries."""
+    token = _most.set(count)
+    try:
+        yield
+    finally:
+        _most.reset(token)
 
 
 def weights(array: ArrayLike) -> Tensor:
@@ -115,6 +127,7 @@ class Builder:
         """y_i = x[index_i] of the flattened x, 0 where index_i is -1, plus the bias; a reshape where that is all it is."""
         if bias is None and index.size == x.size and np.array_equal(index.reshape(-1), np.arange(x.size)):
             return self.reshape(x, index.shape)
+        check_size(index.shape)
         places = torch.from_numpy(np.array(index, dtype=np.int64, order="C"))
         return self.add(Select(places, x.shape, None if bias is None else weights(bias)), [x], index.shape)
 
@@ -345,9 +358,9 @@ def check_size(shape: Iterable[int]) -> None:
     Raises:
         ValueError: it has a negative length or too many entries.
     """
-    sizes = [int(n) for n in shape]
-    if min(sizes, default=0) < 0 or math.prod(sizes) > MOST_ENTRIES:
-        raise ValueError(f"a tensor of shape {tuple(sizes)} is too large: at most {MOST_ENTRIES} entries are supported")
+    sizes, most = [int(n) for n in shape], _most.get()
+    if min(sizes, default=0) < 0 or math.prod(sizes) > most:
+        raise ValueError(f"a tensor of shape {tuple(sizes)} is too large: at most {most} entries are allowed (max_entries, --max-entries)")
 
 
 def entries(shape: Shape) -> Index:

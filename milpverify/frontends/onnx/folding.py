@@ -1,4 +1,4 @@
-"""What folding constants rounds: how far a constant that a node computes from constants is from the real number it stands for."""
+"""What folding constants rounds: how far a constant that a node computes is from the real number it stands for; and how large it gets."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.defs
+import onnx.helper
+import onnx.numpy_helper
 from numpy.typing import NDArray
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.builder import check_size
 from milpverify.frontends.lowering.constants import ARITHMETIC, Constant
 from milpverify.frontends.onnx.node import RULES, Operation
 from milpverify.graph import Node
+
+_SHORT = 1024
+"""Entries of an input that may say how large a result is."""
+_NO_LARGER = ("NonZero", "Unique", "Compress", "MeanVarianceNormalization")
+"""Operators whose results have no more entries than their inputs (NonZero: for each dimension), though nothing is inferred of that."""
 
 
 def folded_roundings(op: Operation, results: Sequence[NDArray[Any]], rounded: Sequence[int]) -> int | None:
@@ -37,22 +48,59 @@ def folded_roundings(op: Operation, results: Sequence[NDArray[Any]], rounded: Se
     return worst if not worst or (name in RULES and RULES[name].moves) else None
 
 
-def check_result(op: Operation) -> None:
-    """Refuse to fold what would not fit into memory.
+def check_sizes(op: Operation, evaluated: bool) -> None:
+    """Refuse what would not fit into memory before it is computed, by what ONNX infers of its shape.
+
+    Args:
+        evaluated: by the standard's definition, so that what cannot be told is refused, too; rules say better themselves what does not fit.
 
     Raises:
-        ValueError: the result has too many entries.
+        ValueError: a result has too many entries, or inputs do not fit.
+        UnsupportedOperator: the operator runs a graph (a loop), which may take any time.
     """
-    match op.proto.op_type:
-        case "ConstantOfShape":
-            check_size(op.weight(0).tolist())
-        case "Expand":
-            check_size(np.broadcast_shapes(op.value(0).shape, tuple(op.weight(1).tolist())))
-        case "Tile":
-            check_size(n * int(k) for n, k in zip(op.value(0).shape, op.weight(1).tolist(), strict=True))
-        case "Range":
-            start, limit, step = (float(op.weight(i)) for i in range(3))
-            check_size([max(0, math.ceil((limit - start) / step))])
+    if evaluated and any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in op.proto.attribute):
+        raise op.refuse("it has no rule, and runs a graph of its own")
+    if evaluated and op.proto.op_type == "Range":  # whose numbers may be too large for float32
+        start, limit, step = (float(op.weight(i)) for i in range(3))
+        check_size([max(0, math.ceil((limit - start) / step))])
+    try:
+        found = _shapes(op)
+    except (InferenceError, ValidationError) as error:
+        if evaluated:
+            raise ValueError(error) from error
+        return
+    for shape in found:
+        if None not in shape:
+            check_size(n for n in shape if n is not None)
+        elif evaluated and op.proto.op_type not in _NO_LARGER:
+            raise ValueError("the size of its result cannot be told before it is computed")
+
+
+def _shapes(op: Operation) -> list[list[int | None]]:
+    """The shapes of an operation's results as ONNX infers them from its inputs, [None] where nothing is known.
+
+    Real numbers pass for float32: some inferences read no others.
+    """
+    types, data = {}, {}
+    for name, value in zip(op.proto.input, op.inputs, strict=True):
+        if isinstance(value, Node):
+            types[name] = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, value.shape)
+        elif value is not None and value.dtype != object and value.dtype.kind not in "US":
+            with np.errstate(over="ignore"):
+                array = np.asarray(value, dtype=np.float32) if value.size <= _SHORT and value.dtype == np.float64 else value
+            kind = onnx.TensorProto.FLOAT if value.dtype == np.float64 else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
+            if value.size <= _SHORT:
+                data[name] = onnx.numpy_helper.from_array(array, name)
+    schema = onnx.defs.get_schema(op.proto.op_type, op.opset, "")
+    found = infer_node_outputs(schema, op.proto, types, data, opset_imports=[onnx.helper.make_opsetid("", op.opset)])
+    return [_lengths(found[name].tensor_type) if name in found else [None] for name in op.proto.output if name]
+
+
+def _lengths(tensor: onnx.TypeProto.Tensor) -> list[int | None]:
+    if not tensor.HasField("shape"):
+        return [None]
+    return [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
 
 
 def _constant(value: Any, rounded: int) -> Constant:

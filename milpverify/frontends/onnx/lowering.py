@@ -21,7 +21,7 @@ from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
 from milpverify.frontends.onnx import composites, recurrent, resample, windows  # noqa: F401 (register their rules)
-from milpverify.frontends.onnx.folding import check_result, folded_roundings
+from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx.ops import FLOATS
 from milpverify.functions.catalogue import catalogue
@@ -135,6 +135,9 @@ class _Lowering:
         outputs = []
         for info in self.proto.output:
             value = self.lookup(info.name, "the network's output")
+            if not isinstance(value, Node) and value.dtype != np.float64:
+                declared = onnx.TensorProto.DataType.Name(info.type.tensor_type.elem_type)
+                raise InvalidModel(f"the network's output '{info.name}' is declared as {declared}, but is a constant of type {value.dtype}")
             outputs.append(value if isinstance(value, Node) else self.builder.constant(Constant(value, self.rounded.get(info.name, 0))))
         specs = tuple(spec_of(info, node.shape) for info, node in zip(self.proto.output, outputs, strict=True))
         return self.builder.graph(outputs, inputs, specs)
@@ -209,7 +212,7 @@ class _Lowering:
         if any(rounded) and op.proto.op_type == "Cast" and op.attributes["to"] in WIDE:
             results = [op.weight(0)]  # the real number that the constant stands for has no type
         else:
-            check_result(op)
+            check_sizes(op, evaluated=True)
             results = evaluate(op.proto, [_array(v) for v in op.inputs], self.opset)
         if (most := folded_roundings(op, results, rounded)) is None:
             return self.apply_rule(op)
@@ -260,6 +263,8 @@ class _Lowering:
         rounded = sum(self.rounded.get(name, 0) for name in node.input)
         since = len(self.builder.nodes)
         self.builder.name = node.output[0]
+        if operator_name(node) == node.op_type:
+            check_sizes(op, evaluated=False)
         if rule is not None:
             result = rule.lower(self.builder, op)
         elif (entry := catalogue().by_onnx(operator_name(node))) is not None and len(op.inputs) == 1:

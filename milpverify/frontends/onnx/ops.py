@@ -18,7 +18,7 @@ from milpverify.frontends.lowering import composites, elementwise
 from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant
-from milpverify.frontends.onnx.folding import check_result
+from milpverify.frontends.onnx.folding import check_sizes
 from milpverify.frontends.onnx.node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
 
@@ -196,7 +196,7 @@ def _move(g: Builder, op: Operation) -> Sequence[Value]:
     """Entries are only moved: the standard's own definition, run on the places of the entries, says where to."""
     x = op.node()
     rest = [op.constant(i) for i in range(1, len(op.inputs))]
-    check_result(op)
+    check_sizes(op, evaluated=True)
     return [g.select(x, places.astype(np.int64)) for places in evaluate(op.proto, [entries(x.shape), *rest], op.opset)]
 
 

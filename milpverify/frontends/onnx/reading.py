@@ -1,18 +1,17 @@
-"""Network files: the bytes that the runtime gets, and the model in them."""
+"""Network files: the bytes that the runtime gets, the weights that lie in files of their own among them, and the model in them."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import onnx
-import onnx.checker
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
+from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidModel
+from milpverify.frontends.files import UNREADABLE, read
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.frontends.onnx.node import describe
 from milpverify.graph import Graph
@@ -20,59 +19,138 @@ from milpverify.graph import Graph
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a graph was lowered from: a network's bytes, and for each tensor that a node computes what messages call the node."""
+    """What a graph was lowered from: a network's bytes, and for each tensor that a node computes what messages call the node.
+
+    `files` are the SHA-256 of what was read, by path: of the network (unpacked) and of every file with weights of it.
+    """
 
     data: bytes
     tensors: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: onnx.ModelProto, data: bytes | None = None) -> Source:
+    def of(model: onnx.ModelProto, data: bytes | None = None, files: Mapping[str, str] | None = None) -> Source:
         """Of a model, which need not be serialised where the bytes are known."""
         tensors = {name: describe(node) for node in reversed(model.graph.node) for name in node.output}
-        return Source(model.SerializeToString() if data is None else data, tensors)
+        return Source(model.SerializeToString() if data is None else data, tensors, files or {})
 
 
-def read_network(path: str | Path) -> tuple[Graph, Source]:
+def read_network(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[Graph, Source]:
     """The graph of a network file, and its source. The model, which holds the weights once more, is gone then.
 
     Raises:
         InvalidModel, UnsupportedOperator: as `read_onnx` and `lower`.
     """
-    model, data = _read(path)
-    return lower(model), Source.of(model, data)
+    model, data, files = _read(path, max_bytes)
+    return lower(model), Source.of(model, data, files)
 
 
-def read_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read a network from an `.onnx` or `.onnx.gz` file.
+def read_onnx(path: str | Path, max_bytes: int = MOST_BYTES) -> onnx.ModelProto:
+    """Read a network from an `.onnx` file, which may be compressed with gzip.
 
     Raises:
-        InvalidModel: the file is missing, truncated or no ONNX network.
+        InvalidModel: the file is missing, truncated or no ONNX network, a file with its weights is, or it holds more than `max_bytes`.
     """
-    return _read(path)[0]
+    return _read(path, max_bytes)[0]
 
 
-def _read(path: str | Path) -> tuple[onnx.ModelProto, bytes | None]:
-    """The model, and its bytes, unless weights lie in files of their own, which only an uncompressed network can name."""
-    path = Path(path)
-    packed = path.suffix == ".gz"
-    data: bytes | None
+def _read(path: str | Path, most: int) -> tuple[onnx.ModelProto, bytes, dict[str, str]]:
+    """A network's model, its bytes, with the weights that lie in files of their own, and the hashes of all files."""
     try:
-        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
-        model = onnx.load_model_from_string(data)
-        if not packed and _external(model):
-            model, data = onnx.load(path), None
+        contents = read(path, most)
+        model = onnx.load_model_from_string(contents.data)
     except FileNotFoundError as error:
-        raise InvalidModel(f"there is no network file {error.filename or path}") from error
-    except (OSError, EOFError, zlib.error, DecodeError, onnx.checker.ValidationError) as error:
-        raise InvalidModel(f"{path} is truncated or no ONNX network: {error}") from error
+        raise InvalidModel(f"there is no network file {path}") from error
+    except (*UNREADABLE, DecodeError) as error:
+        raise _refusal(path, error) from error
     if not model.graph.output or not model.opset_import:
-        raise InvalidModel(f"{path} is truncated or no ONNX network: it has no outputs or no opset version")
-    return model, data
+        raise _refusal(path, "it has no outputs or no opset version")
+    weights = _Weights(Path(path).parent, most)
+    apart = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in apart:
+        weights.fill(tensor)
+    try:
+        data = model.SerializeToString() if apart else contents.data
+    except (EncodeError, ValueError) as error:
+        raise InvalidModel(f"{path} and the files with its weights are together too large for ONNX Runtime: {error}") from error
+    return model, data, {str(path): contents.sha256, **weights.files}
 
 
-def _external(model: onnx.ModelProto) -> bool:
-    """Whether tensors may lie in files of their own: those of nodes say so by the key "location"."""
-    nodes = (node for part in (model.graph, *model.functions) for node in part.node)
-    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer) or any(
-        b"location" in node.SerializeToString() for node in nodes
-    )
+class _Weights:
+    """Files with a network's weights, each read once; `files` are their hashes."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.folder, self.most, self.taken = folder, most, 0
+        self.read: dict[Path, bytes] = {}
+        self.files: dict[str, str] = {}
+
+    def fill(self, tensor: onnx.TensorProto) -> None:
+        """Put the bytes of a tensor that says where they lie into it.
+
+        Raises:
+            InvalidModel: there are none, or not so many, or all together too many.
+        """
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        place = PurePosixPath(entries.get("location", ""))
+        what = f"the weights of the initializer '{tensor.name}', in the file '{place}'"
+        if place.is_absolute() or ".." in place.parts or not place.name:
+            raise InvalidModel(f"{what}, must lie in the folder of the network or below")
+        data = self.bytes_of(self.folder / place, what)
+        begin = _count(entries, "offset", 0, what)
+        end = begin + _count(entries, "length", len(data) - begin, what)
+        if not begin <= end <= len(data):
+            raise InvalidModel(f"{what}, are bytes {begin} to {end}, but the file holds {len(data)}")
+        self.taken += end - begin
+        if self.taken > self.most:
+            raise InvalidModel(f"{what}: the weights come to more than {self.most} bytes; if that is meant, raise max_bytes (--max-bytes)")
+        tensor.raw_data = data[begin:end]
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+    def bytes_of(self, path: Path, what: str) -> bytes:
+        """What a file holds, which is a regular one: of others a length is not known."""
+        if path not in self.read:
+            if not path.exists():
+                raise InvalidModel(f"there is no file {path}: {what}")
+            if not path.is_file():
+                raise InvalidModel(f"{what}, cannot be read: it is no regular file")
+            try:
+                contents = read(path, self.most, packed=False)
+            except UNREADABLE as error:
+                raise InvalidModel(f"{what}, cannot be read: {error}") from error
+            self.read[path], self.files[str(path)] = contents.data, contents.sha256
+        return self.read[path]
+
+
+def _count(entries: Mapping[str, str], key: str, missing: int, what: str) -> int:
+    """A number of bytes of a tensor's description."""
+    text = entries.get(key)
+    if text is None:
+        return missing
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise InvalidModel(f"{what}: their {key} {text[:40]!r} is no number of bytes")
+    return int(text)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors that a model holds."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _of_graph(graph)
+
+
+def _refusal(path: str | Path, why: object) -> InvalidModel:
+    return InvalidModel(f"{path} is truncated or no ONNX network: {why}")

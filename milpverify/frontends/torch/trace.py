@@ -169,7 +169,13 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Activation) or catalogue().by_torch(qualified_name(type(m))) is not None
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        path = self.path_of_module(m).removeprefix("net").removeprefix(".")
+        try:
+            path = self.path_of_module(m).removeprefix("net").removeprefix(".")
+        except NameError as error:
+            raise InvalidModel(
+                f"the network calls a {type(m).__name__} that is none of its submodules: keep it as an attribute of a module, or in a "
+                "ModuleList, ModuleDict or Sequential, not in a plain list or a global"
+            ) from error
         since = len(self.lowering.builder.nodes)
         if self.is_leaf_module(m, path):
             result: Any = self.wrapped(self.lowering.module(m, [replaced(v, _value) for v in args], path))

@@ -5,19 +5,21 @@ Numerals denote the nearest binary64 numbers.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import re
-import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidProperty
+from milpverify.frontends.files import UNREADABLE, read
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequality, Junction, NormalForm, Term, compare, negate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from milpverify.spec import Disjunct
 
 _Value = Term | Formula
@@ -31,26 +33,36 @@ _SPACE = re.compile(r"(?:\s+|;[^\n]*)*")
 _DECLARATION = re.compile(r"\(declare-const ([XY]_(?:0|[1-9][0-9]*)) Real\)\s*")
 _BOUND = re.compile(rf"\(assert \((<=|>=) (X_(?:0|[1-9][0-9]*)) ({_NUMERAL})\)\)\s*")
 _IGNORED = ("set-logic", "set-info", "set-option")
+_PART = 4096  # commands between two calls of `pace`
 _FINAL = ("check-sat", "get-model", "exit")
 
 
 def read_vnnlib(path: str | Path) -> str:
-    """The text of a VNN-LIB file, unpacked where it is compressed with gzip.
+    """The text of a VNN-LIB file, as `read_hashed`."""
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str]:
+    """The text of a VNN-LIB file, unpacked where it is compressed with gzip, and its SHA-256.
 
     Raises:
-        InvalidProperty: the file is missing, unreadable, or not text.
+        InvalidProperty: the file is missing, unreadable, not text, or holds more than `max_bytes`.
     """
     try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        contents = read(path, max_bytes)
+        return contents.data.decode(), contents.sha256
     except FileNotFoundError:
         raise InvalidProperty(f"{path}: there is no such property file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidProperty(f"{path}: the property file cannot be read: {error}") from None
 
 
-def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file") -> tuple[Disjunct, ...]:
+def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file", pace: Callable[[], None] = lambda: None) -> tuple[Disjunct, ...]:
     """The unsafe set that a VNN-LIB text asserts, for a network with `nx` inputs and `ny` outputs.
+
+    Args:
+        where: what messages call the text.
+        pace: called from time to time; what it raises ends the reading.
 
     Returns:
         The disjuncts; those whose box or constant inequalities cannot hold are left out, so that none at all means that
@@ -60,7 +72,7 @@ def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file") -> tuple[Disj
         InvalidProperty: a syntax error, an unknown variable, a nonlinear term, an input without a bound, an empty box;
             the message begins with `where` and the line.
     """
-    reader = _Reader(text, nx, ny, where)
+    reader = _Reader(text, nx, ny, where, pace)
     try:
         reader.read()
         return reader.form.disjuncts()
@@ -71,10 +83,10 @@ def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file") -> tuple[Disj
 class _Reader:
     """One pass over the text, then the disjunctive normal form of what it asserts."""
 
-    def __init__(self, text: str, nx: int, ny: int, where: str) -> None:
+    def __init__(self, text: str, nx: int, ny: int, where: str, pace: Callable[[], None]) -> None:
         self.text, self.nx, self.ny, self.where = text, nx, ny, where
         self.names: dict[str, int] = {}
-        self.form = NormalForm(nx, ny, where, self.error)
+        self.form = NormalForm(nx, ny, where, self.error, pace)
         self.final = ""  # the command after which nothing may follow
 
     def error(self, place: int, message: str) -> InvalidProperty:
@@ -85,8 +97,11 @@ class _Reader:
     def read(self) -> None:
         """Read every form of the text."""
         text, size, names, bound = self.text, len(self.text), self.names, self.form.bound
-        place = _skip(text, 0)
+        place, commands = _skip(text, 0), 0
         while place < size:
+            commands += 1
+            if commands % _PART == 0:
+                self.form.pace()
             if not self.final and (match := _BOUND.match(text, place)):
                 relation, name, numeral = match.groups()
                 variable, value = names.get(name), float(numeral)

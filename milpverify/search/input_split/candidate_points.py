@@ -37,7 +37,7 @@ def try_points(
     Returns:
         a validation that a counterexample holds, or else one that the semantics disagree or that the margin is within delta, or None.
     """
-    open_rows = ~group.closed(found.margins)[:, group.disjunct]
+    open_rows = group.open_rows(found.margins)
     box, row = open_rows.nonzero(as_tuple=True)
     if not len(box):
         return None
@@ -47,9 +47,7 @@ def try_points(
     residual = y @ group.y_rows.T - group.rhs
     if group.x_rows is not None:
         residual = residual + points @ group.x_rows.T
-    margin = residual.new_full((len(points), group.count), -torch.inf).scatter_reduce(
-        1, group.disjunct.expand_as(residual), residual, "amax"
-    )
+    margin = group.largest(residual)
     best: Validation | None = None
     for flat in torch.argsort(margin.flatten())[:4].tolist():
         point, disjunct = divmod(flat, group.count)

@@ -32,7 +32,7 @@ def scores(graph: Graph, group: Group, found: BatchBounds, width: Tensor, margin
         margins: (batch, D) that are proved.
         left: the places of the boxes.
     """
-    open_rows = ~group.closed(margins)[left][:, group.disjunct].unsqueeze(2)
+    open_rows = group.open_rows(margins[left]).unsqueeze(2)
     if found.losses is not None:
         open_rows = open_rows * _nearness(group, found.rows.lower[left]).unsqueeze(2)
     total = torch.zeros_like(width[left])
@@ -43,11 +43,10 @@ def scores(graph: Graph, group: Group, found: BatchBounds, width: Tensor, margin
 
 
 def _nearness(group: Group, lower: Tensor) -> Tensor:
-    """How near rows are to proving their disjunct, against the nearest of its rows: (boxes, rows), 1 for that one."""
+    """How near rows are to proving a disjunct, against the nearest of its rows: (boxes, rows), 1 for that one."""
     missing = (group.rhs - lower).clamp(min=1e-12)
-    least = missing.new_full((len(lower), group.count), torch.inf)
-    least = least.scatter_reduce(1, group.disjunct.expand_as(missing), missing, "amin")
-    return (least[:, group.disjunct] / missing).nan_to_num(1.0)
+    least = -group.largest(-missing)
+    return group.most((least[:, group.disjunct] / missing[:, group.row]).nan_to_num(1.0))
 
 
 def _influences(graph: Graph, group: Group, found: BatchBounds, left: Tensor, width: Tensor) -> list[tuple[float, Tensor]]:

@@ -6,6 +6,7 @@ to be empty; a subproblem without a split left is a linear program.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ LOSES = 0.3
 """A tree begins again from what a solver swept where its root's bound is no further below the tree's than such a share of that one."""
 ENTRIES = 1 << 22
 """Of one matrix of multipliers, over a batch."""
+MOST_POINTS = 1024
+"""Points of an attack that a tree begins with: each costs an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         """A tree to begin with: every disjunct on every box, or other roots, of which nothing is learned."""
         tree = Tree.of(self.context, self.group, self.bounder.first() if roots is None else roots)
         tree.conditional = self.bounder is not self.plain
-        for place, member in enumerate(self.group.members):
-            if member in self.context.points:
-                tree.incumbents.remember(place, self.context.points[member])
+        known = ((place, self.context.points[m]) for place, m in enumerate(self.group.members) if m in self.context.points)
+        for place, x in itertools.islice(known, MOST_POINTS):
+            tree.incumbents.remember(place, x)
         if roots is not None:
             self.patience = math.inf
         elif self.context.switches.no_goods:

@@ -270,4 +270,4 @@ def _group(group: Group, rows: Tensor, rhs: Tensor) -> Group:
     nx, (count, ny) = group.box.size, rows.shape
     one = Disjunct(group.box, Rows.on_outputs(np.zeros((1, ny)), [0.0], nx), Rows.none(nx, ny))  # stands for all: only the rows count
     place = torch.arange(count, device=rows.device)
-    return Group(group.box, tuple(range(count)), (one,) * count, rows, None, rhs, place, torch.zeros_like(place, dtype=torch.bool))
+    return Group(group.box, tuple(range(count)), (one,) * count, rows, None, rhs, place, place, torch.zeros_like(place, dtype=torch.bool))

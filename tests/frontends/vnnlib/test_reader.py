@@ -139,11 +139,29 @@ def test_a_hundred_thousand_lines() -> None:
 
 
 def test_equal_boxes_and_rows_are_one_object() -> None:
-    disjuncts = parse("(assert (or (<= X_0 0) (and (<= X_0 0) (<= Y_0 1)) (>= X_0 1)))(assert (or (<= Y_1 Y_0) (<= Y_1 3)))")
-    assert len(disjuncts) == 6
+    disjuncts = parse(
+        "(assert (or (and (<= X_0 0) (<= Y_0 2)) (and (<= X_0 0) (<= Y_1 1)) (>= X_0 1)))(assert (or (<= Y_1 Y_0) (<= Y_1 3)))"
+    )
+    assert len(disjuncts) == 5  # not the one that wants Y_1 <= 1 and Y_1 <= Y_0: another wants the first alone
     assert len({id(d.box) for d in disjuncts}) == 2
     assert len({id(d.domain) for d in disjuncts}) == 1
     assert all(d.unsafe.x_rows.strides[0] == 0 for d in disjuncts)
+    tables = [d.unsafe.origin for d in disjuncts]
+    assert len({id(table) for table, _ in tables}) == 1
+    assert all((table.y_rows[places] == d.unsafe.y_rows).all() for (table, places), d in zip(tables, disjuncts, strict=True))
+
+
+def test_what_adds_nothing_is_dropped() -> None:
+    (d,) = parse("(assert (and (<= Y_0 3) (<= Y_0 1) (< Y_0 1) (<= Y_0 2)))")
+    assert (d.unsafe.rhs.tolist(), d.unsafe.strict.tolist()) == ([1.0], [True])
+    # 3^10 conjunctions, of which these are all that do not lie within another.
+    clauses = [(k / 10, (7 * k % 10) / 10) for k in range(10)]
+    disjuncts = parse("".join(f"(assert (or (<= Y_0 {a}) (<= Y_0 {a - 1}) (<= Y_1 {b})))\n" for a, b in clauses))
+    limits = {tuple(d.unsafe.rhs.tolist()) for d in disjuncts}
+    for y in itertools.product(np.linspace(-0.05, 0.95, 11), repeat=2):
+        unsafe = all(y[0] <= a or y[1] <= b for a, b in clauses)
+        assert unsafe == any(contains(d, [Fraction(0)] * 2, [*map(Fraction, y)]) for d in disjuncts), (y, limits)
+    assert len(disjuncts) <= 11
 
 
 def test_choices_outside_the_box_are_pruned_while_multiplying() -> None:
@@ -155,9 +173,18 @@ def test_choices_outside_the_box_are_pruned_while_multiplying() -> None:
 
 
 def test_exponential_growth_is_an_error() -> None:
-    text = "".join(f"(assert (or (<= Y_0 {k}) (<= Y_1 {k})))\n" for k in range(25))
+    text = "".join(f"(assert (or (<= (+ Y_0 (* {k} Y_1)) 0) (<= (- Y_0 (* {k} Y_1)) 0)))\n" for k in range(1, 26))
     with pytest.raises(InvalidProperty, match="more than 200000 conjunctions"):
         parse(text)
+    calls: list[int] = []
+
+    def over() -> None:
+        calls.append(0)
+        if len(calls) == 100:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        parse_vnnlib(START + text, 2, 2, pace=over)
 
 
 def test_strict_bounds_close_the_box_and_stay_in_the_domain() -> None:
