@@ -10,7 +10,7 @@ from enum import Enum
 from threading import Event as _Flag
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
 
 if TYPE_CHECKING:
@@ -21,15 +21,16 @@ class Deadline:
     """The one time limit of a run, passed through every phase; it also carries the request to stop (Ctrl-C).
 
     Args:
-        seconds: seconds from now, `math.inf` for none.
+        seconds: seconds from when the run began, `math.inf` for none.
         clock: what measures them: wall clock by default; `time.process_time` makes runs comparable that others slow down.
+        began: when that was, by the clock; now by default.
     """
 
-    def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
         if math.isnan(seconds) or seconds < 0:
             raise ValueError(f"a time limit must be a number of seconds >= 0, not {seconds}")
         self._clock = clock
-        self.start = clock()
+        self.start = clock() if began is None else began
         self.end = self.start + seconds
         self._cancelled = _Flag()
         self._memory = _Memory()
@@ -45,6 +46,17 @@ class Deadline:
     def expired(self) -> bool:
         """Whether the run must end now."""
         return self.remaining() <= 0.0
+
+    def check(self) -> None:
+        """Go on only where there is time.
+
+        Raises:
+            OutOfTime: there is none.
+        """
+        if self.expired():
+            raise OutOfTime(
+                "the run was interrupted" if self.cancelled else "the time limit was reached before there was a problem to decide"
+            )
 
     def cancel(self) -> None:
         """Ask every phase to end with what it has (Ctrl-C)."""

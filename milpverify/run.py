@@ -42,6 +42,15 @@ REFINE_SECONDS = 2.0
 """what of it comes before the search, which often needs no more."""
 
 
+def unread(deadline: Deadline, options: Options) -> Result:
+    """The result of a run whose time was over before its problem was read."""
+    reason = Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT
+    note, seconds = "before the problem was read", deadline.elapsed()
+    return Result(
+        Verdict.UNKNOWN, reason, Trust.ROUNDED, -math.inf, note=note, seconds=seconds, versions=versions(), options=options.to_dict()
+    )
+
+
 @dataclass(eq=False)
 class Run:
     """A run under way: what every phase needs, and the ledger.

@@ -51,6 +51,7 @@ def test_the_process_ends_at_once_and_loses_nothing(status: int) -> None:
     source = f"""
 import atexit, sys
 import milpverify.cli as cli
+from milpverify.__main__ import program
 class Torn:
     def __del__(self): print("taken apart")
 kept = Torn()
@@ -59,7 +60,7 @@ def main():
     print("unsat")
     sys.exit({status})
 cli.main = main
-cli.program()
+program()
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "unsat\nended\n", "")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, columns, live, number, reported, stop_signals
-from milpverify.result import write_atomically
+from milpverify.console import Debug, Json, Quiet, Timeout, answer, columns, live, number, remark, reported
+from milpverify.outside.ending import ending
+from milpverify.outside.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from milpverify.events import Event
 
     OnEvent = Callable[[Event], None] | None
+
+LATE = 2.0
+"""Seconds after the limit, or a signal, that a run may take to conclude."""
 
 app = typer.Typer(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 
@@ -42,10 +46,10 @@ class _Output:
     quiet: bool
     debug: bool
 
-    def check(self) -> None:
+    def check(self, case: Path) -> None:
         """Refuse before the work what cannot be written after it."""
         for path in (self.json, self.proof, self.plot):
-            check_writable(path)
+            check_writable(path, [case])
         if self.plot is not None:
             from milpverify.pictures import check
 
@@ -67,20 +71,22 @@ class _Output:
         if not self.quiet:
             _summary(found)
             if self.proof is not None and found.proof is None:
-                typer.echo(f"{self.proof} was not written: {_why_no_proof(found)}", err=True)
+                remark(f"{self.proof} was not written: {_why_no_proof(found)}")
 
 
 def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[Case, Deadline, OnEvent], Outcome]) -> None:
     """Load, ask, print the answer, write the rest."""
-    deadline = Deadline(math.inf if timeout is None else timeout)
-    with stop_signals(deadline), reported(output.debug):
-        output.check()
+    deadline = Deadline(math.inf if timeout is None else timeout, began=ending.began)
+    with ending.after(deadline, LATE, LATE), reported(output.debug):
+        output.check(file)
         with live(deadline, output.quiet) as on_event:
             from milpverify.acopf.matpower import load_case
 
             found = ask(load_case(file), deadline, on_event)
-        output.write(found)
-        typer.echo(_line(found))
+        try:
+            answer(_line(found))
+        finally:
+            output.write(found)
         output.summarize(found)
 
 
@@ -201,7 +207,7 @@ def recheck(
         from milpverify.acopf.proving.recheck import recheck as check
 
         loads = None if load_scale is None and load_box is None else Loads(1.0 if load_scale is None else load_scale, load_box or 0.0)
-        typer.echo(check(load_case(case), Proof.load(proof), loads))
+        answer(str(check(load_case(case), Proof.load(proof), loads)))
 
 
 @app.command()
@@ -210,7 +216,7 @@ def info(case: CaseFile, debug: Debug = False) -> None:
     with reported(debug):
         from milpverify.acopf.matpower import load_case
 
-        typer.echo(_described(load_case(case)))
+        answer(_described(load_case(case)))
 
 
 def _why_no_proof(found: Outcome) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from milpverify.config import Deadline
 from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.lowering import lower, read_onnx
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -14,21 +16,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def load(network_path: str | Path, property_path: str | Path) -> Problem:
+def load(network_path: str | Path, property_path: str | Path, timeout: float | None = None, *, deadline: Deadline | None = None) -> Problem:
     """The problem of an ONNX network and a VNN-LIB 1.0 property (either may be compressed: .gz).
 
     The lowered network is compared with ONNX Runtime on points of the property's first box. Counterexamples are re-run in
     ONNX Runtime on the network as it was read.
 
+    Args:
+        timeout: seconds of wall clock; None for no limit.
+        deadline: in place of `timeout`, a deadline that the caller can cancel, and hand on to `verify`.
+
     Raises:
         InvalidModel: the network cannot be read, or what it was lowered to differs from ONNX Runtime.
         UnsupportedOperator: an operator of the network has no rule.
         InvalidProperty: the property cannot be read, or is about other inputs and outputs than the network's.
+        OutOfTime: the time is over.
     """
+    deadline = deadline or Deadline(math.inf if timeout is None else timeout)
     text = read_vnnlib(property_path)
     model = read_onnx(network_path)
+    deadline.check()
     graph = lower(model)
+    deadline.check()
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
+    deadline.check()
     if disjuncts:
-        check.check(graph, model, disjuncts[0].box)
+        check.check(graph, model, disjuncts[0].box, deadline=deadline)
     return Problem(graph, disjuncts, OnnxRuntime(model.SerializeToString()), (str(network_path), str(property_path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from milpverify.config import Deadline
 from milpverify.frontends.lowering.comparison import Comparison, comparable_points
 from milpverify.frontends.onnx.node import describe
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -11,11 +12,12 @@ from milpverify.graph import Graph
 from milpverify.spec import Box
 
 
-def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None:
+def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0, deadline: Deadline | None = None) -> None:
     """Compare the graph with ONNX Runtime at the centre, at three corners and at random points of the box.
 
     Raises:
         InvalidModel: they differ beyond rounding, or ONNX Runtime cannot run the network. The message names the first node.
+        OutOfTime: the time is over.
     """
     known = {t.name for t in model.graph.output}
     computed = {name for node in model.graph.node for name in node.output}
@@ -25,7 +27,11 @@ def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None
     runtime = OnnxRuntime(model.SerializeToString() + more.SerializeToString())
     points, largest = comparable_points(graph, box, seed)
     names = [spec.name for spec in graph.outputs] + extra
-    runs = [dict(zip(names, runtime.tensors(x), strict=True)) for x in points]
+    runs = []
+    for x in points:
+        if deadline is not None:
+            deadline.check()
+        runs.append(dict(zip(names, runtime.tensors(x), strict=True)))
 
     def describe_tensor(name: str) -> str:
         source = next((describe(n) for n in model.graph.node if name in n.output), "the input")
