@@ -51,11 +51,9 @@ def check_writable(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
     for each in inputs:
         if each is not None and _same(path, each):
             raise InvalidInput(f"cannot write {path}: it is read from")
-    try:
+    with suppress(OSError):  # what else is wrong with it is said when it is written
         if not is_stream(path) and not os.access(_target(path).parent, os.W_OK):
             raise InvalidInput(f"cannot write {path}: its folder is missing or not writable")
-    except OSError as error:
-        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
 
 
 def is_stream(path: Path) -> bool:
