@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from threading import Event as _Flag
@@ -14,7 +16,7 @@ from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Deadline:
@@ -84,6 +86,32 @@ class Deadline:
         inner.end = min(self.end, inner.start + seconds)
         inner._cancelled, inner._memory = self._cancelled, self._memory
         return inner
+
+
+_in_force: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+@contextmanager
+def in_force(deadline: Deadline) -> Iterator[None]:
+    """What runs inside is left where it asks `check_time` and the time is over; what it has told until then stays."""
+    token = _in_force.set(deadline)
+    try:
+        yield
+    except OutOfTime:
+        if not deadline.expired():
+            raise
+    finally:
+        _in_force.reset(token)
+
+
+def check_time() -> None:
+    """Go on only where the run has time: asked between steps, deep inside, that each may take long in large networks.
+
+    Raises:
+        OutOfTime: the deadline in force is over.
+    """
+    if (deadline := _in_force.get()) is not None:
+        deadline.check()
 
 
 class _Memory:

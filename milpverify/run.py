@@ -196,10 +196,12 @@ class Run:
         """The attack found a counterexample."""
         return self.result(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, self.bound(open_groups), example)
 
-    def out_of_memory(self) -> Result:
-        """Memory ended the run; what was proved until then stays."""
-        known = self.reporter
-        return self.result(Verdict.UNKNOWN, Reason.MEMORY, known.trust, known.lower_bound, bound_trust=known.trust)
+    def cut_short(self) -> Result:
+        """Memory or time ended the run within a step; what was proved until then stays."""
+        known, deadline = self.reporter, self.deadline
+        timed = deadline.expired() and not deadline.out_of_memory
+        reason = Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT if timed else Reason.MEMORY
+        return self.result(Verdict.UNKNOWN, reason, known.trust, known.lower_bound, bound_trust=known.trust)
 
     def conclude(self, open_groups: list[tuple[Group, BatchBounds]], outcome: SearchOutcome | None = None) -> Result:
         """What the search made of what was open; without one, what bounds alone have proved."""
