@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,15 +28,14 @@ from milpverify.console import (
 )
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.outside.ending import ending
-from milpverify.outside.files import check_writable, write_atomically
+from milpverify.outside.files import check_writable, is_stream, write_atomically
 from milpverify.radius.commands import radius
-from milpverify.result import Reason, Trust, Verdict
+from milpverify.result import Reason, Result, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from milpverify.events import Event
-    from milpverify.result import Result
 
 app = typer.Typer(
     add_completion=False,
@@ -117,9 +116,10 @@ def verify(
     import math
 
     deadline = Deadline(math.inf if timeout is None else timeout, began=ending.began)
-    known = _Known(deadline, quiet)
-    with ending.after(deadline, last_words=known.last_words), reported(debug):
+    known = _Known(deadline, json, quiet)
+    with reported(debug):
         check_writable(json, (network, spec))
+    with ending.after(deadline, last_words=known.last_words), reported(debug):
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -145,7 +145,7 @@ def verify(
 
             try:
                 problem = load(network, spec, deadline=deadline)
-                result = decide(problem, deadline=deadline, options=options, on_event=known.told(show), margin=margin, gap=gap)
+                result = decide(problem, deadline=deadline, options=options, on_event=known.told(options, show), margin=margin, gap=gap)
             except OutOfTime:
                 result = unread(deadline, options)
         try:
@@ -161,26 +161,35 @@ def verify(
 class _Known:
     """What was proved last, for when nothing can be asked of the run any more."""
 
-    def __init__(self, deadline: Deadline, quiet: bool) -> None:
-        self._deadline, self._quiet = deadline, quiet
-        self._bound = ""
+    def __init__(self, deadline: Deadline, json: Path | None, quiet: bool) -> None:
+        self._deadline, self._json, self._quiet = deadline, json, quiet
+        self._bound, self._trust, self._options = float("-inf"), Trust.ROUNDED, dict[str, Any]()
 
-    def told(self, show: Callable[[Event], None] | None) -> Callable[[Event], None]:
-        """Hears events, and passes them on."""
+    def told(self, options: Options, show: Callable[[Event], None] | None) -> Callable[[Event], None]:
+        """Hears events of a run with these options, and passes them on."""
+        self._options = options.to_dict()
 
         def hear(event: Event) -> None:
             bound = event.data.get("lower_bound")
             if isinstance(bound, float):
-                self._bound = f"  margin >= {bound:.6g}, trust {event.data.get('bound_trust')}\n"
+                self._bound, self._trust = bound, Trust(event.data["bound_trust"])
             if show is not None:
                 show(event)
 
         return hear
 
-    def last_words(self) -> tuple[str, str]:
-        """The verdict, and the bound."""
+    def last_words(self, write: Callable[[int, str], None]) -> None:
+        """The verdict, the bound, and the file, which holds no more than that."""
         word, reason = ("unknown", Reason.INTERRUPTED) if self._deadline.cancelled else ("timeout", Reason.TIMEOUT)
-        return f"{word}\n", "" if self._quiet else f"{Verdict.UNKNOWN.name}: {reason.value}\n{self._bound}"
+        found = Result(
+            Verdict.UNKNOWN, reason, self._trust, self._bound, None, self._deadline.elapsed(), "ended from outside",
+            versions={"milpverify": __version__}, options=self._options, bound_trust=self._trust,
+        )  # fmt: skip
+        write(1, f"{word}\n")
+        if not self._quiet:
+            write(2, f"{found}\n")
+        if self._json is not None and not is_stream(self._json):
+            write_atomically(self._json, found.to_json() + "\n")
 
 
 @contextmanager

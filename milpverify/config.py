@@ -93,13 +93,10 @@ _in_force: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 @contextmanager
 def in_force(deadline: Deadline) -> Iterator[None]:
-    """What runs inside is left where it asks `check_time` and the time is over; what it has told until then stays."""
+    """What runs inside is left where it asks `check_time` and the time is over."""
     token = _in_force.set(deadline)
     try:
         yield
-    except OutOfTime:
-        if not deadline.expired():
-            raise
     finally:
         _in_force.reset(token)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from milpverify.config import Deadline
+from milpverify.config import Deadline, check_time, in_force
 from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.lowering import lower, read_onnx
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -32,14 +32,18 @@ def load(network_path: str | Path, property_path: str | Path, timeout: float | N
         InvalidProperty: the property cannot be read, or is about other inputs and outputs than the network's.
         OutOfTime: the time is over.
     """
-    deadline = deadline or Deadline(math.inf if timeout is None else timeout)
+    with in_force(deadline or Deadline(math.inf if timeout is None else timeout)):
+        return _read(network_path, property_path)
+
+
+def _read(network_path: str | Path, property_path: str | Path) -> Problem:
     text = read_vnnlib(property_path)
     model = read_onnx(network_path)
-    deadline.check()
+    check_time()
     graph = lower(model)
-    deadline.check()
+    check_time()
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
-    deadline.check()
+    check_time()
     if disjuncts:
-        check.check(graph, model, disjuncts[0].box, deadline=deadline)
+        check.check(graph, model, disjuncts[0].box)
     return Problem(graph, disjuncts, OnnxRuntime(model.SerializeToString()), (str(network_path), str(property_path)))

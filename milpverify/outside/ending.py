@@ -26,7 +26,8 @@ from milpverify.outside import children
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    LastWords = Callable[[], tuple[str, str]]
+    LastWords = Callable[[Callable[[int, str], None]], None]
+    """Says what there is to say, by a function that writes to a stream (1 or 2) and does not wait. Nothing may be imported there."""
 
 LATE = 0.3
 """Seconds after the limit, and"""
@@ -99,7 +100,7 @@ class Ending:
         Args:
             late: seconds after the limit, and
             patience: after a signal, that the run may take to end in order.
-            last_words: what the watchdog writes to standard output, and to standard error.
+            last_words: what the watchdog says.
         """
         self._deadline, self._patience, self._last_words = deadline, patience, last_words
         self._until = deadline.end + late
@@ -158,17 +159,22 @@ class Ending:
 
     def _end(self) -> NoReturn:
         """End a process that is late. No more is said where the answer is being written; a reader who does not read is not waited for."""
-        first = self._lock.acquire(timeout=MOMENT) and not self._said
-        if first and self._last_words is not None:
-            self.status = 0
-            for number, text in zip((1, 2), self._last_words(), strict=True):
-                with suppress(OSError):
-                    if text and select.select([], [number], [], 0.0)[1]:
-                        os.write(number, text.encode())
-        elif first and self._deadline is not None and self._deadline.cancelled:
-            self.status = 128 + signal.SIGINT
         children.kill_all()
+        if self._lock.acquire(timeout=MOMENT) and not self._said:
+            if self._last_words is not None:
+                self.status = 0
+                with suppress(Exception):  # whatever stands in its way, the process ends
+                    self._last_words(_write_at_once)
+            elif self._deadline is not None and self._deadline.cancelled:
+                self.status = 128 + signal.SIGINT
         os._exit(self.status)
+
+
+def _write_at_once(number: int, text: str) -> None:
+    """Write to a stream where nobody has to be waited for."""
+    with suppress(OSError):
+        if select.select([], [number], [], 0.0)[1]:
+            os.write(number, text.encode())
 
 
 ending = Ending()

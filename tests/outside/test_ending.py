@@ -40,7 +40,9 @@ def test_a_native_call_that_does_not_return(environment: dict[str, str], limit: 
 child = subprocess.Popen(["sleep", "60"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 children.born(child)
 deadline = Deadline({limit})
-words = lambda: ("unknown\\n" if deadline.cancelled else "timeout\\n", f"{{child.pid}}\\n")
+def words(write):
+    write(1, "unknown\\n" if deadline.cancelled else "timeout\\n")
+    write(2, f"{{child.pid}}\\n")
 with ending.after(deadline, late=0.1, patience=0.1, last_words=words):
     {sent or "pass"}
     libc.sleep(60); libc.sleep(60)
@@ -66,7 +68,7 @@ def test_one_first_line_when_both_want_to_speak(environment: dict[str, str]) -> 
     """The answer comes at the moment that the watchdog does, a little before, a little after."""
     for delay in (-0.02, -0.001, 0.0, 0.001, 0.02):
         source = f"""
-with ending.after(Deadline(0.1), late=0.1, last_words=lambda: ("timeout\\n", "")):
+with ending.after(Deadline(0.1), late=0.1, last_words=lambda write: write(1, "timeout\\n")):
     time.sleep(0.2 + {delay})
     ending.say(lambda: print("unsat", flush=True))
 ending.leave(0)
@@ -78,7 +80,7 @@ ending.leave(0)
 
 def test_what_was_said_is_not_said_again_and_what_is_missing_shows(environment: dict[str, str]) -> None:
     source = """
-with ending.after(Deadline(0.1), late=0.1, last_words=lambda: ("timeout\\n", "")):
+with ending.after(Deadline(0.1), late=0.1, last_words=lambda write: write(1, "timeout\\n")):
     ending.say(lambda: print("unsat", flush=True))
     libc.sleep(60)
 """
@@ -92,7 +94,7 @@ def test_a_reader_that_does_not_read_is_not_waited_for(environment: dict[str, st
         "ending.say(lambda: print('x' * 2**20, flush=True))",
         "os.set_blocking(1, False); os.write(1, b'x' * 2**20); libc.sleep(60)",
     ):
-        source = f"{PREPARED}\nwith ending.after(Deadline(0.1), late=0.1, last_words=lambda: ('timeout\\n', '')):\n    {answer}"
+        source = f"{PREPARED}\nwith ending.after(Deadline(0.1), late=0.1, last_words=lambda write: write(1, 'timeout\\n')):\n    {answer}"
         with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, env=environment) as process:
             process.wait(timeout=30)
 

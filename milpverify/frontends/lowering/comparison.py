@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from milpverify.config import check_time
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array
 from milpverify.graph import Graph, Node, evaluate_all
@@ -46,7 +47,8 @@ def _overflows(graph: Graph, x: Array, largest: float) -> bool:
 def _points(box: Box, seed: int) -> Array:
     """The centre, three corners, two random points: (6, nx)."""
     random = np.random.default_rng(seed)
-    inside = box.lower + random.random((2, box.size)) * (box.upper - box.lower)
+    share = random.random((2, box.size))
+    inside = box.lower * (1.0 - share) + share * box.upper  # the difference of two numbers may be beyond the largest
     corner = np.where(random.random(box.size) < 0.5, box.lower, box.upper)
     centre = 0.5 * box.lower + 0.5 * box.upper
     return np.stack([centre, box.lower, box.upper, corner, *np.clip(inside, box.lower, box.upper)])
@@ -85,6 +87,7 @@ class Comparison:
     def compare(self, points: Tensor) -> None:
         values: list[tuple[Tensor, Tensor]] = []
         for node in self.graph.nodes:
+            check_time()
             value, error = self.step(node, [values[i] for i in node.inputs], points)
             if node.name in self.tensors and not isinstance(node.op, Input):
                 run = torch.from_numpy(self.tensors[node.name].astype(np.float64)).reshape(len(points), *node.shape)

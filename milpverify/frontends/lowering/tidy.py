@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from milpverify.config import check_time
 from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _with_axis(node: Node) -> Node:
 
 def _with_sparse_weights(node: Node) -> Node:
     """Matrices that are mostly zeros are multiplied as sparse ones."""
+    check_time()
     sparse = SparseLinear.of(node.op) if isinstance(node.op, Linear) else None
     return node if sparse is None else replace(node, op=sparse)
 

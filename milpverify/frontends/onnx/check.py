@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from milpverify.config import Deadline
+from milpverify.config import check_time
 from milpverify.frontends.lowering.comparison import Comparison, comparable_points
 from milpverify.frontends.onnx.node import describe
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -12,7 +12,7 @@ from milpverify.graph import Graph
 from milpverify.spec import Box
 
 
-def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0, deadline: Deadline | None = None) -> None:
+def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0) -> None:
     """Compare the graph with ONNX Runtime at the centre, at three corners and at random points of the box.
 
     Raises:
@@ -29,8 +29,7 @@ def check(graph: Graph, model: onnx.ModelProto, box: Box, seed: int = 0, deadlin
     names = [spec.name for spec in graph.outputs] + extra
     runs = []
     for x in points:
-        if deadline is not None:
-            deadline.check()
+        check_time()
         runs.append(dict(zip(names, runtime.tensors(x), strict=True)))
 
     def describe_tensor(name: str) -> str:
