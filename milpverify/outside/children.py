@@ -6,11 +6,12 @@ import os
 import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
-_alive: set[Popen[bytes]] = set()
+_alive: WeakSet[Popen[bytes]] = WeakSet()  # a handle that is forgotten sees to its own end
 
 
 def born(child: Popen[bytes]) -> None:
@@ -36,5 +37,5 @@ def kill(child: Popen[bytes]) -> None:
 
 def kill_all() -> None:
     """Kill them all; none is waited for."""
-    while _alive:
-        kill(_alive.pop())
+    for child in list(_alive):
+        kill(child)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     LastWords = Callable[[Callable[[int, str], None]], None]
     """Says what there is to say, by a function that writes to a stream (1 or 2) and does not wait. Nothing may be imported there."""
 
-LATE = 0.3
+LATE = 0.25
 """Seconds after the limit, and"""
 PATIENCE = 0.5
 """after a signal, that the run is given to end in order."""
@@ -39,6 +39,8 @@ MOMENT = 0.05
 """Seconds to wait for whoever is writing."""
 INCOMPLETE = 2
 """The exit status of a process that had to end between its answer and what it writes besides."""
+STARTING = 5.0
+"""Seconds that Python is thought to take to start at most."""
 LONGEST = 3600.0
 """Seconds that the watchdog sleeps at a time."""
 
@@ -73,8 +75,8 @@ class Ending:
         self._until = math.inf
 
     def begin(self) -> None:
-        """Take over signals, and start the watchdog. The process began as long ago as it has used its processor."""
-        self._began = time.monotonic() - time.process_time()
+        """Take over signals, and start the watchdog."""
+        self._began = time.monotonic() - _age()
         for number in range(3):
             try:
                 os.fstat(number)
@@ -168,6 +170,18 @@ class Ending:
             elif self._deadline is not None and self._deadline.cancelled:
                 self.status = 128 + signal.SIGINT
         os._exit(self.status)
+
+
+def _age() -> float:
+    """Seconds since this process was started; where the platform does not tell, or it was another program's for long, what it computed."""
+    computed = time.process_time()
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return computed
+    return age if 0.0 <= age < STARTING else computed
 
 
 def _write_at_once(number: int, text: str) -> None:
