@@ -119,7 +119,7 @@ def verify(
     known = _Known(deadline, json, quiet)
     with reported(debug):
         check_writable(json, (network, spec))
-    with ending.after(deadline, last_words=known.last_words), reported(debug):
+    with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -142,6 +142,7 @@ def verify(
                 from milpverify.frontends.load import load
                 from milpverify.run import unread
                 from milpverify.verify import verify as decide
+            ending.allow()
 
             try:
                 problem = load(network, spec, deadline=deadline)

@@ -104,9 +104,8 @@ class Ending:
             patience: after a signal, that the run may take to end in order.
             last_words: what the watchdog says.
         """
-        self._deadline, self._patience, self._last_words = deadline, patience, last_words
-        self._until = deadline.end + late
-        self._hear(0)
+        self._deadline, self._last_words = deadline, last_words
+        self.allow(late, patience)
         self.status = INCOMPLETE
         try:
             yield
@@ -116,6 +115,12 @@ class Ending:
             raise
         finally:
             self._last_words = None
+
+    def allow(self, late: float = LATE, patience: float = PATIENCE) -> None:
+        """Give the run so long from now on: before it begins there is nothing to conclude."""
+        assert self._deadline is not None
+        self._until, self._patience = self._deadline.end + late, patience
+        self._hear(0)
 
     def say(self, write: Callable[[], None]) -> None:
         """Write the answer, unless the watchdog has been faster: then this thread does not go on. What follows gets a moment."""
