@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         InvalidModel,
         InvalidProperty,
         MilpverifyError,
+        OutOfTime,
         SolverUnavailable,
         UnsupportedOperator,
     )
@@ -95,6 +96,7 @@ __all__ = [
     "InvalidProperty",
     "UnsupportedOperator",
     "SolverUnavailable",
+    "OutOfTime",
     "Contradiction",
     "acopf",
     "__version__",
@@ -122,7 +124,16 @@ _HOMES = {
     "Event": "events",
     **dict.fromkeys(("Result", "Verdict", "Reason", "Trust", "Counterexample", "Phase"), "result"),
     **dict.fromkeys(
-        ("MilpverifyError", "InvalidInput", "InvalidModel", "InvalidProperty", "UnsupportedOperator", "SolverUnavailable", "Contradiction"),
+        (
+            "MilpverifyError",
+            "InvalidInput",
+            "InvalidModel",
+            "InvalidProperty",
+            "UnsupportedOperator",
+            "SolverUnavailable",
+            "OutOfTime",
+            "Contradiction",
+        ),
         "errors",
     ),
 }

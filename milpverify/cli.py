@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,22 +28,24 @@ from milpverify.console import (
     Json,
     Quiet,
     Timeout,
-    check_writable,
+    answer,
     columns,
     complain,
     live,
     number,
+    remark,
     reported,
-    stop_signals,
 )
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, OutOfTime
+from milpverify.outside.ending import ending
+from milpverify.outside.files import check_writable, is_stream, write_atomically
 from milpverify.radius.commands import radius
-from milpverify.result import Reason, Trust, Verdict, write_atomically
+from milpverify.result import Reason, Result, Trust, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from milpverify.result import Result
+    from milpverify.events import Event
 
 app = typer.Typer(
     add_completion=False,
@@ -57,24 +57,6 @@ app.add_typer(acopf, name="acopf")
 app.command()(radius)
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
-
-
-def program() -> None:
-    """Be the command line: as `main`, but the process ends at once, for to take apart all that torch built takes 0.2 to 0.4 s."""
-    status = 1
-
-    def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # closed by whoever started us
-                stream.flush()
-        os._exit(status)
-
-    atexit.register(leave)  # before all others, so that it runs after them
-    try:
-        main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-        raise
 
 
 def main() -> None:
@@ -145,9 +127,11 @@ def verify(
     """
     import math
 
-    deadline = Deadline(math.inf if timeout is None else timeout)
-    with stop_signals(deadline), reported(debug):
-        check_writable(json)
+    deadline = Deadline(math.inf if timeout is None else timeout, began=ending.began)
+    known = _Known(deadline, json, quiet)
+    with reported(debug):
+        check_writable(json, (network, spec))
+    with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -165,18 +149,60 @@ def verify(
             search=search,
         )
 
-        with live(deadline, quiet) as on_event:
+        with live(deadline, quiet) as show:
             with _no_collection():
                 from milpverify.frontends.load import load
+                from milpverify.run import unread
                 from milpverify.verify import verify as decide
+            ending.allow()
 
-            problem = load(network, spec, max_bytes=max_bytes, max_entries=max_entries)
-            result = decide(problem, deadline=deadline, options=options, on_event=on_event, margin=margin, gap=gap)
-        if json is not None:
-            write_atomically(json, result.to_json() + "\n")
-        typer.echo(_answer(result))
+            try:
+                problem = load(network, spec, deadline=deadline, max_bytes=max_bytes, max_entries=max_entries)
+                result = decide(problem, deadline=deadline, options=options, on_event=known.told(options, show), margin=margin, gap=gap)
+            except OutOfTime:
+                result = unread(deadline, options)
+        try:
+            answer(_answer(result))
+        finally:
+            if json is not None:
+                check_writable(json, result.files)
+                write_atomically(json, result.to_json() + "\n")
         if not quiet:
-            typer.echo(str(result), err=True)
+            remark(str(result))
+
+
+class _Known:
+    """What was proved last, for when nothing can be asked of the run any more."""
+
+    def __init__(self, deadline: Deadline, json: Path | None, quiet: bool) -> None:
+        self._deadline, self._json, self._quiet = deadline, json, quiet
+        self._bound, self._trust, self._options = float("-inf"), Trust.ROUNDED, dict[str, Any]()
+
+    def told(self, options: Options, show: Callable[[Event], None] | None) -> Callable[[Event], None]:
+        """Hears events of a run with these options, and passes them on."""
+        self._options = options.to_dict()
+
+        def hear(event: Event) -> None:
+            bound = event.data.get("lower_bound")
+            if isinstance(bound, float):
+                self._bound, self._trust = bound, Trust(event.data["bound_trust"])
+            if show is not None:
+                show(event)
+
+        return hear
+
+    def last_words(self, write: Callable[[int, str], None]) -> None:
+        """The verdict, the bound, and the file, which holds no more than that."""
+        word, reason = ("unknown", Reason.INTERRUPTED) if self._deadline.cancelled else ("timeout", Reason.TIMEOUT)
+        found = Result(
+            Verdict.UNKNOWN, reason, self._trust, self._bound, None, self._deadline.elapsed(), "ended from outside",
+            versions={"milpverify": __version__}, options=self._options, bound_trust=self._trust,
+        )  # fmt: skip
+        write(1, f"{word}\n")
+        if not self._quiet:
+            write(2, f"{found}\n")
+        if self._json is not None and not is_stream(self._json):
+            write_atomically(self._json, found.to_json() + "\n")
 
 
 @contextmanager
@@ -221,7 +247,7 @@ def info(network: Network, debug: Debug = False) -> None:
             tables.append(f"It cannot be verified: {found.obstacle}")
         else:
             tables.append(columns([("nonlinearity", "neurons"), *found.neurons.items()]))
-        typer.echo("\n\n".join(tables))
+        answer("\n\n".join(tables))
 
 
 @app.command()
@@ -233,7 +259,7 @@ def solvers(debug: Debug = False) -> None:
         rows = [
             (s.name, s.version or "-", _yes(s.licensed), ", ".join(sorted(c.value for c in s.capabilities)), s.note) for s in available()
         ]
-        typer.echo(columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
+        answer(columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
 
 
 @app.command()
@@ -242,7 +268,7 @@ def functions(debug: Debug = False) -> None:
     with reported(debug):
         from milpverify.function_table import markdown
 
-        typer.echo(markdown())
+        answer(markdown())
 
 
 def _yes(value: bool) -> str:

@@ -5,31 +5,34 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from threading import Event as _Flag
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Deadline:
     """The one time limit of a run, passed through every phase; it also carries the request to stop (Ctrl-C).
 
     Args:
-        seconds: seconds from now, `math.inf` for none.
+        seconds: seconds from when the run began, `math.inf` for none.
         clock: what measures them: wall clock by default; `time.process_time` makes runs comparable that others slow down.
+        began: when that was, by the clock; now by default.
     """
 
-    def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
         if math.isnan(seconds) or seconds < 0:
             raise ValueError(f"a time limit must be a number of seconds >= 0, not {seconds}")
         self._clock = clock
-        self.start = clock()
+        self.start = clock() if began is None else began
         self.end = self.start + seconds
         self._cancelled = _Flag()
         self._memory = _Memory()
@@ -45,6 +48,17 @@ class Deadline:
     def expired(self) -> bool:
         """Whether the run must end now."""
         return self.remaining() <= 0.0
+
+    def check(self) -> None:
+        """Go on only where there is time.
+
+        Raises:
+            OutOfTime: there is none.
+        """
+        if self.expired():
+            raise OutOfTime(
+                "the run was interrupted" if self.cancelled else "the time limit was reached before there was a problem to decide"
+            )
 
     def cancel(self) -> None:
         """Ask every phase to end with what it has (Ctrl-C)."""
@@ -72,6 +86,29 @@ class Deadline:
         inner.end = min(self.end, inner.start + seconds)
         inner._cancelled, inner._memory = self._cancelled, self._memory
         return inner
+
+
+_in_force: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+@contextmanager
+def in_force(deadline: Deadline) -> Iterator[None]:
+    """What runs inside is left where it asks `check_time` and the time is over."""
+    token = _in_force.set(deadline)
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
+
+
+def check_time() -> None:
+    """Go on only where the run has time: asked between steps, deep inside, that each may take long in large networks.
+
+    Raises:
+        OutOfTime: the deadline in force is over.
+    """
+    if (deadline := _in_force.get()) is not None:
+        deadline.check()
 
 
 class _Memory:

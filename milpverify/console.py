@@ -7,15 +7,15 @@ verdict, 2 for unusable input or arguments, 1 for an internal error.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from milpverify.errors import InvalidInput, SolverUnavailable
+from milpverify.outside.ending import ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,29 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback 
 
 def complain(message: str) -> None:
     """One line on standard error."""
-    typer.echo(f"milpverify: error: {' '.join(message.split())}", err=True)
+    remark(f"milpverify: error: {' '.join(message.split())}")
+
+
+def answer(text: str) -> None:
+    """Lines of standard output; to whoever has closed it nothing is written.
+
+    Raises:
+        InvalidInput: it cannot be written to, as to a full disk.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        ending.say(lambda: typer.echo(text))
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing shall be flushed there again
+        if not isinstance(error, BrokenPipeError):  # the reader has seen enough (`| head -1`)
+            raise InvalidInput(f"cannot write to standard output: {error.strerror}") from error
+
+
+def remark(text: str) -> None:
+    """Lines of standard error, lost where it cannot be written to."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 @contextmanager
@@ -51,9 +73,6 @@ def reported(debug: bool) -> Iterator[None]:
         status, message = 2, str(error)
     except typer.Exit:
         raise
-    except BrokenPipeError:  # the reader has seen enough (`| head -1`); the interpreter must not flush again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     except Exception as error:  # noqa: BLE001  (the edge of the program: whatever it was ends as one line and a status)
         status = 1
         message = f"internal error: {type(error).__name__}: {error}" + ("" if debug else " (run again with --debug for the traceback)")
@@ -65,29 +84,6 @@ def reported(debug: bool) -> Iterator[None]:
         traceback.print_exc()
     complain(message)
     raise typer.Exit(status)
-
-
-@contextmanager
-def stop_signals(deadline: Deadline) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run with what it has; the second ends the process at once (solvers die with it)."""
-
-    def stop(signum: int, frame: object) -> None:
-        deadline.cancel()
-        for each in previous:
-            signal.signal(each, signal.SIG_DFL)
-
-    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-
-def check_writable(path: Path | None) -> None:
-    """Refuse, before the work, a file that cannot be written after it."""
-    if path is not None and not os.access(path.absolute().parent, os.W_OK):
-        raise InvalidInput(f"cannot write {path}: its folder is missing or not writable")
 
 
 def columns(rows: Sequence[Sequence[object]]) -> str:

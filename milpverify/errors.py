@@ -21,6 +21,10 @@ class UnsupportedOperator(InvalidInput, NotImplementedError):
     """An operator, or an attribute of it, has no rule. There is no default rule: nothing is dropped or approximated."""
 
 
+class OutOfTime(MilpverifyError, TimeoutError):
+    """The time limit was reached, or the run interrupted, before there was a problem to decide."""
+
+
 class SolverUnavailable(MilpverifyError, RuntimeError):
     """A solver is not installed, not licensed for this model, or not able to take one of its constraints."""
 

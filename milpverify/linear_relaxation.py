@@ -85,9 +85,10 @@ def weighted_bound(
     rows, x_rows = (torch.from_numpy(row)[None, None] for row in (y_row, x_row))
     lower = bound_rows(graph, state, table, rows, x_rows=x_rows, splits=splits).lower
     # What rounding did to the combined rows, over the ranges of what they multiply.
-    reach_y, reach_x = (torch.maximum(b.lower.abs(), b.upper.abs()).flatten().numpy() for b in (state[i].bounds for i in (graph.output, 0)))
+    reach_y, reach_x = (torch.maximum(b.lower.abs(), b.upper.abs()).flatten() for b in (state[i].bounds for i in (graph.output, 0)))
     size_x = w @ np.abs(top.x_rows) + v @ np.abs(domain.x_rows)
-    size = float(w @ np.abs(top.y_rows) @ reach_y + size_x @ reach_x + np.abs(rhs).sum())
+    products = torch.from_numpy(w @ np.abs(top.y_rows)) @ reach_y, torch.from_numpy(size_x) @ reach_x  # infinite where ranges are
+    size = float(sum(products)) + float(np.abs(rhs).sum())
     total = float(lower[0, 0]) - math.fsum(rhs) - 4 * (len(w) + len(v) + 8) * U64 * size
     if not math.isfinite(total):
         return -math.inf

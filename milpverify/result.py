@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milpverify.errors import InvalidInput
+from milpverify.outside.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,21 +162,6 @@ def json_text(content: dict[str, Any], path: str | Path | None) -> str:
     if path is not None:
         write_atomically(Path(path), text + "\n")
     return text
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file that other programs see either whole or not at all.
-
-    Raises:
-        InvalidInput: it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error
 
 
 def json_number(value: float) -> float | str:

@@ -40,6 +40,15 @@ REFINE_SECONDS = 2.0
 """what of it comes before the search, which often needs no more."""
 
 
+def unread(deadline: Deadline, options: Options) -> Result:
+    """The result of a run whose time was over before its problem was read."""
+    reason = Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT
+    note, seconds = "before the problem was read", deadline.elapsed()
+    return Result(
+        Verdict.UNKNOWN, reason, Trust.ROUNDED, -math.inf, note=note, seconds=seconds, versions=versions(), options=options.to_dict()
+    )
+
+
 @dataclass(eq=False)
 class Run:
     """A run under way: what every phase needs, and the ledger.
@@ -185,10 +194,12 @@ class Run:
         """The attack found a counterexample."""
         return self.result(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, self.bound(open_groups), example)
 
-    def out_of_memory(self) -> Result:
-        """Memory ended the run; what was proved until then stays."""
-        known = self.reporter
-        return self.result(Verdict.UNKNOWN, Reason.MEMORY, known.trust, known.lower_bound, bound_trust=known.trust)
+    def cut_short(self) -> Result:
+        """Memory or time ended the run within a step; what was proved until then stays."""
+        known, deadline = self.reporter, self.deadline
+        timed = deadline.expired() and not deadline.out_of_memory
+        reason = Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT if timed else Reason.MEMORY
+        return self.result(Verdict.UNKNOWN, reason, known.trust, known.lower_bound, bound_trust=known.trust)
 
     def conclude(self, open_groups: list[tuple[Group, BatchBounds]], outcome: SearchOutcome | None = None) -> Result:
         """What the search made of what was open; without one, what bounds alone have proved."""

@@ -10,7 +10,7 @@ import torch
 
 from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Milp, Options, SearchMethod
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.search.bounding import is_out_of_memory
 from milpverify.version import __version__
 
@@ -46,10 +46,12 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def working(options: Options) -> Iterator[None]:
-    """What bounds and attacks run in: no gradients, IEEE arithmetic, the threads of the options; work that memory ends leaves it."""
+    """What bounds and attacks run in: no gradients, IEEE arithmetic, threads as the options say; left when memory or time ends it."""
     with torch.no_grad(), ieee(), threads(options.threads):
         try:
             yield
+        except OutOfTime:
+            return
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

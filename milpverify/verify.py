@@ -13,7 +13,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod
+from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod, in_force
 from milpverify.errors import InvalidInput
 from milpverify.margin import Gap, margin_to_gap
 from milpverify.run import OnEvent, Run
@@ -65,7 +65,7 @@ def verify(
         with threads(settings.threads):
             return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)
     run = Run(problem, settings, deadline, on_event)
-    with working(settings):
+    with working(settings), in_force(deadline):
         if not problem.disjuncts:
             return run.empty()
         with run.phase("presolve") as detail:
@@ -91,4 +91,4 @@ def verify(
             outcome = decide(run.context(), open_groups)
             detail.update(outcome.detail)
         return run.conclude(open_groups, outcome)
-    return run.out_of_memory()
+    return run.cut_short()

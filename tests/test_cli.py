@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 from networks import absolute_value, hard_pair, write_graph, write_property, write_relu_network
 from onnx import TensorProto, helper
+from processes import alive, all_gone, descendants
 from support import ROOT, Run, refused
 
 BOX = ([-1.0, -1.0], [1.0, 1.0])
@@ -51,6 +52,7 @@ def test_the_process_ends_at_once_and_loses_nothing(status: int) -> None:
     source = f"""
 import atexit, sys
 import milpverify.cli as cli
+from milpverify.__main__ import program
 class Torn:
     def __del__(self): print("taken apart")
 kept = Torn()
@@ -59,7 +61,7 @@ def main():
     print("unsat")
     sys.exit({status})
 cli.main = main
-cli.program()
+program()
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "unsat\nended\n", "")
@@ -284,37 +286,6 @@ def test_debug_shows_the_traceback(run_cli: Run, network: Path, tmp_path: Path) 
 
 
 # --------------------------------------------------------------------------------------------------------------- Ctrl-C
-
-
-def descendants(pid: int) -> set[int]:
-    """The processes below this one, from /proc."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def all_gone(pids: set[int], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while any(map(alive, pids)):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, live, number, reported, stop_signals
-from milpverify.result import write_atomically
+from milpverify.console import Debug, Json, Quiet, Timeout, answer, live, number, remark, reported
+from milpverify.outside.ending import ending
+from milpverify.outside.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from milpverify.events import Event
 
     OnEvent = Callable[[Event], None] | None
+
+LATE = 2.0
+"""Seconds after the limit, or a signal, that a run may take to conclude."""
 
 app = typer.Typer(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 
@@ -50,10 +54,10 @@ class _Output:
     debug: bool
     draw: Callable[[Any, Path], object] | None = None  # instead of the network
 
-    def check(self) -> None:
+    def check(self, case: Path) -> None:
         """Refuse before the work what cannot be written after it."""
         for path in (self.json, self.proof, self.plot):
-            check_writable(path)
+            check_writable(path, [case])
         if self.plot is not None:
             from milpverify.pictures import check
 
@@ -77,20 +81,22 @@ class _Output:
 
             summary(found)
             if self.proof is not None and found.proof is None:
-                typer.echo(f"{self.proof} was not written: {_why_no_proof(found)}", err=True)
+                remark(f"{self.proof} was not written: {_why_no_proof(found)}")
 
 
 def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[Case, Deadline, OnEvent], Outcome]) -> None:
     """Load, ask, print the answer, write the rest."""
-    deadline = Deadline(math.inf if timeout is None else timeout)
-    with stop_signals(deadline), reported(output.debug):
-        output.check()
+    deadline = Deadline(math.inf if timeout is None else timeout, began=ending.began)
+    with ending.after(deadline, LATE, LATE), reported(output.debug):
+        output.check(file)
         with live(deadline, output.quiet) as on_event:
             from milpverify.acopf.matpower import load_case
 
             found = ask(load_case(file), deadline, on_event)
-        output.write(found)
-        typer.echo(_line(found))
+        try:
+            answer(_line(found))
+        finally:
+            output.write(found)
         output.summarize(found)
 
 
@@ -216,13 +222,14 @@ def dispatch(
     proved and that were found, p.u. and rad. With --outages it is the verdict and how many hold, are broken, unknown and islanded, and a
     table follows.
     """
-    deadline = Deadline()
+    named = _outages(outages or [])
+    # The limit is that of each outage, where there are several.
+    deadline = Deadline(math.inf if timeout is None or named else timeout, began=ending.began)
     output = _Output(json, None, plot, quiet, debug, _certified)
     if record is not None and not outages:
         raise typer.BadParameter("--record is the table of --outages")
-    named = _outages(outages or [])
-    with stop_signals(deadline), reported(debug):
-        output.check()
+    with ending.after(deadline, LATE, LATE), reported(debug):
+        output.check(case)
         with live(deadline, quiet) as on_event:
             from milpverify.acopf.dispatch.checking import check_dispatch
             from milpverify.acopf.loads import Loads
@@ -236,14 +243,15 @@ def dispatch(
             if named:
                 table = check_dispatch(loaded, at.pg, at.vm, loads, timeout, outages=named, record=record, deadline=deadline, **told)
             else:
-                within = deadline if timeout is None else deadline.within(timeout)
-                found = check_dispatch(loaded, at.pg, at.vm, loads, deadline=within, **told)
+                found = check_dispatch(loaded, at.pg, at.vm, loads, deadline=deadline, **told)
         if named:
             _write_table(table, output)
-        else:
+            return
+        try:
+            answer(_margins(found))
+        finally:
             output.write(found)
-            typer.echo(_margins(found))
-            output.summarize(found)
+        output.summarize(found)
 
 
 @app.command()
@@ -306,7 +314,7 @@ def recheck(
         from milpverify.acopf.proving.recheck import recheck as check
 
         loads = None if load_scale is None and load_box is None else Loads(1.0 if load_scale is None else load_scale, load_box or 0.0)
-        typer.echo(check(load_case(case), Proof.load(proof), loads))
+        answer(str(check(load_case(case), Proof.load(proof), loads)))
 
 
 @app.command()
@@ -316,7 +324,7 @@ def info(case: CaseFile, debug: Debug = False) -> None:
         from milpverify.acopf.matpower import load_case
         from milpverify.acopf.summaries import described
 
-        typer.echo(described(load_case(case)))
+        answer(described(load_case(case)))
 
 
 def _why_no_proof(found: Outcome) -> str:
@@ -371,13 +379,14 @@ def _write_table(table: Outages, output: _Output) -> None:
     """The verdict and the counts, and a line for every outage."""
     from milpverify.acopf.result import Verdict
 
-    if output.json is not None:
-        write_atomically(output.json, table.to_json() + "\n")
-    if output.plot is not None:
-        _certified(table.intact, output.plot)
     counts = (table.count(each) for each in (Verdict.HOLDS, Verdict.BROKEN, Verdict.UNKNOWN, Verdict.ISLANDED))
-    typer.echo(" ".join((table.verdict.value, *map(str, counts))))
-    typer.echo(str(table).partition("\n")[2])
+    try:
+        answer(" ".join((table.verdict.value, *map(str, counts))) + "\n" + str(table).partition("\n")[2])
+    finally:
+        if output.json is not None:
+            write_atomically(output.json, table.to_json() + "\n")
+        if output.plot is not None:
+            _certified(table.intact, output.plot)
     output.summarize(table.intact)
 
 

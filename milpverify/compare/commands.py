@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, check_writable, reported, stop_signals
+from milpverify.console import Debug, Json, Quiet, Timeout, answer, remark, reported
 from milpverify.errors import InvalidInput
+from milpverify.outside.ending import ending
+from milpverify.outside.files import check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from milpverify.compare.plots import Kind
     from milpverify.compare.rows import Row
 
+PATIENCE = 2.0
+"""Seconds after a signal that a comparison may take to end its processes, and to show what is complete."""
 DEFAULT = "ibp,forward,crown,alpha-crown,lp,auto"
 
 
@@ -63,29 +67,31 @@ def compare(
     The time limit holds per method: 60 s unless the list says otherwise. The list has VNN-COMP's columns onnx, vnnlib, timeout.
     """
     deadline = Deadline()
-    with stop_signals(deadline), reported(debug):
-        check_writable(json)
-        check_writable(csv)
+    with ending.after(deadline, patience=PATIENCE), reported(debug):
+        for path in (json, csv):
+            check_writable(path, (network, spec))
         if spec is None and network.suffix.lower() != ".csv":
             raise InvalidInput(f"{network} is no .csv: give a network and a property, or a list of instances")
         from milpverify.compare.comparing import compare as run
 
         names = [name for name in methods.split(",") if name.strip()] + (tool or [])
         drawn = [name.strip() for name in plot_methods.split(",") if name.strip()]
-        pictures = [_picture(text, names, drawn) for text in plot or ()]
+        pictures = [_picture(text, names, drawn, (network, spec)) for text in plot or ()]
         with _progress(quiet) as on_row:
             problems = network if spec is None else [(network, spec)]
             found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=on_row)
-        if json is not None:
-            found.to_json(json)
-        typer.echo(found.text(None if not sys.stdout.isatty() else _width()))
+        try:
+            answer(found.text(_width() if sys.stdout is not None and sys.stdout.isatty() else None))
+        finally:
+            if json is not None:
+                found.to_json(json)
         for kind, path in pictures:
             found.plot(path, kind, drawn)
         if pictures and not quiet and (note := found.only_ends) and any((kind or found.obvious).value == "bounds" for kind, _ in pictures):
-            typer.echo(f"milpverify: {note}", err=True)
+            remark(f"milpverify: {note}")
 
 
-def _picture(text: str, names: list[str], drawn: list[str]) -> tuple[Kind | None, Path]:
+def _picture(text: str, names: list[str], drawn: list[str], inputs: Iterable[Path | None]) -> tuple[Kind | None, Path]:
     """What `--plot` says, refused before the work if it cannot be drawn after it."""
     from milpverify.compare.methods import methods_of
     from milpverify.compare.plots import Kind, checked, kind_of
@@ -94,7 +100,7 @@ def _picture(text: str, names: list[str], drawn: list[str]) -> tuple[Kind | None
     name, equals, rest = text.partition("=")
     kind, path = (kind_of(name), Path(rest)) if equals and "/" not in name else (None, Path(text))
     check(path)
-    check_writable(path)
+    check_writable(path, inputs)
     checked(kind or Kind.BOUNDS, [method.name for method in methods_of(names)], drawn)
     return kind, path
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from milpverify.compare.record import line_of
 from milpverify.compare.rows import COLUMNS, Row, Word, short
 from milpverify.errors import MilpverifyError
-from milpverify.result import json_number, json_text, write_atomically
+from milpverify.outside.files import write_atomically
+from milpverify.result import json_number, json_text
 from milpverify.version import __version__
 
 if TYPE_CHECKING:

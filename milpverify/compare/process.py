@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from milpverify.compare.child import own_peak
 from milpverify.compare.rows import Answer, Usage, Word
 from milpverify.errors import InvalidInput
+from milpverify.outside import children
 from milpverify.solvers.worker import BrokenProtocol, receive, send
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class _Child:
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,
         )
+        children.born(self.process)
         self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         assert self.process.stdout is not None
         self.listener = threading.Thread(target=_listen, args=(self.process.stdout, self.inbox), daemon=True)
@@ -141,9 +142,9 @@ class _Child:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(FAREWELL)
         if process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            children.kill(process)
             process.wait()
+        children.gone(process)
         self.listener.join(FAREWELL)
         self.complaints.close()
 

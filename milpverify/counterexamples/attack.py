@@ -18,6 +18,7 @@ from torch import Tensor
 
 from milpverify.balls.points import distances, steepest
 from milpverify.balls.points import project as project_on_ball
+from milpverify.config import check_time
 from milpverify.counterexamples.polish import polish, restore
 from milpverify.counterexamples.surrogate import Surrogate, has_jumps
 from milpverify.counterexamples.validate import Validation, Validity, validate
@@ -44,6 +45,7 @@ _MAX_PRODUCTS = 100_000_000  # of one evaluation of a batch, so that a round tak
 _MAX_JUDGEMENTS = 16  # per batch: a runtime that denies this many points would deny the next
 _FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; the second begins the later rounds
 _SCOUTS = 8  # random points of which the best becomes a start
+LARGEST = float(np.finfo(np.float32).max)
 _DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
 _NEAR = 0.01  # of the spread of the margins: near enough for a local search
 
@@ -313,6 +315,7 @@ def _gradient(
     network: Callable[[Tensor], Tensor], x: Tensor, residual: Callable[[Tensor, Tensor], Tensor], largest: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the largest residual (where `largest`) or of the sum of the positive ones, and the margins (N,)."""
+    check_time()
     x = x.detach().requires_grad_()
     residuals = residual(x, network(x))
     margin, total = residuals.amax(1), residuals.clamp(min=0).sum(1)
@@ -343,12 +346,13 @@ def _centres(disjuncts: Sequence[Disjunct], nx: int) -> Array:
 
 
 def _inner_boxes(disjuncts: Sequence[Disjunct], dtype: torch.dtype) -> tuple[Array, Array]:
-    """The bounds (D, nx) moved inward to the precision of the search; where nothing is left, both are the nearest number."""
+    """The bounds (D, nx) moved inward to the precision of the search; where nothing is left, both are the nearest finite number."""
     lower, upper = np.array([d.box.lower for d in disjuncts]), np.array([d.box.upper for d in disjuncts])
     if dtype == torch.float64:
         return lower, upper
+    lower, upper = np.clip(lower, -LARGEST, LARGEST), np.clip(upper, -LARGEST, LARGEST)
     low, high = lower.astype(np.float32), upper.astype(np.float32)
-    low = np.where(low < lower, np.nextafter(low, np.float32(np.inf)), low)
-    high = np.where(high > upper, np.nextafter(high, np.float32(-np.inf)), high)
+    low = np.where(low < lower, np.nextafter(low, np.float32(LARGEST)), low)
+    high = np.where(high > upper, np.nextafter(high, np.float32(-LARGEST)), high)
     nearest = lower.astype(np.float32)
     return np.where(low > high, nearest, low).astype(np.float64), np.where(low > high, nearest, high).astype(np.float64)

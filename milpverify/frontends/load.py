@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from milpverify.config import MOST_BYTES, MOST_ENTRIES
+from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force
 from milpverify.errors import InvalidInput
 from milpverify.frontends.lowering.builder import at_most
 from milpverify.frontends.onnx import check
@@ -18,13 +19,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def load(network_path: str | Path, property_path: str | Path, *, max_bytes: int = MOST_BYTES, max_entries: int = MOST_ENTRIES) -> Problem:
+def load(
+    network_path: str | Path,
+    property_path: str | Path,
+    timeout: float | None = None,
+    *,
+    deadline: Deadline | None = None,
+    max_bytes: int = MOST_BYTES,
+    max_entries: int = MOST_ENTRIES,
+) -> Problem:
     """The problem of an ONNX network and a VNN-LIB 1.0 property (either may be compressed with gzip).
 
     The lowered network is compared with ONNX Runtime on points of the property's first box. Counterexamples are re-run in
     ONNX Runtime on the network as it was read. Files are read once, and need not be there any more once they are.
 
     Args:
+        timeout: seconds of wall clock; None for no limit.
+        deadline: in place of `timeout`, a deadline that the caller can cancel, and hand on to `verify`.
         max_bytes: the most that a file may hold, unpacked, and all weights in files of their own together.
         max_entries: the most that a tensor of the network may have, whatever computes it.
 
@@ -33,14 +44,22 @@ def load(network_path: str | Path, property_path: str | Path, *, max_bytes: int 
         InvalidModel: the network cannot be read, is too large, or what it was lowered to differs from ONNX Runtime.
         UnsupportedOperator: an operator of the network has no rule.
         InvalidProperty: the property cannot be read, is too large, or is about other inputs and outputs than the network's.
+        OutOfTime: the time is over.
     """
     for path in (network_path, property_path):
         if not isinstance(path, str | PathLike):
             raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(path).__name__}")
+    with in_force(deadline or Deadline(math.inf if timeout is None else timeout)):
+        return _read(network_path, property_path, max_bytes, max_entries)
+
+
+def _read(network_path: str | Path, property_path: str | Path, max_bytes: int, max_entries: int) -> Problem:
     text, property_hash = read_hashed(property_path, max_bytes)
+    check_time()
     with at_most(max_entries):
         graph, source = read_network(network_path, max_bytes)
-    disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
+    check_time()
+    disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
     if disjuncts:
         check.check(graph, source, disjuncts[0].box)
     return Problem(graph, disjuncts, OnnxRuntime(source.data), {**source.files, str(property_path): property_hash})

@@ -38,10 +38,16 @@ def save(drawn: Figure, path: str | Path) -> None:
     Raises:
         InvalidInput: a folder is missing, or the format is unknown.
     """
+    from io import BytesIO
+
+    from milpverify.outside.files import write_atomically
+
+    made = BytesIO()
     try:
-        drawn.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        drawn.savefig(made, format=Path(path).suffix[1:].lower(), dpi=150)
+    except ValueError as error:
         raise InvalidInput(f"cannot write {path}: {error}") from error
+    write_atomically(Path(path), made.getvalue())
 
 
 def check(path: Path) -> None:

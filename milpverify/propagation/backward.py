@@ -21,6 +21,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
 from milpverify.balls.dual import Region
+from milpverify.config import check_time
 from milpverify.operators import Affine, Input, Window
 from milpverify.operators.window import filled
 from milpverify.propagation.state import Lines, SplitConstraints, State
@@ -58,6 +59,7 @@ def lines(
         k_lower, k_upper: one slope per input in `dtype`, (batch, *shape) or (batch, rows, *shape); differentiable.
         intercepts: of the lower and the upper line, float64, where they are known or not those that the node's rule makes of the slopes.
     """
+    check_time()
     known = graph.nodes[node]
     sources = [state[i] for i in known.inputs]
     y, rows = state[node].center, k_lower[0].dim() > state[node].center.dim()  # slopes of their own per row
@@ -220,6 +222,7 @@ class Backward:
 
     def step(self) -> bool:
         """Move the last waiting multipliers one node back; False when they have all reached the input."""
+        check_time()
         last = max(self.waiting)
         node = self.graph.nodes[last]
         rows, window = self.waiting[last], self.windows.get(last)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from milpverify.arithmetic import interval
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
+from milpverify.config import check_time
 from milpverify.operators import Affine, Elementwise, Input, Product
 from milpverify.propagation.lookup import lookups
 from milpverify.propagation.state import Bounds, NodeState, State
@@ -44,6 +45,7 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
         graph: in float64.
         fast: the copy that backward passes multiply with, whose precision the charges are for.
     """
+    check_time()
     match node.op:
         case Input():
             return input_state(lower, upper)

@@ -9,9 +9,11 @@ import typer
 
 from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
-from milpverify.console import Debug, Json, Quiet, check_writable, number, reported, stop_signals
+from milpverify.console import Debug, Json, Quiet, answer, number, remark, reported
 from milpverify.errors import InvalidInput
-from milpverify.result import Trust, json_text, write_atomically
+from milpverify.outside.ending import ending
+from milpverify.outside.files import check_writable, write_atomically
+from milpverify.result import Trust, json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,10 @@ _Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_o
 _Inputs = Annotated[
     Path, typer.Argument(metavar="INPUTS", exists=True, dir_okay=False, help="The inputs: .npy, one after the other, or .csv, one a line.")
 ]
+
+
+PATIENCE = 2.0
+"""Seconds after a signal that the run may take to end the input under way, and to write what is known."""
 
 
 def radius(
@@ -62,9 +68,9 @@ def radius(
     that this gets. Ctrl-C ends the input under way with the bounds that are known, and the run.
     """
     deadline = Deadline()
-    with stop_signals(deadline), reported(debug):
+    with ending.after(deadline, patience=PATIENCE), reported(debug):
         for path in (csv, json, curve, plot):
-            check_writable(path)
+            check_writable(path, (network, inputs, labels, features))
         if plot is not None:
             from milpverify.pictures import check
 
@@ -96,7 +102,7 @@ def radius(
             done = _table(found, csv)
         _write(done, json, curve, plot)
         if not quiet:
-            typer.echo(_summary(done, len(points) if points.ndim > 1 else 1), err=True)
+            remark(_summary(done, len(points) if points.ndim > 1 else 1))
 
 
 def _table(found: Iterable[Radius], csv: Path | None) -> list[Radius]:
@@ -104,13 +110,13 @@ def _table(found: Iterable[Radius], csv: Path | None) -> list[Radius]:
     from milpverify.radius.tables import FIELDS, line, row
 
     done: list[Radius] = []
-    typer.echo(line(FIELDS))
+    answer(line(FIELDS))
     if csv is not None:
         write_atomically(csv, ",".join(FIELDS) + "\n")
     for k, radius in enumerate(found):
         done.append(radius)
         values = row(k, radius)
-        typer.echo(line(list(values.values())))
+        answer(line(list(values.values())))
         if csv is not None:
             try:
                 with csv.open("a") as file:

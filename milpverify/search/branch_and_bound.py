@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
+from milpverify.errors import OutOfTime
 from milpverify.events import Event
 from milpverify.search.bounding import is_out_of_memory
 from milpverify.search.frontier import B
@@ -180,6 +181,8 @@ def branch_and_bound(tree: Tree[B], space: Space[B, F], budget: Budget, sharing:
         if not is_out_of_memory(error):
             raise
         tree.out_of_memory = True
+    except OutOfTime:
+        pass  # what is in progress stays open
     tree.proved = max(tree.proved, tree.lower_bound)
     return tree
 

@@ -124,7 +124,11 @@ class Reporter:
             self.on_event(Event(event.phase, event.message, {**event.data, **known}))
 
     def prove(self, bound: float, trust: Trust = Trust.ROUNDED) -> None:
-        """Note a proved lower bound of the margin over the group, or over everything as long as there is no group; it rests on `trust`."""
+        """Note a proved lower bound of the margin over the group, or over everything as long as there is no group; it rests on `trust`.
+
+        Whoever watches is told of a better one at once.
+        """
         bound, trust = min(self.others, max(self.floor, bound)), Trust.weakest(self.trust_of_others, trust)
         if bound > self.lower_bound or (bound == self.lower_bound and trust.rank > self.trust.rank):
             self.lower_bound, self.trust = bound, trust
+            self(Event("bound", f"margin >= {bound:.6g}"))

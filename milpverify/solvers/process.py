@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from milpverify.outside import children
 from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, SmtScript, Sweep
 from milpverify.solvers.registry import SWEEPS
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 GRACE = 0.5  # seconds that a solver may overrun its time limit before it is killed
+EARLY = 0.1  # seconds before the deadline, when it is killed, that it is to end by itself
 POLL = 0.02  # seconds between looks at the deadline
 REAP = 5.0  # seconds that a killed worker may take to die; one that is stuck in the kernel is left to it
 
@@ -96,7 +97,7 @@ class SolverProcess:
         deadline: Deadline,
         on_progress: Callable[[Progress], bool] | None = None,
     ) -> Reply:
-        """Solve in the worker and wait, at most until the deadline plus GRACE; a true return of `on_progress` ends the solve.
+        """Solve in the worker and wait, at most until the deadline, or the limit plus GRACE; a true return of `on_progress` ends the solve.
 
         The limits' seconds and the deadline both hold. Never raises for what the worker does: see `SolverStatus`.
         """
@@ -113,7 +114,8 @@ class SolverProcess:
         """Begin to solve without waiting; `poll` has the outcome. A solve that is still under way is dropped. Sweeps go to `SWEEPS`."""
         if self._task is not None:
             self.kill()
-        seconds = min(limits.seconds, deadline.remaining())
+        left = deadline.remaining()
+        seconds = min(limits.seconds, left - min(EARLY, left / 10) if left < math.inf else left)
         self._task = _Task(model, deadline, on_progress, seconds)
         if seconds > 0.0:
             self._start()
@@ -159,7 +161,7 @@ class SolverProcess:
             if task.deadline.cancelled or now > task.stopping:
                 self.kill()
                 return task.failed(SolverStatus.INTERRUPTED, f"{self.solver}: interrupted")
-            if now > task.began + task.seconds + GRACE:
+            if now > task.began + task.seconds + GRACE or task.deadline.expired():
                 self.kill()
                 return task.failed(SolverStatus.TIME_LIMIT, f"{self.solver}: killed at the deadline")
             if message is None:
@@ -202,13 +204,8 @@ class SolverProcess:
             return
         self._farewell()
         if child.returncode is None:  # once it is reaped, its number may be another process's
-            if hasattr(os, "killpg"):
-                try:
-                    os.killpg(child.pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    child.kill()  # the group is gone already; on macOS a dead group gives PermissionError
-            else:
-                child.kill()
+            children.kill(child)
+        children.gone(child)
         try:
             child.wait(timeout=REAP)
         except subprocess.TimeoutExpired:
@@ -225,6 +222,7 @@ class SolverProcess:
         self._child = child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
         )
+        children.born(child)
         if self.niceness and hasattr(os, "setpriority"):
             os.setpriority(os.PRIO_PROCESS, child.pid, self.niceness)
         self._inbox, self._outbox = queue.SimpleQueue(), queue.SimpleQueue()

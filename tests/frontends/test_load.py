@@ -10,7 +10,7 @@ from networks import absolute_value, write_property
 from milpverify.config import Deadline
 from milpverify.counterexamples.attack import attack
 from milpverify.counterexamples.validate import Validity, validate
-from milpverify.errors import InvalidModel, InvalidProperty
+from milpverify.errors import InvalidModel, InvalidProperty, OutOfTime
 from milpverify.frontends.load import load
 
 
@@ -33,6 +33,17 @@ def test_a_problem_from_files(tmp_path: Path) -> None:
         example = attack(problem, problem.graph, problem.disjuncts, Deadline(10.0)).counterexample
         assert example is not None
         assert abs(example.x).sum() <= 0.5
+
+
+def test_loading_heeds_its_time(tmp_path: Path) -> None:
+    files = absolute_value(tmp_path / "abs.onnx"), write_property(tmp_path / "p.vnnlib", [-1.0, 0.25], [1.0, 2.0], "(<= Y_0 0.5)")
+    deadline = Deadline()
+    load(*files, deadline=deadline)
+    deadline.cancel()
+    with pytest.raises(OutOfTime, match="interrupted"):
+        load(*files, deadline=deadline)
+    with pytest.raises(TimeoutError, match="time limit"):
+        load(*files, timeout=0.0)
 
 
 def test_what_does_not_fit_together(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -107,6 +108,27 @@ def test_the_ledger_says_who_closed_what(searched: str, tmp_path: Path) -> None:
     assert closed and closed <= expected.get(searched, set.union(*expected.values()))
     spent = sum(numbers["seconds"] for numbers in result.ledger.values())
     assert all(numbers["seconds"] >= 0 for numbers in result.ledger.values()) and spent <= result.seconds
+
+
+def test_a_run_may_end_between_any_two_steps(searched: str, tmp_path: Path) -> None:
+    """The clock is the number of times that it was asked: loading and the run end where it is asked for the 7th, 71st, 200th ... time."""
+    made, infimum = case(1, slack=0.02)
+    files, options = made.write(tmp_path), mv.Options(search=mv.SearchOptions(oracle=False))
+
+    def ended(after: float) -> mv.Result | None:
+        ticks = itertools.count()
+        deadline = mv.Deadline(after, clock=lambda: float(next(ticks)))
+        try:
+            return mv.verify(mv.load(*files, deadline=deadline), deadline=deadline, options=options)
+        except mv.OutOfTime:
+            return None
+
+    results = [ended(float(k)) for k in (0, 7, 71, 200, 500, 1300)]
+    assert results[0] is None
+    for result in filter(None, results):
+        assert result.lower_bound <= infimum
+        assert result.verdict is mv.Verdict.VERIFIED or result.reason is mv.Reason.TIMEOUT
+    assert any(result is not None and result.reason is mv.Reason.TIMEOUT for result in results)
 
 
 @pytest.mark.parametrize("phase", ["presolve", "refine", "search"])

@@ -80,7 +80,7 @@ class MarginComparison:
         if path is not None:
             from pathlib import Path
 
-            from milpverify.result import write_atomically
+            from milpverify.outside.files import write_atomically
 
             write_atomically(Path(path), text.getvalue())
         return text.getvalue()

@@ -248,7 +248,7 @@ class Outages:
         if path is not None:
             from pathlib import Path
 
-            from milpverify.result import write_atomically
+            from milpverify.outside.files import write_atomically
 
             write_atomically(Path(path), text.getvalue())
         return text.getvalue()

@@ -19,7 +19,8 @@ import numpy as np
 
 from milpverify.acopf.relaxation.cuts import Cuts
 from milpverify.errors import InvalidInput
-from milpverify.result import json_number, write_atomically
+from milpverify.outside.files import write_atomically
+from milpverify.result import json_number
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index

@@ -104,9 +104,9 @@ def _inputs(case: Case, network: Network, inputs: Mapping[str, Any] | None) -> i
     if isinstance(network, Graph):
         return network.nx
     if isinstance(network, (str, Path)):
-        from milpverify.frontends.onnx.lowering import lower, read_onnx
+        from milpverify.frontends.onnx.reading import read_network
 
-        return lower(read_onnx(network)).nx
+        return read_network(network)[0].nx
     return _counted(case, inputs)
 
 

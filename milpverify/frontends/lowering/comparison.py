@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from milpverify.config import check_time
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array, all_finite
 from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
@@ -78,7 +79,8 @@ def _overflows(graph: Graph, x: Array, largest: float) -> bool:
 def _points(box: Box, seed: int) -> Array:
     """The centre, three corners, two random points: (6, nx)."""
     random = np.random.default_rng(seed)
-    inside = box.lower + random.random((2, box.size)) * (box.upper - box.lower)
+    share = random.random((2, box.size))
+    inside = box.lower * (1.0 - share) + share * box.upper  # the difference of two numbers may be beyond the largest
     corner = np.where(random.random(box.size) < 0.5, box.lower, box.upper)
     centre = 0.5 * box.lower + 0.5 * box.upper
     return np.stack([centre, corner, box.lower, box.upper, *np.clip(inside, box.lower, box.upper)])
@@ -121,6 +123,7 @@ class Comparison:
         unread = Counter(i for node in self.graph.nodes for i in node.inputs)
         values: dict[int, Value] = {}
         for node in self.graph.nodes:
+            check_time()
             args = [values[i] for i in node.inputs]
             if isinstance(node.op, Input):
                 values[node.id] = _narrow(torch.from_numpy(points)), None

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from milpverify.config import check_time
 from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear, Transposed
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _with_axis(node: Node) -> Node:
 
 def _with_weights_by_rows(node: Node) -> Node:
     """Matrices that are mostly zeros are multiplied as sparse ones; the others lie row by row."""
+    check_time()
     if not isinstance(node.op, Linear):
         return node
     return replace(node, op=SparseLinear.of(node.op) or replace(node.op, weight=node.op.weight.contiguous()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from milpverify.config import check_time
 from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
 from milpverify.frontends.lowering.constants import Array
 from milpverify.frontends.onnx.reading import Source
@@ -17,6 +18,7 @@ def check(graph: Graph, source: Source, box: Box, seed: int = 0) -> None:
 
     Raises:
         InvalidModel: they differ beyond rounding, or ONNX Runtime cannot run the network. The message names the first node.
+        OutOfTime: the time is over.
     """
     outputs = [spec.name for spec in graph.outputs]
     extra = list(dict.fromkeys(n.name for n in graph.nodes if n.name in source.tensors and n.name not in outputs))
@@ -26,6 +28,7 @@ def check(graph: Graph, source: Source, box: Box, seed: int = 0) -> None:
     points, largest = comparable_points(graph, box, seed)
 
     def run(x: Array) -> Run:
+        check_time()
         return dict(zip(outputs + extra, runtime.tensors(x), strict=True))
 
     def describe(name: str) -> str:

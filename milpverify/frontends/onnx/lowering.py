@@ -17,6 +17,7 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
@@ -177,6 +178,7 @@ class _Lowering:
 
     def read_node(self, node: onnx.NodeProto) -> None:
         """Keep what a node computes."""
+        check_time()
         op = self.operation(node)
         if node.op_type == "Constant":
             results: list[Value] = [_constant(node)]

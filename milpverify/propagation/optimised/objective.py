@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from milpverify.balls.dual import Region
+from milpverify.config import check_time
 from milpverify.operators import Affine
 from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, OutputConstraints, Passed
 
@@ -113,6 +114,7 @@ class DualObjective:
         return region.to(of.graph.dtype).take(self.domain.box) if region.cuts() else None
 
     def _lines(self, kind: Kind, once: bool) -> tuple[Side, Side]:
+        check_time()
         of, box = self.of, self.domain.box
         low, high = (tuple(t[:, c] for c in kind.columns) for t in (self.domain.low, self.domain.high))
         center = tuple(of.own(of.center[:, c], box) for c in kind.columns)
@@ -157,6 +159,7 @@ class DualObjective:
                     sent = (gamma @ matrix).reshape(n, r, *graph.nodes[node_id].shape)
                     waiting[node_id] = waiting[node_id] + sent if node_id in waiting else sent
         while True:
+            check_time()
             last = max(waiting)
             node, rows = graph.nodes[last], waiting.pop(last)
             # Split constraints are subtracted where the multipliers of the first function of a variable come back; if there is none, here.

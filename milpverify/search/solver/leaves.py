@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Disjunct, Problem
 
 _TANGENTS, _OUTSIDE = 12, 1e-9  # points at most at which an L2 ball is touched, and by which share of the radius they lie outside
+_LARGEST = 2.0**400  # of what a row can come to: quotients of such numbers are numbers, too
 _DENSE = 4_000_000  # entries of all matrices of a network whose leaves are worth exact arithmetic
 
 
@@ -110,6 +111,8 @@ class Leaves:
             self.left -= 1
         self.solved += 1
         leaf = _Leaf(self.problem.graph, disjunct, bounds, decisions)
+        if not leaf.fits:
+            return LeafOutcome(note="a leaf's numbers are too large for a linear program")
         with torch.no_grad():
             outcome = self._solve(leaf.model(elastic=False))
             while outcome.status is SolverStatus.OPTIMAL and outcome.multipliers is not None:
@@ -161,7 +164,7 @@ class Leaves:
 
 
 class _Leaf:
-    """One leaf as a linear program. Its rows in order: margin rows, split decisions, domain rows."""
+    """One leaf as a linear program, where its numbers fit. Its rows in order: margin rows, split decisions, domain rows."""
 
     def __init__(self, graph: Graph, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...]) -> None:
         self.graph, self.disjunct, self.decisions = graph, disjunct, decisions
@@ -177,18 +180,20 @@ class _Leaf:
         rows = torch.from_numpy(np.array(self.top.y_rows))[None]
         x_rows = torch.from_numpy(np.array(self.top.x_rows))[None] if self.top.mentions_x.any() else None
         form = bound_rows(graph, self.state, self.table, rows, x_rows=x_rows)
-        parts = [(form.coefficients[0].numpy(), form.constant[0].numpy() - self.top.rhs)]
+        parts = [(form.coefficients[0], form.constant[0] - torch.tensor(self.top.rhs))]
         for z, index, side, point in decisions:
             unit = torch.zeros(1, 1, graph.nodes[z].size, dtype=torch.float64)
             unit[0, 0, index] = 1.0
             form = bound_rows(graph, self.state, self.table, unit, z)
-            parts.append((-side * form.coefficients[0].numpy(), -side * (form.constant[0].numpy() - point)))
-        parts.append((self.domain.x_rows, self.domain.x_rows @ self.centre - self.domain.rhs))
+            parts.append((-side * form.coefficients[0], -side * (form.constant[0] - point)))
+        on_inputs, centre, radius = (torch.tensor(array) for array in (self.domain.x_rows, self.centre, self.radius))
+        parts.append((on_inputs, on_inputs @ centre - torch.tensor(self.domain.rhs)))
         # Residuals rows . (x - centre) + constant: the largest of the first is the margin, the others are to be <= 0.
-        self.rows = np.concatenate([np.asarray(rows, dtype=np.float64).reshape(-1, len(self.centre)) for rows, _ in parts])
-        self.constants = np.concatenate([np.asarray(c, dtype=np.float64).reshape(-1) for _, c in parts])
-        reach = np.abs(self.rows) @ self.radius + np.abs(self.constants)
-        self.scale = power_of_two(reach)
+        matrix, constants = torch.cat([part for part, _ in parts]), torch.cat([c for _, c in parts])
+        reach = matrix.abs() @ radius + constants.abs()
+        self.fits = bool((reach <= _LARGEST).all())
+        self.rows, self.constants = matrix.numpy(), constants.numpy()
+        self.scale = np.maximum(power_of_two(reach.clamp(max=_LARGEST).numpy()), 1.0 / _LARGEST)
         self.scale[: len(self.top)] = self.scale[: len(self.top)].max(initial=1e-300)
 
     def x_of(self, point: Array) -> Array:
