@@ -223,8 +223,8 @@ app.command()(compare)
 def info(network: Network, debug: Debug = False) -> None:
     """Show a network's shapes, operators, nonlinearities, and what is supported."""
     with reported(debug):
-        from milpverify.frontends.onnx.lowering import read_onnx
         from milpverify.frontends.onnx.overview import overview
+        from milpverify.frontends.onnx.reading import read_onnx
 
         found = overview(read_onnx(network))
         tables = [

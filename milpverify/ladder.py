@@ -2,12 +2,14 @@
 
 Every rung is a complete bound: its intermediate bounds, and one backward pass for the rows of the margin. What a rung decides, the next
 need not look at: forward forms may leave a hundredth of the neurons to backward passes that intervals leave. Where all backward passes
-together are cheap there is one rung only.
+together are cheap there is one rung only. Where they are not to be afforded they are made for the neurons that loosen the margin most.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +20,12 @@ from milpverify.propagation.cost import (
     FORWARD_RATE,
     backward_passes,
     forward_pass,
-    forward_suffices,
     is_dear,
     multiplications,
     undecided_backward,
 )
+from milpverify.propagation.loosest import loosest
+from milpverify.propagation.relevance import refinable
 from milpverify.result import json_number
 from milpverify.search.bounding import BatchBounds, Method, Prepared, bound_batch, choose
 from milpverify.search.groups import few_inputs
@@ -30,24 +33,33 @@ from milpverify.search.groups import few_inputs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.search.groups import Group
 
-SHARE, LEAST = 0.3, 1.0
-"""Of the time left, what backward passes may take, and seconds that they may take in any case."""
+SHARE, FEW_SHARE, LEAST = 0.3, 0.5, 1.0
+"""Of the time left, what backward passes may take, also where few inputs vary and they spare thousands of boxes, and seconds that they
+may take in any case."""
+FIXED, ABOVE = 3e11, 3.0
+"""Multiplications that backward passes may take where no clock may be asked, and how far an estimate may be above what can be afforded:
+what one layer decides, the next need not look at."""
+PART, GROWTH = 3e10, 3.0
+"""Multiplications that the neurons which loosen the margin most get first, a second's, and the factor between one rung for them and the
+next: what little decides takes little time, whatever the limit."""
 LARGE = 20_000
 """Above this number of entries of all nodes matrices are multiplied in float32, which halves the time; bounds hold all the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """What a rung came to: its method, what it was estimated to take, and bounds of the disjuncts of `group`, those open before it.
+    """What a rung came to: its name, what it was estimated to take, and bounds of the disjuncts of `group`, those open before it.
 
-    `cut`: it had not the time to bound every neuron; `first`: dearer ones may follow.
+    `cut`: it had not the time to bound every neuron that it set out to; `first`: dearer ones may follow.
     """
 
-    method: Method
+    name: str
     multiplications: float
     group: Group
     found: BatchBounds
@@ -57,7 +69,7 @@ class Rung:
     def line(self, seconds: float) -> dict[str, Any]:
         """What the ledger of a run says of it."""
         bound, took = float(self.found.margins.amin()), round(seconds, 3)
-        whole = {"rung": self.method.value, "multiplications": f"{self.multiplications:.3g}", "seconds": took, "bound": json_number(bound)}
+        whole = {"rung": self.name, "multiplications": f"{self.multiplications:.3g}", "seconds": took, "bound": json_number(bound)}
         return {**whole, "complete": not self.cut}
 
 
@@ -70,40 +82,90 @@ def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisecte
         bisected: whether a search may follow that bisects boxes.
     """
     lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-    dtype = torch.float64 if graph.entries <= LARGE else torch.float32
-    prepared = Prepared.of(graph, group)
-
-    def bound(method: Method, until: Deadline) -> BatchBounds:
-        # Nothing is inherited: bounds that are would not be screened again.
-        found = bound_batch(graph, group, lower, upper, dtype, None, until, method, prepared=prepared)
-        return found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
-
-    known: BatchBounds | None = None
-    last = Method.BACKWARD
-    if is_dear(graph):
-        known = bound(Method.INTERVALS, deadline)
-        yield Rung(Method.INTERVALS, 4.0 * sum(multiplications(graph)), group, known, first=True)
-        varying = int((upper > lower).sum())
-        forward, backward = forward_pass(graph, varying), backward_passes(graph, known.state, prepared.needed)
-        if varying <= FEW and forward / FORWARD_RATE < backward / BACKWARD_RATE and not bool(group.closed(known.margins).all()):
-            group, known = _open(group, known)
-            prepared = Prepared.of(graph, group)
-            known, last = bound(Method.FORWARD, deadline), Method.BOTH
-            yield Rung(Method.FORWARD, forward, group, known)
-            backward = backward_passes(graph, known.state, prepared.needed)
-            if bisected and few_inputs(group) and forward_suffices(forward, backward):  # smaller boxes are the better investment
-                return
-        if bool(group.closed(known.margins).all()):
+    box = _Box(graph, group, lower, upper, Prepared.of(graph, group))
+    if not is_dear(graph):
+        yield box.rung(Method.BACKWARD, undecided_backward(graph), deadline)
+        return
+    yield replace(box.rung(Method.INTERVALS, 4.0 * sum(multiplications(graph)), deadline), first=True)
+    varying = int((upper > lower).sum())
+    forward, last, few = forward_pass(graph, varying), Method.BACKWARD, few_inputs(group)
+    if varying <= FEW and forward / FORWARD_RATE < box.backward / BACKWARD_RATE and not box.closed:
+        yield box.rung(Method.FORWARD, forward, deadline)
+        last = Method.BOTH
+    if box.closed:
+        return
+    seconds = max(LEAST, (FEW_SHARE if few else SHARE) * deadline.remaining())
+    until, most = (deadline.within(seconds), seconds * BACKWARD_RATE) if clocked else (deadline, FIXED)
+    if few and bisected:
+        if box.backward > ABOVE * most:  # smaller boxes are the better investment
             return
-        group, known = _open(group, known)
-        prepared = Prepared.of(graph, group)
-    estimate = undecided_backward(graph) if known is None else backward_passes(graph, known.state, prepared.needed)
-    until = deadline if known is None or not clocked else deadline.within(max(LEAST, SHARE * deadline.remaining()))
-    found = bound(last, until)
-    yield Rung(last, estimate, group, found, until.expired())
+    else:
+        for rung in box.loosest(last, until, most, clocked):
+            most -= rung.multiplications
+            yield rung
+        if box.closed or box.backward > ABOVE * most:
+            return
+    yield box.rung(last, box.backward, until)
 
 
-def _open(group: Group, found: BatchBounds) -> tuple[Group, BatchBounds]:
-    """Those disjuncts that bounds leave open."""
-    keep = [k for k, closed in enumerate(group.closed(found.margins)[0].tolist()) if not closed]
-    return (group, found) if len(keep) == group.count else choose(group, found, keep)
+@dataclass(eq=False)
+class _Box:
+    """The box of a group, what is known of it so far, and the entries that the rungs for the loosest neurons have bounded."""
+
+    graph: Graph
+    group: Group
+    lower: Tensor
+    upper: Tensor
+    prepared: Prepared
+    known: BatchBounds | None = None
+    done: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is open."""
+        return self.known is not None and bool(self.group.closed(self.known.margins).all())
+
+    @property
+    def backward(self) -> float:
+        """Multiplications of backward passes for everything that is undecided."""
+        return undecided_backward(self.graph) if self.known is None else backward_passes(self.graph, self.known.state, self.prepared.needed)
+
+    def rung(self, method: Method, estimate: float, until: Deadline, chosen: dict[int, Tensor] | None = None) -> Rung:
+        """Bound the disjuncts that are open, with a deadline; `chosen` are the entries that get a pass, all that are needed by default."""
+        graph, known = self.graph, self.known
+        if known is not None:
+            keep = [k for k, closed in enumerate(self.group.closed(known.margins)[0].tolist()) if not closed]
+            if len(keep) < self.group.count:
+                self.group, known = choose(self.group, known, keep)
+                self.prepared = Prepared.of(graph, self.group)
+        prepared = self.prepared if chosen is None else replace(self.prepared, needed=chosen)
+        # Bounds by backward passes are handed on; others, from which passes with forms of their own begin, would be found again.
+        bounds = (
+            {node.id: known.state[node.id].bounds for node in refinable(graph)} if known is not None and (chosen or self.done) else None
+        )
+        found = bound_batch(
+            graph, self.group, self.lower, self.upper, self.dtype, bounds, until, method, prepared=prepared, screened_before=False
+        )
+        self.known = found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
+        name = method.value if chosen is None else "loosest"
+        return Rung(name, estimate, self.group, self.known, method not in (Method.INTERVALS, Method.FORWARD) and until.expired())
+
+    def loosest(self, method: Method, until: Deadline, most: float, clocked: bool) -> Iterator[Rung]:
+        """Passes for the neurons that loosen the margin most, part by part while those for all take several times as much."""
+        part, rate = PART, BACKWARD_RATE
+        while not (until.expired() or self.closed or self.known is None or self.backward <= ABOVE * min(part, most)):
+            can = min(part, most, rate * until.remaining() if clocked else math.inf)
+            now, rows = self.known, self.group.y_rows
+            chosen, estimate = loosest(self.graph, now.state, now.table, rows, self.prepared.needed, can, self.done, self.dtype)
+            if not estimate:
+                return
+            self.done = {i: mask | self.done[i] if i in self.done else mask for i, mask in chosen.items()}
+            began = time.monotonic()
+            found = self.rung(method, estimate, until, chosen)
+            part, most, rate = GROWTH * part, most - estimate, estimate / max(time.monotonic() - began, 1e-9)
+            yield found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the matrices."""
+        return torch.float64 if self.graph.entries <= LARGE else torch.float32

@@ -38,7 +38,8 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
     later = ["06_power_network.py", "07_comparison.py", "08_robustness_radii.py", "09_surrogate.py", "10_predictive_control.py"]
-    assert names + later == NUMBERED
+    last = ["11_secure_dispatch.py", "12_learned_dispatch.py"]
+    assert names + later + last == NUMBERED
 
 
 def test_digits_robustness(tmp_path: Path, commands: dict[str, str]) -> None:
@@ -144,6 +145,28 @@ def test_predictive_control(tmp_path: Path, commands: dict[str, str]) -> None:
     assert float(end.split()[3]) < 0.1
 
 
+def test_secure_dispatch(tmp_path: Path, commands: dict[str, str]) -> None:
+    out = run_example("11_secure_dispatch.py", tmp_path, commands, str(tmp_path))
+    assert out.startswith("HOLDS: case14 ") and "branch 7-8 (row 14)    ISLANDED" in out and "0 UNKNOWN, 1 ISLANDED" in out
+    for certified, attacked in re.findall(r"(?:HOLDS|BROKEN) +(-?[\d.]+) +(-?[\d.]+) ", out):
+        assert float(certified) <= float(attacked)
+    assert "proved in outward rounding, followed from the base case by proof, reproduced by pypower" in out
+    assert len((tmp_path / "outages.csv").read_text().splitlines()) == 21
+    for name in ("dispatch_margins", "outage"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_learned_dispatch(tmp_path: Path, commands: dict[str, str]) -> None:
+    """Few lessons will do: what is predicted is within limits whatever was learned, and what follows from it is not."""
+    lines = run_example("12_learned_dispatch.py", tmp_path, commands, str(tmp_path), "6").splitlines()
+    answers = [line for line in lines if not line.startswith(" ")]
+    assert [line.split()[0] for line in answers] == ["predicted", "after_power_flow"] * 2
+    assert all(line.split()[1] == "HOLDS:" for line in answers[::2]) and answers[3].split()[1] == "BROKEN:"
+    for certified, found in re.findall(r"certified (\S+), found (\S+)", "\n".join(lines)):
+        assert float(certified) <= float(found) + 1e-9
+    assert "reproduced by pypower" in lines[-1] and (tmp_path / "proxy_5.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
 def test_the_committed_pairs(run_cli: Run, name: str, verdict: str) -> None:
     done = run_cli("verify", EXAMPLES / "digits.onnx", EXAMPLES / f"{name}.vnnlib", "--timeout", "60")
@@ -164,7 +187,7 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
 def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The Python of the README, block after block, with a box for its `lower` and `upper`."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper"
     check = (
         "assert (bounds.output.lower <= bounds.output.upper).all()\n"
@@ -177,7 +200,10 @@ def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VERIFIED")
     assert "UNKNOWN" not in done.stdout
-    assert all((tmp_path / name).is_file() for name in ("r.json", "network.png", "margins.png", "proof.json", "rows.csv", "bounds.png"))
+    assert all(
+        (tmp_path / name).is_file()
+        for name in ("r.json", "network.png", "margins.png", "proof.json", "rows.csv", "bounds.png", "dispatch.png")
+    )
     assert "True every point violates something by more than" in done.stdout
 
 

@@ -68,7 +68,7 @@ def test_every_rung_is_a_bound_no_worse_than_the_one_before(inputs: int, monkeyp
         least = float((y[:, 0] - y[:, 1]).min())
         rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
     bounds = [float(rung.found.margins) for rung in rungs]
-    assert [rung.method.value for rung in rungs][:2] == ["intervals", "forward"] and rungs[0].first
+    assert [rung.name for rung in rungs][:2] == ["intervals", "forward"] and rungs[0].first
     assert bounds == sorted(bounds) and bounds[-1] <= least and bounds[0] < bounds[-1]
 
 
@@ -87,12 +87,39 @@ def test_verdicts_are_the_same_on_a_ladder() -> None:
 def test_backward_passes_that_take_too_long_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "SHARE", 0.0)
     monkeypatch.setattr(ladder, "LEAST", 0.0)
+    monkeypatch.setattr(ladder, "ABOVE", math.inf)
     asked = problem(0.0, inputs=70, net=deep(70))
     result = mv.verify(asked, timeout=5.0, options=mv.Options(attack=False, search=mv.SearchOptions(branching="none", refining=False)))
     lines = result.phases[0].detail["rungs"]
     assert [line["complete"] for line in lines] == [True, False]
     assert all(float(line["multiplications"]) > 0 and isinstance(line["bound"], float) for line in lines)
     assert result.lower_bound >= lines[0]["bound"]
+    monkeypatch.setattr(ladder, "ABOVE", 3.0)
+    result = mv.verify(asked, timeout=5.0, options=mv.Options(attack=False, search=mv.SearchOptions(branching="none", refining=False)))
+    assert names(result) == ["intervals"]
+
+
+@pytest.mark.usefixtures("dear")
+@pytest.mark.parametrize("entries", [0, 10**9])
+def test_what_cannot_be_afforded_is_done_for_the_neurons_that_loosen_the_margin_most(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, net = 70, deep(70, width=160)
+    asked = problem(0.0, inputs=inputs, net=net)
+    (group,) = groups(asked)
+    everything = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))[-1]
+    monkeypatch.setattr(ladder, "FIXED", everything.multiplications / 8)
+    monkeypatch.setattr(ladder, "PART", everything.multiplications / 100)
+    monkeypatch.setattr(ladder, "LARGE", entries)
+    rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
+    assert [rung.name for rung in rungs[:3]] == ["intervals", "loosest", "loosest"] and rungs[-1].name == "loosest"
+    assert everything.name == "backward"
+    assert sum(rung.multiplications for rung in rungs[1:]) <= everything.multiplications / 8
+    bounds = [float(rung.found.margins) for rung in [*rungs, everything]]
+    assert bounds[0] < bounds[1] < bounds[2] and bounds == sorted(bounds)
+    # An eighth of the passes gains more than an eighth of what all of them do.
+    assert bounds[-2] - bounds[0] > 0.25 * (bounds[-1] - bounds[0])
+    with torch.no_grad():
+        y = net.double()(torch.rand(2000, inputs, dtype=torch.float64))
+    assert bounds[-2] <= float((y[:, 0] - y[:, 1]).min())
 
 
 def test_costs_grow_with_what_is_undecided() -> None:
@@ -104,8 +131,9 @@ def test_costs_grow_with_what_is_undecided() -> None:
     assert cost.forward_pass(graph, 3) < cost.forward_pass(graph, 5)
 
 
-def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neurons() -> None:
+def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its two convolutions, that is."""
+    monkeypatch.setattr(cost, "CHEAP", 0.0)
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 20 * 20, 2)
@@ -113,3 +141,9 @@ def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neuron
     box = mv.Box(np.full((3, 64, 64), 0.5), np.full((3, 64, 64), 0.5001))
     result = mv.verify(mv.Problem(net, box, unsafe="(and (>= Y_0 100) (>= Y_1 100))"), timeout=60.0)
     assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["intervals"]
+
+
+def test_backward_passes_are_preferred_where_they_spare_more_boxes_than_they_cost() -> None:
+    assert cost.forward_suffices(1.0, 10.0, varying=2, missing=1.0, left=1.0)
+    assert not cost.forward_suffices(1.0, 10.0, varying=4, missing=9.0, left=0.01)
+    assert cost.forward_suffices(1.0, 100.0, varying=2, missing=9.0, left=0.1)

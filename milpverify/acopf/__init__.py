@@ -7,10 +7,13 @@
     acopf.check_feasibility(case, loads=acopf.box(0.05), quantifier="exists")  # for any load within -+5 % of the case's?
     acopf.certify_cost(case, gap=1e-4, timeout=60)                         # the least cost, between proved bounds
     acopf.max_loadability(case, timeout=60)                                # by what factor all loads can grow
+    acopf.check_dispatch(case, pg=pg, vm=vm, loads=acopf.box(0.02))        # does a dispatch hold for all loads of a box?
+    acopf.check_dispatch(case, pg=pg, vm=vm, outages=["all"])              # and without any one branch?
+    acopf.check_proxy(case, "proxy.onnx", loads=acopf.box(0.05), limits="after_power_flow")  # does what a network has learned?
     acopf.draw(result, "network.png")
 
 Everything is in per unit of the case's base and in radians; costs are in $/h. Import and questions load no torch: only `equations`,
-which makes a computation graph of the power flow equations, does. The names below are loaded on first use.
+which makes a computation graph of the power flow equations, and questions about networks do. The names below are loaded on first use.
 """
 
 from __future__ import annotations
@@ -23,6 +26,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from milpverify.acopf.case import Case
     from milpverify.acopf.cost import certify_cost
+    from milpverify.acopf.dispatch.checking import check_dispatch
+    from milpverify.acopf.dispatch.comparison import compare_dispatch
+    from milpverify.acopf.dispatch.margin_plots import plot_certified
+    from milpverify.acopf.dispatch.result import Checked, Dispatched, Margin, OutageRow, Outages
+    from milpverify.acopf.dispatch.witness import Violation
     from milpverify.acopf.equations import equations
     from milpverify.acopf.feasibility import check_feasibility
     from milpverify.acopf.loadability import max_loadability
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.point import Point, load_point
     from milpverify.acopf.proving.proof import Proof
     from milpverify.acopf.proving.recheck import recheck
+    from milpverify.acopf.proxy.checking import check_proxy
+    from milpverify.acopf.proxy.mapping import Entries
     from milpverify.acopf.result import Cost, Feasibility, Loadability, Reason, Verdict
 
 __all__ = [
@@ -42,11 +52,15 @@ __all__ = [
     "check_feasibility",
     "certify_cost",
     "max_loadability",
+    "check_dispatch",
+    "check_proxy",
+    "compare_dispatch",
     "recheck",
     "prove_existence",
     "equations",
     "draw",
     "plot_margins",
+    "plot_certified",
     "scaled",
     "box",
     "Loads",
@@ -59,6 +73,13 @@ __all__ = [
     "Feasibility",
     "Cost",
     "Loadability",
+    "Checked",
+    "Dispatched",
+    "Margin",
+    "Violation",
+    "Outages",
+    "OutageRow",
+    "Entries",
 ]
 
 _HOMES = {
@@ -68,6 +89,13 @@ _HOMES = {
     "check_feasibility": "feasibility",
     "certify_cost": "cost",
     "max_loadability": "loadability",
+    "check_dispatch": "dispatch.checking",
+    "compare_dispatch": "dispatch.comparison",
+    "plot_certified": "dispatch.margin_plots",
+    **dict.fromkeys(("Checked", "Dispatched", "Margin", "OutageRow", "Outages"), "dispatch.result"),
+    "Violation": "dispatch.witness",
+    "check_proxy": "proxy.checking",
+    "Entries": "proxy.mapping",
     "recheck": "proving.recheck",
     "Proof": "proving.proof",
     **dict.fromkeys(("load_point", "Point"), "points.point"),

@@ -1,30 +1,30 @@
-"""The command line for power networks: `milpverify acopf feasibility`, `cost`, `loadability`, `recheck`, `info`."""
+"""The command line for power networks: `milpverify acopf feasibility`, `cost`, `loadability`, `dispatch`, `proxy`, `recheck`, `info`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, answer, columns, live, number, remark, reported
+from milpverify.console import Debug, Json, Quiet, Timeout, answer, live, number, remark, reported
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from milpverify.acopf.case import Array, Case
+    from milpverify.acopf.case import Case
+    from milpverify.acopf.dispatch.result import Checked, Outages
     from milpverify.acopf.result import Bounds, Outcome
     from milpverify.events import Event
 
     OnEvent = Callable[[Event], None] | None
 
-LATE = 2.0
-"""Seconds after the limit, or a signal, that a run may take to conclude."""
+LATE = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
 
 app = typer.Typer(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 
@@ -32,6 +32,12 @@ CaseFile = Annotated[Path, typer.Argument(metavar="CASE.m", exists=True, dir_oka
 Scale = Annotated[float, typer.Option(metavar="X", callback=number, help="Every active and reactive load times X.")]
 Gap = Annotated[float, typer.Option(min=0.0, metavar="G", callback=number, help="The relative gap between the bounds that will do.")]
 Solver = Annotated[Literal["highs", "scip", "gurobi"], typer.Option(help="highs: linear programs; others: products as well, on trust.")]
+Width = Annotated[float, typer.Option(min=0.0, metavar="W", callback=number, help="Every load within this share of itself.")]
+Tolerance = Annotated[
+    float, typer.Option(min=0.0, metavar="T", callback=number, help="What set points may exceed limits by, p.u. and rad.")
+]
+Samples = Annotated[int, typer.Option(min=0, metavar="N", help="Random loads that are tried.")]
+MarginPlot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw certified against sampled margins.")]
 Proof = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the proof, for `recheck`.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Draw the network (.png, .svg, .pdf).")]
 
@@ -45,15 +51,24 @@ class _Output:
     plot: Path | None
     quiet: bool
     debug: bool
+    draw: Callable[[Any, Path], object] | None = None  # instead of the network
 
-    def check(self, case: Path) -> None:
+    def check(self, *inputs: Path) -> None:
         """Refuse before the work what cannot be written after it."""
         for path in (self.json, self.proof, self.plot):
-            check_writable(path, [case])
+            check_writable(path, inputs)
         if self.plot is not None:
             from milpverify.pictures import check
 
             check(self.plot)
+
+    def tell(self, line: str, found: Outcome) -> None:
+        """The answer, which the files cannot cost, the files, and the answer in words."""
+        try:
+            answer(line)
+        finally:
+            self.write(found)
+        self.summarize(found)
 
     def write(self, found: Outcome) -> None:
         """The files."""
@@ -64,12 +79,14 @@ class _Output:
         if self.plot is not None:
             from milpverify.acopf.plots import draw
 
-            draw(found, self.plot)
+            (draw if self.draw is None else self.draw)(found, self.plot)
 
     def summarize(self, found: Outcome) -> None:
         """The answer in words, on standard error."""
         if not self.quiet:
-            _summary(found)
+            from milpverify.acopf.summaries import summary
+
+            summary(found)
             if self.proof is not None and found.proof is None:
                 remark(f"{self.proof} was not written: {_why_no_proof(found)}")
 
@@ -83,11 +100,7 @@ def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[C
             from milpverify.acopf.matpower import load_case
 
             found = ask(load_case(file), deadline, on_event)
-        try:
-            answer(_line(found))
-        finally:
-            output.write(found)
-        output.summarize(found)
+        output.tell(_line(found), found)
 
 
 @app.command()
@@ -187,6 +200,99 @@ def loadability(
 
 
 @app.command()
+def dispatch(
+    case: CaseFile,
+    point: Annotated[Path, typer.Argument(metavar="POINT.json", exists=True, dir_okay=False, help="Set points: vm, pg, and va, qg.")],
+    load_scale: Scale = 1.0,
+    load_box: Width = 0.0,
+    outages: Annotated[
+        list[str] | None, typer.Option(metavar="all|ROW|F-T", help="Take out branches one at a time: all, a row of the table, two buses.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", dir_okay=False, help="Write outages as they come; go on from it.")
+    ] = None,
+    tolerance: Tolerance = 1e-6,
+    samples: Samples = 1000,
+    timeout: Timeout = None,
+    json: Json = None,
+    plot: MarginPlot = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Decide whether a dispatch holds for all loads of a box: vm and pg stay, the slack bus takes up the rest.
+
+    The first line of standard output is `holds CERTIFIED ATTACKED`, or `broken` or `unknown` with them: the least margins that are
+    proved and that were found, p.u. and rad. With --outages it is the verdict and how many hold, are broken, unknown and islanded, and a
+    table follows.
+    """
+    deadline = Deadline(math.inf if timeout is None or outages else timeout, began=ending.began)
+    output = _Output(json, None, plot, quiet, debug, _certified)
+    if record is not None and not outages:
+        raise typer.BadParameter("--record is the table of --outages")
+    named = _outages(outages or [])
+    with ending.after(deadline, LATE, LATE), reported(debug):
+        output.check(case, point)
+        check_writable(record, (case, point))
+        with live(deadline, quiet) as on_event:
+            from milpverify.acopf.dispatch.checking import check_dispatch
+            from milpverify.acopf.loads import Loads
+            from milpverify.acopf.matpower import load_case
+            from milpverify.acopf.points.point import load_point
+
+            loaded = load_case(case)
+            at = load_point(loaded, point)
+            loads = Loads(load_scale, load_box)
+            told: dict[str, Any] = {"va": at.va, "tolerance": tolerance, "samples": samples, "on_event": on_event}
+            if named:
+                table = check_dispatch(loaded, at.pg, at.vm, loads, timeout, outages=named, record=record, deadline=deadline, **told)
+            else:
+                found = check_dispatch(loaded, at.pg, at.vm, loads, deadline=deadline, **told)
+        if named:
+            _write_table(table, output)
+        else:
+            output.tell(_margins(found), found)
+
+
+@app.command()
+def proxy(
+    case: CaseFile,
+    network: Annotated[
+        Path, typer.Argument(metavar="PROXY.onnx", exists=True, dir_okay=False, help="The proxy, from loads to set points.")
+    ],
+    limits: Annotated[
+        Literal["predicted", "after_power_flow"], typer.Option(help="Of what it predicts, or of the power flow after its set points.")
+    ] = "predicted",
+    load_scale: Scale = 1.0,
+    load_box: Width = 0.0,
+    mapping: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", exists=True, dir_okay=False, help='{"inputs": {"pd": ...}, "outputs": {"pg": ...}}')
+    ] = None,
+    tolerance: Tolerance = 1e-6,
+    samples: Samples = 1000,
+    timeout: Timeout = None,
+    json: Json = None,
+    plot: MarginPlot = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Decide whether what a learned proxy predicts, or what follows from its set points, is within all limits for all loads of a box.
+
+    The first line of standard output is as that of `dispatch`.
+    """
+
+    def ask(loaded: Case, deadline: Deadline, on_event: OnEvent) -> Checked:
+        from milpverify.acopf.loads import Loads
+        from milpverify.acopf.proxy.checking import check_proxy
+        from milpverify.acopf.proxy.mapping import read_mapping
+
+        loads, named = Loads(load_scale, load_box), read_mapping(mapping)
+        told: dict[str, Any] = {"tolerance": tolerance, "samples": samples, **named}
+        return check_proxy(loaded, network, loads, limits=limits, deadline=deadline, on_event=on_event, **told)
+
+    _answer(case, _Output(json, None, plot, quiet, debug, _certified), timeout, ask)
+
+
+@app.command()
 def recheck(
     case: CaseFile,
     proof: Annotated[Path, typer.Argument(metavar="PROOF.json", exists=True, dir_okay=False, help="What --proof has written.")],
@@ -215,8 +321,9 @@ def info(case: CaseFile, debug: Debug = False) -> None:
     """Show what was read: counts, loads, limits and costs, with their units."""
     with reported(debug):
         from milpverify.acopf.matpower import load_case
+        from milpverify.acopf.summaries import described
 
-        answer(_described(load_case(case)))
+        answer(described(load_case(case)))
 
 
 def _why_no_proof(found: Outcome) -> str:
@@ -231,12 +338,55 @@ def _why_no_proof(found: Outcome) -> str:
 
 def _line(found: Outcome) -> str:
     """The answer: a word, or a word and the bounds that are proved or attained."""
+    from milpverify.acopf.dispatch.result import Checked
     from milpverify.acopf.result import Bounds, Cost, Feasibility
 
+    if isinstance(found, Checked):
+        return _margins(found)
     if isinstance(found, Feasibility):
         return found.verdict.value
     assert isinstance(found, Bounds)
     return " ".join(("cost" if isinstance(found, Cost) else "loadability", *_bounds(found)))
+
+
+def _margins(found: Checked) -> str:
+    """The verdict and the least margins, rounded outwards."""
+    worst, attacked = found.worst_margin, found.attacked_margin
+    least = -math.inf if worst is None else worst.certified
+    return f"{found.verdict.value} {_rounded(least, up=False)} {_rounded(math.inf if attacked is None else attacked.attacked, up=True)}"
+
+
+def _certified(found: Any, path: Path) -> None:
+    from milpverify.acopf.dispatch.margin_plots import plot_certified
+
+    plot_certified(found, path)
+
+
+def _outages(names: list[str]) -> list[str | int | tuple[int, int]]:
+    """The word all, rows, or two buses such as 3-4."""
+    found: list[str | int | tuple[int, int]] = []
+    for name in names:
+        f, dash, t = name.partition("-")
+        try:
+            found.append(name if name == "all" else (int(f), int(t)) if dash else int(name))
+        except ValueError:
+            raise typer.BadParameter(f"--outages: all, a row of the branch table, or two buses F-T, not {name}") from None
+    return found
+
+
+def _write_table(table: Outages, output: _Output) -> None:
+    """The verdict and the counts, and a line for every outage."""
+    from milpverify.acopf.result import Verdict
+
+    counts = (table.count(each) for each in (Verdict.HOLDS, Verdict.BROKEN, Verdict.UNKNOWN, Verdict.ISLANDED))
+    try:
+        answer(" ".join((table.verdict.value, *map(str, counts))) + "\n" + str(table).partition("\n")[2])
+    finally:
+        if output.json is not None:
+            write_atomically(output.json, table.to_json() + "\n")
+        if output.plot is not None:
+            _certified(table.intact, output.plot)
+    output.summarize(table.intact)
 
 
 def _bounds(found: Bounds) -> tuple[str, str, str]:
@@ -250,69 +400,3 @@ def _rounded(value: float, up: bool) -> str:
     from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
     return str(Context(prec=10, rounding=ROUND_CEILING if up else ROUND_FLOOR).create_decimal(value))
-
-
-def _summary(found: Outcome) -> None:
-    """The answer in words, and the worst constraint of every kind, on standard error."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from milpverify.acopf.result import TOLERANCE
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        console.width = 140
-    for text in (found.headline, *(f"  {detail}" for detail in found.details)):
-        console.print(text, markup=False, soft_wrap=True)
-    worst = found.worst()
-    if worst:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("least margin of", "where", "unit", "value", "limits", "margin", "proved range"):
-            table.add_column(name, justify="right" if name in ("value", "margin") else "left", no_wrap=True)
-        for one in worst:
-            style = "red" if one.margin < -TOLERANCE else ""
-            numbers = (f"{one.value:.6g}", _between(one.lower, one.upper), f"{one.margin:.3g}", _between(*one.proved))
-            table.add_row(one.kind, one.element, one.unit, *numbers, style=style)
-        console.print(table)
-
-
-def _between(lower: float, upper: float) -> str:
-    """A range in few digits, "-" where it is no limit."""
-    if math.isinf(lower) and math.isinf(upper):
-        return "-"
-    if math.isinf(lower):
-        return f"<= {upper:.5g}"
-    return f">= {lower:.5g}" if math.isinf(upper) else f"{lower:.5g} .. {upper:.5g}"
-
-
-def _described(case: Case) -> str:
-    """What a case holds, as columns."""
-    import numpy as np
-
-    bus, br, gen = case.buses, case.branches, case.generators
-    limited, turned = np.isfinite(br.rate), np.isfinite(br.angmin) | np.isfinite(br.angmax)
-    loaded, shunts = (bus.pd != 0) | (bus.qd != 0), (bus.gs != 0) | (bus.bs != 0)
-
-    def span(lower: Array, upper: Array) -> str:
-        return _between(float(lower.min()), float(upper.max())) if len(lower) else "-"
-
-    pd, qd = math.fsum(bus.pd.tolist()), math.fsum(bus.qd.tolist())
-    rows = [
-        ("what", "number", "from .. to, or sum", "unit"),
-        ("buses", len(bus), f"reference {int(bus.number[case.reference])}", ""),
-        ("  voltage limits", len(bus), span(bus.vmin, bus.vmax), "p.u."),
-        ("  active load", int(loaded.sum()), f"{pd:.6g}", f"p.u. of {case.base_mva:g} MVA"),
-        ("  reactive load", int(loaded.sum()), f"{qd:.6g}", "p.u."),
-        ("  shunts", int(shunts.sum()), "", ""),
-        ("branches", len(br), "", ""),
-        ("  transformers", int(((br.tap != 1) | (br.shift != 0)).sum()), "", ""),
-        ("  phase shifters", int((br.shift != 0).sum()), span(br.shift[br.shift != 0], br.shift[br.shift != 0]), "rad"),
-        ("  flow limits, |S| at both ends", int(limited.sum()), span(br.rate[limited], br.rate[limited]), "p.u."),
-        ("  angle limits", int(turned.sum()), span(br.angmin[turned], br.angmax[turned]), "rad"),
-        ("generators", len(gen), "", ""),
-        ("  active limits", len(gen), span(gen.pmin, gen.pmax), "p.u."),
-        ("  reactive limits", len(gen), span(gen.qmin, gen.qmax), "p.u."),
-        ("  quadratic costs", int((gen.c2 != 0).sum()), "", "$/h"),
-        ("  linear costs", int(((gen.c2 == 0) & (gen.c1 != 0)).sum()), "", "$/h"),
-    ]
-    return f"{case.name}\n\n{columns(rows)}"

@@ -24,11 +24,14 @@ TOLERANCE = 1e-6
 
 
 class Verdict(Enum):
-    """The answer. CERTIFIED is that of bounds which are within the gap asked for."""
+    """The answer. CERTIFIED is that of bounds which are within the gap asked for; the last ones but UNKNOWN are those about dispatches."""
 
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
     CERTIFIED = "certified"
+    HOLDS = "holds"
+    BROKEN = "broken"
+    ISLANDED = "islanded"
     UNKNOWN = "unknown"
 
 
@@ -41,6 +44,9 @@ class Reason(Enum):
     TIMEOUT = "the time limit was reached"
     INTERRUPTED = "the run was interrupted"
     UNDECIDED = "the search came to its end without deciding it"
+    VIOLATED = "loads were found whose power flow violates a limit"
+    NO_FLOW = "no power flow was found"
+    SPLIT = "the outage splits the network"
 
 
 @dataclass(frozen=True, eq=False)

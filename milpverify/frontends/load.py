@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from milpverify.config import Deadline, check_time, in_force
 from milpverify.frontends.onnx import check
-from milpverify.frontends.onnx.lowering import lower, read_onnx
+from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.frontends.problem import Problem
 from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_vnnlib
@@ -38,12 +38,11 @@ def load(network_path: str | Path, property_path: str | Path, timeout: float | N
 
 def _read(network_path: str | Path, property_path: str | Path) -> Problem:
     text = read_vnnlib(property_path)
-    model = read_onnx(network_path)
     check_time()
-    graph = lower(model)
+    graph, source = read_network(network_path)
     check_time()
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
     check_time()
     if disjuncts:
-        check.check(graph, model, disjuncts[0].box)
-    return Problem(graph, disjuncts, OnnxRuntime(model.SerializeToString()), (str(network_path), str(property_path)))
+        check.check(graph, source, disjuncts[0].box)
+    return Problem(graph, disjuncts, OnnxRuntime(source.data), (str(network_path), str(property_path)))

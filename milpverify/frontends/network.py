@@ -63,15 +63,14 @@ def load_network(network: Network, box: Box, shape: Sequence[int] | None = None)
 def _onnx(path: str | Path, box: Box) -> Loaded:
     from milpverify.errors import InvalidProperty
     from milpverify.frontends.onnx import check as onnx_check
-    from milpverify.frontends.onnx.lowering import lower, read_onnx
+    from milpverify.frontends.onnx.reading import read_network
     from milpverify.frontends.onnx.runtime import OnnxRuntime
 
-    model = read_onnx(path)
-    graph = lower(model)
+    graph, source = read_network(path)
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
-    onnx_check.check(graph, model, box)
-    return Loaded(graph, OnnxRuntime(model.SerializeToString()), (str(path),))
+    onnx_check.check(graph, source, box)
+    return Loaded(graph, OnnxRuntime(source.data), (str(path),))
 
 
 def _runtime(module: nn.Module, box: Box, shape: Sequence[int] | None) -> TorchRuntime:

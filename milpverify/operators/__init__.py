@@ -1,8 +1,10 @@
 """The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products."""
 
+from milpverify.operators.convolution import Conv, Transposed
 from milpverify.operators.core import Affine, Elementwise, Input, Operator, Product, Shape
-from milpverify.operators.maps import Conv, Linear, Scale, SparseLinear
+from milpverify.operators.maps import Linear, Scale, SparseLinear
 from milpverify.operators.moves import Concat, Permute, ReduceSum, Reshape, Select, Sum
+from milpverify.operators.window import Window
 
 __all__ = [
     "Affine",
@@ -21,4 +23,6 @@ __all__ = [
     "Shape",
     "SparseLinear",
     "Sum",
+    "Transposed",
+    "Window",
 ]

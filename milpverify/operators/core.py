@@ -21,8 +21,21 @@ if TYPE_CHECKING:
 
     from milpverify.balls.ball import Ball
     from milpverify.functions.catalogue import Function
+    from milpverify.operators.window import Window
 
 Shape = tuple[int, ...]
+
+
+def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in another precision: 0 where it holds them as subnormal numbers only, which take a hundred times as long in products."""
+    kept = weight.to(dtype)
+    return kept if dtype == weight.dtype else torch.where(kept.abs() < torch.finfo(dtype).tiny, 0.0, kept)
+
+
+def units(index: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """Unit vectors (R, *shape) for flat entries (R,)."""
+    zeros = torch.zeros(len(index), math.prod(shape), dtype=dtype, device=index.device)
+    return zeros.scatter_(1, index.unsqueeze(1), 1.0).reshape(len(index), *shape)
 
 
 class Operator(ABC):
@@ -30,11 +43,13 @@ class Operator(ABC):
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Operator:
         """The same operator with its floating-point tensors converted (index tensors only moved)."""
-        changes = {}
+        changes: dict[str, Tensor | Operator] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                changes[field.name] = value.to(device, dtype) if value.is_floating_point() else value.to(device)
+                changes[field.name] = converted(value, dtype).to(device) if value.is_floating_point() else value.to(device)
+            elif isinstance(value, Operator):
+                changes[field.name] = value.to(dtype, device)
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
 
@@ -109,6 +124,17 @@ class Affine(Operator):
         """How many multiplications a product of `linear` or `adjoint` takes, about; `shape` is the node's."""
         return math.prod(shape) * self.length
 
+    def behind(self, window: Window, shape: Shape) -> tuple[Window, ...] | None:
+        """Per input where the adjoint of rows lies that lie in a window; None where that may be everywhere. `shape` is the node's."""
+        return self._behind(window) if window.shape == shape else None
+
+    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+        return None
+
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        """The transpose of rows in a window (groups, r, *within), clean where anything is summed: one per input, in the window behind."""
+        return tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in self.adjoint(rows.flatten(0, 1)))
+
     @property
     def copies(self) -> bool:
         """Whether every entry is one of the entries of the one input."""
@@ -120,10 +146,10 @@ class Affine(Operator):
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             weight = getattr(self, f.name)
             if f.name != "bias" and isinstance(weight, Tensor) and weight.is_floating_point():
-                if torch.equal(weight.to(dtype).to(weight.dtype), weight):  # as most are: float32, in a file
+                if torch.equal(held := converted(weight, dtype).to(weight.dtype), weight):  # as most are: float32, in a file
                     continue
-                small = weight[weight.abs() < torch.finfo(dtype).tiny]
-                most = max(most, float((small - small.to(dtype).to(small.dtype)).abs().amax()) if len(small) else 0.0)
+                small = weight.abs() < torch.finfo(dtype).tiny
+                most = max(most, float((weight - held)[small].abs().amax()) if bool(small.any()) else 0.0)
         return most
 
     def forward(self, xs: Sequence[Tensor]) -> Tensor:
@@ -131,18 +157,23 @@ class Affine(Operator):
         y = self.linear(xs)
         return y if self.bias is None else y + self.bias
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its coefficients; float32 where it has none."""
+        values = (getattr(self, f.name) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        return next((v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()), torch.float32)
+
     def rows(self, index: Tensor, shape: Shape) -> tuple[Tensor, ...]:
         """The adjoint of unit vectors: flat output indices (R,) -> one (R, *input_shape) per input.
 
         `shape` is the node's shape. Dense operators override it to read their rows instead of multiplying.
         """
-        weight = next(
-            (v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor) and v.is_floating_point()),  # type: ignore[arg-type]
-            torch.zeros((), device=index.device),
-        )
-        units = torch.zeros(len(index), math.prod(shape), dtype=weight.dtype, device=index.device)
-        units[torch.arange(len(index), device=index.device), index] = 1.0
-        return self.adjoint(units.reshape(len(index), *shape))
+        return self.adjoint(units(index, shape, self.dtype))
+
+    def rows_within(self, index: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        """As `rows`, of entries (groups, r) of what lies in a window, in the windows behind it."""
+        found = units(index.flatten(), window.within, self.dtype)
+        return self.adjoint_within(found.reshape(*index.shape, *window.within), window, shape)
 
 
 class Weighted:

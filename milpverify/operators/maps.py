@@ -1,4 +1,4 @@
-"""Affine maps with weights: matrices, dense and sparse, convolutions, scales."""
+"""Affine maps with weights: matrices, dense and sparse, and scales."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from milpverify.operators.core import Affine, Shape, Weighted
+from milpverify.operators.window import Window, filled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +69,16 @@ class SparseLinear(Affine):
     def of(dense: Linear) -> SparseLinear | None:
         """A matrix as a sparse one, where that pays."""
         weight = dense.weight
-        if weight.numel() < FEWEST or int((weight != 0).sum()) > SPARSE * weight.numel():
+        if weight.numel() < FEWEST:
             return None
-        row, column = weight.nonzero(as_tuple=True)
+        lies = weight if (by_rows := weight.is_contiguous()) else weight.T.contiguous()
+        most = SPARSE * weight.numel()
+        if int(lies[: len(lies) // 8].count_nonzero()) > most or int(lies.count_nonzero()) > most:  # a part tells mostly
+            return None
+        row, column = lies.nonzero(as_tuple=True)
+        if not by_rows:
+            order = column.argsort(stable=True)
+            row, column = column[order], row[order]
         return SparseLinear(weight[row, column], row, column, (weight.shape[0], weight.shape[1]), dense.bias, dense.rounded)
 
     @cached_property
@@ -121,47 +128,6 @@ class SparseLinear(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class Conv(Weighted, Affine):
-    """Convolution in 1, 2 or 3 dimensions on (batch, channels, *space), as ONNX Conv. `weight` (out, in / groups, *kernel)."""
-
-    weight: Tensor
-    stride: Shape
-    pads: tuple[tuple[int, int], ...]  # (begin, end) per spatial axis
-    dilation: Shape
-    groups: int
-    in_shape: Shape  # (batch, channels, *space)
-    bias: Tensor | None = None  # (out, 1, ..., 1)
-    rounded: int = 0
-
-    def linear(self, xs: Sequence[Tensor]) -> Tensor:
-        x = xs[0]
-        flat = F.pad(x.flatten(0, 1), [p for pair in reversed(self.pads) for p in pair])
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
-        y = conv(flat, self.weight, None, self.stride, 0, self.dilation, self.groups)
-        return y.reshape(x.shape[0], self.in_shape[0], *y.shape[1:])
-
-    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
-        space = self.in_shape[2:]
-        kernel = self.weight.shape[2:]
-        flat = y.flatten(0, 1)
-        # What the transposed convolution misses of the padded input, because strides skipped the rest.
-        extra = [
-            s + sum(p) - ((o - 1) * st + d * (k - 1) + 1)
-            for s, p, o, st, d, k in zip(space, self.pads, flat.shape[2:], self.stride, self.dilation, kernel, strict=True)
-        ]
-        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.stride) - 1]
-        x = transposed(flat, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
-        x = F.pad(x, [v for e in reversed(extra) for v in (0, e)])
-        for axis, (size, (begin, _)) in enumerate(zip(space, self.pads, strict=True)):
-            x = x.narrow(2 + axis, begin, size)
-        return (x.reshape(y.shape[0], *self.in_shape),)
-
-    @property
-    def length(self) -> int:
-        return math.prod(self.weight.shape[2:]) * max(self.weight.shape[1], self.weight.shape[0] // self.groups)
-
-
-@dataclass(frozen=True, eq=False)
 class Scale(Weighted, Affine):
     """y = w * x + b elementwise; `weight` and `bias` broadcast to the shape, None means 1 and 0."""
 
@@ -175,3 +141,15 @@ class Scale(Weighted, Affine):
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y if self.weight is None else y * self.weight,)
+
+    def behind(self, window: Window, shape: Shape) -> tuple[Window, ...] | None:
+        return (window,)
+
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        if self.weight is None:
+            return (rows,)
+        full = self.weight.reshape(*[1] * (len(shape) - self.weight.dim()), *self.weight.shape)
+        if window.shape == shape and all(full.shape[axis] == 1 for axis in window.axes):
+            return (rows * full,)
+        every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        return (rows * window.cut(filled(full.expand(1, 1, *shape)), every)[0].unsqueeze(1),)

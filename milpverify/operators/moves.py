@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from milpverify.operators.core import Affine, Choosing, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from milpverify.operators.window import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,9 @@ class Sum(Affine):
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return tuple(y if sign > 0 else -y for sign in self.signs)
+
+    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+        return (window,) * len(self.signs)
 
     @property
     def directions(self) -> tuple[int, ...]:
@@ -59,6 +64,12 @@ class Reshape(Choosing, Affine):
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y.reshape(y.shape[0], *self.in_shape),)
 
+    def behind(self, window: Window, shape: Shape) -> tuple[Window, ...] | None:
+        return (window,)  # which sees the entries in the other shape still
+
+    def adjoint_within(self, rows: Tensor, window: Window, shape: Shape) -> tuple[Tensor, ...]:
+        return (rows,)
+
 
 @dataclass(frozen=True, eq=False)
 class Permute(Choosing, Affine):
@@ -74,6 +85,12 @@ class Permute(Choosing, Affine):
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         return (y.permute(0, *(a + 1 for a in inverse)),)
+
+    def _behind(self, window: Window) -> tuple[Window, ...] | None:
+        shape = tuple(window.shape[self.axes.index(a)] for a in range(len(self.axes)))
+        order = sorted(range(len(window.axes)), key=lambda k: self.axes[window.axes[k]])
+        axes, size = (tuple(v[k] for k in order) for v in ([self.axes[a] for a in window.axes], window.size))
+        return (replace(window, shape=shape, axes=axes, start=window.start[:, order], size=size),)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ Rows live in groups: (groups, rows, *shape). The rows of a group belong to one b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
 from milpverify.balls.dual import Region
 from milpverify.config import check_time
-from milpverify.operators import Affine, Input
+from milpverify.operators import Affine, Input, Window
+from milpverify.operators.window import filled
 from milpverify.propagation.state import Lines, SplitConstraints, State
 from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.rule import PerInput
@@ -154,6 +156,10 @@ def ends_of(graph: Graph, node: int, state: State) -> tuple[PerInput, PerInput]:
     return tuple(b.lower for b in known), tuple(b.upper for b in known)
 
 
+LARGE_SHARE = 0.6
+"""Of a node, what a window may hold to be worth its while."""
+
+
 class Backward:
     """A pass under way: multipliers waiting at nodes, and what has been accumulated.
 
@@ -181,46 +187,82 @@ class Backward:
         self.splits = splits or {}
         self.seen: dict[int, Tensor] | None = None  # set to {} to record the multipliers that arrive at nonlinear nodes
         self.waiting: dict[int, Tensor] = {}
+        self.windows: dict[int, Window] = {}  # of nodes where rows wait that are zero outside
         device = state[0].center.device
         self.lower = torch.zeros(groups, rows, dtype=torch.float64, device=device)
         self.upper = torch.zeros_like(self.lower) if parallel else self.lower
         self.size = torch.zeros_like(self.lower)
         self.terms = 0  # so many have been added to `lower` and `upper`
 
-    def add(self, node: int, rows: Tensor) -> None:
-        """Let multipliers (groups, rows, *shape) arrive at a node."""
-        self.waiting[node] = self.waiting[node] + rows if node in self.waiting else rows
+    def add(self, node: int, rows: Tensor, window: Window | None = None) -> None:
+        """Let multipliers (groups, rows, *shape) arrive at a node, or (groups, rows, *within) those in a window."""
+        if node in self.waiting:
+            there = self.windows.get(node)
+            both = None if there is None or window is None else there.joined(window)
+            if both is not None and there is not None and window is not None:
+                rows = there.grown(self.waiting[node], both) + window.grown(rows, both)
+                window = both
+            else:
+                rows = self.whole(node) + self._whole(node, rows, window)
+                window = None
+        self.waiting[node] = rows
+        self.windows.pop(node, None)
+        if window is not None:
+            if window.share > LARGE_SHARE:
+                self.waiting[node] = self._whole(node, rows, window)
+            else:
+                self.windows[node] = window
+
+    def whole(self, node: int) -> Tensor:
+        """The multipliers that wait at a node, (groups, rows, *shape)."""
+        return self._whole(node, self.waiting[node], self.windows.get(node))
+
+    def _whole(self, node: int, rows: Tensor, window: Window | None) -> Tensor:
+        return rows if window is None else window.whole(rows).reshape(*rows.shape[:2], *self.graph.nodes[node].shape)
 
     def step(self) -> bool:
         """Move the last waiting multipliers one node back; False when they have all reached the input."""
         check_time()
         last = max(self.waiting)
         node = self.graph.nodes[last]
-        rows = self.waiting[last]
+        rows, window = self.waiting[last], self.windows.get(last)
         if last in self.splits:
             rows = self._split(rows, last, self.splits[last])
         if isinstance(node.op, Input):
             self.waiting[last], self.splits = rows, {}
             return False
         del self.waiting[last]
+        self.windows.pop(last, None)
         if isinstance(node.op, Affine):
-            flat = rows.reshape(-1, *node.shape).to(self.graph.precision(last))
-            for source, part in zip(node.inputs, node.op.adjoint(flat), strict=True):
-                self.add(source, part.reshape(*rows.shape[:2], *part.shape[1:]))
+            behind = None if window is None else node.op.behind(window, node.shape)
+            if window is None or behind is None:
+                flat = self._whole(last, rows, window).reshape(-1, *node.shape).to(self.graph.precision(last))
+                parts = tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in node.op.adjoint(flat))
+            else:
+                clean = window.cleaned(rows) if node.op.length > 1 else rows
+                parts = node.op.adjoint_within(clean.to(self.graph.precision(last)), window, node.shape)
+            for source, part, there in zip(node.inputs, parts, behind or [None] * len(parts), strict=True):
+                self.add(source, part, there)
         else:
             if self.seen is not None:
-                self.seen[last] = rows
-            for source, part in zip(node.inputs, self._relax(rows, self.table[last]), strict=True):
-                self.add(source, part)
+                self.seen[last] = self._whole(last, rows, window)
+            there = None if window is None else replace(window, clean=True)  # beyond the node slopes are 0
+            for source, part in zip(node.inputs, self._relax(rows, self.table[last], window), strict=True):
+                self.add(source, part, there)
         return True
 
-    def _take(self, vector: Tensor) -> Tensor:
-        """A (batch, ...) vector as it applies to the groups."""
-        return vector if self.owner is None else vector[self.owner]
+    def _take(self, vector: Tensor, window: Window | None) -> Tensor:
+        """A (batch, ...) vector of a node as it applies to the groups."""
+        if self.owner is None:
+            return vector
+        return vector[self.owner] if window is None else window.cut(filled(vector.unsqueeze(0)), self.owner)[0]
 
-    def _relax(self, rows: Tensor, around: Lines) -> list[Tensor]:
+    def _relax(self, rows: Tensor, around: Lines, window: Window | None) -> list[Tensor]:
         # Half the sum and half the difference round: a unit each, far within the factor 2 of the intercepts' own margin.
-        *slopes, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
+        if window is None or self.owner is None:
+            *slopes, middle, half = around.centred if self.owner is None else around.centred[:, self.owner]
+        else:
+            *slopes, middle, half = window.cut(around.filled, self.owner)
         magnitude = rows.abs()
         self._account(self._dot(rows, middle), self._dot(magnitude, half))
         parts = []
@@ -278,12 +320,12 @@ class Backward:
         for node, rows in self.waiting.items():
             if node not in self.intervals:
                 self.intervals[node] = self._interval(node, rows.dtype)
-            middle, radius = self.intervals[node]
-            reach = self._dot(rows.abs(), self._take(radius))
-            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle))
+            (middle, radius), window = self.intervals[node], self.windows.get(node)
+            reach = self._dot(rows.abs(), self._take(radius, window))
+            shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle, window))
             below, above = shift - reach, shift + reach
             if confined and node == 0 and self.region is not None:
-                region = self.region.take(self.owner)
+                region, rows = self.region.take(self.owner), self.whole(node)
                 below = torch.maximum(below, region.least(rows))
                 above = torch.minimum(above, -region.least(-rows)) if self.parallel else above
             lower, upper = lower + below, upper + above
@@ -325,13 +367,15 @@ class Backward:
         radius = radius + (middle - kept.double()).abs()
         return kept, cast_up(radius * (1 + g), dtype)
 
-    def gather(self, owner: Tensor, position: Tensor) -> None:
-        """Go on with some of the rows only, rearranged.
+    def gather(self, group: Tensor, position: Tensor) -> None:
+        """Go on with some of the rows only, rearranged; those of a new group come from one group.
 
         Args:
-            owner: (new groups,) the box of each.
+            group: (new groups,) from which they come.
             position: (new groups, new rows) places of the rows among groups * rows.
         """
-        self.owner = owner
+        assert self.owner is not None
+        self.owner = self.owner[group]
+        self.windows = {node: window.take(group) for node, window in self.windows.items()}
         self.waiting = {node: rows.flatten(0, 1)[position] for node, rows in self.waiting.items()}
         self.lower, self.upper, self.size = (total.flatten()[position] for total in (self.lower, self.upper, self.size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from milpverify.operators import Affine
+from milpverify.propagation.patches import ENTRY, pass_for
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import undecided
 
@@ -12,10 +13,6 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.propagation.relevance import Needed
     from milpverify.propagation.state import State
-
-
-ENTRY = 60.0
-"""What relaxing and moving an entry costs, in multiplications of a matrix product: memory is slower than arithmetic."""
 
 
 def multiplications(graph: Graph) -> list[float]:
@@ -29,8 +26,7 @@ BACKWARD_RATE, FORWARD_RATE = 3e10, 1e9
 
 def undecided_backward(graph: Graph) -> float:
     """As `backward_passes`, where nothing is known and every pre-activation may be undecided."""
-    own = multiplications(graph)
-    return sum(2.0 * node.size * sum(own[i] for i in graph.ancestors[node.id] if i != node.id) for node in refinable(graph))
+    return sum(pass_for(graph, node, 2.0 * node.size) for node in refinable(graph))
 
 
 def forward_pass(graph: Graph, varying: int) -> float:
@@ -40,14 +36,12 @@ def forward_pass(graph: Graph, varying: int) -> float:
 
 def backward_passes(graph: Graph, state: State, needed: Needed = EVERYTHING) -> float:
     """Multiplications of backward passes for all pre-activations that a state leaves undecided, both sides, for one box on average."""
-    own = multiplications(graph)
     total, batch = 0.0, len(state[0].center)
     for node in refinable(graph):
         low, high = (t.flatten(1) for t in (state[node.id].bounds.lower, state[node.id].bounds.upper))
         left = wanted(graph, node.id, undecided(graph, node.id, state, low, high), low, high, needed.get(node.id))
         if rows := int(left.sum()):
-            # The first step takes rows of the node's own operator, and multiplies nothing.
-            total += 2.0 * rows / batch * sum(own[i] for i in graph.ancestors[node.id] if i != node.id)
+            total += pass_for(graph, node, 2.0 * rows / batch)
     return total
 
 
@@ -55,8 +49,8 @@ CHEAP = 3e9
 """Multiplications that all backward passes may take to need nothing before them: a tenth of a second."""
 FEW = 64
 """Inputs that may vary for forward forms, which carry a column for each."""
-TIMES = 5.0
-"""So much faster forward forms must be than backward passes to be all that a box gets where few inputs vary."""
+ORDER = 3.0
+"""The power of the width of a box, at most, that what forward forms lose falls with."""
 
 
 def is_dear(graph: Graph) -> bool:
@@ -64,6 +58,13 @@ def is_dear(graph: Graph) -> bool:
     return undecided_backward(graph) > CHEAP
 
 
-def forward_suffices(forward: float, backward: float) -> bool:
-    """Whether forward forms are so much cheaper than backward passes, by their multiplications, that boxes are bisected with them."""
-    return backward / BACKWARD_RATE > TIMES * forward / FORWARD_RATE
+def forward_suffices(forward: float, backward: float, varying: int, missing: float, left: float) -> bool:
+    """Whether boxes are bisected with forward forms sooner until these are as good as backward passes, than those are made.
+
+    Args:
+        forward, backward: seconds that either takes for a box.
+        varying: inputs that vary.
+        missing, left: how far below 0 the margin of that box is by either, > 0.
+    """
+    boxes = float((missing / left) ** (varying / ORDER))
+    return boxes * forward <= backward

@@ -10,18 +10,20 @@ bounds both sides of every neuron, and only those whose bounds slopes of their o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNIT_ROUNDOFF
-from milpverify.operators import Affine
 from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.propagation.interval import charged, input_state, step
+from milpverify.propagation.memory import rows_that_fit
+from milpverify.propagation.passes import Known, finite, parts, passes
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
-from milpverify.propagation.screening import Gram, functions_of, grouped, inexact, screen, undecided
-from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State
+from milpverify.propagation.screening import Gram, functions_of, inexact, screen, undecided
+from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State, rows_of_lines
 from milpverify.relaxations.registry import univariate
 from milpverify.relaxations.smooth import Smooth
 
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from milpverify.propagation.forward import Carried
     from milpverify.propagation.relevance import Needed
 
-CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
 WORTHWHILE = 0.005
 """Of a neuron's width, what a two-sided pass should gain after one with a slope for both sides."""
 
@@ -50,6 +50,7 @@ def crown(
     carried: Carried | None = None,
     sharpen: Callable[[Node, State, LineTable], Bounds] | None = None,
     needed: Needed = EVERYTHING,
+    screened_before: bool = True,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -65,6 +66,7 @@ def crown(
         carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
         sharpen: better bounds of a variable, from the state and the lines of what is before it.
         needed: the entries that matter; the others keep their interval bounds.
+        screened_before: what is known comes from passes like these: what it leaves undecided, parallel slopes rarely decide.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -77,11 +79,12 @@ def crown(
     functions = {i: functions_of(graph, i) for i in targets}
     smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
     level: Level = {}
-    # Inherited bounds have been screened before: what they leave undecided, parallel slopes rarely decide.
-    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)} - set(known or ())
+    screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
+    screened -= set(known or ()) if screened_before else set()
     # What a ball excludes the box's ranges do not tell.
     useful = screened and len(lower) and graph.ball is None
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
+    sampled = carried is not None
     for node in graph.nodes:
         now = step(graph, node, state, lower, upper, wide)
         if known is not None and node.id in known:
@@ -100,11 +103,11 @@ def crown(
         if node.id in targets and not (deadline and deadline.expired()):
             mine, quick = needed.get(node.id), fast.nodes[node.id]
             if node.id in screened:
-                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline))
+                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline, sampled))
             if node.id in smooth:
                 bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, mine, deadline)
             else:
-                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline)
+                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline, sampled)
             _improve(state, coarse, node.id, bounds)
             if sharpen is not None:
                 _improve(state, coarse, node.id, sharpen(node, state, table))
@@ -128,7 +131,7 @@ def bound_rows(
     seen: dict[int, Tensor] | None = None,
     also: dict[int, Tensor] | None = None,
 ) -> LinearBound:
-    """Lower bounds of `rows . value(node) + x_rows . x` on every box.
+    """Lower bounds of `rows . value(node) + x_rows . x` on every box; in parts where memory does not hold all rows.
 
     Args:
         graph: in the precision of the matrices.
@@ -141,6 +144,17 @@ def bound_rows(
     """
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]
+    most = max(1, rows_that_fit(graph) // max(1, batch))
+    if count > most and seen is None and not rows.requires_grad:
+        parts = []
+        for part in (slice(first, first + most) for first in range(0, count, most)):
+            own = {i: rows_of_lines(around, len(graph.nodes[i].shape), part) for i, around in table.items()}
+            held = {i: replace(split, beta=split.beta[:, part]) for i, split in (splits or {}).items()}
+            beside = None if also is None else {i: matrix[:, part] for i, matrix in also.items()}
+            moved = None if x_rows is None else x_rows[:, part]
+            parts.append(bound_rows(graph, state, own, rows[:, part], node, moved, held, None, beside))
+        joined = ([getattr(p, name) for p in parts] for name in ("coefficients", "constant", "lower", "over_box"))
+        return LinearBound(*(torch.cat(each, dim=1) for each in joined))
     start = state[node]
     flat = rows.to(graph.inner or graph.dtype)
     sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
@@ -155,7 +169,7 @@ def bound_rows(
     while sweep.step():
         pass
     least = [sweep.concretise()[0], *([] if sweep.region is None else [sweep.concretise(confined=False)[0]])]
-    lower, *others = (_finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
+    lower, *others = (finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
     return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, *(others or [lower]))
 
@@ -183,28 +197,34 @@ def _screened(
     gram: Gram | None,
     needed: Tensor | None,
     deadline: Deadline | None,
+    sampled: bool,
 ) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
     functions = functions_of(graph, node.id)
-    known = _Known(state[node.id])
+    known = Known(state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
         left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
-        owner, index = left.nonzero(as_tuple=True)
-        for box, place in grouped(owner, rows_at_once(graph)):
-            if deadline is not None and deadline.expired():
-                break
-            sweep = _start(graph, node, state, parallel, box, index[place], intervals, parallel=True)
-            screen(sweep, functions, gram, index[place], known.improve)
+        for part in parts(graph, node, state, left, known, sampled):
+            for sweep, _, index in passes(graph, node, state, parallel, part, intervals, deadline, parallel=True):
+                screen(sweep, functions, gram, index, known.improve)
     return known.bounds
 
 
 def _refined(
-    graph: Graph, node: Node, state: State, table: LineTable, intervals: Intervals, needed: Tensor | None, deadline: Deadline | None
+    graph: Graph,
+    node: Node,
+    state: State,
+    table: LineTable,
+    intervals: Intervals,
+    needed: Tensor | None,
+    deadline: Deadline | None,
+    sampled: bool,
 ) -> Bounds:
     """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
-    known = _Known(state[node.id])
+    known = Known(state[node.id])
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    _two_sided(graph, node, state, table, left, known, intervals, deadline)
+    for part in parts(graph, node, state, left, known, sampled):
+        _two_sided(graph, node, state, table, part, known, intervals, deadline)
     return known.bounds
 
 
@@ -213,21 +233,23 @@ def _two_sided(
     node: Node,
     state: State,
     table: LineTable,
-    chosen: Tensor,
-    known: _Known,
+    chosen: tuple[Tensor, Tensor],
+    known: Known,
     intervals: Intervals,
     deadline: Deadline | None,
 ) -> None:
-    """A pass for both sides of the chosen neurons, (batch, size) bool."""
-    owner, index = chosen.nonzero(as_tuple=True)
-    for box, place in grouped(owner, rows_at_once(graph) // 2):
-        if deadline is not None and deadline.expired():
-            break
-        sweep = _start(graph, node, state, table, box, index[place], intervals, parallel=False)
+    """A pass for both sides of the chosen neurons: boxes, ascending, and places."""
+    for sweep, box, index in passes(graph, node, state, table, chosen, intervals, deadline, parallel=False):
         while sweep.step():
             pass
         below, above = sweep.concretise()[0].chunk(2, dim=1)
-        known.improve(box, index[place], below, -above)
+        known.improve(box, index, below, -above)
+
+
+def _places(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Chosen entries (batch, size) bool as boxes, ascending, and places."""
+    box, place = chosen.nonzero(as_tuple=True)
+    return box, place
 
 
 Level = dict[int, tuple[Lines, Tensor]]
@@ -257,90 +279,21 @@ def _levelled(
     deadline: Deadline | None,
 ) -> Bounds:
     """Bounds of a pre-activation node by a pass with one slope for both sides, and by a two-sided one where that should gain much."""
-    known = _Known(state[node.id])
+    known = Known(state[node.id])
     shared = {i: around for i, (around, _) in level.items()}
     left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    owner, index = left.nonzero(as_tuple=True)
-    for box, place in grouped(owner, rows_at_once(graph)):
-        if deadline is not None and deadline.expired():
-            return known.bounds
-        sweep = _start(graph, node, state, shared, box, index[place], intervals, parallel=True)
+    for sweep, box, index in passes(graph, node, state, shared, _places(left), intervals, deadline, parallel=True):
         sweep.seen = {}
         while sweep.step():
             pass
-        low, high = known.improve(box, index[place], *sweep.concretise())
+        low, high = known.improve(box, index, *sweep.concretise())
         gained = torch.zeros_like(low)
         for i, rows in sweep.seen.items():
             lost = level[i][1].flatten(1)[box]
             gained = gained + (rows.flatten(2).abs() @ lost.to(rows.dtype).unsqueeze(2)).squeeze(2)
         still = ~(2 * gained <= WORTHWHILE * (high - low))
-        left[box.unsqueeze(1), index[place]] = still
+        left[box.unsqueeze(1), index] = still
         if bool(still.all()):  # the others may be expected to need it too
             break
-    _two_sided(graph, node, state, table, left, known, intervals, deadline)
+    _two_sided(graph, node, state, table, _places(left), known, intervals, deadline)
     return known.bounds
-
-
-class _Known:
-    """What is known of one node so far: `low` and `high` (batch, size), improved in place."""
-
-    def __init__(self, node: NodeState) -> None:
-        self.node = node
-        bounds = node.bounds
-        self.low, self.high = (side.flatten(1).clone(memory_format=torch.contiguous_format) for side in (bounds.lower, bounds.upper))
-
-    @property
-    def bounds(self) -> Bounds:
-        """The bounds as they are now."""
-        shape = self.node.bounds.lower.shape
-        return Bounds(self.low.reshape(shape), self.high.reshape(shape))
-
-    def improve(self, box: Tensor, index: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in bounds of the deviations of entries `index` (groups, rows) on boxes (groups,), with the node's charges.
-
-        Returns:
-            the bounds of these entries as they are then known, (groups, rows).
-        """
-        place = box.unsqueeze(1) * self.low.shape[1] + index
-        center = self.node.center.flatten()[place]
-        charge = self.node.charge.flatten()[place] if self.node.charge is not None else 0.0
-        lost = charge * (1 + 2.0**-40) + 4 * U64 * center.abs()
-        lower = torch.maximum(self.low.view(-1)[place], _finite(center + lower - (lost + 4 * U64 * lower.abs())))
-        upper = torch.minimum(self.high.view(-1)[place], -_finite(-center - upper - (lost + 4 * U64 * upper.abs())))
-        # Padding repeats entries: the best of them is taken, whatever the order in which they are written.
-        self.low.view(-1).scatter_reduce_(0, place.flatten(), lower.flatten(), "amax")
-        self.high.view(-1).scatter_reduce_(0, place.flatten(), upper.flatten(), "amin")
-        return lower, upper
-
-
-def _start(
-    graph: Graph, node: Node, state: State, table: LineTable, box: Tensor, index: Tensor, intervals: Intervals, parallel: bool
-) -> Backward:
-    """A pass for entries `index` (groups, rows) of a node, already moved through its adjoint if it is affine.
-
-    Unless it is parallel, which bounds both sides, the negatives follow the entries.
-    """
-    count, rows = index.shape
-    sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
-    if isinstance(node.op, Affine):
-        parts = zip(node.inputs, node.op.rows(index.flatten(), node.shape), strict=True)
-    else:
-        units = torch.zeros(index.numel(), node.size, dtype=graph.precision(node.id), device=index.device)
-        parts = zip((node.id,), (units.scatter_(1, index.reshape(-1, 1), 1.0).reshape(-1, *node.shape),), strict=True)
-    for source, part in parts:
-        part = part.reshape(count, rows, *part.shape[1:])
-        sweep.add(source, part if parallel else torch.cat([part, -part], dim=1))
-    return sweep
-
-
-def _finite(bound: Tensor) -> Tensor:
-    """A lower bound with NaN (from overflow) replaced by what is known then: nothing."""
-    return torch.where(torch.isnan(bound), -torch.inf, bound)
-
-
-def rows_at_once(graph: Graph) -> int:
-    """How many rows of multipliers make one matrix of the size that suits the device."""
-    mean = -(-graph.entries // len(graph.nodes))
-    # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
-    several = max((3 * graph.nodes[i].size // 4 for i, readings in graph.readings.items() if len(readings) > 1), default=0)
-    return max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8)) // 2 * 2

@@ -15,6 +15,7 @@ from milpverify.arithmetic import interval
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.config import check_time
 from milpverify.operators import Affine, Elementwise, Input, Product
+from milpverify.propagation.lookup import lookups
 from milpverify.propagation.state import Bounds, NodeState, State
 from milpverify.relaxations.registry import rule_of
 
@@ -49,7 +50,12 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
         case Input():
             return input_state(lower, upper)
         case Affine():
-            return _affine(graph, node, state, fast)
+            found, table = _affine(graph, node, state, fast), lookups(graph).get(node.id)
+            if table is None:
+                return found
+            ends = state[table.source].bounds
+            bounds = table.bounds(Bounds(ends.lower.flatten(1), ends.upper.flatten(1)))
+            return _met(found, bounds.lower.reshape(found.center.shape), bounds.upper.reshape(found.center.shape))
         case Elementwise(function):
             source = state[node.inputs[0]]
             low, high = function.interval(source.bounds.lower, source.bounds.upper)

@@ -4,6 +4,8 @@ Lines leave the range of a function that saturates: on [-20, 5] a line over the 
 a backward pass takes what it exceeds 1 by for granted. Optimised slopes approach a constant line, but never arrive. So a limit that
 lies just beyond the range of an output's function is proved by that range, in float64, or hardly at all.
 
+Of a lookup table the range is that of its values, not of the many ReLUs that it is written with.
+
 Rounding: the computed coefficients of a row differ from the exact ones by at most g m, where m are the coefficients that the same row
 gets from |W|, and g counts the operations on the longest path. A tiny number added to m everywhere outweighs what underflows.
 """
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import TINY, gamma
 from milpverify.operators import Affine
+from milpverify.propagation.lookup import lookups
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -29,7 +32,8 @@ class RowIntervals:
     """rows . y + x_rows . x as affine functions of the nearest nonlinear nodes and the input.
 
     `coefficients` (r, size of the node) per node and `constant` (r,) are computed in float64; their errors, and those of products with
-    ends of ranges, are at most `loss` times `sizes` and `constant_size`.
+    ends of ranges, are at most `loss` times `sizes` and `constant_size`. Where the graph has lookup tables these count as nonlinear
+    nodes, and `through` are the functions of the ReLUs behind them, whose ranges may be tighter where they were split.
     """
 
     coefficients: dict[int, Tensor]
@@ -37,17 +41,21 @@ class RowIntervals:
     constant: Tensor
     constant_size: Tensor
     loss: float
+    through: RowIntervals | None = None
 
     @staticmethod
-    def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None = None) -> RowIntervals:
+    def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None = None, tables: bool = True) -> RowIntervals:
         """The functions that some rows are.
 
         Args:
             graph: in float64.
             y_rows: (r, ny) float64.
             x_rows: (r, nx) float64, zero by default.
+            tables: whether lookup tables count as nonlinear nodes.
         """
         count = len(y_rows)
+        # Several values of one table are better bounded together.
+        whole = {i for i, table in lookups(graph).items() if len(table.last.weight) == 1} if tables else set()
         waiting: dict[int, tuple[Tensor, Tensor]] = {}
 
         def arrive(node: int, rows: Tensor, size: Tensor) -> None:
@@ -66,7 +74,7 @@ class RowIntervals:
             node, (rows, size) = graph.nodes[last], waiting.pop(last)
             op = node.op
             terms += 2 * len(graph.consumers[last]) + 2
-            if not isinstance(op, Affine):
+            if not isinstance(op, Affine) or last in whole:
                 cuts[last] = rows.flatten(1), size.flatten(1)
                 terms += node.size
                 continue
@@ -85,6 +93,7 @@ class RowIntervals:
             constant,
             constant_size,
             4 * gamma(terms),
+            RowIntervals.of(graph, y_rows, x_rows, tables=False) if not whole.isdisjoint(cuts) else None,
         )
 
     def lower(self, state: State) -> Tensor:
@@ -95,4 +104,5 @@ class RowIntervals:
             total = total + (low @ rows.clamp(min=0.0).T + high @ rows.clamp(max=0.0).T)
             size = size + torch.maximum(low.abs(), high.abs()) @ self.sizes[i].T
         found = total - self.loss * size
-        return torch.where(torch.isnan(found), -torch.inf, found)
+        found = torch.where(torch.isnan(found), -torch.inf, found)
+        return found if self.through is None else torch.maximum(found, self.through.lower(state))

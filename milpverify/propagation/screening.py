@@ -57,6 +57,10 @@ class Gram:
         size = graph.nodes[node].size
         if 4 * size > graph.nx or summing_maps(graph).get(node) != 1:
             return None
+        # A product with the matrix must take less than the step onto the input: that of a convolution is no dense one.
+        passed = (graph.nodes[i] for i in graph.ancestors[node])
+        if size * size > sum(n.op.products(n.shape) for n in passed if isinstance(n.op, Affine) and n.op.length > 1):
+            return None
         unit = torch.eye(size, dtype=torch.float64, device=graph.device).reshape(size, *graph.nodes[node].shape)
         # With one summing map at most, an entry of A is a product of weights, exact up to a unit each beside their own rounding.
         scaled = affine_form(graph, node, unit).coefficients[0].flatten(1) * radius
@@ -141,7 +145,7 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         if not (arrived or at_gram or not isinstance(nodes[last].op, Affine)):
             continue
         assert sweep.owner is not None
-        below, above = sweep.accumulated(gram.reach(sweep.waiting[last])) if at_gram and gram is not None else sweep.concretise()
+        below, above = sweep.accumulated(gram.reach(sweep.whole(last))) if at_gram and gram is not None else sweep.concretise()
         # Rows that have left add nothing, so that results do not depend on whether the table was packed.
         low, high = improve(sweep.owner, place, below.masked_fill(~alive, -torch.inf), above.masked_fill(~alive, torch.inf))
         if arrived:
@@ -157,7 +161,7 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         if len(kept) < 0.8 * alive.numel():
             start, count = pieces(kept // alive.shape[1], -(-len(kept) // len(alive)))
             position = kept[padded(start, count, int(count.max()))]
-            sweep.gather(sweep.owner[position[:, 0] // alive.shape[1]], position)
+            sweep.gather(position[:, 0] // alive.shape[1], position)
             place = place.flatten()[position]
             alive = torch.ones_like(place, dtype=torch.bool)
 

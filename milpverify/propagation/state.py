@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION
+from milpverify.operators.window import filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,11 @@ class Lines:
         half = torch.where(width == 0, width, 0.5 * width + 2.0**26 * torch.finfo(width.dtype).tiny)
         return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), half))
 
+    @cached_property
+    def filled(self) -> Tensor:
+        """`centred` as windows cut it: (2 m + 2, batch, entries + 1)."""
+        return filled(self.centred)
+
 
 def select_lines(around: Lines, owner: Tensor) -> Lines:
     """The lines with the boxes `owner` as their batch."""
@@ -110,6 +116,11 @@ def map_lines(around: Lines, change: Callable[[Tensor], Tensor]) -> Lines:
     """The lines with every tensor changed alike."""
     below, above = (tuple(map(change, slopes)) for slopes in (around.k_lower, around.k_upper))
     return Lines(below, above, change(around.b_lower), change(around.b_upper))
+
+
+def rows_of_lines(around: Lines, dims: int, rows: slice) -> Lines:
+    """The lines of some rows, around a node of so many axes, where rows have lines of their own."""
+    return map_lines(around, lambda t: t[:, rows]) if around.b_lower.dim() == dims + 2 else around
 
 
 def node_ranges(state: State) -> list[tuple[Tensor, Tensor]]:

@@ -83,6 +83,7 @@ def bound_batch(
     method: Method = Method.BACKWARD,
     second_order: bool = False,
     prepared: Prepared | None = None,
+    screened_before: bool = True,
 ) -> BatchBounds:
     """Bound the margins over a batch of boxes.
 
@@ -94,6 +95,7 @@ def bound_batch(
         method: how the pre-activations are bounded; the rows get a backward pass in any case.
         second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
         prepared: the group's, where many batches are to be bounded.
+        screened_before: as in `crown`.
     """
     prepared = prepared or Prepared.of(graph, group)
     if method is Method.INTERVALS:
@@ -102,7 +104,7 @@ def bound_batch(
         state, table = forward(graph, lower, upper, dtype, known)
     else:
         carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
-        state, table = crown(graph, lower, upper, dtype, known, deadline, carried=carried, needed=prepared.needed)
+        state, table = crown(graph, lower, upper, dtype, known, deadline, None, carried, None, prepared.needed, screened_before)
     batch = lower.shape[0]
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
@@ -143,6 +145,8 @@ def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions
     """
     prepared = Prepared.of(graph, group)
     state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced, prepared.needed)
+    if paced and deadline.expired():  # what is over is over: a step for the rows may be as dear as all before it
+        return BatchBounds(state, table, found.rows, found.margins)
     batch = state[0].bounds.lower.shape[0]
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
     fast = graph.to(torch.float32, graph.device)

@@ -10,7 +10,7 @@ from random_graphs import FUNCTIONS, boxes, crown_in_float64, dense_network, mix
 from milpverify.arithmetic.rounding import ieee
 from milpverify.graph import Graph, affine_form, evaluate_all
 from milpverify.operators import Affine
-from milpverify.propagation import crown as crown_module
+from milpverify.propagation import passes
 from milpverify.propagation.backward import lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.interval import input_state, propagate
@@ -75,7 +75,7 @@ def test_the_size_of_the_chunks_does_not_matter(graph: Graph, monkeypatch: pytes
     lower, upper = boxes(graph, 7, 0.1, 2)
     found = []
     for size in (16, 1 << 14, 1 << 26):
-        monkeypatch.setitem(crown_module.CHUNK_BYTES, "cpu", size)
+        monkeypatch.setitem(passes.CHUNK_BYTES, "cpu", size)
         found.append(crown(graph, lower, upper, torch.float64)[0])
     for other in found[1:]:
         for i, known in found[0].items():

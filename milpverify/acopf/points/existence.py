@@ -83,15 +83,22 @@ class Existence:
         }
 
 
-def prove_existence(point: Candidate, radius: float = RADIUS) -> Existence:
-    """Try to prove that an exact solution of the power flow equations lies within a radius of a point (p.u. and rad)."""
+def prove_existence(point: Candidate, radius: float = RADIUS, free: tuple[Index, Index] | None = None) -> Existence:
+    """Try to prove that an exact solution of the power flow equations lies within a radius of a point (p.u. and rad).
+
+    Args:
+        point: where to look.
+        radius: how far the solution may be.
+        free: which k of vm and which n + 1 - k of (pg, qg) to solve for, beside all angles but the reference's; otherwise those that
+            `unknowns` chooses. All others, and the loads, are held.
+    """
     import flint
 
     parts = np.concatenate([point.vm, point.va, point.pg, point.qg, point.pd, point.qd])
     if not (np.isfinite(parts).all() and (point.vm > 0).all()):
         return Existence(False, "the point is not finite, or has a voltage of 0")
     with flint.ctx.workprec(PRECISION):
-        system = _System(point)
+        system = _System(point, unknowns(point) if free is None else free)
         moved, message = system.krawczyk(radius)
         return Existence(False, message) if moved is None else _judge(system, moved, radius)
 
@@ -121,12 +128,12 @@ class _System:
     The equations: 2n balances; f = 0 at the reference bus; e^2 + f^2 = vm^2 wherever vm is held.
     """
 
-    def __init__(self, point: Candidate) -> None:
+    def __init__(self, point: Candidate, free: tuple[Index, Index]) -> None:
         import flint
 
         self.point, self.case = point, point.case
         case, n = point.case, point.case.num_buses
-        free_vm, self.powers = unknowns(point)
+        free_vm, self.powers = free
         self.held = np.setdiff1d(np.arange(n), free_vm)
         self.network = Rectangular(case, _flow_balls(case))
         self.turn = [flint.arb(angle).sin_cos() for angle in point.va.tolist()]

@@ -72,7 +72,7 @@ def power_flow(point: Candidate, tolerance: float = TOLERANCE, flat: bool = Fals
         SolverUnavailable: pypower is not installed.
     """
     case, gens = point.case, point.case.generators
-    slack = _slack(case)
+    slack = slack_bus(case)
     held = np.zeros(len(case.buses), dtype=bool)
     held[gens.bus] = True
     vm = np.where(held | (not flat), point.vm, 1.0)
@@ -137,7 +137,8 @@ def _degrees(angles: Array, none: float) -> Array:
     return result
 
 
-def _slack(case: Case) -> int:
+def slack_bus(case: Case) -> int:
+    """The reference bus, or, where no generator is there, the bus of the generator with the widest range of active generation."""
     gens = case.generators
     if (gens.bus == case.reference).any():
         return case.reference

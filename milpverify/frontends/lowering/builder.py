@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.frontends.lowering.constants import Array, Constant
+from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -33,6 +34,7 @@ from milpverify.operators import (
     Select,
     Shape,
     Sum,
+    Transposed,
 )
 
 if TYPE_CHECKING:
@@ -49,8 +51,11 @@ MOST_ENTRIES = 2**28
 
 
 def weights(array: ArrayLike) -> Tensor:
-    """A float64 tensor of its own."""
-    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    """A float64 tensor, which may share memory with an array that is one: large weights are there once. A matrix may lie by columns."""
+    own = np.asarray(array, dtype=np.float64)
+    if not own.flags.writeable or min(own.strides, default=0) < 0:
+        own = own.copy()
+    return torch.from_numpy(own if own.ndim == 2 and own.flags.f_contiguous else np.ascontiguousarray(own))
 
 
 class Builder:
@@ -81,7 +86,7 @@ class Builder:
         """Let the coefficients of all affine nodes but the first `since` nodes be rounded so much more."""
         for i in range(since, len(self.nodes)) if rounded else ():
             op = self.nodes[i].op
-            if isinstance(op, Linear | Conv | Scale | Select):
+            if isinstance(op, Linear | Conv | Transposed | Scale | Select):
                 self.nodes[i] = replace(self.nodes[i], op=replace(op, rounded=op.rounded + rounded))
 
     # Moving entries
@@ -211,6 +216,24 @@ class Builder:
         op = Conv(weights(kernels), stride, pads, dilation, groups, x.shape, rounded=constant.rounded)
         return self.add(op, [x], (x.shape[0], kernels.shape[0], *space))
 
+    def conv_transposed(
+        self,
+        x: Node,
+        weight: Array,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        crops: Sequence[tuple[int, int]],
+        groups: int,
+    ) -> Node:
+        """The transpose of a convolution with kernels (in, out / groups, *kernel) that begins at `crops`, which are not negative there."""
+        taps = zip(x.shape[2:], stride, dilation, weight.shape[2:], crops, strict=True)
+        space = [(n - 1) * s + d * (k - 1) + 1 - sum(crop) for n, s, d, k, crop in taps]
+        if min(space) < 1:
+            raise ValueError(f"nothing is left of a transposed convolution of a shape {x.shape} where {crops} are cut off")
+        shape = (x.shape[0], weight.shape[1] * groups, *space)
+        conv = Conv(weights(weight), tuple(stride), tuple(crops), tuple(dilation), groups, shape)
+        return self.add(Transposed(conv), [x], shape)
+
     # Nonlinearities
 
     def apply(self, function: Function, x: Node) -> Node:
@@ -313,7 +336,7 @@ class Builder:
         self.name = ", ".join(spec.name for spec in specs)
         end = self.concat(flat, 0)
         nodes = tidy(self.nodes[: end.id + 1])
-        return Graph(nodes, len(nodes) - 1, inputs, specs)
+        return without_repeats(Graph(nodes, len(nodes) - 1, inputs, specs))
 
 
 def check_size(shape: Iterable[int]) -> None:

@@ -4,11 +4,18 @@ Every tensor that a node of the graph is called after is recomputed from the ten
 that a difference cannot hide behind the rounding errors of earlier layers. Between the two the rounding error of a run is bounded as
 usual (Higham, Accuracy and Stability of Numerical Algorithms, section 3): an inner product of n terms differs by at most
 gamma(n) sum |w||x|, and gamma(n) = n u / (1 - n u) with the unit roundoff u of the tensor's type.
+
+That costs about as much as a run: tensors are recomputed in the run's own precision, and where they are not equal the error is bounded
+by a part of the sum, which is stricter, before it is by all of it and in float64.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +25,9 @@ from torch import Tensor
 
 from milpverify.config import check_time
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering.constants import Array
-from milpverify.graph import Graph, Node, evaluate_all
-from milpverify.operators import Affine, Elementwise, Input, Product
+from milpverify.frontends.lowering.constants import Array, all_finite
+from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
+from milpverify.operators import Affine, Conv, Elementwise, Input, Linear, Operator, Permute, Product, Reshape, Select, SparseLinear
 from milpverify.spec import Box
 
 SLACK_TERMS = 16
@@ -29,14 +36,39 @@ FUNCTION_ULPS = 32
 """A float32 function of a runtime is good to this many units roundoff of max(1, |f|); piecewise-linear ones are far better."""
 TINY = 2.0**-126
 """What underflow can cost an operation, amply."""
+LONG = 256
+"""Terms of a sum that is formed in part first."""
+WORK, FEWEST = 5e7, 2
+"""Multiplications of runs at all points together, and how many points there are at least."""
+TOGETHER = 2**27
+"""Entries of all nodes, at the points that are compared at a time."""
+
+Run = Mapping[str, NDArray[Any]]
+"""The tensors that a runtime computed at a point, by the names of nodes and of all outputs."""
+Value = tuple[Tensor, Callable[[], Tensor] | None]
+"""Values (N, *shape), and by how much those of a run may differ, which is asked for where it matters; None for not at all."""
+MOVES = Reshape | Permute | Select
 
 
 def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
-    """Points of the box that the inputs' type holds, (6, nx), so that the rounding of x is no difference; and its largest number."""
+    """Points of the box that the inputs' type holds, (2 to 6, nx), so that the rounding of x is no difference; and its largest number."""
     dtypes = {s.dtype for s in graph.inputs}
     dtype = np.dtype(min(dtypes, key=lambda d: np.dtype(d).itemsize, default="float64"))
     largest = float(np.finfo(dtype).max)
-    return np.clip(_points(box, seed), -largest, largest).astype(dtype).astype(np.float64), largest
+    work = sum(_products(node) for node in graph.nodes)
+    points = _points(box, seed)[: max(FEWEST, int(WORK / work))]
+    return np.clip(points, -largest, largest).astype(dtype).astype(np.float64), largest
+
+
+def _products(node: Node) -> int:
+    """Multiplications of a runtime, which knows no sparse matrices."""
+    match node.op:
+        case Conv() | Linear():
+            return node.op.products(node.shape)
+        case SparseLinear(size=size):
+            return math.prod(node.shape[:-1]) * math.prod(size)
+        case _:
+            return node.size
 
 
 def _overflows(graph: Graph, x: Array, largest: float) -> bool:
@@ -51,11 +83,11 @@ def _points(box: Box, seed: int) -> Array:
     inside = box.lower * (1.0 - share) + share * box.upper  # the difference of two numbers may be beyond the largest
     corner = np.where(random.random(box.size) < 0.5, box.lower, box.upper)
     centre = 0.5 * box.lower + 0.5 * box.upper
-    return np.stack([centre, box.lower, box.upper, corner, *np.clip(inside, box.lower, box.upper)])
+    return np.stack([centre, corner, box.lower, box.upper, *np.clip(inside, box.lower, box.upper)])
 
 
 class Comparison:
-    """Values and rounding-error bounds of every node, both (N, *shape), as the tensors of a runtime come in.
+    """Compares a graph with a runtime, node by node.
 
     Args:
         runtime: its name.
@@ -67,70 +99,143 @@ class Comparison:
         self.runtime = runtime
         self.describe = describe
 
-    def judge_runs(self, points: Array, runs: Sequence[Mapping[str, NDArray[Any]]], largest: float) -> None:
-        """Compare with the tensors that the runtime computed at the points (N, nx), by the names of nodes and of all outputs.
+    def judge_runs(self, points: Array, run: Callable[[Array], Run], largest: float) -> None:
+        """Compare with what the runtime computes at the points (N, nx).
 
         Raises:
             InvalidModel: they differ beyond rounding, or numbers above `largest` occur at every point.
         """
-        kept = [
-            n
-            for n, run in enumerate(runs)
-            if all(np.isfinite(t).all() for t in run.values()) or not _overflows(self.graph, points[n], largest)
-        ]
-        if not kept:
+        together = max(1, TOGETHER // self.graph.entries)
+        if not sum(self.compare_at(points[i : i + together], run, largest) for i in range(0, len(points), together)):
             raise InvalidModel(f"the network cannot be compared with {self.runtime}: it overflows everywhere in the box")
-        self.tensors = {name: np.stack([runs[n][name] for n in kept]) for name in runs[kept[0]]}
-        self.roundoff = max(float(np.finfo(t.dtype).eps) / 2 for t in self.tensors.values())
-        self.compare(torch.from_numpy(points[kept]))
 
-    def compare(self, points: Tensor) -> None:
-        values: list[tuple[Tensor, Tensor]] = []
+    def compare_at(self, points: Array, run: Callable[[Array], Run], largest: float) -> int:
+        """Compare at those points where no numbers above `largest` occur; returns how many these are."""
+        pairs = [(x, run(x)) for x in points]
+        kept = [(x, r) for x, r in pairs if all(map(all_finite, r.values())) or not _overflows(self.graph, x, largest)]
+        if kept:
+            self.compare(np.stack([x for x, _ in kept]), [r for _, r in kept])
+        return len(kept)
+
+    def compare(self, points: Array, runs: Sequence[Run]) -> None:
+        """Recompute every tensor of the runs at the points from those before it."""
+        self.roundoff = max(float(np.finfo(t.dtype).eps) / 2 for t in runs[0].values())
+        unread = Counter(i for node in self.graph.nodes for i in node.inputs)
+        values: dict[int, Value] = {}
         for node in self.graph.nodes:
             check_time()
-            value, error = self.step(node, [values[i] for i in node.inputs], points)
-            if node.name in self.tensors and not isinstance(node.op, Input):
-                run = torch.from_numpy(self.tensors[node.name].astype(np.float64)).reshape(len(points), *node.shape)
-                self.judge(node.name, value, error, run)
-                value, error = run, torch.zeros_like(run)
-            values.append((value, error))
-        outputs = [self.tensors[spec.name].astype(np.float64).reshape(len(points), -1) for spec in self.graph.outputs]
-        self.judge(self.graph.outputs[-1].name, *values[self.graph.output], torch.from_numpy(np.concatenate(outputs, 1)))
+            args = [values[i] for i in node.inputs]
+            if isinstance(node.op, Input):
+                values[node.id] = _narrow(torch.from_numpy(points)), None
+            elif node.name in runs[0]:
+                run = _stacked([r[node.name].reshape(node.shape) for r in runs])
+                if not any(self.agrees(node.op, args, run, in_part) for in_part in (True, False)):
+                    wide = _wide(args)
+                    value = _value(node.op, wide, node.shape)
+                    self.judge(node.name, value, self.error(node.op, wide, value), run)
+                values[node.id] = run, None
+            elif isinstance(node.op, MOVES) and node.op.bias is None and args[0][1] is None:
+                values[node.id] = _value(node.op, args, node.shape), None
+            else:
+                args = args if isinstance(node.op, Conv) else _wide(args)
+                value = _value(node.op, args, node.shape)
+                values[node.id] = value, cache(partial(self.error, node.op, args, value))
+            unread.subtract(node.inputs)
+            for i in set(node.inputs):
+                if not unread[i]:
+                    del values[i]
+        outputs = [np.concatenate([r[spec.name].reshape(-1) for spec in self.graph.outputs]) for r in runs]
+        value, error = values[self.graph.output]
+        self.judge(self.graph.outputs[-1].name, value, error() if error else torch.zeros(()), _stacked(outputs))
 
-    def step(self, node: Node, args: list[tuple[Tensor, Tensor]], points: Tensor) -> tuple[Tensor, Tensor]:
-        """A node's value, and by how much a run's may differ from it."""
-        xs, errors = [v for v, _ in args], [e for _, e in args]
-        match node.op:
-            case Input():
-                return points, torch.zeros_like(points)
+    def agrees(self, op: Operator, args: Sequence[Value], run: Tensor, in_part: bool) -> bool:
+        """Whether a tensor of the run is as good as the graph's, computed in the run's precision."""
+        value = _value(op, args, run.shape[1:])
+        return torch.equal(value.to(run.dtype), run) or _within(value, self.error(op, args, value, in_part), run)
+
+    def error(self, op: Operator, args: Sequence[Value], value: Tensor, in_part: bool = False) -> Tensor:
+        """By how much a run may differ from an operator's value; or less, by a part of a long sum."""
+        xs, errors = [x for x, _ in args], [e and e() for _, e in args]
+        match op:
             case Affine():
-                size = node.op.absolute()
-                value = node.op.forward(xs).expand(-1, *node.shape)
-                magnitude = size.forward([x.abs() + e for x, e in args])
-                gamma = (node.op.terms + SLACK_TERMS) * self.roundoff
-                return value, size.linear(errors) + gamma * magnitude + node.op.terms * TINY
+                terms = SLACK_TERMS + (1 + op.rounded if isinstance(op, MOVES) else op.terms)
+                gamma = terms * self.roundoff
+                reach = [x.abs() if e is None else x.abs() + (1 + 1 / gamma) * e for x, e in zip(xs, errors, strict=True)]
+                size, some = _part(op, reach) if in_part else (op, reach)
+                return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * TINY
             case Elementwise(function):
-                value = function(xs[0])
+                own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
+                if errors[0] is None:
+                    return own
                 # What lies outside the domain (sqrt a little below 0) is no value.
-                sides = [(function(xs[0] + e) - value).abs().nan_to_num(0.0, torch.inf) for e in (errors[0], -errors[0])]
-                moved = torch.maximum(*sides)
-                own = value.abs() if function.pieces is not None else value.abs().clamp(min=1.0)
-                return value, 2 * moved + FUNCTION_ULPS * self.roundoff * own
+                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (errors[0], -errors[0])]
+                return 2 * torch.maximum(*sides) + own
             case Product():
-                (a, b), (da, db) = xs, errors
-                value = a * b
-                return value, da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY
+                (a, b), (da, db) = xs, [0.0 if e is None else e for e in errors]
+                return da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY
             case _:
-                raise NotImplementedError(f"no rounding-error bound for {type(node.op).__name__} ({node.name})")
+                raise NotImplementedError(f"no rounding-error bound for {type(op).__name__}")
 
     def judge(self, name: str, value: Tensor, error: Tensor, run: Tensor) -> None:
         """Refuse the network where a tensor of the run differs from the graph's value beyond rounding."""
+        if _within(value, error, run):
+            return
+        value, run, error = value.double(), run.double(), error.expand(value.shape)
         difference = (run - value).abs()
-        bad = ~(difference <= 2 * error)  # NaN too
-        if bad.any():
-            place = int(torch.where(bad, difference.nan_to_num(torch.inf), -1.0).argmax())
-            raise InvalidModel(
-                f"the network as read differs from {self.runtime} at {self.describe(name)}: "
-                f"{value.reshape(-1)[place].item():.9g} against {run.reshape(-1)[place].item():.9g}, "
-                f"beyond a rounding error of {error.reshape(-1)[place].item():.1g}"
-            )
+        bad = ~(difference <= 2 * error)
+        place = int(torch.where(bad, difference.nan_to_num(torch.inf), -1.0).argmax())
+        raise InvalidModel(
+            f"the network as read differs from {self.runtime} at {self.describe(name)}: "
+            f"{value.reshape(-1)[place].item():.9g} against {run.reshape(-1)[place].item():.9g}, "
+            f"beyond a rounding error of {error.reshape(-1)[place].item():.1g}"
+        )
+
+
+def _within(value: Tensor, error: Tensor, run: Tensor) -> bool:
+    return bool(((run - value).abs() <= 2 * error).all())  # not where one is NaN
+
+
+def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    """Tensors of runs (N, *shape), in float32 at least."""
+    stacked = torch.from_numpy(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))
+    return stacked.float() if stacked.dtype == torch.float16 else stacked
+
+
+def _narrow(points: Tensor) -> Tensor:
+    """Points in float32 where that holds them."""
+    narrow = points.float()
+    return narrow if torch.equal(narrow.double(), points) else points
+
+
+def _wide(args: Sequence[Value]) -> list[Value]:
+    return [(x.double(), e) for x, e in args]
+
+
+def _value(op: Operator, args: Sequence[Value], shape: Sequence[int]) -> Tensor:
+    """An operator's values, (N, *shape)."""
+    xs = [x for x, _ in args]
+    return _forward(op, xs).expand(-1, *shape) if isinstance(op, Affine) else nonlinear_value(op, xs)
+
+
+def _forward(op: Affine, xs: Sequence[Tensor]) -> Tensor:
+    """An affine map: a convolution, which reads every weight often, in the precision of its input, a matrix in its own."""
+    if isinstance(op, Conv):
+        op = replace(op, weight=op.weight.to(xs[0].dtype), bias=None if op.bias is None else op.bias.to(xs[0].dtype))
+    elif isinstance(op, Linear | SparseLinear):
+        xs = [x.double() for x in xs]
+    return op.forward(xs)
+
+
+def _part(op: Affine, xs: Sequence[Tensor]) -> tuple[Affine, Sequence[Tensor]]:
+    """The map of the first channels alone, where it sums over many: of numbers >= 0 no sum is larger.
+
+    Of n terms sqrt(n) / 4 as many will do, as rounding errors mostly add up to sqrt(n) u.
+    """
+    match op:
+        case Conv(weight=weight, groups=1) | Linear(weight=weight) if op.length >= LONG:
+            kept = max(1, 4 * weight.shape[1] // math.isqrt(op.length))
+            if isinstance(op, Linear):
+                return replace(op, weight=weight[:, :kept]), [x[..., :kept] for x in xs]
+            return replace(op, weight=weight[:, :kept], in_shape=(op.in_shape[0], kept, *op.in_shape[2:])), [x[:, :, :kept] for x in xs]
+        case _:
+            return op, xs

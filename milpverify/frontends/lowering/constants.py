@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -144,6 +145,19 @@ ARITHMETIC: dict[str, Callable[..., Constant]] = {
     "reciprocal": lambda a: 1.0 / a,
 }
 """The operations on constants whose rounding is known, by names that frontends share."""
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """Whether real numbers are: mostly their sum tells, which takes no memory."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
+def in_float64(array: NDArray[Any]) -> Array:
+    """Real numbers in float64, in memory of torch's: numpy asks for huge pages, which may take longer to find than to fill."""
+    wide = torch.empty(array.shape, dtype=torch.float64).numpy()
+    wide[...] = array
+    return wide
 
 
 def _is_one(constant: Constant) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from milpverify.config import check_time
-from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear
+from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear, Transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def tidy(nodes: Iterable[Node]) -> tuple[Node, ...]:
     """The nodes that the last one needs, and the input, in fewer and smaller ones."""
-    return tuple(map(_with_sparse_weights, _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))))
+    return tuple(map(_with_weights_by_rows, _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))))
 
 
 def _renumber(nodes: Iterable[Node], alias: dict[int, int]) -> tuple[Node, ...]:
@@ -51,11 +51,12 @@ def _with_axis(node: Node) -> Node:
     return replace(node, op=op, shape=node.shape or (1,))
 
 
-def _with_sparse_weights(node: Node) -> Node:
-    """Matrices that are mostly zeros are multiplied as sparse ones."""
+def _with_weights_by_rows(node: Node) -> Node:
+    """Matrices that are mostly zeros are multiplied as sparse ones; the others lie row by row."""
     check_time()
-    sparse = SparseLinear.of(node.op) if isinstance(node.op, Linear) else None
-    return node if sparse is None else replace(node, op=sparse)
+    if not isinstance(node.op, Linear):
+        return node
+    return replace(node, op=SparseLinear.of(node.op) or replace(node.op, weight=node.op.weight.contiguous()))
 
 
 def _drop_reshapes(nodes: Iterable[Node]) -> tuple[Node, ...]:
@@ -83,9 +84,9 @@ def _fuse_biases(nodes: Sequence[Node]) -> tuple[Node, ...]:
         if not isinstance(node.op, Scale) or node.op.weight is not None or node.op.bias is None:
             continue
         source, bias = kept[node.inputs[0]], node.op.bias
-        if readers[source.id] > 1 or not isinstance(source.op, (Linear, Conv)) or source.op.bias is not None:
+        if readers[source.id] > 1 or not isinstance(source.op, (Linear, Conv, Transposed)) or source.op.bias is not None:
             continue
-        axis = 1 if isinstance(source.op, Conv) else len(node.shape) - 1
+        axis = len(node.shape) - 1 if isinstance(source.op, Linear) else 1
         full = bias.reshape((1,) * (len(node.shape) - bias.ndim) + tuple(bias.shape))
         if any(n != 1 for a, n in enumerate(full.shape) if a != axis):
             continue

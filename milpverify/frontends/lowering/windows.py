@@ -67,13 +67,17 @@ def convolve_transposed(
     groups: int,
     bias: Array | None = None,
 ) -> Node:
-    """A convolution of the flipped kernel over the input with zeros between its entries and around, plus a bias per channel.
+    """A transposed convolution, plus a bias per channel.
+
+    Without strides it is a convolution with the flipped kernel, over the input with zeros around; rows that lie in windows stay there.
 
     Args:
         weight: (in, out / groups, *kernel).
         crops: what the result lacks of the full one at both ends of each axis; below 0 it is padded.
     """
     n = len(x.shape) - 2
+    if max(strides) > 1 and all(begin >= 0 for begin, _ in crops):
+        return _biased(g, g.conv_transposed(x, weight, strides, dilations, crops, groups), bias)
     places = entries(x.shape)
     for a, stride in enumerate(strides, start=2):
         spread = np.full((*places.shape[:a], (places.shape[a] - 1) * stride + 1, *places.shape[a + 1 :]), -1, dtype=np.int64)

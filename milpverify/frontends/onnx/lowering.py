@@ -1,4 +1,4 @@
-"""ONNX networks: reading them, and lowering them to the graph of core operators.
+"""Lowering ONNX networks to the graph of core operators.
 
 The graph means real arithmetic on the stored weights, which float64 holds. Constants that nodes compute from them fold in float64: of sums,
 products, quotients and roots what is lost is known and kept as a mark (`constants.Constant`); what any other operator makes of constants
@@ -7,25 +7,20 @@ products, quotients and roots what is lost is known and kept as a mark (`constan
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.checker
 import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
-from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
 from milpverify.frontends.onnx import composites, recurrent, resample, windows  # noqa: F401 (register their rules)
 from milpverify.frontends.onnx.folding import check_result, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate
@@ -38,27 +33,6 @@ WIDE = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What numpy, onnx, torch and the rules raise where a node does not fit its inputs."""
-
-
-def read_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read a network from an `.onnx` or `.onnx.gz` file.
-
-    Raises:
-        InvalidModel: the file is missing, truncated or no ONNX network.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".gz":
-            model = onnx.load_model_from_string(gzip.decompress(path.read_bytes()))
-        else:
-            model = onnx.load(path)  # with the weights that lie in files of their own
-    except FileNotFoundError as error:
-        raise InvalidModel(f"there is no network file {error.filename or path}") from error
-    except (OSError, EOFError, zlib.error, DecodeError, onnx.checker.ValidationError) as error:
-        raise InvalidModel(f"{path} is truncated or no ONNX network: {error}") from error
-    if not model.graph.output or not model.opset_import:
-        raise InvalidModel(f"{path} is truncated or no ONNX network: it has no outputs or no opset version")
-    return model
 
 
 def static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
@@ -182,11 +156,12 @@ class _Lowering:
     def define(self, name: str, array: NDArray[Any], origin: str) -> None:
         """Keep a constant: real numbers in float64."""
         if array.dtype.kind == "f" or "float" in array.dtype.name:
-            with np.errstate(invalid="ignore"):  # a signalling NaN: refused below
-                array = array.astype(np.float64)
-            finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
-            if not finite.all():
-                raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+            array = array if array.dtype.kind == "f" else array.astype(np.float64)
+            if not all_finite(array):
+                finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
+                if not finite.all():
+                    raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+            array = in_float64(array)
         self.values[name] = array
 
     def lower_node(self, node: onnx.NodeProto) -> None:

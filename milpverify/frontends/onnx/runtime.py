@@ -27,14 +27,18 @@ class OnnxRuntime:
     """A network given as the bytes of its ONNX file, run on flat vectors. The session is built on the first run.
 
     Graph optimisations are off, so that every operator is computed as the file has it.
+
+    Args:
+        few_runs: not so many that it would pay to rearrange the weights for them.
     """
 
-    def __init__(self, model_bytes: bytes) -> None:
+    def __init__(self, model_bytes: bytes, few_runs: bool = False) -> None:
         self.model_bytes = model_bytes
+        self.few_runs = few_runs
 
     def __getstate__(self) -> dict[str, object]:
         """Without the session, which is built anew."""
-        return {"model_bytes": self.model_bytes}
+        return {"model_bytes": self.model_bytes, "few_runs": self.few_runs}
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
@@ -45,14 +49,14 @@ class OnnxRuntime:
         """
         model_bytes = self.model_bytes
         try:
-            session = _session(model_bytes)
+            session = _session(model_bytes, self.few_runs)
         except InvalidModel:
             older = declared_older(model_bytes, *_newest())
             if older is None:
                 raise
-            model_bytes, session = older, _session(older)
+            model_bytes, session = older, _session(older, self.few_runs)
         if any(isinstance(n, int) and n < 1 for info in session.get_inputs() for n in info.shape):
-            return _session(_with_symbolic_batch(model_bytes))
+            return _session(_with_symbolic_batch(model_bytes), self.few_runs)
         return session
 
     @cached_property
@@ -109,13 +113,15 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _session(model_bytes: bytes) -> onnxruntime.InferenceSession:
+def _session(model_bytes: bytes, few_runs: bool = False) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    if few_runs:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
     except _errors() as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering.comparison import Comparison, comparable_points
+from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
 from milpverify.frontends.torch.call import leaves
 from milpverify.frontends.torch.trace import refuse_training
 from milpverify.graph import Graph
@@ -110,7 +110,7 @@ def type_of(module: nn.Module) -> torch.dtype:
 
 
 def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
-    """Compare the graph with the module at the centre, at three corners and at random points of the box.
+    """Compare the graph with the module at the centre, at corners and at random points of the box.
 
     The output of every submodule that a node is called after is recomputed from those that the module itself computed before.
 
@@ -119,14 +119,14 @@ def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
     """
     points, largest = comparable_points(graph, box, seed)
     wanted = {node.name for node in graph.nodes if not isinstance(node.op, Input)}
-    runs: list[dict[str, NDArray[Any]]] = []
-    for x in points:
+    modules = dict(runtime.module.named_modules())
+
+    def run(x: Array) -> Run:
         with runtime.watched(wanted) as seen:
             found = runtime.outputs(x)
-        runs.append({**seen, **{spec.name: t.numpy() for spec, t in zip(graph.outputs, found, strict=True)}})
-    modules = dict(runtime.module.named_modules())
+        return {**seen, **{spec.name: t.numpy() for spec, t in zip(graph.outputs, found, strict=True)}}
 
     def describe(name: str) -> str:
         return f"submodule '{name}' ({type(modules[name]).__name__})" if name in modules else name
 
-    Comparison(graph, "the torch module", describe).judge_runs(points, runs, largest)
+    Comparison(graph, "the torch module", describe).judge_runs(points, run, largest)

@@ -222,8 +222,9 @@ class NormalForm:
                     shared += literal.rows
                     for key, ceiling in literal.ceilings.items():
                         self.bound(key, ceiling, place)
+        absent = (np.inf, True)
         for i in range(self.nx):
-            if self.empty(i, {}):
+            if self.base.get(2 * i, absent)[0] <= -self.base.get(2 * i + 1, absent)[0] and self.empty(i, {}):
                 low, high = float(-self.base[2 * i + 1][0]), float(self.base[2 * i][0])
                 fault = "above" if low > high else "at, with a strict inequality,"
                 place = max(self.places[2 * i], self.places[2 * i + 1])
@@ -239,7 +240,7 @@ class NormalForm:
         """The conjunctions as arrays; equal boxes and equal rows are shared."""
         tops = np.full(2 * self.nx, np.inf)
         for key, (value, _) in self.base.items():
-            tops[key] = _upward(value)
+            tops[key] = value if type(value) is float else _upward(value)
         boxes: dict[bytes, Box] = {}
         bounds: dict[int, tuple[Box, tuple[int, ...]]] = {}  # by the identity of the ceilings, which `conjunctions` keeps alive
         tables: dict[tuple[int, ...], Rows] = {}

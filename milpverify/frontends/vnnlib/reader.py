@@ -84,16 +84,21 @@ class _Reader:
 
     def read(self) -> None:
         """Read every form of the text."""
-        text, size = self.text, len(self.text)
+        text, size, names, bound = self.text, len(self.text), self.names, self.form.bound
         place = _skip(text, 0)
         while place < size:
             if not self.final and (match := _BOUND.match(text, place)):
                 relation, name, numeral = match.groups()
-                variable, value, upper = self.variable(name, place), self.numeral(numeral, place), relation == "<="
-                self.form.bound(2 * variable + (not upper), (value if upper else -value, True), place)
+                variable, value = names.get(name), float(numeral)
+                if variable is None or not math.isfinite(value):  # these say so
+                    variable, value = self.variable(name, place), self.numeral(numeral, place)
+                if relation == "<=":
+                    bound(2 * variable, (value, True), place)
+                else:
+                    bound(2 * variable + 1, (-value, True), place)
                 place = match.end()
             elif not self.final and (match := _DECLARATION.match(text, place)):
-                self.declare(match[1], place)
+                self.declare_known(match[1], place)
                 place = match.end()
             else:
                 place = self.command(place)
@@ -153,6 +158,10 @@ class _Reader:
     def declare(self, name: str, place: int) -> None:
         if not _VARIABLE.fullmatch(name):
             raise self.error(place, f"{name!r} is declared, but variables are called X_i and Y_j")
+        self.declare_known(name, place)
+
+    def declare_known(self, name: str, place: int) -> None:
+        """Declare what is called as a variable is."""
         if name in self.names:
             raise self.error(place, f"{name} is declared twice")
         kind, size, offset = ("input", self.nx, 0) if name[0] == "X" else ("output", self.ny, self.nx)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.propagation.crown import bound_rows, crown, rows_at_once
+from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, Relaxations
+from milpverify.propagation.passes import rows_at_once
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import grouped, undecided
 from milpverify.propagation.state import Bounds, LinearBound, State

@@ -7,6 +7,7 @@ relaxation the root leaves open: everything else keeps the root's lines. The bes
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,15 +79,16 @@ class Relaxations(Layout):
         goal = DualObjective(self, domain, rows, x_rows, node, given)
         kept, value = start, torch.full(rows.shape[:2], -torch.inf, dtype=self.graph.dtype, device=rows.device)
         active = torch.arange(len(domain), device=rows.device)
-        now, adam = start, Adam()
+        now, adam, step = start, Adam(), 0.0
         for iteration in range(options.iterations + 1):
-            last = iteration == options.iterations
+            last, began = iteration == options.iterations, time.monotonic()
             wanted = [t.detach().requires_grad_(not last) for t in (now.slopes, now.beta, now.gamma) if t is not None]
             with torch.set_grad_enabled(not last):
                 found = goal.value(*wanted)
             better = found.detach() > value[active]
             kept, value = _keep(kept, value, active, better, now, found.detach())
-            if last or (deadline is not None and deadline.expired()):
+            # What is found has yet to be proved, which takes no longer than a step.
+            if last or (deadline is not None and deadline.remaining() <= 2 * step):
                 break
             with torch.enable_grad():
                 objective = torch.where(torch.isfinite(found), found, 0.0).sum()
@@ -94,6 +96,7 @@ class Relaxations(Layout):
                 break
             gradient = torch.autograd.grad(objective, wanted, allow_unused=True)
             now = adam.step([t.detach() for t in wanted], gradient, options, goal.span)
+            step = time.monotonic() - began
             if stop_above is not None:
                 if iteration == 0:  # rounding charges are far below a thousandth of what the bounds lack
                     stop_above = stop_above + 1e-3 * (found.detach() - stop_above).abs()

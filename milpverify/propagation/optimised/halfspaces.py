@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, cast_down, gamma
-from milpverify.propagation.crown import bound_rows, rows_at_once
+from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.passes import rows_at_once
 from milpverify.propagation.state import select, select_lines
 
 if TYPE_CHECKING:

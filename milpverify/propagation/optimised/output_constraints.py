@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.propagation.crown import rows_at_once
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints, Relaxations
 from milpverify.propagation.optimised.dual import accumulate
+from milpverify.propagation.passes import rows_at_once
 from milpverify.propagation.relevance import needed
 from milpverify.propagation.state import Bounds, NodeState, State
 

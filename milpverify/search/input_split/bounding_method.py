@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.propagation.cost import BACKWARD_RATE, FEW, FORWARD_RATE, backward_passes, forward_pass, forward_suffices, is_dear
-from milpverify.search.bounding import Method
+from milpverify.search.bounding import Method, bound_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.graph import Graph
-    from milpverify.propagation.state import State
+    from milpverify.search.bounding import BatchBounds, Prepared
+    from milpverify.search.groups import Group
 
 FIRST, AGAIN = 4000, 8
-"""Subproblems before the first comparison (easy problems end earlier), and the factor between one and the next."""
+"""Subproblems before the first comparison (easy problems end earlier), or as many fewer as are estimated to take
+`FIRST_SECONDS`; and the factor between one and the next."""
+FIRST_SECONDS = 1.2
 SAMPLE, SMALLEST = 256, 8
 """Boxes that methods are compared on: fewer where they are dear, and then later."""
 SHARE = 0.1
@@ -31,6 +34,8 @@ SHARE = 0.1
 CLOSES, GAIN = 0.9, 1.2
 """A method must close at least this share of what backward passes close, and this much more for its time."""
 CLOSES_BY_COUNTS = 0.98
+TIE = 1e-6
+"""Margins nearer to 0 than this count as this far below it, where it matters by what factor one is nearer than another."""
 
 
 @dataclass(eq=False)
@@ -52,21 +57,24 @@ class MethodChoice:
     next: int = FIRST
 
     @staticmethod
-    def begun(graph: Graph, state: State, forward: bool, deterministic: bool) -> MethodChoice:
-        """The method to begin with, by estimated costs: forward forms where backward passes are dear, and these are many times cheaper.
+    def begun(graph: Graph, group: Group, root: BatchBounds, prepared: Prepared, forward: bool, deterministic: bool) -> MethodChoice:
+        """The method to begin with: where backward passes are dear, by what they take and gain on the whole box, against forward forms.
 
         Args:
-            state: of the whole box.
+            root: the bounds of the whole box, by the best method that was affordable.
         """
         choice = MethodChoice(forward, deterministic)
         if forward and is_dear(graph):
-            ends = state[0].bounds
+            ends = root.state[0].bounds
             varying = int((ends.upper > ends.lower).sum())
-            backward = backward_passes(graph, state)
-            choice.seconds = backward / BACKWARD_RATE
-            choice.first = choice.seconds
-            if varying <= FEW and forward_suffices(forms := forward_pass(graph, varying), backward):
-                choice.now, choice.first = Method.FORWARD, forms / FORWARD_RATE
+            backward = backward_passes(graph, root.state)
+            choice.seconds = choice.first = backward / BACKWARD_RATE
+            if varying <= FEW:
+                found = bound_batch(graph, group, ends.lower, ends.upper, torch.float32, method=Method.FORWARD, prepared=prepared)
+                missing = (max(TIE, -float(bounds.margins.amin())) for bounds in (found, root))
+                cheap = forward_pass(graph, varying) / FORWARD_RATE
+                choice.now = Method.FORWARD if forward_suffices(cheap, choice.seconds, varying, *missing) else Method.BOTH
+                choice.first = cheap if choice.now is Method.FORWARD else choice.seconds
         return choice
 
     @property

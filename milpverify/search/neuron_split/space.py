@@ -189,7 +189,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             again, _, better = bounder.bound(children.take(worse), iterations, ledger)
             subs, found = with_those_of(worse, subs, found, again, better)
         subs = replace(subs, narrower=torch.zeros_like(subs.narrower))
-        if clips:
+        if clips and not bounder.deadline.expired():
             with ledger.spent(Part.CLIPPING):
                 clipping, before = self.clipper.begin(subs, found), domain
                 while (clipped := clipping.next()) is not None:

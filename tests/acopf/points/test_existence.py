@@ -220,7 +220,7 @@ def test_the_equations_are_the_judges(seed: int) -> None:
     point = random_point(case, seed)
     point = replace(point, va=point.va - point.va[case.reference])
     with flint.ctx.workprec(128):
-        system = existence._System(point)
+        system = existence._System(point, existence.unknowns(point))
         residual = [float(entry.mid()) for entry in system.residual.entries()]
         slope = np.array([[float(flint.arb(entry).mid()) for entry in row] for row in system.jacobian()])
         rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from milpverify.frontends.onnx.check import check
 from milpverify.frontends.onnx.lowering import lower
+from milpverify.frontends.onnx.reading import Source
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.operators import Affine
@@ -87,7 +88,7 @@ def _agreeing(model: onnx.ModelProto, seed: int, points: int) -> Graph:
     assert lowered.shape == runtime.shape == (points, graph.ny)
     assert graph.ny == sum(s.size for s in graph.outputs)
     np.testing.assert_allclose(lowered, runtime, rtol=2e-5, atol=2e-5)
-    check(graph, model, Box(-2 * np.ones(graph.nx), 2 * np.ones(graph.nx)), seed)
+    check(graph, Source.of(model), Box(-2 * np.ones(graph.nx), 2 * np.ones(graph.nx)), seed)
     adjoints_hold(graph, seed)
     return graph
 

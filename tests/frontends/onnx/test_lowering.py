@@ -15,7 +15,8 @@ from onnx_cases import agrees, build, floats, ints, single
 
 from milpverify.errors import InvalidInput, InvalidModel, UnsupportedOperator
 from milpverify.frontends.onnx.check import check
-from milpverify.frontends.onnx.lowering import NEWEST_OPSET, lower, read_onnx
+from milpverify.frontends.onnx.lowering import NEWEST_OPSET, lower
+from milpverify.frontends.onnx.reading import Source, read_onnx
 from milpverify.frontends.onnx.runtime import OnnxRuntime, declared_older
 from milpverify.graph import evaluate
 from milpverify.spec import Box
@@ -96,7 +97,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
         try:
             model = read_onnx(path)
             graph = lower(model)
-            check(graph, model, unit_box(graph.nx))
+            check(graph, Source.of(model), unit_box(graph.nx))
         except InvalidInput:
             refusals += 1
     assert refusals > 100
@@ -141,10 +142,10 @@ def test_other_precisions(kind: int, name: str) -> None:
     model = build(nodes, {"x": [1, 8]}, ["y"], {"w": f(8, 5).astype(dtype), "b": f(5).astype(dtype)}, kind=kind)
     graph = lower(model)
     assert graph.inputs[0].dtype == graph.outputs[0].dtype == name
-    check(graph, model, unit_box(8))
+    check(graph, Source.of(model), unit_box(8))
     wrong = build(nodes, {"x": [1, 8]}, ["y"], {"w": f(8, 5).astype(dtype), "b": f(5).astype(dtype)}, kind=kind)
     with pytest.raises(InvalidModel, match="differs from ONNX Runtime"):
-        check(graph, wrong, unit_box(8))
+        check(graph, Source.of(wrong), unit_box(8))
 
 
 # Folding
@@ -221,13 +222,13 @@ def deep() -> onnx.ModelProto:
 def test_a_difference_is_found_and_named_even_deep_down() -> None:
     model = deep()
     graph = lower(model)
-    check(graph, model, unit_box(40))
+    check(graph, Source.of(model), unit_box(40))
     for change, name in ((lambda m: scaled_weight(m, 17), "mul17"), (lambda m: slope(m, 25), "act25")):
         wrong = onnx.ModelProto()
         wrong.CopyFrom(model)
         change(wrong)
         with pytest.raises(InvalidModel, match=f"'{name}'"):
-            check(graph, wrong, unit_box(40))
+            check(graph, Source.of(wrong), unit_box(40))
 
 
 def scaled_weight(model: onnx.ModelProto, i: int) -> None:
@@ -248,7 +249,7 @@ def test_rounding_is_no_difference() -> None:
     big = np.full(4, 1e9, np.float32)
     model = build(nodes, {"x": [1, 4]}, ["y"], {"w": f(4, 4), "b": big, "c": -big})
     graph = lower(model)
-    check(graph, model, unit_box(4))
+    check(graph, Source.of(model), unit_box(4))
     x = np.full(4, 0.3)
     assert np.abs(OnnxRuntime(model.SerializeToString()).run(x) - evaluate(graph, torch.from_numpy(x)[None])[0].numpy()).max() > 0.1
 
@@ -257,9 +258,9 @@ def test_scales_beyond_float32() -> None:
     """Where the network's own type overflows, nothing can be compared; elsewhere it is."""
     model = build([node("Mul", ["x", "w"], ["y"])], {"x": [1, 2]}, ["y"], {"w": np.array([1e30, 1.0], np.float32)})
     graph = lower(model)
-    check(graph, model, Box([0.0, 0.0], [1e20, 1.0]))
+    check(graph, Source.of(model), Box([0.0, 0.0], [1e20, 1.0]))
     with pytest.raises(InvalidModel, match="overflow"):
-        check(graph, model, Box([1e20, 0.0], [1e21, 1.0]))
+        check(graph, Source.of(model), Box([1e20, 0.0], [1e21, 1.0]))
 
 
 def test_what_onnx_runtime_refuses_is_refused() -> None:
@@ -267,7 +268,7 @@ def test_what_onnx_runtime_refuses_is_refused() -> None:
     graph = lower(model)
     model.graph.node[0].op_type = "Gem"
     with pytest.raises(InvalidModel, match="ONNX Runtime"):
-        check(graph, model, unit_box(4))
+        check(graph, Source.of(model), unit_box(4))
 
 
 def test_a_runtime_takes_a_point_whatever_its_batch_axis_is_called() -> None:
@@ -399,7 +400,7 @@ def test_benchmark_networks_agree_with_onnx_runtime(benchmarks: Path, family: st
     for path in paths:
         model = read_onnx(path)
         graph = lower(model)
-        check(graph, model, Box(np.zeros(graph.nx), np.ones(graph.nx)))
+        check(graph, Source.of(model), Box(np.zeros(graph.nx), np.ones(graph.nx)))
 
 
 def test_a_graph_as_a_networkx_graph() -> None:
