@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     OnEvent = Callable[[Event], None] | None
 
-LATE = 2.0
-"""Seconds after the limit, or a signal, that a run may take to conclude."""
+LATE = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
 
 app = typer.Typer(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 
@@ -54,14 +53,22 @@ class _Output:
     debug: bool
     draw: Callable[[Any, Path], object] | None = None  # instead of the network
 
-    def check(self, case: Path) -> None:
+    def check(self, *inputs: Path) -> None:
         """Refuse before the work what cannot be written after it."""
         for path in (self.json, self.proof, self.plot):
-            check_writable(path, [case])
+            check_writable(path, inputs)
         if self.plot is not None:
             from milpverify.pictures import check
 
             check(self.plot)
+
+    def tell(self, line: str, found: Outcome) -> None:
+        """The answer, which the files cannot cost, the files, and the answer in words."""
+        try:
+            answer(line)
+        finally:
+            self.write(found)
+        self.summarize(found)
 
     def write(self, found: Outcome) -> None:
         """The files."""
@@ -93,11 +100,7 @@ def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[C
             from milpverify.acopf.matpower import load_case
 
             found = ask(load_case(file), deadline, on_event)
-        try:
-            answer(_line(found))
-        finally:
-            output.write(found)
-        output.summarize(found)
+        output.tell(_line(found), found)
 
 
 @app.command()
@@ -222,14 +225,14 @@ def dispatch(
     proved and that were found, p.u. and rad. With --outages it is the verdict and how many hold, are broken, unknown and islanded, and a
     table follows.
     """
-    named = _outages(outages or [])
-    # The limit is that of each outage, where there are several.
-    deadline = Deadline(math.inf if timeout is None or named else timeout, began=ending.began)
+    deadline = Deadline(math.inf if timeout is None or outages else timeout, began=ending.began)
     output = _Output(json, None, plot, quiet, debug, _certified)
     if record is not None and not outages:
         raise typer.BadParameter("--record is the table of --outages")
+    named = _outages(outages or [])
     with ending.after(deadline, LATE, LATE), reported(debug):
-        output.check(case)
+        output.check(case, point)
+        check_writable(record, (case, point))
         with live(deadline, quiet) as on_event:
             from milpverify.acopf.dispatch.checking import check_dispatch
             from milpverify.acopf.loads import Loads
@@ -246,12 +249,8 @@ def dispatch(
                 found = check_dispatch(loaded, at.pg, at.vm, loads, deadline=deadline, **told)
         if named:
             _write_table(table, output)
-            return
-        try:
-            answer(_margins(found))
-        finally:
-            output.write(found)
-        output.summarize(found)
+        else:
+            output.tell(_margins(found), found)
 
 
 @app.command()
