@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from milpverify.acopf.case import Case
     from milpverify.acopf.dispatch.result import Checked, Outages
-    from milpverify.acopf.result import Bounds, Outcome
+    from milpverify.acopf.result import Outcome
     from milpverify.events import Event
 
     OnEvent = Callable[[Event], None] | None
@@ -62,10 +62,12 @@ class _Output:
 
             check(self.plot)
 
-    def tell(self, line: str, found: Outcome) -> None:
+    def tell(self, found: Outcome) -> None:
         """The answer, which the files cannot cost, the files, and the answer in words."""
+        from milpverify.acopf.summaries import first_line
+
         try:
-            answer(line)
+            answer(first_line(found))
         finally:
             self.write(found)
         self.summarize(found)
@@ -84,11 +86,11 @@ class _Output:
     def summarize(self, found: Outcome) -> None:
         """The answer in words, on standard error."""
         if not self.quiet:
-            from milpverify.acopf.summaries import summary
+            from milpverify.acopf.summaries import summary, why_no_proof
 
             summary(found)
             if self.proof is not None and found.proof is None:
-                remark(f"{self.proof} was not written: {_why_no_proof(found)}")
+                remark(f"{self.proof} was not written: {why_no_proof(found)}")
 
 
 def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[Case, Deadline, OnEvent], Outcome]) -> None:
@@ -100,7 +102,7 @@ def _answer(file: Path, output: _Output, timeout: float | None, ask: Callable[[C
             from milpverify.acopf.matpower import load_case
 
             found = ask(load_case(file), deadline, on_event)
-        output.tell(_line(found), found)
+        output.tell(found)
 
 
 @app.command()
@@ -250,7 +252,7 @@ def dispatch(
         if named:
             _write_table(table, output)
         else:
-            output.tell(_margins(found), found)
+            output.tell(found)
 
 
 @app.command()
@@ -326,36 +328,6 @@ def info(case: CaseFile, debug: Debug = False) -> None:
         answer(described(load_case(case)))
 
 
-def _why_no_proof(found: Outcome) -> str:
-    """For those who asked for one."""
-    from milpverify.acopf.result import Feasibility, Verdict
-    from milpverify.result import Trust
-
-    if isinstance(found, Feasibility) and found.verdict is Verdict.FEASIBLE:
-        return "a feasible answer rests on its point, which --json holds"
-    return "a solver's word has no proof that can be rechecked" if found.trust is Trust.SOLVER else "nothing was proved"
-
-
-def _line(found: Outcome) -> str:
-    """The answer: a word, or a word and the bounds that are proved or attained."""
-    from milpverify.acopf.dispatch.result import Checked
-    from milpverify.acopf.result import Bounds, Cost, Feasibility
-
-    if isinstance(found, Checked):
-        return _margins(found)
-    if isinstance(found, Feasibility):
-        return found.verdict.value
-    assert isinstance(found, Bounds)
-    return " ".join(("cost" if isinstance(found, Cost) else "loadability", *_bounds(found)))
-
-
-def _margins(found: Checked) -> str:
-    """The verdict and the least margins, rounded outwards."""
-    worst, attacked = found.worst_margin, found.attacked_margin
-    least = -math.inf if worst is None else worst.certified
-    return f"{found.verdict.value} {_rounded(least, up=False)} {_rounded(math.inf if attacked is None else attacked.attacked, up=True)}"
-
-
 def _certified(found: Any, path: Path) -> None:
     from milpverify.acopf.dispatch.margin_plots import plot_certified
 
@@ -387,16 +359,3 @@ def _write_table(table: Outages, output: _Output) -> None:
         if output.plot is not None:
             _certified(table.intact, output.plot)
     output.summarize(table.intact)
-
-
-def _bounds(found: Bounds) -> tuple[str, str, str]:
-    return _rounded(found.lower, up=False), _rounded(found.upper, up=True), f"{found.gap:.3g}"
-
-
-def _rounded(value: float, up: bool) -> str:
-    """Ten digits that are not below (`up`) or not above the value, so that what is printed holds as well."""
-    if not math.isfinite(value):
-        return str(value)
-    from decimal import ROUND_CEILING, ROUND_FLOOR, Context
-
-    return str(Context(prec=10, rounding=ROUND_CEILING if up else ROUND_FLOOR).create_decimal(value))

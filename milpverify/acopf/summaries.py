@@ -9,7 +9,8 @@ from milpverify.console import columns
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
-    from milpverify.acopf.result import Outcome
+    from milpverify.acopf.dispatch.result import Checked
+    from milpverify.acopf.result import Bounds, Outcome
 
 
 def summary(found: Outcome) -> None:
@@ -80,3 +81,46 @@ def described(case: Case) -> str:
         ("  linear costs", int(((gen.c2 == 0) & (gen.c1 != 0)).sum()), "", "$/h"),
     ]
     return f"{case.name}\n\n{columns(rows)}"
+
+
+def why_no_proof(found: Outcome) -> str:
+    """For those who asked for one."""
+    from milpverify.acopf.result import Feasibility, Verdict
+    from milpverify.result import Trust
+
+    if isinstance(found, Feasibility) and found.verdict is Verdict.FEASIBLE:
+        return "a feasible answer rests on its point, which --json holds"
+    return "a solver's word has no proof that can be rechecked" if found.trust is Trust.SOLVER else "nothing was proved"
+
+
+def first_line(found: Outcome) -> str:
+    """The answer: a word, or a word and the bounds that are proved or attained."""
+    from milpverify.acopf.dispatch.result import Checked
+    from milpverify.acopf.result import Bounds, Cost, Feasibility
+
+    if isinstance(found, Checked):
+        return _margins(found)
+    if isinstance(found, Feasibility):
+        return found.verdict.value
+    assert isinstance(found, Bounds)
+    return " ".join(("cost" if isinstance(found, Cost) else "loadability", *_bounds(found)))
+
+
+def _margins(found: Checked) -> str:
+    """The verdict and the least margins, rounded outwards."""
+    worst, attacked = found.worst_margin, found.attacked_margin
+    least = -math.inf if worst is None else worst.certified
+    return f"{found.verdict.value} {_rounded(least, up=False)} {_rounded(math.inf if attacked is None else attacked.attacked, up=True)}"
+
+
+def _bounds(found: Bounds) -> tuple[str, str, str]:
+    return _rounded(found.lower, up=False), _rounded(found.upper, up=True), f"{found.gap:.3g}"
+
+
+def _rounded(value: float, up: bool) -> str:
+    """Ten digits that are not below (`up`) or not above the value, so that what is printed holds as well."""
+    if not math.isfinite(value):
+        return str(value)
+    from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+
+    return str(Context(prec=10, rounding=ROUND_CEILING if up else ROUND_FLOOR).create_decimal(value))

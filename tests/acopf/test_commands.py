@@ -21,7 +21,6 @@ from support import Run, refused, strictly
 
 from milpverify.acopf.candidates import proved_ranges
 from milpverify.acopf.case import Case
-from milpverify.acopf.commands import _rounded
 from milpverify.acopf.feasibility import check_feasibility
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.matpower import load_case
@@ -31,6 +30,7 @@ from milpverify.acopf.proving.programs import Box
 from milpverify.acopf.relaxation.columns import Question
 from milpverify.acopf.relaxation.relaxation import Relaxation
 from milpverify.acopf.result import Cost, Feasibility, Loadability, Outcome, Reason, Verdict
+from milpverify.acopf.summaries import _rounded
 from milpverify.result import Trust
 
 AS_READ = Loads()
