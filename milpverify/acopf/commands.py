@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     OnEvent = Callable[[Event], None] | None
 
-LATE = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
-
 app = typer.Typer(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 
+LATE = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
 CaseFile = Annotated[Path, typer.Argument(metavar="CASE.m", exists=True, dir_okay=False, help="The network, a MATPOWER case.")]
 Scale = Annotated[float, typer.Option(metavar="X", callback=number, help="Every active and reactive load times X.")]
 Gap = Annotated[float, typer.Option(min=0.0, metavar="G", callback=number, help="The relative gap between the bounds that will do.")]
@@ -239,9 +238,8 @@ def dispatch(
             from milpverify.acopf.matpower import load_case
             from milpverify.acopf.points.point import load_point
 
-            loaded = load_case(case)
+            loaded, loads = load_case(case), Loads(load_scale, load_box)
             at = load_point(loaded, point)
-            loads = Loads(load_scale, load_box)
             told: dict[str, Any] = {"va": at.va, "tolerance": tolerance, "samples": samples, "on_event": on_event}
             if named:
                 table = check_dispatch(loaded, at.pg, at.vm, loads, timeout, outages=named, record=record, deadline=deadline, **told)
