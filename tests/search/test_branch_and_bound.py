@@ -18,6 +18,7 @@ from milpverify.config import Deadline
 from milpverify.result import Counterexample, Reason
 from milpverify.search.batch_size import BatchSize
 from milpverify.search.branch_and_bound import Budget, Chunks, Space, branch_and_bound
+from milpverify.search.effort import Effort
 from milpverify.search.frontier import Batch
 from milpverify.search.ledger import Part
 from milpverify.search.tree import Tree
@@ -51,6 +52,7 @@ class Table(Space[Spans, Tensor]):
     def __init__(self, values: np.ndarray, holds: float = math.inf, on: Callable[[str], None] = lambda step: None) -> None:
         graph, box = relu_network([1, 1], 0), Box([0.0], [1.0])
         self.context = context_of(Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [0.0], 1), Rows.none(1, 1)),)))
+        self.effort = Effort(1e-3)
         self.values, self.holds, self.on, self.batch = values, holds, on, BatchSize(size=8, fixed=8)
         self.closed: list[range] = []
         self.sizes: list[int] = []
@@ -98,6 +100,9 @@ class Table(Space[Spans, Tensor]):
 
     def finish(self, tree: Tree[Spans], deadline: Deadline) -> None:
         self.on("finish")
+
+    def open_disjuncts(self, tree: Tree[Spans]) -> list[int]:
+        return [0]
 
     def detail(self, tree: Tree[Spans]) -> dict[str, Any]:
         return {}
