@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import time
 from contextlib import contextmanager
@@ -29,8 +30,8 @@ class Deadline:
     """
 
     def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
-        if math.isnan(seconds) or seconds < 0:
-            raise ValueError(f"a time limit must be a number of seconds >= 0, not {seconds}")
+        if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds >= 0:
+            raise InvalidInput(f"a time limit is a number of seconds >= 0, not {seconds!r}")
         self._clock = clock
         self.start = clock() if began is None else began
         self.end = self.start + seconds

@@ -98,6 +98,8 @@ def robustness(
     centre, radius = array(x0), np.asarray(array(eps))
     if not (np.isfinite(radius) & (radius >= 0)).all():
         raise InvalidInput(f"eps must be a number >= 0, not {eps}")
+    if clip is not None and np.shape(clip) != (2,):
+        raise InvalidInput(f"clip is the two ends of the range that inputs have, such as (0, 1), not {clip!r}")
     inputs: Box | Ball
     if Norm.of(norm) is Norm.LINF:
         lower, upper = centre - radius, centre + radius

@@ -264,3 +264,14 @@ def test_errors_say_what_was_expected() -> None:
     for message, call in wrong.items():
         with pytest.raises(mv.InvalidInput, match=message):
             call()
+
+
+@pytest.mark.parametrize("seconds", ["5", -1, float("nan"), None, True])
+def test_a_time_limit_is_a_number(seconds: object) -> None:
+    with pytest.raises(mv.InvalidInput, match="a time limit is a number of seconds >= 0"):
+        mv.Deadline(seconds)  # type: ignore[arg-type]
+
+
+def test_clip_is_two_ends() -> None:
+    with pytest.raises(mv.InvalidInput, match="clip is the two ends"):
+        mv.robustness(nn.Linear(2, 2), [0.5, 0.5], 0, 0.1, clip=3)  # type: ignore[arg-type]
