@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -30,4 +31,4 @@ def load(network_path: str | Path, property_path: str | Path) -> Problem:
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path))
     if disjuncts:
         check.check(graph, source, disjuncts[0].box)
-    return Problem(graph, disjuncts, OnnxRuntime(source.data), (str(network_path), str(property_path)))
+    return Problem(without_repeats(graph), disjuncts, OnnxRuntime(source.data), (str(network_path), str(property_path)))
