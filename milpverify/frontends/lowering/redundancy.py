@@ -244,7 +244,10 @@ def _total(parts: Sequence[float]) -> float:
     """
     if len(parts) == 1:
         return parts[0]
-    total = math.fsum(parts)
+    try:
+        total = math.fsum(parts)
+    except OverflowError as error:
+        raise _Inexact from error
     if math.fsum([*parts, -total]) != 0:
         raise _Inexact
     return total

@@ -87,11 +87,12 @@ def test_random_networks_with_repeats_stay_the_same_functions() -> None:
 def test_networks_without_repeats_and_those_that_float64_cannot_merge_stay() -> None:
     graph = relu_network([3, 20, 20, 2], seed=0)
     assert without_repeats(graph) is graph
-    net = Stack(1)
-    last = net.add(RELU, net.add(linear([[1.0], [1.0]]), 0, size=2), size=2)
-    net.add(linear([[1.0, 2.0**-60]]), last, size=1)  # 1 + 2^-60 is no float64
-    graph = net.graph()
-    assert without_repeats(graph) is graph
+    for weight in ([1.0, 2.0**-60], [1.5e308, 1.5e308]):  # 1 + 2^-60 is no float64, nor is 3e308
+        net = Stack(1)
+        last = net.add(RELU, net.add(linear([[1.0], [1.0]]), 0, size=2), size=2)
+        net.add(linear([weight]), last, size=1)
+        graph = net.graph()
+        assert without_repeats(graph) is graph
 
 
 def test_outputs_that_are_the_same_stay_outputs() -> None:
