@@ -113,6 +113,8 @@ class Run:
                 if rung.first and found and self.options.attack and self.example is None:
                     self.example = self.attack(found, max(SHORT, time.monotonic() - began))
                 if self.example is not None:
+                    if k + 1 < len(waiting):  # of the groups that have not had their turn nothing is known
+                        self.closed_bound = -math.inf
                     return [*still_open, *found], rungs
                 began = time.monotonic()
             still_open += found or []

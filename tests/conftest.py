@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,6 +15,8 @@ from support import BENCHMARKS, ROOT, Run
 from milpverify import cli
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores run the tests already
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: processes would inherit it, and heed no Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,15 @@ def test_a_counterexample_that_an_attack_finds_comes_before_dear_bounds() -> Non
     assert result.verdict is mv.Verdict.FALSIFIED and names(result) == ["intervals"]
     assert [p.name for p in result.phases] == ["presolve"] and math.isfinite(result.lower_bound)
     assert names(mv.verify(problem(100.0), options=mv.Options(attack=False))) != ["intervals"]
+
+
+@pytest.mark.usefixtures("dear")
+def test_a_counterexample_says_nothing_of_boxes_that_have_no_bound_yet() -> None:
+    first, other = problem(100.0), problem(200.0)  # margins about -100 and -200
+    (there,) = other.disjuncts
+    both = mv.Problem(first.graph, (*first.disjuncts, replace(there, box=mv.Box(np.zeros(3), np.full(3, 2.0)))), first.runtime)
+    result = mv.verify(both)
+    assert result.verdict is mv.Verdict.FALSIFIED and result.lower_bound < -190.0
 
 
 @pytest.mark.usefixtures("dear")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force
 from milpverify.errors import InvalidInput
 from milpverify.frontends.lowering.builder import at_most
+from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -62,4 +63,4 @@ def _read(network_path: str | Path, property_path: str | Path, max_bytes: int, m
     disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
     if disjuncts:
         check.check(graph, source, disjuncts[0].box)
-    return Problem(graph, disjuncts, OnnxRuntime(source.data), {**source.files, str(property_path): property_hash})
+    return Problem(without_repeats(graph), disjuncts, OnnxRuntime(source.data), {**source.files, str(property_path): property_hash})

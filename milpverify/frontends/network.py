@@ -51,17 +51,19 @@ def load_network(network: Network, box: Box, shape: Sequence[int] | None = None)
 
     if not isinstance(network, nn.Module):
         raise InvalidInput(f"a network is a torch module, the path of an ONNX file or a Graph, not a {type(network).__name__}")
+    from milpverify.frontends.lowering.redundancy import without_repeats
     from milpverify.frontends.torch.runtime import check
     from milpverify.frontends.torch.trace import lower_module
 
     runtime = _runtime(network, box, shape)
     graph = lower_module(runtime.module, runtime.shape, runtime.dtype)
     check(graph, runtime, box)
-    return Loaded(graph, runtime)
+    return Loaded(without_repeats(graph), runtime)
 
 
 def _onnx(path: str | Path, box: Box) -> Loaded:
     from milpverify.errors import InvalidProperty
+    from milpverify.frontends.lowering.redundancy import without_repeats
     from milpverify.frontends.onnx import check as onnx_check
     from milpverify.frontends.onnx.reading import read_network
     from milpverify.frontends.onnx.runtime import OnnxRuntime
@@ -70,7 +72,7 @@ def _onnx(path: str | Path, box: Box) -> Loaded:
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
     onnx_check.check(graph, source, box)
-    return Loaded(graph, OnnxRuntime(source.data), source.files)
+    return Loaded(without_repeats(graph), OnnxRuntime(source.data), source.files)
 
 
 def _runtime(module: nn.Module, box: Box, shape: Sequence[int] | None) -> TorchRuntime:

@@ -109,7 +109,7 @@ class Conv(Weighted, Affine):
 
     def _behind(self, window: Window) -> tuple[Window, ...] | None:
         dims = len(self.stride)
-        if window.axes != tuple(range(2, 2 + dims)):
+        if window.axes != tuple(range(2, 2 + dims)) or any(end < 0 for _, end in self.pads):  # beyond the node would be inside the input
             return None
         begin = window.start.new_tensor([begin for begin, _ in self.pads])
         start, size = window.start * window.start.new_tensor(self.stride) - begin, self._reach(window.size)

@@ -53,15 +53,18 @@ class Lookup:
         inside = ((last >= low) & (first <= high)).unsqueeze(2)
         lower = torch.minimum(least.amin(0), torch.where(inside, below, torch.inf).amin(3))
         upper = torch.maximum(most.amax(0), torch.where(inside, above, -torch.inf).amax(3))
-        unknown = ~(low.isfinite() & high.isfinite())
+        # NaN comes from values beyond float64.
+        unknown = ~(low.isfinite() & high.isfinite()) | lower.isnan() | upper.isnan()
         return Bounds(lower.masked_fill(unknown, -torch.inf).flatten(1), upper.masked_fill(unknown, torch.inf).flatten(1))
 
     def _values(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the function at v (..., 1), each (..., m)."""
         size = self.last.absolute()
         value = self.last.forward([(self.slope * v + self.offset).relu()])
-        error = gamma(self.terms) * size.forward([self.slope.abs() * v.abs() + self.offset.abs()]) * (1 + 2 * gamma(self.terms))
-        error = error + self.terms * UNDERFLOW
+        reach = self.slope.abs() * v.abs() + self.offset.abs()
+        error = gamma(self.terms) * size.forward([reach]) * (1 + 2 * gamma(self.terms))
+        # What underflows in the argument of a ReLU is multiplied by W.
+        error = error + size.linear([torch.full_like(reach, UNDERFLOW)]) + self.terms * UNDERFLOW
         return down(value - error), up(value + error)
 
     @cached_property
@@ -71,7 +74,7 @@ class Lookup:
         away = 2 * gamma(self.terms) * kink.abs() + UNDERFLOW
         below, above = self._values(kink.nan_to_num(0.0, 0.0, 0.0).unsqueeze(1))
         # What the function changes by between the kink and where it is taken for.
-        steep = (self.last.weight.abs() * self.slope.abs()).sum(1) * (1 + 2 * gamma(self.terms))
+        steep = (self.last.weight.abs() * self.slope.abs()).sum(1) * (1 + 2 * gamma(self.terms)) + self.terms * UNDERFLOW
         moved = up(2 * away.nan_to_num(0.0, 0.0, 0.0).unsqueeze(1) * steep)
         enclosed = down(kink - away).nan_to_num(torch.inf), up(kink + away).nan_to_num(torch.inf)
         return down(below - moved).T, up(above + moved).T, enclosed

@@ -78,3 +78,15 @@ def test_rows_that_read_a_table_know_its_range() -> None:
     found, apart = (RowIntervals.of(graph, rows, tables=tables).lower(state) for tables in (True, False))
     after = state[graph.output].bounds.lower
     assert bool((found > apart + 0.05).all()) and bool(((found - after).abs() < 1e-12).all())
+
+
+def test_values_that_float64_does_not_hold() -> None:
+    """2^-1100 is 0 there, and not when it is multiplied by 2^1000; 2^1100 is infinite, and infinity less infinity no number."""
+    for size, least, most in ((-600, 0.0, 2.0**-100), (600, -torch.inf, torch.inf)):
+        g = Builder(1)
+        spread = g.broadcast(g.reshape(g.nodes[0], (1, 1)), (1, 2))
+        y = g.matmul(g.relu(g.scale(spread, np.array([2.0**size, 2.0**size]))), np.array([[2.0**1000], [-(2.0 ** min(999, -size))]]))
+        graph = g.graph([y], (), ())
+        ends = (torch.full((1, 1), v, dtype=torch.float64) for v in (0.0, 2.0 ** (size + 100 if size < 0 else size)))
+        found = propagate(graph, *ends)[holder(graph).id].bounds
+        assert found.lower.item() <= least and found.upper.item() >= 0.5 * most

@@ -162,3 +162,8 @@ def test_a_convolution_has_no_dense_matrix_for_the_norm_inequality() -> None:
     graph = build.graph()
     assert 4 * graph.nodes[2].size <= graph.nx
     assert Gram.of(graph, graph, torch.ones(graph.nx, dtype=torch.float64)) is None
+
+
+def test_what_lies_beyond_a_node_stays_outside_where_pads_are_negative() -> None:
+    op = Conv(torch.ones(1, 1, 1, 1, dtype=torch.float64), (1, 1), ((0, -1), (0, -1)), (1, 1), 1, (1, 1, 8, 8))
+    assert op.behind(Window((1, 1, 7, 7), (2, 3), torch.tensor([[5, 5]]), (3, 3), clean=False), (1, 1, 7, 7)) is None

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from milpverify.config import MOST_ENTRIES
 from milpverify.frontends.lowering.constants import Array, Constant
-from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -349,7 +348,7 @@ class Builder:
         self.name = ", ".join(spec.name for spec in specs)
         end = self.concat(flat, 0)
         nodes = tidy(self.nodes[: end.id + 1])
-        return without_repeats(Graph(nodes, len(nodes) - 1, inputs, specs))
+        return Graph(nodes, len(nodes) - 1, inputs, specs)
 
 
 def check_size(shape: Iterable[int]) -> None:

@@ -7,7 +7,8 @@ entries several times, or with either sign. Bounded one by one they are as many 
 
 one of them is left, and what reads both reads z itself: min(a, b), written with four relus, becomes a - relu(a - b). What cancels then
 does so exactly, and makes further entries equal, layer by layer. Coefficients are only added up, or multiplied along one path, and only
-where float64 holds the results: the network is the same in the reals, constant for constant, or is left as it was.
+where float64 holds the results: the network is the same in the reals, constant for constant, or is left as it was. Its own runtime rounds
+what cancels here, so that the two are compared before entries are merged.
 """
 
 from __future__ import annotations
@@ -243,7 +244,10 @@ def _total(parts: Sequence[float]) -> float:
     """
     if len(parts) == 1:
         return parts[0]
-    total = math.fsum(parts)
+    try:
+        total = math.fsum(parts)
+    except OverflowError as error:
+        raise _Inexact from error
     if math.fsum([*parts, -total]) != 0:
         raise _Inexact
     return total

@@ -9,9 +9,11 @@ import torch
 from random_nets import Stack, relu_network
 
 from milpverify.frontends.lowering.redundancy import without_repeats
+from milpverify.frontends.network import load_network
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, evaluate, evaluate_all
 from milpverify.operators import Elementwise, Input, Linear, Reshape
+from milpverify.spec import Box
 
 RELU = Elementwise(catalogue()["relu"].bind())
 
@@ -85,11 +87,12 @@ def test_random_networks_with_repeats_stay_the_same_functions() -> None:
 def test_networks_without_repeats_and_those_that_float64_cannot_merge_stay() -> None:
     graph = relu_network([3, 20, 20, 2], seed=0)
     assert without_repeats(graph) is graph
-    net = Stack(1)
-    last = net.add(RELU, net.add(linear([[1.0], [1.0]]), 0, size=2), size=2)
-    net.add(linear([[1.0, 2.0**-60]]), last, size=1)  # 1 + 2^-60 is no float64
-    graph = net.graph()
-    assert without_repeats(graph) is graph
+    for weight in ([1.0, 2.0**-60], [1.5e308, 1.5e308]):  # 1 + 2^-60 is no float64, nor is 3e308
+        net = Stack(1)
+        last = net.add(RELU, net.add(linear([[1.0], [1.0]]), 0, size=2), size=2)
+        net.add(linear([weight]), last, size=1)
+        graph = net.graph()
+        assert without_repeats(graph) is graph
 
 
 def test_outputs_that_are_the_same_stay_outputs() -> None:
@@ -109,3 +112,16 @@ def test_constants_that_are_left_keep_their_axes() -> None:
     merged = without_repeats(Graph(tuple(nodes), 5))
     assert functions(merged) == 0
     assert evaluate(merged, torch.randn(3, 2, dtype=torch.float64)).tolist() == [[0.5]] * 3
+
+
+def test_what_cancels_is_compared_with_the_runtime_before() -> None:
+    """The module rounds each of two sums that differ by their signs alone; of the graph nothing is left but the bias."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 120), torch.nn.ReLU(), torch.nn.Linear(120, 1)).eval()
+    random = torch.Generator().manual_seed(0)
+    order, half, out = torch.randperm(120, generator=random), *(torch.randn(*s, generator=random) for s in ((60, 3), (1, 60)))
+    net[0].weight.data = torch.cat([half, half])[order]
+    net[0].bias.data.zero_()
+    net[2].weight.data = torch.cat([out, -out], 1)[:, order]
+    net[2].bias.data.fill_(1e-3)
+    graph = load_network(net, Box(-np.ones(3), np.ones(3))).graph
+    assert functions(graph) == 0
