@@ -30,7 +30,8 @@ class Deadline:
     """
 
     def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds >= 0:
+        given: object = seconds
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not seconds >= 0:
             raise InvalidInput(f"a time limit is a number of seconds >= 0, not {seconds!r}")
         self._clock = clock
         self.start = clock() if began is None else began
