@@ -102,6 +102,18 @@ def reshaping() -> Graph:
     return lower_onnx(load_model_from_string(b.model(b.gemm(b.relu(total), rng.normal(size=(3, 6)), rng.normal(size=3)))))
 
 
+def upsampling() -> Graph:
+    """A strided transposed convolution, as generators have."""
+    rng = np.random.default_rng(9)
+    b = Builder(4)
+    x = b.relu(b.gemm("x", rng.normal(size=(8, 4)), rng.normal(size=8)))
+    x = b.add("Reshape", [x, b.ints(1, 2, 2, 2)], (1, 2, 2, 2), None)
+    kernel, bias = b.floats(rng.normal(size=(2, 3, 3, 3))), b.floats(rng.normal(size=3))
+    x = b.relu(b.add("ConvTranspose", [x, kernel, bias], (1, 3, 5, 5), None, strides=[2, 2]))
+    x = b.add("Reshape", [x, b.ints(1, 75)], (1, 75), None)
+    return lower_onnx(load_model_from_string(b.model(b.gemm(x, rng.normal(size=(3, 75)) * 0.1, rng.normal(size=3)))))
+
+
 def boxes(nx: int, seed: int, scale: float = 1.0) -> list[mv.Box]:
     """A wide box, a middling one, a tiny one far from 0, and one with a fixed coordinate."""
     rng = np.random.default_rng(seed)
@@ -159,6 +171,7 @@ NETWORKS: dict[str, tuple[Callable[[], Graph], float]] = {
     "huge inputs": (lambda: random_graph(103, [1.0, 1.0, 1.0]), 1e6),
     "cancelling": (cancelling, 1.0),
     "reshaping": (reshaping, 1.0),
+    "upsampling": (upsampling, 1.0),
     "pairing": (pairing, 1.0),
     **{f"products {seed}": (lambda seed=seed: product_network(seed), 1.0) for seed in range(4)},  # type: ignore[misc]
     "tiny products": (lambda: product_network(4), 1e-9),

@@ -27,7 +27,20 @@ from milpverify.config import check_time
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array, all_finite
 from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
-from milpverify.operators import Affine, Conv, Elementwise, Input, Linear, Operator, Permute, Product, Reshape, Select, SparseLinear
+from milpverify.operators import (
+    Affine,
+    Conv,
+    Elementwise,
+    Input,
+    Linear,
+    Operator,
+    Permute,
+    Product,
+    Reshape,
+    Select,
+    SparseLinear,
+    Transposed,
+)
 from milpverify.spec import Box
 
 SLACK_TERMS = 16
@@ -137,7 +150,7 @@ class Comparison:
             elif isinstance(node.op, MOVES) and node.op.bias is None and args[0][1] is None:
                 values[node.id] = _value(node.op, args, node.shape), None
             else:
-                args = args if isinstance(node.op, Conv) else _wide(args)
+                args = args if isinstance(node.op, Conv | Transposed) else _wide(args)
                 value = _value(node.op, args, node.shape)
                 values[node.id] = value, cache(partial(self.error, node.op, args, value))
             unread.subtract(node.inputs)
@@ -219,8 +232,10 @@ def _value(op: Operator, args: Sequence[Value], shape: Sequence[int]) -> Tensor:
 
 def _forward(op: Affine, xs: Sequence[Tensor]) -> Tensor:
     """An affine map: a convolution, which reads every weight often, in the precision of its input, a matrix in its own."""
-    if isinstance(op, Conv):
-        op = replace(op, weight=op.weight.to(xs[0].dtype), bias=None if op.bias is None else op.bias.to(xs[0].dtype))
+    if isinstance(op, Conv | Transposed):
+        kernel, bias = op if isinstance(op, Conv) else op.conv, None if op.bias is None else op.bias.to(xs[0].dtype)
+        kernel = replace(kernel, weight=kernel.weight.to(xs[0].dtype))
+        op = replace(kernel, bias=bias) if isinstance(op, Conv) else replace(op, conv=kernel, bias=bias)
     elif isinstance(op, Linear | SparseLinear):
         xs = [x.double() for x in xs]
     return op.forward(xs)
