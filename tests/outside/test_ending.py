@@ -110,7 +110,7 @@ def test_signals_at_random_moments(tmp_path: Path, environment: dict[str, str]) 
     """One first line or none, JSON whole or absent, no traceback, no process left (`benchmarks/interruptions.py` does it 50 times)."""
     moments = random.Random(18)
     network, spec = hard_pair(tmp_path)
-    for k in range(12):
+    for k in range(8):
         told = tmp_path / f"{k}.json"
         command = [sys.executable, "-m", "milpverify", "verify", str(network), str(spec), "--timeout", "1.5", "--json", str(told)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as process:

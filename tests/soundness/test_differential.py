@@ -67,7 +67,7 @@ def hairline(case: Case, truths: list[exact.Truth]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("first", range(0, 300, 30))
+@pytest.mark.parametrize("first", range(0, 210, 30))
 def test_all_methods_agree_with_enumeration(first: int, tmp_path: Path, processes: None) -> None:
     wrong: list[str] = []
     for seed in range(first, first + 30):

@@ -60,7 +60,7 @@ def test_the_search_closes_with_programs_what_is_safe_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(NeuronSpace, "try_points", lambda *_: None)  # a counterexample would end the search
     options = SearchOptions(deterministic=deterministic, output_constraints=conditional)
-    for by in (0.02, -0.01):
+    for by in (0.05, -0.01):
         problem = problem_of(activation, scale, by)
         with Leaves(problem, Deadline(60), pace=Eager()) as leaves:
             reporter = Reporter(None)
