@@ -25,8 +25,9 @@ BACKWARD_RATE, FORWARD_RATE = 3e10, 1e9
 
 
 def undecided_backward(graph: Graph) -> float:
-    """As `backward_passes`, where nothing is known and every pre-activation may be undecided."""
-    return sum(pass_for(graph, node, 2.0 * node.size) for node in refinable(graph))
+    """As `backward_passes`, where nothing is known and every pre-activation may be undecided, and rows are whole."""
+    own = multiplications(graph)
+    return sum(2.0 * node.size * sum(own[i] for i in graph.ancestors[node.id] if i != node.id) for node in refinable(graph))
 
 
 def forward_pass(graph: Graph, varying: int) -> float:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 ENTRY, CUT = 60.0, 400.0
 """What an entry of a row costs at a node, and one of a window that lines are cut out for, in multiplications of a matrix product."""
-WORTHWHILE = 1.2
-"""So many times cheaper rows in windows must be estimated."""
+WORTHWHILE, SMALL = 1.2, 2e7
+"""So many times cheaper rows in windows must be estimated; passes of so few multiplications are made before tiles are compared."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
     if len(shape) < 3 or not rows:
         return None
     best, least = None, cost(graph, node, shape, (), ()).row * rows / WORTHWHILE
+    if least < SMALL:
+        return None
     channels_first, channels_last = tuple(range(2, len(shape))), tuple(range(1, len(shape) - 1))
     for axes in (channels_first, channels_last) if len(shape) > 3 else (channels_first,):
         space = tuple(shape[a] for a in axes)
