@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from milpverify.outside.files import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import numpy as np
 
 
@@ -162,6 +164,18 @@ def json_text(content: dict[str, Any], path: str | Path | None) -> str:
     if path is not None:
         write_atomically(Path(path), text + "\n")
     return text
+
+
+def csv_text(rows: Iterable[Sequence[object]], path: str | Path | None) -> str:
+    """The rows, a header among them, as CSV; written to `path` too where one is given."""
+    import csv
+    import io
+
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    if path is not None:
+        write_atomically(Path(path), text.getvalue())
+    return text.getvalue()
 
 
 def json_number(value: float) -> float | str:

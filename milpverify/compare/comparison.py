@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milpverify.compare.record import line_of
 from milpverify.compare.rows import COLUMNS, Row, Word, short
 from milpverify.errors import MilpverifyError
-from milpverify.outside.files import write_atomically
-from milpverify.result import json_number, json_text
+from milpverify.result import csv_text, json_number, json_text
 from milpverify.version import __version__
 
 if TYPE_CHECKING:
@@ -95,10 +93,7 @@ class Comparison:
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The columns of the rows as CSV; written to `path` too where one is given. What is unknown is empty."""
-        text = line_of(COLUMNS) + "".join(line_of(row.cells) for row in self.rows)
-        if path is not None:
-            write_atomically(Path(path), text)
-        return text
+        return csv_text([COLUMNS, *(row.cells for row in self.rows)], path)
 
     def to_pandas(self) -> Any:
         """A data frame with the columns of the rows and their messages.

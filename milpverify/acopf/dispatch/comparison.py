@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from milpverify.acopf.dispatch.search import Search
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.result import TOLERANCE
 from milpverify.errors import Contradiction, InvalidInput
+from milpverify.result import csv_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,15 +74,7 @@ class MarginComparison:
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The table as CSV; written to `path` too where one is given."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *(row.cells for row in self.rows)])
-        if path is not None:
-            from pathlib import Path
-
-            from milpverify.outside.files import write_atomically
-
-            write_atomically(Path(path), text.getvalue())
-        return text.getvalue()
+        return csv_text([COLUMNS, *(row.cells for row in self.rows)], path)
 
 
 def compare_dispatch(

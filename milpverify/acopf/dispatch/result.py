@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from milpverify.acopf.dispatch.limits import Limit
 from milpverify.acopf.result import Outcome, Verdict
-from milpverify.result import json_number, json_text
+from milpverify.result import csv_text, json_number, json_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,15 +241,7 @@ class Outages:
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The rows as CSV; written to `path` too where one is given."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *(row.cells for row in self.rows)])
-        if path is not None:
-            from pathlib import Path
-
-            from milpverify.outside.files import write_atomically
-
-            write_atomically(Path(path), text.getvalue())
-        return text.getvalue()
+        return csv_text([COLUMNS, *(row.cells for row in self.rows)], path)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form."""
