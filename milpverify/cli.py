@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from milpverify import __version__
-from milpverify.acopf.commands import app as acopf
-from milpverify.compare.commands import compare
 from milpverify.config import (
     MOST_BYTES,
     MOST_ENTRIES,
@@ -35,11 +36,11 @@ from milpverify.console import (
     number,
     remark,
     reported,
+    room,
 )
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, is_stream, write_atomically
-from milpverify.radius.commands import radius
 from milpverify.result import Reason, Result, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -47,14 +48,28 @@ if TYPE_CHECKING:
 
     from milpverify.events import Event
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(acopf, name="acopf")
-app.command()(radius)
+ROOMS = ("acopf", "compare", "radius")
+"""Whose commands are the `app` of their `commands`, loaded when they are called or listed: to describe their options takes 30 ms."""
+
+
+class _Commands(UserDict[str, Any]):
+    """Commands by name, those of rooms loaded when they are looked at."""
+
+    def __getitem__(self, name: str) -> Any:
+        if self.data[name] is None:
+            self.data[name] = typer.main.get_command(import_module(f"milpverify.{name}.commands").app)
+        return self.data[name]
+
+
+class _Root(TyperGroup):
+    """The commands here, and those of the rooms."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands({**self.commands, **dict.fromkeys(ROOMS)})
+
+
+app = room(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
 
@@ -151,6 +166,8 @@ def verify(
 
         with live(deadline, quiet) as show:
             with _no_collection():
+                import torch  # noqa: F401  (first: it looks through all modules again and again, which takes 50 ms when ours are there)
+
                 from milpverify.frontends.load import load
                 from milpverify.run import unread
                 from milpverify.verify import verify as decide
@@ -226,9 +243,6 @@ def _answer(result: Result) -> str:
         return f"{result.verdict.value}\n{format_counterexample(result.counterexample)}"
     timed_out = result.verdict is Verdict.UNKNOWN and result.reason is Reason.TIMEOUT
     return "timeout" if timed_out else result.verdict.value
-
-
-app.command()(compare)
 
 
 @app.command()

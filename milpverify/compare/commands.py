@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, answer, remark, reported
+from milpverify.console import Debug, Json, Quiet, Timeout, answer, remark, reported, room
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from milpverify.compare.plots import Kind
     from milpverify.compare.rows import Row
 
+app = room()
+
 PATIENCE = 2.0
 """Seconds after a signal that a comparison may take to end its processes, and to show what is complete."""
 DEFAULT = "ibp,forward,crown,alpha-crown,lp,auto"
 
 
+@app.command()
 def compare(
     network: Annotated[
         Path, typer.Argument(metavar="NET.onnx|INSTANCES.csv", exists=True, dir_okay=False, help="The network, or a list of instances.")

@@ -9,7 +9,7 @@ import typer
 
 from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
-from milpverify.console import Debug, Json, Quiet, answer, number, remark, reported
+from milpverify.console import Debug, Json, Quiet, answer, number, remark, reported, room
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, write_atomically
@@ -25,11 +25,13 @@ _Inputs = Annotated[
     Path, typer.Argument(metavar="INPUTS", exists=True, dir_okay=False, help="The inputs: .npy, one after the other, or .csv, one a line.")
 ]
 
+app = room()
 
 PATIENCE = 2.0
 """Seconds after a signal that the run may take to end the input under way, and to write what is known."""
 
 
+@app.command()
 def radius(
     network: _Network,
     inputs: _Inputs,
