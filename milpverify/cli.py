@@ -102,7 +102,9 @@ def _root(
 @app.command()
 def verify(
     network: Network,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
+    specs: Annotated[
+        list[Path], typer.Argument(metavar="SPEC.vnnlib...", exists=True, dir_okay=False, help="The properties, VNN-LIB (may be .gz).")
+    ],
     timeout: Timeout = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
     solver: Annotated[Literal["scip", "highs", "gurobi", "z3", "cvc5"], typer.Option(help="The exact solver.")] = "scip",
@@ -131,22 +133,23 @@ def verify(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="The most that a file may hold, unpacked.")] = MOST_BYTES,
     max_entries: Annotated[int, typer.Option(min=1, metavar="N", help="The most entries of a tensor of the network.")] = MOST_ENTRIES,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write a row per property as they come.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes for several properties; as many as processors by default.")
+    ] = None,
     json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Decide a property of a network.
+    """Decide a property of a network, or several.
 
     The first line of standard output is `unsat` (the property holds), `sat` (it does not: the counterexample follows),
-    `unknown` or `timeout`.
+    `unknown` or `timeout`. Of several properties, or with --csv, it has a line each instead, as they are decided: the verdict
+    (or `error`), the file, seconds. The time limit is then each one's.
     """
-    import math
-
-    deadline = Deadline(math.inf if timeout is None else timeout, began=ending.began)
-    known = _Known(deadline, json, quiet)
     with reported(debug):
-        check_writable(json, (network, spec))
-    with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
+        check_writable(json, (network, *specs))
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -163,7 +166,32 @@ def verify(
             attack=attack,
             search=search,
         )
+    settings = {"options": options, "margin": margin, "gap": gap}
+    limits = {"max_bytes": max_bytes, "max_entries": max_entries}
+    if len(specs) > 1 or csv is not None:
+        from milpverify.many.commands import verify_all
 
+        verify_all(network, specs, timeout, settings | limits, csv, resume, workers, json, quiet, debug)
+    else:
+        _verify(network, specs[0], timeout, settings, limits, json, quiet, debug)
+
+
+def _verify(
+    network: Path,
+    spec: Path,
+    timeout: float | None,
+    settings: dict[str, Any],
+    limits: dict[str, int],
+    json: Path | None,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """One property."""
+    import math
+
+    deadline, options = Deadline(math.inf if timeout is None else timeout, began=ending.began), settings["options"]
+    known = _Known(deadline, json, quiet)
+    with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
         with live(deadline, quiet) as show:
             with _no_collection():
                 import torch  # noqa: F401  (first: it looks through all modules again and again, which takes 50 ms when ours are there)
@@ -174,8 +202,8 @@ def verify(
             ending.allow()
 
             try:
-                problem = load(network, spec, deadline=deadline, max_bytes=max_bytes, max_entries=max_entries)
-                result = decide(problem, deadline=deadline, options=options, on_event=known.told(options, show), margin=margin, gap=gap)
+                problem = load(network, spec, deadline=deadline, **limits)
+                result = decide(problem, deadline=deadline, on_event=known.told(options, show), **settings)
             except OutOfTime:
                 result = unread(deadline, options)
         try:
@@ -241,8 +269,7 @@ def _answer(result: Result) -> str:
         from milpverify.counterexamples.validate import format_counterexample
 
         return f"{result.verdict.value}\n{format_counterexample(result.counterexample)}"
-    timed_out = result.verdict is Verdict.UNKNOWN and result.reason is Reason.TIMEOUT
-    return "timeout" if timed_out else result.verdict.value
+    return result.word
 
 
 @app.command()

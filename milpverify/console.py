@@ -136,5 +136,29 @@ def live(deadline: Deadline, quiet: bool = False) -> Iterator[Callable[[Event], 
         yield show
 
 
+@contextmanager
+def bar(quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """A bar of progress on standard error: the yielded function is told what was done last, and how much is left to do.
+
+    Yields None where standard error is no terminal or `quiet` is set.
+    """
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
+        task, done = progress.add_task("starting", total=None), [0]
+
+        def show(text: str, left: int) -> None:
+            done[0] += 1
+            progress.update(task, description=escape(text), total=done[0] + left, completed=done[0])
+
+        yield show
+
+
 def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"

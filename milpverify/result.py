@@ -39,6 +39,7 @@ class Reason(Enum):
     TRUST = "only a solver's word closes it, which the required trust forbids"
     SOLVER_INCONCLUSIVE = "the solver gave no bound that proves the property and no point that violates it"
     UNDECIDED = "the chosen method could not decide it"
+    FAILED = "the problem could not be worked on"
 
 
 SIGN_ONLY = "only the sign of the margin was asked for; its bound of 0 says no more"
@@ -121,6 +122,13 @@ class Result:
     bound_trust: Trust = Trust.ROUNDED
     upper_bound: float = math.inf
     nearest: np.ndarray | None = None
+
+    @property
+    def word(self) -> str:
+        """The first line of a VNN-COMP results file: `sat`, `unsat`, `unknown`, `timeout` or `error`."""
+        if self.verdict is not Verdict.UNKNOWN:
+            return self.verdict.value
+        return {Reason.TIMEOUT: "timeout", Reason.FAILED: "error"}.get(self.reason, self.verdict.value)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""

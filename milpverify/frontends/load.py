@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in
 from milpverify.errors import InvalidInput
 from milpverify.frontends.lowering.builder import at_most
 from milpverify.frontends.lowering.redundancy import without_repeats
-from milpverify.frontends.onnx import check
+from milpverify.frontends.onnx.check import Check
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.frontends.problem import Problem
@@ -18,6 +19,9 @@ from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_hashed
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from milpverify.frontends.onnx.reading import Source
+    from milpverify.graph import Graph
 
 
 def load(
@@ -47,20 +51,54 @@ def load(
         InvalidProperty: the property cannot be read, is too large, or is about other inputs and outputs than the network's.
         OutOfTime: the time is over.
     """
-    for path in (network_path, property_path):
-        if not isinstance(path, str | PathLike):
-            raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(path).__name__}")
-    with in_force(deadline or Deadline(math.inf if timeout is None else timeout)):
-        return _read(network_path, property_path, max_bytes, max_entries)
+    return Loader(max_bytes, max_entries).load(network_path, property_path, deadline or Deadline(math.inf if timeout is None else timeout))
 
 
-def _read(network_path: str | Path, property_path: str | Path, max_bytes: int, max_entries: int) -> Problem:
-    text, property_hash = read_hashed(property_path, max_bytes)
-    check_time()
-    with at_most(max_entries):
-        graph, source = read_network(network_path, max_bytes)
-    check_time()
-    disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
-    if disjuncts:
-        check.check(graph, source, disjuncts[0].box)
-    return Problem(without_repeats(graph), disjuncts, OnnxRuntime(source.data), {**source.files, str(property_path): property_hash})
+class Loader:
+    """Loads problems one after the other, as `load` does each; a network that is asked for again at once is not read again."""
+
+    def __init__(self, max_bytes: int = MOST_BYTES, max_entries: int = MOST_ENTRIES) -> None:
+        self.max_bytes, self.max_entries = max_bytes, max_entries
+        self._path: str | Path | None = None
+        self._network: _Network | None = None
+
+    def load(self, network_path: str | Path, property_path: str | Path, deadline: Deadline) -> Problem:
+        """The problem of a network and a property.
+
+        Raises:
+            InvalidInput, InvalidModel, UnsupportedOperator, InvalidProperty, OutOfTime: as `load`.
+        """
+        for path in (network_path, property_path):
+            if not isinstance(path, str | PathLike):
+                raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(path).__name__}")
+        with in_force(deadline):
+            text, property_hash = read_hashed(property_path, self.max_bytes)
+            check_time()
+            network = self._read(network_path)
+            check_time()
+            graph = network.graph
+            disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
+            if disjuncts:
+                network.check(disjuncts[0].box)
+            return Problem(network.merged, disjuncts, network.runtime, {**network.source.files, str(property_path): property_hash})
+
+    def _read(self, path: str | Path) -> _Network:
+        if self._network is None or path != self._path:
+            self._network = None  # two of them may not fit into memory
+            with at_most(self.max_entries):
+                self._network = _Network(*read_network(path, self.max_bytes))
+            self._path = path
+        return self._network
+
+
+class _Network:
+    """A network that was read: as it was lowered, which is compared with its runtime, and as it is proved about."""
+
+    def __init__(self, graph: Graph, source: Source) -> None:
+        self.graph, self.source = graph, source
+        self.check = Check(graph, source)
+        self.runtime = OnnxRuntime(source.data)
+
+    @cached_property
+    def merged(self) -> Graph:
+        return without_repeats(self.graph)
