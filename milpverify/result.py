@@ -126,9 +126,8 @@ class Result:
     @property
     def word(self) -> str:
         """The first line of a VNN-COMP results file: `sat`, `unsat`, `unknown`, `timeout` or `error`."""
-        if self.verdict is not Verdict.UNKNOWN:
-            return self.verdict.value
-        return {Reason.TIMEOUT: "timeout", Reason.FAILED: "error"}.get(self.reason, self.verdict.value)
+        endings = {Reason.TIMEOUT: "timeout", Reason.FAILED: "error"}
+        return endings.get(self.reason, "unknown") if self.verdict is Verdict.UNKNOWN else str(self.verdict.value)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""

@@ -9,5 +9,5 @@ milpverify=${MILPVERIFY:-$here/.venv/bin/milpverify}
 for file in "$3" "$4"; do
     [ -r "$file" ] || { echo "cannot read $file" >&2; exit 1; }
 done
-pkill -KILL -u "$(id -u)" -f "^$milpverify verify " || true
+pkill -KILL -u "$(id -u)" -f "$milpverify verify " || true
 $milpverify --version > /dev/null

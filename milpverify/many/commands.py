@@ -63,6 +63,6 @@ def verify_all(
                         held.append(row.cells)
                     answer(row.line)
                     if show is not None:
-                        show(f"{row.property}: {row.verdict}", len(left) + len(known) - len(rows))
+                        show(f"{row.spec}: {row.verdict}", len(left) + len(known) - len(rows))
         if any(row.verdict == "error" for row in rows):
             raise typer.Exit(2)

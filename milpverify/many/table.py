@@ -21,7 +21,7 @@ class Row:
     """What has come of a problem, as in the JSON result; `verdict` may also be `timeout` and `error`, as VNN-COMP has it."""
 
     network: str
-    property: str
+    spec: str
     verdict: str
     reason: str
     lower_bound: float
@@ -31,12 +31,12 @@ class Row:
     counterexample: tuple[float, ...] | None
 
     @staticmethod
-    def of(network: str, property_path: str, result: Result) -> Row:
+    def of(network: str, spec: str, result: Result) -> Row:
         """Of a result."""
         point = None if result.counterexample is None else tuple(result.counterexample.x.tolist())
         return Row(
             network,
-            property_path,
+            spec,
             result.word,
             result.reason.name,
             result.lower_bound,
@@ -49,19 +49,19 @@ class Row:
     @property
     def problem(self) -> tuple[str, str]:
         """What the row is about."""
-        return self.network, self.property
+        return self.network, self.spec
 
     @property
     def line(self) -> str:
         """A line for people and programs: the verdict, the property, seconds, and what was wrong."""
         wrong = f"  {self.note}" if self.verdict == "error" else ""
-        return f"{self.verdict:<7s}  {self.property}  {self.seconds:.3f}{wrong}"
+        return f"{self.verdict:<7s}  {self.spec}  {self.seconds:.3f}{wrong}"
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The row of a CSV file; numbers with the digits that give the same float64 back."""
         point = "" if self.counterexample is None else " ".join(map(repr, self.counterexample))
-        known = self.network, self.property, self.verdict, self.reason, repr(self.lower_bound), self.trust, f"{self.seconds:.4f}"
+        known = self.network, self.spec, self.verdict, self.reason, repr(self.lower_bound), self.trust, f"{self.seconds:.4f}"
         return *known, self.note, point
 
     @staticmethod
@@ -72,9 +72,9 @@ class Row:
             InvalidInput: it is none.
         """
         try:
-            network, property_path, verdict, reason, bound, trust, seconds, note, point = cells
+            network, spec, verdict, reason, bound, trust, seconds, note, point = cells
             numbers = tuple(map(float, point.split())) if point else None
-            return Row(network, property_path, verdict, reason, float(bound), trust, float(seconds), note, numbers)
+            return Row(network, spec, verdict, reason, float(bound), trust, float(seconds), note, numbers)
         except ValueError as error:
             raise InvalidInput(f"no row of results: {','.join(cells)}") from error
 

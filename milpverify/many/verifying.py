@@ -6,6 +6,7 @@ import math
 import os
 import queue
 import time
+from collections.abc import Sized
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def verify_many(
     Deadline(math.inf if timeout is None else timeout)  # refused now, not in every process
     settings = {"options": settings_of(options or Options(), method), "margin": margin, "gap": gap}
     limits = {"max_bytes": max_bytes, "max_entries": max_entries}
-    if hasattr(problems, "__len__"):
+    if isinstance(problems, Sized):
         count = min(count, len(problems))
     work = _Work(problems, math.inf if timeout is None else timeout, count, deadline or Deadline(), settings, limits)
     return work.results()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from milpverify.errors import InvalidInput
 
@@ -69,7 +69,7 @@ class AppendedTable(Generic[R]):
         if not whole:
             self.append(columns)
 
-    def __enter__(self) -> AppendedTable[R]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
