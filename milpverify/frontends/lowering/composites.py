@@ -96,6 +96,13 @@ def power(g: Builder, x: Node, n: float) -> Node:
     return patterns.power(g, x, int(n)) if n > 0 else reciprocal(g, power(g, x, -n))
 
 
+def swish(g: Builder, x: Node, alpha: float) -> Node:
+    """x / (1 + exp(-alpha x)) = silu(alpha x) / alpha."""
+    if alpha == 0:
+        return g.scale(x, 0.5)
+    return g.scale(g.function("silu", g.scale(x, alpha)), 1.0 / Constant.of(alpha))
+
+
 def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
     """A shape with 1 in the place of some axes."""
     return tuple(1 if a in axes else n for a, n in enumerate(shape))

@@ -18,6 +18,7 @@ from milpverify.frontends.lowering import composites, elementwise
 from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.einsum import einsum
 from milpverify.frontends.onnx.folding import check_sizes
 from milpverify.frontends.onnx.node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
@@ -32,6 +33,11 @@ LARGEST = float(np.finfo(np.float32).max)
 @rule("Add", "Sum", linear_in_constants=True)
 def _add(g: Builder, op: Operation) -> Value:
     return elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
+
+
+@rule("Mean", linear_in_constants=True)
+def _mean(g: Builder, op: Operation) -> Value:
+    return g.scale(_add(g, op), 1.0 / Constant.of(float(len(op.inputs))))
 
 
 @rule("Sub", linear_in_constants=True)
@@ -90,6 +96,11 @@ def _gemm(g: Builder, op: Operation) -> Value:
     if c is None:
         return y
     return g.sum([y, g.scale(c, beta)]) if isinstance(c, Node) else g.scale(y, bias=Constant(c) * beta)
+
+
+@rule("Einsum", attributes="equation", linear_in_constants=True)
+def _einsum(g: Builder, op: Operation) -> Value:
+    return einsum(g, op.attributes["equation"], [op.value(i) for i in range(len(op.inputs))])
 
 
 @rule("BatchNormalization", attributes="epsilon momentum", linear_in_constants=True)
