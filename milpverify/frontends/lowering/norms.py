@@ -14,10 +14,12 @@ import numpy as np
 from milpverify.frontends.lowering import composites, patterns
 from milpverify.frontends.lowering.builder import Builder, entries
 from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.windows import average_pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from milpverify.frontends.lowering.windows import Axis
     from milpverify.graph import Node
 
 
@@ -124,3 +126,8 @@ def pairs(g: Builder, x: Node, p: float) -> Node:
     first, second = np.triu_indices(x.shape[0], 1)
     places = entries(x.shape)
     return norm(g, g.sum([g.select(x, places[first]), g.select(x, places[second])], [1, -1]), [1], p, keepdims=False)
+
+
+def pool(g: Builder, x: Node, axes: Sequence[Axis], p: float) -> Node:
+    """The norm of the entries of every window that slides along the spatial axes."""
+    return root(g, average_pool(g, powers(g, x, p), axes, include_padding=True, divisor=1.0), p)

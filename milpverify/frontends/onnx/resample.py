@@ -93,6 +93,35 @@ def _interpolating(n: int, at: list[Fraction]) -> Constant:
     return Constant.nearest(entries, (len(at), n))
 
 
+def _cubic(n: int, at: list[Fraction], a: Fraction, outside: bool) -> Constant:
+    """The matrix (m, n) of the cubic convolution with the coefficient a of the four entries around each coordinate.
+
+    Keys, Cubic convolution interpolation for digital image processing, IEEE Trans. ASSP 1981, equation 4.
+
+    Args:
+        outside: the entries at the ends are repeated outside; else those there do not count, and the others' weights sum up to 1.
+
+    Raises:
+        ValueError: the weights that count sum up to 0.
+    """
+    entries = [Fraction(0)] * (len(at) * n)
+    for i, place in enumerate(at):
+        low = math.floor(place)
+        weights = {}
+        for j in range(low - 1, low + 3):
+            d = abs(place - j)
+            near = ((a + 2) * d - (a + 3)) * d * d + 1
+            weights[j] = near if d <= 1 else ((d - 5) * d + 8) * d * a - 4 * a
+        if not outside:
+            weights = {j: w for j, w in weights.items() if 0 <= j < n}
+        total = sum(weights.values())
+        if not total:
+            raise ValueError("the weights of a cubic interpolation sum up to 0")
+        for j, w in weights.items():
+            entries[i * n + min(max(j, 0), n - 1)] += w / total
+    return Constant.nearest(entries, (len(at), n))
+
+
 def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode: str, transformation: str, nearest: str) -> Node:
     """Every axis resampled to (length, scale)."""
     x = op.node()
@@ -108,8 +137,11 @@ def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode
             x = g.select(x, np.take(entries(x.shape), chosen, axis))
         elif mode == "linear":
             x = along(g, x, axis, _interpolating(n, at))
+        elif mode == "cubic" and "cubic_coeff_a" in op.attributes:
+            matrix = _cubic(n, at, Fraction(op.attributes["cubic_coeff_a"]), not op.attributes["exclude_outside"])
+            x = along(g, x, axis, matrix)
         else:
-            raise op.refuse(f"mode '{mode}' has no rule; nearest and linear have")
+            raise op.refuse(f"mode '{mode}' has no rule; nearest, linear and cubic have")
     return x
 
 
@@ -134,7 +166,7 @@ def _upsample(g: Builder, op: Operation) -> Value:
     return _resample(g, op, sizes, op.attributes["mode"], "asymmetric", "floor")
 
 
-@rule("Resize", attributes="axes coordinate_transformation_mode mode nearest_mode cubic_coeff_a extrapolation_value")
+@rule("Resize", attributes="axes coordinate_transformation_mode mode nearest_mode cubic_coeff_a exclude_outside extrapolation_value")
 def _resize(g: Builder, op: Operation) -> Value:
     x = op.node()
     if op.opset < 11:

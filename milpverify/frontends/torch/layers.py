@@ -108,7 +108,7 @@ def _convolution(
 # Pooling
 
 
-def _pooled(x: Node, n: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> list[Axis]:
+def pooled(x: Node, n: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> list[Axis]:
     """The windows of a pooling along its n axes; without a stride they lie side by side."""
     kernel, pads, dilations = per_axis(kernel_size, n), per_axis(padding, n), per_axis(dilation, n)
     strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
@@ -128,7 +128,7 @@ def _average(n: int) -> Any:
         divisor_override: int | None = None,
     ) -> Node:
         x, added = batched(call, x, n)
-        axes = _pooled(x, n, kernel_size, stride, padding, 1, ceil_mode)
+        axes = pooled(x, n, kernel_size, stride, padding, 1, ceil_mode)
         return unbatched(call, average_pool(call.g, x, axes, count_include_pad, divisor_override), added)
 
     return lower
@@ -148,7 +148,7 @@ def _largest(n: int) -> Any:
         if return_indices:
             raise call.refuse("return_indices has no rule: the places depend on the network's input")
         x, added = batched(call, x, n)
-        axes = _pooled(x, n, kernel_size, stride, padding, dilation, ceil_mode)
+        axes = pooled(x, n, kernel_size, stride, padding, dilation, ceil_mode)
         return unbatched(call, max_pool(call.g, x, axes), added)
 
     return lower

@@ -10,6 +10,7 @@ from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.lowering.constants import Constant
 from milpverify.frontends.lowering.einsum import contract, einsum
 from milpverify.frontends.torch.call import Call, rule
+from milpverify.frontends.torch.layers import batched, pooled, unbatched
 from milpverify.frontends.torch.ops import axes_of, total
 from milpverify.graph import Node
 
@@ -154,3 +155,17 @@ def _pair_distances(call: Call, x: Node, p: Any = 2.0) -> Node:
 def _local_response_norm(call: Call, x: Node, size: int, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 1.0) -> Node:
     factor = Constant.of(call.number(alpha)) / float(size)
     return norms.local_response(call.g, x, (size // 2, (size - 1) // 2), factor, call.number(beta), call.number(k))
+
+
+def _pool(n: int) -> Any:
+    def lower(call: Call, x: Node, norm_type: Any, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Node:
+        if float(norm_type) % 2 or norm_type <= 0 or ceil_mode:
+            raise call.refuse("ceil_mode, and a norm_type that is not even, have no rule: torch takes roots of what may be negative")
+        x, added = batched(call, x, n)
+        return unbatched(call, norms.pool(call.g, x, pooled(x, n, kernel_size, stride, 0, 1, ceil_mode), float(norm_type)), added)
+
+    return lower
+
+
+for _n in (1, 2, 3):
+    rule(f"lp_pool{_n}d")(_pool(_n))
