@@ -21,7 +21,7 @@ from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
-from milpverify.frontends.onnx import composites, recurrent, resample, windows  # noqa: F401 (register their rules)
+from milpverify.frontends.onnx import attention, composites, recurrent, resample, windows  # noqa: F401 (register their rules)
 from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx.ops import FLOATS
