@@ -96,6 +96,18 @@ def power(g: Builder, x: Node, n: float) -> Node:
     return patterns.power(g, x, int(n)) if n > 0 else reciprocal(g, power(g, x, -n))
 
 
+def ceil(g: Builder, x: Node) -> Node:
+    """The least integer that is not less: -floor(-x)."""
+    return g.scale(g.function("floor", g.scale(x, -1)), -1)
+
+
+def hyperbolic(g: Builder, x: Node, name: str) -> Node:
+    """sinh and cosh, (exp(x) -+ exp(-x)) / 2, and atanh, log((1 + x) / (1 - x)) / 2, as sums of two functions of x."""
+    function, sign = ("log", -1) if name == "atanh" else ("exp", 1 if name == "cosh" else -1)
+    ends = (g.scale(x, bias=1.0), g.scale(x, -1.0, 1.0)) if name == "atanh" else (x, g.scale(x, -1.0))
+    return g.scale(g.sum([g.function(function, e) for e in ends], [1, sign]), 0.5)
+
+
 def swish(g: Builder, x: Node, alpha: float) -> Node:
     """x / (1 + exp(-alpha x)) = silu(alpha x) / alpha."""
     if alpha == 0:

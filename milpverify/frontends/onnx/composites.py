@@ -48,6 +48,11 @@ def _gelu(g: Builder, op: Operation) -> Value:
     return g.function("gelu_tanh" if op.attributes["approximate"] == "tanh" else "gelu", op.node())
 
 
+@rule("Sinh", "Cosh", "Atanh")
+def _hyperbolic(g: Builder, op: Operation) -> Value:
+    return composites.hyperbolic(g, op.node(), op.proto.op_type.lower())
+
+
 @rule("Swish", attributes="alpha")
 def _swish(g: Builder, op: Operation) -> Value:
     return composites.swish(g, op.node(), op.attributes["alpha"])

@@ -323,7 +323,7 @@ def _hard_sigmoid(g: Builder, op: Operation) -> Value:
 
 @rule("Ceil")
 def _ceil(g: Builder, op: Operation) -> Value:
-    return g.scale(g.function("floor", g.scale(op.node(), -1)), -1)
+    return composites.ceil(g, op.node())
 
 
 @rule("PRelu")

@@ -190,7 +190,7 @@ for _n in (1, 2, 3):
     rule(f"adaptive_max_pool{_n}d")(_adaptive_largest(_n))
 
 
-@rule("interpolate")
+@rule("interpolate", "upsample")
 def _interpolate(
     call: Call, x: Node, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, **kwargs: Any
 ) -> Node:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -120,7 +121,7 @@ def matrix_product(call: Call, a: Any, b: Any) -> Node:
     return composites.matrix_product(call.g, left, b if isinstance(b, Node) else call.array(b))
 
 
-@rule("dot", "inner")
+@rule("dot")
 @rule("matmul", "rmatmul", "mm", "bmm", "mv", linear_in_constants=True)
 def _matmul(call: Call, a: Any, b: Any) -> Any:
     return matrix_product(call, a, b)
@@ -203,6 +204,27 @@ def _variance(call: Call, x: Node, dim: Any = None, unbiased: Any = None, keepdi
     centred = g.sum([x, composites.mean(g, x, axes)], [1, -1])
     y = g.scale(g.reduce_sum(g.function("square", centred), axes, keepdim), 1.0 / Constant.of(count - less))
     return g.function("sqrt", y) if name_of(call.target) == "std" else y
+
+
+@rule("var_mean", "std_mean")
+def _variance_and_mean(call: Call, x: Node, dim: Any = None, *args: Any, **kwargs: Any) -> tuple[Node, Node]:
+    own = replace(call, target=name_of(call.target).removesuffix("_mean"))
+    axes = None if isinstance(dim, bool) else dim
+    keepdim = kwargs.get("keepdim", len(args) > 1 and args[1])
+    return _variance(own, x, dim, *args, **kwargs), composites.mean(call.g, x, axes_of(call, x, axes), keepdim)
+
+
+class Range(NamedTuple):
+    """What `aminmax` returns."""
+
+    min: Node
+    max: Node
+
+
+@rule("aminmax")
+def _least_and_largest(call: Call, x: Node, *, dim: Any = None, keepdim: bool = False) -> Range:
+    axes = axes_of(call, x, dim)
+    return Range(*(composites.extremum(call.g, x, axes, keepdim, sign) for sign in (-1, 1)))
 
 
 @rule("prod")
