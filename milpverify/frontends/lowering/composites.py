@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.frontends.lowering import patterns
+from milpverify.frontends.lowering import patterns, signs
 from milpverify.frontends.lowering.builder import Builder, entries
 from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.graph import Node
+from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ def power(g: Builder, x: Node, n: float) -> Node:
     if n == 0:
         return g.constant(np.ones(x.shape))
     if n in (0.5, -0.5):
-        return g.function("sqrt" if n > 0 else "rsqrt", x)
+        return square_root(g, x) if n > 0 else g.function("rsqrt", x)
     if n != math.floor(n):
         return g.function("exp", g.scale(logarithm(g, x), n))
     return patterns.power(g, x, int(n)) if n > 0 else reciprocal(g, power(g, x, -n))
@@ -113,6 +114,11 @@ def swish(g: Builder, x: Node, alpha: float) -> Node:
     if alpha == 0:
         return g.scale(x, 0.5)
     return g.scale(g.function("silu", g.scale(x, alpha)), 1.0 / Constant.of(alpha))
+
+
+def square_root(g: Builder, x: Node) -> Node:
+    """The root of x. Of a sum of squares it is that of max(x, 0), whose bounds rounding does not take out of the domain."""
+    return g.function("sqrt", g.relu(x) if not isinstance(x.op, Elementwise) and signs.nonnegative(g, x) else x)
 
 
 def _kept(shape: Shape, axes: Sequence[int]) -> Shape:

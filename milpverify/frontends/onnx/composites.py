@@ -23,6 +23,11 @@ def _reciprocal(g: Builder, op: Operation) -> Value:
     return composites.reciprocal(g, op.node())
 
 
+@rule("Sqrt")
+def _square_root(g: Builder, op: Operation) -> Value:
+    return composites.square_root(g, op.node())
+
+
 @rule("Log")
 def _log(g: Builder, op: Operation) -> Value:
     return composites.logarithm(g, op.node())

@@ -158,6 +158,11 @@ def _reciprocal(call: Call, x: Node) -> Node:
     return composites.reciprocal(call.g, x)
 
 
+@rule("sqrt")
+def _square_root(call: Call, x: Node) -> Node:
+    return composites.square_root(call.g, x)
+
+
 @rule("log")
 def _logarithm(call: Call, x: Node) -> Node:
     return composites.logarithm(call.g, x)
@@ -203,7 +208,7 @@ def _variance(call: Call, x: Node, dim: Any = None, unbiased: Any = None, keepdi
     less = correction if correction is not None else 1 if unbiased is None else int(unbiased)
     centred = g.sum([x, composites.mean(g, x, axes)], [1, -1])
     y = g.scale(g.reduce_sum(g.function("square", centred), axes, keepdim), 1.0 / Constant.of(count - less))
-    return g.function("sqrt", y) if name_of(call.target) == "std" else y
+    return composites.square_root(g, y) if name_of(call.target) == "std" else y
 
 
 @rule("var_mean", "std_mean")
