@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from milpverify.config import MOST_ENTRIES
 from milpverify.frontends.lowering.constants import Array, Constant
+from milpverify.frontends.lowering.normalisation import normalisations
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -78,6 +79,7 @@ class Builder:
     def __init__(self, nx: int) -> None:
         self.name = ""
         self.nodes = [Node(0, Input(), (), (nx,), "x")]
+        self.means: set[int] = set()  # the nodes whose coefficient means the reciprocal of a count, however it is rounded
 
     def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
         """Append one operation."""
@@ -347,7 +349,7 @@ class Builder:
         flat = [self.reshape(node, (node.size,)) for node in outputs]
         self.name = ", ".join(spec.name for spec in specs)
         end = self.concat(flat, 0)
-        nodes = tidy(self.nodes[: end.id + 1])
+        nodes = tidy(normalisations(self.nodes[: end.id + 1], self.means))
         return Graph(nodes, len(nodes) - 1, inputs, specs)
 
 

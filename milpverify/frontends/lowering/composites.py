@@ -106,7 +106,11 @@ def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def mean(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
     """The mean over some axes >= 0."""
-    return g.scale(g.reduce_sum(x, axes, keepdims), 1.0 / Constant.of(math.prod(x.shape[a] for a in axes)))
+    total = g.reduce_sum(x, axes, keepdims)
+    y = g.scale(total, 1.0 / Constant.of(math.prod(x.shape[a] for a in axes)))
+    if y.id != total.id:
+        g.means.add(y.id)
+    return y
 
 
 def extremum(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True, sign: int = 1) -> Node:

@@ -160,6 +160,14 @@ def in_float64(array: NDArray[Any]) -> Array:
     return wide
 
 
+def uniform(values: torch.Tensor | None, default: int) -> Fraction | None:
+    """The only value of a tensor; None where there are several."""
+    if values is None:
+        return Fraction(default)
+    first = values.reshape(-1)[0]
+    return Fraction(first.item()) if bool((values == first).all()) else None
+
+
 def _is_one(constant: Constant) -> bool:
     return not constant.value.ndim and constant.value == 1 and not constant.rounded
 

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.frontends.lowering.builder import entries
-from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.constants import Constant, uniform
 from milpverify.functions.catalogue import catalogue
 from milpverify.operators import Elementwise, ReduceSum, Reshape, Scale, Select, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from torch import Tensor
 
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.functions.catalogue import Function
@@ -69,21 +67,13 @@ def lines(g: Builder, x: Node) -> Iterator[Line]:
         op = line.node.op
         if not isinstance(op, Scale):
             return
-        weight, bias = _uniform(op.weight, 1), _uniform(op.bias, 0)
+        weight, bias = uniform(op.weight, 1), uniform(op.bias, 0)
         if weight is None or bias is None:
             return
         if bias and (line.rounded or op.rounded):
             return
         known = g.nodes[line.node.inputs[0]]
         line = Line(known, line.slope * weight, line.slope * bias + line.offset, line.rounded + op.rounded)
-
-
-def _uniform(values: Tensor | None, default: int) -> Fraction | None:
-    """The only value of a tensor; None where there are several."""
-    if values is None:
-        return Fraction(default)
-    first = values.reshape(-1)[0]
-    return Fraction(first.item()) if bool((values == first).all()) else None
 
 
 def innermost(g: Builder, x: Node) -> Line:
