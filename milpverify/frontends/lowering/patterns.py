@@ -298,15 +298,30 @@ def exponentials(g: Builder, total: Node) -> tuple[Node, tuple[int, ...]] | None
         total = g.nodes[total.inputs[0]]
     if not isinstance(total.op, ReduceSum) or total.shape != shape:
         return None
-    powers = g.nodes[total.inputs[0]]
-    if not isinstance(powers.op, Elementwise) or powers.op.function.name != "exp":
-        return None
-    return argument(g, powers), total.op.axes
+    x = _exponent(g, g.nodes[total.inputs[0]])
+    return None if x is None else (x, total.op.axes)
 
 
 def is_exponential(g: Builder, node: Node, x: Node) -> bool:
     """Whether a node is exp(x)."""
-    return isinstance(node.op, Elementwise) and node.op.function.name == "exp" and node.inputs == (x.id,)
+    return (found := _exponent(g, node)) is not None and found.id == x.id
+
+
+def _exponent(g: Builder, node: Node) -> Node | None:
+    """x where a node is exp(x), with zeros where x is -inf (as `Builder.apply` makes them)."""
+    outer = node.op
+    if isinstance(outer, Select):
+        node = argument(g, argument(g, node))
+    if not isinstance(node.op, Elementwise) or node.op.function.name != "exp":
+        return None
+    x = argument(g, node)
+    if not isinstance(outer, Select):
+        return x
+    if not isinstance(x.op, Select) or (source := argument(g, x)).id not in g.masked:
+        return None
+    visible = np.where(g.masked[source.id], -1, entries(source.shape))
+    same = all(op.bias is None and np.array_equal(op.index.numpy(), visible) for op in (outer, x.op))
+    return source if same else None
 
 
 def unshifted(g: Builder, x: Node, axis: int) -> Node:
