@@ -1,7 +1,7 @@
 """Norms of vectors, what is divided by them, and distances, for every frontend.
 
 What a root is taken of is a sum of powers, which is not negative, though rounding makes its bounds so: max(s, 0), which is s, keeps them within
-the domain. Entries divided by their norm are within [-1, 1] however small the norm is; `within` says so.
+the domain. Entries divided by their norm are within [-1, 1] however small the norm is: what is clipped to that says so.
 """
 
 from __future__ import annotations
@@ -59,11 +59,6 @@ def root(g: Builder, total: Node, p: float) -> Node:
     return base if p == 1 else g.function("exp", g.scale(g.function("log", base), 1.0 / Constant.of(p)))
 
 
-def within(g: Builder, x: Node, lower: float, upper: float) -> Node:
-    """x, whose entries are known to lie within [lower, upper] whatever the bounds of its parts say."""
-    return g.clip(x, lower, upper)
-
-
 def normalized(g: Builder, x: Node, axes: Sequence[int], p: float = 2.0, eps: Constant | None = None) -> Node:
     """x / max(norm, eps) over some axes >= 0; without eps, 0 where the norm is.
 
@@ -79,7 +74,9 @@ def normalized(g: Builder, x: Node, axes: Sequence[int], p: float = 2.0, eps: Co
         base, inverse = _divisor(g, squares, None if eps is None else eps * eps), "rsqrt"
     else:
         base, inverse = _divisor(g, norm(g, x, axes, p), eps), "reciprocal"
-    return within(g, g.product(x, g.function(inverse, base)), -1.0, 1.0)
+    y = g.product(x, g.function(inverse, base))
+    # With eps, and for p = 2, that is found by `normalisation`, which knows more.
+    return y if p == 2 and eps is not None else g.clip(y, -1.0, 1.0)
 
 
 def _divisor(g: Builder, length: Node, eps: Constant | None) -> Node:
@@ -99,7 +96,7 @@ def cosine_similarity(g: Builder, a: Node, b: Node, axis: int, eps: Constant) ->
         x = g.reshape(x, own)
         own[axis] = shape[axis]
         units.append(normalized(g, g.broadcast(x, tuple(own)), [axis], 2.0, eps))
-    return within(g, g.reduce_sum(g.product(*units), [axis], keepdims=False), -1.0, 1.0)
+    return g.clip(g.reduce_sum(g.product(*units), [axis], keepdims=False), -1.0, 1.0)
 
 
 def distances(g: Builder, a: Node, b: Node, p: float) -> Node:

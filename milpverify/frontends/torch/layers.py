@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from milpverify.frontends.lowering import composites
 from milpverify.frontends.lowering.constants import Constant
@@ -344,7 +345,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q k^T / sqrt(d) + mask) v."""
+    """softmax(q k^T / sqrt(d) + mask) v, where a boolean mask says which entries count."""
     if dropout_p or enable_gqa:
         raise call.refuse("dropout_p and enable_gqa have no rule")
     factor = 1.0 / Constant.of(query.shape[-1]).sqrt() if scale is None else Constant.of(float(scale))
@@ -352,8 +353,8 @@ def _attention(
     scores = matrix_product(call, query, keys)
     scores = call.g.scale(scores, factor)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
-    if mask is not None:
-        if not isinstance(mask, Node) and (mask.dtype == torch.bool or not torch.isfinite(mask).all()):
-            raise call.refuse("a mask that forbids entries has no rule")
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        scores = call.g.hide(scores, ~mask.numpy())
+    elif mask is not None:
         scores = total(call, [scores, mask], [1, 1])
     return matrix_product(call, composites.softmax(call.g, scores, -1), value)

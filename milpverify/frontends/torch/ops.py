@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from milpverify.frontends.lowering import composites, elementwise
@@ -25,7 +26,7 @@ from milpverify.graph import Node
 
 def total(call: Call, values: Sequence[Any], signs: Sequence[int]) -> Node:
     """The signed sum of values with broadcasting."""
-    return elementwise.total(call.g, [v if isinstance(v, (Node, Constant)) else call.array(v) for v in values], signs)
+    return elementwise.total(call.g, [v if isinstance(v, (Node, Constant)) else call.array(v, masks=True) for v in values], signs)
 
 
 def times(call: Call, a: Any, factor: Any) -> Any:
@@ -52,11 +53,18 @@ def _subtract_from(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node:
     return total(call, [b, times(call, a, alpha)], [1, -1])
 
 
-@rule("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "logical_not", "isnan", "isinf", "argmax", "argmin")
+@rule("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "logical_not", "argmax", "argmin")
 def _compare(call: Call, *args: Any, **kwargs: Any) -> Node:
     raise call.refuse(
         "masks, places and control flow that depend on the network's input have no rule; express it by relu, abs, clamp, maximum or amax"
     )
+
+
+@rule("isnan", "isinf", "isneginf", "isposinf", "isfinite")
+def _is_no_number(call: Call, x: Node) -> Tensor:
+    """Real numbers are numbers; of a mask it is known where it is -inf."""
+    hidden = torch.from_numpy(np.array(call.g.masked.get(x.id, np.zeros(x.shape, dtype=bool))))
+    return ~hidden if (name := name_of(call.target)) == "isfinite" else hidden & (name in ("isinf", "isneginf"))
 
 
 @rule("neg")
@@ -171,7 +179,7 @@ def _logarithm(call: Call, x: Node) -> Node:
 @rule("where", linear_in_constants=True)
 def _where(call: Call, condition: Any, a: Any, b: Any) -> Node:
     chosen = call.array(condition).astype(bool)
-    return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v) for v in (a, b)))
+    return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v, masks=True) for v in (a, b)))
 
 
 @rule("masked_fill")
@@ -247,7 +255,7 @@ def elementwise_extremum(call: Call, a: Any, b: Any, sign: int) -> Node:
     if isinstance(a, Node) and isinstance(b, Node):
         return call.g.larger(a, b, sign)
     node, constant = (a, b) if isinstance(a, Node) else (b, a)
-    return call.g.larger_constant(node, call.array(constant), sign)
+    return call.g.larger_constant(node, call.array(constant, masks=True), sign)
 
 
 class Extrema(tuple[Any, ...]):
