@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic import interval
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.config import check_time
 from milpverify.operators import Affine, Elementwise, Input, Product
@@ -63,7 +62,7 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
             return NodeState(Bounds(low, high), center if function.pieces else _number(center), None)
         case Product():
             a, b = (state[i] for i in node.inputs)
-            reach = interval.mul(*(interval.Interval(s.bounds.lower, s.bounds.upper) for s in (a, b)))
+            reach = rule_of(node.op).range((a.bounds.lower, b.bounds.lower), (a.bounds.upper, b.bounds.upper))
             return NodeState(Bounds(*reach), _number(a.center * b.center), None)
         case _:
             raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")

@@ -21,7 +21,7 @@ from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
-from milpverify.frontends.onnx import composites, recurrent, resample, windows  # noqa: F401 (register their rules)
+from milpverify.frontends.onnx import attention, composites, recurrent, resample, windows  # noqa: F401 (register their rules)
 from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate
 from milpverify.frontends.onnx.ops import FLOATS
@@ -112,9 +112,10 @@ class _Lowering:
                 raise InvalidModel(f"the network is damaged: a {node.op_type!r} node has names that are no text")
         self.values: dict[str, Value] = {}
         self.rounded: dict[str, int] = {}  # of the constants that are not exact: see `constants.Constant`
-        # A bound to clip to may be infinite; a weight may not.
+        # A bound to clip to may be infinite, and a mask may be -inf; a weight may not.
         readers = [(n.op_type, name) for n in self.proto.node for name in n.input]
         self.bounds = {name for op, name in readers if op == "Clip"} - {name for op, name in readers if op != "Clip"}
+        self.infinite: dict[str, str] = {}  # constants that hold -inf, and what they come from
 
     def run(self) -> Graph:
         needed = self.needed()
@@ -161,9 +162,11 @@ class _Lowering:
         if array.dtype.kind == "f" or "float" in array.dtype.name:
             array = array if array.dtype.kind == "f" else array.astype(np.float64)
             if not all_finite(array):
-                finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
-                if not finite.all():
-                    raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+                allowed = ~np.isnan(array) & ((array < np.inf) | (name in self.bounds))
+                if not allowed.all():
+                    raise _infinite(origin, name, array[~allowed].flat[0])
+                if name not in self.bounds:
+                    self.infinite[name] = origin
             array = in_float64(array)
         self.values[name] = array
 
@@ -259,6 +262,9 @@ class _Lowering:
     def apply_rule(self, op: Operation) -> list[Value]:
         node = op.proto
         rule = RULES.get(operator_name(node))
+        if rule is None or not rule.masks:
+            for name in filter(self.infinite.__contains__, node.input):
+                raise _infinite(self.infinite[name], name, -np.inf)
         linear = rule is not None and rule.linear_in_constants
         if not linear or not any(isinstance(v, Node) for v in op.inputs):
             op = self.as_nodes(op)
@@ -288,6 +294,10 @@ class _Lowering:
 def operator_name(node: onnx.NodeProto) -> str:
     """How the rules and the catalogue call a node's operator: by its name, with the domain before it where that is not ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _infinite(origin: str, name: str, value: float) -> InvalidModel:
+    return InvalidModel(f"the {origin} '{name}' holds {value}; weights must be finite numbers")
 
 
 def _weight(tensor: onnx.TensorProto) -> NDArray[Any]:
@@ -324,7 +334,8 @@ def _check_attributes(node: onnx.NodeProto, known: Mapping[str, onnx.defs.OpSche
         if kinds[0] != kinds[1]:
             raise InvalidModel(f"{describe(node)} has the attribute {proto.name} of type {kinds[0]}; the standard wants {kinds[1]}")
         numbers = np.array([proto.f, *proto.floats])
-        allowed = ~np.isnan(numbers) if node.op_type == "Clip" else np.isfinite(numbers)
+        infinite = {"Clip": True, "Constant": numbers < 0, "Pad": numbers < 0}.get(node.op_type, False)
+        allowed = np.isfinite(numbers) | (~np.isnan(numbers) & infinite)
         if not allowed.all():
             raise InvalidModel(f"{describe(node)} has the attribute {proto.name} = {numbers[~allowed][0]}; a finite number is needed")
 

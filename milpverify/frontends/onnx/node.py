@@ -83,12 +83,12 @@ RULES: dict[str, Rule[Lowering]] = {}
 
 
 def rule(
-    *op_types: str, attributes: str | None = "", moves: bool = False, linear_in_constants: bool = False
+    *op_types: str, attributes: str | None = "", moves: bool = False, linear_in_constants: bool = False, masks: bool = False
 ) -> Callable[[Lowering], Lowering]:
     """Register the rule of some operators, as `Rule` says; `attributes` lists, with spaces, those it heeds."""
 
     def register(lower: Lowering) -> Lowering:
-        entry = Rule(lower, moves, linear_in_constants, None if attributes is None else frozenset(attributes.split()))
+        entry = Rule(lower, moves, linear_in_constants, masks, None if attributes is None else frozenset(attributes.split()))
         RULES.update(dict.fromkeys(op_types, entry))
         return lower
 
