@@ -78,6 +78,7 @@ class Builder:
     def __init__(self, nx: int) -> None:
         self.name = ""
         self.nodes = [Node(0, Input(), (), (nx,), "x")]
+        self.masks: set[int] = set()  # of nodes whose zeros and ones stand for false and true
 
     def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
         """Append one operation."""

@@ -29,7 +29,9 @@ def check(graph: Graph, source: Source, box: Box, seed: int = 0) -> None:
 
     def run(x: Array) -> Run:
         check_time()
-        return dict(zip(outputs + extra, runtime.tensors(x), strict=True))
+        found = runtime.tensors(x)
+        real = found[0].dtype  # masks and integers become numbers
+        return {name: t if t.dtype.kind == "f" else t.astype(real) for name, t in zip(outputs + extra, found, strict=True)}
 
     def describe(name: str) -> str:
         return f"{source.tensors.get(name, 'the input')}, tensor '{name}'"
