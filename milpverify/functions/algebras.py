@@ -93,7 +93,14 @@ def ball_algebra() -> Algebra[flint.arb]:
 
     operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: getattr(arb, name) for name in UNARY if name not in _OWN}}
     half = arb(1) / 2
-    operators |= {"round": lambda a: (a - half).ceil().union((a + half).floor()), "sign": arb.sgn, "abs": abs, "min": arb.min, "max": arb.max, "pow": power}
+    operators |= {
+        "round": lambda a: (a - half).ceil().union((a + half).floor()),
+        "sign": arb.sgn,
+        "abs": abs,
+        "min": arb.min,
+        "max": arb.max,
+        "pow": power,
+    }
     return Algebra(constant, operators.get, arb.pi)
 
 

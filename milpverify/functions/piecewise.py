@@ -33,7 +33,14 @@ def function_of(pieces: RationalPieces) -> Function | None:
 
 def _named(pieces: Pieces) -> Function | None:
     """A function of the catalogue that rules and solvers know well."""
-    known = {"relu": {}, "abs": {}, "sign": {}, "nonzero": {}, "heaviside": {"value": pieces.values[0]}, "leaky_relu": {"alpha": pieces.slopes[0]}}
+    known = {
+        "relu": {},
+        "abs": {},
+        "sign": {},
+        "nonzero": {},
+        "heaviside": {"value": pieces.values[0]},
+        "leaky_relu": {"alpha": pieces.slopes[0]},
+    }
     if len(pieces.breakpoints) == 2 and pieces.breakpoints == pieces.values:
         known["clip"] = dict(zip(("min", "max"), pieces.breakpoints, strict=True))
     found = (catalogue()[name].bind(**parameters) for name, parameters in known.items())
@@ -69,4 +76,3 @@ def _times(factor: Fraction, term: Term) -> Term:
 
 def _plus(a: Term, b: Term) -> Term:
     return b if a == ZERO else a if b == ZERO else Apply("+", (a, b))
-

@@ -13,7 +13,12 @@ ROUND = catalogue()["round"].bind()
 
 
 def test_values_and_ranges_at_halves_are_those_of_the_reals() -> None:
-    x = torch.cat([torch.arange(-50, 51, dtype=torch.float64) / 4, torch.tensor([0.49999999999999994, 4503599627370497.5, 1e300], dtype=torch.float64)])
+    x = torch.cat(
+        [
+            torch.arange(-50, 51, dtype=torch.float64) / 4,
+            torch.tensor([0.49999999999999994, 4503599627370497.5, 1e300], dtype=torch.float64),
+        ]
+    )
     expected = torch.tensor([float(round(Fraction(v))) for v in x.tolist()], dtype=torch.float64)
     assert torch.equal(ROUND(x), expected)
     least, most = ROUND.interval(x, x)

@@ -26,7 +26,7 @@ from milpverify.operators import Elementwise, Product, Reshape, Scale, Sum
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.frontends.lowering.constants import Array

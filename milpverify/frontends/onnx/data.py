@@ -54,9 +54,7 @@ def _combine(g: Builder, op: Operation) -> Value:
 @rule("Where", moves=True)
 def _where(g: Builder, op: Operation) -> Value:
     condition = op.value(0)
-    return switches.where(
-        g, condition if isinstance(condition, Node) else condition.astype(bool), number(op.value(1)), number(op.value(2))
-    )
+    return switches.where(g, condition if isinstance(condition, Node) else condition.astype(bool), number(op.value(1)), number(op.value(2)))
 
 
 @rule("IsNaN", "IsInf", attributes=None)
@@ -101,6 +99,15 @@ def converted(g: Builder, op: Operation, x: Node, to: int) -> Node:
 _INTEGERS = frozenset("Add Sub Mul Neg Sum ReduceSum ReduceMax ReduceMin Max Min Abs Sign Relu".split())
 """Operators that do with integers what they do with real numbers, moves of entries left aside."""
 _READERS = frozenset(["Cast", "CastLike", "DequantizeLinear", *COMPARISONS])
+
+
+def makes_masks(g: Builder, op: Operation) -> bool:
+    """Whether an operation that moves entries moves those of masks alone."""
+    if op.proto.op_type in ("Cast", "CastLike"):
+        return False
+    moved = op.inputs[1:] if op.proto.op_type == "Where" else op.inputs
+    nodes = [v for v in moved if isinstance(v, Node)]
+    return bool(nodes) and all(v.id in g.masks for v in nodes)
 
 
 def makes_integers(op: Operation, known: Rule[Any] | None, integers: Sequence[bool]) -> bool:

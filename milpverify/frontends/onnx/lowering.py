@@ -285,6 +285,8 @@ class _Lowering:
         self.builder.mark(since, rounded)
         if data.makes_integers(op, rule, [name in self.whole for name in node.input]):
             self.whole.update(node.output)
+        if rule is not None and rule.moves and data.makes_masks(self.builder, op):
+            self.builder.masks.update(v.id for v in ([result] if isinstance(result, (Node, np.ndarray)) else result) if isinstance(v, Node))
         return self.finished(node, [result] if isinstance(result, (Node, np.ndarray)) else list(result), since)
 
     def finished(self, node: onnx.NodeProto, results: list[Value], since: int) -> list[Value]:

@@ -66,7 +66,9 @@ def _spread(op: Operation, values: NDArray[np.float64], shape: tuple[int, ...]) 
             return values
     elif not block and values.shape == (shape[axis],):
         return values.reshape(-1, *[1] * (len(shape) - axis - 1))
-    raise InvalidModel(f"{op} has a scale or zero point of shape {values.shape} for a tensor of shape {shape}, axis {axis}, blocks of {block}")
+    raise InvalidModel(
+        f"{op} has a scale or zero point of shape {values.shape} for a tensor of shape {shape}, axis {axis}, blocks of {block}"
+    )
 
 
 @rule("DequantizeLinear", attributes="axis block_size output_dtype")

@@ -48,7 +48,9 @@ def models() -> Iterator[onnx.ModelProto]:
     yield graph(("Greater", "x c", "m"), ("Neg", "x", "a"), ("Exp", "x", "b"), ("Where", "m a b", "y"), c=f(2, 1))
     yield graph(("Transpose", "x", "t", {"perm": [1, 0]}), ("Less", "t c", "m"), ("Where", "m x d", "y"), shape=(3, 3), c=f(3), d=f(3))
     yield graph(("Greater", "x c", "m"), ("Where", "m d e", "y"), c=f(3), d=f(2, 1), e=f(3))
-    yield graph(("Greater", "x c", "m"), ("Cast", "m", "n", {"to": TensorProto.INT64}), ("ReduceSum", "n", "s"), ("CastLike", "s x", "y"), c=f(3))
+    yield graph(
+        ("Greater", "x c", "m"), ("Cast", "m", "n", {"to": TensorProto.INT64}), ("ReduceSum", "n", "s"), ("CastLike", "s x", "y"), c=f(3)
+    )
     yield graph(("Cast", "x", "n", {"to": TensorProto.INT32}), ("Cast", "n", "y", {"to": TensorProto.FLOAT}))
     yield masked(("Relu", "x", "r"), ("Cast", "r", "m", {"to": TensorProto.BOOL}))
     yield masked(("Greater", "x c", "b"), ("CastLike", "x b", "m"), c=ZERO)
@@ -68,7 +70,12 @@ def models() -> Iterator[onnx.ModelProto]:
     yield single("Mod", (2, 3), np.array([0.5, -0.25, 2.0], dtype=np.float32), fmod=1)
     yield graph(("Clip", "x a b", "y"), ("Neg", "x", "u"), shape=(2, 3), a=scalar(-0.5), b=scalar(0.5))
     yield build(
-        [node("ReduceMean", ["x"], ["m"], keepdims=0), node("Abs", ["m"], ["b"]), node("Neg", ["b"], ["a"]), node("Clip", ["x", "a", "b"], ["y"])],
+        [
+            node("ReduceMean", ["x"], ["m"], keepdims=0),
+            node("Abs", ["m"], ["b"]),
+            node("Neg", ["b"], ["a"]),
+            node("Clip", ["x", "a", "b"], ["y"]),
+        ],
         {"x": [2, 3]},
         ["y"],
         {},
@@ -131,7 +138,10 @@ def test_a_pair_costs_one_comparison() -> None:
         (graph(("TopK", "x k", "v i"), ("Cast", "i", "y", {"to": 1}), k=ints(2)), "output 'i' has no rule"),
         (graph(("TopK", "x k", "y i"), shape=(1, 4000), k=ints(100)), "more than 4096 comparisons"),
         (graph(("TopK", "x k", "y i"), k=ints(4)), "4 entries of 3"),
-        (graph(("Cast", "x", "n", {"to": 6}), ("Div", "n c", "d"), ("Cast", "d", "y", {"to": 1}), c=np.array(2, np.int32)), "reads integers"),
+        (
+            graph(("Cast", "x", "n", {"to": 6}), ("Div", "n c", "d"), ("Cast", "d", "y", {"to": 1}), c=np.array(2, np.int32)),
+            "reads integers",
+        ),
         (graph(("Cast", "x", "n", {"to": 2}), ("Cast", "n", "y", {"to": 1})), "UINT8"),
     ],
 )
@@ -156,7 +166,11 @@ def test_stored_integers_are_what_they_stand_for(opset: int) -> None:
         w = stored(dtype, 3, 3) if dtype is not np.int32 else stored(np.int16, 3, 3).astype(np.int32)
         for per_axis in (False, True) if opset > 10 else (False,):
             names = "w s z" if zero is not None else "w s"
-            known = {"w": w, "s": scale if per_axis else scale[0], **({"z": np.full(3, zero) if per_axis else zero} if zero is not None else {})}
+            known = {
+                "w": w,
+                "s": scale if per_axis else scale[0],
+                **({"z": np.full(3, zero) if per_axis else zero} if zero is not None else {}),
+            }
             known = {k: np.asarray(v) for k, v in known.items()}
             attributes = {"axis": 0} if per_axis else {}
             lowered = agrees(graph(("DequantizeLinear", names, "v", attributes), ("MatMul", "x v", "y"), opset=opset, **known))
