@@ -42,7 +42,9 @@ class Check:
 
         def run(x: Array) -> Run:
             check_time()
-            return dict(zip(names, runtime.tensors(x), strict=True))
+            found = runtime.tensors(x)
+            real = found[0].dtype  # masks and integers become numbers
+            return {name: t if t.dtype.kind == "f" else t.astype(real) for name, t in zip(names, found, strict=True)}
 
         def describe(name: str) -> str:
             return f"{self.source.tensors.get(name, 'the input')}, tensor '{name}'"

@@ -21,10 +21,11 @@ from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
-from milpverify.frontends.onnx import attention, composites, recurrent, resample, windows  # noqa: F401 (register their rules)
+from milpverify.frontends.onnx import attention, composites, data, recurrent, resample, windows  # noqa: F401 (register their rules)
 from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
-from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate
+from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate, evaluate_in_runtime
 from milpverify.frontends.onnx.ops import FLOATS
+from milpverify.frontends.onnx.quantised import dequantized
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
 
@@ -97,8 +98,8 @@ class _Lowering:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.proto = model.graph
-        versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
-        self.opset = versions[0] if versions else 0
+        self.versions = {o.domain: o.version for o in model.opset_import}
+        self.opset = self.versions.get("", self.versions.get("ai.onnx", 0))
         if not OLDEST_OPSET <= self.opset <= NEWEST_OPSET:
             raise UnsupportedOperator(
                 f"the network uses ONNX opset {self.opset}; {OLDEST_OPSET} to {NEWEST_OPSET} are supported (see onnx.version_converter)"
@@ -112,6 +113,7 @@ class _Lowering:
                 raise InvalidModel(f"the network is damaged: a {node.op_type!r} node has names that are no text")
         self.values: dict[str, Value] = {}
         self.rounded: dict[str, int] = {}  # of the constants that are not exact: see `constants.Constant`
+        self.whole: set[str] = set()  # of tensors that depend on x, those of integers
         # A bound to clip to may be infinite, and a mask may be -inf; a weight may not.
         readers = [(n.op_type, name) for n in self.proto.node for name in n.input]
         self.bounds = {name for op, name in readers if op == "Clip"} - {name for op, name in readers if op != "Clip"}
@@ -214,8 +216,14 @@ class _Lowering:
     def fold(self, op: Operation) -> list[Value]:
         """What a node makes of constants, whose roundings are noted; where these are not known, nodes that stand for the real numbers."""
         rounded = [self.rounded.get(name, 0) for name in op.proto.input]
+        if op.proto.op_type == "DequantizeLinear":
+            known = dequantized(op, rounded)
+            self.rounded |= dict.fromkeys(op.proto.output, known.rounded) if known.rounded else {}
+            return [known.value]
         if any(rounded) and op.proto.op_type == "Cast" and op.attributes["to"] in WIDE:
             results = [op.weight(0)]  # the real number that the constant stands for has no type
+        elif op.proto.op_type == "QuantizeLinear":  # rounded to an integer: which one is the runtime's to say
+            results = evaluate_in_runtime(op.proto, [_array(v) for v in op.inputs], self.opset)
         else:
             check_sizes(op, evaluated=True)
             results = evaluate(op.proto, [_array(v) for v in op.inputs], self.opset)
@@ -245,14 +253,15 @@ class _Lowering:
         given = {a.name: attribute(a) for a in node.attribute}
         if catalogue().by_onnx(f"{node.domain}.{node.op_type}") is not None:
             return Operation(node, self.opset, inputs, given)
-        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, self.opset, ""):
-            why = f"opset {self.opset} of the domain '{node.domain or 'ai.onnx'}' has no rule for it; express it by standard operators"
+        domain, opset = ("", self.opset) if node.domain in ("", "ai.onnx") else (node.domain, self.versions.get(node.domain, 0))
+        if (domain and operator_name(node) not in RULES) or not onnx.defs.has(node.op_type, opset, domain):
+            why = f"opset {opset or self.opset} of the domain '{domain or 'ai.onnx'}' has no rule for it; express it by standard operators"
             raise Operation(node, self.opset, inputs, given).refuse(why)
-        known = onnx.defs.get_schema(node.op_type, self.opset, "").attributes
+        known = onnx.defs.get_schema(node.op_type, opset, domain).attributes
         _check_attributes(node, known)
         defaults = {name: attribute(a.default_value) for name, a in known.items() if a.default_value.type}
         op = Operation(node, self.opset, inputs, {**defaults, **given})
-        rule = RULES.get(node.op_type)
+        rule = RULES.get(operator_name(node))
         for name, value in given.items():
             heeded = rule is None or rule.attributes is None or name in rule.attributes
             if name not in known or (not heeded and value != defaults.get(name)):
@@ -280,6 +289,10 @@ class _Lowering:
         else:
             raise op.refuse("it has no rule; express it by supported operators (`milpverify info` lists them)")
         self.builder.mark(since, rounded)
+        if data.makes_integers(op, rule, [name in self.whole for name in node.input]):
+            self.whole.update(node.output)
+        if rule is not None and rule.moves and data.makes_masks(self.builder, op):
+            self.builder.masks.update(v.id for v in ([result] if isinstance(result, (Node, np.ndarray)) else result) if isinstance(v, Node))
         return self.finished(node, [result] if isinstance(result, (Node, np.ndarray)) else list(result), since)
 
     def finished(self, node: onnx.NodeProto, results: list[Value], since: int) -> list[Value]:

@@ -101,6 +101,20 @@ class OnnxRuntime:
         return np.concatenate([np.asarray(t, dtype=np.float64).reshape(-1) for t in self.tensors(x)])
 
 
+def computed(model: onnx.ModelProto) -> list[NDArray[Any]]:
+    """The outputs of a model without inputs.
+
+    Raises:
+        InvalidModel: ONNX Runtime refuses the model, or fails.
+    """
+    session = _session(model.SerializeToString())
+    try:
+        results: list[NDArray[Any]] = session.run(None, {})
+    except _errors() as error:
+        raise InvalidModel(f"ONNX Runtime cannot compute it: {_line(error)}") from error
+    return results
+
+
 def _errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: classes of its own, and RuntimeError."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
