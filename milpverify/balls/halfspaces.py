@@ -5,7 +5,7 @@ With d = x - reference, the box l <= d <= u and rows D d <= e, weak duality give
     a . d  >=  min { (a + D^T mu) . d : l <= d <= u }  -  mu . e,
 
 a sum of minima at ends. Any multipliers give a bound, so nothing rests on how they are found: by ascent in one of them after the other.
-Along one the right-hand side is concave and piecewise linear, with its kinks where a coefficient of a + D^T mu changes its sign, and the best
+Along one the right-hand side is concave and piecewise linear, with kinks where a coefficient of a + D^T mu changes its sign, and the best
 kink is where what the other coordinates still gain no longer pays for e (a continuous knapsack). Of one inequality that is the optimum. Of
 several the ascent may stop at an edge; it begins again where an interior point method (Wright, Primal-Dual Interior-Point Methods, 1997,
 chapter 5) comes to, and the better one counts: kinks are hit exactly, so that what cancels leaves 0.
@@ -14,7 +14,7 @@ chapter 5) comes to, and the better one counts: kinks are hit exactly, so that w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.solvers.base import SolveOutcome
     from milpverify.solvers.model import Model
-    from milpverify.spec import Array, Box, Disjunct, Rows
+    from milpverify.spec import Array, Disjunct, Rows
 
 MOST = 1 << 22
 """Coefficients that are looked at, or sent to HiGHS, at once."""
@@ -48,7 +48,7 @@ def contradictory(disjuncts: Sequence[Disjunct], deadline: Deadline) -> dict[int
     found: dict[int, float] = {}
     hard: list[tuple[int, _System]] = []
     for k, system in left:
-        bound = system.opposite()
+        bound = system.obvious()
         if bound is not None:
             found[k] = bound
         elif len(system.rhs) and not system.satisfied():
@@ -66,8 +66,7 @@ def _suspects(disjuncts: Sequence[Disjunct]) -> Iterable[tuple[int, NDArray[np.i
         for first in range(0, len(members), per := max(1, MOST // size)):
             part = members[first : first + per]
             if count <= 1:  # a single row contradicts nothing but itself or the box
-                alone = [bool(count) and not d.unsafe.y_rows.any() for d in (disjuncts[k] for k in part)]
-                kept = np.array(alone, dtype=bool).repeat(count).reshape(len(part), count)
+                kept = np.array([[not row.any() for row in disjuncts[k].unsafe.y_rows] for k in part], dtype=bool).reshape(-1, count)
             else:
                 kept = _opposed(np.sign(np.stack([disjuncts[k].unsafe.y_rows for k in part])))
             for k, rows in zip(part, kept, strict=True):
@@ -80,7 +79,7 @@ def _opposed(signs: Array) -> NDArray[np.bool_]:
     kept: NDArray[np.bool_] = np.ones(signs.shape[:2], dtype=bool)
     while True:
         here = np.where(kept[:, :, None], signs, 0.0)
-        both = (here > 0).any(1) & (here < 0).any(1)
+        both: NDArray[np.bool_] = (here > 0).any(1) & (here < 0).any(1)
         now = kept & ((signs == 0) | both[:, None, :]).all(2)
         if (now == kept).all():
             return kept
@@ -112,15 +111,18 @@ class _System:
         ends = np.append(box.lower[inputs], -free), np.append(box.upper[inputs], free)
         return _System(rows, rhs, strict, len(parts[0][2]), *ends)
 
-    def opposite(self) -> float | None:
-        """The bound that two rows of opposite coefficients prove."""
+    def obvious(self) -> float | None:
+        """The bound that one row proves against the box, or two of opposite coefficients."""
+        alone = ~(self.rows[:, ~np.isfinite(self.upper)] != 0).any(1)
+        for i in np.flatnonzero(alone).tolist():
+            if (bound := self.proved({i: Fraction(1)})) is not None:
+                return bound
         largest = np.abs(self.rows).max(1, initial=0.0)
         unit = self.rows / np.where(largest > 0, largest, 1.0)[:, None]
         for i in range(len(unit) if self.rows.size <= MOST else 0):
             for j in (i + 1 + np.flatnonzero((np.abs(unit[i + 1 :] + unit[i]) <= INSIDE).all(1))).tolist():
                 ratio = Fraction(largest[i]) / Fraction(largest[j]) if largest[j] else Fraction(1)
-                bound = self.proved({i: Fraction(1), j: ratio})
-                if bound is not None:
+                if (bound := self.proved({i: Fraction(1), j: ratio})) is not None:
                     return bound
         return None
 
@@ -148,7 +150,7 @@ class _System:
         reach = np.abs(self.rows).sum(1)
         for _ in range(SWEEPS):
             excess = self.rows @ v - self.rhs
-            if (excess <= np.where(self.strict, -INSIDE, INSIDE) * reach).all():
+            if (excess <= np.where(self.strict, -INSIDE, 1e-3 * INSIDE) * reach).all():
                 return True
             for i in range(len(a)):
                 over = self.rows[i] @ v - self.rhs[i] + (2 * INSIDE * reach[i] if self.strict[i] else 0.0)
@@ -226,7 +228,8 @@ def _proposed(systems: Sequence[tuple[int, _System]], deadline: Deadline) -> dic
 
 def _scales(system: _System) -> Array:
     """Powers of two that bring the coefficients of every row to about 1."""
-    scale: Array = 2.0 ** -np.frexp(np.maximum(np.abs(system.rows).max(1, initial=0.0), 2.0**-500))[1]
+    largest = np.abs(system.rows).max(1, initial=0.0)
+    scale: Array = 2.0 ** -np.frexp(np.where(largest > 0, largest, 1.0))[1]
     return scale
 
 
@@ -234,25 +237,20 @@ def _model(systems: Sequence[_System]) -> Model:
     """Systems side by side: t + HARD s is least, where strict rows may exceed their right-hand sides by t + s, the others by s >= 0."""
     from milpverify.solvers.model import Model
 
-    lower, upper, objective, column, value, length, least = ([] for _ in range(7))  # type: ignore[var-annotated]
+    parts: list[tuple[Array, ...]] = []
     first = 0
     for system in systems:
         scale, n = _scales(system), system.rows.shape[1]
         rows = np.concatenate([-system.rows * scale[:, None], system.strict[:, None], np.ones((len(scale), 1))], 1)
         row, where = np.nonzero(rows)
-        lower += [system.lower, [-1.0, 0.0]]
-        upper += [system.upper, [math.inf, math.inf]]
-        objective += [np.zeros(n), [1.0, HARD]]
-        column.append(first + where)
-        value.append(rows[row, where])
-        length.append(np.bincount(row, minlength=len(scale)))
-        least.append(-system.rhs * scale)
+        least, most = np.append(system.lower, [-1.0, 0.0]), np.append(system.upper, [math.inf, math.inf])
+        objective, length = np.append(np.zeros(n), [1.0, HARD]), np.bincount(row, minlength=len(scale))
+        parts.append((least, most, objective, first + where, rows[row, where], length, -system.rhs * scale))
         first += n + 2
-    start = np.append(0, np.cumsum(np.concatenate(length))).astype(np.int64)
-    ends, bottom = (np.concatenate(lower), np.concatenate(upper)), np.concatenate(least)
-    columns = np.concatenate(column).astype(np.int64)
-    above = np.full(len(bottom), math.inf)
-    return Model(*ends, np.zeros(first, dtype=bool), start, columns, np.concatenate(value), bottom, above, np.concatenate(objective))
+    least, most, objective, column, value, length, right = (np.concatenate(part) for part in zip(*parts, strict=True))
+    start = np.append(0, np.cumsum(length)).astype(np.int64)
+    integer, above = np.zeros(first, dtype=bool), np.full(len(right), math.inf)
+    return Model(least, most, integer, start, column.astype(np.int64), value, right, above, objective)
 
 
 def _weights(systems: Sequence[_System], outcome: SolveOutcome) -> Iterable[Array | None]:
@@ -262,9 +260,8 @@ def _weights(systems: Sequence[_System], outcome: SolveOutcome) -> Iterable[Arra
         m, n = system.rows.shape
         mine = slice(row, row + m)
         row, column = row + m, column + n + 2
-        if outcome.multipliers is None or outcome.point is None:
-            yield None
-        elif system.strict.any() and outcome.point[column - 2] < -NEAR and outcome.point[column - 1] <= NEAR:
+        least = None if outcome.point is None else outcome.point[column - 2 : column]
+        if outcome.multipliers is None or least is None or (system.strict.any() and least[0] < -NEAR and least[1] <= NEAR):
             yield None
         else:
             yield np.maximum(np.nan_to_num(outcome.multipliers[mine]), 0.0) * _scales(system)

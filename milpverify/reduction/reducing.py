@@ -1,4 +1,4 @@
-"""A problem made smaller by its rows alone: contradictory disjuncts go, equations eliminate inputs, inequalities narrow boxes and confine."""
+"""A problem made smaller by its rows alone: contradictory disjuncts go, equations eliminate inputs, inequalities narrow boxes."""
 
 from __future__ import annotations
 
