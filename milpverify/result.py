@@ -100,8 +100,8 @@ class Result:
     the verdict on `trust`. With `verify(..., margin=True)` the margin lies between it and `upper_bound`, which `nearest` (nx,) attains in
     real arithmetic; otherwise these are inf and None.
 
-    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "presolve bounds", "attack",
-    "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
+    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "rows alone", "presolve bounds",
+    "attack", "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
     "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
     process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
     the steps of the run.

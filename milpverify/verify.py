@@ -67,9 +67,12 @@ def verify(
     with working(settings), in_force(deadline):
         if not problem.disjuncts:
             return run.empty()
+        run.reduce()
+        if not run.problem.disjuncts:
+            return run.contradicted()
         with run.phase("presolve") as detail:
             open_groups, rungs = run.presolve()
-            detail.update(disjuncts=len(problem.disjuncts), open=sum(g.count for g, _ in open_groups), rungs=rungs)
+            detail.update(disjuncts=len(run.problem.disjuncts), open=sum(g.count for g, _ in open_groups), rungs=rungs)
         if run.example is not None:
             return run.falsified(open_groups, run.example)
         if not open_groups:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.balls.dual import Region
+from milpverify.balls.confined import without_inputs
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, forward
@@ -117,8 +117,8 @@ def bound_batch(
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
     margins = group.margins(least)
-    if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
-        margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
+    if not graph.boxed:
+        margins = margins.masked_fill(without_inputs(graph.ball, graph.halfspaces, lower, upper).unsqueeze(1), torch.inf)
     return BatchBounds(state, table, rows, margins, forms, losses)
 
 
