@@ -11,6 +11,7 @@ from torch import Tensor
 
 from milpverify.balls.dual import Region
 from milpverify.propagation.backward import default_lines
+from milpverify.propagation.differences.bounding import Differences
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
@@ -44,15 +45,34 @@ class Method(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a group's rows tell before any box is known: the functions of the last nonlinear nodes that they are, and what they need."""
+    """What a group's rows tell before any box is known: the functions of the last nonlinear nodes that they are, and what they need.
+
+    `differences` are there where rows compare copies of one network.
+    """
 
     ranges: RowIntervals
     needed: Needed
+    differences: Differences | None
 
     @staticmethod
     def of(graph: Graph, group: Group) -> Prepared:
         """Read the rows of a group; the graph is in float64."""
-        return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows))
+        compared = Differences.of(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
+        return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows), compared)
+
+    def raised(self, group: Group, state: State, margins: Tensor) -> Tensor:
+        """Margins (batch, D) of the boxes of a state, raised by bounds of differences where these are known and there is anything open."""
+        if self.differences is None or bool(group.closed(margins).all()):
+            return margins
+        ends = state[0].bounds
+
+        def enough(least: Tensor) -> bool:
+            return bool(group.closed(group.margins(least)).all())
+
+        for members, least in self.differences.bounds(state, ends.lower, ends.upper, enough):
+            margins = margins.clone()
+            margins[:, members] = torch.maximum(margins, group.margins(least))[:, members]
+        return margins
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +136,7 @@ def bound_batch(
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
-    margins = group.margins(least)
+    margins = prepared.raised(group, state, group.margins(least))
     if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
         margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
     return BatchBounds(state, table, rows, margins, forms, losses)
