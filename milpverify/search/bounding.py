@@ -11,8 +11,8 @@ from torch import Tensor
 
 from milpverify.balls.dual import Region
 from milpverify.propagation.backward import default_lines
-from milpverify.propagation.differences.bounding import Differences
 from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.differences.bounding import Differences
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
@@ -59,20 +59,6 @@ class Prepared:
         """Read the rows of a group; the graph is in float64."""
         compared = Differences.of(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
         return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows), compared)
-
-    def raised(self, group: Group, state: State, margins: Tensor) -> Tensor:
-        """Margins (batch, D) of the boxes of a state, raised by bounds of differences where these are known and there is anything open."""
-        if self.differences is None or bool(group.closed(margins).all()):
-            return margins
-        ends = state[0].bounds
-
-        def enough(least: Tensor) -> bool:
-            return bool(group.closed(group.margins(least)).all())
-
-        for members, least in self.differences.bounds(state, ends.lower, ends.upper, enough):
-            margins = margins.clone()
-            margins[:, members] = torch.maximum(margins, group.margins(least))[:, members]
-        return margins
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +122,9 @@ def bound_batch(
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
-    margins = prepared.raised(group, state, group.margins(least))
+    margins = group.margins(least)
+    if prepared.differences is not None:
+        margins = prepared.differences.raised(margins, state, group.margins, group.closed)
     if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
         margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
     return BatchBounds(state, table, rows, margins, forms, losses)

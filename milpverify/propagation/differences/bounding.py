@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, div, point, sub
+from milpverify.arithmetic.rounding import U64
 from milpverify.operators import Affine, Operator
 from milpverify.propagation.backward import LineTable, default_lines
 from milpverify.propagation.crown import bound_rows
 from milpverify.propagation.differences.operator import Difference, difference_lines, difference_state
 from milpverify.propagation.differences.twins import Twins
 from milpverify.propagation.interval import step
-from milpverify.propagation.state import Bounds, NodeState, State
+from milpverify.propagation.state import Bounds, LinearBound, NodeState, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from milpverify.graph import Graph
     from milpverify.spec import Rows
@@ -103,17 +104,31 @@ class Differences:
                 found.append((relations, torch.tensor(members, device=graph.device)))
         return Differences(twins, tuple(found), len(y_rows)) if found else None
 
-    def bounds(self, state: State, lower: Tensor, upper: Tensor, enough: Callable[[Tensor], bool]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Disjuncts (d,) and lower bounds of all rows (batch, r) that hold for them; see `bound_twins`."""
-        for relations, members in self.domains:
+    def raised(self, margins: Tensor, state: State, margins_of: Callable[[Tensor], Tensor], closed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Margins (batch, D) of the boxes of a state, raised where they close nothing yet.
 
-            def spread(least: Tensor) -> Tensor:
+        Args:
+            margins_of: what lower bounds of all rows (batch, r) make of the margins.
+            closed: which margins prove their disjunct.
+        """
+        ends = state[0].bounds
+        for relations, members in self.domains:
+            if bool(closed(margins)[:, members].all()):
+                continue
+            before = margins
+
+            def of(least: Tensor, before: Tensor = before, members: Tensor = members) -> Tensor:
                 every = least.new_full((len(least), self.count), -torch.inf)
                 every[:, self.twins.rows] = least
-                return every
+                found = before.clone()
+                found[:, members] = torch.maximum(before, margins_of(every))[:, members]
+                return found
 
-            found = bound_twins(self.twins, relations, state, lower, upper, lambda least: enough(spread(least)))
-            yield members, spread(found)
+            def enough(least: Tensor, members: Tensor = members) -> bool:
+                return bool(closed(of(least))[:, members].all())
+
+            margins = of(bound_twins(self.twins, relations, state, ends.lower, ends.upper, enough))
+        return margins
 
 
 def bound_twins(
@@ -158,16 +173,44 @@ def bound_twins(
         return least
     count = graph.ny
     rows = torch.eye(count, dtype=torch.float64, device=graph.device).expand(len(lower), -1, -1)
-    return torch.maximum(least, bound_rows(graph, own, table, rows).lower)
+    return torch.maximum(least, _related(twins, own[0], bound_rows(graph, own, table, rows)))
 
 
 def _swept(twins: Twins, state: State, table: LineTable, node: int) -> Bounds:
     """Bounds of a difference by backward passes for both sides."""
     shape, size, batch = twins.graph.nodes[node].shape, twins.graph.nodes[node].size, len(state[0].center)
     eye = torch.eye(size, dtype=torch.float64, device=twins.graph.device)
-    found = bound_rows(twins.graph, state, table, torch.cat([eye, -eye]).expand(batch, -1, -1), node).lower
+    found = _related(twins, state[0], bound_rows(twins.graph, state, table, torch.cat([eye, -eye]).expand(batch, -1, -1), node))
     below, above = found.tensor_split(2, dim=1)
     return Bounds(below.reshape(batch, *shape), -above.reshape(batch, *shape))
+
+
+def _related(twins: Twins, inputs: NodeState, found: LinearBound) -> Tensor:
+    """Lower bounds from linear ones over inputs and their differences, which are no variables of their own: (batch, r).
+
+    For any t, a x + b z + c d = (a + t) x + (b - t) z + (c - t) d where d = x - z. The minimum over intervals of all three is concave in t,
+    and largest where one coefficient vanishes.
+    """
+    disjoint = twins.disjoint
+    if not len(disjoint):
+        return found.lower
+    nx = len(inputs.center[0]) - len(twins.pairs)
+    places = torch.stack([*twins.pairs[disjoint].T, nx + disjoint])
+    coefficients = found.coefficients.double()[:, :, places]  # (batch, r, 3, pairs)
+    center = inputs.center[:, places].unsqueeze(1)
+    low, high = ((side[:, places].unsqueeze(1) - center) for side in (inputs.bounds.lower, inputs.bounds.upper))
+    offset = center[:, :, 0] - center[:, :, 1] - center[:, :, 2]
+    a, b, c = coefficients.unbind(2)
+    sign = coefficients.new_tensor([1.0, -1.0, -1.0]).reshape(3, 1)
+    size = torch.maximum(low.abs(), high.abs()) + center.abs()
+    reach = coefficients.abs().sum(2) * size.sum(2)
+    values = []
+    for t in (torch.zeros_like(a), -a, b, c):
+        moved = coefficients + sign * t.unsqueeze(2)
+        values.append(torch.minimum(moved * low, moved * high).sum(2) - t * offset)
+    # Four times the sizes for t, and a dozen roundings; at t = 0 the bound was found.
+    gained = torch.stack(values).amax(0) - values[0] - 64 * U64 * reach
+    return found.lower + torch.where(gained.isfinite(), gained, 0.0).clamp(min=0.0).sum(2) * (1 - 2.0**-40)
 
 
 def _ends(known: NodeState) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,8 @@ entries, as it would be without all this.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +22,18 @@ from torch import Tensor
 
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Affine, Concat, Elementwise, Input, Linear, Operator, Product, Reshape, Select, Sum
+from milpverify.propagation.differences.coefficients import (
+    Matched,
+    Places,
+    alike,
+    apart,
+    bias_between,
+    bias_of,
+    less,
+    row_by_row,
+    size_of,
+    without_bias,
+)
 from milpverify.propagation.differences.operator import Difference
 
 if TYPE_CHECKING:
@@ -55,18 +66,23 @@ class Twins:
     kept: frozenset[int]
     shared: bool
 
+    @cached_property
+    def disjoint(self) -> Tensor:
+        """The places of pairs none of whose inputs belongs to an earlier one, (m,)."""
+        seen: set[int] = set()
+        places = []
+        for k, pair in enumerate(self.pairs.tolist()):
+            if seen.isdisjoint(pair):
+                seen.update(pair)
+                places.append(k)
+        return torch.tensor(places, dtype=torch.long, device=self.pairs.device)
+
     @staticmethod
     def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None = None) -> Twins | None:
         """The network rewritten for rows on its outputs (r, ny) and its inputs (r, nx); None where it holds no twins."""
         if len(graph.nodes) > MOST_NODES or graph.ball is not None:
             return None
         return _Rewriting(graph).run(y_rows, x_rows)
-
-
-Places = Tensor
-"""Flat places of entries of a node, (n,) int64."""
-_Matched = tuple[Tensor, Tensor, Places, Places]
-"""Coefficients (n, m) of two rows on entries that correspond, and which of the inputs' entries these are, (m,) each."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +139,20 @@ class _Rewriting:
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
     def _opposites(self, row: Tensor) -> list[tuple[int, int]]:
-        """Outputs with opposite coefficients in a row; where that is ambiguous, those whose values are closest where all inputs are the same."""
+        """Outputs with opposite coefficients in a row: the closest in value where all inputs are the same, where there is a choice."""
         positive, negative = ((side.nonzero().flatten().tolist()) for side in (row > 0, row < 0))
         pairs = []
         for i in positive:
             may = [j for j in negative if row[j] == -row[i]]
             if may:
                 certain = len(may) == len(positive) == 1 or len(row) > MOST_OUTPUTS
-                nearest = may[0] if certain else min(may, key=lambda j: float(self._apart[i, j]))
+                nearest = may[0] if certain else min(may, key=lambda j: float(self._between[i, j]))
                 negative.remove(nearest)
                 pairs.append((i, nearest))
         return pairs
 
     @property
-    def _apart(self) -> Tensor:
+    def _between(self) -> Tensor:
         """How far outputs are from each other where all inputs are the same, (ny, ny)."""
         if "apart" not in self.__dict__:
             same = torch.tensor([[0.37], [-0.61], [1.13]], dtype=self.graph.dtype, device=self.graph.device).expand(-1, self.graph.nx)
@@ -228,7 +244,7 @@ class _Rewriting:
                 return self._product(first, i, second, j, shape)
             case Affine(), Affine():
                 whole = a != b and _whole(i, first) and _whole(j, second)
-                return self._layers(first, second) if whole and _alike(first, second, self.graph) else self._by_entries(first, i, second, j)
+                return self._layers(first, second) if whole and alike(first, second, self.graph) else self._by_entries(first, i, second, j)
             case _:
                 return None
 
@@ -250,21 +266,22 @@ class _Rewriting:
         assert isinstance(first.op, Affine) and isinstance(second.op, Affine)
         places = [torch.arange(self.graph.nodes[s].size) for s in first.inputs]
         sources = list(zip(first.inputs, second.inputs, places, strict=True))
-        apart, exact = _apart(first.op, second.op)
-        if apart is not None and _size(apart) > CLOSE * _size(first.op):
+        change, exact = apart(first.op, second.op)
+        if change is not None and size_of(change) > CLOSE * size_of(first.op):
             return None
         found = [self._follow(s, p, t, p) for s, t, p in sources]
         if all(one is None for one in found):
             return None
         done = [one or self._difference(s, p, t, p) for one, (s, t, p) in zip(found, sources, strict=True)]
-        bias, exact_bias = _bias_between(first, second)
+        bias, exact_bias = bias_between(first, second)
         parts = []
         if any(one.node is not None for one in done):
             shapes = [self.graph.nodes[s].shape for s in first.inputs]
-            nodes = [self._zero(shape) if one.node is None else self._shaped(one.node, shape) for one, shape in zip(done, shapes, strict=True)]
-            parts.append(self._keep(self._add(_without_bias(first.op), nodes, first.shape)))
-        if apart is not None:
-            op = apart if exact else replace(apart, rounded=1)  # type: ignore[call-arg]
+            pairs = zip(done, shapes, strict=True)
+            nodes = [self._zero(shape) if one.node is None else self._shaped(one.node, shape) for one, shape in pairs]
+            parts.append(self._keep(self._add(without_bias(first.op), nodes, first.shape)))
+        if change is not None:
+            op = change if exact else replace(change, rounded=1)  # type: ignore[call-arg]
             parts.append(self._keep(self._add(op, [self._copy(t) for t in second.inputs], first.shape)))
         if bias is not None:
             parts.append(self._keep(self._constant(bias, first.shape, exact_bias)))
@@ -274,16 +291,20 @@ class _Rewriting:
         """Two rows of affine functions, coefficient by coefficient."""
         a, b = first.op, second.op
         assert isinstance(a, Affine) and isinstance(b, Affine)
-        if a.rounded or b.rounded or len(i) * max(sum(self.graph.nodes[s].size for s in n.inputs) for n in (first, second)) > MOST_COEFFICIENTS:
+        if (
+            a.rounded
+            or b.rounded
+            or len(i) * max(sum(self.graph.nodes[s].size for s in n.inputs) for n in (first, second)) > MOST_COEFFICIENTS
+        ):
             return None
         u, w = self._matrix(first, i), self._matrix(second, j)
         single = all(bool(((rows != 0).sum(1) <= 1).all()) for rows in (u, w))
-        matched = _row_by_row(u, w) if single else self._columns(first, u, second, w)
+        matched = row_by_row(u, w) if single else self._columns(first, u, second, w)
         if matched is None:
             return None
         u, w, k, m = matched
-        apart, exact = _less(u, w)
-        if float(apart.norm()) > CLOSE * float(u.norm()):
+        change, exact = less(u, w)
+        if float(change.norm()) > CLOSE * float(u.norm()):
             return None
         owners_a, owners_b = self._owners(first)[k], self._owners(second)[m]
         groups = torch.unique(torch.stack([owners_a[:, 0], owners_b[:, 0]], 1), dim=0).tolist()
@@ -296,12 +317,12 @@ class _Rewriting:
             done = one or self._difference(s, owners_a[c, 1], t, owners_b[c, 1])
             if done.node is not None:
                 parts.append(self._keep(self._linear(u[:, c], self._shaped(done.node, (int(c.sum()),)))))
-            if bool(apart[:, c].any()):
-                used = apart[:, c].any(0)
+            if bool(change[:, c].any()):
+                used = change[:, c].any(0)
                 values = self._pick(t, owners_b[c, 1][used], (int(used.sum()),))
-                parts.append(self._keep(self._linear(apart[:, c][:, used], values, 0 if exact else 1)))
+                parts.append(self._keep(self._linear(change[:, c][:, used], values, 0 if exact else 1)))
         shape = self._common_shape(first.id, i, second.id, j)
-        bias, exact_bias = _less(*(_bias_of(n)[p] for n, p in ((first, i), (second, j))))
+        bias, exact_bias = less(*(bias_of(n)[p] for n, p in ((first, i), (second, j))))
         if bool(bias.any()):
             parts.append(self._keep(self._constant(bias, (len(i),), exact_bias)))
         return _Found(self._keep(self._shaped(self._sum(parts, (len(i),)), shape)) if parts else None)
@@ -316,10 +337,12 @@ class _Rewriting:
         each = [(s, torch.arange(self.graph.nodes[s].size)) for s in node.inputs]
         return torch.cat([torch.stack([torch.full_like(p, s), p], 1) for s, p in each])
 
-    def _columns(self, first: Node, u: Tensor, second: Node, w: Tensor) -> _Matched | None:
+    def _columns(self, first: Node, u: Tensor, second: Node, w: Tensor) -> Matched | None:
         """Columns of the coefficients that correspond."""
         one, other = ((m != 0).any(0) for m in (u, w))
-        if first.id != second.id and [self.graph.nodes[s].shape for s in first.inputs] == [self.graph.nodes[s].shape for s in second.inputs]:
+        if first.id != second.id and [self.graph.nodes[s].shape for s in first.inputs] == [
+            self.graph.nodes[s].shape for s in second.inputs
+        ]:
             both = (one | other).nonzero().flatten()
             return u[:, both], w[:, both], both, both
         if first.id != second.id:
@@ -403,94 +426,3 @@ class _Rewriting:
 def _whole(places: Places, node: Node) -> bool:
     """Whether places are all entries of a node in their order."""
     return len(places) == node.size and bool((places == torch.arange(node.size)).all())
-
-
-def _alike(first: Node, second: Node, graph: Graph) -> bool:
-    """Whether two affine nodes are one operator but for the values of its coefficients, which are no rounded ones."""
-    shapes = [[graph.nodes[s].shape for s in node.inputs] for node in (first, second)]
-    return shapes[0] == shapes[1] and first.shape == second.shape and _same_kind(first.op, second.op)
-
-
-def _same_kind(a: object, b: object) -> bool:
-    if type(a) is not type(b):
-        return False
-    for part in dataclasses.fields(a):  # type: ignore[arg-type]
-        x, y = getattr(a, part.name), getattr(b, part.name)
-        if part.name == "rounded" and (x or y):
-            return False
-        if isinstance(x, Operator):
-            if not _same_kind(x, y):
-                return False
-        elif part.name == "bias":
-            continue
-        elif isinstance(x, Tensor) and isinstance(y, Tensor):
-            if x.shape != y.shape or (not x.is_floating_point() and not torch.equal(x, y)):
-                return False
-        elif isinstance(x, Tensor) or isinstance(y, Tensor) or x != y:
-            return False
-    return True
-
-
-def _apart(a: Affine, b: Affine) -> tuple[Affine | None, bool]:
-    """The map by which two affine maps of one kind differ, without constants (None: by nothing), and whether it is exact."""
-    changes: dict[str, object] = {}
-    exact, any_ = True, False
-    for part in dataclasses.fields(a):  # type: ignore[arg-type]
-        x, y = getattr(a, part.name), getattr(b, part.name)
-        if part.name == "bias":
-            changes[part.name] = None
-        elif isinstance(x, Affine):
-            inner, fine = _apart(x, y)
-            exact, any_ = exact and fine, any_ or inner is not None
-            changes[part.name] = x if inner is None else inner
-        elif isinstance(x, Tensor) and x.is_floating_point():
-            difference, fine = _less(x, y)
-            exact, any_ = exact and fine, any_ or bool(difference.any())
-            changes[part.name] = difference
-    return (replace(a, **changes) if any_ else None), exact  # type: ignore[type-var, arg-type]
-
-
-def _size(op: Affine) -> float:
-    """The norm of the coefficients."""
-    values = (getattr(op, part.name) for part in dataclasses.fields(op) if part.name != "bias")  # type: ignore[arg-type]
-    return math.hypot(*(_size(v) if isinstance(v, Affine) else float(v.norm()) for v in values if isinstance(v, Affine) or _numbers(v)))
-
-
-def _numbers(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _without_bias(op: Affine) -> Affine:
-    return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var, call-arg]
-
-
-def _bias_of(node: Node) -> Tensor:
-    """The constant of every entry of an affine node, flat."""
-    assert isinstance(node.op, Affine)
-    if node.op.bias is None:
-        return torch.zeros(node.size, dtype=torch.float64)
-    return node.op.bias.expand(node.shape).flatten().double().cpu()
-
-
-def _bias_between(first: Node, second: Node) -> tuple[Tensor | None, bool]:
-    difference, exact = _less(_bias_of(first), _bias_of(second))
-    return (difference if bool(difference.any()) else None), exact
-
-
-def _less(a: Tensor, b: Tensor) -> tuple[Tensor, bool]:
-    """a - b, and whether that is exact: what the larger operand and the result leave of the other is 0."""
-    d = a - b
-    return d, bool(((a - d == b) & (b + d == a)).all())
-
-
-def _row_by_row(u: Tensor, w: Tensor) -> _Matched | None:
-    """Rows with at most one coefficient each correspond one by one, whatever columns they share with others."""
-    rows = (u != 0).any(1)
-    if not torch.equal(rows, (w != 0).any(1)):
-        return None
-    at = rows.nonzero().flatten()
-    columns = torch.stack([u[at].abs().argmax(1), w[at].abs().argmax(1)], 1)
-    pairs, place = torch.unique(columns, dim=0, return_inverse=True)
-    own, other = u.new_zeros(len(u), len(pairs)), u.new_zeros(len(u), len(pairs))
-    own[at, place], other[at, place] = u[at, columns[:, 0]], w[at, columns[:, 1]]
-    return own, other, pairs[:, 0], pairs[:, 1]
