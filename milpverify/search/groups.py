@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic.rounding import down
+from milpverify.arithmetic.interval import Interval, sub
 from milpverify.spec import Rows, closes
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Group:
 
     def margins(self, lower: Tensor) -> Tensor:
         """Proved lower bounds of the margins: bounds of the rows (batch, S) -> (batch, D) float64; -inf where there are no rows."""
-        return self.largest(down(lower - self.rhs))
+        return self.largest(sub(Interval(lower, lower), Interval(self.rhs, self.rhs)).lower)
 
     def largest(self, residual: Tensor) -> Tensor:
         """The largest residual of every disjunct's rows, (batch, S) -> (batch, D); -inf where there are no rows."""
