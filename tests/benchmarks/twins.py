@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ Weights = list[tuple[np.ndarray, np.ndarray]]
 def weights(nx: int, neurons: int, signed: bool, rng: np.random.Generator) -> Weights:
     """Two hidden layers and one output, float32."""
     widths, layers = (nx, neurons // 2, neurons // 2, 1), list[tuple[np.ndarray, np.ndarray]]()
-    for m, n in zip(widths[:-1], widths[1:], strict=True):
+    for m, n in itertools.pairwise(widths):
         w = rng.normal(0.0, 2.0 / np.sqrt(m), (m, n))
         layers.append(((w if signed else np.abs(w)).astype(np.float32), rng.normal(0.0, 0.5, n).astype(np.float32)))
     return layers
