@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from typing_extensions import TypeIs
 
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.frontends.lowering.constants import Array
@@ -48,7 +49,7 @@ _ANY = -1
 # Masks
 
 
-def is_node(value: object) -> bool:
+def is_node(value: object) -> TypeIs[Node]:
     """Whether a value depends on x."""
     return not isinstance(value, (np.ndarray, Constant, float, int, bool))
 

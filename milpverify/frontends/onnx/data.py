@@ -56,7 +56,7 @@ def _where(g: Builder, op: Operation) -> Value:
     condition = op.value(0)
     if isinstance(condition, Node):
         for chosen in (op.value(1), op.value(2)):
-            if not isinstance(chosen, Node) and not np.isfinite(number(chosen)).all():
+            if not isinstance(chosen, Node) and not np.isfinite(chosen.astype(np.float64)).all():
                 raise op.refuse("an entry is -inf or not as the network's input says; only constants may say so")
     return switches.where(g, condition if isinstance(condition, Node) else condition.astype(bool), number(op.value(1)), number(op.value(2)))
 
@@ -159,7 +159,7 @@ def _thresholded_relu(g: Builder, op: Operation) -> Value:
 @rule("Mod", attributes="fmod")
 def _remainder(g: Builder, op: Operation) -> Value:
     """x - c trunc(x / c), with the sign of x, for a constant c."""
-    divisor = number(op.weight(1))
+    divisor = op.weight(1).astype(np.float64)
     if not op.attributes["fmod"]:
         raise op.refuse("of real numbers only the remainder of fmod = 1 has a rule")
     if not np.all(divisor):

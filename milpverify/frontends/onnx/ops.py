@@ -37,7 +37,8 @@ def _add(g: Builder, op: Operation) -> Value:
 
 @rule("Mean", linear_in_constants=True)
 def _mean(g: Builder, op: Operation) -> Value:
-    return g.scale(_add(g, op), 1.0 / Constant.of(float(len(op.inputs))))
+    total = elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
+    return g.scale(total, 1.0 / Constant.of(float(len(op.inputs))))
 
 
 @rule("Sub", linear_in_constants=True)
@@ -190,7 +191,9 @@ def _transpose(g: Builder, op: Operation) -> Value:
 
 
 @rule("DepthToSpace", "SpaceToDepth", attributes=None)
-@rule("Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "ReverseSequence", "Compress", attributes=None, moves=True)
+@rule(
+    "Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "ReverseSequence", "Compress", attributes=None, moves=True
+)
 def _move(g: Builder, op: Operation) -> Sequence[Value]:
     """Entries are only moved: the standard's own definition, run on the places of the entries, says where to."""
     x = op.node()

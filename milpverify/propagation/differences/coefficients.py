@@ -77,6 +77,7 @@ def _numbers(value: object) -> bool:
 
 
 def without_bias(op: Affine) -> Affine:
+    """The operator without its constant."""
     return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var, call-arg]
 
 
@@ -89,6 +90,7 @@ def bias_of(node: Node) -> Tensor:
 
 
 def bias_between(first: Node, second: Node) -> tuple[Tensor | None, bool]:
+    """The difference of two nodes' constants, flat, None where it is 0; and whether it is exact."""
     difference, exact = less(bias_of(first), bias_of(second))
     return (difference if bool(difference.any()) else None), exact
 
