@@ -27,6 +27,7 @@ from milpverify.config import (
 from milpverify.console import (
     Debug,
     Json,
+    Outputs,
     Quiet,
     Timeout,
     answer,
@@ -131,6 +132,7 @@ def verify(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="The most that a file may hold, unpacked.")] = MOST_BYTES,
     max_entries: Annotated[int, typer.Option(min=1, metavar="N", help="The most entries of a tensor of the network.")] = MOST_ENTRIES,
+    output: Outputs = None,
     json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -174,7 +176,9 @@ def verify(
             ending.allow()
 
             try:
-                problem = load(network, spec, deadline=deadline, max_bytes=max_bytes, max_entries=max_entries)
+                problem = load(network, spec, outputs=output, deadline=deadline, max_bytes=max_bytes, max_entries=max_entries)
+                for note in () if quiet else problem.notes:
+                    remark(f"milpverify: {note}")
                 result = decide(problem, deadline=deadline, options=options, on_event=known.told(options, show), margin=margin, gap=gap)
             except OutOfTime:
                 result = unread(deadline, options)
@@ -246,17 +250,19 @@ def _answer(result: Result) -> str:
 
 
 @app.command()
-def info(network: Network, debug: Debug = False) -> None:
-    """Show a network's shapes, operators, nonlinearities, and what is supported."""
+def info(network: Network, output: Outputs = None, debug: Debug = False) -> None:
+    """Show a network's shapes and variables, operators, nonlinearities, and what is supported."""
     with reported(debug):
         from milpverify.frontends.onnx.overview import overview
         from milpverify.frontends.onnx.reading import read_onnx
 
-        found = overview(read_onnx(network))
+        found = overview(read_onnx(network), output)
         tables = [
-            columns([("tensor", "name", "type", "shape"), *found.tensors]),
-            columns([("operator", "count", "supported"), *((name, count, _yes(ok)) for name, count, ok in found.operators)]),
+            columns([("tensor", "name", "type", "shape", "variables"), *found.tensors]),
+            columns([("operator", "count", "supported"), *found.operators]),
         ]
+        if found.choice:
+            tables.insert(1, found.choice)
         if found.obstacle:
             tables.append(f"It cannot be verified: {found.obstacle}")
         else:

@@ -161,13 +161,15 @@ class Problem:
 
     The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
     means that the unsafe set is empty. `runtime` holds the original network (ONNX bytes, or a torch module), in which
-    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked).
+    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked); `notes`
+    say what reading them took for granted or left out.
     """
 
     graph: Graph
     disjuncts: tuple[Disjunct, ...]
     runtime: object | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for d in self.disjuncts:

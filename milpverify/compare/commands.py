@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, answer, remark, reported, room
+from milpverify.console import Debug, Json, Outputs, Quiet, Timeout, answer, remark, reported, room
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable
@@ -52,6 +52,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write rows to a CSV file as they come.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Problems that are worked on at a time.")] = 1,
+    output: Outputs = None,
     json: Json = None,
     plot: Annotated[
         list[str] | None,
@@ -82,7 +83,7 @@ def compare(
         pictures = [_picture(text, names, drawn, (network, spec)) for text in plot or ()]
         with _progress(quiet) as on_row:
             problems = network if spec is None else [(network, spec)]
-            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=on_row)
+            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=on_row, outputs=output)
         try:
             answer(found.text(_width() if sys.stdout is not None and sys.stdout.isatty() else None))
         finally:

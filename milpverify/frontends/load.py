@@ -7,16 +7,16 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.lowering.builder import at_most
 from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.onnx import check
 from milpverify.frontends.onnx.reading import read_network
-from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.frontends.problem import Problem
 from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_hashed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -25,6 +25,7 @@ def load(
     property_path: str | Path,
     timeout: float | None = None,
     *,
+    outputs: Sequence[str] | None = None,
     deadline: Deadline | None = None,
     max_bytes: int = MOST_BYTES,
     max_entries: int = MOST_ENTRIES,
@@ -36,12 +37,14 @@ def load(
 
     Args:
         timeout: seconds of wall clock; None for no limit.
+        outputs: the names of the outputs that Y_0, Y_1, ... number, in the file's order; None for all of real numbers. It has to be said
+            where an output that holds none, such as a label, stands before one that does.
         deadline: in place of `timeout`, a deadline that the caller can cancel, and hand on to `verify`.
         max_bytes: the most that a file may hold, unpacked, and all weights in files of their own together.
         max_entries: the most that a tensor of the network may have, whatever computes it.
 
     Raises:
-        InvalidInput: what is no path.
+        InvalidInput: what is no path, or no output of real numbers; it is not clear which outputs are numbered.
         InvalidModel: the network cannot be read, is too large, or what it was lowered to differs from ONNX Runtime.
         UnsupportedOperator: an operator of the network has no rule.
         InvalidProperty: the property cannot be read, is too large, or is about other inputs and outputs than the network's.
@@ -51,16 +54,21 @@ def load(
         if not isinstance(path, str | PathLike):
             raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(path).__name__}")
     with in_force(deadline or Deadline(math.inf if timeout is None else timeout)):
-        return _read(network_path, property_path, max_bytes, max_entries)
+        return _read(network_path, property_path, outputs, max_bytes, max_entries)
 
 
-def _read(network_path: str | Path, property_path: str | Path, max_bytes: int, max_entries: int) -> Problem:
+def _read(network_path: str | Path, property_path: str | Path, outputs: Sequence[str] | None, max_bytes: int, max_entries: int) -> Problem:
     text, property_hash = read_hashed(property_path, max_bytes)
     check_time()
     with at_most(max_entries):
-        graph, source = read_network(network_path, max_bytes)
+        graph, source = read_network(network_path, max_bytes, outputs)
     check_time()
-    disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
+    note = source.outputs.note(graph.outputs)
+    try:
+        disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
+    except InvalidProperty as error:
+        raise InvalidProperty(f"{error} ({note})") if note else error from error
     if disjuncts:
         check.check(graph, source, disjuncts[0].box)
-    return Problem(without_repeats(graph), disjuncts, OnnxRuntime(source.data), {**source.files, str(property_path): property_hash})
+    files = {**source.files, str(property_path): property_hash}
+    return Problem(without_repeats(graph), disjuncts, source.runtime(), files, notes=[note] if note else [])

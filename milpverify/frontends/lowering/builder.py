@@ -78,6 +78,7 @@ class Builder:
     def __init__(self, nx: int) -> None:
         self.name = ""
         self.nodes = [Node(0, Input(), (), (nx,), "x")]
+        self.softmaxes: dict[int, Node] = {}  # nodes that are the softmax of others along the last axis, for what comes of their sum, 1
 
     def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
         """Append one operation."""

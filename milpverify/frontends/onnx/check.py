@@ -20,16 +20,16 @@ def check(graph: Graph, source: Source, box: Box, seed: int = 0) -> None:
         InvalidModel: they differ beyond rounding, or ONNX Runtime cannot run the network. The message names the first node.
         OutOfTime: the time is over.
     """
-    outputs = [spec.name for spec in graph.outputs]
+    outputs, left = source.outputs.keys, {name for name, _ in source.outputs.left}
     extra = list(dict.fromkeys(n.name for n in graph.nodes if n.name in source.tensors and n.name not in outputs))
     # Serialised messages merge when they are joined: the same model with more outputs, without a copy of its weights.
-    more = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra]))
-    runtime = OnnxRuntime(source.data + more.SerializeToString(), few_runs=True)
+    more = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra if name not in left]))
+    runtime = OnnxRuntime(source.data + more.SerializeToString(), outputs | dict.fromkeys(extra, ()), few_runs=True)
     points, largest = comparable_points(graph, box, seed)
 
     def run(x: Array) -> Run:
         check_time()
-        return dict(zip(outputs + extra, runtime.tensors(x), strict=True))
+        return dict(zip([*outputs, *extra], runtime.tensors(x), strict=True))
 
     def describe(name: str) -> str:
         return f"{source.tensors.get(name, 'the input')}, tensor '{name}'"
