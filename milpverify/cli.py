@@ -27,6 +27,7 @@ from milpverify.config import (
 from milpverify.console import (
     Debug,
     Json,
+    Outputs,
     Quiet,
     Timeout,
     answer,
@@ -138,6 +139,7 @@ def verify(
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes for several properties; as many as processors by default.")
     ] = None,
+    output: Outputs = None,
     json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -167,13 +169,13 @@ def verify(
             search=search,
         )
     settings = {"options": options, "margin": margin, "gap": gap}
-    limits = {"max_bytes": max_bytes, "max_entries": max_entries}
+    reading = {"outputs": output, "max_bytes": max_bytes, "max_entries": max_entries}
     if len(specs) > 1 or csv is not None:
         from milpverify.many.commands import verify_all
 
-        verify_all(network, specs, timeout, settings | limits, csv, resume, workers, json, quiet, debug)
+        verify_all(network, specs, timeout, settings | reading, csv, resume, workers, json, quiet, debug)
     else:
-        _verify(network, specs[0], timeout, settings, limits, json, quiet, debug)
+        _verify(network, specs[0], timeout, settings, reading, json, quiet, debug)
 
 
 def _verify(
@@ -181,7 +183,7 @@ def _verify(
     spec: Path,
     timeout: float | None,
     settings: dict[str, Any],
-    limits: dict[str, int],
+    reading: dict[str, Any],
     json: Path | None,
     quiet: bool,
     debug: bool,
@@ -202,7 +204,9 @@ def _verify(
             ending.allow()
 
             try:
-                problem = load(network, spec, deadline=deadline, **limits)
+                problem = load(network, spec, deadline=deadline, **reading)
+                for note in () if quiet else problem.notes:
+                    remark(f"milpverify: {note}")
                 result = decide(problem, deadline=deadline, on_event=known.told(options, show), **settings)
             except OutOfTime:
                 result = unread(deadline, options)
@@ -273,17 +277,19 @@ def _answer(result: Result) -> str:
 
 
 @app.command()
-def info(network: Network, debug: Debug = False) -> None:
-    """Show a network's shapes, operators, nonlinearities, and what is supported."""
+def info(network: Network, output: Outputs = None, debug: Debug = False) -> None:
+    """Show a network's shapes and variables, operators, nonlinearities, and what is supported."""
     with reported(debug):
         from milpverify.frontends.onnx.overview import overview
         from milpverify.frontends.onnx.reading import read_onnx
 
-        found = overview(read_onnx(network))
+        found = overview(read_onnx(network), output)
         tables = [
-            columns([("tensor", "name", "type", "shape"), *found.tensors]),
-            columns([("operator", "count", "supported"), *((name, count, _yes(ok)) for name, count, ok in found.operators)]),
+            columns([("tensor", "name", "type", "shape", "variables"), *found.tensors]),
+            columns([("operator", "count", "supported"), *found.operators]),
         ]
+        if found.choice:
+            tables.insert(1, found.choice)
         if found.obstacle:
             tables.append(f"It cannot be verified: {found.obstacle}")
         else:

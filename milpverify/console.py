@@ -34,6 +34,10 @@ def number(value: float | None) -> float | None:
 Timeout = Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=number, help="Wall-clock limit in seconds.")]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--output", metavar="NAME", help="An output of the network that Y_0, Y_1, ... number (repeatable); else all real ones."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 

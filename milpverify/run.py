@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from milpverify.counterexamples.attack import STEPS, attack
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
-from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Trust, Verdict
+from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
@@ -26,6 +26,7 @@ from milpverify.search.ledger import Part, Reporter
 from milpverify.search.outcome import SearchOutcome
 
 if TYPE_CHECKING:
+    from milpverify.graph import TensorSpec
     from milpverify.spec import Array, Problem
 
 OnEvent = Callable[[Event], None]
@@ -265,8 +266,8 @@ class Run:
         if known.lower_bound > lower_bound:
             lower_bound, bound_trust = known.lower_bound, known.trust
             trust = known.trust if verdict is Verdict.UNKNOWN and reason is not Reason.TRUST else trust
-        if verdict is Verdict.VERIFIED and lower_bound == 0.0:
-            note = "; ".join(filter(None, [note, SIGN_ONLY]))
+        ours = SIGN_ONLY if verdict is Verdict.VERIFIED and lower_bound == 0.0 else ""
+        note = "; ".join(filter(None, [*self.problem.notes, note, ours]))
         return Result(
             verdict=verdict,
             reason=reason,
@@ -281,4 +282,14 @@ class Run:
             versions=versions(),
             options=self.options.to_dict(),
             files=dict(self.given.files),
+            tensors=(*stretches("X", self.given.graph.inputs), *stretches("Y", self.given.graph.outputs)),
         )
+
+
+def stretches(letter: str, specs: Iterable[TensorSpec]) -> list[Stretch]:
+    """Where the tensors of a network, one after the other, lie among the variables of a letter."""
+    found, first = list[Stretch](), 0
+    for spec in specs:
+        found.append(Stretch(letter, spec.name, spec.shape, spec.dtype, first, first + spec.size - 1))
+        first += spec.size
+    return found

@@ -162,7 +162,8 @@ class Problem:
 
     The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
     means that the unsafe set is empty. `runtime` holds the original network (ONNX bytes, or a torch module), in which
-    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked).
+    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked); `notes`
+    say what reading them took for granted or left out.
     `substitution` says which problem it stands for, if it has fewer inputs than that.
     """
 
@@ -171,6 +172,7 @@ class Problem:
     runtime: object | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     substitution: Substitution | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for d in self.disjuncts:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, answer, bar, remark, reported, room
+from milpverify.console import Debug, Json, Outputs, Quiet, Timeout, answer, bar, remark, reported, room
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable
@@ -51,6 +51,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write rows to a CSV file as they come.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Problems that are worked on at a time.")] = 1,
+    output: Outputs = None,
     json: Json = None,
     plot: Annotated[
         list[str] | None,
@@ -81,7 +82,8 @@ def compare(
         pictures = [_picture(text, names, drawn, (network, spec)) for text in plot or ()]
         with bar(quiet) as show:
             problems = network if spec is None else [(network, spec)]
-            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=_teller(show))
+            told = _teller(show)
+            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=told, outputs=output)
         try:
             answer(found.text(_width() if sys.stdout is not None and sys.stdout.isatty() else None))
         finally:

@@ -57,7 +57,7 @@ def main() -> None:
 class _Worker:
     """What the process keeps between problems."""
 
-    def __init__(self, out: IO[bytes], settings: dict[str, Any], limits: dict[str, int]) -> None:
+    def __init__(self, out: IO[bytes], settings: dict[str, Any], limits: dict[str, Any]) -> None:
         from milpverify.frontends.load import Loader
 
         self.out, self.settings = out, settings

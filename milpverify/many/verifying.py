@@ -18,7 +18,7 @@ from milpverify.run_info import settings_of
 from milpverify.spec import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from milpverify.config import Milp, SearchMethod
@@ -38,6 +38,7 @@ def verify_many(
     deadline: Deadline | None = None,
     margin: bool = False,
     gap: float = 1e-4,
+    outputs: Sequence[str] | None = None,
     max_bytes: int = MOST_BYTES,
     max_entries: int = MOST_ENTRIES,
 ) -> Iterator[tuple[int, Result]]:
@@ -55,7 +56,7 @@ def verify_many(
         options: as of `verify`.
         margin, gap: as of `verify`.
         deadline: of all together; once it is over or cancelled what is under way ends with the bounds that are known, and nothing begins.
-        max_bytes, max_entries: as of `load`.
+        outputs, max_bytes, max_entries: as of `load`.
 
     Raises:
         InvalidInput: what is neither a problem nor a pair of paths, an unknown method, a number of workers below 1.
@@ -65,7 +66,7 @@ def verify_many(
         raise InvalidInput(f"workers is how many processes decide problems, at least 1, not {count}")
     Deadline(math.inf if timeout is None else timeout)  # refused now, not in every process
     settings = {"options": settings_of(options or Options(), method), "margin": margin, "gap": gap}
-    limits = {"max_bytes": max_bytes, "max_entries": max_entries}
+    limits = {"outputs": outputs, "max_bytes": max_bytes, "max_entries": max_entries}
     if isinstance(problems, Sized):
         count = min(count, len(problems))
     work = _Work(problems, math.inf if timeout is None else timeout, count, deadline or Deadline(), settings, limits)
@@ -76,7 +77,7 @@ class _Work:
     """What is to be decided, and by whom."""
 
     def __init__(
-        self, problems: Iterable[Any], seconds: float, count: int, deadline: Deadline, settings: dict[str, Any], limits: dict[str, int]
+        self, problems: Iterable[Any], seconds: float, count: int, deadline: Deadline, settings: dict[str, Any], limits: dict[str, Any]
     ) -> None:
         self.waiting = enumerate(problems)
         self.seconds, self.count, self.deadline, self.settings, self.limits = seconds, count, deadline, settings, limits

@@ -43,7 +43,7 @@ class Worker:
         limits: of `Loader`.
     """
 
-    def __init__(self, inbox: Inbox, settings: dict[str, Any], limits: dict[str, int]) -> None:
+    def __init__(self, inbox: Inbox, settings: dict[str, Any], limits: dict[str, Any]) -> None:
         self.number = -1
         self.busy = True  # until it says that it is ready
         self.until = math.inf

@@ -139,7 +139,7 @@ def _substituted(problem: Problem, known: dict[int, Expression]) -> Problem:
             inputs[key] = narrowed(d.box.lower[kept], d.box.upper[kept], rows, graph.ny)
         if (found := inputs[key]) is not None:  # None: no input satisfies its bounds
             disjuncts.append(Disjunct(found[0], _unsafe(d.unsafe, matrix, offset, tables), found[1]))
-    return Problem(graph, tuple(disjuncts), problem.runtime, problem.files, Substitution(problem, matrix, offset))
+    return Problem(graph, tuple(disjuncts), problem.runtime, problem.files, Substitution(problem, matrix, offset), problem.notes)
 
 
 def _limits(box: Box, i: int) -> list[tuple[Terms, Fraction]]:

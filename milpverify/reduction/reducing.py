@@ -42,7 +42,7 @@ def reduced(problem: Problem, deadline: Deadline) -> Reduced:
 
 def _with(problem: Problem, graph: Graph, disjuncts: Iterable[Disjunct]) -> Problem:
     """The problem with another graph and other disjuncts."""
-    return Problem(graph, tuple(disjuncts), problem.runtime, problem.files, problem.substitution)
+    return Problem(graph, tuple(disjuncts), problem.runtime, problem.files, problem.substitution, problem.notes)
 
 
 def _domains(problem: Problem) -> list[Disjunct]:

@@ -24,11 +24,12 @@ class Check:
     @cached_property
     def _compared(self) -> tuple[list[str], OnnxRuntime]:
         """The tensors that are compared, outputs first, and what computes them."""
-        outputs = [spec.name for spec in self.graph.outputs]
+        outputs, left = self.source.outputs.keys, {name for name, _ in self.source.outputs.left}
         extra = list(dict.fromkeys(n.name for n in self.graph.nodes if n.name in self.source.tensors and n.name not in outputs))
         # Serialised messages merge when they are joined: the same model with more outputs, without a copy of its weights.
-        more = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra]))
-        return outputs + extra, OnnxRuntime(self.source.data + more.SerializeToString(), few_runs=True)
+        more = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra if name not in left]))
+        runtime = OnnxRuntime(self.source.data + more.SerializeToString(), outputs | dict.fromkeys(extra, ()), few_runs=True)
+        return [*outputs, *extra], runtime
 
     def __call__(self, box: Box, seed: int = 0) -> None:
         """Compare them at the centre, at corners and at random points of the box.

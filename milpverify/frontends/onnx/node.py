@@ -76,7 +76,8 @@ class Operation:
         return value
 
 
-Lowering = Callable[[Builder, Operation], Value | Sequence[Value]]
+Lowering = Callable[[Builder, Operation], Value | Sequence[Value | None]]
+"""A rule: an operation's value, or the values of its outputs one after the other, None for one that is no tensor of real numbers."""
 
 
 RULES: dict[str, Rule[Lowering]] = {}
