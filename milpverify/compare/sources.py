@@ -176,7 +176,7 @@ def _bare(problem: Problem) -> Problem:
     """The problem without what its graph has derived so far."""
     from milpverify.spec import Problem
 
-    return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files, problem.notes)
+    return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files, notes=problem.notes)
 
 
 def _half_width(disjuncts: Sequence[Disjunct]) -> float | None:

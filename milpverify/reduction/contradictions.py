@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def _opposed(signs: Array) -> NDArray[np.bool_]:
     kept: NDArray[np.bool_] = np.ones(signs.shape[:2], dtype=bool)
     while True:
         here = np.where(kept[:, :, None], signs, 0.0)
-        both: NDArray[np.bool_] = (here > 0).any(1) & (here < 0).any(1)
+        both = np.asarray((here > 0).any(1) & (here < 0).any(1))
         now = kept & ((signs == 0) | both[:, None, :]).all(2)
         if (now == kept).all():
             return kept
@@ -237,7 +237,7 @@ def _model(systems: Sequence[_System]) -> Model:
     """Systems side by side: t + HARD s is least, where strict rows may exceed their right-hand sides by t + s, the others by s >= 0."""
     from milpverify.solvers.model import Model
 
-    parts: list[tuple[Array, ...]] = []
+    parts: list[tuple[NDArray[Any], ...]] = []
     first = 0
     for system in systems:
         scale, n = _scales(system), system.rows.shape[1]

@@ -180,15 +180,15 @@ class Comparison:
                 return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * TINY
             case Elementwise(function):
                 own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
-                reach = errors[0]
+                off = errors[0]
                 if function.name == PIECEWISE:  # the runtime computes it in parts, whose rounding counts
-                    own, reach = _of_parts(function, xs[0], FUNCTION_ULPS * self.roundoff, reach)
-                if reach is None:
+                    own, off = _of_parts(function, xs[0], FUNCTION_ULPS * self.roundoff, off)
+                if off is None:
                     return own
                 # What lies outside the domain (sqrt a little below 0) is no value.
-                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (reach, -reach)]
+                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (off, -off)]
                 for p, there in zip(function.pieces.breakpoints, function.pieces.values, strict=True) if function.pieces else ():
-                    sides.append(torch.where((xs[0] - p).abs() <= reach, (there - value).abs(), 0.0))
+                    sides.append(torch.where((xs[0] - p).abs() <= off, (there - value).abs(), 0.0))
                 return 2 * torch.stack(sides).amax(0) + own
             case Product():
                 (a, b), (da, db) = xs, [0.0 if e is None else e for e in errors]

@@ -132,9 +132,9 @@ class _Rewriting:
         nodes = [replace(node, shape=(size,)) if node.id == 0 else self._reading_all(node, size) for node in self.nodes]
         origin = {new: old for old, new in self.copies.items()}
         graph = Graph(tuple(nodes), len(nodes) - 1, dtype=self.graph.dtype, device=self.graph.device)
-        pairs = torch.tensor(list(self.slots), dtype=torch.long, device=self.graph.device).reshape(-1, 2)
+        differences = torch.tensor(list(self.slots), dtype=torch.long, device=self.graph.device).reshape(-1, 2)
         rows = torch.tensor([r for r, _ in paired], device=self.graph.device)
-        return Twins(graph, pairs, rows, origin, frozenset(self.kept), self.shared)
+        return Twins(graph, differences, rows, origin, frozenset(self.kept), self.shared)
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class _Rewriting:
             nodes = [self._zero(shape) if one.node is None else self._shaped(one.node, shape) for one, shape in pairs]
             parts.append(self._keep(self._add(without_bias(first.op), nodes, first.shape)))
         if change is not None:
-            op = change if exact else replace(change, rounded=1)  # type: ignore[call-arg]
+            op = change if exact else replace(change, rounded=1)  # type: ignore[type-var, call-arg]
             parts.append(self._keep(self._add(op, [self._copy(t) for t in second.inputs], first.shape)))
         if bias is not None:
             parts.append(self._keep(self._constant(bias, first.shape, exact_bias)))
