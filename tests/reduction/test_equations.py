@@ -151,3 +151,8 @@ def test_verdicts_are_those_of_the_problem_with_all_inputs(seed: int) -> None:
         1.0, abs(exactly.upper_bound)
     )
     assert exactly.nearest is not None and inside(given.graph, given.disjuncts[0], exactly.nearest)
+
+
+def test_a_row_without_inputs_disturbs_nobody() -> None:
+    nothing = Rows(np.zeros((1, 4)), np.zeros((1, 2)), np.ones(1), np.zeros(1, dtype=bool))
+    assert verify(problem(nothing), timeout=30).verdict is verify(problem(Rows.none(4, 2)), timeout=30).verdict
