@@ -99,7 +99,7 @@ class RowIntervals:
         )
 
     def lower(self, state: State) -> Tensor:
-        """Proved minima of the rows over the ranges of the nodes, (batch, r) float64; -inf where a range is infinite."""
+        """Proved minima of the rows over the ranges of the nodes, (batch, r) float64; -inf where an end that they need is infinite."""
         total, size = self.constant, self.constant_size
         unknown = torch.zeros(len(state[0].center), len(total), dtype=torch.bool, device=total.device)
         for i, rows in self.coefficients.items():
