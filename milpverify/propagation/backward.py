@@ -104,7 +104,9 @@ def lines(
     if not bool(pad.isfinite().all()):  # one line may be missing and the other not
         alone = ~larger.isfinite()
         below, above = (torch.where(alone, charge + own + g * size, pad) for own, size in ((low_pad, size_low), (high_pad, size_high)))
-        low, high = (low - below).nan_to_num(-torch.inf, torch.inf, -torch.inf), (high + above).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        far = torch.finfo(dtype).max / 8  # sums of such intercepts do not overflow
+        low = (low - below).nan_to_num(-torch.inf, torch.inf, -torch.inf).clamp(max=far)
+        high = (high + above).nan_to_num(torch.inf, torch.inf, -torch.inf).clamp(min=-far)
     else:
         low, high = low - pad, high + pad
     return Lines(k_lower, k_upper, _straight(cast_down, low, dtype), _straight(cast_up, high, dtype))

@@ -134,7 +134,8 @@ class Carried:
         if node.id not in self.targets:
             return now
         found = self.forms[node.id].bounds(now.center)
-        met = now.bounds.meet(Bounds(found.lower.nan_to_num(nan=-torch.inf), found.upper.nan_to_num(nan=torch.inf)))
+        low, high = found.lower, found.upper
+        met = now.bounds.meet(Bounds(torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)))
         return NodeState(met, now.center, now.charge)
 
     def form(self, i: int, table: LineTable) -> Forms:

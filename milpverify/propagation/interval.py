@@ -118,9 +118,10 @@ def charged(graph: Graph, node: Node, state: State, known: NodeState, fast: Grap
 
 
 def _summed(absolute: Affine, parts: list[Tensor]) -> tuple[Tensor, bool]:
-    """|W| times vectors >= 0, where zero times infinity is zero, and whether these are finite."""
-    if all(bool(part.isfinite().all()) for part in parts):
-        return absolute.linear(parts), True
+    """|W| times vectors >= 0, where zero times infinity is zero, and whether all of it is finite."""
+    found = absolute.linear(parts)
+    if bool(found.isfinite().all()):
+        return found, True
     unknown = [~part.isfinite() for part in parts]
     found = absolute.linear([part.masked_fill(u, 0.0) for part, u in zip(parts, unknown, strict=True)])
     return torch.where(absolute.linear([u.double() for u in unknown]) > 0, torch.inf, found), False
@@ -175,7 +176,11 @@ def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
     directions = op.directions
 
     def end(sign: int) -> Tensor:
-        ends = [b.lower if sign * d > 0 else b.upper for b, d in zip(sources, directions, strict=True)]
+        # Ends that say far more than matters are moved to where sums of them do not overflow.
+        ends = [
+            b.lower.clamp(max=_FARTHEST) if sign * d > 0 else b.upper.clamp(min=-_FARTHEST)
+            for b, d in zip(sources, directions, strict=True)
+        ]
         size = _shaped(absolute.forward([e.abs().nan_to_num(0.0, 0.0, 0.0) for e in ends]), node)
         # Infinite ends make the sum infinite or no number.
         value = _shaped(op.forward(ends), node) - sign * (2 * gamma(op.terms + 2) * size + op.terms * UNDERFLOW)

@@ -91,8 +91,8 @@ class Lines:
 
     @cached_property
     def missing(self) -> Tensor | None:
-        """Where there is no lower and where no upper line, as their intercepts are not finite: (2, batch, ...) bool. None for nowhere."""
-        both = torch.stack((self.b_lower, self.b_upper)).isfinite()
+        """Where there is no lower and where no upper line, as intercepts are infinite or nearly: (2, batch, ...) bool. None: nowhere."""
+        both = torch.stack((self.b_lower, self.b_upper)).abs() <= torch.finfo(self.b_lower.dtype).max / 4
         return None if bool(both.all()) else ~both
 
     @cached_property
