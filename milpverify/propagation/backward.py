@@ -122,8 +122,9 @@ def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: t
 
 def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the default slopes."""
-    k_lower, k_upper = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
-    return lines(graph, node, state, dtype, *(_usable(graph, node, state, slopes, dtype) for slopes in (k_lower, k_upper)))
+    slopes = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
+    k_lower, k_upper = (_usable(graph, node, state, k, dtype) for k in slopes)
+    return lines(graph, node, state, dtype, k_lower, k_upper)
 
 
 def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
