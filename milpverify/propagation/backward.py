@@ -98,8 +98,18 @@ def lines(
         intercepts = rule_of(known.op).intercepts(*ends, wide_lower, wide_upper)
     below, above = intercepts
     (low, low_pad), (high, high_pad) = shifted(below, wide_lower), shifted(above, wide_upper)
-    pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
-    return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))
+    size_low, size_high = low.detach().abs(), high.detach().abs()
+    larger = torch.maximum(size_low, size_high)
+    pad = charge + low_pad + high_pad + g * larger
+    if not bool(pad.isfinite().all()):  # one line may be missing and the other not
+        alone = ~larger.isfinite()
+        below, above = (torch.where(alone, charge + own + g * size, pad) for own, size in ((low_pad, size_low), (high_pad, size_high)))
+        far = torch.finfo(dtype).max / 8  # sums of such intercepts do not overflow
+        low = (low - below).nan_to_num(-torch.inf, torch.inf, -torch.inf).clamp(max=far)
+        high = (high + above).nan_to_num(torch.inf, torch.inf, -torch.inf).clamp(min=-far)
+    else:
+        low, high = low - pad, high + pad
+    return Lines(k_lower, k_upper, _straight(cast_down, low, dtype), _straight(cast_up, high, dtype))
 
 
 def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,41 +123,23 @@ def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: t
 def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the default slopes."""
     k_lower, k_upper = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
-    return lines(graph, node, state, dtype, tuple(k.to(dtype) for k in k_lower), tuple(k.to(dtype) for k in k_upper))
+    return lines(graph, node, state, dtype, *(_usable(graph, node, state, slopes, dtype) for slopes in (k_lower, k_upper)))
 
 
 def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the same slopes for both sides."""
-    slopes = tuple(k.to(dtype) for k in rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state)))
+    slopes = _usable(graph, node, state, rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state)), dtype)
     return lines(graph, node, state, dtype, slopes, slopes)
 
 
-def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
-    """Sums over all paths from an input to a row of the products of absolute coefficients: an influence that nothing cancels.
-
-    Args:
-        graph: in the precision of the matrices.
-        table: lines; the larger of their two slopes counts.
-        rows: on the output, (batch, r, ny).
-
-    Returns:
-        (batch, r, nx).
-    """
-    batch, count = rows.shape[:2]
-    waiting = {graph.output: rows.abs().to(graph.dtype).reshape(batch, count, *graph.nodes[graph.output].shape)}
-    for node in reversed(graph.nodes):
-        if node.id not in waiting or node.id == 0:
-            continue
-        weight = waiting.pop(node.id)
-        if node.id in table:
-            both = zip(table[node.id].k_lower, table[node.id].k_upper, strict=True)
-            parts: tuple[Tensor, ...] = tuple(weight * torch.maximum(low.abs(), high.abs()).unsqueeze(1) for low, high in both)
-        else:
-            parts = graph.absolutes[node.id].adjoint(weight.reshape(-1, *node.shape))
-        for source, part in zip(node.inputs, parts, strict=True):
-            part = part.reshape(batch, count, *graph.nodes[source].shape)
-            waiting[source] = waiting[source] + part if source in waiting else part
-    return waiting[0]
+def _usable(graph: Graph, node: int, state: State, slopes: PerInput, dtype: torch.dtype) -> PerInput:
+    """Slopes in the precision of the matrices; 0 where that does not hold them, and where nothing is charged for what arrives."""
+    found = tuple(k.to(dtype) for k in slopes)
+    limit = LARGEST_DEVIATION**0.75 if dtype == torch.float32 else LARGEST_DEVIATION
+    return tuple(
+        torch.where((k.abs() <= limit) & (state[i].deviation <= LARGEST_DEVIATION), k, 0.0)
+        for k, i in zip(found, graph.nodes[node].inputs, strict=True)
+    )
 
 
 def ends_of(graph: Graph, node: int, state: State) -> tuple[PerInput, PerInput]:
@@ -265,11 +257,28 @@ class Backward:
             *slopes, middle, half = window.cut(around.filled, self.owner)
         magnitude = rows.abs()
         self._account(self._dot(rows, middle), self._dot(magnitude, half))
+        if around.missing is not None:
+            self._lack(rows, around.missing, window)
         parts = []
         for mean, tilt in zip(slopes[::2], slopes[1::2], strict=True):
             straight = rows * self._wide(mean, rows)
             parts.append(straight if self.parallel else torch.addcmul(straight, magnitude, self._wide(tilt, rows)))
         return parts
+
+    def _lack(self, rows: Tensor, missing: Tensor, window: Window | None) -> None:
+        """Nothing is known of a row that needs a missing line."""
+        if self.owner is None:
+            below, above = missing.unsqueeze(2) if missing.dim() == rows.dim() else missing
+        elif window is None:
+            below, above = missing[:, self.owner].unsqueeze(2)
+        else:
+            below, above = window.cut(filled(missing), self.owner).unsqueeze(2)
+        up, down = rows > 0, rows < 0
+        sides = ((up & below) | (down & above), (up & above) | (down & below))
+        lost_below, lost_above = (side.flatten(2).any(2) for side in sides)
+        self.lower = self.lower.masked_fill(lost_below, -torch.inf)
+        if self.parallel:
+            self.upper = self.upper.masked_fill(lost_above, torch.inf)
 
     def _account(self, linear: Tensor, spread: Tensor) -> None:
         self.terms += 2
@@ -321,7 +330,11 @@ class Backward:
             if node not in self.intervals:
                 self.intervals[node] = self._interval(node, rows.dtype)
             (middle, radius), window = self.intervals[node], self.windows.get(node)
-            reach = self._dot(rows.abs(), self._take(radius, window))
+            reach = self._dot(rows.abs(), around := self._take(radius, window))
+            if bool(reach.isnan().any()):  # zero times infinity
+                unknown = self._wide(around.isinf(), rows)
+                reach = self._dot(rows.abs(), around.masked_fill(around.isinf(), 0.0))
+                reach = reach.masked_fill((unknown & (rows != 0)).flatten(2).any(2), torch.inf)
             shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle, window))
             below, above = shift - reach, shift + reach
             if confined and node == 0 and self.region is not None:
@@ -365,7 +378,8 @@ class Backward:
             radius = radius + known.charge
         kept = middle.to(dtype)
         radius = radius + (middle - kept.double()).abs()
-        return kept, cast_up(radius * (1 + g), dtype)
+        # Infinite ends have no middle.
+        return torch.where(radius.isfinite(), kept, 0.0), cast_up(radius.nan_to_num(torch.inf, torch.inf) * (1 + g), dtype)
 
     def gather(self, group: Tensor, position: Tensor) -> None:
         """Go on with some of the rows only, rearranged; those of a new group come from one group.

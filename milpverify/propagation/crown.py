@@ -180,12 +180,22 @@ def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor)
     base = (rows @ center).squeeze(2)
     pad = 2 * (rows.shape[2] + 8) * U64 * (rows.abs() @ center.abs()).squeeze(2)
     deviation = start.deviation.flatten(1)
-    lost = ((rows - flat.double()).abs() @ deviation.unsqueeze(2)).squeeze(2)
+    lost = _against((rows - flat.double()).abs(), deviation)
     # The multipliers may meet others at this node: those of the nodes that read it, and of splits.
     charge = (3 + len(graph.consumers[node])) * UNIT_ROUNDOFF[flat.dtype] * deviation
     if start.charge is not None:
         charge = charge + start.charge.flatten(1)
-    return base, pad + (lost + (rows.abs() @ charge.unsqueeze(2)).squeeze(2)) * (1 + 2.0**-20)
+    return base, pad + (lost + _against(rows.abs(), charge)) * (1 + 2.0**-20)
+
+
+def _against(sizes: Tensor, charge: Tensor) -> Tensor:
+    """Sizes (batch, r, n) >= 0 times charges (batch, n) >= 0, (batch, r), where zero times infinity is zero."""
+    found = (sizes @ charge.unsqueeze(2)).squeeze(2)
+    if not bool(found.isnan().any()):
+        return found
+    unknown = ~charge.isfinite()
+    found = (sizes @ charge.masked_fill(unknown, 0.0).unsqueeze(2)).squeeze(2)
+    return found.masked_fill(((sizes > 0) & unknown.unsqueeze(1)).any(2), torch.inf)
 
 
 def _screened(
