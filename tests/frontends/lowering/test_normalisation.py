@@ -59,7 +59,7 @@ FOUND: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "std plus eps": (lambda x: centred(x) / (x.std(-1, keepdim=True, unbiased=False) + 1e-2), math.sqrt(N - 1), 1e-4),
     "no eps": (lambda x: centred(x) / x.std(-1, keepdim=True, unbiased=False), math.sqrt(N - 1), 0.0),
     "rms": (lambda x: x * torch.rsqrt(mean(x * x) + 1e-6), math.sqrt(N), 1e-6),
-    "rms of a multiple": (lambda x: 3 * x / torch.sqrt(mean((2 * x) ** 2) + 1e-6), 1.5 * math.sqrt(N), 1e-6 / 9),
+    "rms of a multiple": (lambda x: 3 * x / torch.sqrt(mean((2 * x) ** 2) + 1e-6), 1.5 * math.sqrt(N), 1e-6),
     "l2": (lambda x: x / torch.sqrt((x * x).sum(-1, keepdim=True)), 1.0, 0.0),
     "l2, clamped": (lambda x: x / torch.sqrt((x * x).sum(-1, keepdim=True)).clamp(min=1e-12), 1.0, 0.0),
     "groups": (lambda x: F.group_norm(x.reshape(1, N, 1), 2, eps=1e-4).flatten(1), math.sqrt(2), 1e-4),
