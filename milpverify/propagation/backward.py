@@ -122,24 +122,29 @@ def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: t
 
 def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the default slopes."""
-    k_lower, k_upper = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
-    return lines(graph, node, state, dtype, *(_usable(graph, node, state, slopes, dtype) for slopes in (k_lower, k_upper)))
+    return _lines(graph, node, state, dtype, *rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state)))
 
 
 def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the same slopes for both sides."""
-    slopes = _usable(graph, node, state, rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state)), dtype)
-    return lines(graph, node, state, dtype, slopes, slopes)
+    slopes = rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state))
+    return _lines(graph, node, state, dtype, slopes, slopes)
 
 
-def _usable(graph: Graph, node: int, state: State, slopes: PerInput, dtype: torch.dtype) -> PerInput:
-    """Slopes in the precision of the matrices; 0 where that does not hold them, and where nothing is charged for what arrives."""
-    found = tuple(k.to(dtype) for k in slopes)
+def _lines(graph: Graph, node: int, state: State, dtype: torch.dtype, below: PerInput, above: PerInput) -> Lines:
+    """Lines with given slopes, float64; where one is missing, with 0 for slopes that are too steep or meet what nothing is charged for."""
+    k_lower = tuple(k.to(dtype) for k in below)
+    found = lines(graph, node, state, dtype, k_lower, k_lower if above is below else tuple(k.to(dtype) for k in above))
+    if found.missing is None:
+        return found
     limit = LARGEST_DEVIATION**0.75 if dtype == torch.float32 else LARGEST_DEVIATION
-    return tuple(
-        torch.where((k.abs() <= limit) & (state[i].deviation <= LARGEST_DEVIATION), k, 0.0)
-        for k, i in zip(found, graph.nodes[node].inputs, strict=True)
-    )
+    near = [state[i].deviation <= LARGEST_DEVIATION for i in graph.nodes[node].inputs]
+
+    def usable(slopes: PerInput) -> PerInput:
+        return tuple(torch.where((k.abs() <= limit) & held, k, 0.0) for k, held in zip(slopes, near, strict=True))
+
+    k_lower = usable(found.k_lower)
+    return lines(graph, node, state, dtype, k_lower, k_lower if above is below else usable(found.k_upper))
 
 
 def ends_of(graph: Graph, node: int, state: State) -> tuple[PerInput, PerInput]:

@@ -22,7 +22,6 @@ A NaN, which overflow may bring, gives no bound.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,7 +45,8 @@ class Forms:
     """Two linear forms around a node, over the p inputs that vary: see the module.
 
     `lower`, `upper` (batch, p, *shape) in the precision of the matrices (one tensor where both are the same), `b_lower`, `b_upper`
-    (batch, *shape) float64, `reach_lower`, `reach_upper` (batch, *shape) float64: upper bounds of |A d| over the box.
+    (batch, *shape) float64, `reach_lower`, `reach_upper` (batch, *shape) float64: upper bounds of |A d| over the box. `unknown`: where
+    the lower and where the upper form says nothing, (batch, *shape) bool; None for nowhere.
     """
 
     lower: Tensor
@@ -55,17 +55,12 @@ class Forms:
     b_upper: Tensor
     reach_lower: Tensor
     reach_upper: Tensor
+    unknown: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> Tensor:
         """S: an upper bound of (|M| + |H|) |d| over the box."""
         return self.reach_lower if self.lower is self.upper else self.reach_lower + self.reach_upper
-
-    @cached_property
-    def unknown(self) -> tuple[Tensor, Tensor] | None:
-        """Where the lower and where the upper form says nothing, (batch, *shape) bool; None for nowhere."""
-        sides = self.b_lower.isfinite(), self.b_upper.isfinite()
-        return None if all(bool(side.all()) for side in sides) else (~sides[0], ~sides[1])
 
     def bounds(self, center: Tensor) -> Bounds:
         """What the forms say of the node with a reference value; NaN where they say nothing."""
@@ -253,7 +248,7 @@ def _without(form: Forms, lower: Tensor, upper: Tensor) -> Forms:
     if form.lower is form.upper:
         matrices[1], reaches[1] = matrices[0], reaches[0]
     b_lower, b_upper = form.b_lower.masked_fill(below, -torch.inf), form.b_upper.masked_fill(above, torch.inf)
-    return Forms(matrices[0], matrices[1], b_lower, b_upper, reaches[0], reaches[1])
+    return Forms(matrices[0], matrices[1], b_lower, b_upper, reaches[0], reaches[1], (below, above))
 
 
 def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
@@ -289,7 +284,7 @@ def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
     tiny = len(sources) * inputs.underflow(1, b_lower.dim() - 1, lower.dtype)
     reach_lower = reach_lower + tiny
     found = Forms(lower, upper, b_lower, b_upper, reach_lower, reach_lower if upper is lower else reach_upper + tiny)
-    sums = [b + reach for b, reach in ((b_lower, reach_lower), (b_upper, found.reach_upper))]
-    if bool(torch.stack(sums).isfinite().all()):
+    if around.missing is None and all(z.unknown is None for z in sources):
         return found
+    sums = [b + reach for b, reach in ((b_lower, reach_lower), (b_upper, found.reach_upper))]
     return _without(found, *(~side.isfinite() for side in sums))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 
 _FARTHEST = 2.0**512
+"""Reference values of functions are no larger."""
+_ENOUGH = 2.0**960
+"""A lower end need not be larger."""
 
 
 def propagate(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch.float64) -> State:
@@ -177,8 +180,7 @@ def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
     def end(sign: int) -> Tensor:
         # Ends that say far more than matters are moved to where sums of them do not overflow.
         ends = [
-            b.lower.clamp(max=_FARTHEST) if sign * d > 0 else b.upper.clamp(min=-_FARTHEST)
-            for b, d in zip(sources, directions, strict=True)
+            b.lower.clamp(max=_ENOUGH) if sign * d > 0 else b.upper.clamp(min=-_ENOUGH) for b, d in zip(sources, directions, strict=True)
         ]
         size = _shaped(absolute.forward([e.abs().nan_to_num(0.0, 0.0, 0.0) for e in ends]), node)
         # Infinite ends make the sum infinite or no number.

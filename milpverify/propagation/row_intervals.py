@@ -91,7 +91,9 @@ class RowIntervals:
                 arrive(source, *part)
         # Sizes are rounded too, and enter with the ends of intervals: twice their own loss covers both.
         return RowIntervals(
-            *({i: parts[k] for i, parts in cuts.items()} for k in range(3)),
+            {i: rows for i, (rows, _, _) in cuts.items()},
+            {i: size for i, (_, size, _) in cuts.items()},
+            {i: reached for i, (_, _, reached) in cuts.items()},
             constant,
             constant_size,
             4 * gamma(terms),

@@ -149,22 +149,39 @@ def log_softmax(g: Builder, x: Node, axis: int) -> Node:
 
 
 def log_sum_exp(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
-    """log(sum_j exp(x_j)) over some axes >= 0, shifted by one of the entries."""
+    """log(sum_j exp(x_j)) over some axes >= 0."""
     kept = [a for a in range(len(x.shape)) if a not in axes]
     length = math.prod(x.shape[a] for a in axes)
     rows = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
-    mask = g.masked.get(rows.id)
-    if mask is None:
-        places = entries(rows.shape)
-        first, rest = g.select(rows, places[:, :1]), g.select(rows, places[:, 1:])
-        powers = g.function("exp", g.sum([rest, first], [1, -1]))
-    else:
-        places, leading = entries(rows.shape), _leading(mask)
-        first = g.select(rows, leading)
-        powers = g.function("exp", g.sum([rows, first], [1, -1]))
-        powers = g.select(powers, np.where(places == leading, -1, places))
-    y = g.sum([first, g.function("log", g.scale(g.reduce_sum(powers, [1]), bias=1.0))])
+    y = _log_of_sum(g, rows)
     return g.reshape(y, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
+
+
+def _log_of_sum(g: Builder, x: Node) -> Node:
+    """The logarithm of the sum of exponentials of each row (rows, n), (rows, 1), by a tournament of log(e^a + e^b) = a + softplus(b - a).
+
+    No exponential is formed, which might overflow, and softplus is bounded well over any interval. Entries that are -inf are left out.
+    """
+    if x.id in g.masked:
+        return _log_of_visible(g, x, ~g.masked[x.id])
+    while (n := x.shape[1]) > 1:
+        places, half = entries(x.shape), n // 2
+        a, b = g.select(x, places[:, :half]), g.select(x, places[:, half : 2 * half])
+        y = g.sum([a, g.function("softplus", g.sum([b, a], [1, -1]))])
+        x = g.concat([y, g.select(x, places[:, -1:])], 1) if n % 2 else y
+    return x
+
+
+def _log_of_visible(g: Builder, x: Node, visible: Mask) -> Node:
+    """`_log_of_sum` of the entries (rows, n) that are visible: rows with as many of them together."""
+    _leading(~visible)
+    counts, place, parts = visible.sum(1), np.zeros(len(visible), dtype=np.int64), list[Node]()
+    for n in np.unique(counts):
+        rows = counts == n
+        place[rows] = sum(p.size for p in parts) + np.arange(rows.sum())
+        y = _log_of_sum(g, g.select(x, np.flatnonzero(visible & rows[:, None]).reshape(-1, n)))
+        parts.append(g.reshape(y, (y.size,)))
+    return g.select(g.concat(parts, 0), place[:, None])
 
 
 def _along_last(g: Builder, x: Node, axis: int, rewrite) -> Node:  # type: ignore[no-untyped-def]
@@ -265,16 +282,16 @@ def _ragged_softmax(g: Builder, x: Node, visible: Mask, leading: Index) -> Node:
 
 
 def _log_softmax(g: Builder, x: Node) -> Node:
-    """-log(1 + sum_{j != i} exp(x_j - x_i))."""
+    """-log(1 + sum_{j != i} exp(x_j - x_i)) = -softplus(log(sum_{j != i} exp(x_j - x_i))): <= 0 whatever the relaxation."""
     rows, n = x.shape
+    if x.id in g.masked or rows * n * (n - 1) > PAIRS:
+        return g.sum([x, _log_of_sum(g, x)], [1, -1])
     if n == 1:
         return g.constant(np.zeros(x.shape))
-    if n == 2 and x.id not in g.masked:
+    if n == 2:
         return g.scale(g.function("softplus", g.matmul(x, np.array([[-1.0, 1.0], [1.0, -1.0]]))), -1.0)
-    if x.id in g.masked or rows * n * (n - 1) > PAIRS:
-        return g.sum([x, log_sum_exp(g, x, [1])], [1, -1])
-    total = g.reduce_sum(g.function("exp", _differences(g, x)), [2], keepdims=False)
-    return g.scale(g.function("log", g.scale(total, bias=1.0)), -1.0)
+    others = _log_of_sum(g, g.reshape(_differences(g, x), (rows * n, n - 1)))
+    return g.scale(g.function("softplus", g.reshape(others, (rows, n))), -1.0)
 
 
 # Normalisation
