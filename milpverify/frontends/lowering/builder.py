@@ -21,7 +21,6 @@ from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering import masks
 from milpverify.frontends.lowering.constants import Array, Constant, weights
 from milpverify.frontends.lowering.masks import Mask
-from milpverify.frontends.lowering.normalisation import normalisations
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -382,7 +381,7 @@ class Builder:
             raise InvalidModel("an output of the network holds -inf; only numbers can be verified")
         self.name = ", ".join(spec.name for spec in specs)
         end = self.concat(flat, 0)
-        nodes = tidy(normalisations(self.nodes[: end.id + 1], self.means))
+        nodes = tidy(self.nodes[: end.id + 1], self.means)
         return Graph(nodes, len(nodes) - 1, inputs, specs)
 
 
