@@ -172,4 +172,6 @@ def _local_response_normalization(g: Builder, op: Operation) -> Value:
     if size < 1:
         raise InvalidModel(f"{op} has a window of {size} channels")
     window = (size - 1) // 2, size // 2
-    return norms.local_response(g, op.node(), window, Constant.of(op.attributes["alpha"]) / float(size), op.attributes["beta"], op.attributes["bias"])
+    return norms.local_response(
+        g, op.node(), window, Constant.of(op.attributes["alpha"]) / float(size), op.attributes["beta"], op.attributes["bias"]
+    )

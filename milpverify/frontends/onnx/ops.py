@@ -202,7 +202,9 @@ def _transpose(g: Builder, op: Operation) -> Value:
 
 
 @rule("DepthToSpace", "SpaceToDepth", attributes=None)
-@rule("Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "ReverseSequence", "Compress", attributes=None, moves=True)
+@rule(
+    "Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "ReverseSequence", "Compress", attributes=None, moves=True
+)
 def _move(g: Builder, op: Operation) -> Sequence[Value]:
     """Entries are only moved: the standard's own definition, run on the places of the entries, says where to."""
     x = op.node()

@@ -65,9 +65,7 @@ def _cumulative_product(call: Call, x: Node, dim: int, *, dtype: Any = None) -> 
 
 
 @rule("fold", "col2im")
-def _fold(
-    call: Call, x: Node, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
-) -> Node:
+def _fold(call: Call, x: Node, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Node:
     x, added = batched(call, x, 1)
     size, kernel, dilations, pads, strides = (per_axis(v, 2) for v in (output_size, kernel_size, dilation, padding, stride))
     return unbatched(call, folded(call.g, x, size, kernel, strides, dilations, [(p, p) for p in pads]), added)
