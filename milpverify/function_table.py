@@ -49,7 +49,7 @@ def support(function: Function) -> Support:
     ranges = bounds(graph, box, "ibp")
     state = [(ranges[i].lower[0], ranges[i].upper[0]) for i in range(len(graph.nodes))]
     entry, pieces = function.definition, function.pieces
-    decided = "closure" if operators(entry.term) & {"sign", "floor"} else "up to delta" if pieces is None else "exact"
+    decided = "closure" if operators(entry.term) & {"sign", "floor", "round"} else "up to delta" if pieces is None else "exact"
     return Support(
         f"{entry.name}({', '.join(entry.limits)})" if entry.limits else entry.name,
         entry.onnx,

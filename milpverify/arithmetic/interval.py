@@ -185,6 +185,7 @@ OPERATORS: dict[str, Callable[..., Interval]] = {
     "abs": absolute,
     "sign": sign,
     "floor": lambda a: Interval(a.lower.floor(), a.upper.floor()),
+    "round": lambda a: Interval(a.lower.round(), a.upper.round()),
     "exp": _increasing(torch.exp, 0.0),
     "expm1": _increasing(torch.expm1, -1.0),
     "log": _increasing(torch.log),

@@ -103,11 +103,15 @@ def sign(a: Near) -> Near:
     return Near(torch.where(sure, torch.sign(a.value), 0.0), torch.where(sure, 0.0, 1.0))
 
 
-def floor(a: Near) -> Near:
-    """floor(a); off by as much as the ends around a differ."""
-    v = a.value.floor()
-    reach = (a.error * (1 + 4 * U64) + 2 * U64 * a.value.abs()) * (a.error > 0)
-    return Near(v, torch.maximum((a.value + reach).floor() - v, v - (a.value - reach).floor()))
+def _stairs(step: Callable[[Tensor], Tensor]) -> Callable[[Near], Near]:
+    """A rising function whose values are integers, which float64 computes exactly; off by as much as the ends around a differ."""
+
+    def rule(a: Near) -> Near:
+        v = step(a.value)
+        reach = (a.error * (1 + 4 * U64) + 2 * U64 * a.value.abs()) * (a.error > 0)
+        return Near(v, torch.maximum(step(a.value + reach) - v, v - step(a.value - reach)))
+
+    return rule
 
 
 def _library(
@@ -161,7 +165,8 @@ OPERATORS: dict[str, Callable[..., Near]] = {
     "max": lambda a, b: Near(torch.maximum(a.value, b.value), torch.maximum(a.error, b.error)),
     "abs": lambda a: Near(a.value.abs(), a.error),
     "sign": sign,
-    "floor": floor,
+    "floor": _stairs(torch.floor),
+    "round": _stairs(torch.round),
     "exp": _library(torch.exp, _growth, overflows=True),
     "expm1": _library(torch.expm1, lambda a, v: _growth(a, v.abs() + 1), overflows=True),
     "log": _library(torch.log, lambda a, v: _hyperbola(a, 0.0)),

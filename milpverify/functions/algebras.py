@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from milpverify.arithmetic.running_error import Near
 
 
+_OWN = ("abs", "sign", "round")
+"""Functions that libraries have by other names, or not at all."""
+
+
 def rational_algebra() -> Algebra[Number]:
     """Exact arithmetic on `fractions.Fraction`: no pi, no transcendental functions."""
     return Algebra(lambda value: value, RATIONAL.get)
@@ -44,11 +48,12 @@ def tensor_algebra() -> Algebra[Any]:
         on_tensor, on_float = getattr(torch, name), getattr(math, name, None)
         return lambda a: on_float(a) if on_float is not None and isinstance(a, float) else on_tensor(a)
 
-    operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: unary(name) for name in UNARY if name not in ("abs", "sign")}}
+    operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: unary(name) for name in UNARY if name not in _OWN}}
     operators |= {
         "max": _extremum("max", "min"),
         "min": _extremum("min", "max"),
         "sign": lambda a: float(sign_of(a)) if isinstance(a, float) else torch.sign(a),
+        "round": lambda a: float(round(a)) if isinstance(a, float) else torch.round(a),
     }
     return Algebra(float, lambda op: torch_function(op) if FOREIGN.fullmatch(op) else operators.get(op), lambda: math.pi)
 
@@ -86,8 +91,16 @@ def ball_algebra() -> Algebra[flint.arb]:
         base = abs(a) if n % 2 == 0 else a  # an even power of a ball around 0 is not negative
         return math.prod([base] * n, start=arb(1))
 
-    operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: getattr(arb, name) for name in UNARY if name not in ("abs", "sign")}}
-    operators |= {"sign": arb.sgn, "abs": abs, "min": arb.min, "max": arb.max, "pow": power}
+    operators: dict[str, Callable[..., Any]] = {**RATIONAL, **{name: getattr(arb, name) for name in UNARY if name not in _OWN}}
+    half = arb(1) / 2
+    operators |= {
+        "round": lambda a: (a - half).ceil().union((a + half).floor()),
+        "sign": arb.sgn,
+        "abs": abs,
+        "min": arb.min,
+        "max": arb.max,
+        "pow": power,
+    }
     return Algebra(constant, operators.get, arb.pi)
 
 

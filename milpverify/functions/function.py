@@ -194,8 +194,8 @@ class Function:
 
     @cached_property
     def staircase(self) -> bool:
-        """Whether this is floor, whose jumps are too many to be pieces."""
-        return self.term == Apply("floor", (Symbol("x"),))
+        """Whether this is floor or round, whose jumps are too many to be pieces."""
+        return self.term in (Apply("floor", (Symbol("x"),)), Apply("round", (Symbol("x"),)))
 
     def _enclosures(self, numbers: tuple[Enclosure, ...]) -> tuple[tuple[float, float], ...]:
         return tuple((_enclose(self._bound(a))[0], _enclose(self._bound(b))[1]) for a, b in numbers)

@@ -74,11 +74,13 @@ class _NotPiecewiseLinear(Exception):
     """A product of two non-constant lines, a quotient by a non-constant, or a curved operator."""
 
 
-def derive(term: Term) -> RationalPieces | None:
-    """The pieces of a term in x whose parameters have been substituted; None if it is not piecewise linear."""
-    identity = RationalPieces((), ((Fraction(1), Fraction(0)),), ())
+IDENTITY = RationalPieces((), ((Fraction(1), Fraction(0)),), ())
+
+
+def derive(term: Term, **values: RationalPieces) -> RationalPieces | None:
+    """The pieces of a term in x, and in what else is given as `values`, with numbers for parameters; None if it is not piecewise linear."""
     try:
-        return evaluate(term, Algebra(_constant, lambda op: _OPERATORS.get(op, _curved), _curved), {"x": identity})
+        return evaluate(term, Algebra(_constant, lambda op: _OPERATORS.get(op, _curved), _curved), {"x": IDENTITY, **values})
     except _NotPiecewiseLinear:
         return None
 

@@ -6,8 +6,8 @@ term in it. So the one line in a TOML file gives floats and tensors (`tensor_alg
 and exact linear pieces (`pieces`).
 
     (+ a b ...)  (* a b ...)  (- a)  (- a b)  (/ a b)  (pow a n) with a constant integer n  (min a b ...)  (max a b ...)
-    (abs a) (sign a) (floor a) (exp a) (expm1 a) (log a) (log1p a) (sqrt a) (sin a) (cos a) (tan a) (atan a) (tanh a) (erf a)
-    (erfc a)
+    (abs a) (sign a) (floor a) (round a) (exp a) (expm1 a) (log a) (log1p a) (sqrt a) (sin a) (cos a) (tan a) (atan a) (tanh a)
+    (erf a) (erfc a)
 
 Numbers are exact rationals: 3, -1/6, 0.044715, 1e-3; inf and -inf are allowed below min and max. `pi` is the constant.
 """
@@ -28,7 +28,7 @@ from milpverify.errors import InvalidInput
 T = TypeVar("T")
 Number = Fraction | float  # a float only for +-inf
 
-UNARY = ("abs", "sign", "floor", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "atan", "tanh", "erf", "erfc")
+UNARY = ("abs", "sign", "floor", "round", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "atan", "tanh", "erf", "erfc")
 _VARIADIC = ("+", "*", "min", "max")  # read as nested binary operations
 _BINARY = ("-", "/", "pow")
 _TOKEN = re.compile(r"[()]|[^\s()]+")
@@ -228,6 +228,7 @@ _UNARY_DERIVATIVES: Mapping[str, Term] = {
         "abs": "(sign a)",
         "sign": "0",
         "floor": "0",
+        "round": "0",
         "exp": "f",
         "expm1": "(exp a)",
         "log": "(/ 1 a)",
@@ -337,4 +338,5 @@ RATIONAL: Mapping[str, Callable[..., Number]] = {
     "abs": abs,
     "sign": sign_of,
     "floor": lambda a: Fraction(math.floor(a)),
+    "round": lambda a: Fraction(round(a)),
 }

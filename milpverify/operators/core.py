@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from milpverify.balls.ball import Ball
+    from milpverify.balls.halfspaces import Halfspaces
     from milpverify.functions.catalogue import Function
     from milpverify.operators.window import Window
 
@@ -55,9 +56,10 @@ class Operator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Input(Operator):
-    """The network's input x, flattened: shape (nx,); perhaps confined to a ball."""
+    """The network's input x, flattened: shape (nx,); perhaps confined to a ball, and to half-spaces."""
 
     ball: Ball | None = None
+    halfspaces: Halfspaces | None = None
 
 
 @dataclass(frozen=True, eq=False)

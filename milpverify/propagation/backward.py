@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
-from milpverify.balls.dual import Region
+from milpverify.balls.confined import confining
 from milpverify.config import check_time
 from milpverify.operators import Affine, Input, Window
 from milpverify.operators.window import filled
@@ -29,6 +29,7 @@ from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.rule import PerInput
 
 if TYPE_CHECKING:
+    from milpverify.balls.confined import Confined
     from milpverify.graph import Graph
 
 LineTable = dict[int, Lines]
@@ -314,7 +315,7 @@ class Backward:
         """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel.
 
         Args:
-            confined: whether the ball that inputs are confined to counts; without it, the bounds hold over the whole box.
+            confined: whether what inputs are confined to besides the box counts; without it, the bounds hold over the whole box.
         """
         lower, upper, size = self.lower, self.upper, self.size
         for node, rows in self.waiting.items():
@@ -324,23 +325,20 @@ class Backward:
             reach = self._dot(rows.abs(), self._take(radius, window))
             shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle, window))
             below, above = shift - reach, shift + reach
-            if confined and node == 0 and self.region is not None:
-                region, rows = self.region.take(self.owner), self.whole(node)
-                below = torch.maximum(below, region.least(rows))
-                above = torch.minimum(above, -region.least(-rows)) if self.parallel else above
+            for region in self.regions if confined and node == 0 else ():
+                own, whole = region.take(self.owner), self.whole(node)
+                below = torch.maximum(below, own.least(whole))
+                above = torch.minimum(above, -own.least(-whole)) if self.parallel else above
             lower, upper = lower + below, upper + above
             size = size + (shift.abs() + reach).detach()
         pad = self._pad(size)
         return lower - pad, upper + pad
 
     @cached_property
-    def region(self) -> Region | None:
-        """The ball that inputs are confined to with the state's boxes, where it cuts them."""
-        if (ball := self.graph.ball) is None:
-            return None
+    def regions(self) -> tuple[Confined, ...]:
+        """What inputs are confined to with the state's boxes, where it cuts them."""
         known = self.state[0]
-        region = Region.of(ball, known.bounds.lower, known.bounds.upper, known.center)
-        return region if region.cuts() else None
+        return confining(self.graph.ball, self.graph.halfspaces, known.bounds.lower, known.bounds.upper, known.center)
 
     def accumulated(self, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds (lower, upper) if what still waits is known to be at most `reach` (groups, rows) in absolute value."""

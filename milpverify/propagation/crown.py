@@ -81,8 +81,8 @@ def crown(
     level: Level = {}
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
     screened -= set(known or ()) if screened_before else set()
-    # What a ball excludes the box's ranges do not tell.
-    useful = screened and len(lower) and graph.ball is None
+    # What a ball or half-spaces exclude the box's ranges do not tell.
+    useful = screened and len(lower) and graph.boxed
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
     sampled = carried is not None
     for node in graph.nodes:
@@ -168,7 +168,7 @@ def bound_rows(
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass
-    least = [sweep.concretise()[0], *([] if sweep.region is None else [sweep.concretise(confined=False)[0]])]
+    least = [sweep.concretise()[0], *([sweep.concretise(confined=False)[0]] if sweep.regions else [])]
     lower, *others = (finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
     return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, *(others or [lower]))

@@ -24,6 +24,7 @@ _FLOATS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(math, name) for name in UNARY if hasattr(math, name)},
     "sign": lambda a: float((a > 0) - (a < 0)),
     "floor": lambda a: float(math.floor(a)),
+    "round": lambda a: float(round(a)),
     "logistic": lambda a: 1.0 / (1.0 + math.exp(-a)) if a >= 0 else math.exp(a) / (1.0 + math.exp(a)),
 }
 _FLOAT_ALGEBRA: Algebra[float] = Algebra(float, _FLOATS.get, lambda: math.pi)

@@ -24,7 +24,7 @@ from milpverify.solvers.model import Model
 from milpverify.solvers.registry import load
 from milpverify.spec import Box, Disjunct, Rows
 
-CURVED = sorted(name for name, entry in catalogue().items() if entry.domain or name == "floor")
+CURVED = sorted(name for name, entry in catalogue().items() if entry.domain or name in ("floor", "round"))
 ENDS = {"log": (0.1, 5.0), "sqrt": (0.1, 5.0), "rsqrt": (0.1, 5.0), "reciprocal": (0.25, 4.0), "tan": (-1.4, 1.3), "pow_odd": (-1.5, 2.0)}
 
 
@@ -93,7 +93,7 @@ def test_every_point_of_the_network_is_one_of_the_model(kind: str, pieces: int) 
     bounds = proved_bounds(graph, box, "crown")
     cuts = parted(graph, bounds, pieces)
     for x in points(box, 20):
-        if kind == "floor":
+        if kind in ("floor", "round"):
             continue  # an integer variable has no start
         model = encode(graph, bounds, first_output(graph, box), start=x, cuts=cuts).model
         assert model.start is not None
@@ -113,7 +113,7 @@ def test_pieces_come_close_to_the_least_value(kind: str, sign: float) -> None:
     small = encode(graph, bounds, first_output(graph, box, sign))
     assert found[0] <= truth + 1e-6 and found[1] <= truth + 1e-6
     assert found[0] <= found[1] + 1e-6 * (1 + abs(truth))
-    assert not small.model.integer.any() or kind == "floor" or any(not n.curved for n in small.neurons)
+    assert not small.model.integer.any() or kind in ("floor", "round") or any(not n.curved for n in small.neurons)
     if graph.nx == 1:
         fine = least(encode(graph, bounds, first_output(graph, box, sign), cuts=parted(graph, bounds, 60)).model)
         size = float(max(1.0, np.abs(evaluate(graph, torch.from_numpy(points(box, 100))).numpy()).max()))
@@ -136,7 +136,7 @@ def test_what_a_solver_takes_as_it_is_has_no_binaries() -> None:
     assert Capability.QUADRATIC in model.required
 
 
-@pytest.mark.parametrize("name", [name for name in CURVED if name != "floor"])
+@pytest.mark.parametrize("name", [name for name in CURVED if name not in ("floor", "round")])
 def test_functions_stay_what_they_are_for_solvers_that_take_them(name: str) -> None:
     graph, box = neuron(name)
     bounds = proved_bounds(graph, box, "crown")

@@ -57,6 +57,13 @@ def set_entries(x: Tensor) -> Tensor:
     return y
 
 
+def set_where(x: Tensor) -> Tensor:
+    """Writes into the entries that a mask chooses."""
+    y = x.clone()
+    y[y < 0.2] = 0.5
+    return y
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "linear": (lambda: nn.Linear(4, 3), (4,)),
     "linear_no_bias": (lambda: nn.Linear(4, 3, bias=False), (5, 4)),
@@ -136,6 +143,8 @@ for _layer in (
     nn.Tanhshrink(),
     nn.Softshrink(0.3),
     nn.Threshold(0.25, 0.25),
+    nn.Threshold(0.25, 3.0),
+    nn.Hardshrink(0.3),
 ):
     LAYERS[str(_layer)] = (lambda layer=_layer: layer, (2, 5))
 
@@ -191,6 +200,46 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     ),
     "abs": (lambda x: x.abs() + abs(x) + F.relu6(3 * x) + torch.nn.functional.threshold(x, 0.1, 0.1), (), (4,)),
     "where": (lambda x, p: torch.where(p > 0, x, 0.5) + x.masked_fill(p > 0, 2.0), (P,), (4,)),
+    "leaky": (lambda x: torch.where(x > 0, x, 0.1 * x) + x * (x > 0) + (x < -0.5).float(), (), (4,)),
+    "compared": (
+        lambda x, p: torch.stack([m.float() for m in (x > p, x >= 0.5, p < x, x <= 2 * x, x == p, x != p, torch.less(x, 0), x.ge(p))]),
+        (P,),
+        (4,),
+    ),
+    "logic": (
+        lambda x, p: (~(x > p) & (x < 1) | (x > 2)).float() + ((x > 0) ^ (p > 0)).to(x.dtype) + torch.logical_or(x > 1, x < -1).type_as(x),
+        (P,),
+        (4,),
+    ),
+    "masks": (
+        lambda x, p: ((x > 0) + (x > p)) * x + ((x > 0) * (x < p)).float() + (x > 0).sum() + (x > 0)[:, None].expand(-1, 4, -1).any(1) * p,
+        (P,),
+        (4,),
+    ),
+    "chosen": (
+        lambda x, p: torch.where(x > x.mean(), x.exp(), p) + x.masked_fill(x < p, 0.3) + torch.where((x > 0).all(1, keepdim=True), x, -x),
+        (P,),
+        (4,),
+    ),
+    "set_where": (set_where, (), (4,)),
+    "order": (
+        lambda x: (
+            torch.sort(x, dim=1)[0] + x.sort(descending=True).values + x.topk(3, dim=2)[0] + torch.topk(x, 1, 1, largest=False).values
+        ),
+        (),
+        (5, 3),
+    ),
+    "ranks": (
+        lambda x: x.median(1)[0] + x.kthvalue(2, dim=1).values + torch.msort(x)[0, 1] + x.median() + torch.aminmax(x, dim=1)[0],
+        (),
+        (5, 3),
+    ),
+    "group_sort": (lambda x: x.unflatten(1, (3, 2)).sort(dim=-1).values.flatten(1), (), (6,)),
+    "steps": (lambda x, p: torch.heaviside(x, p) + F.threshold(x, 0.3, -1.0) + F.hardshrink(x, 0.4) + torch.sign(x - 0.1), (P,), (4,)),
+    "whole": (lambda x: x.round() + torch.ceil(3 * x) + x.floor() + x.trunc() + torch.frac(x) + torch.round(x, decimals=1), (), (4,)),
+    "remainders": (lambda x: x % 0.5 + torch.remainder(x, -2) + torch.fmod(x, 0.25) + (2 * x).int().float() + (x > 0).long(), (), (4,)),
+    "quantised": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.03, 5, -128, 127), (), (4,)),
+    "bounds": (lambda x, p: torch.clamp(x, -p.abs(), x.mean(1, keepdim=True).abs()), (P,), (4,)),
     "constants": (lambda x, m: x @ torch.softmax(m * 0.1, 0) + torch.arange(4) + torch.ones_like(x), (M,), (4,)),
     "types": (lambda x, p: x.to(p.dtype).float() + x.new_zeros(4) + x.type_as(p).detach(), (P,), (4,)),
     "shapes": (lambda x: x.reshape(len(x), x.shape[1] * x.shape[2])[:, : x.dim()] if x.shape[1] == 3 else x, (), (3, 4)),

@@ -1,4 +1,4 @@
-"""Lines around floor: sound in exact arithmetic, exact between jumps, and as good as the hull over a grid."""
+"""Lines around floor and round: sound in exact arithmetic, exact between jumps, and as good as the hull over a grid."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from milpverify.functions.catalogue import catalogue
 from milpverify.relaxations.registry import univariate
 
-FLOOR = catalogue()["floor"].bind()
-RULE = univariate(FLOOR)
+RULES = {name: univariate(catalogue()[name].bind()) for name in ("floor", "round")}
+RULE = RULES["floor"]
 
 
 def intervals(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,17 +26,21 @@ def intervals(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lines_hold_in_exact_arithmetic(seed: int) -> None:
+@pytest.mark.parametrize("name", RULES)
+def test_lines_hold_in_exact_arithmetic(name: str, seed: int) -> None:
     low, high = intervals(seed)
-    below, above = RULE.supporting_slopes(low, high)
+    if name == "round":
+        low, high = (torch.where(x == x.round(), x + 0.5, x) for x in (low, high))
+    exact, shift = {"floor": (math.floor, Fraction(0)), "round": (round, Fraction(1, 2))}[name]
+    below, above = RULES[name].supporting_slopes(low, high)
     for k_low, k_high in ((below, above), (0 * low, 0 * low), (-0.7 + 0 * low, 1.3 + 0 * low)):
-        under, over = RULE.both_intercepts(low, high, k_low, k_high)
+        under, over = RULES[name].both_intercepts(low, high, k_low, k_high)
         for a, b, *line in zip(*(t.tolist() for t in (low, high, k_low, under, k_high, over)), strict=True):
             k, c, m, d = map(Fraction, line)
             ends, tiny = (Fraction(a), Fraction(b)), Fraction(1, 10**30)
-            jumps = range(math.floor(a) + 1, math.floor(b) + 1)
-            for x in (*ends, *jumps, *(j - tiny for j in jumps if j - tiny >= ends[0])):
-                assert k * x + c <= math.floor(x) <= m * x + d
+            jumps = [j + shift for j in range(math.floor(a) - 1, math.floor(b) + 2)]
+            for x in (*ends, *(j + side for j in jumps for side in (0, -tiny, tiny) if ends[0] <= j + side <= ends[1])):
+                assert k * x + c <= exact(x) <= m * x + d
 
 
 def test_the_function_is_its_own_relaxation_between_jumps() -> None:
@@ -70,3 +74,10 @@ def test_gradients_lead_to_the_extreme_points_and_infinite_ends_have_no_line() -
     assert under[1].item() == -math.inf and over[2].item() == math.inf
     (gradient,) = torch.autograd.grad(under[0], k, retain_graph=True)
     assert gradient[0].item() == 0.0  # at the jump at 0
+
+
+def test_at_a_half_the_limits_of_round_count_on_the_side_of_the_box() -> None:
+    low, high = (torch.tensor(v, dtype=torch.float64) for v in ([2.5, 1.5, 2.5, 1.5], [2.75, 1.75, 2.5, 2.5]))
+    under, over = RULES["round"].both_intercepts(low, high, 0 * low, 0 * low)
+    assert ((under <= torch.tensor([2.0, 2.0, 2.0, 2.0])) & (under > 1.99)).all()
+    assert ((over >= torch.tensor([3.0, 2.0, 2.0, 2.0])) & (over < torch.tensor([3.01, 2.01, 2.01, 2.01]))).all()

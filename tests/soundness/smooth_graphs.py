@@ -33,7 +33,7 @@ from milpverify.spec import Box, Disjunct, Rows
 
 Array = np.ndarray
 
-CURVED = tuple(sorted(name for name, entry in catalogue().items() if entry.domain or name == "floor"))
+CURVED = tuple(sorted(name for name, entry in catalogue().items() if entry.domain or name in ("floor", "round")))
 LINEAR = ("relu", "abs", "sign", "leaky_relu", "hard_tanh", "clip")
 MOST = 12
 """Curved neurons of a graph."""

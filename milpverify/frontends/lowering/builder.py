@@ -75,6 +75,8 @@ class Builder:
         self.nodes = [Node(0, Input(), (), (nx,), "x")]
         self.means: set[int] = set()  # the nodes whose coefficient means the reciprocal of a count, however it is rounded
         self.masked: dict[int, Mask] = {}
+        self.masks: set[int] = set()  # of nodes whose zeros and ones stand for false and true
+        self.softmaxes: dict[int, Node] = {}  # nodes that are the softmax of others along the last axis, for what comes of their sum, 1
 
     def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
         """Append one operation; ValueError where it is too large, or reads entries that are -inf and may not."""

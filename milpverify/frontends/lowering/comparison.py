@@ -26,6 +26,8 @@ from torch import Tensor
 from milpverify.config import check_time
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array, all_finite
+from milpverify.functions.catalogue import Function
+from milpverify.functions.piecewise import PIECEWISE
 from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
 from milpverify.operators import (
     Affine,
@@ -178,11 +180,16 @@ class Comparison:
                 return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * TINY
             case Elementwise(function):
                 own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
-                if errors[0] is None:
+                off = errors[0]
+                if function.name == PIECEWISE:  # the runtime computes it in parts, whose rounding counts
+                    own, off = _of_parts(function, xs[0], FUNCTION_ULPS * self.roundoff, off)
+                if off is None:
                     return own
                 # What lies outside the domain (sqrt a little below 0) is no value.
-                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (errors[0], -errors[0])]
-                return 2 * torch.maximum(*sides) + own
+                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (off, -off)]
+                for p, there in zip(function.pieces.breakpoints, function.pieces.values, strict=True) if function.pieces else ():
+                    sides.append(torch.where((xs[0] - p).abs() <= off, (there - value).abs(), 0.0))
+                return 2 * torch.stack(sides).amax(0) + own
             case Product():
                 (a, b), (da, db) = xs, [0.0 if e is None else e for e in errors]
                 return da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY
@@ -202,6 +209,15 @@ class Comparison:
             f"{value.reshape(-1)[place].item():.9g} against {run.reshape(-1)[place].item():.9g}, "
             f"beyond a rounding error of {error.reshape(-1)[place].item():.1g}"
         )
+
+
+def _of_parts(function: Function, x: Tensor, unit: float, reach: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What rounding the parts of a piecewise-linear function may change of its value, and of where its breakpoints are."""
+    pieces = function.pieces
+    assert pieces is not None
+    steep, high = (max(map(abs, numbers)) for numbers in (pieces.slopes, pieces.intercepts))
+    far = unit * (x.abs() + max(map(abs, pieces.breakpoints)))
+    return unit * (steep * x.abs() + high), far if reach is None else reach + far
 
 
 def _within(value: Tensor, error: Tensor, run: Tensor) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.frontends.lowering import patterns, signs
+from milpverify.frontends.lowering import patterns, signs, switches
 from milpverify.frontends.lowering.builder import Builder, Index, entries
 from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.frontends.lowering.masks import Mask
@@ -40,7 +40,7 @@ PAIRS = 200_000
 
 def multiply(g: Builder, a: Node, b: Node) -> Node:
     """a * b with numpy's broadcasting; a function of one variable where it is one, such as x * sigmoid(x)."""
-    found = patterns.product(g, a, b) if a.shape == b.shape else None
+    found = patterns.product(g, a, b) or switches.gated(g, a, b) if a.shape == b.shape else None
     return g.product(a, b) if found is None else found
 
 

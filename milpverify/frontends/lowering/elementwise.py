@@ -46,3 +46,8 @@ def prelu(g: Builder, x: Node, slope: Array) -> Node:
     if slope.size and np.all(slope == slope.flat[0]):
         return g.function("leaky_relu", x, alpha=float(slope.flat[0]))
     return g.sum([g.scale(x, slope), g.scale(g.relu(x), 1.0 - Constant(slope))])
+
+
+def truncated(g: Builder, x: Node) -> Node:
+    """What is before the point: floor(relu(x)) - floor(relu(-x))."""
+    return g.sum([g.function("floor", g.relu(v)) for v in (x, g.scale(x, -1))], [1, -1])

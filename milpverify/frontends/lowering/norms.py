@@ -1,7 +1,7 @@
 """Norms of vectors, what is divided by them, and distances, for every frontend.
 
-What a root is taken of is a sum of powers, which is not negative, though rounding makes its bounds so: max(s, 0), which is s, keeps them within
-the domain. Entries divided by their norm are within [-1, 1] however small the norm is: what is clipped to that says so.
+What a root is taken of is a sum of powers, which is not negative, though rounding makes its bounds so: max(s, 0), which is s, keeps them
+within the domain. Entries divided by their norm are within [-1, 1] however small the norm is: what is clipped to that says so.
 """
 
 from __future__ import annotations

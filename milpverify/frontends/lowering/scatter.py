@@ -64,7 +64,7 @@ def folded(
     dilations: Sequence[int],
     pads: Sequence[tuple[int, int]],
 ) -> Node:
-    """The sum of windows (batch, channels * kernel, windows), each at its place: (batch, channels, *size). The adjoint of cutting them out."""
+    """The sum of windows (batch, channels * kernel, windows), each at its place, (batch, channels, *size): the adjoint of cutting."""
     channels = x.shape[1] // math.prod(kernel)
     rows = zip(size, kernel, strides, dilations, pads, strict=True)
     counts = [(n + begin + end - d * (k - 1) - 1) // s + 1 for n, k, s, d, (begin, end) in rows]
@@ -72,7 +72,7 @@ def folded(
         raise ValueError(f"windows of shape {x.shape} do not fit a tensor with the axes {tuple(size)}")
     check_size((x.shape[0], channels, *size))
     shape = [n + begin + end for n, (begin, end) in zip(size, pads, strict=True)]
-    place = np.zeros((), dtype=np.int64)
+    place: Index = np.zeros((), dtype=np.int64)
     for n, k, s, d, count in zip(shape, kernel, strides, dilations, counts, strict=True):
         along = np.arange(k)[:, None] * d + np.arange(count) * s
         place = place[..., None, None] * n + along

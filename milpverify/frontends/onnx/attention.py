@@ -52,7 +52,8 @@ def _with_past(g: Builder, op: Operation, i: int, now: Value) -> Value:
 
 @rule(
     "Attention",
-    attributes="is_causal kv_num_heads left_window_size q_num_heads qk_matmul_output_mode right_window_size scale softcap softmax_precision",
+    attributes="is_causal kv_num_heads left_window_size q_num_heads qk_matmul_output_mode right_window_size scale softcap "
+    "softmax_precision",
 )
 def _attention(g: Builder, op: Operation) -> Sequence[Value]:
     q = _heads(g, op, 0, "q_num_heads")

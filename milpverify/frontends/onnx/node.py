@@ -76,7 +76,8 @@ class Operation:
         return value
 
 
-Lowering = Callable[[Builder, Operation], Value | Sequence[Value]]
+Lowering = Callable[[Builder, Operation], Value | Sequence[Value | None]]
+"""A rule: an operation's value, or the values of its outputs one after the other, None for one that is no tensor of real numbers."""
 
 
 RULES: dict[str, Rule[Lowering]] = {}
@@ -112,32 +113,70 @@ def attribute(proto: onnx.AttributeProto) -> Any:
 
 
 def evaluate(proto: onnx.NodeProto, inputs: Sequence[NDArray[Any] | None], opset: int) -> list[NDArray[Any]]:
-    """The outputs of one node on constants, by the ONNX project's reference definitions.
+    """The outputs of one node on constants, by the ONNX project's reference definitions, or by ONNX Runtime where these have a gap.
 
     Real numbers come in float64 and are computed with in float64: the graph speaks about real arithmetic on the stored
     weights, of which this is the closest.
 
     Raises:
         InvalidModel: the node does not fit its inputs.
-        UnsupportedOperator: the reference has no definition of it.
+        UnsupportedOperator: neither the reference nor ONNX Runtime has a definition of it.
     """
     from onnx.reference import ReferenceEvaluator
 
+    model = _alone(proto, inputs, opset)
+    try:
+        reference = ReferenceEvaluator(model)
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return evaluate_in_runtime(proto, inputs, opset)
+    try:
+        results = reference.run(None, {f"i{n}": v for n, v in enumerate(inputs) if v is not None})
+    except NotImplementedError:
+        return evaluate_in_runtime(proto, inputs, opset)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidModel(f"{describe(proto)} does not fit its inputs: {error}") from error
+    return [np.asarray(r) for r in results]
+
+
+def evaluate_in_runtime(proto: onnx.NodeProto, inputs: Sequence[NDArray[Any] | None], opset: int) -> list[NDArray[Any]]:
+    """The outputs of one node on constants, by ONNX Runtime: in float32 where that holds the constants, and where the runtime has no other.
+
+    Raises:
+        UnsupportedOperator: ONNX Runtime does not know the operator, or refuses its inputs.
+    """
+    from milpverify.frontends.onnx.runtime import computed
+
+    given = {f"i{n}": v for n, v in enumerate(inputs) if v is not None}
+    narrow = {name: _narrow(v) for name, v in given.items()}
+    exact = all(np.array_equal(v, narrow[name]) for name, v in given.items() if v.dtype == np.float64)
+    refused: InvalidModel | None = None
+    for arrays in (narrow,) if exact else (given, narrow):
+        model = _alone(proto, inputs, opset)
+        model.graph.ClearField("input")
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(v, name) for name, v in arrays.items())
+        try:
+            return computed(model)
+        except InvalidModel as error:
+            refused = error
+    why = f"on constants is not supported: the reference of ONNX does not define it, and {refused}"
+    raise UnsupportedOperator(f"{describe(proto)} {why}") from refused
+
+
+def _narrow(value: NDArray[Any]) -> NDArray[Any]:
+    """Real numbers in float32."""
+    with np.errstate(over="ignore"):
+        return value.astype(np.float32) if value.dtype == np.float64 else value
+
+
+def _alone(proto: onnx.NodeProto, inputs: Sequence[NDArray[Any] | None], opset: int) -> onnx.ModelProto:
+    """A model of one node, whose inputs are called i0, i1, ..."""
     clean = onnx.NodeProto()
     clean.CopyFrom(proto)
     clean.ClearField("input")
     clean.ClearField("output")
     clean.input.extend("" if v is None else f"i{n}" for n, v in enumerate(inputs))
     clean.output.extend(f"o{n}" for n in range(len(proto.output)))
-    feeds = {f"i{n}": v for n, v in enumerate(inputs) if v is not None}
     untyped = onnx.TypeProto()
-    ends = [onnx.helper.make_value_info(n, untyped) for n in feeds], [onnx.helper.make_value_info(n, untyped) for n in clean.output]
-    graph = onnx.helper.make_graph([clean], "node", ends[0], ends[1])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    try:
-        results = ReferenceEvaluator(model).run(None, feeds)
-    except NotImplementedError as error:
-        raise UnsupportedOperator(f"{describe(proto)} on constants is not supported: the reference of ONNX does not define it") from error
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InvalidModel(f"{describe(proto)} does not fit its inputs: {error}") from error
-    return [np.asarray(r) for r in results]
+    given = [onnx.helper.make_value_info(f"i{n}", untyped) for n, v in enumerate(inputs) if v is not None]
+    graph = onnx.helper.make_graph([clean], "node", given, [onnx.helper.make_value_info(n, untyped) for n in clean.output])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8 if opset < 19 else 10)

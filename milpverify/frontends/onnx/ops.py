@@ -37,7 +37,8 @@ def _add(g: Builder, op: Operation) -> Value:
 
 @rule("Mean", linear_in_constants=True)
 def _mean(g: Builder, op: Operation) -> Value:
-    return g.scale(_add(g, op), 1.0 / Constant.of(float(len(op.inputs))))
+    total = elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
+    return g.scale(total, 1.0 / Constant.of(float(len(op.inputs))))
 
 
 @rule("Sub", linear_in_constants=True)
@@ -110,11 +111,6 @@ def _batch_normalization(g: Builder, op: Operation) -> Value:
     return composites.batch_norm(g, x, mean, variance, op.attributes["epsilon"], weight, bias)
 
 
-@rule("Where", moves=True, linear_in_constants=True, masks=True)
-def _where(g: Builder, op: Operation) -> Value:
-    return elementwise.where(g, op.weight(0).astype(bool), op.value(1), op.value(2))
-
-
 # Moving entries
 
 
@@ -129,13 +125,6 @@ def _dropout(g: Builder, op: Operation) -> Value:
     if training is not None and np.any(training):
         raise op.refuse("it is in training mode, hence random; export the network in evaluation mode")
     return op.value(0)
-
-
-@rule("Cast", attributes="to saturate round_mode", moves=True)
-def _cast(g: Builder, op: Operation) -> Value:
-    if op.attributes["to"] not in FLOATS:
-        raise op.refuse("it makes a tensor that depends on the network's input integer or boolean; only real types have a rule")
-    return op.node()
 
 
 @rule("Shape", attributes="start end")
@@ -326,7 +315,15 @@ def _keep_sizes(g: Builder, op: Operation) -> Value:
 
 @rule("Clip", attributes="min max", masks=True)
 def _clip(g: Builder, op: Operation) -> Value:
-    bounds: list[Any] = [op.attributes.get("min"), op.attributes.get("max")] if op.opset < 11 else [op.constant(1), op.constant(2)]
+    bounds: list[Any] = [op.attributes.get("min"), op.attributes.get("max")] if op.opset < 11 else [op.optional(1), op.optional(2)]
+    if any(isinstance(b, Node) for b in bounds):
+        x = op.node()
+        for bound, sign in zip(bounds, (1, -1), strict=True):
+            if isinstance(bound, Node):
+                x = g.larger(x, bound, sign)
+            elif bound is not None and abs(float(bound.reshape(()))) < LARGEST:
+                x = g.larger_constant(x, np.asarray(bound), sign)
+        return x
     lower, upper = (none if b is None else float(np.asarray(b).reshape(())) for b, none in zip(bounds, (-math.inf, math.inf), strict=True))
     # The standard's defaults, the largest float32 numbers, mean that there is no bound. The upper one wins where the lower is above it.
     lower = min(lower, upper)

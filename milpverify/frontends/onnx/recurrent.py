@@ -62,7 +62,7 @@ def _function(name: str, own: str, parameters: dict[str, float]) -> Activation:
             return recurrent.activation(own, **parameters)
 
 
-def _lengths(op: Operation) -> Array | None:
+def _lengths(op: Operation) -> Index | None:
     """How long each sequence of the batch is, where some are shorter than the input."""
     if op.attributes.get("layout"):
         raise op.refuse("layout 1 has no rule, nor does ONNX Runtime run it; export it with layout 0")

@@ -264,4 +264,5 @@ def _eye_like(g: Builder, op: Operation) -> Value:
     x = op.node()
     if op.attributes.get("dtype", 1) not in FLOATS:
         raise op.refuse("only real types have a rule")
-    return np.eye(*x.shape, k=op.attributes["k"])
+    found: Array = np.eye(x.shape[0], x.shape[1], k=int(op.attributes["k"]))
+    return found

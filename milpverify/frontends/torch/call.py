@@ -92,6 +92,10 @@ class Call:
         """The error that says what has no rule and what to do."""
         return UnsupportedOperator(f"{self} is not supported: {why}")
 
+    def refuse_places(self) -> UnsupportedOperator:
+        """The error for places among the arguments, or asked for."""
+        return self.refuse(_PLACES)
+
     def invalid(self, why: str) -> InvalidModel:
         """The error for an operation that makes no sense."""
         return InvalidModel(f"{self} {why}")
@@ -122,6 +126,18 @@ class Call:
     def node(self, value: Any) -> Node:
         """A tensor as a node; a constant becomes one."""
         return value if isinstance(value, Node) else self.g.constant(self.array(value, masks=True))
+
+
+_PLACES = "places that depend on the network's input have no rule; values (amax, sort, topk, where) have"
+
+
+class Places:
+    """Which entries values come from: what `max`, `sort` and `topk` return besides."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnsupportedOperator(f"torch operation {name} is not supported: {_PLACES}")
 
 
 Lowering = Callable[..., Any]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from milpverify.errors import InvalidModel, MilpverifyError
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.constants import ARITHMETIC, Constant
-from milpverify.frontends.torch import attention, functions, layers, moves, norms, ops, placing  # noqa: F401 (register their rules)
+from milpverify.frontends.torch import attention, data, functions, layers, moves, norms, ops, placing  # noqa: F401 (register their rules)
 from milpverify.frontends.torch.activation import Activation
-from milpverify.frontends.torch.call import RULES, Call, execute, leaves, name_of, qualified_name, replaced
+from milpverify.frontends.torch.call import RULES, Call, Places, execute, leaves, name_of, qualified_name, replaced
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
 
@@ -79,6 +79,8 @@ class Lowering:
         call = Call(self.builder, target, path, self.dtype)
         self.builder.name = ".".join(filter(None, (path, name)))
         try:
+            if any(isinstance(v, Places) for v in leaves((args, named))):
+                raise call.refuse_places()
             if not any(isinstance(v, Node) for v in leaves((args, named))):
                 if (rule is not None and rule.moves) or not self.roundings(args, named) or (name in ARITHMETIC and not named):
                     return self.fold(call, args, named)
@@ -90,6 +92,8 @@ class Lowering:
                 since = len(self.builder.nodes)
                 result = rule.lower(call, *args, **named)
                 self.builder.mark(since, rounded)
+                if rule.moves and all(v.id in self.builder.masks for v in leaves((args, named)) if isinstance(v, Node)):
+                    self.builder.masks.update(v.id for v in leaves(result) if isinstance(v, Node))
                 return replaced(result, lambda v: self.builder.nodes[v.id] if isinstance(v, Node) else v) if rounded else result
             if (entry := entry_of(target)) is not None:
                 return self.apply(call, entry, args, named)
@@ -195,7 +199,7 @@ class Lowering:
 
     def graph(self, result: Any) -> Graph:
         """The finished graph, whose y is what the module returns, flattened and joined."""
-        parts = [v for v in leaves(result) if v is not None]
+        parts = [v for v in leaves(result) if v is not None and not isinstance(v, Places)]
         if isinstance(result, dict) or not parts or not all(isinstance(v, (Node, Tensor)) for v in parts):
             raise InvalidModel(f"the network returns a {type(result).__name__}; a tensor, or a tuple of tensors, is needed")
         call = Call(self.builder, "return", "", self.dtype)

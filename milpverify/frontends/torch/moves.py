@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from milpverify.frontends.torch.call import Call, execute, leaves, name_of, replaced, rule
+from milpverify.frontends.torch.ops import choose
 from milpverify.graph import Node
 
 # What is known without the entries
@@ -78,15 +79,11 @@ def _filled(call: Call, x: Node, *args: Any, **kwargs: Any) -> Any:
 
 @rule(
     *"""
-    contiguous clone detach alias lift_fresh_copy to _to_copy type_as float double half cpu cuda requires_grad_ data resolve_conj
-    resolve_neg identity
+    contiguous clone detach alias lift_fresh_copy cpu cuda requires_grad_ data resolve_conj resolve_neg identity
     """.split(),
     moves=True,
 )
 def _keep(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
-    """The type that the entries are converted to must be real."""
-    if any(isinstance(v, torch.dtype) and not v.is_floating_point for v in (*args, *kwargs.values())):
-        raise call.refuse("it makes a tensor that depends on the network's input integer or boolean; only real types have a rule")
     return x
 
 
@@ -121,6 +118,12 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     """
     if kwargs.get("accumulate") or (name_of(call.target) == "index_put" and len(args) > 3 and args[3]):
         raise call.refuse("accumulate=True has no rule")
+    if (name := name_of(call.target)) in ("getitem", "index", "masked_select", "index_put"):
+        read = [v for v in leaves(args[1:2]) if isinstance(v, Node)]
+        if name == "index_put" and len(read) == 1 and read[0].shape == args[0].shape and math.prod(tuple(args[2].shape)) == 1:
+            return choose(call, read[0], args[2], args[0])
+        if read:
+            raise call.refuse("which entries are read depends on the network's input, which has no rule; torch.where has")
     moved: list[Node] = []
     start: dict[int, int] = {}
     count = 1

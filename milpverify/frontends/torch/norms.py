@@ -84,17 +84,17 @@ def _order(call: Call, p: Any) -> float:
 
 
 @rule("norm", "linalg_vector_norm")
-def _norm(call: Call, x: Node, p: Any = 2, dim: Any = None, keepdim: bool = False, *, ord: Any = None, dtype: Any = None) -> Node:  # noqa: A002
+def _norm(call: Call, x: Node, p: Any = 2, dim: Any = None, keepdim: bool = False, *, ord: Any = None, dtype: Any = None) -> Node:
     order = p if ord is None else ord
     return norms.norm(call.g, x, axes_of(call, x, dim), 2.0 if order == "fro" else _order(call, order), keepdim)
 
 
 @rule("linalg_norm", "linalg_matrix_norm")
-def _linalg_norm(call: Call, x: Node, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:  # noqa: A002
+def _linalg_norm(call: Call, x: Node, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:
     """A vector norm where one axis, or no order, is named; else the norm of a matrix."""
     matrices = "matrix" in str(call.target)
     if matrices:
-        ord, dim = "fro" if ord is None else ord, (-2, -1) if dim is None else dim  # noqa: A001
+        ord, dim = "fro" if ord is None else ord, (-2, -1) if dim is None else dim
     elif ord is None or isinstance(dim, int) or (dim is None and len(x.shape) == 1):
         return norms.norm(call.g, x, axes_of(call, x, dim), _order(call, ord), keepdim)
     pair = (0, 1) if dim is None else tuple(dim)

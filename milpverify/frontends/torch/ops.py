@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.frontends.lowering import composites, elementwise
+from milpverify.frontends.lowering import composites, elementwise, switches
 from milpverify.frontends.lowering.axes import axes_named, cumulative_sum
 from milpverify.frontends.lowering.constants import Constant
-from milpverify.frontends.torch.call import Call, Value, name_of, rule
+from milpverify.frontends.torch.call import Call, Places, Value, name_of, rule
 from milpverify.graph import Node
 
 # Arithmetic
@@ -40,6 +40,8 @@ def times(call: Call, a: Any, factor: Any) -> Any:
 
 @rule("add", "radd", linear_in_constants=True)
 def _add(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
+    if isinstance(a, Node) and isinstance(b, Node) and {a.id, b.id} <= call.g.masks and alpha == 1:
+        return switches.either(call.g, a, b)
     return total(call, [a, times(call, b, alpha)], [1, 1])
 
 
@@ -51,13 +53,6 @@ def _subtract(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
 @rule("rsub", linear_in_constants=True)
 def _subtract_from(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node:
     return total(call, [b, times(call, a, alpha)], [1, -1])
-
-
-@rule("gt", "ge", "lt", "le", "eq", "ne", "greater", "less", "logical_not", "argmax", "argmin")
-def _compare(call: Call, *args: Any, **kwargs: Any) -> Node:
-    raise call.refuse(
-        "masks, places and control flow that depend on the network's input have no rule; express it by relu, abs, clamp, maximum or amax"
-    )
 
 
 @rule("isnan", "isinf", "isneginf", "isposinf", "isfinite")
@@ -77,6 +72,13 @@ def _same(call: Call, x: Node) -> Node:
     return x
 
 
+def choose(call: Call, condition: Node, a: Any, b: Any) -> Node:
+    """a where a mask holds, else b."""
+    chosen = [v if isinstance(v, Node) else call.array(v) for v in (a, b)]
+    found = switches.where(call.g, switches.truth(call.g, condition), *chosen)
+    return switches.mask(call.g, found) if all(isinstance(v, Node) and v.id in call.g.masks for v in chosen) else found
+
+
 def product(call: Call, a: Any, b: Any) -> Node:
     """a * b with broadcasting."""
     if isinstance(a, Node) and isinstance(b, Node):
@@ -86,6 +88,8 @@ def product(call: Call, a: Any, b: Any) -> Node:
 
 @rule("mul", "rmul", linear_in_constants=True)
 def _multiply(call: Call, a: Any, b: Any) -> Node:
+    if isinstance(a, Node) and isinstance(b, Node) and {a.id, b.id} <= call.g.masks:
+        return switches.both(call.g, a, b)
     return product(call, a, b)
 
 
@@ -176,8 +180,10 @@ def _logarithm(call: Call, x: Node) -> Node:
     return composites.logarithm(call.g, x)
 
 
-@rule("where", linear_in_constants=True)
+@rule("where")
 def _where(call: Call, condition: Any, a: Any, b: Any) -> Node:
+    if isinstance(condition, Node):
+        return choose(call, condition, a, b)
     chosen = call.array(condition).astype(bool)
     return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v, masks=True) for v in (a, b)))
 
@@ -279,7 +285,7 @@ def _extrema(sign: int) -> Any:
             return elementwise_extremum(call, x, other, sign)
         if dim is None:
             return composites.extremum(call.g, x, range(len(x.shape)), False, sign)
-        return Extrema((composites.extremum(call.g, x, axes_of(call, x, dim), keepdim, sign), None))
+        return Extrema((composites.extremum(call.g, x, axes_of(call, x, dim), keepdim, sign), Places()))
 
     return lower
 
@@ -336,23 +342,14 @@ def _end(call: Call, value: Any) -> float:
     return float(value) if math.isinf(float(value)) else call.number(value)
 
 
-@rule("threshold")
-def _threshold(call: Call, x: Node, threshold: Any, value: Any) -> Node:
-    if call.number(threshold) != call.number(value):
-        raise call.refuse("a threshold that is not its value makes the function jump, which has no rule")
-    return call.g.clip(x, call.number(value), math.inf)
-
-
 @rule("hardsigmoid")
 def _hard_sigmoid(call: Call, x: Node) -> Node:
     """relu6(x + 3) / 6."""
     return call.g.scale(call.g.clip(call.g.scale(x, bias=3.0), 0.0, 6.0), 1.0 / Constant.of(6.0))
 
 
-@rule("hardshrink", "softshrink")
+@rule("softshrink")
 def _shrink(call: Call, x: Node, lambd: Any = 0.5) -> Node:
-    if name_of(call.target) == "hardshrink":
-        raise call.refuse("it jumps at both ends, which has no rule")
     bound = call.number(lambd)
     return call.g.sum([x, call.g.clip(x, -bound, bound)], [1, -1])
 

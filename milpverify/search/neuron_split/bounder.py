@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
+from milpverify.propagation.differences.bounding import Differences
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.optimised.beta import AlphaOptions, Domain, Dual, Relaxations
 from milpverify.propagation.relevance import needed
@@ -74,6 +75,7 @@ class Bounder:
         table = group.places
         if table is None:
             raise ValueError("a disjunct without rows has no margin to bound")
+        self.differences = Differences.of(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
         self.y_rows, self.rhs = group.y_rows[table], group.rhs[table]  # (D, r, ny), (D, r), padded by repeating the first row
         self.x_rows = None if group.x_rows is None else group.x_rows[table]
         entries = [self.relaxations.entries[z] for z in self.slots]
@@ -169,7 +171,19 @@ class Bounder:
             found = self.relaxations.certify(domain, rows, dual, x_rows)
         margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
         margin = torch.where((domain.low > domain.high).any(1), torch.inf, margin)  # decisions that the root's bounds contradict
+        margin = margin if self.differences is None else self._compared(subs, margin, self.differences)
         return replace(subs, bound=margin, slopes=dual.slopes, beta=dual.beta), domain, found
+
+    def _compared(self, subs: Subproblems, margin: Tensor, differences: Differences) -> Tensor:
+        """The margins of what is open raised by bounds of differences."""
+        (left,) = (~self.group.closes(margin, subs.disjunct)).nonzero(as_tuple=True)
+        if not len(left):
+            return margin
+        some = subs.take(left)
+        place = some.disjunct.unsqueeze(1)
+        every = margin.new_full((len(left), self.group.count), torch.inf).scatter(1, place, margin[left].unsqueeze(1))
+        raised = differences.raised(every, self.state_of(some), self.group.margins, self.group.closed)
+        return margin.index_put((left,), raised.gather(1, place).squeeze(1))
 
     def estimate(self, subs: Subproblems) -> Tensor:
         """The margins that the multipliers give, without rounding charges and proving nothing: (n,) float64."""

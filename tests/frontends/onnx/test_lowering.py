@@ -297,8 +297,7 @@ def test_operators_without_a_rule_are_named() -> None:
     refused(single("Pow", (1, 3), f(3)), UnsupportedOperator, "Pow", "exponents")
     refused(single("Pow", -np.ones(3, np.float32), (1, 3)), InvalidModel, "Pow", "not positive")
     refused(single("Gather", f(3, 2), (1,)), UnsupportedOperator, "Gather")
-    refused(single("Cast", (1, 3), to=TensorProto.INT64), UnsupportedOperator, "Cast", "real types")
-    refused(single("Where", (1, 3), f(3), f(3), opset=9), UnsupportedOperator, "Where", "'in0'")
+    refused(single("Cast", (1, 3), to=TensorProto.UINT8), UnsupportedOperator, "Cast", "real types")
     custom = build([node("Relu", ["x"], ["y"], name="own", domain="com.acme")], {"x": [1, 3]}, ["y"])
     refused(custom, UnsupportedOperator, "'own'", "com.acme")
     refused(build([node("HardSwish", ["x"], ["y"])], {"x": [1, 3]}, ["y"], opset=9), UnsupportedOperator, "HardSwish", "opset 9")
@@ -387,7 +386,10 @@ def test_inputs_that_cannot_be_used() -> None:
     relu = [node("Relu", ["x"], ["y"])]
     refused(build(relu, {"x": ["batch", "length"]}, ["y"]), InvalidModel, "axis 1", "'x'", "length")
     refused(build(relu, {"x": None}, ["y"]), InvalidModel, "'x'", "no shape")
-    refused(build(relu, {"x": [1, 4]}, ["y"], kind=TensorProto.INT64), InvalidModel, "'x'", "INT64")
+    refused(build(relu, {"x": [1, 4]}, ["y"], kind=TensorProto.INT64), InvalidModel, "no output of real numbers", "'y' is int64")
+    whole = build(relu, {"x": [1, 4]}, ["y"])
+    whole.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    refused(whole, InvalidModel, "'x'", "INT64")
 
 
 # The benchmarks
