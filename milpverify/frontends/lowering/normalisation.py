@@ -112,9 +112,9 @@ class _Search:
                 index = moved[index]
             elif isinstance(op, Scale | Elementwise):
                 chain.append(op)
-            else:
+            elif not self._is_guarded(self.nodes[b]):
                 return None
-            (b,) = self.nodes[b].inputs
+            b = self.nodes[b].inputs[0]
         # From below, what is known is: value >= (slope S + floor)^power, and for power -1/2 that it is at most that.
         slope, floor, power = Fraction(1), Fraction(0), Fraction(1)
         for op in reversed(chain):
@@ -138,6 +138,17 @@ class _Search:
             elif power < 0 or not (name == "relu" or (name == "clip" and parameters["max"] == math.inf)):
                 return None
         return _Reciprocal(b, index, slope, floor) if power < 0 else None
+
+    def _is_guarded(self, node: Node) -> bool:
+        """Whether a node is its first input plus 1 - sign of that, which is 0 or more: 1 where a length is 0."""
+        if not isinstance(node.op, Sum) or node.op.signs != (1, 1):
+            return False
+        first, second = node.inputs
+        rest = self.nodes[second]
+        if not isinstance(rest.op, Scale) or uniform(rest.op.weight, 1) != -1 or uniform(rest.op.bias, 0) != 1 or rest.op.rounded:
+            return False
+        sign = self.nodes[rest.inputs[0]]
+        return isinstance(sign.op, Elementwise) and sign.op.function.name == "sign" and sign.inputs == (first,)
 
     def _copies(self, i: int, factors: bool = True) -> Iterator[_Copy]:
         """A node as a copy of itself, of what it copies, and so on; with factors, as multiples."""
