@@ -77,6 +77,7 @@ def _numbers(value: object) -> bool:
 
 
 def without_bias(op: Affine) -> Affine:
+    """The map without its constants."""
     return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var, call-arg]
 
 
@@ -89,6 +90,7 @@ def bias_of(node: Node) -> Tensor:
 
 
 def bias_between(first: Node, second: Node) -> tuple[Tensor | None, bool]:
+    """By how much constants differ (None: not at all), and whether that is exact."""
     difference, exact = less(bias_of(first), bias_of(second))
     return (difference if bool(difference.any()) else None), exact
 
