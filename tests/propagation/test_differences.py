@@ -8,12 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from product_networks import Grower
 from twin_networks import Layers, batch, beside, blocks, branches, layers, perturbed, sharing
 
 import milpverify as mv
 from milpverify.functions.catalogue import catalogue
 from milpverify.functions.steepness import secants
-from milpverify.graph import Graph, evaluate
+from milpverify.graph import Graph, Node, evaluate
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import Group, groups
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -150,6 +151,31 @@ def test_rationals_agree(seed: int) -> None:
         d = [Fraction(int(rng.integers(int(64 * a), int(64 * b) + 1)), 64) for a, b in zip(low, high, strict=True)]
         least = min(least, value([a + b for a, b in zip(z, d, strict=True)]) - value(z))
     assert Fraction(both) <= least
+
+
+@pytest.mark.parametrize("kind", ["convolution", "attention"])
+@pytest.mark.parametrize("seed", range(3))
+def test_convolutions_and_products(kind: str, seed: int) -> None:
+    rng, n = np.random.default_rng(seed), 12
+    g = Grower(2 * n, 0)
+    kernel, (q, k, v), last = rng.normal(size=(3, 1, 3)), rng.normal(size=(3, 3, 3)) / 2, rng.normal(size=n)
+
+    def network(x: Node) -> Node:
+        if kind == "convolution":
+            y = g.relu(g.conv(g.reshape(x, (1, 1, n)), kernel, [1], [(0, 0)], [1], 1))
+            return g.matmul(g.reshape(y, (y.size,)), np.resize(last, (y.size, 1)))
+        x = g.reshape(x, (4, 3))
+        y = g.matmul_nodes(g.softmax(g.matmul_nodes(g.matmul(x, q), g.transpose(g.matmul(x, k)))), g.matmul(x, v))
+        return g.matmul(g.reshape(y, (n,)), last[:, None])
+
+    graph = g.finished(g.concat([network(g.select(g.nodes[0], np.arange(c * n, (c + 1) * n))) for c in range(2)], 0))
+    pairs = [(i, n + i) for i in range(n)]
+    low, high = np.full(n, -0.02), np.where(np.arange(n) % 2, 0.02, 0.0)
+    row = np.array([1.0, -1.0])
+    problem = asked(graph, row, related(2 * n, 2, pairs, low, high))
+    separate, both, _ = margins(problem)
+    found = evaluate(graph, points(problem, pairs, low, high, 2000, seed)) @ torch.tensor(row)
+    assert separate <= both <= float(found.min()) + 1e-9 and (separate < both or kind == "attention")
 
 
 def test_where_nothing_relates_copies_nothing_is_tried() -> None:

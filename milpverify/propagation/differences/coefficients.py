@@ -63,7 +63,7 @@ def apart(a: Affine, b: Affine) -> tuple[Affine | None, bool]:
             difference, fine = less(x, y)
             exact, any_ = exact and fine, any_ or bool(difference.any())
             changes[part.name] = difference
-    return (replace(a, **changes) if any_ else None), exact  # type: ignore[type-var, arg-type]
+    return (replace(a, **changes) if any_ else None), exact  # type: ignore[type-var]
 
 
 def size_of(op: Affine) -> float:
@@ -78,7 +78,7 @@ def _numbers(value: object) -> bool:
 
 def without_bias(op: Affine) -> Affine:
     """The map without its constants."""
-    return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var, call-arg]
+    return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var]
 
 
 def bias_of(node: Node) -> Tensor:

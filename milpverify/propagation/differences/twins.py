@@ -44,7 +44,7 @@ MOST_NODES, MOST_COEFFICIENTS = 400, 1 << 22
 """Of a network, and of the rows of a layer that are compared entry by entry: beyond, nothing is tried."""
 TRIES, MOST_OUTPUTS = 8, 1 << 10
 """Pairs of outputs that are followed in vain before all others are taken to be no twins, and outputs whose values are compared."""
-CLOSE = 0.5
+CLOSE = 0.9
 """How far weights may be from each other, in parts of their size, to be those of copies."""
 
 
@@ -129,9 +129,9 @@ class _Rewriting(Growing):
         nodes = [replace(node, shape=(size,)) if node.id == 0 else self.reading_all(node, size) for node in self.nodes]
         origin = {new: old for old, new in self.copies.items()}
         graph = Graph(tuple(nodes), len(nodes) - 1, dtype=self.graph.dtype, device=self.graph.device)
-        pairs = torch.tensor(list(self.slots), dtype=torch.long, device=self.graph.device).reshape(-1, 2)
+        inputs = torch.tensor(list(self.slots), dtype=torch.long, device=self.graph.device).reshape(-1, 2)
         rows = torch.tensor([r for r, _ in paired], device=self.graph.device)
-        return Twins(graph, pairs, rows, origin, frozenset(self.kept), self.shared)
+        return Twins(graph, inputs, rows, origin, frozenset(self.kept), self.shared)
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class _Rewriting(Growing):
             nodes = [self.zero(shape) if one.node is None else self.shaped(one.node, shape) for one, shape in pairs]
             parts.append(self.keep(self.add(without_bias(first.op), nodes, first.shape)))
         if change is not None:
-            op = change if exact else replace(change, rounded=1)  # type: ignore[call-arg]
+            op = change if exact else replace(change, rounded=1)  # type: ignore[type-var]
             parts.append(self.keep(self.add(op, [self.copy(t) for t in second.inputs], first.shape)))
         if bias is not None:
             parts.append(self.keep(self.constant(bias, first.shape, exact_bias)))
