@@ -63,7 +63,7 @@ def apart(a: Affine, b: Affine) -> tuple[Affine | None, bool]:
             difference, fine = less(x, y)
             exact, any_ = exact and fine, any_ or bool(difference.any())
             changes[part.name] = difference
-    return (replace(a, **changes) if any_ else None), exact  # type: ignore[type-var, arg-type]
+    return (replace(a, **changes) if any_ else None), exact  # type: ignore[type-var]
 
 
 def size_of(op: Affine) -> float:
@@ -77,8 +77,8 @@ def _numbers(value: object) -> bool:
 
 
 def without_bias(op: Affine) -> Affine:
-    """The operator without its constant."""
-    return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var, call-arg]
+    """The map without its constants."""
+    return op if op.bias is None else replace(op, bias=None)  # type: ignore[type-var]
 
 
 def bias_of(node: Node) -> Tensor:
@@ -90,7 +90,7 @@ def bias_of(node: Node) -> Tensor:
 
 
 def bias_between(first: Node, second: Node) -> tuple[Tensor | None, bool]:
-    """The difference of two nodes' constants, flat, None where it is 0; and whether it is exact."""
+    """By how much constants differ (None: not at all), and whether that is exact."""
     difference, exact = less(bias_of(first), bias_of(second))
     return (difference if bool(difference.any()) else None), exact
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from milpverify.graph import Graph, Node, evaluate
-from milpverify.operators import Affine, Concat, Elementwise, Input, Linear, Operator, Product, Reshape, Select, Sum
+from milpverify.operators import Affine, Concat, Elementwise, Input, Product, Sum
 from milpverify.propagation.differences.coefficients import (
     Matched,
     Places,
@@ -34,16 +34,17 @@ from milpverify.propagation.differences.coefficients import (
     size_of,
     without_bias,
 )
+from milpverify.propagation.differences.growing import Growing, whole
 from milpverify.propagation.differences.operator import Difference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 MOST_NODES, MOST_COEFFICIENTS = 400, 1 << 22
 """Of a network, and of the rows of a layer that are compared entry by entry: beyond, nothing is tried."""
 TRIES, MOST_OUTPUTS = 8, 1 << 10
 """Pairs of outputs that are followed in vain before all others are taken to be no twins, and outputs whose values are compared."""
-CLOSE = 0.5
+CLOSE = 0.9
 """How far weights may be from each other, in parts of their size, to be those of copies."""
 
 
@@ -93,20 +94,16 @@ class _Found:
 
 
 @dataclass(eq=False)
-class _Rewriting:
-    """The graph that grows."""
+class _Rewriting(Growing):
+    """What is known of pairs of entries, and of which inputs there are differences."""
 
-    graph: Graph
-    nodes: list[Node] = field(default_factory=list)
-    copies: dict[int, int] = field(default_factory=dict)
     known: dict[tuple[object, ...], _Found | None] = field(default_factory=dict)
     slots: dict[tuple[int, int], int] = field(default_factory=dict)
-    kept: set[int] = field(default_factory=set)
     shared: bool = False
 
     def run(self, y_rows: Tensor, x_rows: Tensor | None) -> Twins | None:
         nx, output = self.graph.nx, self.graph.output
-        self._add(Input(), (), (nx,))
+        self.add(Input(), (), (nx,))
         found: dict[tuple[int, int], int | None] = {}
         failed: set[tuple[int, int]] = set()
         paired: list[tuple[int, list[tuple[int, int]]]] = []
@@ -129,12 +126,12 @@ class _Rewriting:
         self._rows(paired, found, y_rows, x_rows)
         # The differences of inputs are known now.
         size = nx + len(self.slots)
-        nodes = [replace(node, shape=(size,)) if node.id == 0 else self._reading_all(node, size) for node in self.nodes]
+        nodes = [replace(node, shape=(size,)) if node.id == 0 else self.reading_all(node, size) for node in self.nodes]
         origin = {new: old for old, new in self.copies.items()}
         graph = Graph(tuple(nodes), len(nodes) - 1, dtype=self.graph.dtype, device=self.graph.device)
-        differences = torch.tensor(list(self.slots), dtype=torch.long, device=self.graph.device).reshape(-1, 2)
+        inputs = torch.tensor(list(self.slots), dtype=torch.long, device=self.graph.device).reshape(-1, 2)
         rows = torch.tensor([r for r, _ in paired], device=self.graph.device)
-        return Twins(graph, differences, rows, origin, frozenset(self.kept), self.shared)
+        return Twins(graph, inputs, rows, origin, frozenset(self.kept), self.shared)
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
@@ -180,10 +177,10 @@ class _Rewriting:
         parts = []
         if columns:
             nodes = [found[pair] for pair in columns]
-            each = [self._shaped(node, (1,)) for node in nodes if node is not None]
-            parts.append(self._linear(weight, self._add(Concat(0, (1,) * len(each)), each, (len(each),)) if len(each) > 1 else each[0]))
+            each = [self.shaped(node, (1,)) for node in nodes if node is not None]
+            parts.append(self.linear(weight, self.add(Concat(0, (1,) * len(each)), each, (len(each),)) if len(each) > 1 else each[0]))
         if bool(rest.any()):
-            parts.append(self._linear(rest, self._copy(self.graph.output)))
+            parts.append(self.linear(rest, self.copy(self.graph.output)))
         if x_rows is not None and bool((on_inputs := x_rows[[r for r, _ in paired]].clone()).any()):
             on_slots = on_inputs.new_zeros(count, len(self.slots))
             for (i, j), k in self.slots.items():
@@ -192,12 +189,12 @@ class _Rewriting:
                 on_inputs[:, i] = torch.where(same, 0.0, on_inputs[:, i])
                 on_inputs[:, j] = torch.where(same, 0.0, on_inputs[:, j])
             if bool(on_slots.any()):
-                parts.append(self._linear(on_slots, self._select(0, torch.arange(len(self.slots)) + self.graph.nx)))
+                parts.append(self.linear(on_slots, self.select(0, torch.arange(len(self.slots)) + self.graph.nx)))
             if bool(on_inputs.any()):
-                parts.append(self._linear(on_inputs, self._copy(0)))
+                parts.append(self.linear(on_inputs, self.copy(0)))
         if not parts:  # all rows are 0
-            parts = [self._linear(rest, self._copy(self.graph.output))]
-        self.kept.add(self._sum(parts, (count,)))
+            parts = [self.linear(rest, self.copy(self.graph.output))]
+        self.kept.add(self.sum(parts, (count,)))
 
     # -- differences ----------------------------------------------------------------------------------------------------------
 
@@ -206,8 +203,8 @@ class _Rewriting:
         found = self._follow(a, i, b, j)
         if found is not None:
             return found
-        shape = self._common_shape(a, i, b, j)
-        return _Found(self._add(Sum((1, -1)), (self._pick(a, i, shape), self._pick(b, j, shape)), shape))
+        shape = self.common_shape(a, i, b, j)
+        return _Found(self.add(Sum((1, -1)), (self.pick(a, i, shape), self.pick(b, j, shape)), shape))
 
     def _follow(self, a: int, i: Places, b: int, j: Places) -> _Found | None:
         """Entries of one node less entries of another by their common structure; None where they have none."""
@@ -221,7 +218,7 @@ class _Rewriting:
                 return found
             self.shared |= isinstance(self.graph.nodes[a].op, Input)
             places = torch.where(same, -1, (~same).cumsum(0) - 1)
-            return _Found(self._keep(self._select(found.node, places)))
+            return _Found(self.keep(self.select(found.node, places)))
         key = (a, b, tuple(i.tolist()), tuple(j.tolist()))
         if key not in self.known:
             self.known[key] = self._structure(a, i, b, j)
@@ -229,22 +226,22 @@ class _Rewriting:
 
     def _structure(self, a: int, i: Places, b: int, j: Places) -> _Found | None:
         first, second = self.graph.nodes[a], self.graph.nodes[b]
-        shape = self._common_shape(a, i, b, j)
+        shape = self.common_shape(a, i, b, j)
         match first.op, second.op:
             case Input(), Input():
                 places = [self.slots.setdefault(pair, len(self.slots)) for pair in zip(i.tolist(), j.tolist(), strict=True)]
-                return _Found(self._keep(self._select(0, (torch.tensor(places) + self.graph.nx).reshape(shape))))
+                return _Found(self.keep(self.select(0, (torch.tensor(places) + self.graph.nx).reshape(shape))))
             case Elementwise(function), Elementwise(other) if function == other:
                 found = self._follow(first.inputs[0], i, second.inputs[0], j)
                 if found is None or found.node is None:
                     return found
-                sources = self._pick(first.inputs[0], i, shape), self._pick(second.inputs[0], j, shape), self._shaped(found.node, shape)
-                return _Found(self._keep(self._add(Difference(function), sources, shape)))
+                sources = self.pick(first.inputs[0], i, shape), self.pick(second.inputs[0], j, shape), self.shaped(found.node, shape)
+                return _Found(self.keep(self.add(Difference(function), sources, shape)))
             case Product(), Product():
                 return self._product(first, i, second, j, shape)
             case Affine(), Affine():
-                whole = a != b and _whole(i, first) and _whole(j, second)
-                return self._layers(first, second) if whole and alike(first, second, self.graph) else self._by_entries(first, i, second, j)
+                every = a != b and whole(i, first) and whole(j, second)
+                return self._layers(first, second) if every and alike(first, second, self.graph) else self._by_entries(first, i, second, j)
             case _:
                 return None
 
@@ -256,10 +253,10 @@ class _Rewriting:
         left, right = (one or self._difference(x, i, y, j) for one, (x, y) in zip(found, ((p, r), (q, s)), strict=True))
         parts = []
         if right.node is not None:
-            parts.append(self._keep(self._add(Product(), (self._pick(p, i, shape), self._shaped(right.node, shape)), shape)))
+            parts.append(self.keep(self.add(Product(), (self.pick(p, i, shape), self.shaped(right.node, shape)), shape)))
         if left.node is not None:
-            parts.append(self._keep(self._add(Product(), (self._shaped(left.node, shape), self._pick(s, j, shape)), shape)))
-        return _Found(self._keep(self._sum(parts, shape)) if parts else None)
+            parts.append(self.keep(self.add(Product(), (self.shaped(left.node, shape), self.pick(s, j, shape)), shape)))
+        return _Found(self.keep(self.sum(parts, shape)) if parts else None)
 
     def _layers(self, first: Node, second: Node) -> _Found | None:
         """Two whole affine nodes of one kind."""
@@ -278,14 +275,14 @@ class _Rewriting:
         if any(one.node is not None for one in done):
             shapes = [self.graph.nodes[s].shape for s in first.inputs]
             pairs = zip(done, shapes, strict=True)
-            nodes = [self._zero(shape) if one.node is None else self._shaped(one.node, shape) for one, shape in pairs]
-            parts.append(self._keep(self._add(without_bias(first.op), nodes, first.shape)))
+            nodes = [self.zero(shape) if one.node is None else self.shaped(one.node, shape) for one, shape in pairs]
+            parts.append(self.keep(self.add(without_bias(first.op), nodes, first.shape)))
         if change is not None:
-            op = change if exact else replace(change, rounded=1)  # type: ignore[type-var, call-arg]
-            parts.append(self._keep(self._add(op, [self._copy(t) for t in second.inputs], first.shape)))
+            op = change if exact else replace(change, rounded=1)  # type: ignore[type-var]
+            parts.append(self.keep(self.add(op, [self.copy(t) for t in second.inputs], first.shape)))
         if bias is not None:
-            parts.append(self._keep(self._constant(bias, first.shape, exact_bias)))
-        return _Found(self._keep(self._sum(parts, first.shape)) if parts else None)
+            parts.append(self.keep(self.constant(bias, first.shape, exact_bias)))
+        return _Found(self.keep(self.sum(parts, first.shape)) if parts else None)
 
     def _by_entries(self, first: Node, i: Places, second: Node, j: Places) -> _Found | None:
         """Two rows of affine functions, coefficient by coefficient."""
@@ -316,16 +313,16 @@ class _Rewriting:
         for (s, t), c, one in zip(groups, chosen, found, strict=True):
             done = one or self._difference(s, owners_a[c, 1], t, owners_b[c, 1])
             if done.node is not None:
-                parts.append(self._keep(self._linear(u[:, c], self._shaped(done.node, (int(c.sum()),)))))
+                parts.append(self.keep(self.linear(u[:, c], self.shaped(done.node, (int(c.sum()),)))))
             if bool(change[:, c].any()):
                 used = change[:, c].any(0)
-                values = self._pick(t, owners_b[c, 1][used], (int(used.sum()),))
-                parts.append(self._keep(self._linear(change[:, c][:, used], values, 0 if exact else 1)))
-        shape = self._common_shape(first.id, i, second.id, j)
+                values = self.pick(t, owners_b[c, 1][used], (int(used.sum()),))
+                parts.append(self.keep(self.linear(change[:, c][:, used], values, 0 if exact else 1)))
+        shape = self.common_shape(first.id, i, second.id, j)
         bias, exact_bias = less(*(bias_of(n)[p] for n, p in ((first, i), (second, j))))
         if bool(bias.any()):
-            parts.append(self._keep(self._constant(bias, (len(i),), exact_bias)))
-        return _Found(self._keep(self._shaped(self._sum(parts, (len(i),)), shape)) if parts else None)
+            parts.append(self.keep(self.constant(bias, (len(i),), exact_bias)))
+        return _Found(self.keep(self.shaped(self.sum(parts, (len(i),)), shape)) if parts else None)
 
     def _matrix(self, node: Node, places: Places) -> Tensor:
         """Rows of an affine node on the entries of all its inputs, (n, entries)."""
@@ -354,75 +351,3 @@ class _Rewriting:
             return None
         k, m = torch.cat([both, rest_a]), torch.cat([both, rest_b])
         return u[:, k], w[:, m], k, m
-
-    # -- nodes ----------------------------------------------------------------------------------------------------------------
-
-    def _copy(self, old: int) -> int:
-        """The node with the values of one of the network."""
-        stack = [old]
-        while stack:
-            last = stack[-1]
-            node = self.graph.nodes[last]
-            if last in self.copies:
-                stack.pop()
-            elif missing := [i for i in node.inputs if i not in self.copies]:
-                stack += missing
-            elif isinstance(node.op, Input):
-                self.copies[last] = self._select(0, torch.arange(self.graph.nx))
-            else:
-                self.copies[last] = self._add(node.op, [self.copies[i] for i in node.inputs], node.shape, node.name)
-        return self.copies[old]
-
-    def _pick(self, old: int, places: Places, shape: tuple[int, ...]) -> int:
-        """Entries of a node of the network, in a shape."""
-        node = self.graph.nodes[old]
-        copy = self._copy(old)
-        return copy if node.shape == shape and _whole(places, node) else self._select(copy, places.reshape(shape))
-
-    def _common_shape(self, a: int, i: Places, b: int, j: Places) -> tuple[int, ...]:
-        first, second = self.graph.nodes[a], self.graph.nodes[b]
-        same = first.shape == second.shape and _whole(i, first) and _whole(j, second)
-        return first.shape if same else (len(i),)
-
-    def _shaped(self, node: int, shape: tuple[int, ...]) -> int:
-        known = self.nodes[node].shape
-        return node if known == shape else self._keep(self._add(Reshape(known, shape), (node,), shape))
-
-    def _select(self, node: int, index: Tensor) -> int:
-        return self._add(Select(index.to(self.graph.device), self.nodes[node].shape), (node,), tuple(index.shape))
-
-    def _zero(self, shape: tuple[int, ...]) -> int:
-        return self._keep(self._select(0, torch.full(shape, -1)))
-
-    def _constant(self, values: Tensor, shape: tuple[int, ...], exact: bool) -> int:
-        index, bias = torch.full(shape, -1, device=self.graph.device), values.reshape(shape).to(self.graph.device, self.graph.dtype)
-        return self._add(Select(index, self.nodes[0].shape, bias, 0 if exact else 1), (0,), shape)
-
-    def _linear(self, weight: Tensor, node: int, rounded: int = 0) -> int:
-        flat = self._shaped(node, (self.nodes[node].size,))
-        return self._keep(self._add(Linear(weight.to(self.graph.device, self.graph.dtype), None, rounded), (flat,), (len(weight),)))
-
-    def _sum(self, parts: list[int], shape: tuple[int, ...]) -> int:
-        parts = [self._shaped(part, shape) for part in parts]
-        return parts[0] if len(parts) == 1 else self._keep(self._add(Sum((1,) * len(parts)), parts, shape))
-
-    def _keep(self, node: int) -> int:
-        self.kept.add(node)
-        return node
-
-    def _add(self, op: Operator, inputs: Sequence[int], shape: tuple[int, ...], name: str = "") -> int:
-        self.nodes.append(Node(len(self.nodes), op, tuple(inputs), shape, name))
-        return len(self.nodes) - 1
-
-    @staticmethod
-    def _reading_all(node: Node, size: int) -> Node:
-        """A node that reads the inputs, of which there are more now."""
-        if node.inputs != (0,):
-            return node
-        assert isinstance(node.op, Select)
-        return replace(node, op=replace(node.op, in_shape=(size,)))
-
-
-def _whole(places: Places, node: Node) -> bool:
-    """Whether places are all entries of a node in their order."""
-    return len(places) == node.size and bool((places == torch.arange(node.size)).all())

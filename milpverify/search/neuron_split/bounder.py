@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +76,6 @@ class Bounder:
         table = group.places
         if table is None:
             raise ValueError("a disjunct without rows has no margin to bound")
-        self.differences = Differences.of(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
         self.y_rows, self.rhs = group.y_rows[table], group.rhs[table]  # (D, r, ny), (D, r), padded by repeating the first row
         self.x_rows = None if group.x_rows is None else group.x_rows[table]
         entries = [self.relaxations.entries[z] for z in self.slots]
@@ -87,6 +87,11 @@ class Bounder:
             len(self.slots), max([1, *(graph.nodes[z].size for z in self.slots)]), dtype=torch.long, device=graph.device
         )
         self.lookup[self.slot_of, self.index_of] = torch.arange(len(self.index_of), device=graph.device)
+
+    @cached_property
+    def differences(self) -> Differences | None:
+        """What the rows compare, if copies of one network."""
+        return Differences.of(self.graph, self.group.y_rows, self.group.x_rows, [d.domain for d in self.group.disjuncts])
 
     @property
     def fast(self) -> Graph:
