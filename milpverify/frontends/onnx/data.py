@@ -61,12 +61,6 @@ def _where(g: Builder, op: Operation) -> Value:
     return switches.where(g, condition if isinstance(condition, Node) else condition.astype(bool), number(op.value(1)), number(op.value(2)))
 
 
-@rule("IsNaN", "IsInf", attributes=None)
-def _not_finite(g: Builder, op: Operation) -> Value:
-    """Nowhere: the graph speaks about real numbers."""
-    return np.zeros(op.node().shape, dtype=bool)
-
-
 # Conversions
 
 
@@ -169,16 +163,6 @@ def _remainder(g: Builder, op: Operation) -> Value:
 
 
 # Machine learning pipelines
-
-
-@rule("ai.onnx.ml.Scaler", attributes="scale offset")
-def _scaler(g: Builder, op: Operation) -> Value:
-    """(x - offset) scale, by the entries along the last axis."""
-    x = op.node()
-    scale, offset = (np.array(op.attributes.get(key) or [none], dtype=np.float64) for key, none in (("scale", 1.0), ("offset", 0.0)))
-    if any(v.size not in (1, x.shape[-1]) for v in (scale, offset)):
-        raise InvalidModel(f"{op} has {scale.size} scales and {offset.size} offsets for {x.shape[-1]} features")
-    return g.scale(g.scale(x, bias=-offset), scale)
 
 
 @rule("ai.onnx.ml.Binarizer", attributes="threshold")
