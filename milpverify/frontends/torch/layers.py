@@ -352,5 +352,5 @@ def _attention(
     mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril() if is_causal else attn_mask
     if isinstance(mask, Tensor):
         mask = np.where(mask.numpy(), 0.0, -np.inf) if mask.dtype == torch.bool else call.array(mask, masks=True)
-    values = [v if isinstance(v, Node) else call.array(v) for v in (query, key, value)]
-    return attention(call.g, *values, factor, [] if mask is None else [mask])
+    q, k, v = (v if isinstance(v, Node) else call.array(v) for v in (query, key, value))
+    return attention(call.g, q, k, v, factor, [] if mask is None else [mask])
