@@ -155,7 +155,7 @@ def _thresholded_relu(g: Builder, op: Operation) -> Value:
 @rule("Mod", attributes="fmod")
 def _remainder(g: Builder, op: Operation) -> Value:
     """x - c trunc(x / c), with the sign of x, for a constant c."""
-    divisor = number(op.weight(1))
+    divisor = op.weight(1).astype(np.float64)
     if not op.attributes["fmod"]:
         raise op.refuse("of real numbers only the remainder of fmod = 1 has a rule")
     if not np.all(divisor):

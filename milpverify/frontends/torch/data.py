@@ -47,7 +47,7 @@ def _compare(call: Call, a: Any, b: Any) -> Node:
 def truth(call: Call, value: Any) -> Node | Array:
     """Where a tensor is not 0; of bits, which tensors of numbers have too, a mask's only."""
     if not isinstance(value, Node):
-        return (call.array(value) != 0).astype(np.float64)
+        return np.where(call.array(value) != 0, 1.0, 0.0)
     if name_of(call.target).startswith("logical") or value.id in call.g.masks:
         return switches.truth(call.g, value)
     raise call.refuse("bits of numbers that depend on the network's input have no rule; those of comparisons have")
@@ -207,9 +207,8 @@ def _round(call: Call, x: Node, *, decimals: int = 0) -> Node:
     if not decimals:
         return call.g.function("round", x)
     factor = Constant.of(10.0 ** abs(decimals))
-    scaled = [call.g.scale, lambda v, c: call.g.scale(v, 1.0 / c)]
-    there, back = scaled if decimals > 0 else scaled[::-1]
-    return back(call.g.function("round", there(x, factor)), factor)
+    there, back = (factor, 1.0 / factor) if decimals > 0 else (1.0 / factor, factor)
+    return call.g.scale(call.g.function("round", call.g.scale(x, there)), back)
 
 
 @rule("remainder", "fmod", "mod")
