@@ -103,14 +103,17 @@ def _whole(call: Call, x: Node) -> Node:
 
 
 @rule("to", "_to_copy", "type", "type_as")
-def _converted(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
+def _converted(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.dtype):
             return converted(call, x, value)
         if isinstance(value, Tensor):
             return converted(call, x, value.dtype)
         if isinstance(value, Node):
-            return converted(call, x, torch.bool if value.id in call.g.masks else call.dtype)
+            boolean = value.id in call.g.masks
+            if isinstance(x, Tensor):
+                return x.bool() if boolean else x.double()
+            return converted(call, x, torch.bool if boolean else call.dtype)
     return x
 
 
