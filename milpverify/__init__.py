@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from milpverify.frontends.torch.activation import Activation
     from milpverify.functions.catalogue import register_nonlinearity
     from milpverify.graph import Graph, Node
+    from milpverify.many.verifying import verify_many
     from milpverify.optimize import Optimum, maximize, minimize
     from milpverify.radius.result import Radius
     from milpverify.radius.robustness import robustness_radii, robustness_radius
@@ -56,6 +57,7 @@ __all__ = [
     "load",
     "robustness",
     "verify",
+    "verify_many",
     "bounds",
     "compare",
     "Comparison",
@@ -105,6 +107,7 @@ __all__ = [
 _HOMES = {
     "load": "frontends.load",
     "verify": "verify",
+    "verify_many": "many.verifying",
     "bounds": "bounding",
     "compare": "compare.comparing",
     "Comparison": "compare.comparison",

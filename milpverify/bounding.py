@@ -58,6 +58,8 @@ def bounds(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     timeout: float | None = None,
+    *,
+    outputs: Sequence[str] | None = None,
 ) -> NetworkBounds:
     """Proved bounds of every node of a network over one or several boxes.
 
@@ -71,6 +73,7 @@ def bounds(
             multiplies the two-sided passes in float64 behind the first nonlinear nodes, where rounding charges would be felt.
         device: "cpu" or "cuda".
         timeout: seconds after which "lp" solves no more: outputs keep the bounds of CROWN. None for no limit.
+        outputs: of an ONNX file, the names of those that are kept, as for `load`.
 
     Raises:
         InvalidProperty: a box has the wrong number of inputs.
@@ -99,7 +102,7 @@ def bounds(
         raise InvalidProperty("there is no box to bound the network over")
     if not all(isinstance(b, Box) for b in boxes):
         raise InvalidProperty("several inputs are a batch of boxes; a ball is bounded by itself")
-    graph = confined_to(load_network(network, boxes[0]).graph, box if isinstance(box, Ball) else boxes[0])
+    graph = confined_to(load_network(network, boxes[0], outputs=outputs).graph, box if isinstance(box, Ball) else boxes[0])
     for b in boxes:
         if b.size != graph.nx:
             raise InvalidProperty(f"the box has {b.size} inputs, the network {graph.nx}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from milpverify import __version__
-from milpverify.acopf.commands import app as acopf
-from milpverify.compare.commands import compare
 from milpverify.config import (
     MOST_BYTES,
     MOST_ENTRIES,
@@ -26,6 +27,7 @@ from milpverify.config import (
 from milpverify.console import (
     Debug,
     Json,
+    Outputs,
     Quiet,
     Timeout,
     answer,
@@ -35,11 +37,11 @@ from milpverify.console import (
     number,
     remark,
     reported,
+    room,
 )
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, is_stream, write_atomically
-from milpverify.radius.commands import radius
 from milpverify.result import Reason, Result, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -47,14 +49,28 @@ if TYPE_CHECKING:
 
     from milpverify.events import Event
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(acopf, name="acopf")
-app.command()(radius)
+ROOMS = ("acopf", "compare", "radius")
+"""Whose commands are the `app` of their `commands`, loaded when they are called or listed: to describe their options takes 30 ms."""
+
+
+class _Commands(UserDict[str, Any]):
+    """Commands by name, those of rooms loaded when they are looked at."""
+
+    def __getitem__(self, name: str) -> Any:
+        if self.data[name] is None:
+            self.data[name] = typer.main.get_command(import_module(f"milpverify.{name}.commands").app)
+        return self.data[name]
+
+
+class _Root(TyperGroup):
+    """The commands here, and those of the rooms."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands({**self.commands, **dict.fromkeys(ROOMS)})
+
+
+app = room(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 
 Network = Annotated[Path, typer.Argument(metavar="NET.onnx", exists=True, dir_okay=False, help="The network, ONNX (may be .gz).")]
 
@@ -87,7 +103,9 @@ def _root(
 @app.command()
 def verify(
     network: Network,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", exists=True, dir_okay=False, help="The property, VNN-LIB (may be .gz).")],
+    specs: Annotated[
+        list[Path], typer.Argument(metavar="SPEC.vnnlib...", exists=True, dir_okay=False, help="The properties, VNN-LIB (may be .gz).")
+    ],
     timeout: Timeout = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
     solver: Annotated[Literal["scip", "highs", "gurobi", "z3", "cvc5"], typer.Option(help="The exact solver.")] = "scip",
@@ -116,22 +134,24 @@ def verify(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Choose by counts, not by clocks: a run repeats.")] = False,
     max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="The most that a file may hold, unpacked.")] = MOST_BYTES,
     max_entries: Annotated[int, typer.Option(min=1, metavar="N", help="The most entries of a tensor of the network.")] = MOST_ENTRIES,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write a row per property as they come.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes for several properties; as many as processors by default.")
+    ] = None,
+    output: Outputs = None,
     json: Json = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Decide a property of a network.
+    """Decide a property of a network, or several.
 
     The first line of standard output is `unsat` (the property holds), `sat` (it does not: the counterexample follows),
-    `unknown` or `timeout`.
+    `unknown` or `timeout`. Of several properties, or with --csv, it has a line each instead, as they are decided: the verdict
+    (or `error`), the file, seconds. The time limit is then each one's.
     """
-    import math
-
-    deadline = Deadline(math.inf if timeout is None else timeout, began=ending.began)
-    known = _Known(deadline, json, quiet)
     with reported(debug):
-        check_writable(json, (network, spec))
-    with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
+        check_writable(json, (network, *specs))
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -148,17 +168,46 @@ def verify(
             attack=attack,
             search=search,
         )
+    settings = {"options": options, "margin": margin, "gap": gap}
+    reading = {"outputs": output, "max_bytes": max_bytes, "max_entries": max_entries}
+    if len(specs) > 1 or csv is not None:
+        from milpverify.many.commands import verify_all
 
+        verify_all(network, specs, timeout, settings | reading, csv, resume, workers, json, quiet, debug)
+    else:
+        _verify(network, specs[0], timeout, settings, reading, json, quiet, debug)
+
+
+def _verify(
+    network: Path,
+    spec: Path,
+    timeout: float | None,
+    settings: dict[str, Any],
+    reading: dict[str, Any],
+    json: Path | None,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """One property."""
+    import math
+
+    deadline, options = Deadline(math.inf if timeout is None else timeout, began=ending.began), settings["options"]
+    known = _Known(deadline, json, quiet)
+    with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
         with live(deadline, quiet) as show:
             with _no_collection():
+                import torch  # noqa: F401  (first: it looks through all modules again and again, which takes 50 ms when ours are there)
+
                 from milpverify.frontends.load import load
                 from milpverify.run import unread
                 from milpverify.verify import verify as decide
             ending.allow()
 
             try:
-                problem = load(network, spec, deadline=deadline, max_bytes=max_bytes, max_entries=max_entries)
-                result = decide(problem, deadline=deadline, options=options, on_event=known.told(options, show), margin=margin, gap=gap)
+                problem = load(network, spec, deadline=deadline, **reading)
+                for note in () if quiet else problem.notes:
+                    remark(f"milpverify: {note}")
+                result = decide(problem, deadline=deadline, on_event=known.told(options, show), **settings)
             except OutOfTime:
                 result = unread(deadline, options)
         try:
@@ -224,25 +273,23 @@ def _answer(result: Result) -> str:
         from milpverify.counterexamples.validate import format_counterexample
 
         return f"{result.verdict.value}\n{format_counterexample(result.counterexample)}"
-    timed_out = result.verdict is Verdict.UNKNOWN and result.reason is Reason.TIMEOUT
-    return "timeout" if timed_out else result.verdict.value
-
-
-app.command()(compare)
+    return result.word
 
 
 @app.command()
-def info(network: Network, debug: Debug = False) -> None:
-    """Show a network's shapes, operators, nonlinearities, and what is supported."""
+def info(network: Network, output: Outputs = None, debug: Debug = False) -> None:
+    """Show a network's shapes and variables, operators, nonlinearities, and what is supported."""
     with reported(debug):
         from milpverify.frontends.onnx.overview import overview
         from milpverify.frontends.onnx.reading import read_onnx
 
-        found = overview(read_onnx(network))
+        found = overview(read_onnx(network), output)
         tables = [
-            columns([("tensor", "name", "type", "shape"), *found.tensors]),
-            columns([("operator", "count", "supported"), *((name, count, _yes(ok)) for name, count, ok in found.operators)]),
+            columns([("tensor", "name", "type", "shape", "variables"), *found.tensors]),
+            columns([("operator", "count", "supported"), *found.operators]),
         ]
+        if found.choice:
+            tables.insert(1, found.choice)
         if found.obstacle:
             tables.append(f"It cannot be verified: {found.obstacle}")
         else:

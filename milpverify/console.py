@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,16 @@ def number(value: float | None) -> float | None:
 Timeout = Annotated[float | None, typer.Option(min=0.0, metavar="S", callback=number, help="Wall-clock limit in seconds.")]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the whole result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on standard error.")]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--output", metavar="NAME", help="An output of the network that Y_0, Y_1, ... number (repeatable); else all real ones."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+
+def room(**settings: Any) -> typer.Typer:
+    """An empty set of commands, which shows help and errors as all of them do."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
 
 
 def complain(message: str) -> None:
@@ -128,6 +137,30 @@ def live(deadline: Deadline, quiet: bool = False) -> Iterator[Callable[[Event], 
 
     with Live(get_renderable=line, console=console, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False):
         console.show_cursor(True)  # a second Ctrl-C ends the process at once, and would leave the cursor hidden
+        yield show
+
+
+@contextmanager
+def bar(quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """A bar of progress on standard error: the yielded function is told what was done last, and how much is left to do.
+
+    Yields None where standard error is no terminal or `quiet` is set.
+    """
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
+        task, done = progress.add_task("starting", total=None), [0]
+
+        def show(text: str, left: int) -> None:
+            done[0] += 1
+            progress.update(task, description=escape(text), total=done[0] + left, completed=done[0])
+
         yield show
 
 

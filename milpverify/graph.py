@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import networkx
 
     from milpverify.balls.ball import Ball
+    from milpverify.balls.halfspaces import Halfspaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +124,20 @@ class Graph:
         op = self.nodes[0].op
         return op.ball if isinstance(op, Input) else None
 
-    def confined(self, ball: Ball | None) -> Graph:
-        """The same network, of inputs in a ball."""
-        first = replace(self.nodes[0], op=Input(ball))
+    @property
+    def halfspaces(self) -> Halfspaces | None:
+        """Inequalities that inputs satisfy, if there are any: what is proved holds there."""
+        op = self.nodes[0].op
+        return op.halfspaces if isinstance(op, Input) else None
+
+    @property
+    def boxed(self) -> bool:
+        """Whether inputs are confined to nothing but a box."""
+        return self.ball is None and self.halfspaces is None
+
+    def confined(self, ball: Ball | None, halfspaces: Halfspaces | None = None) -> Graph:
+        """The same network, of inputs in a ball and in half-spaces."""
+        first = replace(self.nodes[0], op=Input(ball, halfspaces))
         return replace(self, nodes=(first, *self.nodes[1:]))
 
     def precision(self, node: int) -> torch.dtype:

@@ -186,7 +186,7 @@ def margin_to_gap(
         return ask(question, options=options, on_event=raised(on_event, threshold))
 
     found = bracket(ours, above, gap, bound, points, settings.trust, rests)
-    verdict, reason, trust, note = first.verdict, first.reason, first.trust, "" if first.note == SIGN_ONLY else first.note
+    verdict, reason, trust, note = first.verdict, first.reason, first.trust, first.note.removesuffix(SIGN_ONLY).removesuffix("; ")
     if (
         verdict is Verdict.UNKNOWN
         and found.trust.rank >= settings.trust.rank

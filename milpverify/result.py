@@ -39,6 +39,7 @@ class Reason(Enum):
     TRUST = "only a solver's word closes it, which the required trust forbids"
     SOLVER_INCONCLUSIVE = "the solver gave no bound that proves the property and no point that violates it"
     UNDECIDED = "the chosen method could not decide it"
+    FAILED = "the problem could not be worked on"
 
 
 SIGN_ONLY = "only the sign of the margin was asked for; its bound of 0 says no more"
@@ -82,6 +83,26 @@ class Counterexample:
         return {"x": self.x.tolist(), "y": self.y.tolist(), **margins}
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Which of the variables X_0, X_1, ... or Y_0, Y_1, ... (`letter`) an input or output of the network is: `first` to `last`, inclusive.
+
+    `name`, `shape` and `dtype` are the tensor's in the source network.
+    """
+
+    letter: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    first: int
+    last: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON form: name, shape and type, and the range of the variables."""
+        span = [f"{self.letter}_{self.first}", f"{self.letter}_{self.last}"]
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "range": span}
+
+
 @dataclass
 class Phase:
     """One line of the ledger: what a phase did and what it cost."""
@@ -99,11 +120,11 @@ class Result:
     the verdict on `trust`. With `verify(..., margin=True)` the margin lies between it and `upper_bound`, which `nearest` (nx,) attains in
     real arithmetic; otherwise these are inf and None.
 
-    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "presolve bounds", "attack",
-    "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
+    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "rows alone", "presolve bounds",
+    "attack", "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
     "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
     process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
-    the steps of the run.
+    the steps of the run. `tensors` say which variables the network's inputs and outputs are.
     """
 
     verdict: Verdict
@@ -121,6 +142,13 @@ class Result:
     bound_trust: Trust = Trust.ROUNDED
     upper_bound: float = math.inf
     nearest: np.ndarray | None = None
+    tensors: tuple[Stretch, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The first line of a VNN-COMP results file: `sat`, `unsat`, `unknown`, `timeout` or `error`."""
+        endings = {Reason.TIMEOUT: "timeout", Reason.FAILED: "error"}
+        return endings.get(self.reason, "unknown") if self.verdict is Verdict.UNKNOWN else str(self.verdict.value)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""
@@ -135,6 +163,8 @@ class Result:
             "upper_bound": json_number(self.upper_bound),
             "nearest": None if self.nearest is None else self.nearest.tolist(),
             "counterexample": None if self.counterexample is None else self.counterexample.to_dict(),
+            "inputs": [t.to_dict() for t in self.tensors if t.letter == "X"],
+            "outputs": [t.to_dict() for t in self.tensors if t.letter == "Y"],
             "seconds": self.seconds,
             "phases": [{"name": p.name, "seconds": p.seconds, **p.detail} for p in self.phases],
             "ledger": self.ledger,

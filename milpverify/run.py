@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import STEPS, attack
 from milpverify.events import Event
 from milpverify.ladder import climb
-from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Trust, Verdict
+from milpverify.reduction.reducing import reduced
+from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
@@ -25,6 +26,7 @@ from milpverify.search.ledger import Part, Reporter
 from milpverify.search.outcome import SearchOutcome
 
 if TYPE_CHECKING:
+    from milpverify.graph import TensorSpec
     from milpverify.spec import Array, Problem
 
 OnEvent = Callable[[Event], None]
@@ -72,7 +74,7 @@ class Run:
         self.deadline.watch_memory(self.options.memory_mb)
         self.device = device_of(self.options.device)
         self.graph = self.problem.graph.to(torch.float64, self.device)
-        self.began = time.monotonic()
+        self.began, self.given = time.monotonic(), self.problem
 
     @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, Any]]:
@@ -88,6 +90,16 @@ class Run:
     def tell(self, phase: str, message: str) -> None:
         """An event for whoever watches."""
         self.reporter(Event(phase, message))
+
+    def reduce(self) -> None:
+        """Make the problem smaller by its rows alone: nothing but what relates inputs or outputs costs anything."""
+        with self.reporter.ledger.spent(Part.ROWS):
+            found = reduced(self.problem, self.deadline)
+        if found.problem is not self.problem or found.closed:
+            self.phases.append(Phase("rows", time.monotonic() - self.began, {"closed": found.closed, "inputs": found.problem.graph.nx}))
+            self.reporter.ledger.close(Part.ROWS, found.closed)
+            self.problem, self.closed_bound = found.problem, found.bound
+            self.graph = found.problem.graph.to(torch.float64, self.device)
 
     def presolve(self) -> tuple[list[tuple[Group, BatchBounds]], list[dict[str, Any]]]:
         """Bound every box, cheap bounds first; returns the groups with a disjunct still open, reduced to the open ones, and the rungs.
@@ -192,6 +204,11 @@ class Run:
         """The input set is empty."""
         return self.result(Verdict.VERIFIED, Reason.EMPTY_INPUT_SET, Trust.EXACT, math.inf)
 
+    def contradicted(self) -> Result:
+        """The rows of every disjunct exclude each other."""
+        reason = Reason.EMPTY_INPUT_SET if self.closed_bound == math.inf else Reason.PROVED
+        return self.result(Verdict.VERIFIED, reason, Trust.EXACT, self.closed_bound, bound_trust=Trust.EXACT)
+
     def falsified(self, open_groups: list[tuple[Group, BatchBounds]], example: Counterexample) -> Result:
         """The attack found a counterexample."""
         return self.result(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, self.bound(open_groups), example)
@@ -241,12 +258,16 @@ class Run:
         bound_trust: Trust = Trust.ROUNDED,
     ) -> Result:
         """Everything about the run. What was proved on the way stays proved, however the search ended."""
-        known = self.reporter
+        known, substitution = self.reporter, self.problem.substitution
+        if counterexample is not None and substitution is not None:
+            lifted = substitution.lift(counterexample.x)
+            assert lifted is not None  # or it would not have been accepted
+            counterexample = dataclasses.replace(counterexample, x=lifted)
         if known.lower_bound > lower_bound:
             lower_bound, bound_trust = known.lower_bound, known.trust
             trust = known.trust if verdict is Verdict.UNKNOWN and reason is not Reason.TRUST else trust
-        if verdict is Verdict.VERIFIED and lower_bound == 0.0:
-            note = "; ".join(filter(None, [note, SIGN_ONLY]))
+        ours = SIGN_ONLY if verdict is Verdict.VERIFIED and lower_bound == 0.0 else ""
+        note = "; ".join(filter(None, [*self.problem.notes, note, ours]))
         return Result(
             verdict=verdict,
             reason=reason,
@@ -260,5 +281,15 @@ class Run:
             phases=tuple(self.phases),
             versions=versions(),
             options=self.options.to_dict(),
-            files=dict(self.problem.files),
+            files=dict(self.given.files),
+            tensors=(*stretches("X", self.given.graph.inputs), *stretches("Y", self.given.graph.outputs)),
         )
+
+
+def stretches(letter: str, specs: Iterable[TensorSpec]) -> list[Stretch]:
+    """Where the tensors of a network, one after the other, lie among the variables of a letter."""
+    found, first = list[Stretch](), 0
+    for spec in specs:
+        found.append(Stretch(letter, spec.name, spec.shape, spec.dtype, first, first + spec.size - 1))
+        first += spec.size
+    return found

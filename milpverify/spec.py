@@ -7,6 +7,7 @@ property that is proved is the one with these values.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, overload
@@ -161,13 +162,17 @@ class Problem:
 
     The margin of the problem is the minimum over disjuncts of the margin over the disjunct's inputs. No disjunct at all
     means that the unsafe set is empty. `runtime` holds the original network (ONNX bytes, or a torch module), in which
-    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked).
+    counterexamples are re-run; `files` are the files that it came from, each with the SHA-256 of what was read of it (unpacked); `notes`
+    say what reading them took for granted or left out.
+    `substitution` says which problem it stands for, if it has fewer inputs than that.
     """
 
     graph: Graph
     disjuncts: tuple[Disjunct, ...]
     runtime: object | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    substitution: Substitution | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for d in self.disjuncts:
@@ -175,3 +180,26 @@ class Problem:
                 raise InvalidProperty(f"the property has {d.box.size} inputs, the network {self.graph.nx}")
             if d.unsafe.y_rows.shape[1] != self.graph.ny:
                 raise InvalidProperty(f"the property has {d.unsafe.y_rows.shape[1]} outputs, the network {self.graph.ny}")
+
+
+@dataclass(frozen=True, eq=False)
+class Substitution:
+    """The inputs of the problem `whole` as affine functions x = matrix z + offset of fewer inputs z, in the reals.
+
+    `matrix` (nx, nz) and `offset` (nx,), float64: their numbers are exact.
+    """
+
+    whole: Problem
+    matrix: Array
+    offset: Array
+
+    def lift(self, z: Array) -> Array | None:
+        """x (nx,) for z (nz,), where float64 holds it; None where it does not."""
+        point, x = z.tolist(), np.zeros(len(self.offset))
+        for i, (row, constant) in enumerate(zip(self.matrix, self.offset.tolist(), strict=True)):
+            places = np.flatnonzero(row).tolist()
+            exact = sum((Fraction(float(row[j])) * Fraction(point[j]) for j in places), start=Fraction(constant))
+            x[i] = float(exact)
+            if Fraction(float(x[i])) != exact:
+                return None
+        return x

@@ -18,7 +18,6 @@ from milpverify.errors import InvalidInput
 from milpverify.margin import Gap, margin_to_gap
 from milpverify.run import OnEvent, Run
 from milpverify.run_info import settings_of, threads, working
-from milpverify.search.strategy import decide
 from milpverify.spec import Problem
 
 if TYPE_CHECKING:
@@ -68,9 +67,12 @@ def verify(
     with working(settings), in_force(deadline):
         if not problem.disjuncts:
             return run.empty()
+        run.reduce()
+        if not run.problem.disjuncts:
+            return run.contradicted()
         with run.phase("presolve") as detail:
             open_groups, rungs = run.presolve()
-            detail.update(disjuncts=len(problem.disjuncts), open=sum(g.count for g, _ in open_groups), rungs=rungs)
+            detail.update(disjuncts=len(run.problem.disjuncts), open=sum(g.count for g, _ in open_groups), rungs=rungs)
         if run.example is not None:
             return run.falsified(open_groups, run.example)
         if not open_groups:
@@ -87,6 +89,8 @@ def verify(
                 detail.update(open=sum(g.count for g, _ in open_groups))
         if not open_groups or settings.search.branching is Branching.NONE:
             return run.conclude(open_groups)
+        from milpverify.search.strategy import decide  # half of the package, which what bounds and attack decide does without
+
         with run.phase("search") as detail:
             outcome = decide(run.context(), open_groups)
             detail.update(outcome.detail)

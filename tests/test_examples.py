@@ -38,7 +38,7 @@ def run_example(name: str, folder: Path, env: dict[str, str], *args: str) -> str
 def test_every_numbered_example_is_tested() -> None:
     names = ["01_digits_robustness.py", "02_command_line.sh", "03_own_nonlinearity.py", "04_torch_module.py", "05_exact_optimum.py"]
     later = ["06_power_network.py", "07_comparison.py", "08_robustness_radii.py", "09_surrogate.py", "10_predictive_control.py"]
-    last = ["11_secure_dispatch.py", "12_learned_dispatch.py"]
+    last = ["11_secure_dispatch.py", "12_learned_dispatch.py", "13_causal_transformer.py"]
     assert names + later + last == NUMBERED
 
 
@@ -167,6 +167,16 @@ def test_learned_dispatch(tmp_path: Path, commands: dict[str, str]) -> None:
     assert "reproduced by pypower" in lines[-1] and (tmp_path / "proxy_5.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_causal_transformer(tmp_path: Path, commands: dict[str, str]) -> None:
+    """The torch module and its ONNX file get the same verdicts: proofs where attacks fail, counterexamples where they succeed."""
+    accuracy, *lines = run_example("13_causal_transformer.py", tmp_path, commands).splitlines()
+    assert int(accuracy.split("%")[0]) >= 80 and len(lines) == 12
+    verdicts = [re.findall(r"eps (\S+) *, \w+ *: (\w+), margin >= (\S+?)(?:,|$)", line)[0] for line in lines]
+    for (eps, verdict, bound), (_, other, other_bound) in zip(verdicts[::2], verdicts[1::2], strict=True):
+        assert verdict == other == ("FALSIFIED" if eps == "0.2" else "VERIFIED")
+        assert verdict == "FALSIFIED" or float(bound) == pytest.approx(float(other_bound), rel=1e-2)
+
+
 @pytest.mark.parametrize(("name", "verdict"), [("robust", "unsat"), ("fragile", "sat")])
 def test_the_committed_pairs(run_cli: Run, name: str, verdict: str) -> None:
     done = run_cli("verify", EXAMPLES / "digits.onnx", EXAMPLES / f"{name}.vnnlib", "--timeout", "60")
@@ -187,7 +197,7 @@ def test_the_committed_pairs_are_what_the_script_makes(tmp_path: Path, environme
 def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> None:
     """The Python of the README, block after block, with a box for its `lower` and `upper`."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     box = "lower, upper = problem.disjuncts[0].box.lower, problem.disjuncts[0].box.upper"
     check = (
         "assert (bounds.output.lower <= bounds.output.upper).all()\n"

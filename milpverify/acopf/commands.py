@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, answer, live, number, remark, reported
+from milpverify.console import Debug, Json, Quiet, Timeout, answer, live, number, remark, reported, room
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, write_atomically
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LATE = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
 
-app = typer.Typer(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
+app = room(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 
 CaseFile = Annotated[Path, typer.Argument(metavar="CASE.m", exists=True, dir_okay=False, help="The network, a MATPOWER case.")]
 Scale = Annotated[float, typer.Option(metavar="X", callback=number, help="Every active and reactive load times X.")]

@@ -168,6 +168,13 @@ class Region:
         fits = self.cost(end).sum(2) <= self.budget
         return torch.where(fits | ~torch.isfinite(square) | (square <= 0), 0.0, 0.5 / square.sqrt())
 
+    def about(self, rows: Tensor) -> Tensor:
+        """About the least of rows . (x - reference), (batch, r), differentiable in the rows; nothing is proved here."""
+        with torch.no_grad():
+            multiplier, d = self.attained(rows.detach())
+            spent, at = multiplier * (self.cost(d).sum(2) - self.budget), d + self.shift.unsqueeze(1)
+        return (rows * at).sum(2) + spent
+
     def least(self, rows: Tensor) -> Tensor:
         """Lower bounds of rows . (x - reference) over box and ball: rows (batch, r, nx) -> (batch, r) float64; rigorous."""
         rows = rows.detach().double()

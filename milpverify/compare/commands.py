@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from milpverify.config import Deadline
-from milpverify.console import Debug, Json, Quiet, Timeout, answer, remark, reported
+from milpverify.console import Debug, Json, Outputs, Quiet, Timeout, answer, bar, remark, reported, room
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from milpverify.compare.plots import Kind
     from milpverify.compare.rows import Row
+
+app = room()
 
 PATIENCE = 2.0
 """Seconds after a signal that a comparison may take to end its processes, and to show what is complete."""
 DEFAULT = "ibp,forward,crown,alpha-crown,lp,auto"
 
 
+@app.command()
 def compare(
     network: Annotated[
         Path, typer.Argument(metavar="NET.onnx|INSTANCES.csv", exists=True, dir_okay=False, help="The network, or a list of instances.")
@@ -49,6 +51,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write rows to a CSV file as they come.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: what it holds is not run again.")] = False,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Problems that are worked on at a time.")] = 1,
+    output: Outputs = None,
     json: Json = None,
     plot: Annotated[
         list[str] | None,
@@ -77,9 +80,10 @@ def compare(
         names = [name for name in methods.split(",") if name.strip()] + (tool or [])
         drawn = [name.strip() for name in plot_methods.split(",") if name.strip()]
         pictures = [_picture(text, names, drawn, (network, spec)) for text in plot or ()]
-        with _progress(quiet) as on_row:
+        with bar(quiet) as show:
             problems = network if spec is None else [(network, spec)]
-            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=on_row)
+            told = _teller(show)
+            found = run(problems, names, timeout, csv=csv, resume=resume, jobs=jobs, deadline=deadline, on_row=told, outputs=output)
         try:
             answer(found.text(_width() if sys.stdout is not None and sys.stdout.isatty() else None))
         finally:
@@ -105,28 +109,11 @@ def _picture(text: str, names: list[str], drawn: list[str], inputs: Iterable[Pat
     return kind, path
 
 
+def _teller(show: Callable[[str, int], None] | None) -> Callable[[Row, int], None] | None:
+    return None if show is None else lambda row, left: show(f"{row.problem}, {row.method}: {row.verdict.value}", left)
+
+
 def _width() -> int:
     import shutil
 
     return shutil.get_terminal_size().columns
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[Row, int], None] | None]:
-    """A bar over the runs on standard error, where that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
-        bar, done = progress.add_task("starting", total=None), [0]
-
-        def show(row: Row, left: int) -> None:
-            done[0] += 1
-            text = f"{row.problem}, {row.method}: {row.verdict.value}".replace("[", r"\[")
-            progress.update(bar, description=text, total=done[0] + left, completed=done[0])
-
-        yield show

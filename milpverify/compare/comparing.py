@@ -41,6 +41,7 @@ def compare(
     jobs: int = 1,
     deadline: Deadline | None = None,
     on_row: Callable[[Row, int], None] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Comparison:
     """Run several methods on the same problems and put their bounds, verdicts and costs side by side.
 
@@ -59,12 +60,14 @@ def compare(
         jobs: how many problems are worked on at a time; the methods of one come one after the other.
         deadline: one that the caller can cancel; what is complete then stays.
         on_row: called with every row, and with how many runs are left.
+        outputs: the names of the outputs that Y_0, Y_1, ... number in networks that are files, as for `load`; other tools have rules of
+            their own.
 
     Raises:
         InvalidInput: an unknown method, a problem that cannot be read, a file that cannot be written.
         Contradiction: a proved bound lies above the margin of a point that was judged; both are named.
     """
-    work = _Work(instances_of(problems), methods_of(methods), timeout, deadline or Deadline(), on_row)
+    work = _Work(instances_of(problems, outputs), methods_of(methods), timeout, deadline or Deadline(), on_row)
     if jobs < 1:
         raise InvalidInput(f"jobs is how many problems are worked on at a time, not {jobs}")
     if resume and csv is None:

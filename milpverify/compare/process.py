@@ -20,6 +20,7 @@ from milpverify.compare.child import own_peak
 from milpverify.compare.rows import Answer, Usage, Word
 from milpverify.errors import InvalidInput
 from milpverify.outside import children
+from milpverify.outside.starting import started
 from milpverify.solvers.worker import BrokenProtocol, receive, send
 
 if TYPE_CHECKING:
@@ -76,18 +77,8 @@ class _Child:
     """A process, what it complains of and what it tells."""
 
     def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `end`)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "milpverify.compare.child", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.complaints,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,
-        )
-        children.born(self.process)
+        self.process = started("milpverify.compare.child", complaints=self.complaints)
         self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         assert self.process.stdout is not None
         self.listener = threading.Thread(target=_listen, args=(self.process.stdout, self.inbox), daemon=True)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Instance:
     """A problem as another process gets it: the files of a network and a property, or the pickle of a `Problem`.
 
-    `timeout` are seconds per method where the caller sets none; `radius` is how far inputs may change, where that is known (`reach`).
+    `timeout` are seconds per method where the caller sets none; `radius` is how far inputs may change, where that is known (`reach`);
+    `outputs` are the names of the network's outputs that are numbered, None where that is clear.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Instance:
     timeout: float | None = None
     pickled: bytes = b""
     radius: float | None = None
+    outputs: tuple[str, ...] | None = None
 
     @staticmethod
     def of(source: Source, name: str | None = None, radius: float | None = None) -> Instance:
@@ -76,7 +78,7 @@ class Instance:
         if self.onnx is not None and self.vnnlib is not None:
             from milpverify.frontends.load import load
 
-            return load(self.onnx, self.vnnlib)
+            return load(self.onnx, self.vnnlib, outputs=self.outputs)
         try:
             problem: Problem = pickle.loads(self.pickled)
         except (pickle.UnpicklingError, AttributeError, ImportError, TypeError) as error:
@@ -84,8 +86,11 @@ class Instance:
         return problem
 
 
-def instances_of(sources: str | Path | Sequence[Source] | Mapping[str, Source]) -> list[Instance]:
+def instances_of(sources: str | Path | Sequence[Source] | Mapping[str, Source], outputs: Sequence[str] | None = None) -> list[Instance]:
     """The instances of a list, of a file of VNN-COMP's form, or by the names that they are given, under names that differ.
+
+    Args:
+        outputs: of networks that are files, and do not say it themselves, the names of those that are numbered.
 
     Raises:
         InvalidInput: a file is missing or cannot be read, a problem is there twice, or there is none.
@@ -98,6 +103,8 @@ def instances_of(sources: str | Path | Sequence[Source] | Mapping[str, Source]) 
         found = [_instance(s, k) for k, s in enumerate(sources)]
     if not found:
         raise InvalidInput("there is no problem to compare methods on")
+    if outputs is not None:
+        found = [i if i.onnx is None or i.outputs is not None else replace(i, outputs=tuple(outputs)) for i in found]
     count = Counter(i.name for i in found)
     named = [replace(i, name=f"{i.onnx} {i.vnnlib}") if count[i.name] > 1 and i.onnx is not None else i for i in found]
     twice = [name for name, n in Counter(i.name for i in named).items() if n > 1]
@@ -156,7 +163,8 @@ def _instance(source: Source, place: int) -> Instance:
         raise InvalidInput(f"a problem is a pair of files or a Problem, not a {type(source).__name__}")
     files = list(source.files)
     if len(files) > 1 and files[-1].removesuffix(".gz").endswith(".vnnlib"):
-        return Instance.of_files(Path(files[0]), Path(files[-1]))  # between them there may be files of weights
+        kept = tuple(spec.name for spec in source.graph.outputs) or None
+        return replace(Instance.of_files(Path(files[0]), Path(files[-1])), outputs=kept)  # between them there may be files of weights
     name = f"problem {place + 1}"
     try:
         return Instance(name, pickled=pickle.dumps(_bare(source)), radius=_half_width(source.disjuncts))
@@ -168,7 +176,7 @@ def _bare(problem: Problem) -> Problem:
     """The problem without what its graph has derived so far."""
     from milpverify.spec import Problem
 
-    return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files)
+    return Problem(replace(problem.graph), problem.disjuncts, problem.runtime, problem.files, notes=problem.notes)
 
 
 def _half_width(disjuncts: Sequence[Disjunct]) -> float | None:

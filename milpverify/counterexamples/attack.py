@@ -135,7 +135,7 @@ class _Batch:
         self.problem, self.graph, self.disjuncts, self.generator = problem, graph, disjuncts, generator
         self.lower, self.upper = (_tensor(side, graph) for side in _inner_boxes(disjuncts, graph.dtype))
         self.unsafe = _Table.pad([d.unsafe for d in disjuncts], graph)
-        self.domain = _Table.pad([d.domain for d in disjuncts], graph) if any(len(d.domain) for d in disjuncts) else None
+        self.domain = _Table.pad([d.domain for d in disjuncts], graph) if any(d.domain.mentions_x.any() for d in disjuncts) else None
         self.points = points.copy()
         self.network: Surrogate | None = None  # known with the first starts
         self.margins = np.full(len(disjuncts), np.inf)

@@ -79,10 +79,11 @@ def validate(problem: Problem, disjunct: Disjunct, x: Array) -> Validation:
     float32 rounding, as VNN-COMP does. In the runtime every row must hold both in float64, as anyone recomputes it, and in
     rationals; in the reals every row must hold for the whole enclosure, or exactly where the enclosure cannot tell.
 
-    A problem without a runtime is its graph, which then runs in the input's type.
+    A problem without a runtime is its graph, which then runs in the input's type. One that stands for a problem with more inputs is run as
+    that, at the input that float64 must hold.
     """
     graph = problem.graph
-    point = next((c for c in _candidates(graph, disjunct.box, x) if inside(graph, disjunct, c)), None)
+    point = next((c for c in _candidates(graph, disjunct.box, x) if inside(graph, disjunct, c) and _exists(problem, c)), None)
     if point is None:
         return Validation(Validity.NOT_A_COUNTEREXAMPLE, representable(graph, disjunct.box, x))
     rows = disjunct.unsafe
@@ -163,7 +164,15 @@ def inside(graph: Graph, disjunct: Disjunct, x: Array) -> bool:
     )
 
 
+def _exists(problem: Problem, x: Array) -> bool:
+    """Whether the point is one of the problem that this one stands for."""
+    return problem.substitution is None or problem.substitution.lift(x) is not None
+
+
 def _run(problem: Problem, x: Array) -> Array:
+    if problem.substitution is not None:
+        lifted = problem.substitution.lift(x)
+        return np.full(problem.graph.ny, math.nan) if lifted is None else _run(problem.substitution.whole, lifted)
     if problem.runtime is not None:
         return np.asarray(cast(Runtime, problem.runtime).run(x), dtype=np.float64).reshape(-1)
     wide = any(s.dtype not in _NARROW for s in problem.graph.inputs)

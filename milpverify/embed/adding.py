@@ -39,6 +39,7 @@ def embed(
     pieces: int = 4,
     name: str | None = None,
     shape: Sequence[int] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Embedding:
     """Add a network to an optimisation model of the user's own; returns its outputs, as variables of the model.
 
@@ -60,6 +61,7 @@ def embed(
         pieces: so many per neuron to begin with, where it is in pieces.
         name: what the names of variables and constraints begin with: "net", "net2", ... unless given.
         shape: of a torch module's input, with its batch axis, where the inputs' shape does not tell.
+        outputs: of an ONNX file, the names of those that are added, as for `load`.
 
     Raises:
         InvalidInput: an input is unbounded, not the model's own, or one too many; bounds cross; an option is unknown; the name is taken.
@@ -77,7 +79,7 @@ def embed(
     box = box_of(host, given, lower, upper)
     if isinstance(net, Graph) and net.nx != box.size:
         raise InvalidInput(f"{box.size} inputs were given, but the network takes {net.nx}")
-    loaded = _loaded(net, box, given.shape, shape)
+    loaded = _loaded(net, box, given.shape, shape, outputs)
     graph = loaded.graph
     if graph.nx != box.size:
         raise InvalidInput(f"{box.size} inputs were given, but the network takes {graph.nx}")
@@ -95,15 +97,15 @@ def embed(
     return made
 
 
-def _loaded(net: Network, box: Box, given: tuple[int, ...], shape: Sequence[int] | None) -> Loaded:
+def _loaded(net: Network, box: Box, given: tuple[int, ...], shape: Sequence[int] | None, outputs: Sequence[str] | None) -> Loaded:
     """The network on inputs of the shape in which they were given, or where it refuses that, of a flat one."""
     if shape is not None or len(given) < 2:
-        return load_network(net, box, shape)
+        return load_network(net, box, shape, outputs)
     try:
-        return load_network(net, Box(box.lower.reshape(given), box.upper.reshape(given)))
+        return load_network(net, Box(box.lower.reshape(given), box.upper.reshape(given)), None, outputs)
     except InvalidModel:
         try:
-            return load_network(net, box)
+            return load_network(net, box, None, outputs)
         except InvalidModel:
             pass
         raise

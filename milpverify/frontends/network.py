@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A lowered network that agreed with its runtime. The runtime is None where the graph itself was given; `files` as in `Problem`."""
+    """A lowered network that agreed with its runtime, None where the graph itself was given; `files` and `notes` as in `Problem`."""
 
     graph: Graph
     runtime: object | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def load_network(network: Network, box: Box, shape: Sequence[int] | None = None) -> Loaded:
+def load_network(network: Network, box: Box, shape: Sequence[int] | None = None, outputs: Sequence[str] | None = None) -> Loaded:
     """Lower a network, and compare it with its runtime on points of a box.
 
     Args:
@@ -38,19 +39,23 @@ def load_network(network: Network, box: Box, shape: Sequence[int] | None = None)
         box: the inputs that matter.
         shape: of a torch module's input, with its batch axis of 1. Without it the box's bounds say it: as they are shaped, with a
             batch axis in front; only where the module refuses that, and they begin with an axis of length 1, without.
+        outputs: of an ONNX file, the names of those that are kept; None for all of real numbers.
 
     Raises:
+        InvalidInput: there is no such output, or it is not clear which there are to be.
         InvalidModel: the network cannot be read or traced, is in training mode, or what it was lowered to differs from its runtime.
         UnsupportedOperator: an operation of the network has no rule.
     """
     if isinstance(network, Graph):
+        _no_names(outputs)
         return Loaded(network)
     if isinstance(network, (str, Path)):
-        return _onnx(network, box)
+        return _onnx(network, box, outputs)
     from torch import nn
 
     if not isinstance(network, nn.Module):
         raise InvalidInput(f"a network is a torch module, the path of an ONNX file or a Graph, not a {type(network).__name__}")
+    _no_names(outputs)
     from milpverify.frontends.lowering.redundancy import without_repeats
     from milpverify.frontends.torch.runtime import check
     from milpverify.frontends.torch.trace import lower_module
@@ -61,18 +66,23 @@ def load_network(network: Network, box: Box, shape: Sequence[int] | None = None)
     return Loaded(without_repeats(graph), runtime)
 
 
-def _onnx(path: str | Path, box: Box) -> Loaded:
+def _no_names(outputs: Sequence[str] | None) -> None:
+    if outputs is not None:
+        raise InvalidInput("outputs=... chooses among the outputs of an ONNX file; those of a module or a graph are all meant")
+
+
+def _onnx(path: str | Path, box: Box, outputs: Sequence[str] | None) -> Loaded:
     from milpverify.errors import InvalidProperty
     from milpverify.frontends.lowering.redundancy import without_repeats
     from milpverify.frontends.onnx import check as onnx_check
     from milpverify.frontends.onnx.reading import read_network
-    from milpverify.frontends.onnx.runtime import OnnxRuntime
 
-    graph, source = read_network(path)
+    graph, source = read_network(path, outputs=outputs)
     if box.size != graph.nx:
         raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
     onnx_check.check(graph, source, box)
-    return Loaded(without_repeats(graph), OnnxRuntime(source.data), source.files)
+    note = source.outputs.note(graph.outputs)
+    return Loaded(without_repeats(graph), source.runtime(), source.files, (note,) if note else ())
 
 
 def _runtime(module: nn.Module, box: Box, shape: Sequence[int] | None) -> TorchRuntime:

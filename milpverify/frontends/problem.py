@@ -38,6 +38,8 @@ class Problem(spec.Problem):
         unsafe: what must not happen: `Rows` (all of its inequalities hold), a sequence of `Rows` (those of one of them do), or a
             VNN-LIB term over X_i and Y_j, such as "(or (<= Y_0 Y_1) (<= Y_0 Y_2))".
         shape: of a torch module's input, with its batch axis, where the box does not tell.
+        outputs: of an ONNX file, the names of those that Y_0, Y_1, ... number, as for `load`.
+        notes: what to say of how the problem was read.
 
     Raises:
         InvalidModel: the network cannot be read or traced, or is in training mode, or differs from what it was lowered to.
@@ -54,6 +56,8 @@ class Problem(spec.Problem):
         *,
         unsafe: Unsafe | None = None,
         shape: Sequence[int] | None = None,
+        outputs: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         from milpverify.graph import Graph
 
@@ -61,13 +65,13 @@ class Problem(spec.Problem):
             if unsafe is None:
                 raise InvalidInput("a problem on a box or ball needs the unsafe set: unsafe=Rows(...), several of them, or a VNN-LIB term")
             box = box_of(disjuncts)
-            loaded = load_network(graph, box, shape)
-            graph, runtime = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime
+            loaded = load_network(graph, box, shape, outputs)
+            graph, runtime, notes = confined_to(loaded.graph, disjuncts), runtime or loaded.runtime, (*notes, *loaded.notes)
             files = {**(files or {}), **loaded.files}
             disjuncts = _disjuncts(unsafe, box, graph.nx, graph.ny)
-        elif not isinstance(graph, Graph) or unsafe is not None:
+        elif not isinstance(graph, Graph) or unsafe is not None or outputs is not None:
             raise InvalidInput("a problem is a network with a Box or a Ball and unsafe=..., or a Graph with disjuncts")
-        super().__init__(graph, tuple(disjuncts), runtime, files or {})
+        super().__init__(graph, tuple(disjuncts), runtime, files or {}, notes=tuple(notes))
 
 
 def robustness(
@@ -79,6 +83,7 @@ def robustness(
     clip: tuple[float, float] | None = None,
     norm: str | Norm = Norm.LINF,
     shape: Sequence[int] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Problem:
     """Whether every input within eps of x0 gets the same label: unsafe is that another output is as large.
 
@@ -90,6 +95,7 @@ def robustness(
         clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels.
         norm: "linf", so that no entry changes by more than eps, "l1" or "l2".
         shape: of a torch module's input, with its batch axis, where x0 does not tell.
+        outputs: of an ONNX file, the names of those that hold the scores, as for `load`.
 
     Raises:
         InvalidInput: eps is negative or no number, or there is no such label.
@@ -111,7 +117,7 @@ def robustness(
             raise InvalidInput(f"the norm {Norm.of(norm).value} takes one radius eps; for weights by entry use mv.Ball")
         inputs = Ball(centre, float(radius.reshape(())), norm, *(clip or (-np.inf, np.inf)))
     box = box_of(inputs)
-    loaded = load_network(net, box, shape)
+    loaded = load_network(net, box, shape, outputs)
     graph, ny = confined_to(loaded.graph, inputs), loaded.graph.ny
     if ny < 2:
         raise InvalidInput("the network has one output, hence no labels to tell apart; state the problem by Problem(net, box, unsafe=...)")
@@ -119,7 +125,7 @@ def robustness(
         raise InvalidInput(f"there is no label {label!r}: the network has the outputs 0 to {ny - 1}")
     rows = np.delete(np.eye(ny)[label] - np.eye(ny), label, axis=0)
     unsafe = [Rows.on_outputs(row, 0.0, loaded.graph.nx) for row in rows]
-    return Problem(graph, _disjuncts(unsafe, box, graph.nx, ny), loaded.runtime, loaded.files)
+    return Problem(graph, _disjuncts(unsafe, box, graph.nx, ny), loaded.runtime, loaded.files, notes=loaded.notes)
 
 
 def box_of(inputs: Box | Ball) -> Box:

@@ -98,7 +98,7 @@ def curved_range(shape: Shape, ends: Interval, lower: Tensor, upper: Tensor) -> 
     """
     found = ends
     for (low, high), (least, most) in zip(shape.extrema, shape.extreme_values, strict=True):
-        met = _meets(lower, upper, low, high, shape.period)
+        met = meets(lower, upper, low, high, shape.period)
         found = _include(found, met, _same(lower, least, most))
     (least, _), (_, most) = shape.range
     (_, start), (end, _) = shape.domain
@@ -111,7 +111,7 @@ def curved_range(shape: Shape, ends: Interval, lower: Tensor, upper: Tensor) -> 
     )
 
 
-def _meets(lower: Tensor, upper: Tensor, low: float, high: float, period: PerInput | None) -> Tensor:
+def meets(lower: Tensor, upper: Tensor, low: float, high: float, period: PerInput | None) -> Tensor:
     """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away."""
     if period is None:
         return (lower <= high) & (upper >= low)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from milpverify.balls.ball import Ball
+    from milpverify.balls.halfspaces import Halfspaces
     from milpverify.functions.catalogue import Function
     from milpverify.operators.window import Window
 
@@ -55,9 +56,10 @@ class Operator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Input(Operator):
-    """The network's input x, flattened: shape (nx,); perhaps confined to a ball."""
+    """The network's input x, flattened: shape (nx,); perhaps confined to a ball, and to half-spaces."""
 
     ball: Ball | None = None
+    halfspaces: Halfspaces | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +69,22 @@ class Elementwise(Operator):
     function: Function
 
 
+@dataclass(frozen=True)
+class Norm:
+    """What is known of the factors of a normalisation: 0 <= b and |a| b <= |a| / sqrt((a / largest)^2 + floor), so |a b| <= `largest`.
+
+    b is the reciprocal of a norm of a vector that a belongs to: it is small where a is large. Where `floor` is 0 the norm may be 0.
+    """
+
+    largest: float
+    floor: float
+
+
 @dataclass(frozen=True, eq=False)
 class Product(Operator):
     """y = a * b, elementwise, of two nodes of one shape. A square is an `Elementwise`, which knows that both factors are one."""
+
+    norm: Norm | None = None
 
 
 class Affine(Operator):

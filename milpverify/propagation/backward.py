@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import LARGEST_DEVIATION, U64, UNIT_ROUNDOFF, cast_down, cast_up, gamma
-from milpverify.balls.dual import Region
+from milpverify.balls.confined import confining
 from milpverify.config import check_time
 from milpverify.operators import Affine, Input, Window
 from milpverify.operators.window import filled
@@ -29,6 +29,7 @@ from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.rule import PerInput
 
 if TYPE_CHECKING:
+    from milpverify.balls.confined import Confined
     from milpverify.graph import Graph
 
 LineTable = dict[int, Lines]
@@ -98,8 +99,18 @@ def lines(
         intercepts = rule_of(known.op).intercepts(*ends, wide_lower, wide_upper)
     below, above = intercepts
     (low, low_pad), (high, high_pad) = shifted(below, wide_lower), shifted(above, wide_upper)
-    pad = charge + low_pad + high_pad + g * torch.maximum(low.detach().abs(), high.detach().abs())
-    return Lines(k_lower, k_upper, _straight(cast_down, low - pad, dtype), _straight(cast_up, high + pad, dtype))
+    size_low, size_high = low.detach().abs(), high.detach().abs()
+    larger = torch.maximum(size_low, size_high)
+    pad = charge + low_pad + high_pad + g * larger
+    if not bool(pad.isfinite().all()):  # one line may be missing and the other not
+        alone = ~larger.isfinite()
+        below, above = (torch.where(alone, charge + own + g * size, pad) for own, size in ((low_pad, size_low), (high_pad, size_high)))
+        far = torch.finfo(dtype).max / 8  # sums of such intercepts do not overflow
+        low = (low - below).nan_to_num(-torch.inf, torch.inf, -torch.inf).clamp(max=far)
+        high = (high + above).nan_to_num(torch.inf, torch.inf, -torch.inf).clamp(min=-far)
+    else:
+        low, high = low - pad, high + pad
+    return Lines(k_lower, k_upper, _straight(cast_down, low, dtype), _straight(cast_up, high, dtype))
 
 
 def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -112,42 +123,29 @@ def _straight(cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: t
 
 def default_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the default slopes."""
-    k_lower, k_upper = rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state))
-    return lines(graph, node, state, dtype, tuple(k.to(dtype) for k in k_lower), tuple(k.to(dtype) for k in k_upper))
+    return _lines(graph, node, state, dtype, *rule_of(graph.nodes[node].op).default_slopes(*ends_of(graph, node, state)))
 
 
 def parallel_lines(graph: Graph, node: int, state: State, dtype: torch.dtype) -> Lines:
     """The lines with the same slopes for both sides."""
-    slopes = tuple(k.to(dtype) for k in rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state)))
-    return lines(graph, node, state, dtype, slopes, slopes)
+    slopes = rule_of(graph.nodes[node].op).parallel_slopes(*ends_of(graph, node, state))
+    return _lines(graph, node, state, dtype, slopes, slopes)
 
 
-def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
-    """Sums over all paths from an input to a row of the products of absolute coefficients: an influence that nothing cancels.
+def _lines(graph: Graph, node: int, state: State, dtype: torch.dtype, below: PerInput, above: PerInput) -> Lines:
+    """Lines with given slopes, float64; where one is missing, with 0 for slopes that are too steep or meet what nothing is charged for."""
+    k_lower = tuple(k.to(dtype) for k in below)
+    found = lines(graph, node, state, dtype, k_lower, k_lower if above is below else tuple(k.to(dtype) for k in above))
+    if found.missing is None:
+        return found
+    limit = LARGEST_DEVIATION**0.75 if dtype == torch.float32 else LARGEST_DEVIATION
+    near = [state[i].deviation <= LARGEST_DEVIATION for i in graph.nodes[node].inputs]
 
-    Args:
-        graph: in the precision of the matrices.
-        table: lines; the larger of their two slopes counts.
-        rows: on the output, (batch, r, ny).
+    def usable(slopes: PerInput) -> PerInput:
+        return tuple(torch.where((k.abs() <= limit) & held, k, 0.0) for k, held in zip(slopes, near, strict=True))
 
-    Returns:
-        (batch, r, nx).
-    """
-    batch, count = rows.shape[:2]
-    waiting = {graph.output: rows.abs().to(graph.dtype).reshape(batch, count, *graph.nodes[graph.output].shape)}
-    for node in reversed(graph.nodes):
-        if node.id not in waiting or node.id == 0:
-            continue
-        weight = waiting.pop(node.id)
-        if node.id in table:
-            both = zip(table[node.id].k_lower, table[node.id].k_upper, strict=True)
-            parts: tuple[Tensor, ...] = tuple(weight * torch.maximum(low.abs(), high.abs()).unsqueeze(1) for low, high in both)
-        else:
-            parts = graph.absolutes[node.id].adjoint(weight.reshape(-1, *node.shape))
-        for source, part in zip(node.inputs, parts, strict=True):
-            part = part.reshape(batch, count, *graph.nodes[source].shape)
-            waiting[source] = waiting[source] + part if source in waiting else part
-    return waiting[0]
+    k_lower = usable(found.k_lower)
+    return lines(graph, node, state, dtype, k_lower, k_lower if above is below else usable(found.k_upper))
 
 
 def ends_of(graph: Graph, node: int, state: State) -> tuple[PerInput, PerInput]:
@@ -265,11 +263,28 @@ class Backward:
             *slopes, middle, half = window.cut(around.filled, self.owner)
         magnitude = rows.abs()
         self._account(self._dot(rows, middle), self._dot(magnitude, half))
+        if around.missing is not None:
+            self._lack(rows, around.missing, window)
         parts = []
         for mean, tilt in zip(slopes[::2], slopes[1::2], strict=True):
             straight = rows * self._wide(mean, rows)
             parts.append(straight if self.parallel else torch.addcmul(straight, magnitude, self._wide(tilt, rows)))
         return parts
+
+    def _lack(self, rows: Tensor, missing: Tensor, window: Window | None) -> None:
+        """Nothing is known of a row that needs a missing line."""
+        if self.owner is None:
+            below, above = missing.unsqueeze(2) if missing.dim() == rows.dim() else missing
+        elif window is None:
+            below, above = missing[:, self.owner].unsqueeze(2)
+        else:
+            below, above = window.cut(filled(missing), self.owner).unsqueeze(2)
+        up, down = rows > 0, rows < 0
+        sides = ((up & below) | (down & above), (up & above) | (down & below))
+        lost_below, lost_above = (side.flatten(2).any(2) for side in sides)
+        self.lower = self.lower.masked_fill(lost_below, -torch.inf)
+        if self.parallel:
+            self.upper = self.upper.masked_fill(lost_above, torch.inf)
 
     def _account(self, linear: Tensor, spread: Tensor) -> None:
         self.terms += 2
@@ -314,33 +329,34 @@ class Backward:
         """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel.
 
         Args:
-            confined: whether the ball that inputs are confined to counts; without it, the bounds hold over the whole box.
+            confined: whether what inputs are confined to besides the box counts; without it, the bounds hold over the whole box.
         """
         lower, upper, size = self.lower, self.upper, self.size
         for node, rows in self.waiting.items():
             if node not in self.intervals:
                 self.intervals[node] = self._interval(node, rows.dtype)
             (middle, radius), window = self.intervals[node], self.windows.get(node)
-            reach = self._dot(rows.abs(), self._take(radius, window))
+            reach = self._dot(rows.abs(), around := self._take(radius, window))
+            if bool(reach.isnan().any()):  # zero times infinity
+                unknown = self._wide(around.isinf(), rows)
+                reach = self._dot(rows.abs(), around.masked_fill(around.isinf(), 0.0))
+                reach = reach.masked_fill((unknown & (rows != 0)).flatten(2).any(2), torch.inf)
             shift = torch.zeros_like(reach) if middle is None else self._dot(rows, self._take(middle, window))
             below, above = shift - reach, shift + reach
-            if confined and node == 0 and self.region is not None:
-                region, rows = self.region.take(self.owner), self.whole(node)
-                below = torch.maximum(below, region.least(rows))
-                above = torch.minimum(above, -region.least(-rows)) if self.parallel else above
+            for region in self.regions if confined and node == 0 else ():
+                own, whole = region.take(self.owner), self.whole(node)
+                below = torch.maximum(below, own.least(whole))
+                above = torch.minimum(above, -own.least(-whole)) if self.parallel else above
             lower, upper = lower + below, upper + above
             size = size + (shift.abs() + reach).detach()
         pad = self._pad(size)
         return lower - pad, upper + pad
 
     @cached_property
-    def region(self) -> Region | None:
-        """The ball that inputs are confined to with the state's boxes, where it cuts them."""
-        if (ball := self.graph.ball) is None:
-            return None
+    def regions(self) -> tuple[Confined, ...]:
+        """What inputs are confined to with the state's boxes, where it cuts them."""
         known = self.state[0]
-        region = Region.of(ball, known.bounds.lower, known.bounds.upper, known.center)
-        return region if region.cuts() else None
+        return confining(self.graph.ball, self.graph.halfspaces, known.bounds.lower, known.bounds.upper, known.center)
 
     def accumulated(self, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds (lower, upper) if what still waits is known to be at most `reach` (groups, rows) in absolute value."""
@@ -365,7 +381,8 @@ class Backward:
             radius = radius + known.charge
         kept = middle.to(dtype)
         radius = radius + (middle - kept.double()).abs()
-        return kept, cast_up(radius * (1 + g), dtype)
+        # Infinite ends have no middle.
+        return torch.where(radius.isfinite(), kept, 0.0), cast_up(radius.nan_to_num(torch.inf, torch.inf) * (1 + g), dtype)
 
     def gather(self, group: Tensor, position: Tensor) -> None:
         """Go on with some of the rows only, rearranged; those of a new group come from one group.

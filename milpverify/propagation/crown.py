@@ -81,8 +81,8 @@ def crown(
     level: Level = {}
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
     screened -= set(known or ()) if screened_before else set()
-    # What a ball excludes the box's ranges do not tell.
-    useful = screened and len(lower) and graph.ball is None
+    # What a ball or half-spaces exclude the box's ranges do not tell.
+    useful = screened and len(lower) and graph.boxed
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
     sampled = carried is not None
     for node in graph.nodes:
@@ -168,7 +168,7 @@ def bound_rows(
         base, pad = base + more, pad + more_pad + 2 * U64 * (base.abs() + more.abs())
     while sweep.step():
         pass
-    least = [sweep.concretise()[0], *([] if sweep.region is None else [sweep.concretise(confined=False)[0]])]
+    least = [sweep.concretise()[0], *([sweep.concretise(confined=False)[0]] if sweep.regions else [])]
     lower, *others = (finite(base + part - pad - 8 * U64 * (base.abs() + part.detach().abs())) for part in least)
     # Where nothing is known, infinite ends have left coefficients that are no numbers.
     return LinearBound(sweep.waiting[0].nan_to_num(0.0, 0.0, 0.0), base + sweep.lower, lower, *(others or [lower]))
@@ -180,12 +180,22 @@ def _base(graph: Graph, node: int, start: NodeState, rows: Tensor, flat: Tensor)
     base = (rows @ center).squeeze(2)
     pad = 2 * (rows.shape[2] + 8) * U64 * (rows.abs() @ center.abs()).squeeze(2)
     deviation = start.deviation.flatten(1)
-    lost = ((rows - flat.double()).abs() @ deviation.unsqueeze(2)).squeeze(2)
+    lost = _against((rows - flat.double()).abs(), deviation)
     # The multipliers may meet others at this node: those of the nodes that read it, and of splits.
     charge = (3 + len(graph.consumers[node])) * UNIT_ROUNDOFF[flat.dtype] * deviation
     if start.charge is not None:
         charge = charge + start.charge.flatten(1)
-    return base, pad + (lost + (rows.abs() @ charge.unsqueeze(2)).squeeze(2)) * (1 + 2.0**-20)
+    return base, pad + (lost + _against(rows.abs(), charge)) * (1 + 2.0**-20)
+
+
+def _against(sizes: Tensor, charge: Tensor) -> Tensor:
+    """Sizes (batch, r, n) >= 0 times charges (batch, n) >= 0, (batch, r), where zero times infinity is zero."""
+    found = (sizes @ charge.unsqueeze(2)).squeeze(2)
+    if not bool(found.isnan().any()):
+        return found
+    unknown = ~charge.isfinite()
+    found = (sizes @ charge.masked_fill(unknown, 0.0).unsqueeze(2)).squeeze(2)
+    return found.masked_fill(((sizes > 0) & unknown.unsqueeze(1)).any(2), torch.inf)
 
 
 def _screened(

@@ -15,6 +15,7 @@ Rounding is charged to the intercepts of the node where it happens, once:
 - a nonlinear node: S |slope| times a unit for the scaling of A, units of float64 for the intercepts, and underflow; its lines are
   those of backward passes, whose intercepts have the charges of such a pass taken out, which only loosens them;
 - bounds of a node: S gamma for the sum over the inputs, and a unit for every addition.
+A form that is not known has the coefficients 0 and an infinite intercept, so that zero never meets infinity: `Forms.unknown` says which.
 A NaN, which overflow may bring, gives no bound.
 """
 
@@ -44,7 +45,8 @@ class Forms:
     """Two linear forms around a node, over the p inputs that vary: see the module.
 
     `lower`, `upper` (batch, p, *shape) in the precision of the matrices (one tensor where both are the same), `b_lower`, `b_upper`
-    (batch, *shape) float64, `reach_lower`, `reach_upper` (batch, *shape) float64: upper bounds of |A d| over the box.
+    (batch, *shape) float64, `reach_lower`, `reach_upper` (batch, *shape) float64: upper bounds of |A d| over the box. `unknown`: where
+    the lower and where the upper form says nothing, (batch, *shape) bool; None for nowhere.
     """
 
     lower: Tensor
@@ -53,6 +55,7 @@ class Forms:
     b_upper: Tensor
     reach_lower: Tensor
     reach_upper: Tensor
+    unknown: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> Tensor:
@@ -126,7 +129,8 @@ class Carried:
         if node.id not in self.targets:
             return now
         found = self.forms[node.id].bounds(now.center)
-        met = now.bounds.meet(Bounds(found.lower.nan_to_num(nan=-torch.inf), found.upper.nan_to_num(nan=torch.inf)))
+        low, high = found.lower, found.upper
+        met = now.bounds.meet(Bounds(torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)))
         return NodeState(met, now.center, now.charge)
 
     def form(self, i: int, table: LineTable) -> Forms:
@@ -201,9 +205,11 @@ def _affine(graph: Graph, fast: Graph, node: Node, state: State, forms: dict[int
     g, wide = gamma(op.terms + 8, quick_type := lower.dtype), 2 * gamma(op.terms + 8)
     middles, halves = [], []
     for s, i in zip(sources, node.inputs, strict=True):
-        middle_b, half_b = 0.5 * (s.b_lower + s.b_upper), 0.5 * (s.b_upper - s.b_lower)
-        middles.append(middle_b)
-        halves.append(half_b + g * (1 + g) * s.size + wide * (s.b_lower.abs() + s.b_upper.abs() + state[i].center.abs()))
+        b_lower, b_upper = s.b_lower, s.b_upper
+        if s.unknown is not None:
+            b_lower, b_upper = (b.masked_fill(u, 0.0) for b, u in zip((b_lower, b_upper), s.unknown, strict=True))
+        middles.append(0.5 * (b_lower + b_upper))
+        halves.append(0.5 * (b_upper - b_lower) + g * (1 + g) * s.size + wide * (b_lower.abs() + b_upper.abs() + state[i].center.abs()))
     absolute = graph.absolutes[node.id]
     shift = op.linear(middles).expand(count, *node.shape)
     spread = absolute.linear(halves).expand(count, *node.shape)
@@ -215,7 +221,34 @@ def _affine(graph: Graph, fast: Graph, node: Node, state: State, forms: dict[int
         spread = spread + (2 * op.terms * fast.lost[node.id] * farthest).reshape(-1, *[1] * len(node.shape))
     reach_lower = inputs.reach(lower)
     reach_upper = reach_lower if same else inputs.reach(upper)
-    return Forms(lower, upper, down(shift - spread), up(shift + spread), reach_lower, reach_upper)
+    found = Forms(lower, upper, down(shift - spread), up(shift + spread), reach_lower, reach_upper)
+    if any(s.unknown is not None for s in sources):
+        found = _without(found, *_behind(op, absolute, [s.unknown or (zero, zero) for s in sources for zero in (s.b_lower < -torch.inf,)]))
+    return found
+
+
+def _behind(op: Affine, absolute: Affine, unknown: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Where an affine node's forms are not known, by those of its inputs: sides are told apart where inputs enter with one sign."""
+    sides: list[Tensor] = []
+    for side in (0, 1):
+        read = [
+            pair[side] if d > 0 else pair[1 - side] if d < 0 else pair[0] | pair[1] for pair, d in zip(unknown, op.directions, strict=True)
+        ]
+        sides.append(absolute.linear([mask.double() for mask in read]) > 0)
+    return sides[0], sides[1]
+
+
+def _without(form: Forms, lower: Tensor, upper: Tensor) -> Forms:
+    """The forms without those that are not known (batch, *shape)."""
+    below, above = (side.expand(form.b_lower.shape) for side in (lower, upper))
+    if form.lower is form.upper:  # both sides go together
+        below = above = below | above
+    matrices = [matrix.masked_fill(side.unsqueeze(1), 0.0) for matrix, side in ((form.lower, below), (form.upper, above))]
+    reaches = [reach.masked_fill(side, 0.0) for reach, side in ((form.reach_lower, below), (form.reach_upper, above))]
+    if form.lower is form.upper:
+        matrices[1], reaches[1] = matrices[0], reaches[0]
+    b_lower, b_upper = form.b_lower.masked_fill(below, -torch.inf), form.b_upper.masked_fill(above, torch.inf)
+    return Forms(matrices[0], matrices[1], b_lower, b_upper, reaches[0], reaches[1], (below, above))
 
 
 def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
@@ -233,7 +266,7 @@ def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
                 own = torch.where(turned.unsqueeze(1), other, own)
                 b, reach = torch.where(turned, b_other, b), torch.where(turned, reach_other, reach)
             steep = slope.double()
-            moved = steep * b
+            moved = steep * b if z.unknown is None else torch.where(steep == 0, 0.0, steep * b)
             size, end, wide = size + steep.abs() * reach, end + moved, wide + 4 * U64 * moved.abs()
             if slope.dtype != own.dtype:  # lines of another precision
                 slope = slope.to(own.dtype)
@@ -250,4 +283,8 @@ def _relaxed(sources: list[Forms], around: Lines, inputs: _Inputs) -> Forms:
         upper, reach_upper = lower, reach_lower
     tiny = len(sources) * inputs.underflow(1, b_lower.dim() - 1, lower.dtype)
     reach_lower = reach_lower + tiny
-    return Forms(lower, upper, b_lower, b_upper, reach_lower, reach_lower if upper is lower else reach_upper + tiny)
+    found = Forms(lower, upper, b_lower, b_upper, reach_lower, reach_lower if upper is lower else reach_upper + tiny)
+    if around.missing is None and all(z.unknown is None for z in sources):
+        return found
+    sums = [b + reach for b, reach in ((b_lower, reach_lower), (b_upper, found.reach_upper))]
+    return _without(found, *(~side.isfinite() for side in sums))

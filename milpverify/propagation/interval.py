@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic import interval
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.config import check_time
 from milpverify.operators import Affine, Elementwise, Input, Product
@@ -21,6 +20,12 @@ from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
+
+
+_FARTHEST = 2.0**512
+"""Reference values of functions are no larger."""
+_ENOUGH = 2.0**960
+"""A lower end need not be larger."""
 
 
 def propagate(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch.float64) -> State:
@@ -63,7 +68,7 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
             return NodeState(Bounds(low, high), center if function.pieces else _number(center), None)
         case Product():
             a, b = (state[i] for i in node.inputs)
-            reach = interval.mul(*(interval.Interval(s.bounds.lower, s.bounds.upper) for s in (a, b)))
+            reach = rule_of(node.op).range((a.bounds.lower, b.bounds.lower), (a.bounds.upper, b.bounds.upper))
             return NodeState(Bounds(*reach), _number(a.center * b.center), None)
         case _:
             raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")
@@ -85,8 +90,8 @@ def follow(graph: Graph, state: State) -> None:
 
 
 def _number(center: Tensor) -> Tensor:
-    """A reference value, which may be any number, in place of what is none."""
-    return center.nan_to_num(0.0, 0.0, 0.0)
+    """A reference value, which may be any number, in place of what is none, or so large that sums of it might be none."""
+    return torch.where(center.abs() <= _FARTHEST, center, 0.0)
 
 
 def _met(known: NodeState, lower: Tensor, upper: Tensor) -> NodeState:
@@ -106,12 +111,22 @@ def charged(graph: Graph, node: Node, state: State, known: NodeState, fast: Grap
     sizes = [s.center.abs() for s in sources]
     charges = [_incoming_charge(fast, node, i, s) for i, s in zip(node.inputs, sources, strict=True)]
     absolute = graph.absolutes[node.id]
-    moved = absolute.linear([torch.cat(parts) for parts in zip(sizes, charges, strict=True)])
+    moved, _ = _summed(absolute, [torch.cat(parts) for parts in zip(sizes, charges, strict=True)])
     size, charge = _shaped(moved, node).tensor_split(2)
     if absolute.bias is not None:
         size = size + absolute.bias
     charge, _ = _with_loss(node.op, charge, size)
     return _narrowed(NodeState(known.bounds, known.center, charge), node, sources, fast)
+
+
+def _summed(absolute: Affine, parts: list[Tensor]) -> tuple[Tensor, bool]:
+    """|W| times vectors >= 0, where zero times infinity is zero, and whether all of it is finite."""
+    found = absolute.linear(parts)
+    if bool(found.isfinite().all()):
+        return found, True
+    unknown = [~part.isfinite() for part in parts]
+    found = absolute.linear([part.masked_fill(u, 0.0) for part, u in zip(parts, unknown, strict=True)])
+    return torch.where(absolute.linear([u.double() for u in unknown]) > 0, torch.inf, found), False
 
 
 def _with_loss(op: Affine, charge: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +145,7 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     op = node.op
     assert isinstance(op, Affine)
     sources = [state[i] for i in node.inputs]
-    middles = [s.bounds.lower + 0.5 * (s.bounds.upper - s.bounds.lower) for s in sources]
+    middles = [(s.bounds.lower + 0.5 * (s.bounds.upper - s.bounds.lower)).nan_to_num(0.0, 0.0, 0.0) for s in sources]
     radii = [up(torch.maximum(s.bounds.upper - m, m - s.bounds.lower)) for s, m in zip(sources, middles, strict=True)]
     sizes = [torch.maximum(s.center.abs(), m.abs()) for s, m in zip(sources, middles, strict=True)]
     charges = [_incoming_charge(fast, node, i, s) for i, s in zip(node.inputs, sources, strict=True)]
@@ -138,7 +153,7 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     moved = op.forward([torch.cat([s.center, m]) for s, m in zip(sources, middles, strict=True)])
     center, middle = _shaped(moved, node).tensor_split(2)
     absolute = graph.absolutes[node.id]
-    spread = absolute.linear([torch.cat(parts) for parts in zip(radii, sizes, charges, strict=True)])
+    spread, known = _summed(absolute, [torch.cat(parts) for parts in zip(radii, sizes, charges, strict=True)])
     radius, size, charge = _shaped(spread, node).tensor_split(3)
     if absolute.bias is not None:
         size = size + absolute.bias
@@ -148,7 +163,7 @@ def _affine(graph: Graph, node: Node, state: State, fast: Graph) -> NodeState:
     # NaN comes from infinite ends, and says nothing.
     low, high = middle - radius, middle + radius
     bounds = Bounds(down(low).nan_to_num(-torch.inf, torch.inf, -torch.inf), up(high).nan_to_num(torch.inf, torch.inf, -torch.inf))
-    if not all(bool(r.isfinite().all()) for r in radii):
+    if not known:
         bounds = bounds.meet(_one_sided(node, [s.bounds for s in sources], absolute))
     return _narrowed(NodeState(bounds, center.contiguous(), charge), node, sources, fast)
 
@@ -163,7 +178,10 @@ def _one_sided(node: Node, sources: list[Bounds], absolute: Affine) -> Bounds:
     directions = op.directions
 
     def end(sign: int) -> Tensor:
-        ends = [b.lower if sign * d > 0 else b.upper for b, d in zip(sources, directions, strict=True)]
+        # Ends that say far more than matters are moved to where sums of them do not overflow.
+        ends = [
+            b.lower.clamp(max=_ENOUGH) if sign * d > 0 else b.upper.clamp(min=-_ENOUGH) for b, d in zip(sources, directions, strict=True)
+        ]
         size = _shaped(absolute.forward([e.abs().nan_to_num(0.0, 0.0, 0.0) for e in ends]), node)
         # Infinite ends make the sum infinite or no number.
         value = _shaped(op.forward(ends), node) - sign * (2 * gamma(op.terms + 2) * size + op.terms * UNDERFLOW)

@@ -74,9 +74,9 @@ def refinable(graph: Graph) -> list[Node]:
     """The variables of nonlinear nodes that backward passes can improve, in topological order: pre-activations, and factors.
 
     Interval propagation is exact where at most one summing map lies between the input and the node, and through functions of one input;
-    what a ball excludes it does not see.
+    what a ball or half-spaces exclude it does not see.
     """
-    depth, seen = summing_maps(graph), 1 if graph.ball is None else 0
+    depth, seen = summing_maps(graph), 1 if graph.boxed else 0
     improvable = (n for n in map(graph.nodes.__getitem__, graph.readers) if isinstance(n.op, Affine) or len(n.inputs) > 1)
     return [n for n in improvable if depth.get(n.id, 2) > seen]
 

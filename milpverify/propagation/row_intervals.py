@@ -32,12 +32,14 @@ class RowIntervals:
     """rows . y + x_rows . x as affine functions of the nearest nonlinear nodes and the input.
 
     `coefficients` (r, size of the node) per node and `constant` (r,) are computed in float64; their errors, and those of products with
-    ends of ranges, are at most `loss` times `sizes` and `constant_size`. Where the graph has lookup tables these count as nonlinear
+    ends of ranges, are at most `loss` times `sizes` and `constant_size`; where no path leads from a node's entry to a row, which `reached`
+    (r, size of the node) bool says, the coefficient is exactly 0. Where the graph has lookup tables these count as nonlinear
     nodes, and `through` are the functions of the ReLUs behind them, whose ranges may be tighter where they were split.
     """
 
     coefficients: dict[int, Tensor]
     sizes: dict[int, Tensor]
+    reached: dict[int, Tensor]
     constant: Tensor
     constant_size: Tensor
     loss: float
@@ -56,26 +58,26 @@ class RowIntervals:
         count = len(y_rows)
         # Several values of one table are better bounded together.
         whole = {i for i, table in lookups(graph).items() if len(table.last.weight) == 1} if tables else set()
-        waiting: dict[int, tuple[Tensor, Tensor]] = {}
+        waiting: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-        def arrive(node: int, rows: Tensor, size: Tensor) -> None:
-            rows, size = (t.reshape(count, *graph.nodes[node].shape) for t in (rows, size))
+        def arrive(node: int, rows: Tensor, size: Tensor, reached: Tensor) -> None:
+            rows, size, reached = (t.reshape(count, *graph.nodes[node].shape) for t in (rows, size, reached != 0))
             known = waiting.get(node)
-            waiting[node] = (rows, size + TINY) if known is None else (known[0] + rows, known[1] + size)
+            waiting[node] = (rows, size + TINY, reached) if known is None else (known[0] + rows, known[1] + size, known[2] | reached)
 
-        arrive(graph.output, y_rows, y_rows.abs())
+        arrive(graph.output, y_rows, y_rows.abs(), y_rows)
         if x_rows is not None:
-            arrive(0, x_rows, x_rows.abs())
+            arrive(0, x_rows, x_rows.abs(), x_rows)
         constant, constant_size = y_rows.new_zeros(count), y_rows.new_full((count,), TINY)
         terms = 8
-        cuts: dict[int, tuple[Tensor, Tensor]] = {}
+        cuts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         while waiting:
             last = max(waiting)
-            node, (rows, size) = graph.nodes[last], waiting.pop(last)
+            node, (rows, size, reached) = graph.nodes[last], waiting.pop(last)
             op = node.op
             terms += 2 * len(graph.consumers[last]) + 2
             if not isinstance(op, Affine) or last in whole:
-                cuts[last] = rows.flatten(1), size.flatten(1)
+                cuts[last] = rows.flatten(1), size.flatten(1), reached.flatten(1)
                 terms += node.size
                 continue
             absolute = graph.absolutes[last]
@@ -84,12 +86,14 @@ class RowIntervals:
                 constant_size = constant_size + (size * absolute.bias).flatten(1).sum(1)
                 terms += node.size
             terms += op.adjoint_terms
-            for source, part, part_size in zip(node.inputs, op.adjoint(rows), absolute.adjoint(size), strict=True):
-                arrive(source, part, part_size)
+            parts = op.adjoint(rows), absolute.adjoint(size), absolute.adjoint(reached.double())
+            for source, *part in zip(node.inputs, *parts, strict=True):
+                arrive(source, *part)
         # Sizes are rounded too, and enter with the ends of intervals: twice their own loss covers both.
         return RowIntervals(
-            {i: rows for i, (rows, _) in cuts.items()},
-            {i: size for i, (_, size) in cuts.items()},
+            {i: rows for i, (rows, _, _) in cuts.items()},
+            {i: size for i, (_, size, _) in cuts.items()},
+            {i: reached for i, (_, _, reached) in cuts.items()},
             constant,
             constant_size,
             4 * gamma(terms),
@@ -97,12 +101,23 @@ class RowIntervals:
         )
 
     def lower(self, state: State) -> Tensor:
-        """Proved minima of the rows over the ranges of the nodes, (batch, r) float64; -inf where a range is infinite."""
+        """Proved minima of the rows over the ranges of the nodes, (batch, r) float64; -inf where an end that they need is infinite."""
         total, size = self.constant, self.constant_size
+        unknown = torch.zeros(len(state[0].center), len(total), dtype=torch.bool, device=total.device)
         for i, rows in self.coefficients.items():
             low, high = state[i].bounds.lower.flatten(1), state[i].bounds.upper.flatten(1)
+            if not bool(torch.stack((low, high)).isfinite().all()):
+                unknown = unknown | self._settle(i, low, high)
+                low, high = (torch.where(end.isfinite(), end, other.nan_to_num(0.0, 0.0, 0.0)) for end, other in ((low, high), (high, low)))
             total = total + (low @ rows.clamp(min=0.0).T + high @ rows.clamp(max=0.0).T)
             size = size + torch.maximum(low.abs(), high.abs()) @ self.sizes[i].T
         found = total - self.loss * size
-        found = torch.where(torch.isnan(found), -torch.inf, found)
+        found = torch.where(torch.isnan(found) | unknown, -torch.inf, found)
         return found if self.through is None else torch.maximum(found, self.through.lower(state))
+
+    def _settle(self, node: int, low: Tensor, high: Tensor) -> Tensor:
+        """Where a row may need an end of a node's range that is infinite, (batch, r) bool: only the signs of coefficients count."""
+        rows, lost = self.coefficients[node], self.loss * self.sizes[node]
+        falls, rises = (self.reached[node] & side for side in (rows - lost <= 0, rows + lost >= 0))
+        needs = (~end.isfinite() for end in (low, high))
+        return torch.stack([end.double() @ used.double().T for end, used in zip(needs, (rises, falls), strict=True)]).gt(0).any(0)

@@ -21,7 +21,7 @@ positive semidefinite, and what differs between it and T is outweighed by the su
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,6 +66,11 @@ class _Factor:
     scaled: Tensor
     reach: Tensor
     rest: Tensor
+
+    def without(self, unknown: Tensor) -> _Factor:
+        """The factor with zeros where nothing is known of it, (batch, size) bool."""
+        reach, rest = (part.masked_fill(unknown, 0.0) for part in (self.reach, self.rest))
+        return replace(self, scaled=self.scaled.masked_fill(unknown.unsqueeze(1), 0.0), reach=reach, rest=rest)
 
 
 class SecondOrder:
@@ -148,6 +153,10 @@ class SecondOrder:
             if i not in seen:
                 continue
             (a, b), multiplier = self._pair(i), seen[i].flatten(2).double()
+            unknown = ~(a.reach + a.rest + b.reach + b.rest).isfinite()
+            if bool(unknown.any()):  # zero times infinity
+                rest = rest.masked_fill(((multiplier != 0) & unknown.unsqueeze(1)).any(2), torch.inf)
+                a, b = a.without(unknown), b.without(unknown)
             weighted = multiplier.unsqueeze(2) * a.scaled.unsqueeze(1)  # (batch, r, p, size)
             form = form + weighted @ b.scaled.unsqueeze(1).mT
             both, small = a.reach * b.reach, a.reach * b.rest + b.reach * a.rest + a.rest * b.rest

@@ -90,16 +90,27 @@ class Lines:
     b_upper: Tensor
 
     @cached_property
+    def missing(self) -> Tensor | None:
+        """Where there is no lower and where no upper line, as intercepts are infinite or nearly: (2, batch, ...) bool. None: nowhere."""
+        both = torch.stack((self.b_lower, self.b_upper)).abs() <= torch.finfo(self.b_lower.dtype).max / 4
+        return None if bool(both.all()) else ~both
+
+    @cached_property
     def centred(self) -> Tensor:
         """Per input the mean slope and half of lower less upper slope; mean intercept, half of upper less lower: (2 m + 2, batch, ...).
 
-        The lines enter a backward pass as lambda . mean and |lambda| . half difference, so that no pass tells signs apart.
+        The lines enter a backward pass as lambda . mean and |lambda| . half difference, so that no pass tells signs apart. In the place
+        of a missing line the intercept of the other stands, or 0: zero times infinity is no number.
         """
         slopes = (t for low, high in zip(self.k_lower, self.k_upper, strict=True) for t in (0.5 * (low + high), 0.5 * (low - high)))
-        width = self.b_upper - self.b_lower
+        below, above = self.b_lower, self.b_upper
+        if self.missing is not None:
+            below = torch.where(self.missing[0], torch.where(self.missing[1], 0.0, above), below)
+            above = torch.where(self.missing[1], below, above)
+        width = above - below
         # Half of an intercept that is no normal number is rounded, unless both are the same.
         half = torch.where(width == 0, width, 0.5 * width + 2.0**26 * torch.finfo(width.dtype).tiny)
-        return torch.stack((*slopes, 0.5 * (self.b_lower + self.b_upper), half))
+        return torch.stack((*slopes, 0.5 * (below + above), half))
 
     @cached_property
     def filled(self) -> Tensor:

@@ -9,7 +9,7 @@ import typer
 
 from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
-from milpverify.console import Debug, Json, Quiet, answer, number, remark, reported
+from milpverify.console import Debug, Json, Outputs, Quiet, answer, number, remark, reported, room
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, write_atomically
@@ -25,11 +25,13 @@ _Inputs = Annotated[
     Path, typer.Argument(metavar="INPUTS", exists=True, dir_okay=False, help="The inputs: .npy, one after the other, or .csv, one a line.")
 ]
 
+app = room()
 
 PATIENCE = 2.0
 """Seconds after a signal that the run may take to end the input under way, and to write what is known."""
 
 
+@app.command()
 def radius(
     network: _Network,
     inputs: _Inputs,
@@ -51,6 +53,7 @@ def radius(
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A mask or weights of the features that may change (.npy, .csv)."),
     ] = None,
+    output: Outputs = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
     trust: Annotated[Trust, typer.Option(help="The weakest trust that may decide.")] = Trust.SOLVER,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the table, row by row.")] = None,
@@ -95,6 +98,7 @@ def radius(
                 method,
                 targets=target or None,
                 features=weights,
+                outputs=output,
                 options=Options(trust=trust),
                 deadline=deadline,
                 on_event=on_event,

@@ -44,6 +44,7 @@ def robustness_radius(
     targets: int | Iterable[int] | None = None,
     features: Any = None,
     shape: Sequence[int] | None = None,
+    outputs: Sequence[str] | None = None,
     options: Options | None = None,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
@@ -62,6 +63,7 @@ def robustness_radius(
         targets: the labels that the input must not get; None for all others.
         features: a mask of those that may change, or by how much more than others each may: changes are measured in units of these weights.
         shape: of a torch module's input, with its batch axis, where x0 does not tell.
+        outputs: of an ONNX file, the names of those that hold the scores, as for `load`.
         options: the rest, as for `verify`.
         deadline: in place of `timeout`, a deadline that the caller can cancel.
         on_event: called with progress events; those of the phase "radius" have `lower_bound` and `upper_bound`.
@@ -73,7 +75,7 @@ def robustness_radius(
         Contradiction: a proved radius reaches a counterexample.
     """
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
-    (question,) = _questions(net, [array(x0)], None if label is None else [label], norm, clip, gap, targets, features, shape)
+    (question,) = _questions(net, [array(x0)], None if label is None else [label], norm, clip, gap, targets, features, shape, outputs)
     return find(question, gap, settings_of(options or Options(), method), limit, on_event)
 
 
@@ -90,6 +92,7 @@ def robustness_radii(
     targets: int | Iterable[int] | None = None,
     features: Any = None,
     shape: Sequence[int] | None = None,
+    outputs: Sequence[str] | None = None,
     options: Options | None = None,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
@@ -101,7 +104,7 @@ def robustness_radii(
     """
     settings = settings_of(options or Options(), method)
     overall = deadline or Deadline()
-    questions = _questions(net, [array(x) for x in inputs], labels, norm, clip, gap, targets, features, shape)
+    questions = _questions(net, [array(x) for x in inputs], labels, norm, clip, gap, targets, features, shape, outputs)
 
     def work() -> Iterator[Radius]:
         for question in questions:
@@ -122,6 +125,7 @@ def _questions(
     targets: int | Iterable[int] | None,
     features: Any,
     shape: Sequence[int] | None,
+    outputs: Sequence[str] | None,
 ) -> list[Question]:
     """What is asked about every input, checked."""
     if not 0.0 < gap < 1.0:
@@ -133,7 +137,7 @@ def _questions(
     if any(around.shape != first.shape for around in neighbourhoods):
         raise InvalidInput("the inputs have different shapes")
     # Compared with its runtime where inputs are, at least near the first one where they have no ends.
-    network = load_network(net, first.box(first.reach if first.bounded else 1.0), shape)
+    network = load_network(net, first.box(first.reach if first.bounded else 1.0), shape, outputs)
     nx, ny = network.graph.nx, network.graph.ny
     if first.centre.size != nx:
         raise InvalidInput(f"the input has {first.centre.size} entries, the network takes {nx}")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.balls.dual import Region
+from milpverify.balls.confined import without_inputs
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.differences.bounding import Differences
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
@@ -44,15 +45,20 @@ class Method(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a group's rows tell before any box is known: the functions of the last nonlinear nodes that they are, and what they need."""
+    """What a group's rows tell before any box is known: the functions of the last nonlinear nodes that they are, and what they need.
+
+    `differences` are there where rows compare copies of one network.
+    """
 
     ranges: RowIntervals
     needed: Needed
+    differences: Differences | None
 
     @staticmethod
     def of(graph: Graph, group: Group) -> Prepared:
         """Read the rows of a group; the graph is in float64."""
-        return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows))
+        compared = Differences.of(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
+        return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows), compared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +123,10 @@ def bound_batch(
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
     margins = group.margins(least)
-    if graph.ball is not None:  # boxes that the ball does not reach hold no inputs
-        margins = margins.masked_fill(Region.of(graph.ball, lower, upper, lower).empty().unsqueeze(1), torch.inf)
+    if prepared.differences is not None:
+        margins = prepared.differences.raised(margins, state, group.margins, group.closed)
+    if not graph.boxed:
+        margins = margins.masked_fill(without_inputs(graph.ball, graph.halfspaces, lower, upper).unsqueeze(1), torch.inf)
     return BatchBounds(state, table, rows, margins, forms, losses)
 
 

@@ -1,5 +1,8 @@
 """The choice between splitting inputs and splitting neurons, measured: both run in turns until one is ahead, which goes on alone.
 
+Where few inputs move the rows bisection begins, for it mostly wins. Where a first hundred boxes show that it will not, both run in turns;
+otherwise neurons are tried in a small share of its time, whenever that has doubled.
+
 A tree's bound rises by about as much whenever the tree doubles. Ahead is who would close the rest of the root's gap to 0 after fewer
 doublings, at the rate seen so far: both have the same time (or, where choices go by counts, as many subproblems as cost about the
 same), but bisection's first steps, many for they are cheap, gain far more than those to come. What either proved stays: a disjunct
@@ -15,17 +18,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.result import Trust
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.gap import doublings
 from milpverify.search.ledger import Part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from milpverify.search.bounding import BatchBounds
+    from milpverify.search.groups import Group
     from milpverify.search.input_split.boxes import Boxes
     from milpverify.search.input_split.space import BoxSpace
     from milpverify.search.neuron_split.space import NeuronSpace
     from milpverify.search.neuron_split.subproblems import Subproblems
+    from milpverify.search.sharing import Sharing
     from milpverify.search.tree import Tree
 
+FEW, MANY = 6.0, 40.0
+"""Where at most so many inputs move the rows bisection begins, where more than so many do it is hopeless."""
 ROUNDS = 4
 SECONDS, SHARE = 0.2, 0.01
 """What either has in the first round, and the share of the time left that this may be at most; it doubles from round to round."""
@@ -33,6 +44,12 @@ BOXES, SPLITS = 1024, 512
 """In place of seconds, the subproblems of the first round, or as many fewer as are estimated to take so long."""
 AHEAD = 1.0
 """Who needs so many doublings fewer than the other is ahead."""
+FIRST, FAR, NEAR = 96, 3.0, 1.0
+"""After so many boxes bisection that needs more than `FAR` doublings is on its way nowhere; with `NEAR` to go it is left alone."""
+HEAD, TRIAL = 1.0, 0.05
+"""Seconds of bisection before neurons are tried beside it, and the share of its time that they have."""
+LEAST = 16
+"""Subproblems after which the bound of a tree of split neurons says something."""
 
 
 class SplitSpace(Enum):
@@ -50,14 +67,82 @@ class Choice:
     rounds: tuple[tuple[float, float], ...] = ()
 
 
+def moving_inputs(group: Group, root: BatchBounds) -> float:
+    """How many inputs move the rows: as many as would move their linear bounds as far if all did so alike.
+
+    That is the square of the sum of the inputs' shares in what moves the rows, over the sum of their squares; at most as many as vary.
+    """
+    width = torch.tensor(group.box.upper - group.box.lower, device=group.rhs.device)
+    moved = root.rows.coefficients[0].double().abs() * width
+    share = (moved / moved.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
+    found = float(share.sum() ** 2 / (share**2).sum())
+    return found if math.isfinite(found) else int((width > 0).sum())
+
+
+def bisect_first(
+    box_space: BoxSpace,
+    boxes: Tree[Boxes],
+    begin: Callable[[], tuple[NeuronSpace, Tree[Subproblems]]],
+    root_bound: float,
+    sharing: Sharing[Boxes] | None = None,
+) -> SplitSpace | None:
+    """Bisect until that ends the search, or neurons, tried beside it, are ahead or end it; None where both are to be tried in turns.
+
+    Args:
+        boxes: changed.
+        begin: the neurons' space and tree, made once they are tried.
+        root_bound: the lower bound that both begin with.
+        sharing: both ways between the boxes and the solver.
+    """
+    context = box_space.context
+    deadline, clock, counted = context.deadline, context.clock, context.switches.deterministic
+    spent, tried, first, limit = 0.0, 0.0, -math.inf, float(FIRST)
+    while True:
+        began, before, turn = clock(), boxes.counts.bounded, max(HEAD, spent)
+        with context.ledger.spent(Part.BISECTION):
+            branch_and_bound(boxes, box_space, Budget(deadline, limit, math.inf if counted else turn), sharing)
+        spent += (boxes.counts.bounded - before) * box_space.effort.each if counted else clock() - began
+        if boxes.closed or boxes.decided or not boxes.unfinished or deadline.expired():
+            return SplitSpace.INPUTS
+        needs = doublings(root_bound, boxes.lower_bound, boxes.counts.bounded)
+        if boxes.out_of_memory or (limit == FIRST and needs > FAR):
+            return None
+        limit = boxes.counts.bounded + max(HEAD, spent) / box_space.effort.each if counted else math.inf
+        if needs <= NEAR or spent < HEAD:
+            continue
+        neuron_space, neurons = begin()
+        began, before = clock(), neurons.counts.bounded
+        with context.ledger.spent(Part.NEURON_SPLITS):
+            if neurons.unbounded is not None:
+                branch_and_bound(neurons, neuron_space, Budget(deadline, 0))
+                first = neurons.lower_bound
+            most = neurons.counts.bounded + (TRIAL * spent - tried) / neuron_space.effort.each if counted else math.inf
+            branch_and_bound(neurons, neuron_space, Budget(deadline, most, math.inf if counted else TRIAL * spent - tried))
+        tried += (neurons.counts.bounded - before) * neuron_space.effort.each if counted else clock() - began
+        if neurons.closed or neurons.decided:
+            return _chosen(SplitSpace.NEURONS, boxes, neurons, []).space
+        _tell_boxes(neurons, boxes)
+        _tell_neurons(boxes, neurons)
+        left = math.log2(tried) + doublings(first, neurons.lower_bound, neurons.counts.bounded)
+        if neurons.counts.bounded >= LEAST and left + AHEAD < math.log2(spent) + needs:
+            return _chosen(SplitSpace.NEURONS, boxes, neurons, []).space
+
+
 def choose_space(
-    box_space: BoxSpace, boxes: Tree[Boxes], neuron_space: NeuronSpace, neurons: Tree[Subproblems], root_bound: float
+    box_space: BoxSpace,
+    boxes: Tree[Boxes],
+    neuron_space: NeuronSpace,
+    neurons: Tree[Subproblems],
+    root_bound: float,
+    box_sharing: Sharing[Boxes] | None = None,
+    neuron_sharing: Sharing[Subproblems] | None = None,
 ) -> Choice:
     """Grow both trees in turns, neurons first, which mostly win; says which is to go on, or which ended the search.
 
     Args:
         boxes, neurons: over one group, from the same root; changed. The bound that either proved is both's afterwards.
         root_bound: the lower bound that both began with.
+        box_sharing, neuron_sharing: both ways between each and the solver.
     """
     context = box_space.context
     deadline, counted = context.deadline, context.switches.deterministic
@@ -70,14 +155,14 @@ def choose_space(
         turn = deadline if counted else deadline.within(seconds * 2**k)
         limit = neurons.counts.bounded + splits * 2**k if counted else math.inf
         with context.ledger.spent(Part.NEURON_SPLITS):
-            branch_and_bound(neurons, neuron_space, Budget(turn, limit))
+            branch_and_bound(neurons, neuron_space, Budget(turn, limit), neuron_sharing)
         if neurons.closed or neurons.decided or deadline.expired():
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
         _tell_boxes(neurons, boxes)
         turn = deadline if counted else deadline.within(seconds * 2**k)
         limit = boxes.counts.bounded + boxed * 2**k if counted else math.inf
         with context.ledger.spent(Part.BISECTION):
-            branch_and_bound(boxes, box_space, Budget(turn, limit))
+            branch_and_bound(boxes, box_space, Budget(turn, limit), box_sharing)
         if boxes.closed or boxes.decided or (neurons.out_of_memory and not boxes.out_of_memory):
             return _chosen(SplitSpace.INPUTS, boxes, neurons, rounds)
         _tell_neurons(boxes, neurons)
@@ -96,6 +181,7 @@ def choose_space(
 def _chosen(space: SplitSpace, boxes: Tree[Boxes], neurons: Tree[Subproblems], rounds: list[tuple[float, float]]) -> Choice:
     """The choice; the bound that either proved, and the points that it found, are both's."""
     boxes.proved = neurons.proved = max(boxes.proved, neurons.proved)
+    boxes.raised = neurons.raised = boxes.raised or neurons.raised
     boxes.incumbents.take(neurons.incumbents)
     neurons.incumbents.take(boxes.incumbents)
     return Choice(space, tuple(rounds))
@@ -110,6 +196,7 @@ def _tell_neurons(boxes: Tree[Boxes], neurons: Tree[Subproblems]) -> None:
         bound = min(boxes.closed_bound, float(margins[:, place].amin()))
         if not math.isfinite(bound):
             continue  # the neurons closed it
+        neurons.trust = Trust.weakest(neurons.trust, boxes.trust)
         neurons.closed_bound = min(neurons.closed_bound, bound)
         neurons.frontier.remove(neurons.frontier.store.disjunct == place)
         neurons.unsplittable = neurons.unsplittable.take(neurons.unsplittable.disjunct != place)
@@ -124,6 +211,7 @@ def _tell_boxes(neurons: Tree[Subproblems], boxes: Tree[Boxes]) -> None:
     if not done or neurons.out_of_memory:
         return
     boxes.count(neurons.closed_bound)
+    boxes.trust = Trust.weakest(boxes.trust, neurons.trust)
     open_parts = [boxes.frontier.store, boxes.unsplittable, boxes.in_progress, *([] if boxes.unbounded is None else [boxes.unbounded])]
     for part in open_parts:
         part.margins[:, done] = torch.inf

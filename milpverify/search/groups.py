@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milpverify.arithmetic.rounding import down
+from milpverify.arithmetic.interval import Interval, sub
 from milpverify.spec import Rows, closes
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Group:
 
     def margins(self, lower: Tensor) -> Tensor:
         """Proved lower bounds of the margins: bounds of the rows (batch, S) -> (batch, D) float64; -inf where there are no rows."""
-        return self.largest(down(lower - self.rhs))
+        return self.largest(sub(Interval(lower, lower), Interval(self.rhs, self.rhs)).lower)
 
     def largest(self, residual: Tensor) -> Tensor:
         """The largest residual of every disjunct's rows, (batch, S) -> (batch, D); -inf where there are no rows."""
@@ -144,22 +144,13 @@ class Group:
         return closes(bound, self.strict[disjunct])
 
 
-FEW_INPUTS, MANY_INPUTS = 8, 64
-"""With at most so many inputs that vary bisecting inputs beats splitting neurons, with more than so many it is hopeless."""
+FEW_INPUTS = 8
+"""With at most so many inputs that vary bisecting inputs mostly beats what takes long on a whole box."""
 
 
 def few_inputs(group: Group) -> bool:
-    """Whether the group's box varies in few enough inputs to bisect them and nothing else."""
-    return _varying(group) <= FEW_INPUTS
-
-
-def many_inputs(group: Group) -> bool:
-    """Whether the group's box varies in too many inputs to bisect them."""
-    return _varying(group) > MANY_INPUTS
-
-
-def _varying(group: Group) -> int:
-    return int((group.box.upper > group.box.lower).sum())
+    """Whether the group's box varies in so few inputs that smaller boxes are a better investment than dear bounds of it."""
+    return int((group.box.upper > group.box.lower).sum()) <= FEW_INPUTS
 
 
 def groups(problem: Problem, device: torch.device | str = "cpu") -> list[Group]:

@@ -27,6 +27,7 @@ REPORTS = 0.2
 class Part(Enum):
     """The parts of a run. The values are their names in results and events."""
 
+    ROWS = "rows alone"
     PRESOLVE = "presolve bounds"
     ATTACK = "attack"
     ALPHA_CROWN = "alpha-CROWN"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from milpverify.config import SearchMethod
@@ -13,12 +13,13 @@ from milpverify.result import Trust, Verdict
 from milpverify.search.attack_turns import AttackTurns
 from milpverify.search.bounding import choose
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.choose_space import SplitSpace, choose_space
-from milpverify.search.groups import few_inputs, many_inputs
+from milpverify.search.choose_space import FEW, MANY, SplitSpace, bisect_first, choose_space, moving_inputs
+from milpverify.search.groups import few_inputs
 from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.input_split.tasks import BoxTasks
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.outcome import together
 from milpverify.search.sharing import Sharing
 from milpverify.search.solver.leaves import Leaves
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from milpverify.search.bounding import BatchBounds
     from milpverify.search.context import SearchContext
     from milpverify.search.groups import Group
+    from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.outcome import SearchOutcome
+    from milpverify.search.tree import Tree
 
 WHOLE_BOX = NeuronTuning(candidates=8, iterations=8)
 """Bounds of whole boxes are dear, and splits must count."""
@@ -92,27 +95,33 @@ def _attacked(context: SearchContext) -> SearchContext:
 
 
 def search_group(context: SearchContext, group: Group, root: BatchBounds) -> SearchOutcome:
-    """One group: on the inputs where few vary, on neurons where many do; between, on what a trial of both shows to be better."""
-    trial: dict[str, int] = {}
-    if many_inputs(group):
-        neuron_space = NeuronSpace(context, group, root.state, WHOLE_BOX)
-        neurons, chosen = neuron_space.tree(), SplitSpace.NEURONS
+    """One group: on neurons where many inputs move the rows; otherwise on what a trial of inputs and neurons shows to be better."""
+    trial, oracle, bound = dict[str, int](), context.oracle, float(root.margins.amin())
+
+    @cache
+    def neurons() -> tuple[NeuronSpace, Tree[Subproblems]]:
+        space = NeuronSpace(context, group, root.state, WHOLE_BOX)
+        return space, space.tree()
+
+    moving = moving_inputs(group, root)
+    if moving > MANY:
+        chosen: SplitSpace | None = SplitSpace.NEURONS
     else:
-        box_space = BoxSpace(context, group, root)
-        boxes, chosen = box_space.tree(), SplitSpace.INPUTS
-        if not few_inputs(group):
-            neuron_space = NeuronSpace(context, group, root.state, WHOLE_BOX)
-            neurons = neuron_space.tree()
-            chosen = choose_space(box_space, boxes, neuron_space, neurons, float(root.margins.amin())).space
-            trial = {"trial": boxes.counts.bounded if chosen is SplitSpace.NEURONS else neurons.counts.bounded}
+        space = BoxSpace(context, group, root)
+        boxes, sharing = space.tree(), None if oracle is None else Sharing(oracle, BoxTasks(space, oracle))
+        chosen = bisect_first(space, boxes, neurons, bound, sharing) if moving <= FEW else None
+        if chosen is None:
+            beside = None if oracle is None else Sharing(oracle, NeuronTasks(neurons()[0], oracle))
+            chosen = choose_space(space, boxes, *neurons(), bound, sharing, beside).space
+        if neurons.cache_info().currsize:
+            trial = {"trial": boxes.counts.bounded if chosen is SplitSpace.NEURONS else neurons()[1].counts.bounded}
     if chosen is SplitSpace.NEURONS:
         with context.ledger.spent(Part.NEURON_SPLITS):
-            outcome = search_with_restarts(neuron_space, neurons, root)
+            outcome = search_with_restarts(*neurons(), root)
     else:
-        sharing = None if context.oracle is None else Sharing(context.oracle, BoxTasks(box_space, context.oracle))
         with context.ledger.spent(Part.BISECTION):
-            branch_and_bound(boxes, box_space, Budget(context.deadline), sharing)
-        outcome = boxes.outcome(box_space.detail(boxes))
+            branch_and_bound(boxes, space, Budget(context.deadline), sharing)
+        outcome = boxes.outcome(space.detail(boxes))
     return replace(outcome, detail={**outcome.detail, **trial})
 
 

@@ -10,19 +10,18 @@ import math
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from milpverify.outside import children
+from milpverify.outside.starting import started
 from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, SmtScript, Sweep
 from milpverify.solvers.registry import SWEEPS
@@ -215,14 +214,7 @@ class SolverProcess:
         if self._child is not None and not _ended(self._child):
             return
         self.kill()
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "PYTHONPATH": path}
-        command = [sys.executable, "-P", "-m", "milpverify.solvers.worker", str(self.memory_mb), str(os.getpid())]
-        self._child = child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        children.born(child)
+        self._child = child = started("milpverify.solvers.worker", str(self.memory_mb))
         if self.niceness and hasattr(os, "setpriority"):
             os.setpriority(os.PRIO_PROCESS, child.pid, self.niceness)
         self._inbox, self._outbox = queue.SimpleQueue(), queue.SimpleQueue()

@@ -227,7 +227,7 @@ def test_an_output_that_is_a_constant_of_another_type_than_declared(tmp_path: Pa
     model = networks()[3]
     model.graph.output[0].name = "once"
     network.write_bytes(model.SerializeToString())
-    with pytest.raises(mv.InvalidModel, match="output 'once' is declared as FLOAT, but is a constant of type int64"):
+    with pytest.raises(mv.InvalidModel, match="output 'once' is declared as float32, but is a constant of type int64"):
         mv.load(network, spec)
 
 

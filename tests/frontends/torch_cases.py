@@ -26,6 +26,17 @@ class Lambda(nn.Module):
         return self.function(x, *self.buffers())
 
 
+class Pair(nn.Module):
+    """A layer of two arguments on both halves of x."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(*x.chunk(2, dim=1))
+
+
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -100,6 +111,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "gru": (lambda: nn.GRU(2, 3, batch_first=True, bidirectional=True), (2, 2)),
     "rnn": (lambda: nn.RNN(2, 3, batch_first=True, num_layers=2), (3, 2)),
     "lstm_cell": (lambda: nn.LSTMCell(2, 3), (2,)),
+    "bilinear": (lambda: Pair(nn.Bilinear(2, 2, 3)), (4,)),
+    "cosine_similarity": (lambda: Pair(nn.CosineSimilarity(1)), (4,)),
+    "pairwise_distance": (lambda: Pair(nn.PairwiseDistance()), (4,)),
+    "local_response_norm": (lambda: nn.LocalResponseNorm(3, 0.5), (4, 3)),
     "transformer": (lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), (3, 4)),
     "transformer_first": (lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, norm_first=True, activation="gelu"), (3, 4)),
 }
@@ -134,7 +149,9 @@ for _layer in (
     LAYERS[str(_layer)] = (lambda layer=_layer: layer, (2, 5))
 
 P, Q, M = normal(4), normal(3, 4), normal(4, 4)
-INDEX = torch.tensor([2, 0, 2])
+INDEX, TO = torch.tensor([2, 0, 2]), torch.tensor([[0, 2, 0, 1]])
+PLACES = torch.rand(1, 2, 3, 2, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+INF = float("inf")
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     "add": (lambda x, p: (x + p) + 1 + torch.add(x, p, alpha=2), (P,), (3, 4)),
@@ -230,4 +247,56 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), (), (3, 2)),
     "tuple": (lambda x: (x + 1, x[:, :1] * 2), (), (3,)),
     "logsumexp": (lambda x: torch.logsumexp(x, 1) + F.softmin(x, dim=1)[:, 0], (), (3,)),
+    "einsum": (lambda x, q: torch.einsum("bij,kj->bki", x, q) + torch.einsum("...ij,kj->...ki", [x, q]), (Q,), (2, 4)),
+    "einsum_lists": (lambda x, q: torch.einsum(x, [0, 1, 2], q, [3, 2], [0, 3, 1]), (Q,), (2, 4)),
+    "bilinear": (lambda x, w: F.bilinear(x[:, :2], x[:, 2:], w, torch.ones(3)), (normal(3, 2, 2),), (4,)),
+    "outer": (lambda x: torch.outer(x[0], x[0, :2]) + torch.tensordot(x, x[:, :2], ([0], [0])), (), (3,)),
+    "inner": (lambda x, q: torch.inner(x[0], q) + torch.inner(q, x[0]).T + torch.inner(x[0, 0], x[0, 0]), (Q,), (3, 4)),
+    "kron": (lambda x, q: torch.kron(x[0], q) + torch.kron(x[0], x[0]).sum(), (Q,), (2, 2)),
+    "cross": (lambda x, q: torch.linalg.cross(x, 2 * x.flip(-1)) + torch.cross(x, q, dim=-1), (normal(1, 2, 3),), (2, 3)),
+    "chain": (lambda x, m: torch.linalg.multi_dot([x[0], m, m]) + torch.addr(m[:3], x[0, :, 0], m[0], alpha=0.5), (M,), (3, 4)),
+    "norms": (
+        lambda x: (
+            torch.norm(x, dim=2) + x.norm(dim=2, p=1) + torch.linalg.norm(x, dim=2) + torch.linalg.vector_norm(x, INF, dim=2) + x.norm()
+        ),
+        (),
+        (3, 4),
+    ),
+    "orders": (lambda x: sum(torch.linalg.vector_norm(x, p, dim=2) for p in (-INF, -2, 2.5, 3, 4)), (), (3, 4)),
+    "matrix_norms": (
+        lambda x: torch.linalg.matrix_norm(x) + torch.linalg.norm(x, 1, (1, 2)) + torch.linalg.matrix_norm(x, -INF),
+        (),
+        (3, 4),
+    ),
+    "normalize": (
+        lambda x: F.normalize(x) + F.normalize(x, p=1, dim=2) + F.normalize(x, p=INF, dim=-1) + F.normalize(x, dim=(1, 2)),
+        (),
+        (3, 4),
+    ),
+    "cosine": (lambda x, q: F.cosine_similarity(x[:, :, None], q, dim=-1) + F.cosine_similarity(x, x.flip(1))[:, :3], (Q,), (3, 4)),
+    "distances": (lambda x, q: torch.cdist(x, q) + torch.cdist(x, q, p=1) + F.pairwise_distance(x, 2 * x)[..., None], (Q,), (3, 4)),
+    "distance": (lambda x: torch.pdist(x[0]) + torch.dist(x, x + 1), (), (3, 4)),
+    "local_response": (lambda x: F.local_response_norm(x, 3) + F.local_response_norm(x, 4, 0.5, 0.6, 1.3), (), (5, 3)),
+    "lp_pool": (lambda x: F.lp_pool2d(x, 2.0, 2), (), (2, 4, 4)),
+    "bicubic": (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), (), (1, 3, 4)),
+    "scatter": (
+        lambda x, i: x.scatter(1, i, 0.5) + x.scatter(1, i, 3 * x, reduce="add") + torch.scatter_reduce(x, 1, i, -x, "amax"),
+        (TO,),
+        (4,),
+    ),
+    "scatter_in_place": (lambda x, i: torch.zeros_like(x).scatter_add_(1, i, x) + torch.ones_like(x).scatter_(1, i[:, :2], x), (TO,), (4,)),
+    "index_add": (lambda x, i: x.index_add(1, i, x[:, :3], alpha=0.5) + x.index_fill(1, i, 2.0), (INDEX,), (4,)),
+    "fold": (lambda x: F.fold(F.unfold(x, 2), (4, 5), 2) + F.fold(F.unfold(x, 3, 2, 1, 2), (4, 5), 3, 2, 1, 2), (), (2, 4, 5)),
+    "grid_sample": (
+        lambda x, p: F.grid_sample(x, p, align_corners=False) + F.grid_sample(x, p, "bicubic", "border", True),
+        (PLACES,),
+        (2, 3, 4),
+    ),
+    "cumulative": (lambda x: x.cumprod(1)[:, 1:] + torch.diff(x, dim=1) + torch.trace(x[0]), (), (3, 2)),
+    "moments": (lambda x: torch.var_mean(x, 1)[0] + torch.std_mean(x, dim=1)[1] + x.aminmax(dim=1).max - x.aminmax().min, (), (3, 4)),
+    "exponentials": (lambda x: torch.ceil(x) + torch.exp2(x) + torch.expm1(x) + x.erfc() + torch.sinh(x) + x.cosh(), (), (4,)),
+    "logarithms": (lambda x: torch.log1p(x.abs()) + torch.log2(x.abs() + 1) + (x.abs() + 1).log10() + torch.logit(x, 0.1), (), (4,)),
+    "atanh": (lambda x: torch.atanh(torch.sigmoid(x) - 0.5) + torch.logit(torch.sigmoid(x)) + F.rrelu(x), (), (4,)),
+    "gates": (lambda x: F.glu(x) + torch.logaddexp(x[:, :2], x[:, 2:]) + torch.hypot(x[:, :2], x[:, 2:]), (), (4,)),
+    "addcdiv": (lambda x, p: torch.addcdiv(x, x, x.abs() + 1, value=0.3) + torch.addcdiv(x, p, p.abs() + 1), (P,), (4,)),
 }

@@ -33,7 +33,7 @@ COUNTED = SearchOptions(deterministic=True)
 
 @pytest.fixture(autouse=True)
 def everything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategy, "few_inputs", lambda group: False)
+    monkeypatch.setattr(strategy, "FEW", -1)
     monkeypatch.setattr(choose_space, "BOXES", 3)
     monkeypatch.setattr(choose_space, "SPLITS", 2)
 

@@ -13,7 +13,7 @@ from support import detail
 
 import milpverify as mv
 from milpverify.graph import Graph
-from milpverify.search import choose_space, groups
+from milpverify.search import choose_space, groups, strategy
 from milpverify.search.neuron_split import tasks
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
@@ -36,7 +36,7 @@ def timeless(value: Any) -> Any:
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons are split however few inputs there are, and the oracle's turns come early."""
     monkeypatch.setattr(groups, "FEW_INPUTS", -1)
-    monkeypatch.setattr(groups, "MANY_INPUTS", 0)
+    monkeypatch.setattr(strategy, "MANY", 0)
     monkeypatch.setattr(tasks, "TURN", 20)
     monkeypatch.setattr(tasks, "NODES", 5)
 
@@ -45,6 +45,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
 def between(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are tried, and nothing is decided at once."""
     monkeypatch.setattr(groups, "FEW_INPUTS", -1)
+    monkeypatch.setattr(strategy, "FEW", -1)
     monkeypatch.setattr(choose_space, "BOXES", 64)
     monkeypatch.setattr(choose_space, "SPLITS", 16)
 

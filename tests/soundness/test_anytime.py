@@ -18,7 +18,7 @@ from random_networks import Builder, Case, spec_text
 import milpverify as mv
 from milpverify import ladder, run
 from milpverify.search import groups as margin
-from milpverify.search import ledger
+from milpverify.search import ledger, strategy
 from milpverify.search.bounding import is_out_of_memory
 
 METHODS = [("inputs", 99, 99), ("neurons", -1, -1), ("trial", -1, 99)]
@@ -142,7 +142,7 @@ def test_memory_that_runs_out_is_unknown_with_the_bound_so_far(phase: str, tmp_p
     def fails(*_: object, **__: object) -> object:
         return torch.empty(2**62, dtype=torch.uint8)
 
-    where = {"presolve": (ladder, "bound_batch"), "refine": (run, "refine"), "search": (sys.modules["milpverify.verify"], "decide")}
+    where = {"presolve": (ladder, "bound_batch"), "refine": (run, "refine"), "search": (strategy, "decide")}
     monkeypatch.setattr(*where[phase], fails)
     result = mv.verify(problem, 20, options=mv.Options(attack=False))
     assert (result.verdict, result.reason) == (mv.Verdict.UNKNOWN, mv.Reason.MEMORY)

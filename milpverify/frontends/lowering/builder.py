@@ -17,7 +17,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.config import MOST_ENTRIES
-from milpverify.frontends.lowering.constants import Array, Constant
+from milpverify.errors import InvalidModel
+from milpverify.frontends.lowering import masks
+from milpverify.frontends.lowering.constants import Array, Constant, weights
+from milpverify.frontends.lowering.masks import Mask
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -42,8 +45,6 @@ from milpverify.operators import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from torch import Tensor
-
     from milpverify.functions.catalogue import Function
 
 Index = NDArray[np.int64]
@@ -61,35 +62,33 @@ def at_most(count: int) -> Iterator[None]:
         _most.reset(token)
 
 
-def weights(array: ArrayLike) -> Tensor:
-    """A float64 tensor, which may share memory with an array that is one: large weights are there once. A matrix may lie by columns."""
-    own = np.asarray(array, dtype=np.float64)
-    if not own.flags.writeable or min(own.strides, default=0) < 0:
-        own = own.copy()
-    return torch.from_numpy(own if own.ndim == 2 and own.flags.f_contiguous else np.ascontiguousarray(own))
-
-
 class Builder:
     """Appends nodes to a graph whose node 0 is the flat input x (nx,); every method returns the node that holds its result.
 
-    Nodes are called after `name`, the source tensor in work; `finish` tells apart the one that holds it.
+    Nodes are called after `name`, the source tensor in work; `finish` tells apart the one that holds it. `masked` says which entries of
+    a node stand for -inf, as in `masks`.
     """
 
     def __init__(self, nx: int) -> None:
         self.name = ""
         self.nodes = [Node(0, Input(), (), (nx,), "x")]
+        self.means: set[int] = set()  # the nodes whose coefficient means the reciprocal of a count, however it is rounded
+        self.masked: dict[int, Mask] = {}
         self.masks: set[int] = set()  # of nodes whose zeros and ones stand for false and true
+        self.softmaxes: dict[int, Node] = {}  # nodes that are the softmax of others along the last axis, for what comes of their sum, 1
 
     def add(self, op: Operator, inputs: Sequence[Node], shape: Iterable[int]) -> Node:
-        """Append one operation."""
+        """Append one operation; ValueError where it is too large, or reads entries that are -inf and may not."""
         check_size(shape := tuple(shape))
         node = Node(len(self.nodes), op, tuple(i.id for i in inputs), tuple(map(int, shape)), f"{self.name} (part)")
+        if self.masked and any(i.id in self.masked for i in inputs):
+            self.masked |= {node.id: mask} if (mask := masks.behind(node, inputs, self.masked)) is not None else {}
         self.nodes.append(node)
         return node
 
     def finish(self, node: Node, since: int) -> Node:
-        """Call a node by the source tensor that it holds, if it is new: not among the first `since` nodes."""
-        if node.id < since:
+        """Call a node by the source tensor that it holds, if it is new: not among the first `since` nodes, and without -inf."""
+        if node.id < since or node.id in self.masked:
             return node
         self.nodes[node.id] = replace(self.nodes[node.id], name=self.name)
         return self.nodes[node.id]
@@ -133,11 +132,31 @@ class Builder:
 
     def constant(self, value: ArrayLike | Constant) -> Node:
         """A constant, as a node that reads nothing of x."""
-        known = Constant.of(value)
+        known, hidden = masks.split(Constant.of(value))
         since = len(self.nodes)
         node = self.select(self.nodes[0], np.full(known.value.shape, -1, dtype=np.int64), known.value)
         self.mark(since, known.rounded)
-        return self.nodes[node.id]
+        return self.hide(self.nodes[node.id], hidden)
+
+    def hide(self, x: Node, hidden: Mask | None) -> Node:
+        """x with -inf in some of its entries, with numpy's broadcasting; None for none."""
+        if hidden is None or not hidden.any():
+            return x
+        x = self.broadcast(x, np.broadcast_shapes(x.shape, hidden.shape))
+        node = self.add(Reshape(x.shape, x.shape), [x], x.shape)
+        self.masked[node.id] = np.broadcast_to(hidden, x.shape) | self.masked.get(x.id, False)
+        return node
+
+    def padded(self, x: Node, index: Index, value: float) -> Node:
+        """The entries of the flattened x that an index names, and a number, or -inf, where it is -1."""
+        absent = index < 0
+        if value == -math.inf:
+            return self.hide(self.select(x, index), absent)
+        return self.select(x, index, np.where(absent, value, 0.0) if value and absent.any() else None)
+
+    def filled(self, x: Node, value: float) -> Node:
+        """x with a number in the place of -inf."""
+        return self.padded(x, np.where(self.masked[x.id], -1, entries(x.shape)), value)
 
     def broadcast(self, x: Node, shape: Shape) -> Node:
         """Numpy's broadcasting to a shape."""
@@ -251,6 +270,9 @@ class Builder:
 
     def apply(self, function: Function, x: Node) -> Node:
         """A function of the catalogue, elementwise."""
+        if x.id in self.masked:
+            limit = masks.limit(function)
+            return self.filled(self.hide(self.apply(function, self.filled(x, 0.0)), self.masked[x.id]), limit)
         return self.add(Elementwise(function), [x], x.shape)
 
     def function(self, name: str, x: Node, **parameters: float) -> Node:
@@ -289,6 +311,10 @@ class Builder:
 
     def larger(self, a: Node, b: Node, sign: int = 1) -> Node:
         """max(a, b) = a + relu(b - a) for sign 1, min(a, b) = a - relu(a - b) for sign -1."""
+        if a.id in self.masked or b.id in self.masked:
+            shape = np.broadcast_shapes(a.shape, b.shape)
+            a, b = (self.reshape(self.broadcast(v, shape), (1, math.prod(shape))) for v in (a, b))
+            return self.extremum(self.concat([a, b], 1), np.arange(2 * a.size).reshape(2, -1).T, shape, sign)
         return self.sum([a, self.relu(self.sum([b, a], [sign, -sign]))], [1, sign])
 
     def larger_constant(self, x: Node, c: Array, sign: int = 1) -> Node:
@@ -297,6 +323,8 @@ class Builder:
             bound = float(c.flat[0])
             x = self.broadcast(x, np.broadcast_shapes(x.shape, c.shape))
             return self.clip(x, bound, math.inf) if sign > 0 else self.clip(x, -math.inf, bound)
+        if np.isneginf(c).any():
+            return self.larger(x, self.constant(c), sign)
         return self.scale(self.relu(self.scale(x, sign, -sign * c)), sign, c)
 
     def clip(self, x: Node, lower: float, upper: float) -> Node:
@@ -321,6 +349,9 @@ class Builder:
             rows: (sets, k), the entries of a plane that each set holds; repeated entries cost nothing.
             shape: of the result, with planes * sets entries.
         """
+        if x.id in self.masked:
+            sets, hidden = masks.present(self.masked[x.id], rows, sign)
+            return self.hide(self.extremum(self.reshape(self.filled(x, 0.0), (1, x.size)), sets, shape), hidden.reshape(*shape))
         while rows.shape[1] > 1:
             rows = np.concatenate([rows, rows[:, -1:]], 1) if rows.shape[1] % 2 else rows
             pairs = np.sort(rows.reshape(-1, 2), axis=1)
@@ -346,9 +377,11 @@ class Builder:
     def graph(self, outputs: Sequence[Node], inputs: tuple[TensorSpec, ...], specs: tuple[TensorSpec, ...]) -> Graph:
         """The finished graph, whose y is the outputs flattened and joined."""
         flat = [self.reshape(node, (node.size,)) for node in outputs]
+        if any(node.id in self.masked for node in flat):
+            raise InvalidModel("an output of the network holds -inf; only numbers can be verified")
         self.name = ", ".join(spec.name for spec in specs)
         end = self.concat(flat, 0)
-        nodes = tidy(self.nodes[: end.id + 1])
+        nodes = tidy(self.nodes[: end.id + 1], self.means)
         return Graph(nodes, len(nodes) - 1, inputs, specs)
 
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.frontends.lowering import patterns, switches
-from milpverify.frontends.lowering.builder import Builder, entries
+from milpverify.frontends.lowering import patterns, signs, switches
+from milpverify.frontends.lowering.builder import Builder, Index, entries
 from milpverify.frontends.lowering.constants import Array, Constant
+from milpverify.frontends.lowering.masks import Mask
 from milpverify.graph import Node
+from milpverify.operators import Elementwise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,10 +92,35 @@ def power(g: Builder, x: Node, n: float) -> Node:
     if n == 0:
         return g.constant(np.ones(x.shape))
     if n in (0.5, -0.5):
-        return g.function("sqrt" if n > 0 else "rsqrt", x)
+        return square_root(g, x) if n > 0 else g.function("rsqrt", x)
     if n != math.floor(n):
         return g.function("exp", g.scale(logarithm(g, x), n))
     return patterns.power(g, x, int(n)) if n > 0 else reciprocal(g, power(g, x, -n))
+
+
+def ceil(g: Builder, x: Node) -> Node:
+    """The least integer that is not less: -floor(-x)."""
+    return g.scale(g.function("floor", g.scale(x, -1)), -1)
+
+
+def hyperbolic(g: Builder, x: Node, name: str) -> Node:
+    """sinh and cosh, (exp(x) -+ exp(-x)) / 2, and atanh, log((1 + x) / (1 - x)) / 2, as sums of two functions of x."""
+    function, sign = ("log", -1) if name == "atanh" else ("exp", 1 if name == "cosh" else -1)
+    ends = (g.scale(x, bias=1.0), g.scale(x, -1.0, 1.0)) if name == "atanh" else (x, g.scale(x, -1.0))
+    return g.scale(g.sum([g.function(function, e) for e in ends], [1, sign]), 0.5)
+
+
+def swish(g: Builder, x: Node, alpha: float) -> Node:
+    """x / (1 + exp(-alpha x)) = silu(alpha x) / alpha."""
+    if alpha == 0:
+        return g.scale(x, 0.5)
+    return g.scale(g.function("silu", g.scale(x, alpha)), 1.0 / Constant.of(alpha))
+
+
+def square_root(g: Builder, x: Node) -> Node:
+    """The root of x. Of a sum of squares it is that of max(x, 0), whose bounds rounding does not take out of the domain."""
+    touches = not isinstance(x.op, Elementwise) and patterns.innermost(g, x).offset <= 0 and signs.nonnegative(g, x)
+    return g.function("sqrt", g.relu(x) if touches else x)
 
 
 def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
@@ -106,7 +133,11 @@ def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def mean(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
     """The mean over some axes >= 0."""
-    return g.scale(g.reduce_sum(x, axes, keepdims), 1.0 / Constant.of(math.prod(x.shape[a] for a in axes)))
+    total = g.reduce_sum(x, axes, keepdims)
+    y = g.scale(total, 1.0 / Constant.of(math.prod(x.shape[a] for a in axes)))
+    if y.id != total.id:
+        g.means.add(y.id)
+    return y
 
 
 def extremum(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True, sign: int = 1) -> Node:
@@ -144,15 +175,39 @@ def log_softmax(g: Builder, x: Node, axis: int) -> Node:
 
 
 def log_sum_exp(g: Builder, x: Node, axes: Sequence[int], keepdims: bool = True) -> Node:
-    """log(sum_j exp(x_j)) over some axes >= 0, shifted by one of the entries."""
+    """log(sum_j exp(x_j)) over some axes >= 0."""
     kept = [a for a in range(len(x.shape)) if a not in axes]
     length = math.prod(x.shape[a] for a in axes)
     rows = g.reshape(g.permute(x, [*kept, *axes]), (x.size // length, length))
-    first = g.select(rows, entries(rows.shape)[:, :1])
-    rest = g.select(rows, entries(rows.shape)[:, 1:])
-    total = g.reduce_sum(g.function("exp", g.sum([rest, first], [1, -1])), [1])
-    y = g.sum([first, g.function("log", g.scale(total, bias=1.0))])
+    y = _log_of_sum(g, rows)
     return g.reshape(y, [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
+
+
+def _log_of_sum(g: Builder, x: Node) -> Node:
+    """The logarithm of the sum of exponentials of each row (rows, n), (rows, 1), by a tournament of log(e^a + e^b) = a + softplus(b - a).
+
+    No exponential is formed, which might overflow, and softplus is bounded well over any interval. Entries that are -inf are left out.
+    """
+    if x.id in g.masked:
+        return _log_of_visible(g, x, ~g.masked[x.id])
+    while (n := x.shape[1]) > 1:
+        places, half = entries(x.shape), n // 2
+        a, b = g.select(x, places[:, :half]), g.select(x, places[:, half : 2 * half])
+        y = g.sum([a, g.function("softplus", g.sum([b, a], [1, -1]))])
+        x = g.concat([y, g.select(x, places[:, -1:])], 1) if n % 2 else y
+    return x
+
+
+def _log_of_visible(g: Builder, x: Node, visible: Mask) -> Node:
+    """`_log_of_sum` of the entries (rows, n) that are visible: rows with as many of them together."""
+    _leading(~visible)
+    counts, place, parts = visible.sum(1), np.zeros(len(visible), dtype=np.int64), list[Node]()
+    for n in np.unique(counts):
+        rows = counts == n
+        place[rows] = sum(p.size for p in parts) + np.arange(rows.sum())
+        y = _log_of_sum(g, g.select(x, np.flatnonzero(visible & rows[:, None]).reshape(-1, n)))
+        parts.append(g.reshape(y, (y.size,)))
+    return g.select(g.concat(parts, 0), place[:, None])
 
 
 def _along_last(g: Builder, x: Node, axis: int, rewrite) -> Node:  # type: ignore[no-untyped-def]
@@ -176,6 +231,8 @@ def _differences(g: Builder, x: Node) -> Node:
 
 
 def _softmax(g: Builder, x: Node) -> Node:
+    if x.id in g.masked:
+        return _masked_softmax(g, x, ~g.masked[x.id])
     rows, n = x.shape
     if n == 1:
         return g.constant(np.ones(x.shape))
@@ -189,17 +246,78 @@ def _softmax(g: Builder, x: Node) -> Node:
     return reciprocal(g, g.scale(total, bias=1.0))
 
 
+def _leading(mask: Mask) -> Index:
+    """The place of the first entry of each row (rows, n) that is not -inf, (rows, 1).
+
+    Raises:
+        ValueError: a row has none.
+    """
+    if mask.all(1).any():
+        raise ValueError("all entries of a row are -inf, of which the softmax is not a number: a mask must leave one")
+    first: Index = mask.argmin(1)[:, None] + mask.shape[1] * np.arange(len(mask))[:, None]
+    return first
+
+
+def _masked_softmax(g: Builder, x: Node, visible: Mask) -> Node:
+    """Softmax of the entries (rows, n) that are visible, 0 where they are not."""
+    leading, counts = _leading(~visible), visible.sum(1)
+    place = np.full(x.shape, -1, dtype=np.int64)
+    parts: list[Node] = []
+
+    def keep(rows: Mask, y: Node) -> None:
+        """Note where the visible entries of some rows are."""
+        place[visible & rows[:, None]] = sum(p.size for p in parts) + np.arange(y.size)
+        parts.append(g.reshape(y, (y.size,)))
+
+    # Rows of as many entries are softmaxes of their own, but many lengths are many nodes.
+    lengths = np.unique(counts)
+    alike = lengths if len(lengths) == 1 else lengths[lengths <= 2]
+    for n in alike:
+        keep(counts == n, _softmax(g, g.select(x, np.flatnonzero(visible & (counts == n)[:, None]).reshape(-1, n))))
+    rest = ~np.isin(counts, alike)
+    if rest.any():
+        keep(rest, _ragged_softmax(g, x, visible & rest[:, None], leading))
+    return g.select(g.concat(parts, 0), place)
+
+
+def _ragged_softmax(g: Builder, x: Node, visible: Mask, leading: Index) -> Node:
+    """Softmax of the visible entries of each row (rows, n), one row after the other; rows may have none."""
+    size, widest, n = int(visible.sum()), int(visible.sum(1).max()), x.shape[1]
+    own = np.flatnonzero(visible)
+    rows = [np.flatnonzero(row) + n * r for r, row in enumerate(visible)]
+    if size * (widest - 1) > PAIRS:
+        powers = g.function("exp", g.sum([g.select(x, own), g.select(x, leading[own // n, 0])], [1, -1]))
+        sums, first = np.full((len(rows), widest), -1, dtype=np.int64), 0
+        for r, row in enumerate(rows):
+            sums[r, : len(row)] = first + np.arange(len(row))
+            first += len(row)
+        kept = np.unique(own // n)
+        total = g.reduce_sum(g.select(powers, sums[kept]), [1], keepdims=False)
+        return g.product(powers, g.select(reciprocal(g, total), np.searchsorted(kept, own // n)))
+    others = np.full((size, widest - 1), -1, dtype=np.int64)  # of each entry
+    first = 0
+    for row in rows:
+        k = len(row)
+        if k:
+            others[first : first + k, : k - 1] = np.array([np.delete(row, i) for i in range(k)])
+            first += k
+    pairs = others >= 0
+    exponents = g.sum([g.select(x, others[pairs]), g.select(x, np.broadcast_to(own[:, None], others.shape)[pairs])], [1, -1])
+    powers = g.select(g.function("exp", exponents), np.where(pairs, np.cumsum(pairs).reshape(pairs.shape) - 1, -1))
+    return reciprocal(g, g.scale(g.reduce_sum(powers, [1], keepdims=False), bias=1.0))
+
+
 def _log_softmax(g: Builder, x: Node) -> Node:
-    """-log(1 + sum_{j != i} exp(x_j - x_i))."""
+    """-log(1 + sum_{j != i} exp(x_j - x_i)) = -softplus(log(sum_{j != i} exp(x_j - x_i))): <= 0 whatever the relaxation."""
     rows, n = x.shape
+    if x.id in g.masked or rows * n * (n - 1) > PAIRS:
+        return g.sum([x, _log_of_sum(g, x)], [1, -1])
     if n == 1:
         return g.constant(np.zeros(x.shape))
     if n == 2:
         return g.scale(g.function("softplus", g.matmul(x, np.array([[-1.0, 1.0], [1.0, -1.0]]))), -1.0)
-    if rows * n * (n - 1) > PAIRS:
-        return g.sum([x, log_sum_exp(g, x, [1])], [1, -1])
-    total = g.reduce_sum(g.function("exp", _differences(g, x)), [2], keepdims=False)
-    return g.scale(g.function("log", g.scale(total, bias=1.0)), -1.0)
+    others = _log_of_sum(g, g.reshape(_differences(g, x), (rows * n, n - 1)))
+    return g.scale(g.function("softplus", g.reshape(others, (rows, n))), -1.0)
 
 
 # Normalisation

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -158,6 +159,22 @@ def in_float64(array: NDArray[Any]) -> Array:
     wide = torch.empty(array.shape, dtype=torch.float64).numpy()
     wide[...] = array
     return wide
+
+
+def uniform(values: Tensor | None, default: int) -> Fraction | None:
+    """The only value of a tensor; None where there are several, or it is infinite."""
+    if values is None:
+        return Fraction(default)
+    first = values.reshape(-1)[0]
+    return Fraction(first.item()) if bool(((values == first) & first.isfinite()).all()) else None
+
+
+def weights(array: ArrayLike) -> Tensor:
+    """A float64 tensor, which may share memory with an array that is one: large weights are there once. A matrix may lie by columns."""
+    own = np.asarray(array, dtype=np.float64)
+    if not own.flags.writeable or min(own.strides, default=0) < 0:
+        own = own.copy()
+    return torch.from_numpy(own if own.ndim == 2 and own.flags.f_contiguous else np.ascontiguousarray(own))
 
 
 def _is_one(constant: Constant) -> bool:

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.frontends.lowering.builder import entries
-from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.constants import Constant, uniform
 from milpverify.functions.catalogue import catalogue
 from milpverify.operators import Elementwise, ReduceSum, Reshape, Scale, Select, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from torch import Tensor
 
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.functions.catalogue import Function
@@ -69,21 +67,13 @@ def lines(g: Builder, x: Node) -> Iterator[Line]:
         op = line.node.op
         if not isinstance(op, Scale):
             return
-        weight, bias = _uniform(op.weight, 1), _uniform(op.bias, 0)
+        weight, bias = uniform(op.weight, 1), uniform(op.bias, 0)
         if weight is None or bias is None:
             return
         if bias and (line.rounded or op.rounded):
             return
         known = g.nodes[line.node.inputs[0]]
         line = Line(known, line.slope * weight, line.slope * bias + line.offset, line.rounded + op.rounded)
-
-
-def _uniform(values: Tensor | None, default: int) -> Fraction | None:
-    """The only value of a tensor; None where there are several."""
-    if values is None:
-        return Fraction(default)
-    first = values.reshape(-1)[0]
-    return Fraction(first.item()) if bool((values == first).all()) else None
 
 
 def innermost(g: Builder, x: Node) -> Line:
@@ -308,15 +298,30 @@ def exponentials(g: Builder, total: Node) -> tuple[Node, tuple[int, ...]] | None
         total = g.nodes[total.inputs[0]]
     if not isinstance(total.op, ReduceSum) or total.shape != shape:
         return None
-    powers = g.nodes[total.inputs[0]]
-    if not isinstance(powers.op, Elementwise) or powers.op.function.name != "exp":
-        return None
-    return argument(g, powers), total.op.axes
+    x = _exponent(g, g.nodes[total.inputs[0]])
+    return None if x is None else (x, total.op.axes)
 
 
 def is_exponential(g: Builder, node: Node, x: Node) -> bool:
     """Whether a node is exp(x)."""
-    return isinstance(node.op, Elementwise) and node.op.function.name == "exp" and node.inputs == (x.id,)
+    return (found := _exponent(g, node)) is not None and found.id == x.id
+
+
+def _exponent(g: Builder, node: Node) -> Node | None:
+    """x where a node is exp(x), with zeros where x is -inf (as `Builder.apply` makes them)."""
+    outer = node.op
+    if isinstance(outer, Select):
+        node = argument(g, argument(g, node))
+    if not isinstance(node.op, Elementwise) or node.op.function.name != "exp":
+        return None
+    x = argument(g, node)
+    if not isinstance(outer, Select):
+        return x
+    if not isinstance(x.op, Select) or (source := argument(g, x)).id not in g.masked:
+        return None
+    visible = np.where(g.masked[source.id], -1, entries(source.shape))
+    same = all(op.bias is None and np.array_equal(op.index.numpy(), visible) for op in (outer, x.op))
+    return source if same else None
 
 
 def unshifted(g: Builder, x: Node, axis: int) -> Node:

@@ -6,6 +6,7 @@ Sequences are nodes (steps, batch, features), states (batch, hidden); a state of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,36 +15,69 @@ from milpverify.frontends.lowering.builder import entries
 from milpverify.frontends.lowering.constants import Constant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.frontends.lowering.constants import Array
     from milpverify.graph import Node
 
 
+Activation = Callable[["Builder", "Node"], "Node"]
+
+
+def activation(name: str, **parameters: float) -> Activation:
+    """A function of the catalogue."""
+    return lambda g, x: g.function(name, x, **parameters)
+
+
+SIGMOID, TANH = activation("sigmoid"), activation("tanh")
+
+
 def lstm(
-    g: Builder, x: Node, w: Array, r: Array, bias: Array | Constant | None, h: Node | None, c: Node | None, backwards: bool = False
-) -> tuple[list[Node], Node]:
-    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c') for the gates i, f, o, g = x w^T + h r^T + bias.
+    g: Builder,
+    x: Node,
+    w: Array,
+    r: Array,
+    bias: Array | Constant | None,
+    h: Node | None,
+    c: Node | None,
+    backwards: bool = False,
+    *,
+    peepholes: Array | None = None,
+    coupled: bool = False,
+    functions: Sequence[Activation] = (SIGMOID, TANH, TANH),
+) -> tuple[list[Node], list[Node]]:
+    """c' = s(f) c + s(i) t(g), h' = s(o) u(c') for the gates i, f, o, g = x w^T + h r^T + bias and functions s, t, u.
 
     Args:
         x: (steps, batch, features).
         w, r, bias: (4 hidden, features), (4 hidden, hidden), (4 hidden,), the gates in the order i, f, o, g.
         h, c: the initial state.
         backwards: begin at the last step.
+        peepholes: (3, hidden), what c adds to i and f and c' adds to o, each by so much (Gers and Schmidhuber, Recurrent nets that time
+            and count, IJCNN 2000).
+        coupled: s(f) is 1 - s(i).
 
     Returns:
-        h after every step, in the order of x, and the last c.
+        h and c after every step, in the order of x.
     """
-    size, states = r.shape[1], {}
+    size, states, cells = r.shape[1], {}, {}
+    opened, written, shown = functions
+    inner, later = (2 * size, 3 * size) if peepholes is not None else (3 * size, 3 * size)
     for step, given in _steps(g, x, w, bias, backwards):
         gates = _with_state(g, given, h, r)
-        opened, new = g.function("sigmoid", _gates(g, gates, 0, 3 * size)), g.function("tanh", _gates(g, gates, 3 * size, 4 * size))
-        written = g.product(_gates(g, opened, 0, size), new)
-        c = written if c is None else g.sum([g.product(_gates(g, opened, size, 2 * size), c), written])
-        h = states[step] = g.product(_gates(g, opened, 2 * size, 3 * size), g.function("tanh", c))
-    assert c is not None
-    return [states[step] for step in sorted(states)], c
+        first = _gates(g, gates, 0, inner)
+        if peepholes is not None and c is not None:
+            first = g.sum([first, g.concat([g.scale(c, peepholes[0]), g.scale(c, peepholes[1])], 1)])
+        first = opened(g, first)
+        taken, new = _gates(g, first, 0, size), written(g, _gates(g, gates, later, later + size))
+        kept = g.scale(taken, -1.0, 1.0) if coupled else _gates(g, first, size, 2 * size)
+        added = g.product(taken, new)
+        c = cells[step] = added if c is None else g.sum([g.product(kept, c), added])
+        if peepholes is None:
+            seen = _gates(g, first, 2 * size, 3 * size)
+        else:
+            seen = opened(g, g.sum([_gates(g, gates, 2 * size, 3 * size), g.scale(c, peepholes[2])]))
+        h = states[step] = g.product(seen, shown(g, c))
+    return [states[step] for step in sorted(states)], [cells[step] for step in sorted(cells)]
 
 
 def gru(
@@ -55,8 +89,9 @@ def gru(
     h: Node | None,
     backwards: bool = False,
     reset_after: bool = True,
+    functions: Sequence[Activation] = (SIGMOID, TANH),
 ) -> list[Node]:
-    """h' = n + sigmoid(z) (h - n) with n = tanh(x w_n^T + b_n + sigmoid(r) (h r_n^T + c_n)); one product for the two of z.
+    """h' = n + s(z) (h - n) with n = t(x w_n^T + b_n + s(r) (h r_n^T + c_n)) for functions s, t; one product for the two of z.
 
     Args:
         x: (steps, batch, features).
@@ -73,7 +108,7 @@ def gru(
     outer = None if bias is None else Constant(bias[0]) + np.where(np.arange(3 * size) < 2 * size, bias[1], 0.0)
     shift = np.zeros(size) if bias is None else bias[1][2 * size :]
     for step, given in _steps(g, x, w, outer, backwards):
-        gates = g.function("sigmoid", _with_state(g, _gates(g, given, 0, 2 * size), h, r[: 2 * size]))
+        gates = functions[0](g, _with_state(g, _gates(g, given, 0, 2 * size), h, r[: 2 * size]))
         update, reset = _gates(g, gates, 0, size), _gates(g, gates, size, 2 * size)
         last = r[2 * size :].T
         if reset_after:
@@ -81,19 +116,26 @@ def gru(
         else:
             recalled = g.constant(np.broadcast_to(shift, reset.shape))
             recalled = recalled if h is None else g.scale(g.matmul(g.product(reset, h), last), bias=shift)
-        new = g.function("tanh", g.sum([_gates(g, given, 2 * size, 3 * size), recalled]))
+        new = functions[1](g, g.sum([_gates(g, given, 2 * size, 3 * size), recalled]))
         h = g.sum([new, g.product(update, new if h is None else g.sum([new, h], [1, -1]))], [1, -1])
         states[step] = h
     return [states[step] for step in sorted(states)]
 
 
 def rnn(
-    g: Builder, x: Node, w: Array, r: Array, bias: Array | Constant | None, h: Node | None, function: str = "tanh", backwards: bool = False
+    g: Builder,
+    x: Node,
+    w: Array,
+    r: Array,
+    bias: Array | Constant | None,
+    h: Node | None,
+    backwards: bool = False,
+    function: Activation = TANH,
 ) -> list[Node]:
-    """h' = f(x w^T + h r^T + bias) for a function of the catalogue; h after every step, in the order of x."""
+    """h' = f(x w^T + h r^T + bias) for a function f; h after every step, in the order of x."""
     states = {}
     for step, given in _steps(g, x, w, bias, backwards):
-        h = states[step] = g.function(function, _with_state(g, given, h, r))
+        h = states[step] = function(g, _with_state(g, given, h, r))
     return [states[step] for step in sorted(states)]
 
 

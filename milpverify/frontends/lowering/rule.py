@@ -19,10 +19,12 @@ class Rule(Generic[Lower]):
         lower: adds nodes to a builder.
         moves: the results are entries of the arguments, but for signs: what is made of constants alone is rounded as they are.
         linear_in_constants: the weights on x are products and quotients of the constants.
+        masks: constants among the arguments may hold -inf.
         attributes: that the rule heeds; None: all that there are.
     """
 
     lower: Lower
     moves: bool = False
     linear_in_constants: bool = False
+    masks: bool = False
     attributes: frozenset[str] | None = None

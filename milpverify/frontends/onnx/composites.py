@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering import composites
+from milpverify.frontends.lowering import composites, norms
+from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.constants import Constant
 from milpverify.frontends.onnx.node import Operation, Value, rule
@@ -20,6 +21,11 @@ from milpverify.graph import Node
 @rule("Reciprocal")
 def _reciprocal(g: Builder, op: Operation) -> Value:
     return composites.reciprocal(g, op.node())
+
+
+@rule("Sqrt")
+def _square_root(g: Builder, op: Operation) -> Value:
+    return composites.square_root(g, op.node())
 
 
 @rule("Log")
@@ -45,6 +51,26 @@ def _pow(g: Builder, op: Operation) -> Value:
 @rule("Gelu", attributes="approximate")
 def _gelu(g: Builder, op: Operation) -> Value:
     return g.function("gelu_tanh" if op.attributes["approximate"] == "tanh" else "gelu", op.node())
+
+
+@rule("Sinh", "Cosh", "Atanh")
+def _hyperbolic(g: Builder, op: Operation) -> Value:
+    return composites.hyperbolic(g, op.node(), op.proto.op_type.lower())
+
+
+@rule("Swish", attributes="alpha")
+def _swish(g: Builder, op: Operation) -> Value:
+    return composites.swish(g, op.node(), op.attributes["alpha"])
+
+
+@rule("Shrink", attributes="bias lambd")
+def _shrink(g: Builder, op: Operation) -> Value:
+    """x - bias above lambd, x + bias below -lambd, else 0."""
+    bound, bias = op.attributes["lambd"], op.attributes["bias"]
+    if bias != bound or bound < 0:
+        raise op.refuse("a bias that is not lambd makes the function jump, which has no rule")
+    x = op.node()
+    return g.sum([x, g.clip(x, -bound, bound)], [1, -1])
 
 
 # Softmax
@@ -83,10 +109,16 @@ def _reduce(g: Builder, op: Operation) -> Value:
         return composites.log_sum_exp(g, x, axes, keepdims)
     if name == "ReduceProd":
         return composites.product_of_entries(g, x, axes, keepdims)
-    inner = {"ReduceL1": "abs", "ReduceL2": "square", "ReduceSumSquare": "square"}.get(name)
-    total = g.reduce_sum(g.function(inner, x) if inner else x, axes, keepdims)
-    outer = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(name)
-    return g.function(outer, total) if outer else total
+    if name in ("ReduceL1", "ReduceL2"):
+        return norms.norm(g, x, axes, 1.0 if name == "ReduceL1" else 2.0, keepdims)
+    total = g.reduce_sum(g.function("square", x) if name == "ReduceSumSquare" else x, axes, keepdims)
+    return composites.logarithm(g, total) if name == "ReduceLogSum" else total
+
+
+@rule("GlobalLpPool", attributes="p")
+def _global_lp_pool(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    return norms.norm(g, x, range(2, len(x.shape)), op.attributes["p"])
 
 
 # Normalisation
@@ -118,3 +150,28 @@ def _group_normalization(g: Builder, op: Operation) -> Value:
     if op.opset < 21:
         raise op.refuse("before opset 21 its scale and bias are per group, which ONNX itself calls a mistake; export it with opset 21")
     return composites.group_norm(g, op.node(), op.attributes["num_groups"], op.attributes["epsilon"], op.weight(1), op.weight(2))
+
+
+@rule("MeanVarianceNormalization", attributes="axes")
+def _mean_variance_normalization(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    axes = axes_named(op.attributes.get("axes") or [0, 2, 3], len(x.shape), op)
+    # ONNX Runtime adds nothing to the variance, nor does the standard's text; the function that the standard has beside it adds 1e-9.
+    return composites.layer_norm(g, x, axes, 0.0)
+
+
+@rule("LpNormalization", attributes="axis p")
+def _lp_normalization(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    return norms.normalized(g, x, axes_named([op.attributes["axis"]], len(x.shape), op), op.attributes["p"])
+
+
+@rule("LRN", attributes="alpha beta bias size")
+def _local_response_normalization(g: Builder, op: Operation) -> Value:
+    size = op.attributes["size"]
+    if size < 1:
+        raise InvalidModel(f"{op} has a window of {size} channels")
+    window = (size - 1) // 2, size // 2
+    return norms.local_response(
+        g, op.node(), window, Constant.of(op.attributes["alpha"]) / float(size), op.attributes["beta"], op.attributes["bias"]
+    )

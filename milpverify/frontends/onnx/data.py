@@ -51,9 +51,13 @@ def _combine(g: Builder, op: Operation) -> Value:
     return combine(g, number(op.value(0)), number(op.value(1)))
 
 
-@rule("Where", moves=True)
+@rule("Where", moves=True, masks=True)
 def _where(g: Builder, op: Operation) -> Value:
     condition = op.value(0)
+    if isinstance(condition, Node):
+        for chosen in (op.value(1), op.value(2)):
+            if not isinstance(chosen, Node) and not np.isfinite(chosen.astype(np.float64)).all():
+                raise op.refuse("an entry is -inf or not as the network's input says; only constants may say so")
     return switches.where(g, condition if isinstance(condition, Node) else condition.astype(bool), number(op.value(1)), number(op.value(2)))
 
 
@@ -162,19 +166,6 @@ def _remainder(g: Builder, op: Operation) -> Value:
         raise InvalidModel(f"{op} divides by zero: the constant '{op.proto.input[1]}' has a zero entry")
     whole = elementwise.truncated(g, g.scale(op.node(), 1.0 / Constant(divisor)))
     return g.sum([op.node(), g.scale(whole, divisor)], [1, -1])
-
-
-# Machine learning pipelines
-
-
-@rule("ai.onnx.ml.Scaler", attributes="scale offset")
-def _scaler(g: Builder, op: Operation) -> Value:
-    """(x - offset) scale, by the entries along the last axis."""
-    x = op.node()
-    scale, offset = (np.array(op.attributes.get(key) or [none], dtype=np.float64) for key, none in (("scale", 1.0), ("offset", 0.0)))
-    if any(v.size not in (1, x.shape[-1]) for v in (scale, offset)):
-        raise InvalidModel(f"{op} has {scale.size} scales and {offset.size} offsets for {x.shape[-1]} features")
-    return g.scale(g.scale(x, bias=-offset), scale)
 
 
 @rule("ai.onnx.ml.Binarizer", attributes="threshold")

@@ -16,6 +16,7 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from milpverify.errors import InvalidModel
+from milpverify.frontends.lowering import masks
 from milpverify.frontends.lowering.builder import check_size
 from milpverify.frontends.lowering.constants import ARITHMETIC, Constant
 from milpverify.frontends.onnx.node import RULES, Operation
@@ -104,5 +105,6 @@ def _lengths(tensor: onnx.TypeProto.Tensor) -> list[int | None]:
 
 
 def _constant(value: Any, rounded: int) -> Constant:
+    """A constant with its mark; -inf is exact, and what is made of it has been looked at (`_Lowering.define`)."""
     assert not isinstance(value, Node)
-    return Constant(np.asarray(value, dtype=np.float64), rounded)
+    return masks.split(Constant(np.asarray(value, dtype=np.float64), rounded))[0]

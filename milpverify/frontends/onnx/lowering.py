@@ -7,7 +7,7 @@ products, quotients and roots what is lost is known and kept as a mark (`constan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,19 @@ from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
-from milpverify.frontends.onnx import composites, data, recurrent, resample, windows  # noqa: F401 (register their rules)
+from milpverify.frontends.onnx import (  # noqa: F401 (register their rules)
+    attention,
+    classical,
+    composites,
+    data,
+    recurrent,
+    resample,
+    windows,
+)
 from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate, evaluate_in_runtime
 from milpverify.frontends.onnx.ops import FLOATS
+from milpverify.frontends.onnx.outputs import Kept, Outputs, choose
 from milpverify.frontends.onnx.quantised import dequantized
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -58,7 +67,7 @@ def static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 
 def spec_of(info: onnx.ValueInfoProto, shape: tuple[int, ...]) -> TensorSpec:
-    """An input or output of the network, which must hold real numbers.
+    """An input of the network, which must hold real numbers.
 
     Raises:
         InvalidModel: it holds something else.
@@ -66,21 +75,25 @@ def spec_of(info: onnx.ValueInfoProto, shape: tuple[int, ...]) -> TensorSpec:
     kind = info.type.tensor_type.elem_type
     if kind not in FLOATS:
         name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else f"number {kind}"
-        raise InvalidModel(f"the network's tensor '{info.name}' is of type {name}; inputs and outputs must be float32, float64 or float16")
+        raise InvalidModel(f"the network's tensor '{info.name}' is of type {name}; inputs must be float32, float64 or float16")
     return TensorSpec(info.name, shape, FLOATS[kind])
 
 
-def lower(model: onnx.ModelProto) -> Graph:
+def lower(model: onnx.ModelProto, outputs: Outputs | None = None) -> Graph:
     """Lower a network to the core operators.
 
     Node 0 is the flat x (nx,), the network's inputs one after the other; the last node is the flat y (ny,). A node is called
     after the ONNX tensor that it holds; what a rewrite puts in between is called after it too, with " (part)" behind.
 
+    Args:
+        outputs: those that y holds, one after the other; only what they depend on is lowered. None for all of real numbers.
+
     Raises:
         InvalidModel: the network contradicts itself, or a weight is NaN or infinite (the message names it).
         UnsupportedOperator: an operator, or an attribute of it, has no rule.
+        InvalidInput: no outputs are given, and which they are is not clear (`choose`).
     """
-    return _Lowering(inlined(model)).run()
+    return _Lowering(inlined(model), outputs or choose(model.graph)).run()
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -96,8 +109,9 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Lowering:
     """The state of one lowering: what every ONNX tensor has become."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, outputs: Outputs) -> None:
         self.proto = model.graph
+        self.outputs = outputs.kept
         self.versions = {o.domain: o.version for o in model.opset_import}
         self.opset = self.versions.get("", self.versions.get("ai.onnx", 0))
         if not OLDEST_OPSET <= self.opset <= NEWEST_OPSET:
@@ -112,16 +126,18 @@ class _Lowering:
             if not all(isinstance(text, str) for text in (node.op_type, node.name, node.domain, *node.input, *node.output)):
                 raise InvalidModel(f"the network is damaged: a {node.op_type!r} node has names that are no text")
         self.values: dict[str, Value] = {}
+        self.labels: dict[str, UnsupportedOperator] = {}  # what rules leave out, and what to say where it is read
+        self.needed = needed(self.proto, self.outputs)
         self.rounded: dict[str, int] = {}  # of the constants that are not exact: see `constants.Constant`
         self.whole: set[str] = set()  # of tensors that depend on x, those of integers
-        # A bound to clip to may be infinite; a weight may not.
+        # A bound to clip to may be infinite, and a mask may be -inf; a weight may not.
         readers = [(n.op_type, name) for n in self.proto.node for name in n.input]
         self.bounds = {name for op, name in readers if op == "Clip"} - {name for op, name in readers if op != "Clip"}
+        self.infinite: dict[str, str] = {}  # constants that hold -inf, and what they come from
 
     def run(self) -> Graph:
-        needed = self.needed()
         for tensor in self.proto.initializer:
-            if tensor.name in needed:
+            if tensor.name in self.needed:
                 self.define(tensor.name, _weight(tensor), "initializer")
         weights = {tensor.name for tensor in self.proto.initializer}
         inputs = tuple(spec_of(info, static_shape(info)) for info in self.proto.input if info.name not in weights)
@@ -133,27 +149,23 @@ class _Lowering:
             self.values[spec.name] = self.builder.finish(part, 1)
             offset += spec.size
         for node in self.proto.node:
-            if not needed.isdisjoint(node.output):
+            if not self.needed.isdisjoint(node.output):
                 self.lower_node(node)
         outputs = []
-        for info in self.proto.output:
-            value = self.lookup(info.name, "the network's output")
+        for name, tensor, dtype, keys in ((o.name, o.tensor, o.dtype, o.keys) for o in self.outputs):
+            value = self.lookup(tensor, "the network's output")
             if not isinstance(value, Node) and value.dtype != np.float64:
-                declared = onnx.TensorProto.DataType.Name(info.type.tensor_type.elem_type)
-                raise InvalidModel(f"the network's output '{info.name}' is declared as {declared}, but is a constant of type {value.dtype}")
-            outputs.append(value if isinstance(value, Node) else self.builder.constant(Constant(value, self.rounded.get(info.name, 0))))
-        specs = tuple(spec_of(info, node.shape) for info, node in zip(self.proto.output, outputs, strict=True))
+                raise InvalidModel(f"the network's output '{name}' is declared as {dtype}, but is a constant of type {value.dtype}")
+            node = value if isinstance(value, Node) else self.builder.constant(Constant(value, self.rounded.get(tensor, 0)))
+            if keys and node.shape[-1:] != (len(keys),):
+                raise InvalidModel(f"the network's output '{name}' maps {len(keys)} keys to the entries of a tensor of shape {node.shape}")
+            outputs.append(node)
+        specs = tuple(TensorSpec(o.name, node.shape, o.dtype) for o, node in zip(self.outputs, outputs, strict=True))
         return self.builder.graph(outputs, inputs, specs)
 
-    def needed(self) -> set[str]:
-        """The tensors that the outputs depend on: what else the file holds means nothing."""
-        names = {info.name for info in self.proto.output}
-        for node in reversed(self.proto.node):
-            if not names.isdisjoint(node.output):
-                names.update(_read(node))
-        return names - {""}
-
     def lookup(self, name: str, reader: str) -> Value:
+        if name in self.labels:
+            raise self.labels[name]
         if name not in self.values:
             raise InvalidModel(f"{reader} reads the tensor '{name}', which nothing before it computes")
         return self.values[name]
@@ -163,9 +175,11 @@ class _Lowering:
         if array.dtype.kind == "f" or "float" in array.dtype.name:
             array = array if array.dtype.kind == "f" else array.astype(np.float64)
             if not all_finite(array):
-                finite = ~np.isnan(array) if name in self.bounds else np.isfinite(array)
-                if not finite.all():
-                    raise InvalidModel(f"the {origin} '{name}' holds {array[~finite].flat[0]}; weights must be finite numbers")
+                allowed = ~np.isnan(array) & ((array < np.inf) | (name in self.bounds))
+                if not allowed.all():
+                    raise _infinite(origin, name, array[~allowed].flat[0])
+                if name not in self.bounds:
+                    self.infinite[name] = origin
             array = in_float64(array)
         self.values[name] = array
 
@@ -183,22 +197,24 @@ class _Lowering:
         check_time()
         op = self.operation(node)
         if node.op_type == "Constant":
-            results: list[Value] = [_constant(node)]
+            results: list[Value | None] = [_constant(node)]
         elif operator_name(node) == "If":
             results = self.branch(op)
         elif not any(isinstance(v, Node) for v in op.inputs) and operator_name(node) == node.op_type and not _is_random(node, self.opset):
             results = self.fold(op)
         else:
             results = self.apply_rule(op)
-        if any(name and self.is_read(name) for name in node.output[len(results) :]):
+        if not self.needed.isdisjoint(node.output[len(results) :]):
             raise op.refuse(f"its output '{node.output[len(results)]}' has no rule")
         for name, value in zip(node.output, results, strict=False):
-            if isinstance(value, Node):
+            if value is None:
+                self.labels[name] = op.refuse(f"its output '{name}' is no tensor of real numbers that has a rule")
+            elif isinstance(value, Node):
                 self.values[name] = value
             else:
                 self.define(name, value, "constant")
 
-    def branch(self, op: Operation) -> list[Value]:
+    def branch(self, op: Operation) -> list[Value | None]:
         """The outputs of the branch of an If that its constant condition chooses, lowered in its place."""
         chosen = op.attributes["then_branch" if op.weight(0).reshape(()) else "else_branch"]
         for tensor in chosen.initializer:
@@ -210,7 +226,7 @@ class _Lowering:
                 self.rounded[name] = self.rounded[info.name]
         return [self.lookup(info.name, str(op)) for info in chosen.output]
 
-    def fold(self, op: Operation) -> list[Value]:
+    def fold(self, op: Operation) -> list[Value | None]:
         """What a node makes of constants, whose roundings are noted; where these are not known, nodes that stand for the real numbers."""
         rounded = [self.rounded.get(name, 0) for name in op.proto.input]
         if op.proto.op_type == "DequantizeLinear":
@@ -240,10 +256,6 @@ class _Lowering:
                 self.values[name] = self.builder.constant(Constant(op.weight(i), self.rounded.pop(name)))
         return self.operation(op.proto)
 
-    def is_read(self, name: str) -> bool:
-        """Whether anything reads a tensor."""
-        return any(name in n.input for n in self.proto.node) or any(name == i.name for i in self.proto.output)
-
     def operation(self, node: onnx.NodeProto) -> Operation:
         """A node with its inputs and with the standard's defaults for the attributes that it leaves out."""
         inputs = tuple(self.lookup(name, describe(node)) if name else None for name in node.input)
@@ -265,9 +277,12 @@ class _Lowering:
                 raise op.refuse(f"its attribute {name} = {value} has no rule")
         return op
 
-    def apply_rule(self, op: Operation) -> list[Value]:
+    def apply_rule(self, op: Operation) -> list[Value | None]:
         node = op.proto
         rule = RULES.get(operator_name(node))
+        if rule is None or not rule.masks:
+            for name in filter(self.infinite.__contains__, node.input):
+                raise _infinite(self.infinite[name], name, -np.inf)
         linear = rule is not None and rule.linear_in_constants
         if not linear or not any(isinstance(v, Node) for v in op.inputs):
             op = self.as_nodes(op)
@@ -289,7 +304,7 @@ class _Lowering:
             self.builder.masks.update(v.id for v in ([result] if isinstance(result, (Node, np.ndarray)) else result) if isinstance(v, Node))
         return self.finished(node, [result] if isinstance(result, (Node, np.ndarray)) else list(result), since)
 
-    def finished(self, node: onnx.NodeProto, results: list[Value], since: int) -> list[Value]:
+    def finished(self, node: onnx.NodeProto, results: list[Value | None], since: int) -> list[Value | None]:
         """Call the new nodes by the tensors that they hold."""
         for i, (name, value) in enumerate(zip(node.output, results, strict=False)):
             if isinstance(value, Node):
@@ -301,6 +316,10 @@ class _Lowering:
 def operator_name(node: onnx.NodeProto) -> str:
     """How the rules and the catalogue call a node's operator: by its name, with the domain before it where that is not ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _infinite(origin: str, name: str, value: float) -> InvalidModel:
+    return InvalidModel(f"the {origin} '{name}' holds {value}; weights must be finite numbers")
 
 
 def _weight(tensor: onnx.TensorProto) -> NDArray[Any]:
@@ -322,6 +341,15 @@ def _constant(node: onnx.NodeProto) -> NDArray[Any]:
     raise UnsupportedOperator(f"{describe(node)} is not supported: its value is neither a dense tensor nor numbers")
 
 
+def needed(graph: onnx.GraphProto, outputs: Iterable[Kept]) -> set[str]:
+    """The tensors that outputs depend on: what else the file holds means nothing to them."""
+    names = {output.tensor for output in outputs}
+    for node in reversed(graph.node):
+        if not names.isdisjoint(node.output):
+            names.update(_read(node))
+    return names - {""}
+
+
 def _read(node: onnx.NodeProto) -> set[str]:
     """The tensors that a node reads, those of its branches included."""
     inner = [proto.g for proto in node.attribute if proto.type == onnx.AttributeProto.GRAPH]
@@ -337,7 +365,8 @@ def _check_attributes(node: onnx.NodeProto, known: Mapping[str, onnx.defs.OpSche
         if kinds[0] != kinds[1]:
             raise InvalidModel(f"{describe(node)} has the attribute {proto.name} of type {kinds[0]}; the standard wants {kinds[1]}")
         numbers = np.array([proto.f, *proto.floats])
-        allowed = ~np.isnan(numbers) if node.op_type == "Clip" else np.isfinite(numbers)
+        infinite = {"Clip": True, "Constant": numbers < 0, "Pad": numbers < 0}.get(node.op_type, False)
+        allowed = np.isfinite(numbers) | (~np.isnan(numbers) & infinite)
         if not allowed.all():
             raise InvalidModel(f"{describe(node)} has the attribute {proto.name} = {numbers[~allowed][0]}; a finite number is needed")
 

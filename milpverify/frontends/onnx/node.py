@@ -76,19 +76,20 @@ class Operation:
         return value
 
 
-Lowering = Callable[[Builder, Operation], Value | Sequence[Value]]
+Lowering = Callable[[Builder, Operation], Value | Sequence[Value | None]]
+"""A rule: an operation's value, or the values of its outputs one after the other, None for one that is no tensor of real numbers."""
 
 
 RULES: dict[str, Rule[Lowering]] = {}
 
 
 def rule(
-    *op_types: str, attributes: str | None = "", moves: bool = False, linear_in_constants: bool = False
+    *op_types: str, attributes: str | None = "", moves: bool = False, linear_in_constants: bool = False, masks: bool = False
 ) -> Callable[[Lowering], Lowering]:
     """Register the rule of some operators, as `Rule` says; `attributes` lists, with spaces, those it heeds."""
 
     def register(lower: Lowering) -> Lowering:
-        entry = Rule(lower, moves, linear_in_constants, None if attributes is None else frozenset(attributes.split()))
+        entry = Rule(lower, moves, linear_in_constants, masks, None if attributes is None else frozenset(attributes.split()))
         RULES.update(dict.fromkeys(op_types, entry))
         return lower
 

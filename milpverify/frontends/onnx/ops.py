@@ -18,6 +18,7 @@ from milpverify.frontends.lowering import composites, elementwise
 from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant
+from milpverify.frontends.lowering.einsum import einsum
 from milpverify.frontends.onnx.folding import check_sizes
 from milpverify.frontends.onnx.node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
@@ -29,9 +30,15 @@ LARGEST = float(np.finfo(np.float32).max)
 # Arithmetic
 
 
-@rule("Add", "Sum", linear_in_constants=True)
+@rule("Add", "Sum", linear_in_constants=True, masks=True)
 def _add(g: Builder, op: Operation) -> Value:
     return elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
+
+
+@rule("Mean", linear_in_constants=True)
+def _mean(g: Builder, op: Operation) -> Value:
+    total = elementwise.total(g, [op.value(i) for i in range(len(op.inputs))], [1] * len(op.inputs))
+    return g.scale(total, 1.0 / Constant.of(float(len(op.inputs))))
 
 
 @rule("Sub", linear_in_constants=True)
@@ -67,7 +74,7 @@ def _matmul(g: Builder, op: Operation) -> Value:
     return composites.matrix_product(g, op.value(0), op.value(1))
 
 
-@rule("Gemm", attributes="alpha beta transA transB", linear_in_constants=True)
+@rule("Gemm", attributes="alpha beta transA transB", linear_in_constants=True, masks=True)
 def _gemm(g: Builder, op: Operation) -> Value:
     factors: list[Value] = []
     alpha, beta = op.attributes["alpha"], op.attributes["beta"]
@@ -90,6 +97,11 @@ def _gemm(g: Builder, op: Operation) -> Value:
     if c is None:
         return y
     return g.sum([y, g.scale(c, beta)]) if isinstance(c, Node) else g.scale(y, bias=Constant(c) * beta)
+
+
+@rule("Einsum", attributes="equation", linear_in_constants=True)
+def _einsum(g: Builder, op: Operation) -> Value:
+    return einsum(g, op.attributes["equation"], [op.value(i) for i in range(len(op.inputs))])
 
 
 @rule("BatchNormalization", attributes="epsilon momentum", linear_in_constants=True)
@@ -179,7 +191,9 @@ def _transpose(g: Builder, op: Operation) -> Value:
 
 
 @rule("DepthToSpace", "SpaceToDepth", attributes=None)
-@rule("Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", attributes=None, moves=True)
+@rule(
+    "Slice", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "ReverseSequence", "Compress", attributes=None, moves=True
+)
 def _move(g: Builder, op: Operation) -> Sequence[Value]:
     """Entries are only moved: the standard's own definition, run on the places of the entries, says where to."""
     x = op.node()
@@ -188,7 +202,22 @@ def _move(g: Builder, op: Operation) -> Sequence[Value]:
     return [g.select(x, places.astype(np.int64)) for places in evaluate(op.proto, [entries(x.shape), *rest], op.opset)]
 
 
-@rule("Pad", attributes="mode pads value", moves=True)
+@rule("Trilu", attributes="upper", moves=True)
+def _triangle(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    (places,) = evaluate(op.proto, [entries(x.shape) + 1, op.constant(1)], op.opset)
+    return g.select(x, places.astype(np.int64) - 1)
+
+
+@rule("IsNaN", "IsInf", attributes="detect_negative detect_positive")
+def _is_no_number(g: Builder, op: Operation) -> Value:
+    """Real numbers are numbers; of a mask it is known where it is -inf."""
+    x = op.node()
+    hidden = g.masked.get(x.id) if op.attributes.get("detect_negative") else None
+    return np.zeros(x.shape, dtype=bool) if hidden is None else hidden
+
+
+@rule("Pad", attributes="mode pads value", moves=True, masks=True)
 def _pad(g: Builder, op: Operation) -> Value:
     x = op.node()
     mode = op.attributes["mode"]
@@ -207,12 +236,12 @@ def _pad(g: Builder, op: Operation) -> Value:
     outer = [(max(0, b), max(0, e)) for b, e in widths]
     check_size([n + b + e for n, (b, e) in zip(places.shape, outer, strict=True)])
     places = np.pad(places, outer, constant_values=-1) if mode == "constant" else np.pad(places, outer, mode=mode)
-    if not math.isfinite(fill):
+    if math.isnan(fill) or fill == math.inf:
         raise InvalidModel(f"{op} pads with {fill}")
-    return g.select(x, places, np.where(places < 0, fill, 0.0) if fill and (places < 0).any() else None)
+    return g.padded(x, places, fill)
 
 
-@rule("Concat", attributes="axis", moves=True, linear_in_constants=True)
+@rule("Concat", attributes="axis", moves=True, linear_in_constants=True, masks=True)
 def _concat(g: Builder, op: Operation) -> Value:
     values = [op.value(i) for i in range(len(op.inputs))]
     nodes = [v if isinstance(v, Node) else g.constant(v) for v in values]
@@ -261,7 +290,7 @@ def _global_max_pool(g: Builder, op: Operation) -> Value:
 # Piecewise-linear functions
 
 
-@rule("Max", "Min", moves=True)
+@rule("Max", "Min", moves=True, masks=True)
 def _maximum(g: Builder, op: Operation) -> Value:
     sign = 1 if op.proto.op_type == "Max" else -1
     values = [op.value(i) for i in range(len(op.inputs))]
@@ -284,7 +313,7 @@ def _keep_sizes(g: Builder, op: Operation) -> Value:
     return g.function(op.proto.op_type.lower(), op.node())
 
 
-@rule("Clip", attributes="min max")
+@rule("Clip", attributes="min max", masks=True)
 def _clip(g: Builder, op: Operation) -> Value:
     bounds: list[Any] = [op.attributes.get("min"), op.attributes.get("max")] if op.opset < 11 else [op.optional(1), op.optional(2)]
     if any(isinstance(b, Node) for b in bounds):
@@ -308,7 +337,7 @@ def _hard_sigmoid(g: Builder, op: Operation) -> Value:
 
 @rule("Ceil")
 def _ceil(g: Builder, op: Operation) -> Value:
-    return g.scale(g.function("floor", g.scale(op.node(), -1)), -1)
+    return composites.ceil(g, op.node())
 
 
 @rule("PRelu")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -14,6 +15,8 @@ from milpverify.errors import InvalidModel
 from milpverify.frontends.files import UNREADABLE, read
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.frontends.onnx.node import describe
+from milpverify.frontends.onnx.outputs import Outputs, choose, lowered
+from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.graph import Graph
 
 
@@ -21,28 +24,41 @@ from milpverify.graph import Graph
 class Source:
     """What a graph was lowered from: a network's bytes, and for each tensor that a node computes what messages call the node.
 
-    `files` are the SHA-256 of what was read, by path: of the network (unpacked) and of every file with weights of it.
+    `files` are the SHA-256 of what was read, by path: of the network (unpacked) and of every file with weights of it. `outputs` are those
+    that the graph has, in its order.
     """
 
     data: bytes
     tensors: Mapping[str, str]
+    outputs: Outputs
     files: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: onnx.ModelProto, data: bytes | None = None, files: Mapping[str, str] | None = None) -> Source:
+    def of(
+        model: onnx.ModelProto, data: bytes | None = None, files: Mapping[str, str] | None = None, outputs: Outputs | None = None
+    ) -> Source:
         """Of a model, which need not be serialised where the bytes are known."""
         tensors = {name: describe(node) for node in reversed(model.graph.node) for name in node.output}
-        return Source(model.SerializeToString() if data is None else data, tensors, files or {})
+        return Source(model.SerializeToString() if data is None else data, tensors, outputs or choose(model.graph), files or {})
+
+    def runtime(self) -> OnnxRuntime:
+        """The network as it was read, of which the graph's outputs are asked for."""
+        return OnnxRuntime(self.data, self.outputs.keys)
 
 
-def read_network(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[Graph, Source]:
+def read_network(path: str | Path, max_bytes: int = MOST_BYTES, outputs: Sequence[str] | None = None) -> tuple[Graph, Source]:
     """The graph of a network file, and its source. The model, which holds the weights once more, is gone then.
+
+    Args:
+        outputs: the names of those that the graph shall have; None for all of real numbers that have rules.
 
     Raises:
         InvalidModel, UnsupportedOperator: as `read_onnx` and `lower`.
+        InvalidInput: as `choose`.
     """
     model, data, files = _read(path, max_bytes)
-    return lower(model), Source.of(model, data, files)
+    graph, kept = lowered(choose(model.graph, outputs), outputs is not None, partial(lower, model))
+    return graph, Source.of(model, data, files, kept)
 
 
 def read_onnx(path: str | Path, max_bytes: int = MOST_BYTES) -> onnx.ModelProto:

@@ -7,13 +7,17 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import onnx.helper
 
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.axes import along, cumulative_sum
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Array, Constant
+from milpverify.frontends.lowering.scatter import cumulative_product, folded, sampled, scattered
 from milpverify.frontends.lowering.windows import convolve_transposed
+from milpverify.frontends.onnx.folding import check_sizes
 from milpverify.frontends.onnx.node import Operation, Value, evaluate, rule
+from milpverify.frontends.onnx.ops import FLOATS
 from milpverify.graph import Node
 
 # Transposed convolution
@@ -93,6 +97,35 @@ def _interpolating(n: int, at: list[Fraction]) -> Constant:
     return Constant.nearest(entries, (len(at), n))
 
 
+def _cubic(n: int, at: list[Fraction], a: Fraction, outside: bool) -> Constant:
+    """The matrix (m, n) of the cubic convolution with the coefficient a of the four entries around each coordinate.
+
+    Keys, Cubic convolution interpolation for digital image processing, IEEE Trans. ASSP 1981, equation 4.
+
+    Args:
+        outside: the entries at the ends are repeated outside; else those there do not count, and the others' weights sum up to 1.
+
+    Raises:
+        ValueError: the weights that count sum up to 0.
+    """
+    entries = [Fraction(0)] * (len(at) * n)
+    for i, place in enumerate(at):
+        low = math.floor(place)
+        weights = {}
+        for j in range(low - 1, low + 3):
+            d = abs(place - j)
+            near = ((a + 2) * d - (a + 3)) * d * d + 1
+            weights[j] = near if d <= 1 else ((d - 5) * d + 8) * d * a - 4 * a
+        if not outside:
+            weights = {j: w for j, w in weights.items() if 0 <= j < n}
+        total = sum(weights.values())
+        if not total:
+            raise ValueError("the weights of a cubic interpolation sum up to 0")
+        for j, w in weights.items():
+            entries[i * n + min(max(j, 0), n - 1)] += w / total
+    return Constant.nearest(entries, (len(at), n))
+
+
 def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode: str, transformation: str, nearest: str) -> Node:
     """Every axis resampled to (length, scale)."""
     x = op.node()
@@ -108,8 +141,11 @@ def _resample(g: Builder, op: Operation, sizes: list[tuple[int, Fraction]], mode
             x = g.select(x, np.take(entries(x.shape), chosen, axis))
         elif mode == "linear":
             x = along(g, x, axis, _interpolating(n, at))
+        elif mode == "cubic" and "cubic_coeff_a" in op.attributes:
+            matrix = _cubic(n, at, Fraction(op.attributes["cubic_coeff_a"]), not op.attributes["exclude_outside"])
+            x = along(g, x, axis, matrix)
         else:
-            raise op.refuse(f"mode '{mode}' has no rule; nearest and linear have")
+            raise op.refuse(f"mode '{mode}' has no rule; nearest, linear and cubic have")
     return x
 
 
@@ -134,7 +170,7 @@ def _upsample(g: Builder, op: Operation) -> Value:
     return _resample(g, op, sizes, op.attributes["mode"], "asymmetric", "floor")
 
 
-@rule("Resize", attributes="axes coordinate_transformation_mode mode nearest_mode cubic_coeff_a extrapolation_value")
+@rule("Resize", attributes="axes coordinate_transformation_mode mode nearest_mode cubic_coeff_a exclude_outside extrapolation_value")
 def _resize(g: Builder, op: Operation) -> Value:
     x = op.node()
     if op.opset < 11:
@@ -167,19 +203,66 @@ def _cumulative_sum(g: Builder, op: Operation) -> Value:
     return cumulative_sum(g, op.node(), axis, bool(op.attributes["exclusive"]), bool(op.attributes["reverse"]))
 
 
+@rule("CumProd", attributes="exclusive reverse")
+def _cumulative_product(g: Builder, op: Operation) -> Value:
+    axis = int(op.weight(1).reshape(()))
+    return cumulative_product(g, op.node(), axis, bool(op.attributes["exclusive"]), bool(op.attributes["reverse"]))
+
+
 @rule("Trilu", attributes="upper")
+@rule("CenterCropPad", attributes="axes")
 def _triangle(g: Builder, op: Operation) -> Value:
-    """Entries stay or become 0: the standard's own definition, run on the places of the entries, says which."""
+    """Entries stay, go or become 0: the standard's own definition, run on the places of the entries, says which."""
     x = op.node()
+    check_sizes(op, evaluated=True)
     (places,) = evaluate(op.proto, [entries(x.shape) + 1, *(op.constant(i) for i in range(1, len(op.inputs)))], op.opset)
     return g.select(x, places.astype(np.int64) - 1)
 
 
-@rule("ScatterND", "ScatterElements", attributes="axis", linear_in_constants=True)
+@rule("ScatterND", "ScatterElements", "Scatter", attributes="axis reduction", linear_in_constants=True)
 def _scatter(g: Builder, op: Operation) -> Value:
-    """Entries of the data are replaced: the standard's own definition, run on the places of both, says by which."""
+    """Entries of the data are replaced, or combined with updates: what gathers entries from the same places says where these are."""
     data, updates = (v if isinstance(v, Node) else g.constant(v) for v in (op.value(0), op.value(2)))
     index: Any = op.weight(1)
-    (places,) = evaluate(op.proto, [entries(data.shape), index, data.size + entries(updates.shape)], op.opset)
+    if op.proto.op_type == "ScatterND":
+        gather = onnx.helper.make_node("GatherND", ["data", "indices"], ["places"], name=op.proto.name)
+        (places,) = evaluate(gather, [entries(data.shape), index], 13)
+    else:
+        axis = op.attributes["axis"] % len(data.shape)
+        rows = entries(data.shape)[tuple(slice(None if a == axis else n) for a, n in enumerate(index.shape))]
+        places = np.take_along_axis(rows, index, axis)
+    return scattered(g, data, updates, places.astype(np.int64), op.attributes.get("reduction", "none"))
+
+
+@rule("TensorScatter", attributes="axis mode", linear_in_constants=True)
+def _tensor_scatter(g: Builder, op: Operation) -> Value:
+    """Entries of the cache are replaced: the standard's own definition, run on the places of both, says by which."""
+    data, updates = (v if isinstance(v, Node) else g.constant(v) for v in (op.value(0), op.value(1)))
+    rest = [op.constant(i) for i in range(2, len(op.inputs))]
+    (places,) = evaluate(op.proto, [entries(data.shape), data.size + entries(updates.shape), *rest], op.opset)
     both = g.concat([g.reshape(v, (v.size,)) for v in (data, updates)], 0)
     return g.select(both, places.astype(np.int64))
+
+
+@rule("Col2Im", attributes="dilations pads strides")
+def _windows_put_back(g: Builder, op: Operation) -> Value:
+    size, kernel = (op.weight(i).astype(np.int64).tolist() for i in (1, 2))
+    n = len(size)
+    strides, dilations = (op.attributes.get(key) or [1] * n for key in ("strides", "dilations"))
+    pads = op.attributes.get("pads") or [0] * (2 * n)
+    return folded(g, op.node(), size, kernel, strides, dilations, list(zip(pads[:n], pads[n:], strict=True)))
+
+
+@rule("GridSample", attributes="align_corners mode padding_mode")
+def _grid_sample(g: Builder, op: Operation) -> Value:
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(op.attributes["mode"], op.attributes["mode"])
+    return sampled(g, op.node(), op.weight(1), mode, op.attributes["padding_mode"], bool(op.attributes["align_corners"]))
+
+
+@rule("EyeLike", attributes="dtype k")
+def _eye_like(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    if op.attributes.get("dtype", 1) not in FLOATS:
+        raise op.refuse("only real types have a rule")
+    found: Array = np.eye(x.shape[0], x.shape[1], k=int(op.attributes["k"]))
+    return found

@@ -14,11 +14,12 @@ from onnx import TensorProto, helper
 from milpverify.errors import InvalidModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import onnxruntime
 
 Array = NDArray[np.float64]
+Keys = tuple[int | str, ...]
 
 _DTYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
@@ -29,16 +30,18 @@ class OnnxRuntime:
     Graph optimisations are off, so that every operator is computed as the file has it.
 
     Args:
+        outputs: by the names of those that are asked for, the keys of their maps in order (none for a tensor); None for all outputs.
         few_runs: not so many that it would pay to rearrange the weights for them.
     """
 
-    def __init__(self, model_bytes: bytes, few_runs: bool = False) -> None:
+    def __init__(self, model_bytes: bytes, outputs: Mapping[str, Keys] | None = None, few_runs: bool = False) -> None:
         self.model_bytes = model_bytes
+        self.outputs = outputs
         self.few_runs = few_runs
 
     def __getstate__(self) -> dict[str, object]:
         """Without the session, which is built anew."""
-        return {"model_bytes": self.model_bytes, "few_runs": self.few_runs}
+        return {"model_bytes": self.model_bytes, "outputs": self.outputs, "few_runs": self.few_runs}
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
@@ -70,7 +73,7 @@ class OnnxRuntime:
         return known
 
     def tensors(self, x: Array) -> list[NDArray[np.floating[Any]]]:
-        """The network's outputs at the flat point x (nx,), as ONNX Runtime returns them.
+        """The network's outputs at the flat point x (nx,), as ONNX Runtime returns them; maps as the tensors (batch, keys) of their values.
 
         Raises:
             InvalidModel: ONNX Runtime refuses the network or fails at the point.
@@ -87,10 +90,12 @@ class OnnxRuntime:
                 feeds[name] = x[offset : offset + size].astype(dtype).reshape(shape)
             offset += size
         try:
-            results: list[NDArray[np.floating[Any]]] = self.session.run(None, feeds)
+            results = self.session.run(None if self.outputs is None else list(self.outputs), feeds)
         except _errors() as error:
             raise InvalidModel(f"ONNX Runtime cannot run the network: {_line(error)}") from error
-        return results
+        if self.outputs is None:
+            return list(results)
+        return [_of_maps(r, keys) if keys else r for r, keys in zip(results, self.outputs.values(), strict=True)]
 
     def run(self, x: Array) -> Array:
         """y (ny,) at the point x (nx,), both float64; x is rounded to the inputs' type.
@@ -113,6 +118,11 @@ def computed(model: onnx.ModelProto) -> list[NDArray[Any]]:
     except _errors() as error:
         raise InvalidModel(f"ONNX Runtime cannot compute it: {_line(error)}") from error
     return results
+
+
+def _of_maps(maps: Sequence[Mapping[int | str, float]], keys: Keys) -> NDArray[np.floating[Any]]:
+    """The values of maps, which have one and the same keys, as (maps, keys) in the keys' order: float32, as those of a ZipMap are."""
+    return np.array([[entries[key] for key in keys] for entries in maps], dtype=np.float32)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from milpverify.errors import InvalidModel
+from milpverify.frontends.lowering import norms
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.windows import Axis, average_pool, convolve, max_pool
 from milpverify.frontends.onnx.node import Operation, Value, rule
@@ -69,3 +70,9 @@ def _average_pool(g: Builder, op: Operation) -> Value:
 def _max_pool(g: Builder, op: Operation) -> Value:
     x = op.node()
     return max_pool(g, x, window_axes(op, x, tuple(op.attributes["kernel_shape"])))
+
+
+@rule("LpPool", attributes=f"{WINDOW} ceil_mode p")
+def _lp_pool(g: Builder, op: Operation) -> Value:
+    x = op.node()
+    return norms.pool(g, x, window_axes(op, x, tuple(op.attributes["kernel_shape"])), op.attributes["p"])

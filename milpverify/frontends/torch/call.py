@@ -106,16 +106,17 @@ class Call:
             return float(value)
         return float(torch.tensor(float(value), dtype=self.dtype))
 
-    def array(self, value: Any) -> Array:
-        """A constant."""
+    def array(self, value: Any, masks: bool = False) -> Array:
+        """A constant, whose entries may be -inf where it is one of the `masks`."""
         if isinstance(value, Node):
             raise self.refuse("an argument that must be constant depends on the network's input")
         if isinstance(value, Tensor):
             found = value.detach().to("cpu", torch.float64).numpy()
         else:
             found = np.array(self.number(value))
-        if not np.isfinite(found).all():
-            raise self.invalid(f"computes with {found[~np.isfinite(found)].flat[0]}; weights must be finite numbers")
+        allowed = np.isfinite(found) | (np.isneginf(found) & masks)
+        if not allowed.all():
+            raise self.invalid(f"computes with {found[~allowed].flat[0]}; weights must be finite numbers")
         return found
 
     def optional(self, value: Any) -> Array | None:
@@ -124,7 +125,7 @@ class Call:
 
     def node(self, value: Any) -> Node:
         """A tensor as a node; a constant becomes one."""
-        return value if isinstance(value, Node) else self.g.constant(self.array(value))
+        return value if isinstance(value, Node) else self.g.constant(self.array(value, masks=True))
 
 
 _PLACES = "places that depend on the network's input have no rule; values (amax, sort, topk, where) have"

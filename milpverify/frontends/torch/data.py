@@ -73,12 +73,6 @@ def _quantified(call: Call, x: Node, dim: Any = None, keepdim: bool = False) -> 
     return switches.mask(call.g, composites.extremum(call.g, switches.truth(call.g, x), axes_of(call, x, dim), keepdim, sign))
 
 
-@rule("isnan", "isinf", "isfinite", "isposinf", "isneginf")
-def _known(call: Call, x: Node) -> Tensor:
-    """The graph speaks about real numbers."""
-    return torch.full(x.shape, name_of(call.target) == "isfinite")
-
-
 @rule("nan_to_num")
 def _same(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
     return x

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from milpverify.frontends.lowering import composites
 from milpverify.frontends.lowering.constants import Constant
@@ -108,7 +109,7 @@ def _convolution(
 # Pooling
 
 
-def _pooled(x: Node, n: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> list[Axis]:
+def pooled(x: Node, n: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> list[Axis]:
     """The windows of a pooling along its n axes; without a stride they lie side by side."""
     kernel, pads, dilations = per_axis(kernel_size, n), per_axis(padding, n), per_axis(dilation, n)
     strides = per_axis(stride, n) if stride not in (None, [], ()) else kernel
@@ -128,7 +129,7 @@ def _average(n: int) -> Any:
         divisor_override: int | None = None,
     ) -> Node:
         x, added = batched(call, x, n)
-        axes = _pooled(x, n, kernel_size, stride, padding, 1, ceil_mode)
+        axes = pooled(x, n, kernel_size, stride, padding, 1, ceil_mode)
         return unbatched(call, average_pool(call.g, x, axes, count_include_pad, divisor_override), added)
 
     return lower
@@ -148,7 +149,7 @@ def _largest(n: int) -> Any:
         if return_indices:
             raise call.refuse("return_indices has no rule: the places depend on the network's input")
         x, added = batched(call, x, n)
-        axes = _pooled(x, n, kernel_size, stride, padding, dilation, ceil_mode)
+        axes = pooled(x, n, kernel_size, stride, padding, dilation, ceil_mode)
         return unbatched(call, max_pool(call.g, x, axes), added)
 
     return lower
@@ -190,7 +191,7 @@ for _n in (1, 2, 3):
     rule(f"adaptive_max_pool{_n}d")(_adaptive_largest(_n))
 
 
-@rule("interpolate")
+@rule("interpolate", "upsample")
 def _interpolate(
     call: Call, x: Node, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, **kwargs: Any
 ) -> Node:
@@ -344,7 +345,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q k^T / sqrt(d) + mask) v."""
+    """softmax(q k^T / sqrt(d) + mask) v, where a boolean mask says which entries count."""
     if dropout_p or enable_gqa:
         raise call.refuse("dropout_p and enable_gqa have no rule")
     factor = 1.0 / Constant.of(query.shape[-1]).sqrt() if scale is None else Constant.of(float(scale))
@@ -352,8 +353,8 @@ def _attention(
     scores = matrix_product(call, query, keys)
     scores = call.g.scale(scores, factor)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
-    if mask is not None:
-        if not isinstance(mask, Node) and (mask.dtype == torch.bool or not torch.isfinite(mask).all()):
-            raise call.refuse("a mask that forbids entries has no rule")
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        scores = call.g.hide(scores, ~mask.numpy())
+    elif mask is not None:
         scores = total(call, [scores, mask], [1, 1])
     return matrix_product(call, composites.softmax(call.g, scores, -1), value)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from milpverify.errors import InvalidModel, MilpverifyError
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.constants import ARITHMETIC, Constant
-from milpverify.frontends.torch import data, layers, moves, ops  # noqa: F401 (register their rules)
+from milpverify.frontends.torch import attention, data, functions, layers, moves, norms, ops, placing  # noqa: F401 (register their rules)
 from milpverify.frontends.torch.activation import Activation
 from milpverify.frontends.torch.call import RULES, Call, Places, execute, leaves, name_of, qualified_name, replaced
 from milpverify.functions.catalogue import catalogue

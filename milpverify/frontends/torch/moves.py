@@ -169,7 +169,7 @@ def _concatenate(call: Call, tensors: Sequence[Any], dim: int = 0) -> Node:
 def _pad(call: Call, x: Node, pad: Sequence[int], mode: Any = "constant", value: Any = None) -> Node:
     if not isinstance(mode, str):  # aten: the value comes third
         mode, value = "constant", mode
-    fill = 0.0 if value is None or mode != "constant" else call.number(value)
+    fill = 0.0 if value is None or mode != "constant" else float(call.array(value, masks=True))
     shifted = torch.arange(1, x.size + 1, dtype=torch.float64).reshape(x.shape)
     places = torch.nn.functional.pad(shifted, tuple(pad), mode=mode).numpy().astype(np.int64) - 1
-    return call.g.select(x, places, np.where(places < 0, fill, 0.0) if fill else None)
+    return call.g.padded(x, places, fill)

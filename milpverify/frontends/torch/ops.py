@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from milpverify.frontends.lowering import composites, elementwise, switches
@@ -24,7 +26,7 @@ from milpverify.graph import Node
 
 def total(call: Call, values: Sequence[Any], signs: Sequence[int]) -> Node:
     """The signed sum of values with broadcasting."""
-    return elementwise.total(call.g, [v if isinstance(v, (Node, Constant)) else call.array(v) for v in values], signs)
+    return elementwise.total(call.g, [v if isinstance(v, (Node, Constant)) else call.array(v, masks=True) for v in values], signs)
 
 
 def times(call: Call, a: Any, factor: Any) -> Any:
@@ -51,6 +53,13 @@ def _subtract(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
 @rule("rsub", linear_in_constants=True)
 def _subtract_from(call: Call, a: Any, b: Any, alpha: Any = 1) -> Node:
     return total(call, [b, times(call, a, alpha)], [1, -1])
+
+
+@rule("isnan", "isinf", "isneginf", "isposinf", "isfinite")
+def _is_no_number(call: Call, x: Node) -> Tensor:
+    """Real numbers are numbers; of a mask it is known where it is -inf."""
+    hidden = torch.from_numpy(np.array(call.g.masked.get(x.id, np.zeros(x.shape, dtype=bool))))
+    return ~hidden if (name := name_of(call.target)) == "isfinite" else hidden & (name in ("isinf", "isneginf"))
 
 
 @rule("neg")
@@ -124,7 +133,7 @@ def matrix_product(call: Call, a: Any, b: Any) -> Node:
     return composites.matrix_product(call.g, left, b if isinstance(b, Node) else call.array(b))
 
 
-@rule("dot", "inner")
+@rule("dot")
 @rule("matmul", "rmatmul", "mm", "bmm", "mv", linear_in_constants=True)
 def _matmul(call: Call, a: Any, b: Any) -> Any:
     return matrix_product(call, a, b)
@@ -161,6 +170,11 @@ def _reciprocal(call: Call, x: Node) -> Node:
     return composites.reciprocal(call.g, x)
 
 
+@rule("sqrt")
+def _square_root(call: Call, x: Node) -> Node:
+    return composites.square_root(call.g, x)
+
+
 @rule("log")
 def _logarithm(call: Call, x: Node) -> Node:
     return composites.logarithm(call.g, x)
@@ -171,7 +185,7 @@ def _where(call: Call, condition: Any, a: Any, b: Any) -> Node:
     if isinstance(condition, Node):
         return choose(call, condition, a, b)
     chosen = call.array(condition).astype(bool)
-    return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v) for v in (a, b)))
+    return elementwise.where(call.g, chosen, *(v if isinstance(v, Node) else call.array(v, masks=True) for v in (a, b)))
 
 
 @rule("masked_fill")
@@ -208,7 +222,28 @@ def _variance(call: Call, x: Node, dim: Any = None, unbiased: Any = None, keepdi
     less = correction if correction is not None else 1 if unbiased is None else int(unbiased)
     centred = g.sum([x, composites.mean(g, x, axes)], [1, -1])
     y = g.scale(g.reduce_sum(g.function("square", centred), axes, keepdim), 1.0 / Constant.of(count - less))
-    return g.function("sqrt", y) if name_of(call.target) == "std" else y
+    return composites.square_root(g, y) if name_of(call.target) == "std" else y
+
+
+@rule("var_mean", "std_mean")
+def _variance_and_mean(call: Call, x: Node, dim: Any = None, *args: Any, **kwargs: Any) -> tuple[Node, Node]:
+    own = replace(call, target=name_of(call.target).removesuffix("_mean"))
+    axes = None if isinstance(dim, bool) else dim
+    keepdim = kwargs.get("keepdim", len(args) > 1 and args[1])
+    return _variance(own, x, dim, *args, **kwargs), composites.mean(call.g, x, axes_of(call, x, axes), keepdim)
+
+
+class Range(NamedTuple):
+    """What `aminmax` returns."""
+
+    min: Node
+    max: Node
+
+
+@rule("aminmax")
+def _least_and_largest(call: Call, x: Node, *, dim: Any = None, keepdim: bool = False) -> Range:
+    axes = axes_of(call, x, dim)
+    return Range(*(composites.extremum(call.g, x, axes, keepdim, sign) for sign in (-1, 1)))
 
 
 @rule("prod")
@@ -226,7 +261,7 @@ def elementwise_extremum(call: Call, a: Any, b: Any, sign: int) -> Node:
     if isinstance(a, Node) and isinstance(b, Node):
         return call.g.larger(a, b, sign)
     node, constant = (a, b) if isinstance(a, Node) else (b, a)
-    return call.g.larger_constant(node, call.array(constant), sign)
+    return call.g.larger_constant(node, call.array(constant, masks=True), sign)
 
 
 class Extrema(tuple[Any, ...]):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.balls.dual import Region
+from milpverify.balls.confined import confining
 from milpverify.config import check_time
 from milpverify.operators import Affine
 from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, OutputConstraints, Passed
 
 if TYPE_CHECKING:
+    from milpverify.balls.confined import Confined
     from milpverify.propagation.optimised.layout import Layout
     from milpverify.relaxations.rule import Side
 
@@ -90,7 +91,7 @@ class DualObjective:
             excess = at_center(of.target, given.rows) - given.rhs
             self.excess = (excess if given.x_rows is None else excess + at_center(0, given.x_rows)).to(dtype)
         self.radius = of.own(of.state[0].deviation, domain.box).to(dtype).unsqueeze(1)
-        self.region = self._region()
+        self.regions = self._regions()
         self.offset = (domain.point - of.own(of.center, domain.box).gather(1, domain.column)).to(dtype) * domain.side.to(dtype)
         self.side = domain.side.to(dtype).unsqueeze(1)
         self.where = domain.column.unsqueeze(1).expand(n, r, -1)
@@ -106,12 +107,10 @@ class DualObjective:
                     low[:, 0, part], high[:, 0, part], pace[:, 0, part] = spans
         self.span = Span(low, high, pace)
 
-    def _region(self) -> Region | None:
+    def _regions(self) -> tuple[Confined, ...]:
         of, known = self.of, self.of.state[0]
-        if of.graph.ball is None:
-            return None
-        region = Region.of(of.graph.ball, known.bounds.lower, known.bounds.upper, known.center)
-        return region.to(of.graph.dtype).take(self.domain.box) if region.cuts() else None
+        found = confining(of.graph.ball, of.graph.halfspaces, known.bounds.lower, known.bounds.upper, known.center)
+        return tuple(region.to(of.graph.dtype).take(self.domain.box) for region in found)
 
     def _lines(self, kind: Kind, once: bool) -> tuple[Side, Side]:
         check_time()
@@ -132,14 +131,11 @@ class DualObjective:
         return found
 
     def _least(self, rows: Tensor) -> Tensor:
-        """The least of rows . (x - centre) over the inputs, (n, r): where a ball cuts the box, with the best multiplier for it."""
-        over_box = -(rows.abs() * self.radius).sum(2)
-        if self.region is None:
-            return over_box
-        with torch.no_grad():
-            multiplier, d = self.region.attained(rows.detach())
-            spent, at = multiplier * (self.region.cost(d).sum(2) - self.region.budget), d + self.region.shift.unsqueeze(1)
-        return torch.maximum(over_box, (rows * at).sum(2) + spent)
+        """The least of rows . (x - centre) over the inputs, (n, r): where more than the box confines them, with the best multipliers."""
+        least = -(rows.abs() * self.radius).sum(2)
+        for region in self.regions:
+            least = torch.maximum(least, region.about(rows))
+        return least
 
     def value(self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, Passed] | None = None) -> Tensor:
         """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them."""

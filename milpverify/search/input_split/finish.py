@@ -41,8 +41,8 @@ ROUND_SECONDS = 0.5
 """as estimated."""
 BRANCHINGS = 5
 """What a round may spend on a box: some need far more than a handful, and go back to bisection."""
-LEAVES = 64
-"""The most linear programs of a round: each takes as long as many bisections."""
+LEAVES, LEAF_SECONDS = 64, 0.3
+"""The most linear programs of a round, each of which takes as long as many bisections, and seconds after which none is begun."""
 SETTLED, SUBPROBLEMS = 32, 4096
 """How many boxes that cannot be bisected are split into linear programs at a time, and the most subproblems that may take."""
 PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False, branching=Branching.FIRST_ORDER)
@@ -76,7 +76,7 @@ class Finisher:
         alone = replace(context, oracle=None, attacks=None)
         self.context = replace(alone, options=options, reporter=Reporter(None), points={}, leaves=self.programs)
         self.group, self.prepared = group, prepared
-        self.first, self.threshold = effort.subproblems(FIRST), 24
+        self.first, self.threshold, self.paced = effort.subproblems(FIRST), 24, not context.switches.deterministic
         self.most = int(min(ROUND, effort.subproblems(ROUND_SECONDS)))
         self.closed = self.bounded = 0
         self.note = ""
@@ -146,7 +146,8 @@ class Finisher:
         found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, known, deadline, prepared=self.prepared)
         box, disjunct = (~self.group.closed(torch.maximum(found.margins, boxes.margins))).nonzero(as_tuple=True)
         space = NeuronSpace(context, self.group, found.state, NeuronTuning(4, 4, 4, per_box, 4 * ROUND))
-        with nullcontext() if self.programs is None else self.programs.at_most(programs):
+        seconds = math.inf if programs is None or not self.paced else LEAF_SECONDS * programs / LEAVES
+        with nullcontext() if self.programs is None else self.programs.at_most(programs, seconds):
             return branch_and_bound(space.tree(space.bounder.first(box, disjunct)), space, Budget(deadline, limit))
 
     def _count(self, tree: Tree[Subproblems], proved: Tensor) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.propagation.backward import parallel_lines, path_weights
+from milpverify.propagation.backward import parallel_lines
 from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.paths import path_weights
 from milpverify.propagation.state import select
 
 if TYPE_CHECKING:

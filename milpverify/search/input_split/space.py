@@ -83,7 +83,15 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         final.tried[:] = False  # not as linear programs
         tree.unsplittable = tree.unsplittable.join(final)
         tree.in_progress = parents.take(divisible)
-        return tree.in_progress.halves()
+        return self._confined(tree.in_progress.halves())
+
+    def _confined(self, boxes: Boxes) -> Boxes:
+        """What the half-spaces that inputs are confined to leave of boxes."""
+        if (halfspaces := self.context.graph.halfspaces) is not None:
+            rows, rhs = (torch.from_numpy(t).to(boxes.lower.device).expand(len(boxes), *t.shape) for t in (halfspaces.rows, halfspaces.rhs))
+            boxes.lower[:], boxes.upper[:], empty = clip(boxes.lower, boxes.upper, least(rows, rhs, boxes.lower, boxes.upper), rows)
+            boxes.margins[empty] = torch.inf
+        return boxes
 
     # -- bound, prune -------------------------------------------------------------------------------------------------------
 

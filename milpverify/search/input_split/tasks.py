@@ -1,8 +1,8 @@
 """What the bisection asks a solver for: the hardest box, as a mixed-integer model over that box and disjunct.
 
-Of a curved network it asks for the whole box first, disjunct by disjunct. While the solver works the bisection leaves the box alone
-unless nothing else is left. A dual bound holds for all open boxes within the task's. Where one of them is not told what the other does,
-the solver gets the whole box, disjunct by disjunct.
+Of a curved network, and of one with few unstable neurons, it asks for the whole box first, disjunct by disjunct. While the solver works
+the bisection leaves its box alone unless nothing else is left. A dual bound holds for all open boxes within the task's. Where one of
+them is not told what the other does, the solver gets the whole box, disjunct by disjunct.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
 from milpverify.search.bounding import bound_batch
+from milpverify.search.gap import doublings
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.ledger import Part
 from milpverify.search.sharing import LARGEST, LEAST_TASK, NODES, PART_SHARE, TOO_LARGE, WHOLE_SHARE, Tasks
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 FIRST = 6.0
 """Seconds of bisection before the first task, as estimated: easy problems need no solver."""
+SMALL, EARLY = 150, 0.3
+"""With so few unstable neurons a solver often decides a piecewise-linear network at once: these seconds come before, or fewer where"""
+SOON, FAR = 64, 3.0
+"""after so many boxes more than so many doublings are needed."""
 FAILURES = 3
 """After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
 SHARE = 0.1
@@ -42,13 +47,19 @@ class BoxTasks(Tasks[Boxes]):
 
     def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
         self.space, self.oracle = space, oracle
-        self.start, self.turns, self.failed = space.effort.subproblems(FIRST), 0, 0
-        self.given: set[int] = set()
+        self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= SMALL
+        self.start, self.turns, self.failed = space.effort.subproblems(min(FIRST, EARLY) if self.small else FIRST), 0, 0
+        kept = oracle.whole()
+        self.given: set[int] = set() if kept is None else {kept}
         self.began, self.modelling = time.monotonic(), 0.0
 
     def due(self, tree: Tree[Boxes]) -> bool:
         """Whether the bisection has gone on for long enough."""
-        return self.oracle.usable and tree.counts.bounded >= self.start and bool(len(tree.frontier))
+        if not self.oracle.usable or not len(tree.frontier):
+            return False
+        bounded, root = tree.counts.bounded, float(self.space.root.margins.amin())
+        soon = self.small and not self.given and bounded >= SOON and doublings(root, tree.lower_bound, bounded) > FAR
+        return bounded >= (SOON if soon and not self.turns else self.start)
 
     def alive(self, tree: Tree[Boxes], task: Task) -> bool:
         """Whether the task's disjunct is open on a box that the task is about."""
@@ -56,7 +67,9 @@ class BoxTasks(Tasks[Boxes]):
         return not bool(tree.group.closed(margins)[:, task.disjunct].all())
 
     def _about(self, tree: Tree[Boxes], task: Task) -> Tensor:
-        """The places of the open boxes that the task is about."""
+        """The places of the open boxes that the task is about; none of split neurons."""
+        if task.decisions:
+            return tree.frontier.alive.nonzero(as_tuple=True)[0][:0]
         if task.box is None:
             return tree.frontier.alive.nonzero(as_tuple=True)[0]
         store = tree.frontier.store
@@ -110,7 +123,7 @@ class BoxTasks(Tasks[Boxes]):
     def _give(self, tree: Tree[Boxes], nodes: int | None) -> None:
         space, oracle, group, switches = self.space, self.oracle, tree.group, self.oracle.options.search
         # What a curved network's ranges are tightened to under the margin's row is worth most on the whole box.
-        at_once = switches.both_ways and space.context.graph.piecewise_linear
+        at_once = switches.both_ways and (nodes is not None and self.turns % 2 == 0 if self.small else space.context.graph.piecewise_linear)
         rest = [] if at_once else self._rest(tree)
         parts = at_once or (switches.both_ways and not rest)
         if not parts and not rest:
@@ -128,18 +141,19 @@ class BoxTasks(Tasks[Boxes]):
         known, deadline = space.inheritance.unpack(box.inherited), space.context.deadline
         found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, known, deadline, prepared=space.prepared)
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
-        share = PART_SHARE if parts else 1.0 if int((margins < torch.inf).sum()) == 1 else WHOLE_SHARE
+        last = int((margins < torch.inf).sum()) == 1 and not self.small
+        share = PART_SHARE if parts else 1.0 if last else WHOLE_SHARE
         seconds = max(LEAST_TASK, share * deadline.remaining()) if nodes is None else math.inf
-        oracle.give(Task(disjunct, (), seconds, nodes, ends), group.disjuncts[disjunct], node_ranges(found.state))
+        oracle.give(Task(disjunct, (), seconds, nodes, ends if parts else None), group.disjuncts[disjunct], node_ranges(found.state))
         if oracle.task is not None:
             tree.frontier.lent = place
-            if not parts and (nodes is None or switches.both_ways):
+            if not parts and (nodes is None or (switches.both_ways and not self.small)):
                 self.given.add(disjunct)
 
     def _rest(self, tree: Tree[Boxes]) -> list[int]:
         """The disjuncts that were no task over the whole box, and that are open as far as the solver is told."""
         group, oracle = tree.group, self.oracle
-        had = self.given | {k for k, m in enumerate(group.members) if m in oracle.proved}
+        had = self.given | {k for k, m in enumerate(group.members) if m in oracle.proved or (m, ()) in oracle.solved}
         closed = group.closed(tree.frontier.all().margins).all(0).tolist()
         told = oracle.options.search.tree_to_oracle
         return [k for k in range(group.count) if k not in had and not (told and closed[k])]

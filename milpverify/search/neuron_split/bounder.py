@@ -6,12 +6,14 @@ import math
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
+from milpverify.propagation.differences.bounding import Differences
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.optimised.beta import AlphaOptions, Domain, Dual, Relaxations
 from milpverify.propagation.relevance import needed
@@ -85,6 +87,11 @@ class Bounder:
             len(self.slots), max([1, *(graph.nodes[z].size for z in self.slots)]), dtype=torch.long, device=graph.device
         )
         self.lookup[self.slot_of, self.index_of] = torch.arange(len(self.index_of), device=graph.device)
+
+    @cached_property
+    def differences(self) -> Differences | None:
+        """What the rows compare, if copies of one network."""
+        return Differences.of(self.graph, self.group.y_rows, self.group.x_rows, [d.domain for d in self.group.disjuncts])
 
     @property
     def fast(self) -> Graph:
@@ -169,7 +176,19 @@ class Bounder:
             found = self.relaxations.certify(domain, rows, dual, x_rows)
         margin = torch.maximum(subs.bound, down(found.lower - rhs).amax(1))
         margin = torch.where((domain.low > domain.high).any(1), torch.inf, margin)  # decisions that the root's bounds contradict
+        margin = margin if self.differences is None else self._compared(subs, margin, self.differences)
         return replace(subs, bound=margin, slopes=dual.slopes, beta=dual.beta), domain, found
+
+    def _compared(self, subs: Subproblems, margin: Tensor, differences: Differences) -> Tensor:
+        """The margins of what is open raised by bounds of differences."""
+        (left,) = (~self.group.closes(margin, subs.disjunct)).nonzero(as_tuple=True)
+        if not len(left):
+            return margin
+        some = subs.take(left)
+        place = some.disjunct.unsqueeze(1)
+        every = margin.new_full((len(left), self.group.count), torch.inf).scatter(1, place, margin[left].unsqueeze(1))
+        raised = differences.raised(every, self.state_of(some), self.group.margins, self.group.closed)
+        return margin.index_put((left,), raised.gather(1, place).squeeze(1))
 
     def estimate(self, subs: Subproblems) -> Tensor:
         """The margins that the multipliers give, without rounding charges and proving nothing: (n,) float64."""

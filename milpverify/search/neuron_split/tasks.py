@@ -90,8 +90,9 @@ class NeuronTasks(Tasks[Subproblems]):
         """What a task's answer is about: in the frontier, (capacity,) bool, and among what is unsplittable, (n,) bool."""
         slots = self.space.bounder.relaxations.slots
         literals = tuple((slots.index(node), index, side, point) for node, index, side, point in task.decisions)
-        waiting = tree.frontier.store.under(task.disjunct, literals) & tree.frontier.alive
-        return waiting, tree.unsplittable.under(task.disjunct, literals)
+        waiting, stuck = tree.frontier.store.under(task.disjunct, literals) & tree.frontier.alive, tree.unsplittable
+        own = task.box is None  # a part of the box is about no subproblem
+        return waiting & own, stuck.under(task.disjunct, literals) & own
 
     def alive(self, tree: Tree[Subproblems], task: Task) -> bool:
         """Whether anything that a task's answer is about is open."""

@@ -13,6 +13,7 @@ neurons are on one piece is known from bounds. With w = 0 a positive minimum pro
 from __future__ import annotations
 
 import math
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -73,7 +74,7 @@ class LeafOutcome:
 class Leaves:
     """Decides leaves; a context manager, for HiGHS runs in a process of its own.
 
-    `left` is how many more may be solved (None: all).
+    `left` is how many more may be solved (None: all), `until` when that ends, of `time.monotonic`.
     `pace` says when relaxations of other subproblems pay.
     """
 
@@ -81,6 +82,7 @@ class Leaves:
     deadline: Deadline
     solved: int = 0
     left: int | None = None
+    until: float = math.inf
     pace: Pace = field(default_factory=Pace)
     _process: SolverProcess = field(default_factory=lambda: SolverProcess("highs"))
 
@@ -91,13 +93,14 @@ class Leaves:
         self._process.close()
 
     @contextmanager
-    def at_most(self, count: int | None) -> Iterator[None]:
-        """Solve so many within (None: all)."""
-        before, self.left = self.left, count
+    def at_most(self, count: int | None, seconds: float = math.inf) -> Iterator[None]:
+        """Solve so many within (None: all), and begin none after so many seconds."""
+        before = self.left, self.until
+        self.left, self.until = count, time.monotonic() + seconds
         try:
             yield
         finally:
-            self.left = before
+            self.left, self.until = before
 
     def decide(self, disjunct: Disjunct, bounds: State, decisions: tuple[Split, ...]) -> LeafOutcome:
         """Decide one leaf.
@@ -105,10 +108,9 @@ class Leaves:
         Args:
             bounds: of every node, a batch of one, where the decisions hold; every neuron is on one piece within them.
         """
-        if self.left is not None:
-            if self.left <= 0:
-                return LeafOutcome(note="a leaf's linear program was not solved: as many were as may be")
-            self.left -= 1
+        if (self.left is not None and self.left <= 0) or time.monotonic() > self.until:
+            return LeafOutcome(note="a leaf's linear program was not solved: as many were as may be")
+        self.left = None if self.left is None else self.left - 1
         self.solved += 1
         leaf = _Leaf(self.problem.graph, disjunct, bounds, decisions)
         if not leaf.fits:

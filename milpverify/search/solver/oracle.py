@@ -236,6 +236,14 @@ class Oracle:
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
         process.start(question, limits, self.deadline, None if options.search.deterministic else self._watch)
 
+    def whole(self) -> int | None:
+        """The disjunct that it works on as a whole; any other task, which means something to one tree alone, is ended."""
+        task = self.task
+        if task is None or not (task.decisions or task.box is not None or task.target is not None):
+            return None if task is None else task.disjunct
+        self.close()
+        return None
+
     def move(self, disjunct: int) -> None:
         """The disjunct of the task under way has another place in the group from now on."""
         assert self._work is not None

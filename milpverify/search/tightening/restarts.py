@@ -64,7 +64,7 @@ def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: Batc
     deadline, clock, counted = context.deadline, context.clock, context.switches.deterministic
     tightening = Tightening(context.graph, space.group, root, clock)
     targets = SolverTargets(tightening)
-    tasks = _tasks(space, targets)
+    tasks = _tasks(space, targets, None if context.oracle is None else context.oracle.whole())
     for turn in itertools.count():
         sharing, refining = None if tasks is None else Sharing(tasks.oracle, tasks), tightening.root.unrefined > 0
         if not refining and not (context.switches.tightening and tightening.layers):
@@ -184,7 +184,7 @@ def _kept(oracle: Oracle | None, keep: list[int], unstable: int) -> int | None:
     task = None if oracle is None else oracle.task
     if oracle is None or task is None or task.target is not None:
         return None
-    if task.decisions or task.disjunct not in keep or unstable < SIMPLER * task.unstable:
+    if oracle.whole() not in keep or unstable < SIMPLER * task.unstable:
         oracle.close()
         return None
     place = keep.index(task.disjunct)

@@ -123,6 +123,8 @@ class SolverTargets:
             if (ball := self.tightening.graph.ball) is not None:  # what lies outside is no input, and no word against a bound
                 inner = project(ball, points)
                 points = inner[((inner >= ends.lower) & (inner <= ends.upper)).all(1)]
+            if (halfspaces := self.tightening.graph.halfspaces) is not None:
+                points = points[halfspaces.satisfied(points)]
             self._seen = evaluate_all(self.tightening.graph, points)
         values = side * self._seen[z].flatten(1)[:, index]
         return len(values) > 0 and bound > float(values.amin()) + 1e-6 * max(1.0, float(values.abs().amax()))

@@ -386,7 +386,10 @@ def test_inputs_that_cannot_be_used() -> None:
     relu = [node("Relu", ["x"], ["y"])]
     refused(build(relu, {"x": ["batch", "length"]}, ["y"]), InvalidModel, "axis 1", "'x'", "length")
     refused(build(relu, {"x": None}, ["y"]), InvalidModel, "'x'", "no shape")
-    refused(build(relu, {"x": [1, 4]}, ["y"], kind=TensorProto.INT64), InvalidModel, "'x'", "INT64")
+    refused(build(relu, {"x": [1, 4]}, ["y"], kind=TensorProto.INT64), InvalidModel, "no output of real numbers", "'y' is int64")
+    whole = build(relu, {"x": [1, 4]}, ["y"])
+    whole.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    refused(whole, InvalidModel, "'x'", "INT64")
 
 
 # The benchmarks

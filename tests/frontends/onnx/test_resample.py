@@ -65,6 +65,14 @@ def resampled() -> Iterator[onnx.ModelProto]:
     for mode in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"):
         yield single("Resize", (1, 1, 3, 5), None, scales(1, 1, 2, 1.5), mode="nearest", nearest_mode=mode)
     yield single("Resize", (1, 1, 3, 4), None, scales(2, 2), opset=18, mode="linear", axes=[2, 3])
+    for transformation in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"):
+        for outside in (0, 1):
+            given = {"mode": "cubic", "coordinate_transformation_mode": transformation, "exclude_outside": outside}
+            for opset in (11, 18, NEWEST):
+                roi = np.zeros(0, np.float32) if opset < 13 else None
+                yield single("Resize", (1, 2, 4, 5), roi, scales(1, 1, 2, 1.6), opset=opset, cubic_coeff_a=-0.5, **given)
+            yield single("Resize", (1, 1, 4, 6), None, scales(1, 1, 0.5, 0.7), **given)
+    yield single("Resize", (1, 1, 1, 3), None, scales(1, 1, 3, 2), mode="cubic")
 
 
 def accumulated() -> Iterator[onnx.ModelProto]:
@@ -80,9 +88,34 @@ def accumulated() -> Iterator[onnx.ModelProto]:
         yield single("ScatterND", (3, 4), np.array([[0, 1], [2, 3]]), f(2), opset=opset)
         yield single("ScatterND", f(3, 4), np.array([[0, 1], [2, 3]]), (2,), opset=opset)
         yield single("ScatterElements", (3, 4), np.array([[0, 2]]), (1, 2), opset=opset, axis=1)
+    yield single("Scatter", (3, 4), np.array([[0, -1]]), (1, 2), opset=9, axis=1)
+    for reduction in ("add", "mul", "max", "min"):
+        yield single("ScatterND", (3, 4), np.array([[0, 1], [2, 3], [0, 1]]), (3,), opset=18, reduction=reduction)
+        yield single("ScatterND", (3, 4), np.array([[0], [0]]), f(2, 4), opset=18, reduction=reduction)
+        yield single("ScatterElements", (3, 4), np.array([[0, 2], [1, 1]]), (2, 2), opset=NEWEST, axis=1, reduction=reduction)
+    yield single("TensorScatter", (2, 1, 4, 3), (2, 1, 2, 3), ints(1, 2), opset=24)
+    for given in ({}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}):
+        yield single("CumProd", (2, 3, 2), np.array(1), opset=NEWEST, **given)
 
 
-FAMILIES = {"spread": list(spread()), "resampled": list(resampled()), "accumulated": list(accumulated())}
+def placed() -> Iterator[onnx.ModelProto]:
+    yield single("CenterCropPad", (3, 5, 2), ints(5, 3), axes=[0, 1], opset=18)
+    yield single("ReverseSequence", (4, 3), ints(1, 3, 4), opset=10, time_axis=0, batch_axis=1)
+    yield single("Compress", (3, 4), np.array([True, False, True]), opset=11, axis=0)
+    yield single("Compress", (3, 4), np.array([True, False, True]), opset=11)
+    yield single("EyeLike", (3, 4), opset=22, k=1)
+    yield single("Col2Im", (1, 5, 5), ints(5, 5), ints(1, 5), opset=18)
+    yield single("Col2Im", (2, 8, 6), ints(4, 5), ints(2, 2), opset=18, strides=[2, 1], dilations=[1, 2])
+    yield single("Col2Im", (1, 4, 12), ints(4, 2), ints(2, 2), opset=18, pads=[1, 0, 0, 2])
+    grid = RNG.uniform(-1.3, 1.3, (2, 2, 3, 2)).astype(np.float32)
+    for mode in ("linear", "nearest", "cubic"):
+        for padding in ("zeros", "border", "reflection"):
+            for corners in (0, 1):
+                yield single("GridSample", (2, 2, 3, 4), grid, opset=20, mode=mode, padding_mode=padding, align_corners=corners)
+    yield single("GridSample", (2, 1, 3, 4), grid, opset=16, mode="bilinear")
+
+
+FAMILIES = {"spread": list(spread()), "resampled": list(resampled()), "accumulated": list(accumulated()), "placed": list(placed())}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,9 +139,9 @@ def test_random_transposed_convolutions_agree_with_onnx_runtime() -> None:
 def test_variants_without_a_rule_are_named() -> None:
     for model, word in (
         (single("ConvTranspose", (1, 2, 3), f(2, 1, 4), auto_pad="SAME_UPPER", strides=[2]), "auto_pad"),
-        (single("Resize", (1, 1, 3, 4), None, scales(1, 1, 2, 2), mode="cubic"), "cubic"),
+        (single("Upsample", (1, 1, 3, 4), scales(1, 1, 2, 2), opset=9, mode="cubic"), "cubic"),
         (single("Resize", (1, 1, 4, 4), None, scales(1, 1, 0.5, 0.5), opset=18, mode="linear", antialias=1), "antialias"),
-        (single("ScatterND", (3, 4), np.array([[0], [2]]), (2, 4), opset=18, reduction="add"), "reduction"),
+        (single("EyeLike", (3, 3), opset=22, dtype=7), "real types"),
     ):
         with pytest.raises(UnsupportedOperator, match=word):
             lower(model)
