@@ -245,6 +245,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     "shapes": (lambda x: x.reshape(len(x), x.shape[1] * x.shape[2])[:, : x.dim()] if x.shape[1] == 3 else x, (), (3, 4)),
     "loops": (lambda x: sum(row * i for i, row in enumerate(x[0])), (), (3, 4)),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), (), (3, 2)),
+    "attention_masks": (
+        lambda x: (
+            F.scaled_dot_product_attention(x, x, x, is_causal=True) + F.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True)
+        ),
+        (),
+        (2, 3, 2),
+    ),
     "tuple": (lambda x: (x + 1, x[:, :1] * 2), (), (3,)),
     "logsumexp": (lambda x: torch.logsumexp(x, 1) + F.softmin(x, dim=1)[:, 0], (), (3,)),
     "einsum": (lambda x, q: torch.einsum("bij,kj->bki", x, q) + torch.einsum("...ij,kj->...ki", [x, q]), (Q,), (2, 4)),
@@ -280,7 +287,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     "lp_pool": (lambda x: F.lp_pool2d(x, 2.0, 2), (), (2, 4, 4)),
     "bicubic": (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), (), (1, 3, 4)),
     "scatter": (
-        lambda x, i: x.scatter(1, i, 0.5) + x.scatter(1, i, 3 * x, reduce="add") + torch.scatter_reduce(x, 1, i, -x, "amax"),
+        lambda x, i: x.scatter(1, i, 0.5) + torch.scatter_reduce(x, 1, i, -x, "amax"),
         (TO,),
         (4,),
     ),

@@ -29,10 +29,10 @@ def attention(
         masks: that broadcast to the scores (..., heads, queries, keys), -inf where a key is hidden.
         cap: 0 for none.
     """
-    heads, groups = query.shape[-3], key.shape[-3]
-    if heads % groups or value.shape[-3] != groups:
-        raise ValueError(f"{groups} groups of keys and {value.shape[-3]} of values do not fit {heads} heads")
-    key, value = (repeated(g, v, heads // groups) for v in (key, value))
+    heads, *groups = ((1, *v.shape)[-3] for v in (query, key, value))
+    if heads % groups[0] or groups[0] != groups[1]:
+        raise ValueError(f"{groups[0]} groups of keys and {groups[1]} of values do not fit {heads} heads")
+    key, value = (repeated(g, v, heads // groups[0]) for v in (key, value))
     if not isinstance(query, Node) and not isinstance(key, Node):
         query = g.constant(query)
     scores = g.scale(einsum(g, "...qd,...kd->...qk", [query, key]), factor)

@@ -201,8 +201,7 @@ class Builder:
 
     def matmul(self, x: Node, weight: Array | Constant) -> Node:
         """numpy's x @ weight."""
-        constant = Constant.of(weight)
-        w = constant.value
+        w = (constant := Constant.of(weight)).value
         if w.ndim == 0 or not x.shape or x.shape[-1] != w.shape[max(0, w.ndim - 2)]:
             raise ValueError(f"shapes {x.shape} and {w.shape} cannot be multiplied")
         if w.ndim == 1:
@@ -288,7 +287,7 @@ class Builder:
 
     def matmul_nodes(self, a: Node, b: Node) -> Node:
         """numpy's a @ b of two nodes: products, and their sums over the inner axis."""
-        if not a.shape or not b.shape:
+        if not a.shape or not b.shape or a.shape[-1] != b.shape[max(0, len(b.shape) - 2)]:
             raise ValueError(f"shapes {a.shape} and {b.shape} cannot be multiplied")
         if len(a.shape) == 1:
             y = self.matmul_nodes(self.reshape(a, (1, a.size)), b)
@@ -296,8 +295,6 @@ class Builder:
         if len(b.shape) == 1:
             y = self.matmul_nodes(a, self.reshape(b, (b.size, 1)))
             return self.reshape(y, y.shape[:-1])
-        if a.shape[-1] != b.shape[-2]:
-            raise ValueError(f"shapes {a.shape} and {b.shape} cannot be multiplied")
         # (..., n, 1, k) * (..., 1, m, k), summed over k
         left = self.reshape(a, (*a.shape[:-1], 1, a.shape[-1]))
         columns = self.transpose(b)

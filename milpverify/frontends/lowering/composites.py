@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.frontends.lowering import patterns, signs, switches
+from milpverify.frontends.lowering import patterns, switches
 from milpverify.frontends.lowering.builder import Builder, Index, entries
 from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.frontends.lowering.masks import Mask
@@ -119,7 +119,7 @@ def swish(g: Builder, x: Node, alpha: float) -> Node:
 
 def square_root(g: Builder, x: Node) -> Node:
     """The root of x. Of a sum of squares it is that of max(x, 0), whose bounds rounding does not take out of the domain."""
-    touches = not isinstance(x.op, Elementwise) and patterns.innermost(g, x).offset <= 0 and signs.nonnegative(g, x)
+    touches = not isinstance(x.op, Elementwise) and patterns.innermost(g, x).offset <= 0 and patterns.nonnegative(g, x)
     return g.function("sqrt", g.relu(x) if touches else x)
 
 

@@ -17,10 +17,12 @@ import numpy as np
 from milpverify.frontends.lowering.builder import entries
 from milpverify.frontends.lowering.constants import Constant, uniform
 from milpverify.functions.catalogue import catalogue
-from milpverify.operators import Elementwise, ReduceSum, Reshape, Scale, Select, Sum
+from milpverify.operators import Concat, Conv, Elementwise, Linear, Permute, Product, ReduceSum, Reshape, Scale, Select, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor
 
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.functions.catalogue import Function
@@ -333,3 +335,33 @@ def unshifted(g: Builder, x: Node, axis: int) -> Node:
         return x
     index = m.op.index.numpy()
     return y if (index == index.take([0], axis)).all() else x
+
+
+# Signs
+
+_NONNEGATIVE = frozenset({"relu", "relu6", "abs", "square", "pow_even", "exp", "sqrt", "rsqrt", "sigmoid", "softplus", "hard_sigmoid"})
+
+
+def nonnegative(g: Builder, x: Node, depth: int = 12) -> bool:
+    """Whether x holds no negative number by how it is made, as far as the operators right before it tell: a sum of squares, say.
+
+    Bounds of such a sum may still be below 0 by a rounding error, and roots have no bounds outside of their domain.
+    """
+    match x.op:
+        case Elementwise(function):
+            return function.name in _NONNEGATIVE
+        case Scale(weight=weight, bias=bias) | Linear(weight=weight, bias=bias) | Conv(weight=weight, bias=bias):
+            own = _none_negative(weight) and _none_negative(bias)
+        case Select(bias=bias):
+            own = _none_negative(bias)
+        case Sum(signs=signs):
+            own = min(signs) > 0
+        case Reshape() | Permute() | Concat() | ReduceSum() | Product():
+            own = True
+        case _:
+            return False
+    return own and depth > 0 and all(nonnegative(g, g.nodes[i], depth - 1) for i in x.inputs)
+
+
+def _none_negative(values: Tensor | None) -> bool:
+    return values is None or bool((values >= 0).all())

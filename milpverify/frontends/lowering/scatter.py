@@ -15,6 +15,9 @@ from milpverify.graph import Node
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_ROOM = 16
+"""Entries of a sum for each that is added or added to, for which all updates are added at once."""
+
 
 def scattered(g: Builder, data: Node, updates: Node, places: Index, reduction: str) -> Node:
     """The data with every update taken to its place, one after the other.
@@ -32,12 +35,21 @@ def scattered(g: Builder, data: Node, updates: Node, places: Index, reduction: s
     if len(targets) != updates.size or (len(targets) and not 0 <= targets.min() <= targets.max() < data.size):
         raise ValueError(f"{updates.size} updates do not fit {len(targets)} places among {data.size} entries")
     update, y = g.reshape(updates, (updates.size,)), g.reshape(data, (data.size,))
+    if reduction == "none":  # of several the last remains
+        source = np.full(data.size, -1, dtype=np.int64)
+        source[targets] = np.arange(len(targets))
+        return g.reshape(_combined(g, y, update, source, reduction), data.shape)
     # The n-th updates of all entries are one node.
     order = np.argsort(targets, kind="stable")
     first = np.searchsorted(targets[order], targets[order])
     turns = np.empty(len(targets), dtype=np.int64)
     turns[order] = np.arange(len(targets)) - first
-    for turn in range(turns.max(initial=-1) + 1):
+    count = int(turns.max(initial=-1)) + 1
+    if reduction == "add" and count * data.size <= _ROOM * (data.size + updates.size):
+        rows = np.full((data.size, count), -1, dtype=np.int64)
+        rows[targets, turns] = np.arange(len(targets))
+        return g.reshape(g.sum([y, g.reduce_sum(g.select(update, rows), [1], keepdims=False)]), data.shape)
+    for turn in range(count):
         now = np.flatnonzero(turns == turn)
         source = np.full(data.size, -1, dtype=np.int64)
         source[targets[now]] = now

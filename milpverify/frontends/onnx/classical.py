@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering import composites
+from milpverify.frontends.lowering import composites, norms
 from milpverify.frontends.lowering.builder import Builder, entries
 from milpverify.frontends.lowering.constants import Array
 from milpverify.frontends.onnx.node import Operation, Value, rule
@@ -54,11 +54,8 @@ def _normalizer(g: Builder, op: Operation) -> Value:
     x, norm = op.node(), op.attributes["norm"]
     if norm == "L1" and x.id in g.softmaxes:
         return composites.softmax(g, g.softmaxes[x.id], -1)
-    axes = [len(x.shape) - 1]
-    if norm == "L1":
-        return composites.divide(g, x, g.reduce_sum(g.function("abs", x), axes))
-    if norm == "L2":
-        return g.product(x, g.function("rsqrt", g.reduce_sum(g.function("square", x), axes)))
+    if norm in ("L1", "L2"):
+        return norms.normalized(g, x, [len(x.shape) - 1], 1.0 if norm == "L1" else 2.0)
     raise op.refuse(f"the norm {norm}, of whose signs the standard and ONNX Runtime say different things, has no rule")
 
 

@@ -63,16 +63,6 @@ def _swish(g: Builder, op: Operation) -> Value:
     return composites.swish(g, op.node(), op.attributes["alpha"])
 
 
-@rule("Shrink", attributes="bias lambd")
-def _shrink(g: Builder, op: Operation) -> Value:
-    """x - bias above lambd, x + bias below -lambd, else 0."""
-    bound, bias = op.attributes["lambd"], op.attributes["bias"]
-    if bias != bound or bound < 0:
-        raise op.refuse("a bias that is not lambd makes the function jump, which has no rule")
-    x = op.node()
-    return g.sum([x, g.clip(x, -bound, bound)], [1, -1])
-
-
 # Softmax
 
 

@@ -61,12 +61,6 @@ def _where(g: Builder, op: Operation) -> Value:
     return switches.where(g, condition if isinstance(condition, Node) else condition.astype(bool), number(op.value(1)), number(op.value(2)))
 
 
-@rule("IsNaN", "IsInf", attributes=None)
-def _not_finite(g: Builder, op: Operation) -> Value:
-    """Nowhere: the graph speaks about real numbers."""
-    return np.zeros(op.node().shape, dtype=bool)
-
-
 # Conversions
 
 
@@ -166,6 +160,9 @@ def _remainder(g: Builder, op: Operation) -> Value:
         raise InvalidModel(f"{op} divides by zero: the constant '{op.proto.input[1]}' has a zero entry")
     whole = elementwise.truncated(g, g.scale(op.node(), 1.0 / Constant(divisor)))
     return g.sum([op.node(), g.scale(whole, divisor)], [1, -1])
+
+
+# Machine learning pipelines
 
 
 @rule("ai.onnx.ml.Binarizer", attributes="threshold")

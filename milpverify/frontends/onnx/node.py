@@ -90,6 +90,7 @@ def rule(
 
     def register(lower: Lowering) -> Lowering:
         entry = Rule(lower, moves, linear_in_constants, masks, None if attributes is None else frozenset(attributes.split()))
+        assert RULES.keys().isdisjoint(op_types), f"two rules for one of {op_types}"
         RULES.update(dict.fromkeys(op_types, entry))
         return lower
 

@@ -202,13 +202,6 @@ def _move(g: Builder, op: Operation) -> Sequence[Value]:
     return [g.select(x, places.astype(np.int64)) for places in evaluate(op.proto, [entries(x.shape), *rest], op.opset)]
 
 
-@rule("Trilu", attributes="upper", moves=True)
-def _triangle(g: Builder, op: Operation) -> Value:
-    x = op.node()
-    (places,) = evaluate(op.proto, [entries(x.shape) + 1, op.constant(1)], op.opset)
-    return g.select(x, places.astype(np.int64) - 1)
-
-
 @rule("IsNaN", "IsInf", attributes="detect_negative detect_positive")
 def _is_no_number(g: Builder, op: Operation) -> Value:
     """Real numbers are numbers; of a mask it is known where it is -inf."""

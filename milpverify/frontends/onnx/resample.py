@@ -209,8 +209,8 @@ def _cumulative_product(g: Builder, op: Operation) -> Value:
     return cumulative_product(g, op.node(), axis, bool(op.attributes["exclusive"]), bool(op.attributes["reverse"]))
 
 
-@rule("Trilu", attributes="upper")
-@rule("CenterCropPad", attributes="axes")
+@rule("Trilu", attributes="upper", moves=True)
+@rule("CenterCropPad", attributes="axes", moves=True)
 def _triangle(g: Builder, op: Operation) -> Value:
     """Entries stay, go or become 0: the standard's own definition, run on the places of the entries, says which."""
     x = op.node()

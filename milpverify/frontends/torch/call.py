@@ -50,6 +50,10 @@ _OPERATORS = {
     "swapdims": "transpose",
     "moveaxis": "movedim",
     "adjoint": "mT",
+    "expit": "sigmoid",
+    "float_power": "pow",
+    "arctanh": "atanh",
+    "linalg_matmul": "matmul",
     "H": "mH",
 }
 
@@ -65,6 +69,7 @@ def name_of(target: Any) -> str:
     name = name.strip("_") if name.startswith("__") else name
     if name.endswith("_") and not name.startswith("_"):
         name = name[:-1]  # in place: the driver sees to it
+    name = name.removeprefix("special_")
     return _OPERATORS.get(name, name)
 
 
@@ -149,6 +154,7 @@ def rule(*names: str, moves: bool = False, linear_in_constants: bool = False) ->
     """Register a rule, `lower(call, *args, **kwargs)`, for some operations, as `Rule` says."""
 
     def register(lower: _L) -> _L:
+        assert RULES.keys().isdisjoint(names), f"two rules for one of {names}"
         RULES.update(dict.fromkeys(names, Rule(lower, moves, linear_in_constants)))
         return lower
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -159,9 +158,16 @@ def _of_rank(call: Call, x: Node, rank: int, dim: int, keepdim: bool) -> Node:
     return found if keepdim else call.g.reshape(found, (*x.shape[:dim], *x.shape[dim + 1 :]))
 
 
+class Range(NamedTuple):
+    """What `aminmax` returns."""
+
+    min: Node
+    max: Node
+
+
 @rule("aminmax")
-def _range(call: Call, x: Node, *, dim: Any = None, keepdim: bool = False) -> Sequence[Node]:
-    return [composites.extremum(call.g, x, axes_of(call, x, dim), keepdim, sign) for sign in (-1, 1)]
+def _range(call: Call, x: Node, *, dim: Any = None, keepdim: bool = False) -> Range:
+    return Range(*(composites.extremum(call.g, x, axes_of(call, x, dim), keepdim, sign) for sign in (-1, 1)))
 
 
 # Steps and rounding
@@ -184,7 +190,7 @@ def _threshold(call: Call, x: Node, threshold: Any, value: Any) -> Node:
 
 @rule("ceil")
 def _ceil(call: Call, x: Node) -> Node:
-    return call.g.scale(call.g.function("floor", call.g.scale(x, -1)), -1)
+    return composites.ceil(call.g, x)
 
 
 @rule("trunc", "fix")

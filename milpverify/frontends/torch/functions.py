@@ -20,11 +20,6 @@ from milpverify.graph import Node
 # Of one variable
 
 
-@rule("ceil")
-def _ceil(call: Call, x: Node) -> Node:
-    return composites.ceil(call.g, x)
-
-
 @rule("exp2")
 def _power_of_two(call: Call, x: Node) -> Node:
     return call.g.function("exp", call.g.scale(x, Constant.of(2.0).log()))
@@ -59,9 +54,9 @@ def _complementary_error(call: Call, x: Node) -> Node:
     return call.g.scale(call.g.function("erf", x), -1.0, 1.0)
 
 
-@rule("sinh", "cosh", "atanh", "arctanh")
+@rule("sinh", "cosh", "atanh")
 def _hyperbolic(call: Call, x: Node) -> Node:
-    return composites.hyperbolic(call.g, x, name_of(call.target).replace("arc", "a"))
+    return composites.hyperbolic(call.g, x, name_of(call.target))
 
 
 # Of several

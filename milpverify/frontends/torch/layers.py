@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from milpverify.frontends.lowering import composites
+from milpverify.frontends.lowering.attention import attention
 from milpverify.frontends.lowering.constants import Constant
 from milpverify.frontends.lowering.windows import (
     Axis,
@@ -23,7 +24,6 @@ from milpverify.frontends.lowering.windows import (
     max_pool,
 )
 from milpverify.frontends.torch.call import Call, execute, name_of, rule
-from milpverify.frontends.torch.ops import matrix_product, total
 from milpverify.graph import Node
 
 
@@ -346,15 +346,11 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """softmax(q k^T / sqrt(d) + mask) v, where a boolean mask says which entries count."""
-    if dropout_p or enable_gqa:
-        raise call.refuse("dropout_p and enable_gqa have no rule")
+    if dropout_p:
+        raise call.refuse("dropout_p has no rule")
     factor = 1.0 / Constant.of(query.shape[-1]).sqrt() if scale is None else Constant.of(float(scale))
-    keys = call.g.transpose(key) if isinstance(key, Node) else key.mT
-    scores = matrix_product(call, query, keys)
-    scores = call.g.scale(scores, factor)
-    mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        scores = call.g.hide(scores, ~mask.numpy())
-    elif mask is not None:
-        scores = total(call, [scores, mask], [1, 1])
-    return matrix_product(call, composites.softmax(call.g, scores, -1), value)
+    mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril() if is_causal else attn_mask
+    if isinstance(mask, Tensor):
+        mask = np.where(mask.numpy(), 0.0, -np.inf) if mask.dtype == torch.bool else call.array(mask, masks=True)
+    q, k, v = (v if isinstance(v, Node) else call.array(v) for v in (query, key, value))
+    return attention(call.g, q, k, v, factor, [] if mask is None else [mask])

@@ -102,7 +102,7 @@ def _dropout(call: Call, x: Node, p: float = 0.5, training: Any = None, inplace:
     *"""
     view reshape flatten ravel unflatten squeeze unsqueeze _unsafe_view view_copy view_as reshape_as select slice slice_copy index
     _unsafe_index getitem narrow chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit unbind
-    index_select gather take take_along_dim unfold expand expand_copy expand_as broadcast_to broadcast_tensors repeat tile
+    index_select narrow_copy gather take take_along_dim unfold expand expand_copy expand_as broadcast_to broadcast_tensors repeat tile
     repeat_interleave meshgrid flip fliplr flipud roll rot90 diagonal tril triu diag diag_embed block_diag im2col pixel_shuffle
     pixel_unshuffle channel_shuffle native_channel_shuffle atleast_1d atleast_2d atleast_3d stack hstack vstack dstack column_stack
     slice_scatter select_scatter index_put index_copy masked_select copy reflection_pad1d reflection_pad2d reflection_pad3d

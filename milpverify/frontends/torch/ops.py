@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -231,19 +231,6 @@ def _variance_and_mean(call: Call, x: Node, dim: Any = None, *args: Any, **kwarg
     axes = None if isinstance(dim, bool) else dim
     keepdim = kwargs.get("keepdim", len(args) > 1 and args[1])
     return _variance(own, x, dim, *args, **kwargs), composites.mean(call.g, x, axes_of(call, x, axes), keepdim)
-
-
-class Range(NamedTuple):
-    """What `aminmax` returns."""
-
-    min: Node
-    max: Node
-
-
-@rule("aminmax")
-def _least_and_largest(call: Call, x: Node, *, dim: Any = None, keepdim: bool = False) -> Range:
-    axes = axes_of(call, x, dim)
-    return Range(*(composites.extremum(call.g, x, axes, keepdim, sign) for sign in (-1, 1)))
 
 
 @rule("prod")

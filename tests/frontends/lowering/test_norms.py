@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch_cases import Lambda
 
 import milpverify as mv
+from milpverify.frontends.lowering.builder import Builder
+from milpverify.frontends.lowering.patterns import nonnegative
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.graph import evaluate
 
@@ -31,6 +33,8 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
     "cosine": (lambda x: F.cosine_similarity(x, x.flip(1))[:, None], (-1.0, 1.0)),
     "distance": (lambda x: torch.cdist(x[:, None], 2 * x[:, None]).flatten(1), (0.0, 3**0.5)),
 }
+ROOM = 3.1
+"""How far beyond the true range bounds may be: those of a tournament of three entries are their sum."""
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -48,10 +52,14 @@ def test_bounds_hold_and_are_finite_where_the_norm_may_be_zero(name: str) -> Non
             y = evaluate(found.graph, points)
             assert bool((low <= y).all())
             assert bool((y <= high).all())
-        # Nothing is infinite, and the first box reaches all that there is, or nearly: a distance of x from 2 x is |x|.
-        assert bool((found.output.lower >= least * 1.01 - 1.3).all())
-        assert bool((found.output.upper <= most * 1.01 + 1.3).all())
-        assert bool((found.output.lower[0] >= min(least, -0.0) - 1e-9).all()) or "distance" in name or "spread" in name
+        for side in (found.output.lower, found.output.upper):
+            assert bool(side.isfinite().all())
+            assert bool((side.abs() <= ROOM * most).all())
+        if name.startswith(("unit", "cosine")):
+            assert bool((found.output.lower >= least * (1 + 1e-9)).all())
+            assert bool((found.output.upper <= most * (1 + 1e-9)).all())
+        elif name.startswith("l"):
+            assert bool((found.output.lower >= -1e-12).all())
 
 
 def test_vectors_of_zeros_are_normalised_to_zeros() -> None:
@@ -63,7 +71,37 @@ def test_vectors_of_zeros_are_normalised_to_zeros() -> None:
         for low, high in ((-1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (-1e-200, 1e-200)):
             output = mv.bounds(graph, mv.Box(np.full(3, low), np.full(3, high)), "crown").output
             assert bool((output.lower <= min(0.0, low)).all())
-            assert bool(((output.lower >= -1.0) & (output.upper <= 1.0) & (output.upper >= 0)).all())
+            assert bool((output.upper >= 0).all())
+            assert bool(((output.lower >= -1.0 - 1e-9) & (output.upper <= 1.0 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_bounds_of_normalised_vectors_hold_around_zero(p: int) -> None:
+    graph = lower(single("LpNormalization", (1, 3), axis=1, p=p))
+    rng = np.random.default_rng(p)
+    middles, radii = rng.normal(size=(25, 3)) * 10 ** rng.uniform(-4, 0, (25, 1)), 10 ** rng.uniform(-4, 0, (25, 3))
+    boxes = [mv.Box(m - r, m + r) for m, r in zip(middles, radii, strict=True)]
+    points = torch.from_numpy(np.stack([rng.uniform(box.lower, box.upper, (500, 3)) for box in boxes]))
+    y = evaluate(graph, points.reshape(-1, 3))
+    torch.testing.assert_close(y, F.normalize(points.reshape(-1, 3), p=p, eps=1e-300))
+    y = y.reshape(points.shape)
+    for method in ("ibp", "crown", "alpha-crown"):
+        output = mv.bounds(graph, boxes, method).output
+        assert bool((output.lower[:, None] <= y).all())
+        assert bool((y <= output.upper[:, None]).all())
+
+
+def test_what_may_be_negative_is_told() -> None:
+    g = Builder(4)
+    x = g.nodes[0]
+    square = g.function("square", x)
+    total = g.reduce_sum(g.reshape(square, (2, 2)), [1])
+    for node in (square, total, g.scale(total, 0.5, 1.0), g.sum([square, g.relu(x)]), g.product(square, g.function("abs", x))):
+        assert nonnegative(g, node)
+    for node in (x, g.scale(square, -1.0), g.scale(square, bias=-1e-9), g.sum([square, square], [1, -1]), g.product(square, x)):
+        assert not nonnegative(g, node)
+    assert not nonnegative(g, g.matmul(square, np.array([[1.0], [1.0], [-1.0], [1.0]])))
+    assert nonnegative(g, g.matmul(square, np.ones((4, 1))))
 
 
 def test_properties_of_unit_vectors_are_decided() -> None:

@@ -40,10 +40,10 @@ def norms() -> Iterator[onnx.ModelProto]:
     for opset in (7, 18, 22, NEWEST):
         yield from (single("LpNormalization", (2, 3, 4), opset=opset, axis=1, p=p) for p in (1, 2))
         yield single("LpNormalization", (3, 4), opset=opset)
-        yield from (single("GlobalLpPool", (2, 3, 4), opset=opset, p=p) for p in (1, 2, 3))
+        yield from (single("GlobalLpPool", (2, 3, 4), opset=min(opset, 18), p=p) for p in (1, 2, 3))
         yield single("LpPool", (1, 2, 5, 4), opset=opset, kernel_shape=[2, 3], p=1)
         yield single("LpPool", (1, 2, 5), opset=opset, kernel_shape=[2], pads=[1, 0], strides=[2])
-        yield single("LRN", (2, 5, 3), opset=max(9, opset), size=3)
+        yield single("LRN", (2, 5, 3, 1), opset=max(9, opset), size=3)
         yield single("LRN", (1, 4, 2, 2), opset=max(9, opset), size=5, alpha=0.5, beta=0.6, bias=1.3)
     yield single("LpPool", (1, 2, 5), opset=18, kernel_shape=[2], strides=[2], ceil_mode=1, dilations=[2])
     for opset in (9, 13):
@@ -56,7 +56,6 @@ def gates() -> Iterator[onnx.ModelProto]:
     yield single("Swish", (2, 4), opset=24, alpha=-0.7)
     for opset in (9, NEWEST):
         yield from (single(op, (2, 4), opset=opset) for op in ("Sinh", "Cosh"))
-        yield single("Shrink", (2, 4), opset=opset, bias=0.5)
         yield single("Mean", (2, 3), f(3), (2, 1), opset=opset)
 
 
