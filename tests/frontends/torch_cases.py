@@ -241,7 +241,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     "quantised": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.03, 5, -128, 127), (), (4,)),
     "bounds": (lambda x, p: torch.clamp(x, -p.abs(), x.mean(1, keepdim=True).abs()), (P,), (4,)),
     "constants": (lambda x, m: x @ torch.softmax(m * 0.1, 0) + torch.arange(4) + torch.ones_like(x), (M,), (4,)),
-    "types": (lambda x, p: x.to(p.dtype).float() + x.new_zeros(4) + x.type_as(p).detach(), (P,), (4,)),
+    "types": (lambda x, p: x.to(p.dtype).float() + p.to(x) * p.type_as(x) + x.new_zeros(4) + x.type_as(p).detach(), (P,), (4,)),
     "shapes": (lambda x: x.reshape(len(x), x.shape[1] * x.shape[2])[:, : x.dim()] if x.shape[1] == 3 else x, (), (3, 4)),
     "loops": (lambda x: sum(row * i for i, row in enumerate(x[0])), (), (3, 4)),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), (), (3, 2)),

@@ -180,16 +180,18 @@ class Comparison:
                 return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * TINY
             case Elementwise(function):
                 own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
-                off = errors[0]
+                spread = errors[0]
                 if function.name == PIECEWISE:  # the runtime computes it in parts, whose rounding counts
-                    own, off = _of_parts(function, xs[0], FUNCTION_ULPS * self.roundoff, off)
-                if off is None:
+                    own, spread = _of_parts(function, xs[0], FUNCTION_ULPS * self.roundoff, spread)
+                if spread is None:
                     return own
                 # What lies outside the domain (sqrt a little below 0) is no value.
-                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (off, -off)]
-                for p, there in zip(function.pieces.breakpoints, function.pieces.values, strict=True) if function.pieces else ():
-                    sides.append(torch.where((xs[0] - p).abs() <= off, (there - value).abs(), 0.0))
-                return 2 * torch.stack(sides).amax(0) + own
+                sides = [(function(xs[0] + d) - value).abs().nan_to_num(0.0, torch.inf) for d in (spread, -spread)]
+                worst = torch.maximum(*sides)
+                jumps = function.pieces if function.name == PIECEWISE or function.definition.jumps else None
+                for p, there in zip(jumps.breakpoints, jumps.values, strict=True) if jumps else ():
+                    worst = torch.where((xs[0] - p).abs() <= spread, worst.maximum((there - value).abs()), worst)
+                return 2 * worst + own
             case Product():
                 (a, b), (da, db) = xs, [0.0 if e is None else e for e in errors]
                 return da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY

@@ -21,17 +21,16 @@ from milpverify.frontends.lowering.constants import Constant
 from milpverify.functions.pieces import IDENTITY, RationalPieces, derive
 from milpverify.functions.piecewise import function_of
 from milpverify.functions.terms import parse
+from milpverify.graph import Node
 from milpverify.operators import Elementwise, Product, Reshape, Scale, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-    from typing_extensions import TypeIs
 
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.frontends.lowering.constants import Array
-    from milpverify.graph import Node
 
     Value = Node | Array
     Views = dict[int, RationalPieces]
@@ -47,11 +46,6 @@ _ANY = -1
 
 
 # Masks
-
-
-def is_node(value: object) -> TypeIs[Node]:
-    """Whether a value depends on x."""
-    return not isinstance(value, (np.ndarray, Constant, float, int, bool))
 
 
 def compare(g: Builder, name: str, a: Value, b: Value) -> Node:
@@ -106,12 +100,11 @@ def differ(g: Builder, a: Value, b: Value) -> Node:
 
 def where(g: Builder, condition: Node | NDArray[np.bool_], a: Value, b: Value) -> Node:
     """a where the condition holds, else b, with broadcasting; at least one of the three is a node."""
-    if not is_node(condition):
+    if not isinstance(condition, Node):
         return elementwise.where(g, condition, a, b)
-    assert not isinstance(condition, np.ndarray)
     shape = np.broadcast_shapes(condition.shape, a.shape, b.shape)
     condition = g.broadcast(condition, shape)
-    a, b = (g.broadcast(v, shape) if is_node(v) else np.broadcast_to(v, shape) for v in (a, b))
+    a, b = (g.broadcast(v, shape) if isinstance(v, Node) else np.broadcast_to(v, shape) for v in (a, b))
     seen = _Seen(g)
     found = seen.function(lambda c, x, y: derive(_CHOICE, c=c, a=x, b=y), [condition, a, b])
     return found or _choice_of_lines(g, condition, a, b) or _choice(g, condition, a, b)
@@ -142,7 +135,7 @@ def _is_step(g: Builder, x: Node) -> bool:
 
 def _choice(g: Builder, condition: Node, a: Value, b: Value) -> Node:
     """b + mask (a - b)."""
-    if not (is_node(a) or is_node(b)):
+    if not isinstance(a, Node) and not isinstance(b, Node):
         return g.scale(condition, Constant(np.array(a)) - Constant(np.array(b)), b)
     gain = elementwise.total(g, [a, b], [1, -1])
     return elementwise.total(g, [b, g.product(condition, gain)], [1, 1])
@@ -166,10 +159,9 @@ class _Seen:
 
     def views(self, value: Value, depth: int = 0) -> Views:
         """A value as functions of nodes; a constant that is one number as a function of any."""
-        if not is_node(value):
+        if not isinstance(value, Node):
             flat = np.asarray(value).reshape(-1)
             return {_ANY: _constant(flat[0])} if flat.size and (flat == flat[0]).all() else {}
-        assert not isinstance(value, np.ndarray)
         if value.id not in self.known:
             found = self._derived(value, depth) if depth < _DEPTH else {}
             self.known[value.id] = {**found, value.id: IDENTITY}
@@ -253,7 +245,10 @@ def _choice_of_lines(g: Builder, condition: Node, a: Value, b: Value) -> Node | 
         p, q, r, s, k, m = map(Fraction, row)
         gains.append((p - r) / k)
         jumps.append(q - s - gains[-1] * m)
-    gain, jump = (Constant.nearest(v, (len(rows),)) for v in (gains, jumps))
+    try:
+        gain, jump = (Constant.nearest(v, (len(rows),)) for v in (gains, jumps))
+    except (OverflowError, ValueError):  # too small or too large for float64
+        return None
     place = place.reshape(z.shape)
     parts: list[Node | Array] = [b, g.scale(g.relu(z), gain.moved(gain.value[place]))]
     if any(jumps):
@@ -263,9 +258,8 @@ def _choice_of_lines(g: Builder, condition: Node, a: Value, b: Value) -> Node | 
 
 def _lines(g: Builder, value: Value, shape: tuple[int, ...]) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """A value's entries as exact lines, slopes and offsets, of the entries of a node, by the number of that node."""
-    if not is_node(value):
+    if not isinstance(value, Node):
         return {_ANY: (np.zeros(shape), np.broadcast_to(np.asarray(value, dtype=np.float64), shape))}
-    assert not isinstance(value, np.ndarray)
     slope, offset, found = Constant(np.ones(shape)), Constant(np.zeros(shape)), {}
     for _ in range(_DEPTH):
         found[value.id] = slope.value, offset.value

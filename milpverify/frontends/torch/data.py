@@ -46,7 +46,7 @@ def _compare(call: Call, a: Any, b: Any) -> Node:
 def truth(call: Call, value: Any) -> Node | Array:
     """Where a tensor is not 0; of bits, which tensors of numbers have too, a mask's only."""
     if not isinstance(value, Node):
-        return np.asarray(call.array(value) != 0, dtype=np.float64)
+        return np.where(call.array(value) != 0, 1.0, 0.0)
     if name_of(call.target).startswith("logical") or value.id in call.g.masks:
         return switches.truth(call.g, value)
     raise call.refuse("bits of numbers that depend on the network's input have no rule; those of comparisons have")
@@ -96,14 +96,17 @@ def _whole(call: Call, x: Node) -> Node:
 
 
 @rule("to", "_to_copy", "type", "type_as")
-def _converted(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
+def _converted(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.dtype):
             return converted(call, x, value)
         if isinstance(value, Tensor):
             return converted(call, x, value.dtype)
         if isinstance(value, Node):
-            return converted(call, x, torch.bool if value.id in call.g.masks else call.dtype)
+            boolean = value.id in call.g.masks
+            if isinstance(x, Tensor):
+                return x.bool() if boolean else x.double()
+            return converted(call, x, torch.bool if boolean else call.dtype)
     return x
 
 
@@ -207,8 +210,8 @@ def _round(call: Call, x: Node, *, decimals: int = 0) -> Node:
     if not decimals:
         return call.g.function("round", x)
     factor = Constant.of(10.0 ** abs(decimals))
-    up, down = (factor, 1.0 / factor) if decimals > 0 else (1.0 / factor, factor)
-    return call.g.scale(call.g.function("round", call.g.scale(x, up)), down)
+    there, back = (factor, 1.0 / factor) if decimals > 0 else (1.0 / factor, factor)
+    return call.g.scale(call.g.function("round", call.g.scale(x, there)), back)
 
 
 @rule("remainder", "fmod", "mod")
