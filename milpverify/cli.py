@@ -170,10 +170,10 @@ def verify(
         )
     settings = {"options": options, "margin": margin, "gap": gap}
     reading = {"outputs": output, "max_bytes": max_bytes, "max_entries": max_entries}
-    if len(specs) > 1 or csv is not None:
+    if len(specs) > 1 or csv is not None or resume or workers is not None:
         from milpverify.many.commands import verify_all
 
-        verify_all(network, specs, timeout, settings | reading, csv, resume, workers, json, quiet, debug)
+        verify_all(network, specs, {"timeout": timeout, "workers": workers, **settings, **reading}, csv, resume, json, quiet, debug)
     else:
         _verify(network, specs[0], timeout, settings, reading, json, quiet, debug)
 

@@ -25,11 +25,9 @@ PATIENCE = 2.0
 def verify_all(
     network: Path,
     specs: Sequence[Path],
-    timeout: float | None,
     settings: dict[str, Any],
     csv: Path | None,
     resume: bool,
-    workers: int | None,
     json: Path | None,
     quiet: bool,
     debug: bool,
@@ -37,8 +35,7 @@ def verify_all(
     """Decide them all; what a file holds already is said again, and not decided again. Ctrl-C ends with what there is.
 
     Args:
-        timeout: seconds for each.
-        settings: other keyword arguments of `verify_many`.
+        settings: keyword arguments of `verify_many`.
     """
     deadline = Deadline()
     with ending.after(deadline, patience=PATIENCE), reported(debug):
@@ -53,16 +50,16 @@ def verify_all(
             known = {} if held is None else {row.problem: row for row in held.rows}
             left = list(dict.fromkeys((str(network), str(spec)) for spec in specs))
             rows = [known[problem] for problem in left if problem in known]
-            left = [problem for problem in left if problem not in known]
+            count, left = len(left), [problem for problem in left if problem not in known]
             for row in rows:
                 answer(row.line)
             with bar(quiet) as show:
-                for k, result in verify_many(left, timeout, workers=workers, deadline=deadline, **settings):
+                for k, result in verify_many(left, deadline=deadline, **settings):
                     rows.append(row := Row.of(*left[k], result))
                     if held is not None:
                         held.append(row.cells)
                     answer(row.line)
                     if show is not None:
-                        show(f"{row.spec}: {row.verdict}", len(left) + len(known) - len(rows))
+                        show(f"{row.spec}: {row.verdict}", count - len(rows))
         if any(row.verdict == "error" for row in rows):
             raise typer.Exit(2)

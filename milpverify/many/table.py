@@ -42,7 +42,7 @@ class Row:
             result.lower_bound,
             result.trust.value,
             result.seconds,
-            result.note,
+            " ".join(result.note.split()),
             point,
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, Options
 from milpverify.errors import InvalidInput
+from milpverify.many.child import failed
 from milpverify.many.workers import Asked, Inbox, Worker
 from milpverify.result import Reason
 from milpverify.run_info import settings_of
@@ -98,8 +99,7 @@ class _Work:
                     for worker in self.workers:
                         worker.conclude()
                     continue
-                if self.next is not None:
-                    self.hand_out()
+                yield from self.hand_out()
                 yield from self.heard()
                 yield from self.late()
         finally:
@@ -111,20 +111,26 @@ class _Work:
         number, asked = next(self.waiting, (-1, None))
         self.next = None if asked is None else (number, _checked(asked, number))
 
-    def hand_out(self) -> None:
-        """The next problems to idle processes, and to new ones in place of those that are gone."""
-        if len(self.workers) < self.count and all(w.number >= 0 for w in self.workers):
+    def hand_out(self) -> Iterator[tuple[int, Result]]:
+        """The next problems to idle processes, and to new ones in place of those that are gone; what cannot be sent has its result."""
+        if self.next is not None and len(self.workers) < self.count and all(w.number >= 0 for w in self.workers):
             self.workers.append(Worker(self.inbox, self.settings, self.limits))
         for worker in self.workers:
             if self.next is not None and not worker.busy:
-                worker.ask(*self.next, min(self.seconds, self.deadline.remaining()))
+                number, asked = self.next
                 self.take()
+                try:
+                    worker.ask(number, asked, min(self.seconds, self.deadline.remaining()))
+                except InvalidInput as error:
+                    yield number, failed(str(error), 0.0)
 
     def heard(self) -> Iterator[tuple[int, Result]]:
         """What one process says next, if any does so soon."""
         try:
             worker, message = self.inbox.get(timeout=POLL)
         except queue.Empty:
+            return
+        if worker not in self.workers:  # it was ended: its problem has its result
             return
         match message:
             case ("ready",):
@@ -134,7 +140,7 @@ class _Work:
             case ("ended", result):
                 number, worker.number, worker.busy, worker.until = worker.number, -1, False, math.inf
                 yield number, result
-            case ("gone", str(why)) if worker in self.workers:
+            case ("gone", str(why)):
                 yield from self.lost(worker, worker.crashed(why))
 
     def late(self) -> Iterator[tuple[int, Result]]:
@@ -145,16 +151,16 @@ class _Work:
             yield from self.lost(worker, worker.cut_short(reason))
 
     def lost(self, worker: Worker, result: Result) -> Iterator[tuple[int, Result]]:
-        """A process is gone; one that had no problem yet cannot be started at all.
+        """A process is gone, with its problem if it had one.
 
         Raises:
-            InvalidInput: it ended before it was ready.
+            RuntimeError: it ended before it was ready: such processes cannot be started here.
         """
         self.workers.remove(worker)
         worker.end()
         if worker.number >= 0:
             yield worker.number, result
-        elif not self.deadline.expired():
+        elif worker.busy and not self.deadline.expired():
             raise RuntimeError(result.note)
 
 

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
+from milpverify.errors import InvalidInput
 from milpverify.many.child import failed
 from milpverify.outside import children
 from milpverify.outside.starting import started
@@ -56,17 +57,22 @@ class Worker:
         self._send(("settings", sys.path, pickle.dumps(settings), limits))
 
     def ask(self, number: int, asked: Asked, seconds: float) -> None:
-        """Have a problem decided; the network is sent along where it is another than the last one's."""
+        """Have a problem decided; the network is sent along where it is another than the last one's.
+
+        Raises:
+            InvalidInput: the problem cannot be sent.
+        """
+        messages: list[object] = [("verify", seconds, asked)]
+        if isinstance(asked, Problem):
+            messages = [("verify", seconds, _packed((asked.disjuncts, dict(asked.files))))]
+            if asked.graph is not self._graph:
+                messages.insert(0, ("network", _packed((asked.graph, asked.runtime))))
+                self._graph = asked.graph
         self.number, self.busy = number, True
         self._began, self._best, self._trust = time.monotonic(), -math.inf, Trust.ROUNDED
         self.until = self._began + seconds + GRACE
-        if isinstance(asked, Problem):
-            if asked.graph is not self._graph:
-                self._send(("network", pickle.dumps((asked.graph, asked.runtime))))
-                self._graph = asked.graph
-            self._send(("verify", seconds, pickle.dumps((asked.disjuncts, dict(asked.files)))))
-        else:
-            self._send(("verify", seconds, asked))
+        for message in messages:
+            self._send(message)
 
     def told(self, bound: float, trust: str) -> None:
         """What is proved so far."""
@@ -121,3 +127,10 @@ class Worker:
         except EOFError:
             pass
         inbox.put((self, ("gone", why)))
+
+
+def _packed(content: object) -> bytes:
+    try:
+        return pickle.dumps(content)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidInput(f"the problem cannot be sent to another process ({error}): export the network to ONNX") from error

@@ -129,8 +129,9 @@ class Carried:
         if node.id not in self.targets:
             return now
         found = self.forms[node.id].bounds(now.center)
-        low, high = found.lower, found.upper
-        met = now.bounds.meet(Bounds(torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)))
+        # Not `nan_to_num(nan=...)`, which makes the largest float of an infinite end: that would be a bound where there is none.
+        low, high = (torch.where(end.isnan(), none, end) for end, none in ((found.lower, -torch.inf), (found.upper, torch.inf)))
+        met = now.bounds.meet(Bounds(low, high))
         return NodeState(met, now.center, now.charge)
 
     def form(self, i: int, table: LineTable) -> Forms:

@@ -8,18 +8,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from networks import absolute_value, hard_pair
+from processes import all_gone, descendants
 from support import Run
 
 import milpverify as mv
 from milpverify.errors import InvalidInput
 from milpverify.many.table import COLUMNS, Row, table
-from milpverify.many.verifying import verify_many
+from milpverify.many.verifying import _Work, verify_many
 from milpverify.result import Counterexample, Reason, Result, Trust, Verdict
 
 SAFE, UNSAFE = "(>= Y_0 2.5)", "(>= Y_0 1.5)"
@@ -49,14 +49,17 @@ def test_files_and_problems_the_broken_and_the_hard(tmp_path: Path, network: Pat
     assert found[3].lower_bound > -100 and found[3].seconds < 6  # the bound that was proved stays
     assert found[5].counterexample is not None and found[5].files == {"where": "from"}
     assert list(verify_many([])) == []
+    problem = mv.Problem(problem.graph, problem.disjuncts, lambda x: x)  # which no other process can be sent
+    ((_, result),) = verify_many([problem], workers=1)
+    assert result.reason is Reason.FAILED and "cannot be sent" in result.note
 
 
 def test_a_process_that_dies_costs_one_problem_and_cancelling_ends_the_rest(tmp_path: Path, network: Path) -> None:
     hard, easy = hard_pair(tmp_path), (network, spec(tmp_path / "safe.vnnlib", SAFE))
-    deadline = mv.Deadline()
+    deadline, before = mv.Deadline(), descendants(os.getpid())
     with closing(verify_many([easy, hard, easy, hard, easy], 60.0, workers=1, deadline=deadline)) as results:
         assert next(results)[1].verdict is Verdict.VERIFIED
-        (child,) = _children("milpverify.many.child")
+        (child,) = descendants(os.getpid()) - before
         os.kill(child, signal.SIGKILL)
         number, result = next(results)
         assert number == 1 and result.reason is Reason.FAILED and "signal 9" in result.note
@@ -64,7 +67,7 @@ def test_a_process_that_dies_costs_one_problem_and_cancelling_ends_the_rest(tmp_
         threading.Timer(0.5, deadline.cancel).start()
         ((number, result),) = results
         assert number == 3 and result.reason is Reason.INTERRUPTED
-    assert _children("milpverify.many.child") == []
+    assert all_gone(descendants(os.getpid()) - before, 5.0)
 
 
 def test_what_cannot_be_asked_is_refused_at_once(network: Path) -> None:
@@ -107,7 +110,7 @@ def test_rows_are_read_as_they_are_written(tmp_path: Path) -> None:
     point = Counterexample(np.array([0.1, -1 / 3]), np.array([1.0]), -0.5, -0.5)
     results = [
         Result(Verdict.FALSIFIED, Reason.COUNTEREXAMPLE, Trust.ROUNDED, -1 / 3, point, 0.25),
-        Result(Verdict.UNKNOWN, Reason.FAILED, Trust.ROUNDED, float("-inf"), note='a "note", in\ntwo lines'),
+        Result(Verdict.UNKNOWN, Reason.FAILED, Trust.ROUNDED, float("-inf"), note='a "note", of\ntwo lines'),
     ]
     rows = [Row.of("net", f"property {k}", result) for k, result in enumerate(results)]
     with table(tmp_path / "rows.csv", resume=False) as held:
@@ -120,19 +123,8 @@ def test_rows_are_read_as_they_are_written(tmp_path: Path) -> None:
         table(tmp_path / "other.csv", resume=True)
 
 
-def _children(module: str) -> list[int]:
-    """The processes that run a module and were started by this one."""
-    found = []
-    for _ in range(20):
-        found = []
-        for each in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((each / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == os.getpid() and module in (each / "cmdline").read_text().split("\0"):
-                    found.append(int(each.name))
-            except (OSError, IndexError):
-                continue
-        if found:
-            break
-        time.sleep(0.01)
-    return found
+def test_what_a_process_says_after_its_end_is_no_second_result() -> None:
+    work = _Work([], 1.0, 1, mv.Deadline(), {}, {})
+    late = Result(Verdict.UNKNOWN, Reason.TIMEOUT, Trust.ROUNDED, 0.0)
+    work.inbox.put((object(), ("ended", late)))  # type: ignore[arg-type]
+    assert list(work.heard()) == []

@@ -11,12 +11,12 @@ import torch
 from product_networks import product_network
 from random_graphs import FUNCTIONS, Builder, boxes, dense_network, mixed_network, sample
 
-from milpverify.functions.catalogue import Function, load_nonlinearity
+from milpverify.functions.catalogue import Function, catalogue, load_nonlinearity
 from milpverify.graph import Graph, evaluate_all
 from milpverify.operators import Affine, Elementwise, Linear, Sum
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows, crown
-from milpverify.propagation.forward import Carried, forward
+from milpverify.propagation.forward import Carried, Forms, forward
 from milpverify.propagation.interval import propagate, step
 from milpverify.propagation.relevance import refinable
 from milpverify.propagation.state import Bounds
@@ -232,3 +232,16 @@ def test_overflow_gives_no_bound(size: float) -> None:
         bounds = state[i].bounds
         assert (bounds.lower <= value).all() and (bounds.upper >= value).all()
         assert size < 1e100 or (bounds.lower == intervals[i].bounds.lower).all()
+
+
+def test_forms_that_overflow_bound_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """exp(1000) lies beyond all float64: what is infinite stays so, and is not the largest of them."""
+    build = Builder(1, 0)
+    build.add(Linear(torch.tensor([[1000.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)), (1,), 0)
+    build.add(Elementwise(catalogue()["exp"].trial()), (1,))
+    behind = build.linear(1)
+    build.apply("tanh")
+    everything = Bounds(torch.full((1, 1), -inf, dtype=torch.float64), torch.full((1, 1), inf, dtype=torch.float64))
+    monkeypatch.setattr(Forms, "bounds", lambda forms, center: everything)
+    state, _ = forward(build.graph(), torch.zeros(1, 1).double(), torch.ones(1, 1).double(), torch.float64)
+    assert max(float(state[behind].bounds.upper), -float(state[behind].bounds.lower)) == inf
