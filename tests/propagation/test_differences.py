@@ -15,6 +15,9 @@ import milpverify as mv
 from milpverify.functions.catalogue import catalogue
 from milpverify.functions.steepness import secants
 from milpverify.graph import Graph, Node, evaluate
+from milpverify.propagation.differences.bounding import _related
+from milpverify.propagation.differences.twins import Twins
+from milpverify.propagation.state import Bounds, LinearBound, NodeState
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import Group, groups
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -201,3 +204,25 @@ def test_secants_enclose_slopes_between_points(name: str) -> None:
     slope = torch.where((a - b).abs() > 1e-3, (f(a) - f(b)) / (a - b), torch.nan)
     slope = torch.where(slope.isfinite(), slope, torch.nan)
     assert not bool(((slope < least - 1e-9) | (slope > most + 1e-9)).any())
+
+
+def test_linear_bounds_over_inputs_and_their_difference_are_minima() -> None:
+    """Over two intervals and one of the difference, wherever in what is possible this lies: at a corner of the polygon that is left."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        low, width = rng.normal(size=2), rng.uniform(0.0, 2.0, size=2)
+        ends = low[0] - low[1] - width[1], low[0] + width[0] - low[1]
+        least, most = sorted(rng.uniform(*ends, size=2))
+        box = np.array([[*low, least], [*(low + width), most]])
+        corners = [(x, z) for x in box[:, 0] for z in box[:, 1]]
+        corners += [(x, x - d) for x in box[:, 0] for d in box[:, 2]] + [(z + d, z) for z in box[:, 1] for d in box[:, 2]]
+        points = np.array([(x, z, x - z) for x, z in corners])
+        points = points[((points >= box[0] - 1e-12) & (points <= box[1] + 1e-12)).all(1)]
+        a, center = rng.normal(size=3), box.mean(0)
+        inputs = NodeState(Bounds(*torch.tensor(box).unsqueeze(1)), torch.tensor(center[None]), None)
+        separate = torch.tensor([[-np.abs(a) @ (box[1] - box[0]) / 2]])
+        found = LinearBound(torch.tensor(a[None, None]), torch.zeros(1, 1), separate, separate)
+        twins = Twins(None, torch.tensor([[0, 1]]), torch.tensor([0]), {}, frozenset(), shared=False)  # type: ignore[arg-type]
+        true = ((points - center) @ a).min()
+        assert float(separate) <= float(_related(twins, inputs, found)) <= true + 1e-9
+        assert float(_related(twins, inputs, found)) >= true - 1e-9
