@@ -72,7 +72,8 @@ def moving_inputs(group: Group, root: BatchBounds) -> float:
 
     That is the square of the sum of the inputs' shares in what moves the rows, over the sum of their squares; at most as many as vary.
     """
-    width = torch.tensor(group.box.upper - group.box.lower, device=group.rhs.device)
+    low, high = (torch.tensor(end, device=group.rhs.device) for end in (group.box.lower, group.box.upper))
+    width = high - low  # infinite where float64 does not hold it
     moved = root.rows.coefficients[0].double().abs() * width
     share = (moved / moved.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
     found = float(share.sum() ** 2 / (share**2).sum())
