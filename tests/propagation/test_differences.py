@@ -15,9 +15,10 @@ import milpverify as mv
 from milpverify.functions.catalogue import catalogue
 from milpverify.functions.steepness import secants
 from milpverify.graph import Graph, Node, evaluate
-from milpverify.propagation.differences.bounding import _related
+from milpverify.propagation.differences.bounding import Relations, _related
 from milpverify.propagation.differences.twins import Twins
-from milpverify.propagation.state import Bounds, LinearBound, NodeState
+from milpverify.propagation.interval import input_state
+from milpverify.propagation.state import LinearBound
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import Group, groups
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -181,6 +182,31 @@ def test_convolutions_and_products(kind: str, seed: int) -> None:
     assert separate <= both <= float(found.min()) + 1e-9 and (separate < both or kind == "attention")
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_inputs_and_their_difference_are_bounded_together(seed: int) -> None:
+    """a x + b z + c d over boxes with d = x - z in an interval of its own, whose middle is not that of the box."""
+    rng = np.random.default_rng(seed)
+    twins = Twins.of(branches(layers([1, 3, 1], ["relu"], seed)), torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    assert twins is not None and twins.pairs.tolist() == [[0, 1]]
+    lower = rng.normal(size=2)
+    upper = lower + 2 * rng.random(2)
+    x = rng.uniform(lower, upper, (3000, 2))
+    apart = x[:, 0] - x[:, 1]
+    low, high = np.sort(rng.uniform(apart.min(), apart.max(), 2))
+    held = (apart >= low) & (apart <= high)
+    sides = [torch.tensor(side)[None] for side in (lower, upper)]
+    relations = Relations(*(torch.tensor([end], dtype=torch.float64) for end in (low, high)))
+    d = relations.within(twins.pairs, *sides)
+    inputs = input_state(torch.cat([sides[0], d.lower], 1), torch.cat([sides[1], d.upper], 1))
+    rows = torch.tensor(rng.normal(size=(1, 50, 3)))
+    rows[0, 0] = torch.tensor([1.0, -1.0, -1.0])  # always 0
+    reach = torch.stack([(rows * (side - inputs.center)) for side in (inputs.bounds.lower, inputs.bounds.upper)]).amin(0).sum(2)
+    found = _related(twins, inputs, LinearBound(rows, reach, reach, reach))
+    deviations = torch.tensor(np.column_stack([x, apart])[held]) - inputs.center
+    values = (rows[0] @ deviations.T).amin(1) if held.any() else torch.full((50,), torch.inf, dtype=torch.float64)
+    assert bool((found[0] >= reach[0]).all()) and bool((found[0] <= values + 1e-12).all())
+
+
 def test_where_nothing_relates_copies_nothing_is_tried() -> None:
     f = layers([2, 5, 2], ["relu"], 1)
     free = asked(branches(f), np.array([1.0, 0.0, -1.0, 0.0]), Rows.none(4, 4))
@@ -204,25 +230,3 @@ def test_secants_enclose_slopes_between_points(name: str) -> None:
     slope = torch.where((a - b).abs() > 1e-3, (f(a) - f(b)) / (a - b), torch.nan)
     slope = torch.where(slope.isfinite(), slope, torch.nan)
     assert not bool(((slope < least - 1e-9) | (slope > most + 1e-9)).any())
-
-
-def test_linear_bounds_over_inputs_and_their_difference_are_minima() -> None:
-    """Over two intervals and one of the difference, wherever in what is possible this lies: at a corner of the polygon that is left."""
-    rng = np.random.default_rng(3)
-    for _ in range(200):
-        low, width = rng.normal(size=2), rng.uniform(0.0, 2.0, size=2)
-        ends = low[0] - low[1] - width[1], low[0] + width[0] - low[1]
-        least, most = sorted(rng.uniform(*ends, size=2))
-        box = np.array([[*low, least], [*(low + width), most]])
-        corners = [(x, z) for x in box[:, 0] for z in box[:, 1]]
-        corners += [(x, x - d) for x in box[:, 0] for d in box[:, 2]] + [(z + d, z) for z in box[:, 1] for d in box[:, 2]]
-        points = np.array([(x, z, x - z) for x, z in corners])
-        points = points[((points >= box[0] - 1e-12) & (points <= box[1] + 1e-12)).all(1)]
-        a, center = rng.normal(size=3), box.mean(0)
-        inputs = NodeState(Bounds(*torch.tensor(box).unsqueeze(1)), torch.tensor(center[None]), None)
-        separate = torch.tensor([[-np.abs(a) @ (box[1] - box[0]) / 2]])
-        found = LinearBound(torch.tensor(a[None, None]), torch.zeros(1, 1), separate, separate)
-        twins = Twins(None, torch.tensor([[0, 1]]), torch.tensor([0]), {}, frozenset(), shared=False)  # type: ignore[arg-type]
-        true = ((points - center) @ a).min()
-        assert float(separate) <= float(_related(twins, inputs, found)) <= true + 1e-9
-        assert float(_related(twins, inputs, found)) >= true - 1e-9
