@@ -98,14 +98,14 @@ def narrowed(lower: Array, upper: Array, rows: Iterable[Inequality], ny: int) ->
     low, high = lower.copy(), upper.copy()
     left = list({row.name: row for row in rows}.values())
     for _ in range(ROUNDS):
-        width, gained = high - low, False
+        before = low.copy(), high.copy()
         for row in left:
             if not _narrow(row, low, high):
                 return None
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gained = bool(((width - (high - low)) > LEAST * width).any())
-        if not gained:
-            break
+        with np.errstate(over="ignore", invalid="ignore"):  # of widths beyond float64
+            cut = (low - before[0]) + (before[1] - high)
+            if not (cut > LEAST * (before[1] - before[0])).any():
+                break
     exact = [row for row in left if not _implied(row, low, high)]
     return Box(low, high), rows_of(exact, len(low), ny)
 

@@ -167,8 +167,8 @@ def test_a_box_that_was_never_bounded_is_no_box_that_is_closed(short: str, monke
     """Whatever ends the boxes' turn before it begins, nothing is closed for the neurons by that."""
     original = choose_space.branch_and_bound
 
-    def ends(tree: Tree[Boxes], space: BoxSpace, budget: Budget) -> None:
-        original(tree, space, Budget(Deadline(0)) if isinstance(space, BoxSpace) else budget)
+    def ends(tree: Tree[Boxes], space: BoxSpace, budget: Budget, *sharing: object) -> None:
+        original(tree, space, Budget(Deadline(0)) if isinstance(space, BoxSpace) else budget, *sharing)
         tree.out_of_memory = isinstance(space, BoxSpace) and short == "memory"
 
     monkeypatch.setattr(choose_space, "branch_and_bound", ends)
