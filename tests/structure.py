@@ -25,11 +25,11 @@ LIMITS = {
     "lines of the longest file": 400,
     "most attributes of a class": 16,
     "calls from verify to a bound": 6,
-    "lines of code of search/": 4560,
+    "lines of code of search/": 4660,
 }
 """What the counts may be. Lines of code are those without docstrings, comments and blank lines; there were 4510 in search/ once, then 4074;
 linear programs of nearly closed subproblems, their pace, roots from what a solver swept, balls, estimated costs and attacks between batches
-came after."""
+came after, then half-spaces of inputs, differences of copies, and neurons tried beside bisection."""
 
 EXEMPT = {"SearchOptions", "Checked", "Dispatched", "Predicted"}
 """Frozen dataclasses that only hold options, tuning numbers or results: their attributes do not count."""
