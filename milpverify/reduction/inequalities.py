@@ -80,7 +80,8 @@ def rows_of(found: Sequence[Inequality], nx: int, ny: int) -> Rows:
     x_rows, rhs = np.zeros((len(found), nx)), np.zeros(len(found))
     for r, row in enumerate(found):
         numbers = [*row.terms.values(), row.rhs]
-        scale = Fraction(2) ** -max((math.frexp(float(abs(a)))[1] for a in row.terms.values()), default=0)
+        largest = max(map(abs, row.terms.values()), default=Fraction(1))
+        scale = Fraction(2) ** (largest.denominator.bit_length() - largest.numerator.bit_length())
         factor = next((f for f in (Fraction(1), scale) if all(held(f * a) for a in numbers)), None)
         if factor is None:
             raise NotHeld
