@@ -186,7 +186,7 @@ def test_a_worker_dies_with_its_parent(then: str) -> None:
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", code, str(root / "tests")]
+    command = [sys.executable, "-c", code, str(root / "tests" / "support")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
@@ -273,7 +273,7 @@ def test_a_full_disk_costs_nothing() -> None:
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code, str(root / "tests")], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(root / "tests" / "support")], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["OPTIMAL"] * 3
 
 
