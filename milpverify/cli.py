@@ -43,11 +43,16 @@ from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, is_stream, write_atomically
 from milpverify.result import Reason, Result, Trust, Verdict
+from milpverify.solvers.names import SOLVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from milpverify.events import Event
+
+    Solver = str
+else:
+    Solver = Literal[tuple(SOLVERS)]
 
 ROOMS = ("acopf", "compare", "radius")
 """Whose commands are the `app` of their `commands`, loaded when they are called or listed: to describe their options takes 30 ms."""
@@ -108,7 +113,7 @@ def verify(
     ],
     timeout: Timeout = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
-    solver: Annotated[Literal["scip", "highs", "gurobi", "z3", "cvc5"], typer.Option(help="The exact solver.")] = "scip",
+    solver: Annotated[Solver, typer.Option(help="The exact solver.")] = "scip",
     encoding: Annotated[
         CurveEncoding,
         typer.Option(

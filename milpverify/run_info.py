@@ -12,6 +12,7 @@ from milpverify.arithmetic.rounding import ieee
 from milpverify.config import Milp, Options, SearchMethod
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.search.bounding import is_out_of_memory
+from milpverify.solvers.names import SOLVERS
 from milpverify.version import __version__
 
 
@@ -63,7 +64,7 @@ def versions() -> dict[str, str]:
     from platform import python_version
 
     found = {"milpverify": __version__, "python": python_version()}
-    for package in ("torch", "numpy", "onnx", "onnxruntime", "pyscipopt", "highspy", "gurobipy", "z3-solver", "cvc5", "python-flint"):
+    for package in ("torch", "numpy", "onnx", "onnxruntime", *(solver.package for solver in SOLVERS.values()), "python-flint"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -31,7 +31,7 @@ class Space:
 LOOP = "milpverify.search.branch_and_bound:branch_and_bound"
 SPACES = (
     Space("inputs", ("milpverify.search.bounding:bound_batch",), LOOP, 3, 1.0, -0.92),
-    Space("inputs or neurons", ("milpverify.search.bounding:bound_batch",), LOOP, 9, 0.8, -1.0),
+    Space("inputs or neurons", ("milpverify.search.bounding:bound_batch",), LOOP, 20, 0.8, -1.0),
     Space("neurons", ("milpverify.search.neuron_split.bounder:Bounder.bound",), LOOP, 70, 0.1, -0.6),
 )
 

@@ -26,10 +26,15 @@ LIMITS = {
     "most attributes of a class": 16,
     "calls from verify to a bound": 6,
     "lines of code of search/": 4660,
+    "functions of many parameters": 14,
+    "tuning numbers": 521,
 }
 """What the counts may be. Lines of code are those without docstrings, comments and blank lines; there were 4510 in search/ once, then 4074;
 linear programs of nearly closed subproblems, their pace, roots from what a solver swept, balls, estimated costs and attacks between batches
 came after, then half-spaces of inputs, differences of copies, and neurons tried beside bisection."""
+
+MANY = 8
+"""Parameters that a function may have, `self` not counted."""
 
 EXEMPT = {"SearchOptions", "Checked", "Dispatched", "Predicted"}
 """Frozen dataclasses that only hold options, tuning numbers or results: their attributes do not count."""
@@ -194,6 +199,71 @@ def _lines_of_code(module: Module) -> set[int]:
     return lines
 
 
+# -- parameters and tuning numbers ----------------------------------------------------------------------------------------------
+
+
+def parameters(code: Code) -> Count:
+    """Functions of more than MANY parameters, but for those that repeat what a user or a framework writes.
+
+    These are what the package exports (`__all__`), commands (of `typer`), and rules that lower a framework's operation by its own
+    signature: each is known by its decorator.
+    """
+    public = {name for module in code.modules.values() for name in _exported(module.tree)}
+    parts = []
+    for module in code.modules.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (names := _parameters(node))[MANY:]:
+                decorators = {ast.unparse(d).partition("(")[0].rpartition(".")[2] for d in node.decorator_list}
+                if node.name not in public and not decorators & {"command", "rule", "overload"}:
+                    parts.append(Part(f"{code.short(module.path)}:{node.name}", 1, f"{len(names)} parameters"))
+    return _ranked("functions of many parameters", parts, True)
+
+
+def _exported(tree: ast.Module) -> Iterator[str]:
+    """What `__all__` names, written as a list, or as a table of names by what they are imported from."""
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                yield from (c.value for c in ast.walk(value) if isinstance(c, ast.Constant) and isinstance(c.value, str))
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    arguments = node.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg) if a]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def tuning_numbers(code: Code) -> Count:
+    """Constants of modules that are numbers, or tuples and tables of numbers, however they are computed of others."""
+    parts = []
+    for module in code.modules.values():
+        if names := [name for node in module.tree.body for name in _numbers(node)]:
+            parts.append(Part(code.short(module.path), len(names), " ".join(names)))
+    return _ranked("tuning numbers", parts, True)
+
+
+def _numbers(node: ast.stmt) -> Iterator[str]:
+    match node:
+        case ast.Assign(targets=[target], value=ast.expr() as value) | ast.AnnAssign(target=target, value=ast.expr() as value):
+            left, right = (list(t.elts) if isinstance(t, ast.Tuple) else [t] for t in (target, value))
+            for name, one in zip(left, right if len(right) == len(left) else [value] * len(left), strict=True):
+                if isinstance(name, ast.Name) and name.id.isupper() and _is_number(one):
+                    yield name.id
+
+
+def _is_number(value: ast.expr) -> bool:
+    match value:
+        case ast.Constant(value=number):
+            return type(number) in (int, float)
+        case ast.UnaryOp(operand=operand):
+            return _is_number(operand)
+        case ast.BinOp(left=left, right=right):
+            return _is_number(left) or _is_number(right)
+        case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Dict(values=elements):
+            return bool(elements) and all(map(_is_number, elements))
+    return False
+
+
 # -- attributes of classes ------------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +405,16 @@ def calls(spaces: Sequence[Space] = SPACES) -> Count:
 def counts(code: Code | None = None) -> list[Count]:
     """All counts of the package."""
     code = code or Code(PACKAGE)
-    return [*circles(code), folders(code), lengths(code), attributes(code), calls(), lines_of_code(code)]
+    return [
+        *circles(code),
+        folders(code),
+        lengths(code),
+        attributes(code),
+        calls(),
+        lines_of_code(code),
+        parameters(code),
+        tuning_numbers(code),
+    ]
 
 
 def main() -> None:

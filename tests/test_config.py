@@ -6,8 +6,11 @@ import copy
 import dataclasses
 import json
 import pickle
+import re
+from enum import Enum
 
 import pytest
+from support import ROOT
 
 import milpverify as mv
 from milpverify.config import Branching, CurveEncoding, Milp, Options, SearchMethod, SearchOptions, SplitPoints
@@ -81,3 +84,13 @@ def test_a_configured_solver_brings_its_settings() -> None:
     asked = settings_of(given, Milp("highs", threads=2, memory_mb=100, encoding="pieces"))
     assert asked == Options("milp", "highs", "pieces", trust="rounded", seed=3, threads=2, memory_mb=100)
     assert settings_of(Options(), Milp(encoding="native")).encoding is CurveEncoding.NATIVE
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [("method", SearchMethod), ("trust", Trust), ("encoding", CurveEncoding), ("branching", Branching), ("points", SplitPoints)],
+)
+def test_the_manual_names_every_choice(option: str, choices: type[Enum]) -> None:
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `--{option}"))
+    named = set(re.split(r"[\\|` ]+", line))
+    assert named >= {choice.value for choice in choices}

@@ -25,7 +25,13 @@ def test_files_do_not_import_each_other_in_more_circles() -> None:
         kept(count)
 
 
-@pytest.mark.parametrize("count", [structure.folders, structure.lengths, structure.attributes, structure.lines_of_code])
+COUNTS = (
+    *(structure.folders, structure.lengths, structure.attributes, structure.lines_of_code),
+    *(structure.parameters, structure.tuning_numbers),
+)
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_the_code_does_not_grow_beyond_its_limits(count: Callable[[Code], Count]) -> None:
     assert count(CODE).value
     kept(count(CODE))
@@ -51,8 +57,17 @@ def test_the_map_is_true() -> None:
 
 
 def test_limits_are_for_what_is_counted() -> None:
-    found = [*structure.circles(CODE), structure.folders(CODE), structure.lengths(CODE), structure.attributes(CODE)]
-    assert {count.title for count in [*found, structure.lines_of_code(CODE)]} | {"calls from verify to a bound"} == LIMITS.keys()
+    found = [*structure.circles(CODE), *(count(CODE) for count in COUNTS)]
+    assert {count.title for count in found} | {"calls from verify to a bound"} == LIMITS.keys()
+
+
+def test_tests_lie_where_what_they_test_lies() -> None:
+    """But for those of all of it, and what they share."""
+    tests = structure.PACKAGE.parent / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("*.py")}
+    named = [folder for folder in folders if folder.parts[:1] not in (("contract",), ("soundness",), ("benchmarks",), ("support",))]
+    assert len(named) > 20
+    assert [str(folder) for folder in named if not (structure.PACKAGE / folder).is_dir()] == []
 
 
 def test_what_grew_is_named() -> None:
@@ -222,3 +237,57 @@ def test_frozen_data_that_assigns_is_not_exempt(small: Path) -> None:
     write(small / "classes.py", CLASSES.replace("@dataclasses.dataclass\n", "@dataclasses.dataclass(frozen=True)\n"))
     with pytest.raises(ValueError, match="State is exempt"):
         structure.attributes(Code(small), {"State"})
+
+
+PARAMETERS = """
+    import typer
+    app = typer.Typer()
+    __all__ = ["verb"]
+
+    def verb(a, b, c, d, e, f, g, h, i): ...
+    @app.command()
+    def command(a, b, c, d, e, f, g, h, i): ...
+    @rule("conv", linear=True)
+    def _conv(a, b, c, d, e, f, g, h, i): ...
+
+    def eight(a, b, c, d, e, f, *g, **h): ...
+    class Some:
+        def method(self, a, b, c, d, e, f, g, h): ...
+        def larger(self, a, b, c, /, d, e, *, f, g, h, i=1): ...
+    def outer():
+        def inner(a, b, c, d, e, f, *g, h, **i): ...
+    """
+
+
+def test_parameters_are_counted(small: Path) -> None:
+    write(small / "many.py", PARAMETERS)
+    found = structure.parameters(Code(small))
+    assert [(part.name, part.detail) for part in found.parts] == [
+        ("small/many.py:inner", "9 parameters"),
+        ("small/many.py:larger", "9 parameters"),
+    ]
+    assert found.value == 2
+
+
+NUMBERS = """
+    ONE = 1
+    TWO: float = -2.5  # seconds
+    THREE, _FOUR = 3, 2.0**-4
+    FIVE, SIX = SEVEN = pair
+    EIGHT = (1, 2)
+    NINE = {"cpu": 1 << 22, "cuda": 4 * ONE}
+    TEN = True
+    ELEVEN = "11"
+    TWELVE = (1, "12")
+    THIRTEEN = f(13)
+    fourteen = 14
+    class Options:
+        FIFTEEN = 15
+    def g():
+        SIXTEEN = 16
+    """
+
+
+def test_tuning_numbers_are_counted(small: Path) -> None:
+    write(small / "numbers.py", NUMBERS)
+    assert [part.detail for part in structure.tuning_numbers(Code(small)).parts] == ["ONE TWO THREE _FOUR EIGHT NINE"]

@@ -13,6 +13,7 @@ from milpverify.console import Debug, Json, Outputs, Quiet, Timeout, answer, bar
 from milpverify.errors import InvalidInput
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable
+from milpverify.solvers.names import MILP_SOLVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,8 +40,8 @@ def compare(
         str,
         typer.Option(
             metavar="NAMES",
-            help="ibp, forward, crown, alpha-crown, beta-crown[:SUBPROBLEMS], lp, lp+obbt, milp[:scip|highs|gurobi], smt, bab, auto, "
-            "exact[:GAP]; commas between them.",
+            help=f"ibp, forward, crown, alpha-crown, beta-crown[:SUBPROBLEMS], lp, lp+obbt, milp[:{'|'.join(MILP_SOLVERS)}], smt, bab, "
+            "auto, exact[:GAP]; commas between them.",
         ),
     ] = DEFAULT,
     tool: Annotated[

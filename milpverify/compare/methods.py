@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from milpverify.compare.tools import Tool
 from milpverify.config import Deadline, Milp, SearchMethod
 from milpverify.errors import InvalidInput
+from milpverify.solvers.names import MILP_SOLVERS
 
 if TYPE_CHECKING:
     from milpverify.compare.rows import Answer, Tell
@@ -86,11 +87,11 @@ class Exact(Method):
 
 _PLAIN: dict[str, Method] = {
     **{name: Relaxation(name) for name in (*ASCENDING, "forward")},
-    **{f"milp:{solver}": Search(f"milp:{solver}", Milp(solver)) for solver in ("scip", "highs", "gurobi")},
+    **{f"milp:{solver}": Search(f"milp:{solver}", Milp(solver)) for solver in MILP_SOLVERS},
     **{name: Search(name, SearchMethod(name)) for name in ("smt", "bab", "auto")},
 }
 NAMES = (
-    *("ibp", "forward", "crown", "alpha-crown", "beta-crown[:SUBPROBLEMS]", "lp", "lp+obbt", "milp[:scip|highs|gurobi]"),
+    *("ibp", "forward", "crown", "alpha-crown", "beta-crown[:SUBPROBLEMS]", "lp", "lp+obbt", f"milp[:{'|'.join(MILP_SOLVERS)}]"),
     *("smt", "bab", "auto", "exact[:GAP]"),
 )
 

@@ -7,8 +7,8 @@
    counterexample. What takes too long is asked again with four times the seconds, and in between radii that are easier to prove, for
    the time that a proof takes grows steeply with the radius.
 
-On digits networks bisection takes three times as long, for it needs five searches in place of one, and mixed-integer programs that minimise
-the distance itself take ten times as long and more.
+Bisection takes several times as long, for it needs five searches in place of one, and mixed-integer programs that minimise the distance
+itself take longer still (`tests/benchmarks/PERFORMANCE.md`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ less than midpoints, and less than splits far off the middle (`milpverify.search
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -172,16 +173,21 @@ def make_table(function: Function) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
     return (shares * 254.0).round().to(torch.uint8).numpy()
 
 
-def main(path: Path | None = None) -> None:
-    """Make the tables of all functions that have one."""
+def main(anew: Collection[str] = (), path: Path | None = None) -> None:
+    """Make the tables that are missing, and those of some functions anew; tables of functions that are no more are left out."""
     from milpverify.functions.catalogue import catalogue, data_folder
 
-    tables = {}
-    for name, entry in sorted(catalogue().items()):
-        if not entry.limits and tabulated(function := entry.bind()):
-            tables[name] = make_table(function)
-    np.savez_compressed(path or data_folder() / FILE, **tables)  # type: ignore[arg-type]
+    path = path or data_folder() / FILE
+    with np.load(path) as tables:
+        known = dict(tables)
+    entries = {name: entry.bind() for name, entry in sorted(catalogue().items()) if not entry.limits}
+    made = {
+        name: make_table(function) if name in anew or name not in known else known[name]
+        for name, function in entries.items()
+        if tabulated(function)
+    }
+    np.savez_compressed(path, **made)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

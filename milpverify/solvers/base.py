@@ -18,6 +18,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from milpverify.solvers.names import SOLVERS
+
 
 class Capability(Enum):
     """What a model needs and an adapter passes on to its solver; `registry.solve` compares them."""
@@ -154,7 +156,6 @@ class Solver(ABC, Generic[M, R]):
     """A solver for one kind of model. Final classes live in modules of their own, each the only one to import its library."""
 
     name: str
-    package: str  # the distribution whose version is reported
     capabilities: frozenset[Capability]
 
     @abstractmethod
@@ -164,6 +165,11 @@ class Solver(ABC, Generic[M, R]):
         Raises:
             SolverUnavailable: the library is missing, or its licence or abilities do not cover the model.
         """
+
+    @property
+    def package(self) -> str:
+        """The distribution whose version is reported."""
+        return SOLVERS[self.name].package
 
     @abstractmethod
     def licence(self) -> str:

@@ -26,7 +26,6 @@ class Cvc5(Solver[SmtScript, SmtOutcome]):
     """Decides SMT-LIB scripts over the reals; of transcendental functions it says `unsat` by their Taylor polynomials, and `sat` rarely."""
 
     name = "cvc5"
-    package = "cvc5"
     capabilities = frozenset({Capability.SMT, Capability.SMT_TRANSCENDENTAL})
 
     def licence(self) -> str:

@@ -34,7 +34,6 @@ class Gurobi(Solver[Model, SolveOutcome]):
     """Minimises mixed-integer models, linear or with products and smooth functions, with Gurobi."""
 
     name = "gurobi"
-    package = "gurobipy"
     capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.QUADRATIC, Capability.FUNCTIONS})
 
     def licence(self) -> str:

@@ -56,7 +56,6 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
     """Minimises mixed-integer linear models with HiGHS, and many variables over one linear model."""
 
     name = "highs"
-    package = "highspy"
     capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.SWEEP})
 
     def licence(self) -> str:

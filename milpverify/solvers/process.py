@@ -47,7 +47,7 @@ class SolverProcess:
     On Linux the worker is killed when the *thread* that started it ends, so use one from the thread that first solves with it.
 
     Args:
-        solver: "scip", "highs", "gurobi" or "z3".
+        solver: one of `names.SOLVERS`.
         memory_mb: MiB of address space that the worker may take.
         niceness: how far the worker stands back for others, where the platform knows that (POSIX).
     """

@@ -12,21 +12,13 @@ from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, OnProgress, Solver
 from milpverify.solvers.hosts.base import Host
 from milpverify.solvers.model import Model, SmtScript, Sweep
+from milpverify.solvers.names import SOLVERS
 
-_ADAPTERS = {
-    "scip": ("milpverify.solvers.scip", "Scip"),
-    "highs": ("milpverify.solvers.highs", "Highs"),
-    "gurobi": ("milpverify.solvers.gurobi", "Gurobi"),
-    "z3": ("milpverify.solvers.z3", "Z3"),
-    "cvc5": ("milpverify.solvers.cvc5", "Cvc5"),
-}
 _HOSTS = {
     "pyscipopt": ("Model", "milpverify.solvers.hosts.scip", "ScipHost"),
     "gurobipy": ("Model", "milpverify.solvers.hosts.gurobi", "GurobiHost"),
     "highspy": ("Highs", "milpverify.solvers.hosts.highs", "HighsHost"),
 }
-MILP_SOLVERS = ("scip", "highs", "gurobi")
-SMT_SOLVERS = ("z3", "cvc5")  # the first unless another is asked for
 FALLBACK = "scip"  # takes over what another solver's licence does not cover
 SWEEPS = "highs"  # has sweeps, whoever has the rest
 SECOND = "scip"
@@ -65,10 +57,9 @@ def load(name: str) -> Solver[Any, Any]:
     Raises:
         InvalidInput: there is no solver of that name.
     """
-    if name not in _ADAPTERS:
-        raise InvalidInput(f"there is no solver {name!r}: choose one of {', '.join(_ADAPTERS)}")
-    module, adapter = _ADAPTERS[name]
-    solver: Solver[Any, Any] = getattr(importlib.import_module(module), adapter)()
+    if name not in SOLVERS:
+        raise InvalidInput(f"there is no solver {name!r}: choose one of {', '.join(SOLVERS)}")
+    solver: Solver[Any, Any] = getattr(importlib.import_module(f"milpverify.solvers.{name}"), SOLVERS[name].adapter)()
     return solver
 
 
@@ -123,7 +114,7 @@ def solve(name: str, model: Model | Sweep | SmtScript, limits: Limits, on_progre
 
 def available() -> list[SolverInfo]:
     """Every known solver: whether it is installed, licensed, and what it can do."""
-    return [_describe(load(name)) for name in _ADAPTERS]
+    return [_describe(load(name)) for name in SOLVERS]
 
 
 def _describe(solver: Solver[Any, Any]) -> SolverInfo:

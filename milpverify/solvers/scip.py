@@ -39,7 +39,6 @@ class Scip(Solver[Model, SolveOutcome]):
     """Minimises mixed-integer models, linear or with products and smooth functions, with SCIP."""
 
     name = "scip"
-    package = "PySCIPOpt"
     capabilities = frozenset({Capability.LINEAR, Capability.INTEGER, Capability.QUADRATIC, Capability.FUNCTIONS})
 
     def licence(self) -> str:

@@ -25,7 +25,6 @@ class Z3(Solver[SmtScript, SmtOutcome]):
     """Decides SMT-LIB scripts over linear and polynomial real arithmetic; its `unsat` rests on rational arithmetic (trust EXACT)."""
 
     name = "z3"
-    package = "z3-solver"
     capabilities = frozenset({Capability.SMT})
 
     def licence(self) -> str:

@@ -1,7 +1,7 @@
 """Whether the bounds of a comparison are in the order that is a theorem, and below the margins of sampled points.
 
-    PYTHONPATH=.:tests python tests/benchmarks/comparison.py digits relu --images 20 --timeout 10
-    PYTHONPATH=.:tests python tests/benchmarks/comparison.py files INSTANCES.csv --methods ibp,crown,alpha-crown,lp
+    PYTHONPATH=.:tests/support python tests/benchmarks/comparison.py digits relu --images 20 --timeout 10
+    PYTHONPATH=.:tests/support python tests/benchmarks/comparison.py files INSTANCES.csv --methods ibp,crown,alpha-crown,lp
 
 trains a network on digits (or takes a list of instances in VNN-COMP's form), compares the methods on its first held-out images, and prints
 the table, breaks of the order, means over all problems, and by how much the least margin of random points, of corners and of points of the

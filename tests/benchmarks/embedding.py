@@ -1,6 +1,6 @@
 """What presolved bounds bring to an embedded network: seconds to the optimum with intervals, CROWN and alpha-CROWN.
 
-    PYTHONPATH=.:tests python tests/benchmarks/embedding.py 2x32 3x50 --solvers scip highs --timeout 120
+    PYTHONPATH=.:tests/support python tests/benchmarks/embedding.py 2x32 3x50 --solvers scip highs --timeout 120
 
 trains ReLU surrogates of a wavy function of four variables, embeds each in a small model (least output under a budget of the inputs), and
 prints binaries, seconds of embedding and of solving, nodes, the best value and the bound. Runs of a network differ in the bounds only.

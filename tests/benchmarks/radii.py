@@ -1,6 +1,6 @@
 """Robustness radii of digits, to a relative gap of 1 %.
 
-    PYTHONPATH=.:tests python tests/benchmarks/radii.py relu --images 20 --timeout 60
+    PYTHONPATH=.:tests/support python tests/benchmarks/radii.py relu --images 20 --timeout 60
 
 trains a network and prints the bounds and seconds of every image, and their median.
 """

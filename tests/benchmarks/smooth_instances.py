@@ -1,6 +1,6 @@
 """Hard instances on small smooth networks: trained on digits, thresholds just below what an attack reaches.
 
-    PYTHONPATH=tests python tests/benchmarks/smooth_instances.py FOLDER --share 0.01
+    PYTHONPATH=tests/support python tests/benchmarks/smooth_instances.py FOLDER --share 0.01
     python tests/benchmarks/ablation.py --folder FOLDER --timeout 60 --results results.json
 
 makes 24 networks with properties: sigmoid, tanh and GELU; 2x16, 3x24, 4x32 and 4x50 neurons; two images each that are read right. A
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from digits_networks import ACTIVATIONS, TRAINED
 from sklearn.datasets import load_digits

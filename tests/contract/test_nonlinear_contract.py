@@ -20,8 +20,9 @@ from milpverify.solvers.base import Capability, Limits, Progress, SolveOutcome
 from milpverify.solvers.base import SolverStatus as Status
 from milpverify.solvers.expressions import value_of
 from milpverify.solvers.model import Model
+from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.process import SolverProcess
-from milpverify.solvers.registry import MILP_SOLVERS, load
+from milpverify.solvers.registry import load
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 ABLE = {what: [s for s in MILP_SOLVERS if what in load(s).capabilities] for what in (Capability.QUADRATIC, Capability.FUNCTIONS)}

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import time
+import tomllib
 from dataclasses import replace
+from itertools import chain
+from typing import get_args
 
 import highspy
 import numpy as np
 import pytest
 from random_nets import hard_model
+from support import ROOT
 
+from milpverify.acopf import commands
+from milpverify.acopf.proving import prover
 from milpverify.config import Deadline
 from milpverify.encode.model import SMALLEST_COEFFICIENT, ModelBuilder, elastic, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
@@ -18,8 +25,9 @@ from milpverify.solvers import gurobi, highs, registry, scip, z3
 from milpverify.solvers.base import Capability, Limits, Minimisation, Progress, SolveOutcome
 from milpverify.solvers.base import SolverStatus as Status
 from milpverify.solvers.model import Model, SmtScript, power_of_two
+from milpverify.solvers.names import MILP_SOLVERS, SMT_SOLVERS, SOLVERS
 from milpverify.solvers.process import SolverProcess
-from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS, SECOND, available, load
+from milpverify.solvers.registry import FALLBACK, SECOND, available, load
 from milpverify.solvers.trusted_bound import safe_dual_bound
 
 Row = tuple[list[int], list[float], float, float]
@@ -233,7 +241,7 @@ def test_gurobi_over_its_licence_is_unavailable() -> None:
 
 def test_registry_describes_every_solver() -> None:
     infos = {info.name: info for info in available()}
-    assert set(infos) == {"scip", "highs", "gurobi", "z3", "cvc5"}
+    assert list(infos) == list(SOLVERS)
     installed = {name: info for name, info in infos.items() if info.version or name != "cvc5"}
     assert all(info.version and info.note for info in installed.values())
     assert "cvc5" in installed or infos["cvc5"].note == "not installed (pip install cvc5)"
@@ -241,7 +249,27 @@ def test_registry_describes_every_solver() -> None:
         load("cplex")
     assert set(MILP_SOLVERS) == {name for name, info in infos.items() if Capability.INTEGER in info.capabilities}
     assert {FALLBACK, SECOND} <= set(MILP_SOLVERS)
+    assert set(SMT_SOLVERS) == {name for name, info in infos.items() if Capability.SMT in info.capabilities}
     assert all(load(name).name == name for name in infos)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_all_that_lists_solvers_lists_every_one(name: str) -> None:
+    """What `CONTRIBUTING.md` says of a solver, but for its code."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *chain(*project["project"]["optional-dependencies"].values())]
+    assert SOLVERS[name].package in {re.match(r"[\w-]+", text)[0] for text in wanted}  # type: ignore[index]
+    contracts = {contract["name"]: contract for contract in project["tool"]["importlinter"]["contracts"]}
+    assert type(load(name)).__module__ in contracts["solver adapters are reached through the registry only"]["protected_modules"]
+    readme = (ROOT / "README.md").read_text()
+    for option, names in (("`--solver {}`", SOLVERS), ("`milp[:{}]`", MILP_SOLVERS)):
+        assert option.format(r"\|".join(names)) in readme
+    assert re.search(rf"^\| {SOLVERS[name].package}\b", readme, re.MULTILINE), "the README's table of dependencies does not have it"
+
+
+def test_power_networks_are_asked_of_those_that_take_products_and_of_one_for_linear_programs() -> None:
+    able = {name for name in MILP_SOLVERS if Capability.QUADRATIC in load(name).capabilities}
+    assert set(prover.SOLVERS) == {"highs"} | able == set(get_args(get_args(commands.Solver)[0]))
 
 
 def test_a_model_goes_only_to_a_solver_that_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

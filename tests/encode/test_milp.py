@@ -20,11 +20,11 @@ from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise, Linear
 from milpverify.solvers.base import Answer, Limits
+from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.registry import load
 from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Rows
 
-SOLVERS = ("scip", "highs", "gurobi")
 JUMPING = ("sign", "relu", "clip")
 
 
@@ -34,7 +34,7 @@ def test_solvers_agree_with_enumeration(seed: int) -> None:
     truth = enumerated_minimum(graph, disjunct)
     encoding = encode(graph, proved_bounds(graph, disjunct.box, "crown" if seed % 3 else "ibp"), disjunct)
     tolerance = 1e-6 * max(1.0, abs(truth))
-    for name in SOLVERS:
+    for name in MILP_SOLVERS:
         outcome = load(name).solve(encoding.model, Limits(60), lambda _: False)
         assert abs(outcome.dual_bound - truth) <= tolerance, name
         assert abs(outcome.primal - truth) <= tolerance, name
@@ -75,7 +75,7 @@ def test_rows_are_well_scaled_whatever_the_weights() -> None:
     assert all(0.5 < s.max() <= 1.0 and s.min() > 1e-4 for s in sizes)
     assert np.abs([model.lower, model.upper]).max() <= 1.0
     truth = enumerated_minimum(graph, disjunct)
-    for name in SOLVERS:
+    for name in MILP_SOLVERS:
         assert load(name).solve(model, Limits(60), lambda _: False).dual_bound == pytest.approx(truth, rel=1e-6)
 
 

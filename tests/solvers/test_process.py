@@ -20,12 +20,12 @@ from milpverify.encode.milp import encode
 from milpverify.encode.smt import smt_script
 from milpverify.solvers.base import Answer, Limits, Progress, SolverStatus
 from milpverify.solvers.model import Model, SmtScript
+from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.solvers.worker import receive, send
 from milpverify.spec import Box, Disjunct, Rows
 
-MILP = ("scip", "highs", "gurobi")
 EASY = SmtScript("(declare-const x_0 Real)(assert (< (/ 1.0 3.0) x_0))(assert (<= x_0 0.5))", ("x_0",))
 
 IDLE = "process.solve(hard_model([2, 3, 3]), Limits(), Deadline(60)); print(process.pid, flush=True); import time; time.sleep(60)"
@@ -61,7 +61,7 @@ def started(process: SolverProcess) -> int:
     return process.pid
 
 
-@pytest.mark.parametrize("solver", MILP)
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
 def test_sigkill_in_the_middle_of_a_solve(solver: str, hard: Model) -> None:
     pids: list[int] = []
 
@@ -86,7 +86,7 @@ def test_sigkill_in_the_middle_of_a_solve(solver: str, hard: Model) -> None:
     assert gone(last)
 
 
-@pytest.mark.parametrize("solver", [*MILP, "z3"])
+@pytest.mark.parametrize("solver", [*MILP_SOLVERS, "z3"])
 def test_deadline_and_cancel(solver: str, hard: Model, hard_script: SmtScript) -> None:
     model = hard_script if solver == "z3" else hard
     with SolverProcess(solver) as process:
@@ -148,7 +148,7 @@ def test_an_error_of_the_callback_leaves_no_child(hard: Model) -> None:
     assert gone(pids[0])
 
 
-@pytest.mark.parametrize("solver", MILP)
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
 def test_stopping_on_request_keeps_the_worker(solver: str, hard: Model) -> None:
     with SolverProcess(solver) as process:
         outcome = process.solve(hard, Limits(), Deadline(60), lambda p: p.seconds > 0.3)
@@ -161,7 +161,7 @@ def test_stopping_on_request_keeps_the_worker(solver: str, hard: Model) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("solver", [*MILP, "z3"])
+@pytest.mark.parametrize("solver", [*MILP_SOLVERS, "z3"])
 def test_workers_load_no_torch_and_lead_their_own_group(solver: str) -> None:
     with SolverProcess(solver) as process:
         if solver == "z3":
@@ -186,7 +186,7 @@ def test_a_worker_dies_with_its_parent(then: str) -> None:
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", code, str(root / "tests")]
+    command = [sys.executable, "-c", code, str(root / "tests" / "support")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
@@ -209,7 +209,7 @@ def _ended(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("solver", MILP)
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
 def test_a_worker_does_not_grow_from_model_to_model(solver: str) -> None:
     model = hard_model([4, 8, 3])
     sizes = []
@@ -273,7 +273,9 @@ def test_a_full_disk_costs_nothing() -> None:
     )
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code, str(root / "tests")], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root / "tests" / "support")], capture_output=True, text=True, env=environment, check=True
+    )
     assert done.stdout.split() == ["OPTIMAL"] * 3
 
 
@@ -328,7 +330,7 @@ def test_z3_answers_with_exact_points() -> None:
         assert process.solve(contradiction, Limits(), Deadline(30)).answer is Answer.UNSAT
 
 
-@pytest.mark.parametrize("solver", [*MILP, "z3"])
+@pytest.mark.parametrize("solver", [*MILP_SOLVERS, "z3"])
 def test_a_missing_solver_is_unavailable(solver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pyscipopt", "highspy", "gurobipy", "z3"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('it is not installed')\n")

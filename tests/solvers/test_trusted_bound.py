@@ -19,7 +19,8 @@ from milpverify.functions.terms import Term, differentiate, evaluate, parse
 from milpverify.solvers.base import Capability, Limits, SolveOutcome
 from milpverify.solvers.base import SolverStatus as Status
 from milpverify.solvers.model import Model
-from milpverify.solvers.registry import MILP_SOLVERS, load
+from milpverify.solvers.names import MILP_SOLVERS
+from milpverify.solvers.registry import load
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
 NONLINEAR = tuple(s for s in MILP_SOLVERS if Capability.FUNCTIONS in load(s).capabilities)

@@ -193,6 +193,6 @@ def test_a_presolve_that_the_system_denies_memory_is_no_crash(tmp_path: Path, en
     if not Path("/proc/self/statm").exists():
         pytest.skip("the platform does not bound a process's memory")
     here = Path(__file__).resolve().parents[1]
-    script = STARVED.format(path=[str(here), str(here.parent)])
+    script = STARVED.format(path=[str(here / "support"), str(here.parent)])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.stdout.split() == ["UNKNOWN", "MEMORY", "-inf"], done.stdout + done.stderr

@@ -26,10 +26,10 @@ from milpverify.search.bounding import bound_batch
 from milpverify.search.groups import groups
 from milpverify.solvers.base import Limits
 from milpverify.solvers.base import SolverStatus as Status
+from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.trusted_bound import safe_dual_bound
 
 RELATIVE = 1e-6
-SOLVERS = ("scip", "highs", "gurobi")
 
 
 def optima(problem: mv.Problem, truths: list[exact.Truth]) -> list[str]:
@@ -39,7 +39,7 @@ def optima(problem: mv.Problem, truths: list[exact.Truth]) -> list[str]:
     for k, (disjunct, true) in enumerate(zip(problem.disjuncts, truths, strict=True)):
         bounds = [(s.bounds.lower[0], s.bounds.upper[0]) for _, s in sorted(roots[k].items())]
         encoding = encode(problem.graph, bounds, disjunct)
-        for solver in SOLVERS:
+        for solver in MILP_SOLVERS:
             outcome = Lasting(solver).solve(encoding.model, Limits(20.0), mv.Deadline())
             if true.optimum is None:
                 if outcome.status is not Status.INFEASIBLE and not outcome.primal - outcome.dual_bound < math.inf:
@@ -75,7 +75,11 @@ def test_all_methods_agree_with_enumeration(first: int, tmp_path: Path, processe
         truths = [exact.truth(case.network, d) for d in case.disjuncts]
         problem = mv.load(*case.write(tmp_path, f"case{seed}"))
         found = optima(problem, truths) if len(problem.disjuncts) == len(truths) else []
-        runs = [("auto", False), (mv.Milp(SOLVERS[seed % 3]), False), ("bab", True) if seed % 2 else (mv.Milp("scip"), True)]
+        runs = [
+            ("auto", False),
+            (mv.Milp(MILP_SOLVERS[seed % len(MILP_SOLVERS)]), False),
+            ("bab", True) if seed % 2 else (mv.Milp("scip"), True),
+        ]
         for method, attack in runs:
             name = f"{method if isinstance(method, str) else method.solver}{'' if attack else ' without attack'}"
             split = isinstance(method, str)

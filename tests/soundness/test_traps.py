@@ -19,9 +19,10 @@ from milpverify import Verdict
 from milpverify.config import PARTS
 from milpverify.solvers.base import Limits
 from milpverify.solvers.model import Model
+from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.trusted_bound import safe_dual_bound
 
-METHODS: dict[str, str | mv.Milp] = {"auto": "auto", "bab": "bab", "smt": "smt", **{s: mv.Milp(s) for s in ("scip", "highs", "gurobi")}}
+METHODS: dict[str, str | mv.Milp] = {"auto": "auto", "bab": "bab", "smt": "smt", **{s: mv.Milp(s) for s in MILP_SOLVERS}}
 
 
 class Kind(Enum):
@@ -301,7 +302,7 @@ def test_never_wrong_with_parts_off(off: tuple[str, ...], tmp_path: Path, proces
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("solver", ["scip", "highs", "gurobi"])
+@pytest.mark.parametrize("solver", MILP_SOLVERS)
 @pytest.mark.parametrize("unit", [2.0**-60, 2.0**-40, 2.0**-20, 1.0, 2.0**20, 2.0**40])
 def test_a_small_objective_is_not_taken_for_nothing(solver: str, unit: float, processes: None) -> None:
     """Minimise unit * t where t >= z / 2 - 1/4 and z is binary: a cost below the dual tolerance must not make every t optimal."""

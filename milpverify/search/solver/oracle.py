@@ -21,8 +21,9 @@ from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Sweep
+from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.process import POLL, SolverProcess
-from milpverify.solvers.registry import FALLBACK, MILP_SOLVERS
+from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
 
 if TYPE_CHECKING:

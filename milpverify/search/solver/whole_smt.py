@@ -23,8 +23,9 @@ from milpverify.result import Reason, Trust, Verdict
 from milpverify.search.solver.whole_milp import Leaf, OnEvent, OpenDisjunct, reason_of
 from milpverify.solvers.base import Answer, Capability, Limits, SolverStatus
 from milpverify.solvers.model import Logic
+from milpverify.solvers.names import SMT_SOLVERS
 from milpverify.solvers.process import SolverProcess
-from milpverify.solvers.registry import SMT_SOLVERS, load
+from milpverify.solvers.registry import load
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline, Options

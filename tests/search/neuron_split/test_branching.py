@@ -145,6 +145,16 @@ def test_the_ranking_is_a_choice_of_open_entries_by_every_heuristic() -> None:
         assert bool((looseness(bounder.relaxations, bounder.home, domain, primal) >= 0).all())
 
 
+def test_no_two_heuristics_rank_alike() -> None:
+    """One whose score was forgotten would have another's."""
+    problem = problem_of(SMOOTH["cells"](), 0.05, 0.6)
+    bounder = neurons_of(context_of(problem, options=replace(PLAIN, filtering_smooth=True)), NeuronTuning(candidates=8))[0].bounder
+    with torch.no_grad():
+        root, domain, found = bounder.bound(bounder.first(), 20)
+        ranks = {b: Brancher(bounder, b, HalfspaceForms(bounder.relaxations)).rank(root, domain, found)[0].tolist() for b in BRANCHINGS}
+    assert len({tuple(rank) for rank in ranks.values()}) == len(BRANCHINGS), ranks
+
+
 def _rows(space: NeuronSpace, subs: Subproblems) -> tuple[torch.Tensor, Dual, torch.Tensor | None]:
     y_rows, _, x_rows = space.bounder.rows_of(subs.disjunct)
     return y_rows, Dual(subs.slopes, subs.beta), x_rows

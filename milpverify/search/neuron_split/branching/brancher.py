@@ -27,8 +27,8 @@ LOOSEST = 16
 ENTRIES = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Of one matrix of what candidates change."""
 LARGER = 1.0
-"""What the better child counts beside the worse in scores: as much, as far as it is not closed. A tenth, so that the worse decides,
-makes trees a quarter to a third larger, by whatever score, and more so where children are tight: it takes optimised points ill."""
+"""What the better child counts beside the worse in scores: as much, as far as it is not closed. That the worse decides takes optimised
+points ill, and makes larger trees, by whatever score (`tests/benchmarks/PERFORMANCE.md`)."""
 LARGER_BOUNDED = 0.1
 """The same where the children of the best few were bounded."""
 

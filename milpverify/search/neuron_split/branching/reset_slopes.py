@@ -1,15 +1,8 @@
 """Fresh lines where intervals became narrower, by a split or by clipping.
 
-A slope that was optimised for an interval is far from good on a part of it, and further than a few iterations lead. At 57 subproblems of
-sigmoid, tanh and sin networks both children of the best split gained together, as shares of the parent's gap to 0,
-
-    split at a share of the width of       0.2    0.5    0.8    where the area is least
-    the parent's lines, 8 iterations       1.12   1.01   1.17   0.95
-    the parent's lines, 40 iterations      1.46   1.43   1.50   1.41
-    fresh lines of the split neuron, 8     1.35   1.50   1.37   1.50
-
-so that without fresh lines the points of least area were the worst of all, and scores, which presume them, said little: the rank
-correlation of BBPS with the gains rises from 0.27 to 0.68, that of first-order gains from 0.33 to 0.87.
+A slope that was optimised for an interval is far from good on a part of it, and further than a few iterations lead: with the parent's lines
+the points of least area were the worst of all to split at, and scores, which presume them, said little. With fresh lines both children
+gain half as much again (`tests/benchmarks/PERFORMANCE.md`).
 
 Where lines of several functions were fitted to each other they may be worth more than the narrower interval: exp(z) + exp(-z) >= 2 takes
 the tangents of both at 0. So a subproblem that its fresh lines leave below its parent is bounded with the parent's.

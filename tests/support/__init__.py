@@ -10,7 +10,7 @@ from typing import Any
 
 import milpverify as mv
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,6 +1,6 @@
 """Networks trained on scikit-learn's digits with fixed seeds: every activation, an LSTM over rows, a vision transformer over patches.
 
-    PYTHONPATH=. python tests/digits_networks.py
+    PYTHONPATH=. python tests/support/digits_networks.py
 
 trains all of them at full size, in less than three minutes, and prints how many of the held-out images each reads right.
 """

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import ROOT
 
 from milpverify.acopf.case import Branches, Buses, Case, Generators
 from milpverify.acopf.matpower import load_case
 from milpverify.acopf.points.point import Point, load_point
+from support import ROOT
 
 PGLIB = ROOT.parent / "shared" / "acopf"
 
