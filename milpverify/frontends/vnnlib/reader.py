@@ -83,12 +83,15 @@ def parse_property(text: str, nx: int, ny: int, where: str = "file", pace: Calla
             the message begins with `where` and the line.
     """
     reader = _Reader(Text(text, where), nx, ny, pace)
+    note = ""
     try:
         reader.read()
         note = reader.variables.note()
         return Property(reader.form.disjuncts(), (note,) if note else ())
     except RecursionError:
         raise InvalidProperty(f"{where}: the assertions are nested too deeply") from None
+    except InvalidProperty as error:
+        raise InvalidProperty(f"{error} ({note})") if note else error from None
 
 
 class _Reader:
