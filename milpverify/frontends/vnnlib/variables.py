@@ -77,7 +77,9 @@ class Variables:
         self.others.append(name)
         number = self._first + len(self.others) - 1
         if number >= (self.nx if self._outputs_named else self.nx + self.ny):
-            raise Unclear(f"{name!r} is declared, which is one more variable than the network has inputs ({self.nx}) and outputs ({self.ny})")
+            raise Unclear(
+                f"{name!r} is declared, which is one more variable than the network has inputs ({self.nx}) and outputs ({self.ny})"
+            )
         return number
 
     def settle(self) -> None:
