@@ -61,7 +61,7 @@ class Arrays:
         return tuple(Disjunct(box, unsafe_rows[unsafe], domains[domain]) for box, unsafe, domain in parts)
 
     def completed(self, conjunctions: list[Conjunction], pace: Callable[[], None]) -> list[Conjunction]:
-        """The conjunctions with the bounds of inputs that their rows imply, rounded outwards, but for those that so turn out to be empty."""
+        """The conjunctions with the bounds that their rows imply, rounded outwards, but for those that so turn out to be empty."""
         missing = [key for key in range(2 * self.nx) if key not in self.base]
         wanted = {id(c.ceilings): [key for key in missing if key not in c.ceilings] for c in conjunctions}
         if not any(wanted.values()):

@@ -1,8 +1,8 @@
 """Bounds of inputs that no assertion states alone, but rows imply, as X_0 <= X_1 does: in rationals.
 
 Row by row first: one that bounds a single variable, given the bounds that others have, does so for long chains as well. What is left is
-asked of a linear program, and so is everything where there is little of it, since its bounds are the tightest. With weights y >= 0 of the rows
-a_i v <= b_i (and of the bounds that are stated) under which they add up to the variable,
+asked of a linear program, and so is everything where there is little of it, since its bounds are the tightest. With weights y >= 0 of
+the rows a_i v <= b_i (and of the bounds that are stated) under which they add up to the variable,
 
     v  =  sum_i y_i a_i v  <=  sum_i y_i b_i,
 

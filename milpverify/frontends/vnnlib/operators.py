@@ -23,7 +23,7 @@ from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequali
 Value = Term | Formula
 Rule = Callable[[str, list[object], int], Value]
 
-LEAST_GROWTH = 2**17
+LEAST_GROWTH = 2**16
 """Terms and inequalities that a property may come to in all beyond those it writes down; longer texts may more."""
 _LINEAR = "only linear terms are allowed"
 

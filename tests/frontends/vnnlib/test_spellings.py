@@ -56,7 +56,8 @@ PLAIN = [
     ("(define-fun c () Real (/ 1 2))(assert (<= Y_0 c))(assert (<= Y_1 (c)))", "(assert (<= Y_0 0.5))(assert (<= Y_1 0.5))"),
     ("(define-const c Real 2)(define-fun n () Int 3)(assert (<= (* n Y_0) c))", "(assert (<= (* 3 Y_0) 2))"),
     ("(define-fun safe () Bool (<= Y_0 Y_1))(assert (not safe))", "(assert (> Y_0 Y_1))"),
-    ("(define-fun f ((a Real) (k Real)) Real (* k (- a 1)))\n(assert (<= (f Y_0 2) (f (f Y_1 1) 3)))", "(assert (<= (- (* 2 Y_0) 2) (- (* 3 Y_1) 6)))"),
+    ("(define-fun f ((a Real) (k Real)) Real (* k (- a 1)))\n(assert (<= (f Y_0 2) (f (f Y_1 1) 3)))",
+     "(assert (<= (- (* 2 Y_0) 2) (- (* 3 Y_1) 6)))"),
     ("(define-fun max ((a Real) (b Real)) Real (ite (> a b) a b))(assert (<= (max Y_0 Y_1) 0))", "(assert (and (<= Y_0 0) (<= Y_1 0)))"),
     ("(define-fun p ((|a b| Real) (q Bool)) Bool (and q (<= |a b| 1)))(assert (p Y_0 (<= Y_1 1)))", "(assert (and (<= Y_1 1) (<= Y_0 1)))"),
     ("(assert (! (<= Y_0 1) :named first))", "(assert (<= Y_0 1))"),
@@ -140,7 +141,8 @@ ERRORS = [
     ("(assert (let ((a 1) (b a)) (<= Y_0 b)))", "line 9: 'a' is neither"),
     ("(assert (and (let ((a 1)) (<= Y_0 a)) (<= Y_0 a)))", "line 9: 'a' is neither"),
     ("(assert (let ((a 1)) (<= Y_0 a)", r"line 9: '\(' without '\)'"),
-    ("(define-fun f ((a Real)) Real (* a a))\n(assert (<= (f 2) Y_0))\n(assert (<= (f Y_1) 1))", r"line 9: a product .*\(f is used in line 11\)"),
+    ("(define-fun f ((a Real)) Real (* a a))\n(assert (<= (f 2) Y_0))\n(assert (<= (f Y_1) 1))",
+     r"line 9: a product .*\(f is used in line 11\)"),
     ("(define-fun f ((a Real)) Real (f a))(assert (<= (f Y_0) 1))", "line 9: 'f' is no operator"),
     ("(define-fun f ((a Real)) Real a)(assert (<= (f Y_0 1) 1))", "line 9: f takes 1 arguments"),
     ("(define-fun f ((a Int)) Real a)", "line 9: the parameters of f read"),
@@ -180,7 +182,7 @@ def test_errors_say_what_and_where(text: str, message: str) -> None:
     ids=["let", "define-fun", "xor", "abs"],
 )
 def test_what_multiplies_out_to_too_much_is_refused(text: str) -> None:
-    with pytest.raises(InvalidProperty, match="line 9: the definitions, maxima and case distinctions .* multiply out to too many"):
+    with pytest.raises(InvalidProperty, match=r"line 9: the definitions, maxima and case distinctions .* multiply out to too many"):
         parse(text)
 
 
@@ -226,19 +228,9 @@ def random_term(rng: random.Random, depth: int, names: list[str]) -> Any:
         return rng.choice([*names, *names, "1", "-0.5"])
     a, b = random_term(rng, depth - 1, names), random_term(rng, depth - 1, names)
     condition = random_formula(rng, 0, names)
-    return rng.choice(
-        [
-            ["+", a, b],
-            ["-", a, b],
-            ["-", a],
-            ["*", rng.choice(["2", "-0.5"]), a],
-            ["abs", a],
-            ["max", a, b],
-            ["min", a, b, "1"],
-            ["ite", condition, a, b],
-        ]
-        + [["ite", [rng.choice(["<=", "<", ">", ">="]), a, b], a, b], ["let", [["u", a]], ["+", "u", "u"]]]
-    )
+    terms = [["+", a, b], ["-", a, b], ["-", a], ["*", rng.choice(["2", "-0.5"]), a], ["abs", a], ["max", a, b], ["min", a, b, "1"]]
+    terms += [["ite", condition, a, b], ["ite", [rng.choice(["<=", "<", ">", ">="]), a, b], a, b], ["let", [["u", a]], ["+", "u", "u"]]]
+    return rng.choice(terms)
 
 
 def random_formula(rng: random.Random, depth: int, names: list[str]) -> Any:
@@ -250,10 +242,9 @@ def random_formula(rng: random.Random, depth: int, names: list[str]) -> Any:
             else [op, rng.choice(names), "0.5"]
         )
     p, q, r = (random_formula(rng, depth - 1, names) for _ in range(3))
-    return rng.choice(
-        [["and", p, q], ["or", p, q, r], ["not", p], ["=>", p, q], ["xor", p, q], ["=", p, q], ["ite", p, q, r], ["distinct", p, q]]
-        + [["let", [["p", p], ["w", random_term(rng, 1, names)]], ["and", "p", random_formula(rng, depth - 1, [*names, "w"])]]]
-    )
+    inner = ["and", "p", random_formula(rng, depth - 1, [*names, "w"])]
+    formulas = [["and", p, q], ["or", p, q, r], ["not", p], ["=>", p, q], ["xor", p, q], ["=", p, q], ["ite", p, q, r], ["distinct", p, q]]
+    return rng.choice([*formulas, ["let", [["p", p], ["w", random_term(rng, 1, names)]], inner]])
 
 
 def contains(d: Disjunct, x: list[Fraction], y: list[Fraction]) -> bool:
