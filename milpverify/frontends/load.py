@@ -14,7 +14,7 @@ from milpverify.frontends.lowering.redundancy import without_repeats
 from milpverify.frontends.onnx.check import Check
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.problem import Problem
-from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_hashed
+from milpverify.frontends.vnnlib.reader import parse_property, read_hashed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,13 +82,13 @@ class Loader:
             check_time()
             graph, note = network.graph, network.source.outputs.note(network.graph.outputs)
             try:
-                disjuncts = parse_vnnlib(text, graph.nx, graph.ny, str(property_path), check_time)
+                disjuncts, notes = parse_property(text, graph.nx, graph.ny, str(property_path), check_time)
             except InvalidProperty as error:
                 raise InvalidProperty(f"{error} ({note})") if note else error from error
             if disjuncts:
                 network.check(disjuncts[0].box)
             files = {**network.source.files, str(property_path): property_hash}
-            return Problem(network.merged, disjuncts, network.runtime, files, notes=[note] if note else [])
+            return Problem(network.merged, disjuncts, network.runtime, files, notes=[*([note] if note else []), *notes])
 
     def _read(self, path: str | Path) -> _Network:
         if self._network is None or path != self._path:

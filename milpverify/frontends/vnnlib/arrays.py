@@ -16,6 +16,7 @@ from milpverify.spec import Array, Box, Disjunct, Rows
 
 MOST_ENTRIES = 2**27
 """Coefficients of the inequalities of all disjuncts together, of which some gigabytes follow."""
+_LARGEST = Fraction(float(np.finfo(np.float64).max))
 _PART = 4096  # conjunctions between two calls of `pace`
 
 
@@ -31,6 +32,8 @@ class Arrays:
 
     def disjuncts(self, conjunctions: list[Conjunction], pace: Callable[[], None]) -> tuple[Disjunct, ...]:
         """The conjunctions; `pace` is called from time to time, and may raise."""
+        if len(self.base) < 2 * self.nx:
+            conjunctions = self.completed(conjunctions, pace)
         tops = np.full(2 * self.nx, np.inf)
         for key, (value, _) in self.base.items():
             tops[key] = value if type(value) is float else _upward(value)
@@ -56,6 +59,31 @@ class Arrays:
         unsafe_rows = self.tables([unsafe for _, unsafe, _ in parts], pace)
         domains = self.tables([domain for _, _, domain in parts], pace)
         return tuple(Disjunct(box, unsafe_rows[unsafe], domains[domain]) for box, unsafe, domain in parts)
+
+    def completed(self, conjunctions: list[Conjunction], pace: Callable[[], None]) -> list[Conjunction]:
+        """The conjunctions with the bounds that their rows imply, rounded outwards, but for those that so turn out to be empty."""
+        missing = [key for key in range(2 * self.nx) if key not in self.base]
+        wanted = {id(c.ceilings): [key for key in missing if key not in c.ceilings] for c in conjunctions}
+        if not any(wanted.values()):
+            return conjunctions
+        from milpverify.frontends.vnnlib.implied import Empty, implied
+
+        known: dict[tuple[int, tuple[int, ...]], Ceilings | None] = {}
+        for c in conjunctions:
+            pace()
+            if wanted[id(c.ceilings)] and (id(c.ceilings), c.rows) not in known:
+                stated = {**self.base, **c.ceilings}
+                try:
+                    found = implied(stated, [self.rows[r] for r in c.rows], wanted[id(c.ceilings)], pace)
+                except Empty:
+                    known[id(c.ceilings), c.rows] = None
+                    continue
+                ends = {**{key: value for key, (value, _) in stated.items()}, **found}
+                empty = any(key ^ 1 in ends and value < -ends[key ^ 1] for key, value in found.items())
+                rounded = {key: (_upward(value), True) for key, value in found.items() if abs(value) <= _LARGEST}
+                known[id(c.ceilings), c.rows] = None if empty else {**c.ceilings, **rounded}
+        whole = [(c, known.get((id(c.ceilings), c.rows), c.ceilings)) for c in conjunctions]
+        return [Conjunction(ceilings, c.rows) for c, ceilings in whole if ceilings is not None]
 
     def box(self, tops: Array) -> Box:
         """The box of the upper bounds of X_i and of -X_i, in turns."""

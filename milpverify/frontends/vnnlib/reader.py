@@ -5,36 +5,37 @@ Numerals denote the nearest binary64 numbers.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidProperty
 from milpverify.frontends.files import UNREADABLE, read
-from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequality, Junction, NormalForm, Term, compare, negate
+from milpverify.frontends.vnnlib.normal_form import Inequality, Junction, NormalForm
+from milpverify.frontends.vnnlib.terms import COMMANDS, Terms
+from milpverify.frontends.vnnlib.tokens import NUMERAL, Text, skip, symbol
+from milpverify.frontends.vnnlib.variables import Unclear, Variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from milpverify.spec import Disjunct
 
-_Value = Term | Formula
-
-_NUMERAL = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-_NUMBER = re.compile(_NUMERAL)
-_VARIABLE = re.compile(r"([XY])_(0|[1-9][0-9]*)")
-_TOKEN = re.compile(r"\s+|;[^\n]*|(?P<token>[()]|\|[^|]*\||\"[^\"]*\"|[^\s();|\"]+|[|\"])")
-_SPACE = re.compile(r"(?:\s+|;[^\n]*)*")
 # Nearly every line of a large file is one of these two; whatever they do not match takes the general path.
-_DECLARATION = re.compile(r"\(declare-const ([XY]_(?:0|[1-9][0-9]*)) Real\)\s*")
-_BOUND = re.compile(rf"\(assert \((<=|>=) (X_(?:0|[1-9][0-9]*)) ({_NUMERAL})\)\)\s*")
-_IGNORED = ("set-logic", "set-info", "set-option")
+_DECLARATION = re.compile(r"\(declare-const ([XY]_(?:0|[1-9][0-9]*)) Real\)\s*").match
+_BOUND = re.compile(rf"\(assert \((<=|>=) (X_(?:0|[1-9][0-9]*)) ({NUMERAL})\)\)\s*").match
+_IGNORED = ("set-logic", "set-info", "set-option", "echo")
 _PART = 4096  # commands between two calls of `pace`
-_FINAL = ("check-sat", "get-model", "exit")
+_FINAL = ("check-sat", "get-model", "get-value", "get-info", "exit")
+
+
+class Property(NamedTuple):
+    """The unsafe set, and what to say of how it was read."""
+
+    disjuncts: tuple[Disjunct, ...]
+    notes: tuple[str, ...]
 
 
 def read_vnnlib(path: str | Path) -> str:
@@ -43,14 +44,14 @@ def read_vnnlib(path: str | Path) -> str:
 
 
 def read_hashed(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str]:
-    """The text of a VNN-LIB file, unpacked where it is compressed with gzip, and its SHA-256.
+    """The text of a VNN-LIB file, unpacked where it is compressed with gzip, without a byte order mark, and its SHA-256.
 
     Raises:
         InvalidProperty: the file is missing, unreadable, not text, or holds more than `max_bytes`.
     """
     try:
         contents = read(path, max_bytes)
-        return contents.data.decode(), contents.sha256
+        return contents.data.decode("utf-8-sig"), contents.sha256
     except FileNotFoundError:
         raise InvalidProperty(f"{path}: there is no such property file") from None
     except UNREADABLE as error:
@@ -58,6 +59,15 @@ def read_hashed(path: str | Path, max_bytes: int = MOST_BYTES) -> tuple[str, str
 
 
 def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file", pace: Callable[[], None] = lambda: None) -> tuple[Disjunct, ...]:
+    """The unsafe set that a VNN-LIB text asserts, as `parse_property`.
+
+    Raises:
+        InvalidProperty: as `parse_property`.
+    """
+    return parse_property(text, nx, ny, where, pace).disjuncts
+
+
+def parse_property(text: str, nx: int, ny: int, where: str = "file", pace: Callable[[], None] = lambda: None) -> Property:
     """The unsafe set that a VNN-LIB text asserts, for a network with `nx` inputs and `ny` outputs.
 
     Args:
@@ -72,187 +82,133 @@ def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file", pace: Callabl
         InvalidProperty: a syntax error, an unknown variable, a nonlinear term, an input without a bound, an empty box;
             the message begins with `where` and the line.
     """
-    reader = _Reader(text, nx, ny, where, pace)
+    reader = _Reader(Text(text, where), nx, ny, pace)
+    note = ""
     try:
         reader.read()
-        return reader.form.disjuncts()
+        note = reader.variables.note()
+        return Property(reader.form.disjuncts(), (note,) if note else ())
     except RecursionError:
         raise InvalidProperty(f"{where}: the assertions are nested too deeply") from None
+    except InvalidProperty as error:
+        raise InvalidProperty(f"{error} ({note})") if note else error from None
 
 
 class _Reader:
     """One pass over the text, then the disjunctive normal form of what it asserts."""
 
-    def __init__(self, text: str, nx: int, ny: int, where: str, pace: Callable[[], None]) -> None:
-        self.text, self.nx, self.ny, self.where = text, nx, ny, where
-        self.names: dict[str, int] = {}
-        self.form = NormalForm(nx, ny, where, self.error, pace)
+    def __init__(self, text: Text, nx: int, ny: int, pace: Callable[[], None]) -> None:
+        self.text = text
+        self.variables = Variables(nx, ny)
+        self.terms = Terms(text, self.variables)
+        self.form = NormalForm(nx, ny, text.where, text.error, pace)
         self.final = ""  # the command after which nothing may follow
-
-    def error(self, place: int, message: str) -> InvalidProperty:
-        """The error to raise for what stands at a place of the text."""
-        line = self.text.count("\n", 0, place) + 1
-        return InvalidProperty(f"{self.where}, line {line}: {message}")
 
     def read(self) -> None:
         """Read every form of the text."""
-        text, size, names, bound = self.text, len(self.text), self.names, self.form.bound
-        place, commands = _skip(text, 0), 0
+        text, size, numbers, bound = self.text.text, len(self.text.text), self.variables.numbers, self.form.bound
+        declared, bounded = _DECLARATION, _BOUND
+        declare, place, commands = self.variables.declare_numbered, skip(text, 0), 0
         while place < size:
             commands += 1
             if commands % _PART == 0:
                 self.form.pace()
-            if not self.final and (match := _BOUND.match(text, place)):
+            if not self.final and (match := bounded(text, place)):
                 relation, name, numeral = match.groups()
-                variable, value = names.get(name), float(numeral)
-                if variable is None or not math.isfinite(value):  # these say so
-                    variable, value = self.variable(name, place), self.numeral(numeral, place)
+                variable, value = numbers.get(name), float(numeral)
+                if variable is None:
+                    raise self.text.error(place, self.variables.absent(name))
+                if not math.isfinite(value):
+                    self.terms.numeral(numeral, place)  # says so
                 if relation == "<=":
                     bound(2 * variable, (value, True), place)
                 else:
                     bound(2 * variable + 1, (-value, True), place)
                 place = match.end()
-            elif not self.final and (match := _DECLARATION.match(text, place)):
-                self.declare_known(match[1], place)
+            elif not self.final and (match := declared(text, place)):
+                try:
+                    declare(match[1])
+                except Unclear as unclear:
+                    raise self.text.error(place, str(unclear)) from None
                 place = match.end()
             else:
                 place = self.command(place)
             if place < size and text[place] != "(":
-                place = _skip(text, place)
-        inputs = sum(v < self.nx for v in self.names.values())
-        if inputs != self.nx:
-            raise InvalidProperty(f"{self.where}: the property declares {inputs} inputs, but the network has {self.nx}")
+                place = skip(text, place)
+        try:
+            self.variables.settle()
+        except Unclear as unclear:
+            raise InvalidProperty(f"{self.text.where}: {unclear}") from None
 
     def command(self, start: int) -> int:
-        """Read and carry out one command; returns the place after it. Terms are built from the inside out, without recursion."""
-        stack: list[tuple[int, list[object]]] = []
-        place = start
-        while match := _TOKEN.match(self.text, place):
-            token, place, end = match["token"], match.start(), match.end()
-            if token == "(":
-                if stack and not stack[-1][1] and stack[0][1][:1] == ["assert"]:
-                    raise self.error(place, "an operator is expected after '('")
-                stack.append((place, []))
-            elif token == ")":
-                if not stack:
-                    raise self.error(place, "')' without '('")
-                opened, items = stack.pop()
-                if not stack:
-                    self.carry_out(items, opened)
-                    return end
-                stack[-1][1].append(self.apply(items, opened) if stack[0][1][:1] == ["assert"] else items)
-            elif token is not None:
-                if not stack:
-                    raise self.error(place, f"'(' is expected, not {token!r}")
-                items = stack[-1][1]
-                items.append(self.atom(token, place) if items and stack[0][1][:1] == ["assert"] else token)
-            place = end
-        raise self.error(stack[-1][0] if stack else start, "'(' without ')'")
+        """Read and carry out one command, which may have brackets around it; returns the place after it."""
+        if self.text.text[start] != "(":
+            stray = self.text.token(start, start).text
+            raise self.text.error(start, "')' without '('" if stray == ")" else f"'(' is expected, not {stray!r}")
+        opened, place, around = start, start + 1, 0
+        while (token := self.text.token(place, opened)).text == "(":
+            opened, place, around = token.start, token.end, around + 1
+        name = symbol(token.text)
+        if self.final and name not in _FINAL:
+            raise self.text.error(opened, f"({name} ...) after ({self.final})")
+        if name == "assert":
+            place = self.assertion(token.end, opened)
+        elif name in ("define-fun", "define-const"):
+            place = self.definition(name, token.end, opened)
+        else:
+            items, place = self.text.items(token.start, opened)
+            self.carry_out(items, opened)
+        for _ in range(around):
+            place = self.text.expect(")", place, start, f"a ')' is missing before what follows ({name} ...)")
+        return place
+
+    def assertion(self, place: int, opened: int) -> int:
+        """Read what is asserted."""
+        formula, place = self.terms.value(place, opened)
+        token, start, end = self.text.token(place, opened)
+        if token == "(" and (name := self.text.token(end, start).text) in COMMANDS:
+            raise self.text.error(start, f"({name} ...) inside (assert ...): a ')' is missing before it")
+        if token != ")" or not isinstance(formula, bool | Inequality | Junction):
+            raise self.text.error(opened, "(assert ...) takes one formula")
+        self.form.add(formula, opened)
+        return end
+
+    def definition(self, command: str, place: int, opened: int) -> int:
+        """Read a definition of a constant, or of a function of some parameters."""
+        form = "a definition reads (define-fun name ((x Real) ...) Real term), or () where it has no parameters"
+        name = self.text.token(place, opened)
+        place, parameters = name.end, list[object]()
+        if command == "define-fun":
+            parameters, place = self.text.items(self.text.expect("(", place, opened, form), opened)
+        sort = self.text.token(place, opened)
+        if name.text in "()" or sort.text in "()":
+            raise self.text.error(opened, form)
+        place = self.terms.define(symbol(name.text), parameters, sort.text, sort.end, opened)
+        return self.text.expect(")", place, opened, form)
 
     def carry_out(self, items: list[object], place: int) -> None:
-        """Carry out one command; the arguments of `assert` are evaluated already."""
+        """Carry out a command that holds no terms."""
         name = items[0] if items else "()"
-        if self.final and name not in _FINAL:
-            raise self.error(place, f"({name} ...) after ({self.final})")
         match items:
-            case ["assert", bool() | Inequality() | Junction() as formula]:
-                self.form.add(formula, place)
-            case ["assert", *_]:
-                raise self.error(place, "(assert ...) takes one formula")
-            case ["declare-const", str(variable), "Real"] | ["declare-fun", str(variable), [], "Real"]:
+            case ["declare-const" | "declare-fun", str(variable), "Real"] | ["declare-const" | "declare-fun", str(variable), [], "Real"]:
                 self.declare(variable, place)
+            case ["declare-const" | "declare-fun", str(variable), *_, ("Int" | "Bool") as sort]:
+                raise self.text.error(place, f"{variable} is declared as {sort}, but inputs and outputs are Real")
             case ["declare-const" | "declare-fun", *_]:
-                raise self.error(place, f"a declaration reads (declare-const X_0 Real), with X_i or Y_j: ({name} ...) does not")
+                raise self.text.error(place, f"a declaration reads (declare-const X_0 Real), with X_i or Y_j: ({name} ...) does not")
             case [str(), *_] if name in _IGNORED:
                 pass
-            case [str()] if name in _FINAL:
+            case [str(), *_] if name in _FINAL:
                 self.final = str(name)
             case _:
-                raise self.error(place, f"({name} ...) is no command of VNN-LIB 1.0; declare-const and assert are")
+                known = "declare-const, define-fun and assert are"
+                raise self.text.error(place, f"({name} ...) is no command of VNN-LIB 1.0; {known}")
 
     def declare(self, name: str, place: int) -> None:
-        if not _VARIABLE.fullmatch(name):
-            raise self.error(place, f"{name!r} is declared, but variables are called X_i and Y_j")
-        self.declare_known(name, place)
-
-    def declare_known(self, name: str, place: int) -> None:
-        """Declare what is called as a variable is."""
-        if name in self.names:
-            raise self.error(place, f"{name} is declared twice")
-        kind, size, offset = ("input", self.nx, 0) if name[0] == "X" else ("output", self.ny, self.nx)
-        if len(name) > 10 or int(name[2:]) >= size:
-            raise self.error(place, f"the property names {kind} {name}, but the network has {size} {kind}s")
-        self.names[name] = offset + int(name[2:])
-
-    def variable(self, name: str, place: int) -> int:
-        if name not in self.names:
-            self.declare(name, place)  # says so where the network has no such variable
-            raise self.error(place, f"{name} is not declared")
-        return self.names[name]
-
-    def numeral(self, token: str, place: int) -> float:
-        value = float(token)
-        if not math.isfinite(value):
-            raise self.error(place, f"the number {token} is too large")
-        return value
-
-    def atom(self, token: str, place: int) -> _Value:
-        if _VARIABLE.fullmatch(token):
-            return Term({self.variable(token, place): ONE}, ZERO)
-        if _NUMBER.fullmatch(token):
-            return Term({}, Fraction(self.numeral(token, place)))
-        if token in ("true", "false"):
-            return token == "true"
-        raise self.error(place, f"{token!r} is neither a number nor a variable X_i or Y_j")
-
-    def apply(self, items: list[object], place: int) -> _Value:
-        """The term or formula of an operator and its evaluated arguments."""
-        if not items:
-            raise self.error(place, "() is no term")
-        operator, arguments = items[0], items[1:]
-        match operator:
-            case "and" | "or" | "not":
-                formulas = tuple(a for a in arguments if isinstance(a, bool | Inequality | Junction))
-                if not formulas or len(formulas) != len(arguments) or (operator == "not" and len(formulas) > 1):
-                    raise self.error(place, f"({operator} ...) takes {'one formula' if operator == 'not' else 'formulas'}")
-                return negate(formulas[0]) if operator == "not" else Junction(operator == "and", formulas)
-            case "<=" | ">=" | "<" | ">" | "=" | "+" | "-" | "*" | "/":
-                terms = [a for a in arguments if isinstance(a, Term)]
-                if not terms or len(terms) != len(arguments):
-                    raise self.error(place, f"({operator} ...) takes terms: numbers, variables and sums of them")
-                if operator in ("+", "-", "*", "/"):
-                    return self.arithmetic(operator, terms, place)
-                if len(terms) < 2:
-                    raise self.error(place, f"({operator} ...) compares at least two terms")
-                pairs = [compare(operator, a, b) for a, b in itertools.pairwise(terms)]
-                return pairs[0] if len(pairs) == 1 else Junction(True, tuple(pairs))
-            case "assert" | "declare-const" | "declare-fun":
-                raise self.error(place, f"({operator} ...) inside (assert ...): a ')' is missing before it")
-            case _:
-                raise self.error(place, f"{operator!r} is no operator of VNN-LIB 1.0")
-
-    def arithmetic(self, operator: str, terms: list[Term], place: int) -> Term:
-        total, rest = terms[0], terms[1:]
-        if operator == "-" and not rest:
-            return total.scale(-ONE)
-        for term in rest:
-            if operator in ("+", "-"):
-                total = total.add(term if operator == "+" else term.scale(-ONE))
-            elif operator == "*":
-                if any(total.coefficients.values()) and any(term.coefficients.values()):
-                    raise self.error(place, "a product of variables: only linear terms are allowed")
-                factor, other = (term, total) if not any(term.coefficients.values()) else (total, term)
-                total = other.scale(factor.constant)
-            else:
-                if any(term.coefficients.values()):
-                    raise self.error(place, "a division by a variable: only linear terms are allowed")
-                if not term.constant:
-                    raise self.error(place, "a division by zero")
-                total = total.scale(1 / term.constant)
-        return total
-
-
-def _skip(text: str, place: int) -> int:
-    """The place after white space and comments."""
-    match = _SPACE.match(text, place)
-    return match.end() if match else place
+        """Declare a variable."""
+        if name in self.terms.constants or name in self.terms.functions:
+            raise self.text.error(place, f"{name} is declared twice")
+        try:
+            self.variables.declare(name)
+        except Unclear as unclear:
+            raise self.text.error(place, str(unclear)) from None
