@@ -112,15 +112,24 @@ def representable(graph: Graph, box: Box, x: Array) -> Array:
     for size, dtype in [(s.size, s.dtype) for s in graph.inputs] or [(graph.nx, "float32")]:
         part = (..., slice(start, start + size))
         start += size
-        if dtype not in _NARROW:
+        if (kind := _narrow(dtype)) is None:
             continue
         lower, upper = box.lower[part], box.upper[part]
         with np.errstate(over="ignore"):
-            narrow = clipped[part].astype(_NARROW[dtype])
+            narrow = clipped[part].astype(kind)
             inward = np.where(narrow > upper, np.nextafter(narrow, narrow.dtype.type(-np.inf)), narrow)
             inward = np.where(narrow < lower, np.nextafter(narrow, narrow.dtype.type(np.inf)), inward).astype(np.float64)
         moved[part] = np.where((lower <= inward) & (inward <= upper), inward, clipped[part])
     return moved
+
+
+def _narrow(dtype: str) -> type[np.generic] | None:
+    """numpy's type of that name, where it holds fewer numbers than float64."""
+    if dtype == "bfloat16":
+        from ml_dtypes import bfloat16  # as onnx has it
+
+        return cast("type[np.generic]", bfloat16)
+    return _NARROW.get(dtype)
 
 
 PULLS = (0.0, 2.0**-40, 2.0**-23, 2.0**-20, 2.0**-16)
