@@ -105,7 +105,7 @@ def bounds(
         raise InvalidProperty("there is no box to bound the network over")
     if not whole and any(isinstance(b, Ball) for b in cast("Sequence[object]", box)):
         raise InvalidProperty("several inputs are a batch of boxes; a ball is bounded by itself")
-    boxes = [box_of(b) for b in ([box] if whole else cast("Sequence[Box]", box))]
+    boxes = [box_of(b) for b in cast("Sequence[Box]", [box] if whole else box)]
     graph = confined_to(load_network(network, boxes[0], shape, outputs).graph, box if isinstance(box, Ball) else boxes[0])
     for b in boxes:
         fits(graph, b)

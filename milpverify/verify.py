@@ -61,16 +61,17 @@ def verify(
         InvalidInput and its subclasses: as `load`, of a pair.
     """
     settings = settings_of(options or Options(), method)
+    pair = isinstance(problem, tuple | list) and len(problem) == 2
+    if not pair and not isinstance(problem, Problem):
+        raise InvalidInput(f"verify takes a problem, such as mv.load(...) or mv.robustness(...), not a {type(problem).__name__}")
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
-    if isinstance(problem, tuple | list) and len(problem) == 2:
+    if not isinstance(problem, Problem):
         from milpverify.frontends.load import load
 
         try:
             problem = load(*problem, deadline=deadline)
         except OutOfTime:
             return unread(deadline, settings)
-    if not isinstance(problem, Problem):
-        raise InvalidInput(f"verify takes a problem, such as mv.load(...) or mv.robustness(...), not a {type(problem).__name__}")
     if margin:
         with threads(settings.threads):
             return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)

@@ -159,14 +159,14 @@ def _instance(source: Source, place: int) -> Instance:
         return source
     if isinstance(source, tuple | list):
         if len(source) != 2:
-            raise InvalidInput(f"a problem is a pair of a network and a property or a Problem, not {source!r}")
+            raise InvalidInput(f"a problem is a Problem, a pair of files or of a network and the file of a property, not {source!r}")
         if isinstance(source[0], str | PathLike):
             return Instance.of_files(Path(source[0]), Path(source[1]))
         from milpverify.frontends.load import load
 
         source = load(*source)
     if getattr(source, "files", None) is None:
-        raise InvalidInput(f"a problem is a pair of a network and a property or a Problem, not a {type(source).__name__}")
+        raise InvalidInput(f"a problem is a Problem, a pair of files or of a network and the file of a property, not a {type(source).__name__}")
     files = list(source.files)
     if len(files) > 1 and Path(files[0]).exists() and files[-1].removesuffix(".gz").endswith(".vnnlib"):
         kept = tuple(spec.name for spec in source.graph.outputs) or None

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -123,12 +123,12 @@ def representable(graph: Graph, box: Box, x: Array) -> Array:
     return moved
 
 
-def _narrow(dtype: str) -> type[np.generic] | None:
+def _narrow(dtype: str) -> type[Any] | None:
     """numpy's type of that name, where it holds fewer numbers than float64."""
     if dtype == "bfloat16":
         from ml_dtypes import bfloat16  # as onnx has it
 
-        return cast("type[np.generic]", bfloat16)
+        return bfloat16
     return _NARROW.get(dtype)
 
 

@@ -84,7 +84,7 @@ class Loader:
             InvalidInput, InvalidModel, UnsupportedOperator, InvalidProperty, OutOfTime: as `load`.
         """
         if not isinstance(property_path, str | PathLike):
-            raise InvalidInput(f"a problem is loaded from a network and the path of a property, not from a {type(property_path).__name__}")
+            raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(property_path).__name__}")
         with in_force(deadline):
             text, property_hash = read_hashed(property_path, self.max_bytes)
             check_time()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from milpverify.spec import Box
 
     Network = Graph | str | Path | bytes | onnx.ModelProto | nn.Module | ExportedProgram
-    """What may be handed in: a graph, an ONNX network (the path of its file, its bytes, or the model), or a torch network in evaluation mode
-    (a module, one of TorchScript, or an exported program)."""
+    """What may be handed in: a graph, an ONNX network (the path of its file, its bytes, or the model), or a torch network in evaluation
+    mode (a module, one of TorchScript, or an exported program)."""
     Shapes = Sequence[int] | Sequence[Sequence[int]]
     """The shape of a network's input, or those of several."""
 
@@ -118,7 +118,8 @@ def opened(
     module = as_module(network)
     if module is None:
         raise InvalidInput(
-            f"a network is a torch module or exported program, an ONNX network (path, bytes or model) or a Graph, not a {type(network).__name__}"
+            "a network is a torch module or exported program, an ONNX network (path, bytes or model) or a Graph, "
+            f"not a {type(network).__name__}"
         )
     runtime = _runtime(module, given, shape, outputs)
     assert runtime.returned is not None  # it has run

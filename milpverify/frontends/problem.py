@@ -39,8 +39,8 @@ class Problem(spec.Problem):
     Args:
         graph: a torch network in evaluation mode (a module, one of TorchScript, or an exported program), an ONNX network (the path of its
             file, its bytes, or a `ModelProto`), or a graph.
-        disjuncts: the input box, or a ball; bounds shaped as the module's input without its batch axis (or flat where that is flat). A tuple
-            of boxes where the network has several inputs: one for each, in their order.
+        disjuncts: the input box, or a ball; bounds shaped as the module's input without its batch axis (or flat where that is flat). A
+            tuple of boxes where the network has several inputs: one for each, in their order.
         unsafe: what must not happen: `Rows` (all of its inequalities hold), a sequence of `Rows` (those of one of them do), or a
             VNN-LIB term over X_i and Y_j, such as "(or (<= Y_0 Y_1) (<= Y_0 Y_2))".
         shape: of a torch module's input, with its batch axis, where the box does not tell; of several inputs their shapes.
@@ -95,7 +95,7 @@ def robustness(
 
     Args:
         net: a network, as for `Problem`; its outputs are one score per label.
-        x0: the input, shaped as the module's without its batch axis; an array or a tensor, or a tuple of such where there are several inputs.
+        x0: the input, shaped as the module's without its batch axis; an array or a tensor; of several inputs a tuple of such.
         label: the number of the output that must stay the largest: whatever is a whole number, such as the tensor `net(x).argmax()`.
         eps: the radius, >= 0; of "linf" also one per entry, or, of several inputs, a tuple of what each has.
         clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels.
@@ -212,8 +212,8 @@ def box_of(inputs: Inputs) -> Box:
         return Box(*(end.reshape(inputs.shape) for end in inputs.ends))
     if isinstance(inputs, tuple | list) and inputs and all(isinstance(box, Box) for box in inputs):
         return Box.joined(inputs)
-    what = "a tuple of other things" if isinstance(inputs, tuple | list) else f"a {type(inputs).__name__}"
-    raise InvalidInput(f"the inputs are an mv.Box, a tuple of them where the network has several, or an mv.Ball, not {what}")
+    what = f"a {type(inputs).__name__}{' of other things' if isinstance(inputs, tuple | list) else ''}"
+    raise InvalidInput(f"the inputs are an mv.Box or an mv.Ball, not {what}; where the network has several, a tuple of boxes")
 
 
 def confined_to(graph: Graph, inputs: Inputs) -> Graph:

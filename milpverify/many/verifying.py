@@ -54,8 +54,8 @@ def verify_many(
     however it ends.
 
     Args:
-        problems: problems, or pairs of what `load` takes, a network and the path of a property; where both are paths the processes read them,
-            others are read here. They are taken as they are needed.
+        problems: problems, or pairs of what `load` takes, a network and the path of a property; where both are paths the processes read
+            them, others are read here. They are taken as they are needed.
         timeout: seconds per problem, reading included; None for no limit.
         method: as of `verify`.
         workers: how many processes; as many as there are processors by default.
@@ -180,7 +180,7 @@ class Pair:
     """A network that is no file, and a property."""
 
     network: Any
-    spec: str | PathLike[str]
+    spec: str | Path
 
 
 def _checked(asked: Any, number: int) -> Asked | Pair:

@@ -19,7 +19,6 @@ from milpverify.frontends.onnx.outputs import Outputs, choose, lowered
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.graph import Graph
 
-
 Model = str | Path | bytes | onnx.ModelProto
 """A network: the path of its file, the bytes of one, or what these say."""
 IN_MEMORY = "network in memory"

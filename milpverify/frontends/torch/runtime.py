@@ -169,8 +169,8 @@ def packed(module: nn.Module, shapes: Shapes, dtype: torch.dtype, device: torch.
         return pickle.dumps(Program(program_of(module, shapes, dtype, device)))
     except (*FAILURES, torch._dynamo.exc.TorchDynamoException) as error:
         raise InvalidInput(
-            f"the network cannot be sent to another process ({why}; torch.export: {type(error).__name__}): define its classes in a module of "
-            "their own that can be imported, or export it to ONNX"
+            f"the network cannot be sent to another process ({why}; torch.export: {type(error).__name__}): define its classes in a module "
+            "of their own that can be imported, or export it to ONNX"
         ) from error
 
 
