@@ -166,7 +166,9 @@ def _instance(source: Source, place: int) -> Instance:
 
         source = load(*source)
     if getattr(source, "files", None) is None:
-        raise InvalidInput(f"a problem is a Problem, a pair of files or of a network and the file of a property, not a {type(source).__name__}")
+        raise InvalidInput(
+            f"a problem is a Problem, a pair of files or of a network and the file of a property, not a {type(source).__name__}"
+        )
     files = list(source.files)
     if len(files) > 1 and Path(files[0]).exists() and files[-1].removesuffix(".gz").endswith(".vnnlib"):
         kept = tuple(spec.name for spec in source.graph.outputs) or None

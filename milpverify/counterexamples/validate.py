@@ -204,6 +204,11 @@ def real_margin(graph: Graph, rows: Rows, x: Array) -> tuple[float, float, bool]
     return low, high, certain
 
 
+def upper_margin(rows: Rows, x: Array, lower: Sequence[float], upper: Sequence[float]) -> float:
+    """The margin of some rows at x (nx,) where the outputs are within lower and upper (ny,) each: an upper bound; -inf without rows."""
+    return max((rounded(high, math.inf) for _, high in _residual_intervals(rows, x, lower, upper)), default=-math.inf)
+
+
 def _residual_intervals(rows: Rows, x: Array, lower: Sequence[_Number], upper: Sequence[_Number]) -> list[tuple[_Number, _Number]]:
     """The range of each row's residual for lower <= y <= upper, in rational arithmetic; only infinite ends are floats."""
     # Python's numbers throughout: a Fraction made of numpy's integers would overflow.
