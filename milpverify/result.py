@@ -160,23 +160,35 @@ class Phase:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Result:
-    """The result of `verify`.
-
-    `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped; it rests on `bound_trust`,
-    the verdict on `trust`. With `verify(..., margin=True)` the margin lies between it and `upper_bound`, which `nearest` (nx,) attains in
-    real arithmetic; otherwise these are inf and None.
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a run did, and with what.
 
     `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "rows alone", "presolve bounds",
     "attack", "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
     "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
     process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
-    the steps of the run. `tensors` say which variables the network's inputs and outputs are.
+    the steps of the run.
+    """
 
-    `margins` are those of the disjuncts, in the order of the problem's; of robustness that of every other label, in their order. A run stops
-    when all are closed or one is violated, and not before: a bound is what closed the disjunct (0 where only its sign was proved), or what
-    was known of it, or of all of them together, when the run ended. Empty where the run ended before the problem was read.
+    phases: tuple[Phase, ...] = ()
+    ledger: dict[str, dict[str, float]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+
+@dataclass(frozen=True)
+class Result(Account):
+    """The result of `verify`.
+
+    `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped; it rests on `bound_trust`,
+    the verdict on `trust`. With `verify(..., margin=True)` the margin lies between it and `upper_bound`, which `nearest` (nx,) attains in
+    real arithmetic; otherwise these are inf and None. `tensors` say which variables the network's inputs and outputs are.
+
+    `margins` are those of the disjuncts, in the order of the problem's; of robustness that of every other label, in their order. A run
+    stops when all are closed or one is violated, and not before: a bound is what closed the disjunct (0 where only its sign was proved),
+    or what was known of it, or of all of them together, when the run ended. Empty where the run ended before the problem was read.
     """
 
     verdict: Verdict
@@ -186,11 +198,6 @@ class Result:
     counterexample: Counterexample | None = None
     seconds: float = 0.0
     note: str = ""
-    phases: tuple[Phase, ...] = ()
-    ledger: dict[str, dict[str, float]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
     bound_trust: Trust = Trust.ROUNDED
     upper_bound: float = math.inf
     nearest: np.ndarray | None = None

@@ -14,7 +14,7 @@ import torch
 
 from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import STEPS, attack
-from milpverify.counterexamples.margins import at_least, at_point, with_points
+from milpverify.counterexamples.margins import at_least, with_example, with_points
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
@@ -174,8 +174,9 @@ class Run:
 
     def note(self, members: Sequence[int], bounds: Sequence[float]) -> None:
         """Keep proved bounds of single disjuncts."""
-        for k, bound in zip(members, bounds, strict=True) if self.places is not None else ():
-            place = self.places[k]
+        if (places := self.places) is None:
+            return
+        for place, bound in zip((places[k] for k in members), bounds, strict=True):
             if bound > self.proved.get(place, (-math.inf, Trust.ROUNDED))[0]:
                 self.proved[place] = bound, Trust.ROUNDED
 
@@ -186,7 +187,7 @@ class Run:
             left = with_points([found[k] for k in self.places], self.problem, self.points, time.monotonic() - self.began)
             for place, margin in zip(self.places, left, strict=True):
                 found[place] = margin
-        return tuple(found if example is None else at_point(found, self.given, example.x))
+        return tuple(found if example is None else with_example(found, self.given, example))
 
     def attack(self, open_groups: list[tuple[Group, BatchBounds]], seconds: float = math.inf) -> Counterexample | None:
         """Look for a counterexample of any open disjunct; where seconds are given for no longer than these, from few starts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from milpverify.result import Margin, Trust
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
-    from milpverify.spec import Array, Problem
+    from milpverify.result import Counterexample
+    from milpverify.spec import Array, Disjunct, Problem
 
 LEAST, SHARE, RATE = 0.005, 0.02, 2e8
 """Seconds that margins at points may cost in any case, of the run's seconds, and multiplications of an enclosure in one second."""
@@ -55,6 +57,20 @@ def at_point(margins: Sequence[Margin], problem: Problem, x: Array) -> list[Marg
         if inside(problem.graph, d, x) and (value := upper_margin(d.unsafe, x, low, high)) < found[k].upper_bound:
             found[k] = replace(found[k], upper_bound=value, point=x)
     return found
+
+
+def with_example(margins: Sequence[Margin], problem: Problem, example: Counterexample) -> list[Margin]:
+    """With what a counterexample attains, of the disjunct that it was judged for: nothing new is computed."""
+    found, x = list(margins), example.x
+    same = [k for k, d in enumerate(problem.disjuncts[:MOST]) if _margin(d, x, example.y) == example.margin_runtime]
+    same = [k for k in same if inside(problem.graph, problem.disjuncts[k], x)]
+    if len(same) == 1 and example.margin_real < found[same[0]].upper_bound:
+        found[same[0]] = replace(found[same[0]], upper_bound=example.margin_real, point=x)
+    return found
+
+
+def _margin(disjunct: Disjunct, x: Array, y: Array) -> float:
+    return float(disjunct.unsafe.residual(x, y).max(initial=-math.inf))
 
 
 def _affordable(graph: Graph, seconds: float) -> int:

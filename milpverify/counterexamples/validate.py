@@ -128,7 +128,8 @@ def _narrow(dtype: str) -> type[Any] | None:
     if dtype == "bfloat16":
         from ml_dtypes import bfloat16  # as onnx has it
 
-        return bfloat16
+        kind: type[Any] = bfloat16
+        return kind
     return _NARROW.get(dtype)
 
 

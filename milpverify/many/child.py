@@ -2,8 +2,8 @@
 
 From the parent come ("settings", its module path, keyword arguments of `verify`, limits of files), ("network", graph, runtime) and
 ("verify", seconds, problem), where the problem is a pair of files, or disjuncts, files and notes of a problem of the network that came
-last. To the parent go ("ready",), ("told", bound, trust) for what is proved on the way, and ("ended", Result). SIGTERM asks the run under way to
-conclude. A network that is named again at once is not read again.
+last. To the parent go ("ready",), ("told", bound, trust) for what is proved on the way, and ("ended", Result). SIGTERM asks the run under
+way to conclude. A network that is named again at once is not read again.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.torch.activation import Activation
 from milpverify.frontends.torch.call import RULES, in_place, name_of, qualified_name, replaced
 from milpverify.frontends.torch.lowering import MISFITS, Lowering, entry_of
-from milpverify.frontends.torch.programs import Program, Script, Shapes, program_of, quiet, refuse_training
+from milpverify.frontends.torch.programs import Program, Script, Shapes, of_a_program, program_of, quiet, refuse_training
 from milpverify.frontends.torch.returned import named
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
@@ -46,7 +46,7 @@ def lower_module(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, k
     """
     refuse_training(module)
     shapes = several(shapes)
-    if isinstance(module, Program | Script):
+    if isinstance(module, Program | Script) or of_a_program(module):  # operators of aten, which torch.fx would take for its own
         return _of_program(module, shapes, dtype, kept)
     try:
         return _trace(module, shapes, dtype, kept)
@@ -249,7 +249,7 @@ def _trace(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: S
 # torch.export
 
 
-def _of_program(module: Program | Script, shapes: Shapes, dtype: torch.dtype, kept: Sequence[str] | None) -> Graph:
+def _of_program(module: nn.Module, shapes: Shapes, dtype: torch.dtype, kept: Sequence[str] | None) -> Graph:
     """A network that is a program already."""
     try:
         return _export(module, shapes, dtype, kept)
