@@ -160,31 +160,28 @@ class Phase:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """What a run did, and with what.
+@dataclass(frozen=True)
+class Setting:
+    """What a run was given: libraries of these versions, options, and files, each with the SHA-256 of what was decided."""
 
-    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "rows alone", "presolve bounds",
-    "attack", "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
-    "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
-    process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
-    the steps of the run.
-    """
-
-    phases: tuple[Phase, ...] = ()
-    ledger: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
 
 @dataclass(frozen=True)
-class Result(Account):
+class Result:
     """The result of `verify`.
 
     `lower_bound` is a proved lower bound of the margin over the input set, valid whenever the run stopped; it rests on `bound_trust`,
     the verdict on `trust`. With `verify(..., margin=True)` the margin lies between it and `upper_bound`, which `nearest` (nx,) attains in
-    real arithmetic; otherwise these are inf and None. `tensors` say which variables the network's inputs and outputs are.
+    real arithmetic; otherwise these are inf and None.
+
+    `ledger` says per part of the run how many subproblems it `closed` and `bounded`, and its `seconds`: "rows alone", "presolve bounds",
+    "attack", "alpha-CROWN", "bisection bounds", "clipping", "finishing" (small boxes, by neuron splits), "neuron-split bounds",
+    "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
+    process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
+    the steps of the run. `tensors` say which variables the network's inputs and outputs are.
 
     `margins` are those of the disjuncts, in the order of the problem's; of robustness that of every other label, in their order. A run
     stops when all are closed or one is violated, and not before: a bound is what closed the disjunct (0 where only its sign was proved),
@@ -198,11 +195,29 @@ class Result(Account):
     counterexample: Counterexample | None = None
     seconds: float = 0.0
     note: str = ""
+    phases: tuple[Phase, ...] = ()
+    ledger: dict[str, dict[str, float]] = field(default_factory=dict)
+    setting: Setting = field(default_factory=Setting)
     bound_trust: Trust = Trust.ROUNDED
     upper_bound: float = math.inf
     nearest: np.ndarray | None = None
     tensors: tuple[Stretch, ...] = ()
     margins: tuple[Margin, ...] = ()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that the run used, and their versions."""
+        return self.setting.versions
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the run."""
+        return self.setting.options
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that were decided, each with the SHA-256 of what was read of it."""
+        return self.setting.files
 
     @property
     def word(self) -> str:

@@ -18,7 +18,7 @@ from milpverify.counterexamples.margins import at_least, with_example, with_poin
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
-from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Stretch, Trust, Verdict
+from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
@@ -48,7 +48,7 @@ def unread(deadline: Deadline, options: Options) -> Result:
     reason = Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT
     note, seconds = "before the problem was read", deadline.elapsed()
     return Result(
-        Verdict.UNKNOWN, reason, Trust.ROUNDED, -math.inf, note=note, seconds=seconds, versions=versions(), options=options.to_dict()
+        Verdict.UNKNOWN, reason, Trust.ROUNDED, -math.inf, note=note, seconds=seconds, setting=Setting(versions(), options.to_dict())
     )
 
 
@@ -308,9 +308,7 @@ class Run:
             margins=self.margins(lower_bound, bound_trust, counterexample),
             seconds=time.monotonic() - self.began,
             phases=tuple(self.phases),
-            versions=versions(),
-            options=self.options.to_dict(),
-            files=dict(self.given.files),
+            setting=Setting(versions(), self.options.to_dict(), dict(self.given.files)),
             tensors=tensors,
         )
 

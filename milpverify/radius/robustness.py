@@ -125,7 +125,7 @@ def _questions(
     targets: SupportsIndex | Iterable[SupportsIndex] | None,
     features: Any,
     shape: Shapes | None,
-    outputs: Sequence[str] | None,
+    outputs: Sequence[str] | None = None,
 ) -> list[Question]:
     """What is asked about every input, checked."""
     if not 0.0 < gap < 1.0:
