@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from milpverify.propagation.state import Bounds
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from milpverify.balls.ball import Ball
     from milpverify.config import Deadline
-    from milpverify.frontends.network import Network
+    from milpverify.frontends.network import Network, Shapes
     from milpverify.graph import Graph
     from milpverify.propagation.state import State
     from milpverify.spec import Box
@@ -53,19 +53,21 @@ class NetworkBounds:
 
 def bounds(
     network: Network,
-    box: Box | Ball | Sequence[Box],
+    box: Box | Ball | Sequence[Box | tuple[Box, ...]],
     method: str = "crown",
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     timeout: float | None = None,
     *,
     outputs: Sequence[str] | None = None,
+    shape: Shapes | None = None,
 ) -> NetworkBounds:
     """Proved bounds of every node of a network over one or several boxes.
 
     Args:
-        network: a torch module in evaluation mode, the path of an ONNX file, or a graph, such as `load(...).graph`.
-        box: the input box, or a ball, or several boxes as a batch; for a torch module shaped as its input without the batch axis.
+        network: as for `Problem`: a torch network in evaluation mode, an ONNX network, or a graph, such as `load(...).graph`.
+        box: the input box, or a ball, or a list of boxes as a batch; for a torch module shaped as its input without the batch axis. A tuple
+            of boxes stands for one box where the network has several inputs: one for each.
         method: "ibp" (interval propagation), "crown" (arXiv 1811.00866, all intermediate bounds), "alpha-crown"
             (arXiv 2011.13824, slopes optimised for every undecided neuron) or "lp": the intermediate bounds of CROWN, and for the outputs
             the linear relaxation, solved by HiGHS, whose multipliers are checked (`linear_relaxation`).
@@ -73,7 +75,8 @@ def bounds(
             multiplies the two-sided passes in float64 behind the first nonlinear nodes, where rounding charges would be felt.
         device: "cpu" or "cuda".
         timeout: seconds after which "lp" solves no more: outputs keep the bounds of CROWN. None for no limit.
-        outputs: of an ONNX file, the names of those that are kept, as for `load`.
+        outputs: the names of those that are kept, as for `load`.
+        shape: of a torch module's input, as for `Problem`.
 
     Raises:
         InvalidProperty: a box has the wrong number of inputs.
@@ -86,7 +89,7 @@ def bounds(
     from milpverify.balls.ball import Ball
     from milpverify.config import Deadline
     from milpverify.errors import InvalidInput, InvalidProperty
-    from milpverify.frontends.network import load_network
+    from milpverify.frontends.network import fits, load_network
     from milpverify.frontends.problem import box_of, confined_to
     from milpverify.propagation.crown import bound_rows, crown
     from milpverify.propagation.interval import propagate
@@ -97,15 +100,15 @@ def bounds(
         raise InvalidInput(f"unknown bounding method {method!r}; there are {', '.join(METHODS)}")
     if not isinstance(box, Box | Ball | Sequence):
         raise InvalidInput(f"the inputs are an mv.Box, several of them, or an mv.Ball, not a {type(box).__name__}")
-    boxes = [box_of(box)] if isinstance(box, Box | Ball) else list(box)
-    if not boxes:
+    whole = isinstance(box, Box | Ball) or (isinstance(box, tuple) and len(box) > 0)
+    if not len(box if isinstance(box, Sequence) else [box]):
         raise InvalidProperty("there is no box to bound the network over")
-    if not all(isinstance(b, Box) for b in boxes):
+    if not whole and any(isinstance(b, Ball) for b in cast("Sequence[object]", box)):
         raise InvalidProperty("several inputs are a batch of boxes; a ball is bounded by itself")
-    graph = confined_to(load_network(network, boxes[0], outputs=outputs).graph, box if isinstance(box, Ball) else boxes[0])
+    boxes = [box_of(b) for b in cast("Sequence[Box]", [box] if whole else box)]
+    graph = confined_to(load_network(network, boxes[0], shape, outputs).graph, box if isinstance(box, Ball) else boxes[0])
     for b in boxes:
-        if b.size != graph.nx:
-            raise InvalidProperty(f"the box has {b.size} inputs, the network {graph.nx}")
+        fits(graph, b)
     dtype = dtype or torch.float64
     graph = graph.to(torch.float64, device)
     lower = torch.stack([torch.tensor(b.lower) for b in boxes]).to(device)

@@ -42,7 +42,7 @@ from milpverify.console import (
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.outside.ending import ending
 from milpverify.outside.files import check_writable, is_stream, write_atomically
-from milpverify.result import Reason, Result, Trust, Verdict
+from milpverify.result import Reason, Result, Setting, Trust, Verdict
 from milpverify.solvers.names import SOLVERS
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class _Known:
         word, reason = ("unknown", Reason.INTERRUPTED) if self._deadline.cancelled else ("timeout", Reason.TIMEOUT)
         found = Result(
             Verdict.UNKNOWN, reason, self._trust, self._bound, None, self._deadline.elapsed(), "ended from outside",
-            versions={"milpverify": __version__}, options=self._options, bound_trust=self._trust,
+            setting=Setting({"milpverify": __version__}, self._options), bound_trust=self._trust,
         )  # fmt: skip
         write(1, f"{word}\n")
         if not self._quiet:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from milpverify.counterexamples.attack import attack
+from milpverify.counterexamples.margins import at_least, at_point
 from milpverify.counterexamples.validate import inside, real_margin
 from milpverify.errors import Contradiction, InvalidProperty
 from milpverify.events import Event
@@ -193,6 +194,9 @@ def margin_to_gap(
         and all(d.closes(found.lower_bound) for d in problem.disjuncts)
     ):
         verdict, reason, trust = Verdict.VERIFIED, Reason.PROVED, found.trust
+    margins = at_least(first.margins, found.lower_bound, found.trust)
+    if found.x is not None:
+        margins = at_point(margins, ours, found.x)
     if found.reason is not Reason.PROVED:
         note = "; ".join(
             filter(
@@ -209,6 +213,7 @@ def margin_to_gap(
         bound_trust=found.trust,
         upper_bound=found.upper_bound,
         nearest=found.x,
+        margins=tuple(margins),
         seconds=deadline.elapsed(),
         ledger=summed([first.ledger, *(result.ledger for result in found.searches)]),
     )

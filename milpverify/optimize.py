@@ -16,8 +16,9 @@ from milpverify.arithmetic.rounding import ieee
 from milpverify.balls.ball import Ball
 from milpverify.config import Deadline, Milp, Options, SearchMethod
 from milpverify.errors import InvalidInput, InvalidProperty
-from milpverify.frontends.problem import box_of, confined_to
-from milpverify.graph import Graph, evaluate
+from milpverify.frontends.network import load_network
+from milpverify.frontends.problem import array, box_of, confined_to
+from milpverify.graph import evaluate
 from milpverify.margin import Gap, bracket, in_reals, raised, seek, shifted, summed
 from milpverify.result import Reason, Result, Trust, json_number, json_text
 from milpverify.run_info import settings_of, threads
@@ -28,12 +29,14 @@ from milpverify.spec import Array, Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike
 
     from milpverify.events import Event
+    from milpverify.frontends.network import Network, Shapes
+    from milpverify.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,16 @@ class Optimum:
 
 
 def minimize(
-    graph: Graph,
-    box: Box | Ball,
+    graph: Network,
+    box: Box | Ball | Sequence[Box],
     objective: ArrayLike | tuple[ArrayLike, ArrayLike],
     gap: float = 1e-4,
     timeout: float | None = None,
     method: str | SearchMethod | Milp = SearchMethod.AUTO,
     *,
     constraints: Rows | None = None,
+    shape: Shapes | None = None,
+    outputs: Sequence[str] | None = None,
     options: Options | None = None,
     deadline: Deadline | None = None,
     on_event: Callable[[Event], None] | None = None,
@@ -100,27 +105,26 @@ def minimize(
     """The minimum of a linear function of a network's outputs (and inputs) over a box and linear input constraints.
 
     Args:
-        graph: the network, from `load(...).graph`, in float64.
-        box: the inputs, (nx,): a box or a ball.
+        graph: the network, as for `Problem`, or the graph of one; its real numbers count, in float64.
+        box: the inputs, (nx,): a box, a box for each of several inputs, or a ball.
         objective: coefficients on the outputs (ny,), or a pair of those on the inputs (nx,) and on the outputs (ny,).
         gap: how close the bounds shall come, absolutely; below about 1e-6 of the values' size rounding gets in the way. Smooth networks
             are decided up to an eighth of it where the options' `delta` is larger.
         timeout: seconds of wall clock; None for no limit.
         method: what searches, as for `verify`: "auto", "bab", "milp" or "smt", or a `Milp(solver)`.
         constraints: rows on inputs alone that restrict the input set.
+        shape, outputs: of the network, as for `Problem`.
 
     Raises:
         InvalidProperty: shapes that do not fit, coefficients that are not finite, a gap that is not positive.
-        InvalidInput: no graph, no box or ball, an unknown method.
+        InvalidInput: no network, no box or ball, an unknown method.
+        InvalidModel, UnsupportedOperator: as `Problem`.
         Contradiction: a proved bound excludes the incumbent.
     """
-    x_row, y_row = _objective(graph, objective)
     within = Gap(gap)
-    if not isinstance(box, Box | Ball):
-        raise InvalidInput(f"the inputs are an mv.Box or an mv.Ball, not a {type(box).__name__}")
-    if box.size != graph.nx:
-        raise InvalidProperty(f"the box has {box.size} inputs, the network {graph.nx}")
-    graph, box = confined_to(graph, box), box_of(box)
+    inputs, box = box, box_of(box)
+    graph = confined_to(load_network(graph, box, shape, outputs).graph, inputs)
+    x_row, y_row = _objective(graph, objective)
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
     settings = settings_of(options or Options(), method)
     settings = replace(settings, delta=min(settings.delta, gap / 8))
@@ -147,24 +151,20 @@ def minimize(
 
 
 def maximize(
-    graph: Graph, box: Box | Ball, objective: ArrayLike | tuple[ArrayLike, ArrayLike], *args: object, **options: object
+    graph: Network, box: Box | Ball | Sequence[Box], objective: ArrayLike | tuple[ArrayLike, ArrayLike], *args: Any, **options: Any
 ) -> Optimum:
     """The maximum of a linear function of a network's outputs (and inputs): `minimize` of its negative, see there."""
-    x_row, y_row = _objective(graph, objective)
-    found = minimize(graph, box, (-x_row, -y_row), *args, **options)  # type: ignore[arg-type]
+    x_part, y_part = objective if isinstance(objective, tuple) else (None, objective)
+    negative = _negative(y_part) if x_part is None else (_negative(x_part), _negative(y_part))
+    found = minimize(graph, box, negative, *args, **options)
     return replace(found, lower_bound=-found.upper_bound, upper_bound=-found.lower_bound)
 
 
 def _objective(graph: Graph, objective: ArrayLike | tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
-    if not isinstance(graph, Graph):
-        raise InvalidInput(
-            f"an optimum is that of a graph, such as mv.load(network, property).graph or mv.Problem(network, box, unsafe=...).graph, "
-            f"not of a {type(graph).__name__}"
-        )
     x_part, y_part = objective if isinstance(objective, tuple) else (np.zeros(graph.nx), objective)
     try:
-        x_row, y_row = (np.asarray(part, dtype=np.float64).reshape(-1) for part in (x_part, y_part))
-    except (TypeError, ValueError) as error:
+        x_row, y_row = (array(part).reshape(-1) for part in (x_part, y_part))
+    except InvalidInput as error:
         raise InvalidProperty(f"the objective is no array of coefficients: {error}") from error
     if x_row.size != graph.nx or y_row.size != graph.ny:
         shapes = f"{x_row.size} + {y_row.size} coefficients; the network has {graph.nx} inputs and {graph.ny} outputs"
@@ -172,6 +172,13 @@ def _objective(graph: Graph, objective: ArrayLike | tuple[ArrayLike, ArrayLike])
     if not (np.isfinite(x_row).all() and np.isfinite(y_row).all()):
         raise InvalidProperty("the objective has coefficients that are not finite numbers")
     return x_row, y_row
+
+
+def _negative(part: ArrayLike) -> Array:
+    try:
+        return -array(part)
+    except InvalidInput as error:
+        raise InvalidProperty(f"the objective is no array of coefficients: {error}") from error
 
 
 @torch.no_grad()

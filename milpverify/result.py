@@ -69,18 +69,66 @@ class Counterexample:
     """A point of the unsafe set that held in the network's own runtime and in outward-rounded real arithmetic.
 
     `x` (nx,) float64 and `y` (ny,) float64, flattened in VNN-LIB's order; `margin_runtime` and `margin_real` (an upper
-    bound) are the margins in the two arithmetics, both <= 0 (< 0 where every deciding row is strict).
+    bound) are the margins in the two arithmetics, both <= 0 (< 0 where every deciding row is strict). `inputs` and `outputs` are the same
+    numbers as the network's own tensors, which `tensors` say.
     """
 
     x: np.ndarray
     y: np.ndarray
     margin_runtime: float
     margin_real: float
+    tensors: tuple[Stretch, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """By its name, every input, in its shape and type (bfloat16 as float32), as the network takes it: x rounded to that type.
+
+        A graph whose inputs have no names has one, "X", (nx,) in float64.
+        """
+        return self._cut("X", self.x)
+
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """By its name, every output that counts, in its shape and type, as the network's runtime computed it; without names "Y"."""
+        return self._cut("Y", self.y)
+
+    def _cut(self, letter: str, flat: np.ndarray) -> dict[str, np.ndarray]:
+        own = [t for t in self.tensors if t.letter == letter]
+        found = {t.name: flat[t.first : t.last + 1].reshape(t.shape).astype(_HELD.get(t.dtype, t.dtype)) for t in own}
+        return found or {letter: flat}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form with the fields of this class."""
         margins = {"margin_runtime": json_number(self.margin_runtime), "margin_real": json_number(self.margin_real)}
-        return {"x": self.x.tolist(), "y": self.y.tolist(), **margins}
+        tensors = {side: {name: t.tolist() for name, t in getattr(self, side).items()} for side in ("inputs", "outputs")}
+        return {"x": self.x.tolist(), "y": self.y.tolist(), **margins, **tensors}
+
+
+_HELD = {"bfloat16": "float32"}
+"""Of types that numpy lacks, those that hold their numbers."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """What is known of the margin of one disjunct, over its inputs.
+
+    It is at least `lower_bound`, which rests on `trust`; -inf where nothing was proved. At `point` (nx,) it is at most `upper_bound`, in
+    real arithmetic: the best input that was found; None and inf where none was looked for, or kept.
+    """
+
+    lower_bound: float = -math.inf
+    trust: Trust = Trust.ROUNDED
+    upper_bound: float = math.inf
+    point: np.ndarray | None = None
+
+    def to_dict(self, point: bool = True) -> dict[str, Any]:
+        """A JSON form with the fields of this class, the point being null where it is not asked for."""
+        bounds = {"lower_bound": json_number(self.lower_bound), "trust": self.trust.value, "upper_bound": json_number(self.upper_bound)}
+        return {**bounds, "point": self.point.tolist() if point and self.point is not None else None}
+
+
+MOST_WRITTEN = 100_000
+"""Entries of points of all margins together that JSON holds; where there are more, it holds no such point."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +161,15 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a run was given: libraries of these versions, options, and files, each with the SHA-256 of what was decided."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+
+@dataclass(frozen=True)
 class Result:
     """The result of `verify`.
 
@@ -125,6 +182,10 @@ class Result:
     "bound tightening", "no-goods", "LP leaves", "oracle" (talking with the solver beside the tree), "whole models", and "the solver's
     process", which runs at the same time as the tree and whose `bounded` are its nodes. All other seconds are exclusive. `phases` are
     the steps of the run. `tensors` say which variables the network's inputs and outputs are.
+
+    `margins` are those of the disjuncts, in the order of the problem's; of robustness that of every other label, in their order. A run
+    stops when all are closed or one is violated, and not before: a bound is what closed the disjunct (0 where only its sign was proved),
+    or what was known of it, or of all of them together, when the run ended. Empty where the run ended before the problem was read.
     """
 
     verdict: Verdict
@@ -136,13 +197,27 @@ class Result:
     note: str = ""
     phases: tuple[Phase, ...] = ()
     ledger: dict[str, dict[str, float]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    setting: Setting = field(default_factory=Setting)
     bound_trust: Trust = Trust.ROUNDED
     upper_bound: float = math.inf
     nearest: np.ndarray | None = None
     tensors: tuple[Stretch, ...] = ()
+    margins: tuple[Margin, ...] = ()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that the run used, and their versions."""
+        return self.setting.versions
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the run."""
+        return self.setting.options
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that were decided, each with the SHA-256 of what was read of it."""
+        return self.setting.files
 
     @property
     def word(self) -> str:
@@ -152,6 +227,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (README, "The JSON result")."""
+        written = sum(m.point.size for m in self.margins if m.point is not None) <= MOST_WRITTEN
         return {
             "verdict": self.verdict.value,
             "reason": self.reason.name,
@@ -163,6 +239,7 @@ class Result:
             "upper_bound": json_number(self.upper_bound),
             "nearest": None if self.nearest is None else self.nearest.tolist(),
             "counterexample": None if self.counterexample is None else self.counterexample.to_dict(),
+            "margins": [m.to_dict(written) for m in self.margins],
             "inputs": [t.to_dict() for t in self.tensors if t.letter == "X"],
             "outputs": [t.to_dict() for t in self.tensors if t.letter == "Y"],
             "seconds": self.seconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ import torch
 
 from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import STEPS, attack
+from milpverify.counterexamples.margins import at_least, with_example, with_points
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
-from milpverify.result import SIGN_ONLY, Counterexample, Phase, Reason, Result, Stretch, Trust, Verdict
+from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
@@ -47,7 +48,7 @@ def unread(deadline: Deadline, options: Options) -> Result:
     reason = Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT
     note, seconds = "before the problem was read", deadline.elapsed()
     return Result(
-        Verdict.UNKNOWN, reason, Trust.ROUNDED, -math.inf, note=note, seconds=seconds, versions=versions(), options=options.to_dict()
+        Verdict.UNKNOWN, reason, Trust.ROUNDED, -math.inf, note=note, seconds=seconds, setting=Setting(versions(), options.to_dict())
     )
 
 
@@ -56,7 +57,8 @@ class Run:
     """A run under way: what every phase needs, and the ledger.
 
     `closed_bound` is a proved bound of the disjuncts that are closed; `points` are the best inputs that the attack saw, (nx,) per disjunct;
-    `disagreement` describes a point on which the network's runtime and real arithmetic differ.
+    `disagreement` describes a point on which the network's runtime and real arithmetic differ. `proved` are bounds of the margins of single
+    disjuncts of the problem as it was `given`, by their places; `places` are those of the disjuncts that are left of it, None if unknown.
     """
 
     problem: Problem
@@ -68,6 +70,8 @@ class Run:
     points: dict[int, Array] = field(default_factory=dict)
     disagreement: str = ""
     example: Counterexample | None = None
+    proved: dict[int, tuple[float, Trust]] = field(default_factory=dict)
+    places: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.on_event)
@@ -75,6 +79,7 @@ class Run:
         self.device = device_of(self.options.device)
         self.graph = self.problem.graph.to(torch.float64, self.device)
         self.began, self.given = time.monotonic(), self.problem
+        self.places = range(len(self.problem.disjuncts))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, Any]]:
@@ -99,6 +104,8 @@ class Run:
             self.phases.append(Phase("rows", time.monotonic() - self.began, {"closed": found.closed, "inputs": found.problem.graph.nx}))
             self.reporter.ledger.close(Part.ROWS, found.closed)
             self.problem, self.closed_bound = found.problem, found.bound
+            self.proved = {k: (bound, Trust.EXACT) for k, bound in found.margins.items()}
+            self.places = found.places
             self.graph = found.problem.graph.to(torch.float64, self.device)
 
     def presolve(self) -> tuple[list[tuple[Group, BatchBounds]], list[dict[str, Any]]]:
@@ -158,11 +165,29 @@ class Run:
 
     def open_part(self, group: Group, found: BatchBounds, part: Part) -> list[tuple[Group, BatchBounds]]:
         """What bounds leave open of a group (nothing, or one reduced group); what they close counts towards the bound."""
+        self.note(group.members, found.margins[0].tolist())
         margins = found.margins[0][group.closed(found.margins)[0]]
         self.closed_bound = min([self.closed_bound, *margins.tolist()])
         self.reporter.ledger.close(part, len(margins))
         left = reduce(group, found)
         return [] if left is None else [left]
+
+    def note(self, members: Sequence[int], bounds: Sequence[float]) -> None:
+        """Keep proved bounds of single disjuncts."""
+        if (places := self.places) is None:
+            return
+        for place, bound in zip((places[k] for k in members), bounds, strict=True):
+            if bound > self.proved.get(place, (-math.inf, Trust.ROUNDED))[0]:
+                self.proved[place] = bound, Trust.ROUNDED
+
+    def margins(self, bound: float, trust: Trust, example: Counterexample | None) -> tuple[Margin, ...]:
+        """What is known of every disjunct, with a bound of all of them."""
+        found = at_least([Margin(*self.proved.get(k, (-math.inf, Trust.ROUNDED))) for k in range(len(self.given.disjuncts))], bound, trust)
+        if self.points and self.places is not None:
+            left = with_points([found[k] for k in self.places], self.problem, self.points, time.monotonic() - self.began)
+            for place, margin in zip(self.places, left, strict=True):
+                found[place] = margin
+        return tuple(found if example is None else with_example(found, self.given, example))
 
     def attack(self, open_groups: list[tuple[Group, BatchBounds]], seconds: float = math.inf) -> Counterexample | None:
         """Look for a counterexample of any open disjunct; where seconds are given for no longer than these, from few starts."""
@@ -263,6 +288,9 @@ class Run:
             lifted = substitution.lift(counterexample.x)
             assert lifted is not None  # or it would not have been accepted
             counterexample = dataclasses.replace(counterexample, x=lifted)
+        tensors = (*stretches("X", self.given.graph.inputs), *stretches("Y", self.given.graph.outputs))
+        if counterexample is not None:
+            counterexample = dataclasses.replace(counterexample, tensors=tensors)
         if known.lower_bound > lower_bound:
             lower_bound, bound_trust = known.lower_bound, known.trust
             trust = known.trust if verdict is Verdict.UNKNOWN and reason is not Reason.TRUST else trust
@@ -277,12 +305,11 @@ class Run:
             note=note,
             bound_trust=bound_trust,
             ledger=self.reporter.ledger.to_dict(),
+            margins=self.margins(lower_bound, bound_trust, counterexample),
             seconds=time.monotonic() - self.began,
             phases=tuple(self.phases),
-            versions=versions(),
-            options=self.options.to_dict(),
-            files=dict(self.given.files),
-            tensors=(*stretches("X", self.given.graph.inputs), *stretches("Y", self.given.graph.outputs)),
+            setting=Setting(versions(), self.options.to_dict(), dict(self.given.files)),
+            tensors=tensors,
         )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from milpverify.errors import InvalidProperty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -31,7 +31,8 @@ Array = NDArray[np.float64]
 class Box:
     """The box lower <= x <= upper. Both (nx,) float64, finite, lower <= upper.
 
-    The bounds are flattened; `shape` is the one that they were given in, which says how a torch module takes its input.
+    The bounds are flattened; `shape` is the one that they were given in, which says how a torch module takes its input. Where the box is
+    `joined` of several, one for each input of a network, `shapes` are theirs; otherwise that is its own.
 
     Raises:
         InvalidProperty: a bound is no number, NaN or infinite, or a lower bound lies above its upper bound.
@@ -40,6 +41,7 @@ class Box:
     lower: Array
     upper: Array
     shape: tuple[int, ...] = field(init=False)
+    shapes: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __init__(self, lower: ArrayLike, upper: ArrayLike) -> None:
         try:
@@ -60,6 +62,16 @@ class Box:
         object.__setattr__(self, "lower", low)
         object.__setattr__(self, "upper", high)
         object.__setattr__(self, "shape", np.shape(lower))
+        object.__setattr__(self, "shapes", (self.shape,))
+
+    @staticmethod
+    def joined(boxes: Sequence[Box]) -> Box:
+        """The boxes of several inputs, one after the other, as one."""
+        if len(boxes) == 1:
+            return boxes[0]
+        box = Box(*(np.concatenate([getattr(b, side) for b in boxes]) for side in ("lower", "upper")))
+        object.__setattr__(box, "shapes", tuple(shape for b in boxes for shape in b.shapes))
+        return box
 
     @property
     def size(self) -> int:

@@ -14,18 +14,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from milpverify.config import Branching, Deadline, Milp, Options, SearchMethod, in_force
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.margin import Gap, margin_to_gap
-from milpverify.run import OnEvent, Run
+from milpverify.run import OnEvent, Run, unread
 from milpverify.run_info import settings_of, threads, working
 from milpverify.spec import Problem
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from milpverify.frontends.network import Network
     from milpverify.result import Result
 
 
 def verify(
-    problem: Problem,
+    problem: Problem | tuple[Network, str | Path],
     timeout: float | None = None,
     method: str | SearchMethod | Milp = SearchMethod.AUTO,
     *,
@@ -38,7 +41,7 @@ def verify(
     """Decide whether the unsafe set of a problem is empty over real arithmetic.
 
     Args:
-        problem: from `load`.
+        problem: from `load`, `robustness` or `Problem`; or a pair of what `load` takes, a network and the path of a property.
         timeout: seconds of wall clock; None for no limit.
         method: "auto", "bab" (branch-and-bound), "milp" or "smt", or a `Milp(solver)`.
         deadline: in place of `timeout`, a deadline that the caller can cancel.
@@ -55,11 +58,20 @@ def verify(
     Raises:
         InvalidInput: no problem, an unknown method, solver or trust, a gap that is not positive.
         Contradiction: a proved bound of the margin excludes a point.
+        InvalidInput and its subclasses: as `load`, of a pair.
     """
     settings = settings_of(options or Options(), method)
-    if not isinstance(problem, Problem):
+    pair = isinstance(problem, tuple | list) and len(problem) == 2
+    if not pair and not isinstance(problem, Problem):
         raise InvalidInput(f"verify takes a problem, such as mv.load(...) or mv.robustness(...), not a {type(problem).__name__}")
     deadline = deadline or Deadline(math.inf if timeout is None else timeout)
+    if not isinstance(problem, Problem):
+        from milpverify.frontends.load import load
+
+        try:
+            problem = load(*problem, deadline=deadline)
+        except OutOfTime:
+            return unread(deadline, settings)
     if margin:
         with threads(settings.threads):
             return margin_to_gap(problem, partial(verify, deadline=deadline), Gap(gap, relative=True), settings, deadline, on_event)

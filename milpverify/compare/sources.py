@@ -9,15 +9,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from milpverify.frontends.network import Network
     from milpverify.spec import Disjunct, Problem
 
-    Source: TypeAlias = "Instance | Problem | tuple[str | Path, str | Path]"
+    Source: TypeAlias = "Instance | Problem | tuple[Network, str | Path]"
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,18 @@ def _instance(source: Source, place: int) -> Instance:
         return source
     if isinstance(source, tuple | list):
         if len(source) != 2:
-            raise InvalidInput(f"a problem is a pair of files or a Problem, not {source!r}")
-        return Instance.of_files(Path(source[0]), Path(source[1]))
+            raise InvalidInput(f"a problem is a Problem, a pair of files or of a network and the file of a property, not {source!r}")
+        if isinstance(source[0], str | PathLike):
+            return Instance.of_files(Path(source[0]), Path(source[1]))
+        from milpverify.frontends.load import load
+
+        source = load(*source)
     if getattr(source, "files", None) is None:
-        raise InvalidInput(f"a problem is a pair of files or a Problem, not a {type(source).__name__}")
+        raise InvalidInput(
+            f"a problem is a Problem, a pair of files or of a network and the file of a property, not a {type(source).__name__}"
+        )
     files = list(source.files)
-    if len(files) > 1 and files[-1].removesuffix(".gz").endswith(".vnnlib"):
+    if len(files) > 1 and Path(files[0]).exists() and files[-1].removesuffix(".gz").endswith(".vnnlib"):
         kept = tuple(spec.name for spec in source.graph.outputs) or None
         return replace(Instance.of_files(Path(files[0]), Path(files[-1])), outputs=kept)  # between them there may be files of weights
     name = f"problem {place + 1}"

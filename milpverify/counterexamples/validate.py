@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -112,15 +112,25 @@ def representable(graph: Graph, box: Box, x: Array) -> Array:
     for size, dtype in [(s.size, s.dtype) for s in graph.inputs] or [(graph.nx, "float32")]:
         part = (..., slice(start, start + size))
         start += size
-        if dtype not in _NARROW:
+        if (kind := _narrow(dtype)) is None:
             continue
         lower, upper = box.lower[part], box.upper[part]
         with np.errstate(over="ignore"):
-            narrow = clipped[part].astype(_NARROW[dtype])
+            narrow = clipped[part].astype(kind)
             inward = np.where(narrow > upper, np.nextafter(narrow, narrow.dtype.type(-np.inf)), narrow)
             inward = np.where(narrow < lower, np.nextafter(narrow, narrow.dtype.type(np.inf)), inward).astype(np.float64)
         moved[part] = np.where((lower <= inward) & (inward <= upper), inward, clipped[part])
     return moved
+
+
+def _narrow(dtype: str) -> type[Any] | None:
+    """numpy's type of that name, where it holds fewer numbers than float64."""
+    if dtype == "bfloat16":
+        from ml_dtypes import bfloat16  # as onnx has it
+
+        kind: type[Any] = bfloat16
+        return kind
+    return _NARROW.get(dtype)
 
 
 PULLS = (0.0, 2.0**-40, 2.0**-23, 2.0**-20, 2.0**-16)
@@ -193,6 +203,11 @@ def real_margin(graph: Graph, rows: Rows, x: Array) -> tuple[float, float, bool]
     low = max((rounded(low, -math.inf) for low, _ in intervals), default=-math.inf)
     high = max((rounded(high, math.inf) for _, high in intervals), default=-math.inf)
     return low, high, certain
+
+
+def upper_margin(rows: Rows, x: Array, lower: Sequence[float], upper: Sequence[float]) -> float:
+    """The margin of some rows at x (nx,) where the outputs are within lower and upper (ny,) each: an upper bound; -inf without rows."""
+    return max((rounded(high, math.inf) for _, high in _residual_intervals(rows, x, lower, upper)), default=-math.inf)
 
 
 def _residual_intervals(rows: Rows, x: Array, lower: Sequence[_Number], upper: Sequence[_Number]) -> list[tuple[_Number, _Number]]:

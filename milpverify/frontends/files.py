@@ -38,7 +38,20 @@ def read(path: str | Path, most: int = MOST_BYTES, packed: bool = True) -> Conte
         ValueError: it holds more than `most` bytes, before or after it is unpacked.
     """
     with Path(path).open("rb") as file:
-        data = _at_most(file, most)
+        return _contents(file, most, packed)
+
+
+def held(data: bytes, most: int = MOST_BYTES) -> Contents:
+    """What bytes in memory hold, as `read` does a file's.
+
+    Raises:
+        OSError, EOFError, zlib.error, ValueError: as `read`.
+    """
+    return _contents(io.BytesIO(data), most, True)
+
+
+def _contents(source: BinaryIO, most: int, packed: bool) -> Contents:
+    data = _at_most(source, most)
     if packed and data[:2] == _MAGIC:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
             data = _at_most(unpacked, most)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+import re
 from os import PathLike
 from typing import TYPE_CHECKING
 
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.lowering.builder import at_most
-from milpverify.frontends.lowering.redundancy import without_repeats
-from milpverify.frontends.onnx.check import Check
-from milpverify.frontends.onnx.reading import read_network
+from milpverify.frontends.network import is_onnx, opened
 from milpverify.frontends.problem import Problem
 from milpverify.frontends.vnnlib.reader import parse_property, read_hashed
 
@@ -20,16 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from milpverify.frontends.onnx.reading import Source
-    from milpverify.graph import Graph
+    from milpverify.frontends.network import Network, Opened, Shapes
+
+_INPUTS = re.compile(r"\bdeclare-(?:const|fun)\s+\|?X_\d")
+"""Declarations of inputs: how many there are says the shape of a module's input where nothing else does."""
 
 
 def load(
-    network_path: str | Path,
+    network_path: Network,
     property_path: str | Path,
     timeout: float | None = None,
     *,
     outputs: Sequence[str] | None = None,
+    shape: Shapes | None = None,
     deadline: Deadline | None = None,
     max_bytes: int = MOST_BYTES,
     max_entries: int = MOST_ENTRIES,
@@ -40,9 +41,13 @@ def load(
     ONNX Runtime on the network as it was read. Files are read once, and need not be there any more once they are.
 
     Args:
+        network_path: of an ONNX file, or what it holds, as bytes or as a model; a torch network or a graph will do as well.
+        property_path: of the property.
         timeout: seconds of wall clock; None for no limit.
         outputs: the names of the outputs that Y_0, Y_1, ... number, in the file's order; None for all of real numbers. It has to be said
             where an output that holds none, such as a label, stands before one that does.
+        shape: of a torch module's input, with its batch axis, or the shapes of several; a property says nothing of them. Without it the
+            module is given a vector for each.
         deadline: in place of `timeout`, a deadline that the caller can cancel, and hand on to `verify`.
         max_bytes: the most that a file may hold, unpacked, and all weights in files of their own together.
         max_entries: the most that a tensor of the network may have, whatever computes it.
@@ -55,58 +60,52 @@ def load(
         OutOfTime: the time is over.
     """
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
-    return Loader(max_bytes, max_entries, outputs).load(network_path, property_path, limit)
+    return Loader(max_bytes, max_entries, outputs, shape).load(network_path, property_path, limit)
 
 
 class Loader:
     """Loads problems one after the other, as `load` does each; a network that is asked for again at once is not read again."""
 
-    def __init__(self, max_bytes: int = MOST_BYTES, max_entries: int = MOST_ENTRIES, outputs: Sequence[str] | None = None) -> None:
-        self.max_bytes, self.max_entries, self.outputs = max_bytes, max_entries, outputs
-        self._path: str | Path | None = None
-        self._network: _Network | None = None
+    def __init__(
+        self,
+        max_bytes: int = MOST_BYTES,
+        max_entries: int = MOST_ENTRIES,
+        outputs: Sequence[str] | None = None,
+        shape: Shapes | None = None,
+    ) -> None:
+        self.max_bytes, self.max_entries, self.outputs, self.shape = max_bytes, max_entries, outputs, shape
+        self._asked: Network | None = None
+        self._network: Opened | None = None
 
-    def load(self, network_path: str | Path, property_path: str | Path, deadline: Deadline) -> Problem:
+    def load(self, network_path: Network, property_path: str | Path, deadline: Deadline) -> Problem:
         """The problem of a network and a property.
 
         Raises:
             InvalidInput, InvalidModel, UnsupportedOperator, InvalidProperty, OutOfTime: as `load`.
         """
-        for path in (network_path, property_path):
-            if not isinstance(path, str | PathLike):
-                raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(path).__name__}")
+        if not isinstance(property_path, str | PathLike):
+            raise InvalidInput(f"a problem is loaded from the paths of a network and a property, not from a {type(property_path).__name__}")
         with in_force(deadline):
             text, property_hash = read_hashed(property_path, self.max_bytes)
             check_time()
-            network = self._read(network_path)
+            network = self._read(network_path, text)
             check_time()
-            graph, note = network.graph, network.source.outputs.note(network.graph.outputs)
+            graph, note = network.graph, network.note
             try:
                 disjuncts, notes = parse_property(text, graph.nx, graph.ny, str(property_path), check_time)
             except InvalidProperty as error:
                 raise InvalidProperty(f"{error} ({note})") if note else error from error
             if disjuncts:
                 network.check(disjuncts[0].box)
-            files = {**network.source.files, str(property_path): property_hash}
+            files = {**network.files, str(property_path): property_hash}
             return Problem(network.merged, disjuncts, network.runtime, files, notes=[*([note] if note else []), *notes])
 
-    def _read(self, path: str | Path) -> _Network:
-        if self._network is None or path != self._path:
+    def _read(self, network: Network, text: str) -> Opened:
+        known = network is self._asked or (isinstance(network, str | PathLike) and network == self._asked)
+        if self._network is None or not known:
             self._network = None  # two of them may not fit into memory
+            given = () if is_onnx(network) else [(len(_INPUTS.findall(text)),)]
             with at_most(self.max_entries):
-                self._network = _Network(*read_network(path, self.max_bytes, self.outputs))
-            self._path = path
+                self._network = opened(network, given, self.shape, self.outputs, self.max_bytes)
+            self._asked = network
         return self._network
-
-
-class _Network:
-    """A network that was read: as it was lowered, which is compared with its runtime, and as it is proved about."""
-
-    def __init__(self, graph: Graph, source: Source) -> None:
-        self.graph, self.source = graph, source
-        self.check = Check(graph, source)
-        self.runtime = source.runtime()
-
-    @cached_property
-    def merged(self) -> Graph:
-        return without_repeats(self.graph)

@@ -1,9 +1,9 @@
 """A process that decides problems, one after the other: `python -m milpverify.many.child PARENT_PID`.
 
 From the parent come ("settings", its module path, keyword arguments of `verify`, limits of files), ("network", graph, runtime) and
-("verify", seconds, problem), where the problem is a pair of files, or disjuncts and files of a problem of the network that came last. To
-the parent go ("ready",), ("told", bound, trust) for what is proved on the way, and ("ended", Result). SIGTERM asks the run under way to
-conclude. A network that is named again at once is not read again.
+("verify", seconds, problem), where the problem is a pair of files, or disjuncts, files and notes of a problem of the network that came
+last. To the parent go ("ready",), ("told", bound, trust) for what is proved on the way, and ("ended", Result). SIGTERM asks the run under
+way to conclude. A network that is named again at once is not read again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from milpverify.result import Result
     from milpverify.spec import Problem
 
-    Stated = tuple[tuple[Any, ...], dict[str, str]]
-    """Disjuncts and files of a problem whose network is known."""
+    Stated = tuple[tuple[Any, ...], dict[str, str], tuple[str, ...]]
+    """Disjuncts, files and notes of a problem whose network is known."""
 
 OFTEN = 0.2
 """Seconds between two reports of what is proved."""
@@ -49,7 +49,7 @@ def main() -> None:
         except EOFError:
             return
         if kind == "network":
-            worker.network = pickle.loads(content[0])
+            worker.keep(content[0])
         else:
             send(out, ("ended", worker.decided(*content)))
 
@@ -63,6 +63,7 @@ class _Worker:
         self.out, self.settings = out, settings
         self.loader = Loader(**limits)
         self.network: tuple[Any, object] | None = None
+        self.why = "there is none"
         self.deadline = Deadline()
 
     def decided(self, seconds: float, asked: tuple[str, str] | bytes) -> Result:
@@ -82,11 +83,20 @@ class _Worker:
             return failed(str(error), self.deadline.elapsed())
 
     def _stated(self, asked: bytes) -> Problem:
+        from milpverify.errors import InvalidInput
         from milpverify.spec import Problem
 
-        assert self.network is not None
-        disjuncts, files = pickle.loads(asked)
-        return Problem(self.network[0], disjuncts, self.network[1], files)
+        if self.network is None:
+            raise InvalidInput(f"the network cannot be read in another process ({self.why}): define its classes in a module of their own")
+        disjuncts, files, notes = pickle.loads(asked)
+        return Problem(self.network[0], disjuncts, self.network[1], files, notes=notes)
+
+    def keep(self, packed: bytes) -> None:
+        """Keep a network, if it is one here."""
+        try:
+            self.network = pickle.loads(packed)
+        except (pickle.UnpicklingError, AttributeError, ImportError, TypeError, KeyError, ValueError, RuntimeError) as error:
+            self.network, self.why = None, " ".join(str(error).split())
 
     def _teller(self) -> Any:
         best, said = float("-inf"), 0.0

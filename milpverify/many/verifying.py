@@ -7,14 +7,17 @@ import os
 import queue
 import time
 from collections.abc import Sized
+from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, Options
-from milpverify.errors import InvalidInput
+from milpverify.errors import InvalidInput, OutOfTime
+from milpverify.frontends.load import Loader
 from milpverify.many.child import failed
 from milpverify.many.workers import Asked, Inbox, Worker
 from milpverify.result import Reason
+from milpverify.run import unread
 from milpverify.run_info import settings_of
 from milpverify.spec import Problem
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.config import Milp, SearchMethod
+    from milpverify.frontends.network import Network
     from milpverify.result import Result
 
 POLL = 0.05
@@ -30,7 +34,7 @@ POLL = 0.05
 
 
 def verify_many(
-    problems: Iterable[Problem | tuple[str | Path, str | Path]],
+    problems: Iterable[Problem | tuple[Network, str | Path]],
     timeout: float | None = None,
     method: str | SearchMethod | Milp = "auto",
     *,
@@ -50,7 +54,8 @@ def verify_many(
     however it ends.
 
     Args:
-        problems: problems, or pairs of the paths of a network and a property, which the processes read. They are taken as they are needed.
+        problems: problems, or pairs of what `load` takes, a network and the path of a property; where both are paths the processes read
+            them, others are read here. They are taken as they are needed.
         timeout: seconds per problem, reading included; None for no limit.
         method: as of `verify`.
         workers: how many processes; as many as there are processors by default.
@@ -84,7 +89,8 @@ class _Work:
         self.seconds, self.count, self.deadline, self.settings, self.limits = seconds, count, deadline, settings, limits
         self.inbox: Inbox = queue.SimpleQueue()
         self.workers: list[Worker] = []
-        self.next: tuple[int, Asked] | None = None
+        self.next: tuple[int, Asked | Pair] | None = None
+        self.loader = Loader(**limits)
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Problems go to whoever is idle."""
@@ -119,8 +125,13 @@ class _Work:
             if self.next is not None and not worker.busy:
                 number, asked = self.next
                 self.take()
+                limit = self.deadline.within(self.seconds)
                 try:
-                    worker.ask(number, asked, min(self.seconds, self.deadline.remaining()))
+                    if isinstance(asked, Pair):
+                        asked = self.loader.load(asked.network, asked.spec, limit)
+                    worker.ask(number, asked, limit.remaining())
+                except OutOfTime:
+                    yield number, unread(limit, self.settings["options"])
                 except InvalidInput as error:
                     yield number, failed(str(error), 0.0)
 
@@ -164,9 +175,17 @@ class _Work:
             raise RuntimeError(result.note)
 
 
-def _checked(asked: Any, number: int) -> Asked:
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A network that is no file, and a property."""
+
+    network: Any
+    spec: str | Path
+
+
+def _checked(asked: Any, number: int) -> Asked | Pair:
     if isinstance(asked, Problem):
         return asked
-    if isinstance(asked, tuple | list) and len(asked) == 2 and all(isinstance(path, str | PathLike) for path in asked):
-        return fspath(asked[0]), fspath(asked[1])
-    raise InvalidInput(f"problem {number} is neither a Problem nor a pair of paths (network, property): {type(asked).__name__}")
+    if isinstance(asked, tuple | list) and len(asked) == 2 and isinstance(asked[1], str | PathLike):
+        return (fspath(asked[0]), fspath(asked[1])) if isinstance(asked[0], str | PathLike) else Pair(*asked)
+    raise InvalidInput(f"problem {number} is neither a Problem nor a pair (network, path of a property): {type(asked).__name__}")

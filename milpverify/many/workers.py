@@ -64,7 +64,7 @@ class Worker:
         """
         messages: list[object] = [("verify", seconds, asked)]
         if isinstance(asked, Problem):
-            messages = [("verify", seconds, _packed((asked.disjuncts, dict(asked.files))))]
+            messages = [("verify", seconds, _packed((asked.disjuncts, dict(asked.files), asked.notes)))]
             if asked.graph is not self._graph:
                 messages.insert(0, ("network", _packed((asked.graph, asked.runtime))))
                 self._graph = asked.graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.errors import InvalidInput
 from milpverify.frontends.network import Loaded, load_network
-from milpverify.frontends.problem import array
+from milpverify.frontends.problem import array, label_of
 from milpverify.graph import evaluate
 from milpverify.radius.neighbourhood import Neighbourhood
 from milpverify.radius.question import Question
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from milpverify.config import Milp
-    from milpverify.frontends.network import Network
+    from milpverify.frontends.network import Network, Shapes
     from milpverify.radius.neighbourhood import Clip
     from milpverify.radius.result import Radius
     from milpverify.run import OnEvent
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 def robustness_radius(
     net: Network,
     x0: Any,
-    label: int | None = None,
+    label: SupportsIndex | None = None,
     norm: str | Norm = Norm.LINF,
     clip: Clip | None = None,
     gap: float = 0.01,
     timeout: float | None = None,
     method: str | SearchMethod | Milp = SearchMethod.AUTO,
     *,
-    targets: int | Iterable[int] | None = None,
+    targets: SupportsIndex | Iterable[SupportsIndex] | None = None,
     features: Any = None,
-    shape: Sequence[int] | None = None,
+    shape: Shapes | None = None,
     outputs: Sequence[str] | None = None,
     options: Options | None = None,
     deadline: Deadline | None = None,
@@ -52,9 +52,9 @@ def robustness_radius(
     """How far an input may change before another output can be the largest: a proved radius, and the distance of a counterexample.
 
     Args:
-        net: a torch module in evaluation mode, the path of an ONNX file, or a graph; its outputs are one score per label.
+        net: a network of one input, as for `Problem`; its outputs are one score per label.
         x0: the input, shaped as the module's without its batch axis; its float64 numbers are the exact centre.
-        label: the number of the output that must stay the largest; None for the one that is.
+        label: the number of the output that must stay the largest, also as a tensor; None for the one that is.
         norm: how changes are measured: "linf", the largest of any feature, "l1", their sum, or "l2", the root of the sum of their squares.
         clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels; numbers, or one per feature.
         gap: how close the bounds shall come, relatively to the upper one.
@@ -82,16 +82,16 @@ def robustness_radius(
 def robustness_radii(
     net: Network,
     inputs: Iterable[Any],
-    labels: Iterable[int] | None = None,
+    labels: Iterable[SupportsIndex] | None = None,
     norm: str | Norm = Norm.LINF,
     clip: Clip | None = None,
     gap: float = 0.01,
     timeout: float | None = None,
     method: str | SearchMethod | Milp = SearchMethod.AUTO,
     *,
-    targets: int | Iterable[int] | None = None,
+    targets: SupportsIndex | Iterable[SupportsIndex] | None = None,
     features: Any = None,
-    shape: Sequence[int] | None = None,
+    shape: Shapes | None = None,
     outputs: Sequence[str] | None = None,
     options: Options | None = None,
     deadline: Deadline | None = None,
@@ -118,14 +118,14 @@ def robustness_radii(
 def _questions(
     net: Network,
     inputs: list[Array],
-    labels: Iterable[int] | None,
+    labels: Iterable[SupportsIndex] | None,
     norm: str | Norm,
     clip: Clip | None,
     gap: float,
-    targets: int | Iterable[int] | None,
+    targets: SupportsIndex | Iterable[SupportsIndex] | None,
     features: Any,
-    shape: Sequence[int] | None,
-    outputs: Sequence[str] | None,
+    shape: Shapes | None,
+    outputs: Sequence[str] | None = None,
 ) -> list[Question]:
     """What is asked about every input, checked."""
     if not 0.0 < gap < 1.0:
@@ -146,23 +146,20 @@ def _questions(
     own = [_predicted(network, around.centre) for around in neighbourhoods] if labels is None else list(labels)
     if len(own) != len(inputs):
         raise InvalidInput(f"there are {len(inputs)} inputs and {len(own)} labels")
-    for label in own:
-        _check_label(label, ny)
-    aimed = range(ny) if targets is None else [targets] if isinstance(targets, (int, np.integer)) else list(targets)
-    for target in aimed:
-        _check_label(target, ny)
+    own = [label_of(label, ny) for label in own]
+    aimed = range(ny) if targets is None else [label_of(t, ny) for t in _several(targets)]
     questions = []
     for around, label in zip(neighbourhoods, own, strict=True):
-        others = tuple(sorted({int(t) for t in aimed} - {int(label)}))
+        others = tuple(sorted(set(aimed) - {label}))
         if not others:
             raise InvalidInput(f"the targets are the label {label} alone; they must be other outputs")
-        questions.append(Question(network, around, int(label), others))
+        questions.append(Question(network, around, label, others))
     return questions
 
 
-def _check_label(label: Any, ny: int) -> None:
-    if isinstance(label, (bool, np.bool_)) or not (isinstance(label, (int, np.integer)) and 0 <= label < ny):
-        raise InvalidInput(f"there is no label {label!r}: the network has the outputs 0 to {ny - 1}")
+def _several(labels: Any) -> list[Any]:
+    """Labels in whatever holds them; one label alone is one."""
+    return list(labels) if isinstance(labels, Iterable) and getattr(labels, "shape", None) != () else [labels]
 
 
 def _predicted(network: Loaded, x: Array) -> int:

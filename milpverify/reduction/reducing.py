@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from milpverify.reduction.contradictions import contradictory
 from milpverify.spec import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph
@@ -23,22 +23,29 @@ MOST = 20_000
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """What is left of a problem to decide, and of the `closed` disjuncts that are not, their number and a proved bound of their margins."""
+    """What is left of a problem to decide, and of the `closed` disjuncts that are not, their number and a proved bound of their margins.
+
+    `margins` are proved bounds of single ones, by their places; `places` are those that the ones left had, None where that is not known.
+    """
 
     problem: Problem
     closed: int = 0
     bound: float = float("inf")
+    margins: Mapping[int, float] = field(default_factory=dict)
+    places: Sequence[int] | None = None
 
 
 @np.errstate(all="ignore")  # rationals prove, and float64 may overflow on the way to what they are told
 def reduced(problem: Problem, deadline: Deadline) -> Reduced:
     """What rows alone leave of a problem. Margins are those of the problem at all inputs that satisfy the constraints."""
-    found = contradictory(problem.disjuncts, deadline)
+    given, found = problem, contradictory(problem.disjuncts, deadline)
     bound = min(found.values(), default=float("inf"))
     if found:
         problem = _with(problem, problem.graph, (d for k, d in enumerate(problem.disjuncts) if k not in found))
+    places = [k for k in range(len(given.disjuncts)) if k not in found]
     left = _within(problem) if any((np.count_nonzero(d.domain.x_rows, 1) > 1).any() for d in _domains(problem)) else problem
-    return Reduced(left, len(found) + len(problem.disjuncts) - len(left.disjuncts), bound)
+    gone = len(problem.disjuncts) - len(left.disjuncts)
+    return Reduced(left, len(found) + gone, bound, found, None if gone else places)
 
 
 def _with(problem: Problem, graph: Graph, disjuncts: Iterable[Disjunct]) -> Problem:

@@ -247,8 +247,8 @@ def test_errors_say_what_was_expected() -> None:
     problem = mv.Problem(net, box, unsafe=unsafe)
     wrong: dict[str, Callable[[], object]] = {
         "verify takes a problem, such as mv.load.*, not a str": lambda: mv.verify("a.onnx", "b.vnnlib"),  # type: ignore[arg-type]
-        "an optimum is that of a graph, .* not of a Linear": lambda: mv.minimize(net, box, [1, 0]),  # type: ignore[arg-type]
-        "an optimum is that of a graph, .* not of a str": lambda: mv.maximize("net.onnx", box, [1, 0]),  # type: ignore[arg-type]
+        "a network is a torch module .* not a int": lambda: mv.minimize(3, box, [1, 0]),  # type: ignore[arg-type]
+        "there is no network file net.onnx": lambda: mv.maximize("net.onnx", box, [1, 0]),
         "the inputs are an mv.Box or an mv.Ball, not a list": lambda: mv.minimize(problem.graph, [0, 1], [1, 0]),  # type: ignore[arg-type]
         "the objective is no array of coefficients": lambda: mv.minimize(problem.graph, box, "a"),
         "the unsafe set is a VNN-LIB term, mv.Rows or a sequence of mv.Rows; 3 is a int": lambda: mv.Problem(net, box, unsafe=3),  # type: ignore[arg-type]

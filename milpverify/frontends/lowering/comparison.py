@@ -51,6 +51,8 @@ FUNCTION_ULPS = 32
 """A float32 function of a runtime is good to this many units roundoff of max(1, |f|); piecewise-linear ones are far better."""
 TINY = 2.0**-126
 """What underflow can cost an operation, amply."""
+TINY_HALF = 2.0**-24
+"""The same in float16, whose smallest number it is."""
 LONG = 256
 """Terms of a sum that is formed in part first."""
 WORK, FEWEST = 5e7, 2
@@ -67,12 +69,15 @@ MOVES = Reshape | Permute | Select
 
 def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
     """Points of the box that the inputs' type holds, (2 to 6, nx), so that the rounding of x is no difference; and its largest number."""
-    dtypes = {s.dtype for s in graph.inputs}
-    dtype = np.dtype(min(dtypes, key=lambda d: np.dtype(d).itemsize, default="float64"))
-    largest = float(np.finfo(dtype).max)
+    kinds = [getattr(torch, spec.dtype) for spec in graph.inputs] or [torch.float64]
+    kind = min(kinds, key=lambda dtype: torch.finfo(dtype).max)  # of which the others hold all numbers, but of bfloat16
+    largest = float(torch.finfo(kind).max)
     work = sum(_products(node) for node in graph.nodes)
     points = _points(box, seed)[: max(FEWEST, int(WORK / work))]
-    return np.clip(points, -largest, largest).astype(dtype).astype(np.float64), largest
+    held = torch.from_numpy(np.clip(points, -largest, largest))
+    for dtype in dict.fromkeys(kinds):
+        held = held.to(dtype).double()
+    return held.numpy(), largest
 
 
 def _products(node: Node) -> int:
@@ -107,12 +112,14 @@ class Comparison:
     Args:
         runtime: its name.
         describe: how messages call a tensor of the runtime.
+        roundoff: of the type that it computes in, where what it hands out is of a wider one.
     """
 
-    def __init__(self, graph: Graph, runtime: str, describe: Callable[[str], str]) -> None:
+    def __init__(self, graph: Graph, runtime: str, describe: Callable[[str], str], roundoff: float = 0.0) -> None:
         self.graph = graph
         self.runtime = runtime
         self.describe = describe
+        self.least, self.tiny = roundoff, TINY
 
     def judge_runs(self, points: Array, run: Callable[[Array], Run], largest: float) -> None:
         """Compare with what the runtime computes at the points (N, nx).
@@ -134,7 +141,8 @@ class Comparison:
 
     def compare(self, points: Array, runs: Sequence[Run]) -> None:
         """Recompute every tensor of the runs at the points from those before it."""
-        self.roundoff = max(float(np.finfo(t.dtype).eps) / 2 for t in runs[0].values())
+        self.roundoff = max(self.least, *(float(np.finfo(t.dtype).eps) / 2 for t in runs[0].values()))
+        self.tiny = TINY_HALF if any(t.dtype == np.float16 for t in runs[0].values()) else TINY
         unread = Counter(i for node in self.graph.nodes for i in node.inputs)
         values: dict[int, Value] = {}
         for node in self.graph.nodes:
@@ -177,7 +185,7 @@ class Comparison:
                 gamma = terms * self.roundoff
                 reach = [x.abs() if e is None else x.abs() + (1 + 1 / gamma) * e for x, e in zip(xs, errors, strict=True)]
                 size, some = _part(op, reach) if in_part else (op, reach)
-                return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * TINY
+                return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * self.tiny
             case Elementwise(function):
                 own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
                 spread = errors[0]
@@ -194,7 +202,7 @@ class Comparison:
                 return 2 * worst + own
             case Product():
                 (a, b), (da, db) = xs, [0.0 if e is None else e for e in errors]
-                return da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + TINY
+                return da * b.abs() + a.abs() * db + da * db + SLACK_TERMS * self.roundoff * value.abs() + self.tiny
             case _:
                 raise NotImplementedError(f"no rounding-error bound for {type(op).__name__}")
 

@@ -12,12 +12,17 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidModel
-from milpverify.frontends.files import UNREADABLE, read
+from milpverify.frontends.files import UNREADABLE, held, read
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.frontends.onnx.node import describe
 from milpverify.frontends.onnx.outputs import Outputs, choose, lowered
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.graph import Graph
+
+Model = str | Path | bytes | onnx.ModelProto
+"""A network: the path of its file, the bytes of one, or what these say."""
+IN_MEMORY = "network in memory"
+"""What stands for the path of a network that was handed in as bytes, or as a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +51,11 @@ class Source:
         return OnnxRuntime(self.data, self.outputs.keys)
 
 
-def read_network(path: str | Path, max_bytes: int = MOST_BYTES, outputs: Sequence[str] | None = None) -> tuple[Graph, Source]:
+def read_network(path: Model, max_bytes: int = MOST_BYTES, outputs: Sequence[str] | None = None) -> tuple[Graph, Source]:
     """The graph of a network file, and its source. The model, which holds the weights once more, is gone then.
 
     Args:
+        path: of the file, or what it holds: bytes, or a model.
         outputs: the names of those that the graph shall have; None for all of real numbers that have rules.
 
     Raises:
@@ -61,7 +67,7 @@ def read_network(path: str | Path, max_bytes: int = MOST_BYTES, outputs: Sequenc
     return graph, Source.of(model, data, files, kept)
 
 
-def read_onnx(path: str | Path, max_bytes: int = MOST_BYTES) -> onnx.ModelProto:
+def read_onnx(path: Model, max_bytes: int = MOST_BYTES) -> onnx.ModelProto:
     """Read a network from an `.onnx` file, which may be compressed with gzip.
 
     Raises:
@@ -70,11 +76,16 @@ def read_onnx(path: str | Path, max_bytes: int = MOST_BYTES) -> onnx.ModelProto:
     return _read(path, max_bytes)[0]
 
 
-def _read(path: str | Path, most: int) -> tuple[onnx.ModelProto, bytes, dict[str, str]]:
+def _read(path: Model, most: int) -> tuple[onnx.ModelProto, bytes, dict[str, str]]:
     """A network's model, its bytes, with the weights that lie in files of their own, and the hashes of all files."""
+    given, path = path, path if isinstance(path, (str, Path)) else IN_MEMORY
     try:
-        contents = read(path, most)
+        if isinstance(given, onnx.ModelProto):
+            given = given.SerializeToString()  # as it is now
+        contents = held(given, most) if isinstance(given, bytes) else read(path, most)
         model = onnx.load_model_from_string(contents.data)
+    except EncodeError as error:
+        raise InvalidModel(f"the model is too large to be handed to ONNX Runtime in one piece: {error}") from error
     except FileNotFoundError as error:
         raise InvalidModel(f"there is no network file {path}") from error
     except (*UNREADABLE, DecodeError) as error:
@@ -83,6 +94,11 @@ def _read(path: str | Path, most: int) -> tuple[onnx.ModelProto, bytes, dict[str
         raise _refusal(path, "it has no outputs or no opset version")
     weights = _Weights(Path(path).parent, most)
     apart = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if apart and path is IN_MEMORY:
+        raise InvalidModel(
+            f"weights of the model, such as '{apart[0].name}', lie in files of their own, and where is not known: hand in the path of "
+            "the network, or the model as onnx.load(path) reads it, with its weights"
+        )
     for tensor in apart:
         weights.fill(tensor)
     try:

@@ -44,18 +44,28 @@ class Lowering:
     """A graph that grows by torch operations on nodes (what depends on x) and tensors (constants).
 
     Args:
-        shape: of the module's input, with its batch axis.
+        shapes: of the module's inputs, with their batch axes.
         dtype: that the module computes in.
+        names: of the inputs.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.shape = tuple(shape)
+    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, names: Sequence[str]) -> None:
         self.dtype = dtype
-        self.spec = TensorSpec("x", self.shape, str(dtype).removeprefix("torch."))
-        self.builder = Builder(self.spec.size)
+        kind = str(dtype).removeprefix("torch.")
+        self.specs = tuple(TensorSpec(name, tuple(shape), kind) for name, shape in zip(names, shapes, strict=True))
+        self.builder = Builder(sum(spec.size for spec in self.specs))
         self.builder.name = "x"
         self.rounded: dict[int, tuple[Tensor, int]] = {}  # by their identity, constants that are not exact: see `constants.Constant`
-        self.input = self.builder.reshape(self.builder.nodes[0], self.shape)
+        self.inputs = self._cut()
+
+    def _cut(self) -> list[Node]:
+        """The inputs, cut out of the flat x."""
+        x, first, found = self.builder.nodes[0], 0, []
+        for spec in self.specs:
+            part = x if len(self.specs) == 1 else self.builder.select(x, np.arange(first, first + spec.size))
+            found.append(self.builder.reshape(part, spec.shape))
+            first += spec.size
+        return found
 
     def constant(self, value: Tensor) -> Tensor:
         """A constant of the module: real numbers in float64, on the CPU."""
@@ -197,13 +207,19 @@ class Lowering:
         """Call a node by the submodule whose output it is."""
         self.builder.nodes[node.id] = replace(self.builder.nodes[node.id], name=name)
 
-    def graph(self, result: Any) -> Graph:
-        """The finished graph, whose y is what the module returns, flattened and joined."""
-        parts = [v for v in leaves(result) if v is not None and not isinstance(v, Places)]
-        if isinstance(result, dict) or not parts or not all(isinstance(v, (Node, Tensor)) for v in parts):
-            raise InvalidModel(f"the network returns a {type(result).__name__}; a tensor, or a tuple of tensors, is needed")
+    def graph(self, found: Sequence[tuple[str, Any]], kept: Sequence[str] | None = None) -> Graph:
+        """The finished graph, whose y is what the module returns, flattened and joined.
+
+        Args:
+            found: it, by name.
+            kept: the names of those that are numbered; None for all but places.
+        """
+        found = [(name, v) for name, v in found if (not isinstance(v, Places) if kept is None else name in kept)]
+        parts = [v for _, v in found]
+        if not parts or not all(isinstance(v, (Node, Tensor)) for v in parts) or (kept is not None and len(parts) < len(kept)):
+            kinds = ", ".join(f"'{name}', a {type(v).__name__}" for name, v in found) or "nothing"
+            raise InvalidModel(f"the network returns {kinds}; tensors are needed")
         call = Call(self.builder, "return", "", self.dtype)
         nodes = [v if isinstance(v, Node) else self.builder.constant(Constant(call.array(v), self.known(v).rounded)) for v in parts]
-        names = [f"output {i}" for i in range(len(nodes))]  # with a space, as no submodule is called
-        specs = tuple(TensorSpec(name, node.shape, self.spec.dtype) for name, node in zip(names, nodes, strict=True))
-        return self.builder.graph(nodes, (self.spec,), specs)
+        specs = tuple(TensorSpec(name, node.shape, self.specs[0].dtype) for (name, _), node in zip(found, nodes, strict=True))
+        return self.builder.graph(nodes, self.specs, specs)

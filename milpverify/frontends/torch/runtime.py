@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,59 +15,91 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from milpverify.errors import InvalidModel
+from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
-from milpverify.frontends.torch.call import leaves
-from milpverify.frontends.torch.trace import refuse_training
+from milpverify.frontends.torch.programs import FAILURES, Program, Script, Shapes, program_of, refuse_training
+from milpverify.frontends.torch.returned import Returned, choose, named
+from milpverify.frontends.torch.trace import several
 from milpverify.graph import Graph
 from milpverify.operators import Input
 from milpverify.spec import Box
 
 Array = NDArray[np.float64]
 
-TYPES = (torch.float32, torch.float64, torch.float16)
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class TorchRuntime:
     """A copy of a module in evaluation mode, run on flat vectors in the type of its parameters.
 
-    Later changes of the original have no effect here.
+    Later changes of the original have no effect here. `returned` says which of what the module returns is kept, once it has run.
 
     Args:
-        shape: of the module's input, with its batch axis of 1.
+        shapes: of the module's inputs, with their batch axes of 1; of one input also its shape.
+        names: of the outputs that are kept; None for all of real numbers.
 
     Raises:
-        InvalidModel: a submodule is in training mode, the parameters' type is none of float32, float64 and float16, or the module
-            cannot be copied.
+        InvalidModel: a submodule is in training mode, the parameters' type is none of float32, float64, float16 and bfloat16, or the
+            module cannot be copied.
     """
 
-    def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
+    def __init__(self, module: nn.Module, shapes: Sequence[Any], names: Sequence[str] | None = None) -> None:
         refuse_training(module)
-        self.shape = tuple(shape)
+        self.shapes, self.names = several(shapes), names
         self.dtype = type_of(module)
+        self.returned: Returned | None = None
         try:
             self.module = copy.deepcopy(module)
         except (RuntimeError, TypeError) as error:
             raise InvalidModel(f"the network cannot be copied: {' '.join(str(error).split())}") from error
-        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
 
-    def outputs(self, x: Array) -> list[Tensor]:
-        """The module's outputs at the flat point x (nx,), as it returns them.
+    def __getstate__(self) -> dict[str, Any]:
+        """With the module as bytes, which another process can read.
 
         Raises:
-            InvalidModel: the module fails at the point.
+            InvalidInput: there are none.
         """
-        point = torch.from_numpy(np.array(x, dtype=np.float64)).to(self.device, self.dtype).reshape(self.shape)
+        return {**vars(self), "module": packed(self.module, self.shapes, self.dtype, self.device)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, module=pickle.loads(state["module"]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first input."""
+        return self.shapes[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def outputs(self, x: Array) -> list[Tensor]:
+        """The module's outputs that are kept, at the flat point x (nx,), as it returns them.
+
+        Raises:
+            InvalidModel: the module fails at the point, or returns no real numbers.
+            InvalidInput: it is not clear which outputs are kept.
+        """
+        whole = torch.from_numpy(np.array(x, dtype=np.float64)).to(self.device, self.dtype)
+        sizes = [math.prod(shape) for shape in self.shapes]
+        if len(whole) != sum(sizes):
+            raise InvalidModel(f"the network takes inputs of shapes {self.shapes}, {sum(sizes)} entries, not {len(whole)}")
+        inputs = [part.reshape(shape) for part, shape in zip(whole.split(sizes), self.shapes, strict=True)]
         try:
             with torch.no_grad():
-                found = self.module(point)
+                found = named(self.module(*inputs))
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
             message = " ".join(str(error).split())
-            raise InvalidModel(f"the network cannot be run on an input of shape {self.shape}: {message}") from error
-        parts = [t for t in leaves(found) if t is not None]
-        if isinstance(found, dict) or not parts or not all(isinstance(t, Tensor) and t.is_floating_point() for t in parts):
-            raise InvalidModel(f"the network returns a {type(found).__name__}; a tensor of real numbers, or a tuple of such, is needed")
-        return [t.detach().cpu() for t in parts]
+            raise InvalidModel(f"the network cannot be run on {self._shapes_in_words}: {message}") from error
+        if self.returned is None:
+            self.returned = choose(found, self.names)
+        kept = {name: value for name, value in found if name in self.returned.kept}
+        return [kept[name].detach().cpu() for name in self.returned.kept]
+
+    @property
+    def _shapes_in_words(self) -> str:
+        return f"an input of shape {self.shapes[0]}" if len(self.shapes) == 1 else f"inputs of shapes {', '.join(map(str, self.shapes))}"
 
     def run(self, x: Array) -> Array:
         """y (ny,) at the point x (nx,), both float64; x is rounded to the module's type.
@@ -82,10 +117,12 @@ class TorchRuntime:
         def hook(name: str) -> Callable[..., None]:
             def keep(module: nn.Module, args: object, result: object) -> None:
                 if isinstance(result, Tensor) and name not in seen:
-                    seen[name] = result.detach().cpu().numpy().copy()
+                    seen[name] = numbers(result.detach().cpu()).copy()
 
             return keep
 
+        if isinstance(self.module, Program | Script):  # whose parts cannot be watched
+            names = set()
         handles = [part.register_forward_hook(hook(name)) for name, part in self.module.named_modules() if name in names]
         try:
             yield seen
@@ -104,9 +141,37 @@ def type_of(module: nn.Module) -> torch.dtype:
     if len(types) > 1 or not types <= {*TYPES}:
         names = ", ".join(sorted(str(t) for t in types))
         raise InvalidModel(
-            f"the network's parameters are of type {names}; one of float32, float64 and float16 is needed, as net.float() makes"
+            f"the network's parameters are of type {names}; one of float32, float64, float16 and bfloat16 is needed, as net.float() makes"
         )
     return types.pop()
+
+
+def numbers(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as an array; bfloat16, which numpy lacks, in float32."""
+    found: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
+
+
+def packed(module: nn.Module, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> bytes:
+    """A module as bytes that any process can read: its pickle, or where its classes are known in this one alone, its exported program's.
+
+    Raises:
+        InvalidInput: torch cannot export it either.
+    """
+    try:
+        data = pickle.dumps(module)
+        if b"__main__" not in data:
+            return data
+        why = "its classes are those of a script"
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+    try:
+        return pickle.dumps(Program(program_of(module, shapes, dtype, device)))
+    except (*FAILURES, torch._dynamo.exc.TorchDynamoException) as error:
+        raise InvalidInput(
+            f"the network cannot be sent to another process ({why}; torch.export: {type(error).__name__}): define its classes in a module "
+            "of their own that can be imported, or export it to ONNX"
+        ) from error
 
 
 def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
@@ -117,6 +182,8 @@ def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
     Raises:
         InvalidModel: they differ beyond rounding, or the module cannot be run. The message names the first submodule.
     """
+    # Outputs are told from submodules of the same name.
+    graph = replace(graph, outputs=tuple(replace(spec, name=f"output {spec.name}") for spec in graph.outputs))
     points, largest = comparable_points(graph, box, seed)
     wanted = {node.name for node in graph.nodes if not isinstance(node.op, Input)}
     modules = dict(runtime.module.named_modules())
@@ -124,9 +191,10 @@ def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
     def run(x: Array) -> Run:
         with runtime.watched(wanted) as seen:
             found = runtime.outputs(x)
-        return {**seen, **{spec.name: t.numpy() for spec, t in zip(graph.outputs, found, strict=True)}}
+        return {**seen, **{spec.name: numbers(t) for spec, t in zip(graph.outputs, found, strict=True)}}
 
     def describe(name: str) -> str:
         return f"submodule '{name}' ({type(modules[name]).__name__})" if name in modules else name
 
-    Comparison(graph, "the torch module", describe).judge_runs(points, run, largest)
+    roundoff = torch.finfo(runtime.dtype).eps / 2
+    Comparison(graph, "the torch module", describe, roundoff).judge_runs(points, run, largest)

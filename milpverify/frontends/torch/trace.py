@@ -6,6 +6,7 @@ control flow on shapes, loops over a sequence and the constants' own arithmetic 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -13,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree
 
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.torch.activation import Activation
 from milpverify.frontends.torch.call import RULES, in_place, name_of, qualified_name, replaced
 from milpverify.frontends.torch.lowering import MISFITS, Lowering, entry_of
+from milpverify.frontends.torch.programs import Program, Script, Shapes, of_a_program, program_of, quiet, refuse_training
+from milpverify.frontends.torch.returned import named
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
 
@@ -25,22 +29,27 @@ _FAILURES = (*MISFITS, fx.proxy.TraceError, NotImplementedError, AssertionError)
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "data", "requires_grad", "is_cuda", "is_nested", "layout")
 
 
-def lower_module(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Graph:
+def lower_module(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: Sequence[str] | None = None) -> Graph:
     """Lower a module in evaluation mode to the core operators.
 
-    Node 0 is the flat x (nx,), the last node the flat y (ny,). A node is called after the submodule whose output it is.
+    Node 0 is the flat x (nx,), the inputs one after the other, the last node the flat y (ny,). A node is called after the submodule whose
+    output it is.
 
     Args:
-        shape: of the module's input, with its batch axis.
+        shapes: of the module's inputs, with their batch axes; of one input also its shape.
         dtype: that the module computes in.
+        kept: the names of the outputs that y holds (`returned`); None for all.
 
     Raises:
         UnsupportedOperator: an operation, named with its submodule, has no rule.
         InvalidModel: a submodule is in training mode, a weight is NaN or infinite, or the module cannot be traced at all.
     """
     refuse_training(module)
+    shapes = several(shapes)
+    if isinstance(module, Program | Script) or of_a_program(module):  # operators of aten, which torch.fx would take for its own
+        return _of_program(module, shapes, dtype, kept)
     try:
-        return _trace(module, shape, dtype)
+        return _trace(module, shapes, dtype, kept)
     except UnsupportedOperator as error:
         first: Exception = error
     except InvalidModel:
@@ -48,7 +57,7 @@ def lower_module(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) ->
     except _FAILURES as error:
         first = error
     try:
-        return _export(module, shape, dtype)
+        return _export(module, shapes, dtype, kept)
     except UnsupportedOperator as error:
         # The first names what the module's author wrote, the second what torch made of it.
         both = isinstance(first, UnsupportedOperator) and str(first) != str(error)
@@ -60,16 +69,25 @@ def lower_module(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) ->
         raise InvalidModel(message) from error
 
 
-def refuse_training(module: nn.Module) -> None:
-    """Refuse a module of which any part is in training mode: dropout is random there, and batches share statistics.
+def several(shapes: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    """Shapes of inputs; one shape is that of one input."""
+    if shapes and all(isinstance(shape, Sequence) for shape in shapes):
+        return tuple(tuple(map(int, shape)) for shape in shapes)
+    return (tuple(map(int, shapes)),)
 
-    Raises:
-        InvalidModel: naming the first such part.
-    """
-    for path, part in module.named_modules():
-        if part.training:
-            where = f"its submodule '{path}' ({type(part).__name__})" if path else f"the network ({type(part).__name__})"
-            raise InvalidModel(f"{where} is in training mode; set the network to evaluation mode first: net.eval()")
+
+def input_names(module: nn.Module, count: int) -> list[str]:
+    """What the module calls its first inputs; `x 0`, `x 1` where it does not say."""
+    if isinstance(module, Program | Script):
+        return list(module.names)[:count]
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if count <= len(named):
+        return named[:count]
+    return ["x"] if count == 1 else [f"x {k}" for k in range(count)]
 
 
 def _line(error: Exception) -> str:
@@ -113,14 +131,14 @@ class _Proxy(fx.Proxy):
 
 
 class _Root(nn.Module):
-    """Calls the network on one input, so that its other parameters keep their defaults."""
+    """Calls the network on its inputs, so that its other parameters keep their defaults."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, inputs: Callable[[], list[Any]]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.inputs = net, inputs
 
-    def forward(self, x: Any) -> Any:
-        return self.net(x)
+    def forward(self) -> Any:
+        return self.net(*self.inputs())
 
 
 class _Tracer(fx.Tracer):
@@ -131,17 +149,15 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=functions)
         self._autowrap_search += homes
         self.lowering = lowering
-        self.result: Any = None
+        self.result: list[tuple[str, Any]] = []
         self.outputs: set[str] = set()
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *_: Any, **__: Any) -> Any:
-        if kind == "placeholder":
-            return self.wrapped(self.lowering.input)
         return self.compute(target, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
         """Called for what the network returns alone, as `create_proxy` records no arguments."""
-        self.result = replaced(a, _value)
+        self.result = [(name, _value(part)) for name, part in named(a)]
 
     def compute(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of one operation, wrapped where it is a tensor."""
@@ -222,42 +238,70 @@ def _own_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType]]:
     return tuple(functions), homes
 
 
-def _trace(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Graph:
-    tracer = _Tracer(Lowering(shape, dtype))
+def _trace(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: Sequence[str] | None = None) -> Graph:
+    shapes = several(shapes)
+    tracer = _Tracer(Lowering(shapes, dtype, input_names(module, len(shapes))))
     with torch.no_grad():
-        tracer.trace(_Root(module))
-    return tracer.lowering.graph(tracer.result)
+        tracer.trace(_Root(module, lambda: [tracer.wrapped(node) for node in tracer.lowering.inputs]))
+    return tracer.lowering.graph(tracer.result, kept)
 
 
 # torch.export
 
 
-def _export(module: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Graph:
-    import warnings
+def _of_program(module: nn.Module, shapes: Shapes, dtype: torch.dtype, kept: Sequence[str] | None) -> Graph:
+    """A network that is a program already."""
+    try:
+        return _export(module, shapes, dtype, kept)
+    except MilpverifyError:
+        raise
+    except _FAILURES as error:
+        raise InvalidModel(f"the program cannot be read: {_line(error)}") from error
 
+
+def _export(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: Sequence[str] | None = None) -> Graph:
+    shapes = several(shapes)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch about itself
-        exported = torch.export.export(module, (torch.zeros(shape, dtype=dtype, device=device),), strict=False)
+    exported = program_of(module, shapes, dtype, device)
+    with quiet():
         exported = exported.run_decompositions(_decompositions())
-    lowering = Lowering(shape, dtype)
+    lowering = Lowering(shapes, dtype, input_names(module, len(shapes)))
     signature = exported.graph_signature
     weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants
     stored = {**exported.constants, **exported.state_dict}
+    given = dict(zip(signature.user_inputs, lowering.inputs, strict=False))
+    spec, results = exported.call_spec.out_spec, list(signature.user_outputs)
+    found = [(name, v) for name, v in named(results if spec is None else _pytree.tree_unflatten(results, spec)) if not kept or name in kept]
+    needed = _before(exported.graph, {v for _, v in found if isinstance(v, str)})
     values: dict[str, Any] = {}
     for node in exported.graph.nodes:
+        if node.name not in needed:
+            continue
         if node.op == "placeholder":
             name = weights.get(node.name) or lifted.get(node.name)
-            values[node.name] = lowering.input if name is None else lowering.constant(stored[name])
-        elif node.op == "call_function" and not name_of(node.target).startswith(("_assert", "sym_constrain")):
+            if name is None and node.name not in given:
+                raise InvalidModel(f"the network's input '{node.name}' was not given: hand in one box per input, as a tuple")
+            values[node.name] = given[node.name] if name is None else lowering.constant(stored[name])
+        elif name_of(node.target) == "sym_size":
+            values[node.name] = values[node.args[0].name].shape[node.args[1]]
+        elif node.op == "call_function":
             args, kwargs = (fx.node.map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
             stack = node.meta.get("nn_module_stack") or {}
             path = next((p for p, _ in reversed(stack.values())), "")
             values[node.name] = lowering.run(node.target, args, kwargs, path)
-        elif node.op not in ("output", "call_function"):
+        else:
             raise UnsupportedOperator(f"torch.export made a node of kind {node.op} ({node.target}), which has no rule")
-    return lowering.graph(tuple(values[name] for name in signature.user_outputs))
+    return lowering.graph([(name, values.get(v, v) if isinstance(v, str) else v) for name, v in found], kept)
+
+
+def _before(graph: fx.Graph, names: set[str]) -> set[str]:
+    """Some nodes and all that they depend on, by name: nobody asks about the rest, assertions among it."""
+    needed = set(names)
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(read.name for read in node.all_input_nodes)
+    return needed
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

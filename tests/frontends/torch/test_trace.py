@@ -227,9 +227,7 @@ def test_unsupported_operations_are_named(function: Callable[[Tensor], Any], com
 
 def test_bad_weights_and_types_are_refused() -> None:
     net = nn.Linear(2, 1).eval()
-    with pytest.raises(InvalidModel, match=r"bfloat16.*net\.float\(\)"):
-        load_network(nn.Linear(2, 1).bfloat16().eval(), unit_box(2))
-    with pytest.raises(InvalidModel, match=r"of type torch\.float32, torch\.float64;"):
+    with pytest.raises(InvalidModel, match=r"of type torch\.float32, torch\.float64;.*net\.float\(\)"):
         load_network(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()).eval(), unit_box(2))
     net.weight.data[0, 0] = torch.nan
     with pytest.raises(InvalidModel, match="computes with nan; weights must be finite"):
@@ -237,7 +235,7 @@ def test_bad_weights_and_types_are_refused() -> None:
 
 
 def test_a_network_that_returns_no_tensor_is_refused() -> None:
-    with pytest.raises(InvalidModel, match="returns a dict"):
-        load_network(Lambda(lambda x: {"logits": x}).eval(), unit_box(2))
+    with pytest.raises(InvalidModel, match="no tensor of real numbers: 'logits' is int64"):
+        load_network(Lambda(lambda x: {"logits": x.int().long()}).eval(), unit_box(2))
     with pytest.raises(InvalidInput, match="not a function"):
         load_network(lambda x: x, unit_box(2))  # type: ignore[arg-type]
