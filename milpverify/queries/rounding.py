@@ -1,0 +1,122 @@
+"""How far a network's own runtime may be from real arithmetic on a whole box: a-priori error bounds, from node to node.
+
+A runtime that forms sums of n products in whatever order, with a type of unit roundoff u, is wrong by at most gamma(n) sum |w||x|, with
+gamma(n) = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, section 3); errors of x enter multiplied by |W|, and
+by the slope of a nonlinearity. The graph computes what the network does in as many operations or more, where its operators are those
+named here: of others nothing is known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import torch
+
+from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
+from milpverify.functions.steepness import secants
+from milpverify.operators import Affine, Concat, Elementwise, Input, Permute, Product, Reshape, Select
+from milpverify.propagation.interval import propagate
+
+if TYPE_CHECKING:
+    from milpverify.frontends.onnx.reading import Source
+    from milpverify.functions.function import Function
+    from milpverify.graph import Graph
+    from milpverify.spec import Array
+
+Errors = tuple[list[float], list[float]]
+"""Per output, what it may come to, and how far it may be from its value in the reals."""
+
+_OPERATORS = frozenset(
+    "Abs Add AveragePool Clip Concat Constant Conv Div Dropout Expand Flatten Gather Gemm GlobalAveragePool Identity LeakyRelu MatMul Max "
+    "MaxPool Min Mul Neg Pad PRelu ReduceMean ReduceSum Relu Reshape Sigmoid Slice Split Squeeze Sub Sum Tanh Transpose Unsqueeze".split()
+)
+_EXACT, _LINES = frozenset({"relu", "abs"}), frozenset({"relu", "abs", "clip", "hard_tanh", "leaky_relu", "prelu", "relu6"})
+_CURVES = frozenset({"sigmoid", "tanh"})
+_OUTWARD = 1 + 2.0**-30
+"""What the rounding of these bounds themselves is covered by, amply: they are sums of at most 2^20 numbers >= 0 per node in float64."""
+_LONGEST = 1 << 20
+
+
+def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors | None:
+    """Bounds over the box [lower, upper] (nx,), whose inputs are numbers of the network's type; None where nothing is known.
+
+    Args:
+        graph: as it was lowered, in float64.
+    """
+    kinds = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
+    if len(kinds) != 1 or not _known(source):
+        return None
+    info = np.finfo(kinds.pop())
+    unit, tiny, largest = float(info.eps) / 2, float(info.tiny), float(info.max)
+    state = propagate(graph, torch.from_numpy(lower)[None], torch.from_numpy(upper)[None])
+    found: dict[int, torch.Tensor] = {}
+    sizes: dict[int, torch.Tensor] = {}
+    for node in graph.nodes:
+        bounds = state[node.id].bounds
+        reach = torch.maximum(bounds.lower.abs(), bounds.upper.abs())
+        match node.op:
+            case Input():
+                error = torch.zeros_like(reach)
+            case Reshape() | Permute() | Concat() | Select(bias=None):
+                error = _moved(node.op, [found[i] for i in node.inputs], reach)
+            case Affine():
+                terms = node.op.terms + SLACK_TERMS
+                if terms > _LONGEST or terms * unit > 0.25:
+                    return None
+                absolute = graph.absolutes[node.id]
+                size = _moved(absolute, [sizes[i] for i in node.inputs], reach)
+                size = size if absolute.bias is None else size + absolute.bias
+                error = _moved(absolute, [found[i] for i in node.inputs], reach) + terms * unit / (1 - terms * unit) * size + terms * tiny
+            case Elementwise(function):
+                inner = state[node.inputs[0]].bounds
+                wrong = found[node.inputs[0]]
+                local = _local(function, reach, unit)
+                if local is None:
+                    return None
+                slopes = secants(function, inner.lower - wrong, inner.upper + wrong)
+                steep = torch.maximum(slopes.lower.abs(), slopes.upper.abs())
+                moved = torch.where(wrong > 0, steep * wrong, 0.0)
+                error = moved + local * (1 + steep * unit) + (tiny if function.name not in _EXACT else 0.0)
+                if function.name in _EXACT:
+                    error = moved
+            case Product():
+                (a, b), (da, db) = ([part[i] for i in node.inputs] for part in (sizes, found))
+                error = a * db + b * da + unit * a * b * 4 + tiny
+            case _:
+                return None
+        found[node.id] = error * _OUTWARD
+        sizes[node.id] = (reach + found[node.id]) * _OUTWARD
+        if not bool((sizes[node.id] < largest / 2).all()):
+            return None
+    return sizes[graph.output][0].tolist(), found[graph.output][0].tolist()
+
+
+def _moved(op: Affine, parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    return op.linear(parts).expand_as(like)
+
+
+def _local(function: Function, reach: torch.Tensor, unit: float) -> torch.Tensor | None:
+    """What a runtime's function is wrong by at an exact argument."""
+    if function.name in _LINES:
+        return 4 * unit * reach
+    if function.name in _CURVES:  # as the comparison with the runtime demands
+        return FUNCTION_ULPS * unit * reach.clamp(min=1.0)
+    return None
+
+
+def _known(source: Source) -> bool:
+    """Whether all operators are among those named, and none computes a constant from constants."""
+    model = onnx.load_model_from_string(source.data)
+    if model.functions:
+        return False
+    constant = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATORS:
+            return False
+        if node.op_type == "Constant":
+            constant.update(node.output)
+        elif constant.issuperset(name for name in node.input if name):
+            return False
+    return True
