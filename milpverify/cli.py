@@ -116,9 +116,7 @@ def verify(
     ] = None,
     networks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--network", metavar="NAME=FILE", help="VNN-LIB 2: a network that the query, the first argument, declares (repeatable)."
-        ),
+        typer.Option("--network", metavar="NAME=FILE", help="VNN-LIB 2: a network of the query that stands first (repeatable)."),
     ] = None,
     timeout: Timeout = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
@@ -175,7 +173,10 @@ def verify(
     """
     specs = specs or []
     with reported(debug):
-        query = _networks(networks, specs, csv, resume, workers, output, assignments)
+        from milpverify.queries.arguments import networks_of
+
+        others = csv is not None or resume or workers is not None or output
+        query = networks_of(networks or [], [*specs], bool(others), assignments)
         check_writable(json, (network, *specs, *(query or {}).values()))
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
@@ -204,43 +205,6 @@ def verify(
         verify_all(network, specs, {"timeout": timeout, "workers": workers, **settings, **reading}, csv, resume, json, quiet, debug)
     else:
         _verify(network, specs[0], timeout, settings, reading, json, quiet, debug)
-
-
-def _networks(
-    networks: list[str] | None,
-    specs: list[Path],
-    csv: Path | None,
-    resume: bool,
-    workers: int | None,
-    output: list[str] | None,
-    assignments: Path | None,
-) -> dict[str, Path] | None:
-    """The files of a query's networks; None where it is a network and properties that are given.
-
-    Raises:
-        InvalidInput: neither is, or options are that do not go together.
-    """
-    if not networks:
-        if not specs:
-            raise InvalidInput(
-                "a property is missing: verify NET.onnx SPEC.vnnlib, or, in VNN-LIB 2, verify QUERY.vnnlib --network NAME=NET.onnx"
-            )
-        if assignments is not None:
-            raise InvalidInput("--serialise-assignments is for queries of VNN-LIB 2, whose networks --network names")
-        return None
-    if specs or csv is not None or resume or workers is not None or output:
-        raise InvalidInput(
-            "with --network there is one query and nothing else: no properties, and no --csv, --resume, --workers or --output"
-        )
-    found: dict[str, Path] = {}
-    for text in networks:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file):
-            raise InvalidInput(f"--network takes NAME=FILE, such as f=net.onnx, not {text!r}")
-        if name in found:
-            raise InvalidInput(f"--network {name}=... is given twice")
-        found[name] = Path(file)
-    return found
 
 
 def _verify(
@@ -383,9 +347,7 @@ def solvers(debug: Debug = False) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def supports(
-    capability: Annotated[
-        str, typer.Argument(metavar="--CAPABILITY", help="Which: --onnx-operators, --arithmetic-complexity-theories, ...")
-    ],
+    capability: Annotated[str, typer.Argument(metavar="--CAPABILITY", help="Which: --onnx-operators, --vnnlib-versions, ...")],
 ) -> None:
     """Say what is supported of ONNX and VNN-LIB 2, in the words of its standard."""
     with reported(debug=False):

@@ -18,6 +18,7 @@ from milpverify.frontends.onnx.check import Check
 from milpverify.frontends.onnx.outputs import Ambiguous
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.problem import Problem
+from milpverify.frontends.vnnlib.assertions import disjuncts_of
 from milpverify.frontends.vnnlib.query import REAL, Query
 from milpverify.frontends.vnnlib.reader import read_hashed
 from milpverify.spec import Box
@@ -79,7 +80,7 @@ def load_query(
             if declaration.isomorphic_to and declaration.isomorphic_to in found:
                 _check_isomorphic(declaration, *(found[n][1] for n in (name, declaration.isomorphic_to)))
         each = tuple(found[declaration.equal_to or declaration.name] for declaration in query.networks)
-        disjuncts = query.disjuncts(check_time)
+        disjuncts = disjuncts_of(query, check_time)
         assert disjuncts is not None
         graphs = [graph for graph, _ in each]
         if disjuncts:
@@ -103,7 +104,7 @@ def _check_names(query: Query, networks: Mapping[str, str | Path]) -> None:
             raise InvalidInput(f"--network {name}=...: {query.where} declares no network {name!r}; it declares {', '.join(declared)}")
         if declared[name].equal_to:
             raise InvalidInput(
-                f"--network {name}=...: {query.where} declares {name!r} equal to {declared[name].equal_to!r}, whose file is its own"
+                f"--network {name}=...: {query.where} declares {name!r} equal to {declared[name].equal_to!r}, so that it has no file"
             )
     missing = [name for name, declaration in declared.items() if name not in networks and not declaration.equal_to]
     if missing:
@@ -133,10 +134,8 @@ def _check_declared(declaration: Declaration, graph: Graph) -> None:
     pairs = [("input", declaration.inputs, graph.inputs), ("output", declaration.outputs, graph.outputs)]
     for kind, variables, specs in pairs:
         if len(variables) != len(specs):
-            has = ", ".join(repr(spec.name) for spec in specs)
-            raise InvalidModel(
-                f"network {declaration.name!r} is declared with {len(variables)} {kind}s, but its file has {len(specs)}: {has}"
-            )
+            has, count = ", ".join(repr(spec.name) for spec in specs), len(variables)
+            raise InvalidModel(f"network {declaration.name!r} is declared with {count} {kind}s, but its file has {len(specs)}: {has}")
         for variable, spec in zip(variables, specs, strict=True):
             what = f"{kind} {spec.name!r} of network {declaration.name!r}"
             if variable.shape != spec.shape and not (variable.shape == () and spec.shape == (1,)):
@@ -156,5 +155,5 @@ def _check_isomorphic(declaration: Declaration, one: Source, other: Source) -> N
         if counts[0][operator] != counts[1][operator]:
             numbers = " and ".join(str(count[operator]) for count in counts)
             raise InvalidModel(
-                f"network {declaration.name!r} is declared isomorphic to {declaration.isomorphic_to!r}, but they have {numbers} {operator} nodes"
+                f"network {declaration.name!r} is declared isomorphic to {declaration.isomorphic_to!r}: there are {numbers} {operator}"
             )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.counterexamples.validate import validate
-from milpverify.frontends.vnnlib.query import NUMBERS, REAL, Slack
+from milpverify.frontends.vnnlib.assertions import Slack, disjuncts_of, satisfied
+from milpverify.frontends.vnnlib.query import NUMBERS, REAL
 from milpverify.queries.rounding import errors
 from milpverify.result import Reason, Verdict
 from milpverify.run import OnEvent
@@ -67,7 +68,7 @@ def _in_both(loaded: LoadedQuery, x: Array) -> Counterexample | None:
     query = loaded.query
     for disjunct in loaded.problem.disjuncts:
         point = validate(loaded.problem, disjunct, x).counterexample
-        if point is not None and _of_types(loaded, point.x) and query.satisfied(point.x, point.y):
+        if point is not None and _of_types(loaded, point.x) and satisfied(query, point.x, point.y):
             return point
     return None
 
@@ -90,7 +91,7 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
     """
     query, problem = loaded.query, loaded.problem
     if not problem.disjuncts:
-        return problem if query.disjuncts(slack=Slack([np.inf] * (query.nx + query.ny), [0.0] * (query.nx + query.ny))) == () else None
+        return problem if disjuncts_of(query, slack=Slack([np.inf] * (query.nx + query.ny), [0.0] * (query.nx + query.ny))) == () else None
     lower, upper = _hull(problem.disjuncts)
     width = np.maximum(upper - lower, np.maximum(abs(lower), abs(upper))) * _WIDER
     lower, upper = lower - width, upper + width
@@ -106,17 +107,17 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
         if known is None:
             return None
         largest, error = largest + known[0], error + known[1]
-    disjuncts = query.disjuncts(slack=Slack(largest, error))
+    disjuncts = disjuncts_of(query, slack=Slack(largest, error))
     if disjuncts is None:
         return None
     if disjuncts:
         least, most = _hull(disjuncts)
         if (least < lower).any() or (most > upper).any():
             return None
-    return replace_disjuncts(problem, disjuncts)
+    return _with(problem, disjuncts)
 
 
-def replace_disjuncts(problem: Problem, disjuncts: tuple[Disjunct, ...]) -> Problem:
+def _with(problem: Problem, disjuncts: tuple[Disjunct, ...]) -> Problem:
     """The same network with other assertions."""
     return type(problem)(problem.graph, disjuncts, problem.runtime, problem.files, notes=problem.notes)
 

@@ -53,7 +53,7 @@ _SPELT = {
     "multiple-inputs-output-theories": "multiple-input-output-theories",
     "multiple-inputs-outputs-theories": "multiple-input-output-theories",
 }
-"""How the standard spells some in its examples."""
+"""How the standard spells one in an example."""
 
 
 def supported(capability: str) -> str:
