@@ -29,11 +29,17 @@ Errors = tuple[list[float], list[float]]
 """Per output, what it may come to, and how far it may be from its value in the reals."""
 
 _OPERATORS = frozenset(
-    "Abs Add AveragePool Clip Concat Constant Conv Div Dropout Expand Flatten Gather Gemm GlobalAveragePool Identity LeakyRelu MatMul Max "
-    "MaxPool Min Mul Neg Pad PRelu ReduceMean ReduceSum Relu Reshape Sigmoid Slice Split Squeeze Sub Sum Tanh Transpose Unsqueeze".split()
+    "Abs Add And AveragePool BatchNormalization Cast Clip Concat Conv Div Dropout Equal Erf Exp Expand Flatten Gather Gemm "
+    "GlobalAveragePool Greater GreaterOrEqual HardSigmoid Identity LeakyRelu Less LessOrEqual Log MatMul Max MaxPool Min Mul Neg Not Or "
+    "PRelu Pad Pow Reciprocal ReduceMean ReduceSum Relu Reshape Sigmoid Sign Slice Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze "
+    "Where".split()
 )
-_EXACT, _LINES = frozenset({"relu", "abs"}), frozenset({"relu", "abs", "clip", "hard_tanh", "leaky_relu", "prelu", "relu6"})
-_CURVES = frozenset({"sigmoid", "tanh"})
+_MOVES = frozenset("Concat Expand Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
+"""What may be applied to constants alone: it rounds nothing. So do those that need no constants:"""
+_SOURCES = frozenset("Constant ConstantOfShape Shape".split())
+_EXACT = frozenset({"abs", "heaviside", "nonzero", "relu", "sign"})
+_LINES = frozenset({"clip", "hard_sigmoid", "hard_tanh", "leaky_relu", "prelu", "relu6"})
+_CURVES = frozenset({"cube", "erf", "exp", "log", "pow_even", "pow_odd", "reciprocal", "sigmoid", "sqrt", "square", "tanh"})
 _OUTWARD = 1 + 2.0**-30
 """What the rounding of these bounds themselves is covered by, amply: they are sums of at most 2^20 numbers >= 0 per node in float64."""
 _LONGEST = 1 << 20
@@ -46,7 +52,8 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
         graph: as it was lowered, in float64.
     """
     kinds = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
-    if len(kinds) != 1 or not _known(source):
+    shifts = _shifts(source, *kinds) if len(kinds) == 1 else None
+    if shifts is None:
         return None
     info = np.finfo(kinds.pop())
     unit, tiny, largest = float(info.eps) / 2, float(info.tiny), float(info.max)
@@ -67,20 +74,18 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
                     return None
                 absolute = graph.absolutes[node.id]
                 size = _moved(absolute, [sizes[i] for i in node.inputs], reach)
-                size = size if absolute.bias is None else size + absolute.bias
+                size = size + shifts.pop(node.name, 0.0) + (0.0 if absolute.bias is None else absolute.bias)
                 error = _moved(absolute, [found[i] for i in node.inputs], reach) + terms * unit / (1 - terms * unit) * size + terms * tiny
             case Elementwise(function):
                 inner = state[node.inputs[0]].bounds
                 wrong = found[node.inputs[0]]
-                local = _local(function, reach, unit)
-                if local is None:
-                    return None
                 slopes = secants(function, inner.lower - wrong, inner.upper + wrong)
                 steep = torch.maximum(slopes.lower.abs(), slopes.upper.abs())
                 moved = torch.where(wrong > 0, steep * wrong, 0.0)
-                error = moved + local * (1 + steep * unit) + (tiny if function.name not in _EXACT else 0.0)
-                if function.name in _EXACT:
-                    error = moved
+                local = _local(function, reach + moved, unit)
+                if local is None:
+                    return None
+                error = moved + local
             case Product():
                 (a, b), (da, db) = ([part[i] for i in node.inputs] for part in (sizes, found))
                 error = a * db + b * da + unit * a * b * 4 + tiny
@@ -90,6 +95,8 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
         sizes[node.id] = (reach + found[node.id]) * _OUTWARD
         if not bool((sizes[node.id] < largest / 2).all()):
             return None
+    if shifts:  # the map of a normalisation has become part of another
+        return None
     return sizes[graph.output][0].tolist(), found[graph.output][0].tolist()
 
 
@@ -98,25 +105,45 @@ def _moved(op: Affine, parts: list[torch.Tensor], like: torch.Tensor) -> torch.T
 
 
 def _local(function: Function, reach: torch.Tensor, unit: float) -> torch.Tensor | None:
-    """What a runtime's function is wrong by at an exact argument."""
+    """What a runtime's function is wrong by at the argument that it gets, where its value comes to `reach` at most."""
+    if function.name in _EXACT:
+        return torch.zeros_like(reach)
     if function.name in _LINES:
-        return 4 * unit * reach
+        return SLACK_TERMS * unit * (reach + 1)
     if function.name in _CURVES:  # as the comparison with the runtime demands
         return FUNCTION_ULPS * unit * reach.clamp(min=1.0)
     return None
 
 
-def _known(source: Source) -> bool:
-    """Whether all operators are among those named, and none computes a constant from constants."""
+def _shifts(source: Source, dtype: str) -> dict[str, float] | None:
+    """By the tensors that normalisations with constants compute, how large their two shifts are that add up to one.
+
+    None where an operator is not among those named, or a constant is computed and rounded.
+    """
     model = onnx.load_model_from_string(source.data)
     if model.functions:
-        return False
-    constant = {tensor.name for tensor in model.graph.initializer}
+        return None
+    floating, found = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dict[str, float]()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    constant = set(weights)
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATORS:
-            return False
-        if node.op_type == "Constant":
+        settled = constant.issuperset(name for name in node.input if name)
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type in _SOURCES or (settled and node.op_type in _MOVES):
             constant.update(node.output)
-        elif constant.issuperset(name for name in node.input if name):
-            return False
-    return True
+        elif settled or node.op_type not in _OPERATORS:
+            return None
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Constant" and isinstance(given.get("value"), onnx.TensorProto):
+            weights[node.output[0]] = given["value"]
+        if node.op_type == "Cast" and given.get("to") not in (floating, onnx.TensorProto.BOOL):
+            return None
+        if node.op_type == "BatchNormalization":
+            if not all(name in weights for name in node.input[1:]):
+                return None
+            factor, shift, mean, variance = (onnx.numpy_helper.to_array(weights[n]).astype(np.float64) for n in node.input[1:])
+            found[node.output[0]] = float(
+                np.max(abs(factor * mean) / np.sqrt(variance + given.get("epsilon", 1e-5)) + abs(shift)) * _OUTWARD
+            )
+    return found
