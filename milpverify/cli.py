@@ -7,7 +7,7 @@ from collections import UserDict
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from typer.core import TyperGroup
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from milpverify.events import Event
+    from milpverify.spec import Problem
 
 ROOMS = ("acopf", "compare", "radius")
 """Whose commands are the `app` of their `commands`, loaded when they are called or listed: to describe their options takes 30 ms."""
@@ -232,18 +233,19 @@ def _verify(
                 from milpverify.verify import verify as decide
             ending.allow()
 
-            respond = _answer
+            respond, work = _answer, cast("Callable[..., Result]", decide)
             try:
                 if isinstance(spec, Path):
-                    problem = load(network, spec, deadline=deadline, **reading)
+                    problem: Problem = load(network, spec, deadline=deadline, **reading)
                 else:
                     from milpverify.queries.commands import QueryRun
 
                     run = QueryRun(network, *spec)
-                    decide, respond, problem = run.decide, run.answer, run.load(deadline, **reading)
+                    work, respond = run.decide, run.answer
+                    problem = run.load(deadline, **reading)
                 for note in () if quiet else problem.notes:
                     remark(f"milpverify: {note}")
-                result = decide(problem, deadline=deadline, on_event=known.told(options, show), **settings)
+                result = work(problem, deadline=deadline, on_event=known.told(options, show), **settings)
             except OutOfTime:
                 result = unread(deadline, options)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def side_by_side(graphs: Sequence[Graph]) -> Graph:
         ends.append(start + graph.output)
     sizes = tuple(graph.ny for graph in graphs)
     nodes.append(Node(len(nodes), Concat(0, sizes), tuple(ends), (sum(sizes),), "y"))
-    specs = [tuple(spec for graph in graphs for spec in part(graph)) for part in (lambda g: g.inputs, lambda g: g.outputs)]
-    return Graph(tuple(nodes), len(nodes) - 1, *specs)
+    inputs, outputs = (tuple(chain.from_iterable(specs)) for specs in zip(*((g.inputs, g.outputs) for g in graphs), strict=True))
+    return Graph(tuple(nodes), len(nodes) - 1, inputs, outputs)
 
 
 @dataclass(frozen=True, eq=False)

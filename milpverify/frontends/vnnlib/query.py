@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REAL = "real"
-NUMBERS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+NUMBERS: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 """The element types, beside `real`, whose arithmetic is known here."""
 _SPELT = {"Real": REAL, "F16": "float16", "F32": "float32", "F64": "float64"}
+_LETTERS = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint", "C": "complex"}
 DEEPEST = 200
 """Brackets within each other: the parser is recursive."""
 
@@ -86,10 +87,8 @@ class Query:
     def _variable(self, definition: Any) -> Variable:
         dtype = _SPELT.get(definition.dtype.name)
         if dtype is None:
-            kinds = ", ".join(_SPELT.values())
-            raise InvalidProperty(
-                f"{self.where}: {definition.name!r} is declared with the element type {definition.dtype.name}; there are {kinds}"
-            )
+            kinds, kind = ", ".join(_SPELT.values()), re.sub("^(?:BF|[FIUC])", lambda m: _LETTERS[m[0]], definition.dtype.name)
+            raise InvalidProperty(f"{self.where}: {definition.name!r} is declared with the element type {kind.lower()}; there are {kinds}")
         return Variable(definition.name, dtype, tuple(definition.shape))
 
     @cached_property
