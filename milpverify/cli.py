@@ -1,4 +1,4 @@
-"""The command line: `milpverify verify`, `compare`, `radius`, `info`, `solvers`, `functions`, and `acopf` with commands of its own."""
+"""The command line: `milpverify verify`, `compare`, `radius`, `info`, `solvers`, `supports`, `functions`, and `acopf` with its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import UserDict
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from typer.core import TyperGroup
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from milpverify.events import Event
+    from milpverify.spec import Problem
 
     Solver = str
 else:
@@ -98,9 +99,16 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _name(wanted: bool) -> None:
+    if wanted:
+        typer.echo("milpverify")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+    name: Annotated[bool, typer.Option("--name", callback=_name, is_eager=True, help="Show the name and exit.")] = False,
 ) -> None:
     """An exact verifier for neural networks."""
 
@@ -109,8 +117,13 @@ def _root(
 def verify(
     network: Network,
     specs: Annotated[
-        list[Path], typer.Argument(metavar="SPEC.vnnlib...", exists=True, dir_okay=False, help="The properties, VNN-LIB (may be .gz).")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="SPEC.vnnlib...", exists=True, dir_okay=False, help="The properties, VNN-LIB 1 (may be .gz)."),
+    ] = None,
+    networks: Annotated[
+        list[str] | None,
+        typer.Option("--network", metavar="NAME=FILE", help="VNN-LIB 2: a network of the query that stands first (repeatable)."),
+    ] = None,
     timeout: Timeout = None,
     method: Annotated[SearchMethod, typer.Option(help="What decides what bounds and attack leave open.")] = SearchMethod.AUTO,
     solver: Annotated[Solver, typer.Option(help="The exact solver.")] = "scip",
@@ -144,6 +157,12 @@ def verify(
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes for several properties; as many as processors by default.")
     ] = None,
+    assignments: Annotated[
+        Path | None,
+        typer.Option(
+            "--serialise-assignments", "--assignments", metavar="FOLDER", help="VNN-LIB 2: write the values there, not to standard output."
+        ),
+    ] = None,
     output: Outputs = None,
     json: Json = None,
     quiet: Quiet = False,
@@ -154,9 +173,17 @@ def verify(
     The first line of standard output is `unsat` (the property holds), `sat` (it does not: the counterexample follows),
     `unknown` or `timeout`. Of several properties, or with --csv, it has a line each instead, as they are decided: the verdict
     (or `error`), the file, seconds. The time limit is then each one's.
+
+    A query of VNN-LIB 2 comes alone, its networks with --network: verify QUERY.vnnlib --network f=NET.onnx. The words are the
+    standard's then (`timed-out`), and so is the form of what follows `sat`.
     """
+    specs = specs or []
     with reported(debug):
-        check_writable(json, (network, *specs))
+        from milpverify.queries.arguments import networks_of
+
+        others = csv is not None or resume or workers is not None or output
+        query = networks_of(networks or [], [*specs], bool(others), assignments)
+        check_writable(json, (network, *specs, *(query or {}).values()))
         try:
             search = SearchOptions(filtering_smooth=filter_smooth, deterministic=deterministic, branching=branching, points=points)
             search = search.without(*without or ())
@@ -175,7 +202,10 @@ def verify(
         )
     settings = {"options": options, "margin": margin, "gap": gap}
     reading = {"outputs": output, "max_bytes": max_bytes, "max_entries": max_entries}
-    if len(specs) > 1 or csv is not None or resume or workers is not None:
+    if query is not None:
+        del reading["outputs"]
+        _verify(network, (query, assignments), timeout, settings, reading, json, quiet, debug)
+    elif len(specs) > 1 or csv is not None or resume or workers is not None:
         from milpverify.many.commands import verify_all
 
         verify_all(network, specs, {"timeout": timeout, "workers": workers, **settings, **reading}, csv, resume, json, quiet, debug)
@@ -185,7 +215,7 @@ def verify(
 
 def _verify(
     network: Path,
-    spec: Path,
+    spec: Path | tuple[dict[str, Path], Path | None],
     timeout: float | None,
     settings: dict[str, Any],
     reading: dict[str, Any],
@@ -193,11 +223,11 @@ def _verify(
     quiet: bool,
     debug: bool,
 ) -> None:
-    """One property."""
+    """One property, or the query `network` with the files of its networks and the folder that values are written to."""
     import math
 
     deadline, options = Deadline(math.inf if timeout is None else timeout, began=ending.began), settings["options"]
-    known = _Known(deadline, json, quiet)
+    known = _Known(deadline, json, quiet, "timeout" if isinstance(spec, Path) else "timed-out")
     with ending.after(deadline, 0.0, 0.0, known.last_words), reported(debug):
         with live(deadline, quiet) as show:
             with _no_collection():
@@ -208,15 +238,23 @@ def _verify(
                 from milpverify.verify import verify as decide
             ending.allow()
 
+            respond, work = _answer, cast("Callable[..., Result]", decide)
             try:
-                problem = load(network, spec, deadline=deadline, **reading)
+                if isinstance(spec, Path):
+                    problem: Problem = load(network, spec, deadline=deadline, **reading)
+                else:
+                    from milpverify.queries.commands import QueryRun
+
+                    run = QueryRun(network, *spec)
+                    work, respond = run.decide, run.answer
+                    problem = run.load(deadline, **reading)
                 for note in () if quiet else problem.notes:
                     remark(f"milpverify: {note}")
-                result = decide(problem, deadline=deadline, on_event=known.told(options, show), **settings)
+                result = work(problem, deadline=deadline, on_event=known.told(options, show), **settings)
             except OutOfTime:
                 result = unread(deadline, options)
         try:
-            answer(_answer(result))
+            answer(respond(result))
         finally:
             if json is not None:
                 check_writable(json, result.files)
@@ -228,8 +266,8 @@ def _verify(
 class _Known:
     """What was proved last, for when nothing can be asked of the run any more."""
 
-    def __init__(self, deadline: Deadline, json: Path | None, quiet: bool) -> None:
-        self._deadline, self._json, self._quiet = deadline, json, quiet
+    def __init__(self, deadline: Deadline, json: Path | None, quiet: bool, late: str = "timeout") -> None:
+        self._deadline, self._json, self._quiet, self._late = deadline, json, quiet, late
         self._bound, self._trust, self._options = float("-inf"), Trust.ROUNDED, dict[str, Any]()
 
     def told(self, options: Options, show: Callable[[Event], None] | None) -> Callable[[Event], None]:
@@ -247,7 +285,7 @@ class _Known:
 
     def last_words(self, write: Callable[[int, str], None]) -> None:
         """The verdict, the bound, and the file, which holds no more than that."""
-        word, reason = ("unknown", Reason.INTERRUPTED) if self._deadline.cancelled else ("timeout", Reason.TIMEOUT)
+        word, reason = ("unknown", Reason.INTERRUPTED) if self._deadline.cancelled else (self._late, Reason.TIMEOUT)
         found = Result(
             Verdict.UNKNOWN, reason, self._trust, self._bound, None, self._deadline.elapsed(), "ended from outside",
             setting=Setting({"milpverify": __version__}, self._options), bound_trust=self._trust,
@@ -312,6 +350,17 @@ def solvers(debug: Debug = False) -> None:
             (s.name, s.version or "-", _yes(s.licensed), ", ".join(sorted(c.value for c in s.capabilities)), s.note) for s in available()
         ]
         answer(columns([("solver", "version", "licensed", "able to do", "note"), *rows]))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def supports(
+    capability: Annotated[str, typer.Argument(metavar="--CAPABILITY", help="Which: --onnx-operators, --vnnlib-versions, ...")],
+) -> None:
+    """Say what is supported of ONNX and VNN-LIB 2, in the words of its standard."""
+    with reported(debug=False):
+        from milpverify.queries.supports import supported
+
+        answer(supported(capability))
 
 
 @app.command()

@@ -1,0 +1,149 @@
+"""How far a network's own runtime may be from real arithmetic on a whole box: a-priori error bounds, from node to node.
+
+A runtime that forms sums of n products in whatever order, with a type of unit roundoff u, is wrong by at most gamma(n) sum |w||x|, with
+gamma(n) = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, section 3); errors of x enter multiplied by |W|, and
+by the slope of a nonlinearity. The graph computes what the network does in as many operations or more, where its operators are those
+named here: of others nothing is known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import torch
+
+from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
+from milpverify.functions.steepness import secants
+from milpverify.operators import Affine, Concat, Elementwise, Input, Permute, Product, Reshape, Select
+from milpverify.propagation.interval import propagate
+
+if TYPE_CHECKING:
+    from milpverify.frontends.onnx.reading import Source
+    from milpverify.functions.function import Function
+    from milpverify.graph import Graph
+    from milpverify.spec import Array
+
+Errors = tuple[list[float], list[float]]
+"""Per output, what it may come to, and how far it may be from its value in the reals."""
+
+_OPERATORS = frozenset(
+    "Abs Add And AveragePool BatchNormalization Cast Clip Concat Conv Div Dropout Equal Erf Exp Expand Flatten Gather Gemm "
+    "GlobalAveragePool Greater GreaterOrEqual HardSigmoid Identity LeakyRelu Less LessOrEqual Log MatMul Max MaxPool Min Mul Neg Not Or "
+    "PRelu Pad Pow Reciprocal ReduceMean ReduceSum Relu Reshape Sigmoid Sign Slice Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze "
+    "Where".split()
+)
+_MOVES = frozenset("Concat Expand Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
+"""What may be applied to constants alone: it rounds nothing. So do those that need no constants:"""
+_SOURCES = frozenset("Constant ConstantOfShape Shape".split())
+_EXACT = frozenset({"abs", "heaviside", "nonzero", "relu", "sign"})
+_LINES = frozenset({"clip", "hard_sigmoid", "hard_tanh", "leaky_relu", "prelu", "relu6"})
+_CURVES = frozenset({"cube", "erf", "exp", "log", "pow_even", "pow_odd", "reciprocal", "sigmoid", "sqrt", "square", "tanh"})
+_OUTWARD = 1 + 2.0**-30
+"""What the rounding of these bounds themselves is covered by, amply: they are sums of at most 2^20 numbers >= 0 per node in float64."""
+_LONGEST = 1 << 20
+
+
+def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors | None:
+    """Bounds over the box [lower, upper] (nx,), whose inputs are numbers of the network's type; None where nothing is known.
+
+    Args:
+        graph: as it was lowered, in float64.
+    """
+    kinds = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
+    shifts = _shifts(source, *kinds) if len(kinds) == 1 else None
+    if shifts is None:
+        return None
+    info = np.finfo(kinds.pop())
+    unit, tiny, largest = float(info.eps) / 2, float(info.tiny), float(info.max)
+    state = propagate(graph, torch.from_numpy(lower)[None], torch.from_numpy(upper)[None])
+    found: dict[int, torch.Tensor] = {}
+    sizes: dict[int, torch.Tensor] = {}
+    for node in graph.nodes:
+        bounds = state[node.id].bounds
+        reach = torch.maximum(bounds.lower.abs(), bounds.upper.abs())
+        match node.op:
+            case Input():
+                error = torch.zeros_like(reach)
+            case Reshape() | Permute() | Concat() | Select(bias=None):
+                error = _moved(node.op, [found[i] for i in node.inputs], reach)
+            case Affine():
+                terms = node.op.terms + SLACK_TERMS
+                if terms > _LONGEST or terms * unit > 0.25:
+                    return None
+                absolute = graph.absolutes[node.id]
+                size = _moved(absolute, [sizes[i] for i in node.inputs], reach)
+                size = size + shifts.pop(node.name, 0.0) + (0.0 if absolute.bias is None else absolute.bias)
+                error = _moved(absolute, [found[i] for i in node.inputs], reach) + terms * unit / (1 - terms * unit) * size + terms * tiny
+            case Elementwise(function):
+                inner = state[node.inputs[0]].bounds
+                wrong = found[node.inputs[0]]
+                slopes = secants(function, inner.lower - wrong, inner.upper + wrong)
+                steep = torch.maximum(slopes.lower.abs(), slopes.upper.abs())
+                moved = torch.where(wrong > 0, steep * wrong, 0.0)
+                local = _local(function, reach + moved, unit)
+                if local is None:
+                    return None
+                error = moved + local
+            case Product():
+                (a, b), (da, db) = ([part[i] for i in node.inputs] for part in (sizes, found))
+                error = a * db + b * da + unit * a * b * 4 + tiny
+            case _:
+                return None
+        found[node.id] = error * _OUTWARD
+        sizes[node.id] = (reach + found[node.id]) * _OUTWARD
+        if not bool((sizes[node.id] < largest / 2).all()):
+            return None
+    if shifts:  # the map of a normalisation has become part of another
+        return None
+    return sizes[graph.output][0].tolist(), found[graph.output][0].tolist()
+
+
+def _moved(op: Affine, parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    return op.linear(parts).expand_as(like)
+
+
+def _local(function: Function, reach: torch.Tensor, unit: float) -> torch.Tensor | None:
+    """What a runtime's function is wrong by at the argument that it gets, where its value comes to `reach` at most."""
+    if function.name in _EXACT:
+        return torch.zeros_like(reach)
+    if function.name in _LINES:
+        return SLACK_TERMS * unit * (reach + 1)
+    if function.name in _CURVES:  # as the comparison with the runtime demands
+        return FUNCTION_ULPS * unit * reach.clamp(min=1.0)
+    return None
+
+
+def _shifts(source: Source, dtype: str) -> dict[str, float] | None:
+    """By the tensors that normalisations with constants compute, how large their two shifts are that add up to one.
+
+    None where an operator is not among those named, or a constant is computed and rounded.
+    """
+    model = onnx.load_model_from_string(source.data)
+    if model.functions:
+        return None
+    floating, found = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dict[str, float]()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    constant = set(weights)
+    for node in model.graph.node:
+        settled = constant.issuperset(name for name in node.input if name)
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type in _SOURCES or (settled and node.op_type in _MOVES):
+            constant.update(node.output)
+        elif settled or node.op_type not in _OPERATORS:
+            return None
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Constant" and isinstance(given.get("value"), onnx.TensorProto):
+            weights[node.output[0]] = given["value"]
+        if node.op_type == "Cast" and given.get("to") not in (floating, onnx.TensorProto.BOOL):
+            return None
+        if node.op_type == "BatchNormalization":
+            if not all(name in weights for name in node.input[1:]):
+                return None
+            factor, shift, mean, variance = (onnx.numpy_helper.to_array(weights[n]).astype(np.float64) for n in node.input[1:])
+            found[node.output[0]] = float(
+                np.max(abs(factor * mean) / np.sqrt(variance + given.get("epsilon", 1e-5)) + abs(shift)) * _OUTWARD
+            )
+    return found
