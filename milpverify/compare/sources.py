@@ -68,7 +68,9 @@ class Instance:
         from milpverify.frontends.vnnlib.reader import parse_vnnlib, read_vnnlib
 
         text = read_vnnlib(self.vnnlib)
-        inputs, outputs = (len(re.findall(rf"declare-const\s+{letter}_", text)) for letter in "XY")
+        inputs, outputs = (len(re.findall(rf"declare-(?:const|fun)\s+\|?{letter}_", text)) for letter in "XY")
+        if not (inputs and outputs):  # other names, whose order tells nothing without the network
+            return None
         return _half_width(parse_vnnlib(text, inputs, outputs, str(self.vnnlib)))
 
     def load(self) -> Problem:

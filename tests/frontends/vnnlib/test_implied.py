@@ -6,12 +6,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy.optimize import linprog
 
 from milpverify.errors import InvalidProperty
 from milpverify.frontends.vnnlib.rational_program import Unbounded, least
 from milpverify.frontends.vnnlib.reader import parse_vnnlib
 from milpverify.spec import Box
+
+linprog = pytest.importorskip("scipy.optimize").linprog
 
 
 def boxes(text: str, n: int = 2) -> list[Box]:
