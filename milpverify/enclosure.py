@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
 _MAX_DENSE = 200_000_000
+_ENOUGH = 2.0**900
+"""Lower ends beyond are moved to where sums of them do not overflow."""
 
 
 def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +42,8 @@ def enclose(graph: Graph, x: Tensor) -> tuple[Tensor, Tensor]:
 
     enlarged for the rounding of the radius itself; nonlinearities go through their outward-rounded interval rule. A sum that float64 holds
     exactly, whatever its order, has the radius 0: those of binarised and quantised networks have, whose values lie at jumps.
+    Of what overflows upwards, as exponentials behind finite masks do, the lower end is carried on while it enters with no negative
+    coefficient, so that its reciprocal is next to nothing.
 
     Returns:
         lower, upper: (N, ny) float64; infinite where the arithmetic overflows.
@@ -58,6 +62,7 @@ def _carried(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         raise ValueError("an enclosure needs the float64 graph, whose weights are exact, and float64 points")
     centres: list[Tensor] = []
     radii: list[Tensor] = []
+    least: dict[int, Tensor] = {}  # lower ends of nodes of which no more may be known, such as exponentials that overflow
     with torch.no_grad():
         for node in graph.nodes:
             match node.op:
@@ -65,8 +70,18 @@ def _carried(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
                     centre, radius = x, torch.zeros_like(x)
                 case Affine() as op:
                     centre, radius = _affine(op, [centres[i] for i in node.inputs], [radii[i] for i in node.inputs])
+                    if any(i in least for i in node.inputs) and all(d > 0 for d in op.directions):
+                        lower = [(least[i] if i in least else _finished(centres[i], radii[i])[0]).clamp(max=_ENOUGH) for i in node.inputs]
+                        least[node.id] = _finished(*_affine(op, lower, [torch.zeros_like(v) for v in lower]))[0].expand(len(x), *node.shape)
                 case Elementwise(function):
-                    centre, radius = _middle(*function.interval(*_ends(centres[node.inputs[0]], radii[node.inputs[0]])))
+                    ends = _ends(centres[node.inputs[0]], radii[node.inputs[0]])
+                    if (known := least.get(node.inputs[0])) is not None:
+                        open_ = ~(ends[0].isfinite() & ends[1].isfinite())
+                        ends = torch.where(open_, known, ends[0]), torch.where(open_, math.inf, ends[1])
+                    lower_end, upper_end = function.interval(*ends)
+                    centre, radius = _middle(lower_end, upper_end)
+                    if bool((upper_end.isinf() & lower_end.isfinite()).any()):
+                        least[node.id] = lower_end.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).expand(len(x), *node.shape)
                     if function.pieces is not None:
                         centre, radius = _at_points(function.pieces, centres[node.inputs[0]], radii[node.inputs[0]], centre, radius)
                 case Product():

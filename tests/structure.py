@@ -25,13 +25,13 @@ LIMITS = {
     "lines of the longest file": 400,
     "most attributes of a class": 16,
     "calls from verify to a bound": 6,
-    "lines of code of search/": 4560,
+    "lines of code of search/": 4660,
     "functions of many parameters": 14,
-    "tuning numbers": 521,
+    "tuning numbers": 522,
 }
 """What the counts may be. Lines of code are those without docstrings, comments and blank lines; there were 4510 in search/ once, then 4074;
 linear programs of nearly closed subproblems, their pace, roots from what a solver swept, balls, estimated costs and attacks between batches
-came after."""
+came after, then half-spaces of inputs, differences of copies, and neurons tried beside bisection."""
 
 MANY = 8
 """Parameters that a function may have, `self` not counted."""

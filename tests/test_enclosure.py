@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from milpverify.enclosure import enclose, exact_outputs
+from milpverify.frontends.problem import robustness
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
 from milpverify.operators import Conv, Elementwise, Input, Linear, Reshape, Scale, Transposed
@@ -82,3 +83,37 @@ def test_values_beyond_float64_are_infinite() -> None:
     graph = network([np.full((1, 4), 1.5e308)], "relu")
     lower, upper = enclose(graph, torch.ones(1, 4, dtype=torch.float64))
     assert lower.item() == -torch.inf and upper.item() == torch.inf
+
+
+class Masked(torch.nn.Module):
+    """The softmax of what a mask is added to."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        super().__init__()
+        self.mask = torch.from_numpy(mask).float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.mask).softmax(-1)
+
+
+def test_exponentials_that_overflow_are_known_from_below() -> None:
+    """Behind a finite mask 1 / (1 + sum of exponentials) is next to nothing where one of them is beyond float64."""
+    rng = np.random.default_rng(0)
+    for mask in (-1e3, -1e4, -3e38):
+        x, bias = rng.normal(size=(5, 6)), np.array([0, 0, mask, 0, mask, mask])
+        lower, upper = enclose(robustness(Masked(bias).eval(), np.zeros(6), 0, 1.0).graph, torch.from_numpy(x))
+        visible = np.exp(x) * (bias == 0)
+        exact = torch.from_numpy(visible / visible.sum(1, keepdims=True))  # what is masked is below exp(-900)
+        assert (lower <= exact + 1e-15).all() and (exact <= upper + 1e-15).all() and (upper - lower).max() <= 1e-13
+
+
+@pytest.mark.parametrize("weight", [[1.0, -1.0], [-1.0, -1.0]])
+def test_exponentials_that_overflow_and_are_subtracted_are_unknown(weight: list[float]) -> None:
+    nodes = (
+        Node(0, Input(), (), (2,), "x"),
+        Node(1, Elementwise(catalogue()["exp"].bind()), (0,), (2,), "exp"),
+        Node(2, Linear(torch.tensor([weight], dtype=torch.float64)), (1,), (1,), "sum"),
+        Node(3, Elementwise(catalogue()["sigmoid"].bind()), (2,), (1,), "y"),
+    )
+    lower, upper = enclose(Graph(nodes, 3), torch.tensor([[900.0, 800.0]], dtype=torch.float64))
+    assert lower.item() <= 1e-300 and (upper.item() >= 1.0 or weight == [-1.0, -1.0])

@@ -4,6 +4,9 @@ A jump counts as an arc tangent, about as steep as its argument's spread over th
 (arXiv 1308.3432), whose tails reach neurons that are far from their jump. A curved function whose derivative vanishes at every start, as
 those of a softmax of logits hundreds apart do, is taken at a higher temperature (Hinton et al., arXiv 1503.02531). Values across jumps stay
 those of the network; what temperatures change, the attack alone sees, and only points that the network itself violates count.
+
+An exponential that overflows, as that of a score less one that is masked by -1e4 does, has no gradient either: 0, that of the reciprocal
+behind it, times infinity. Here it ends at the largest number, and has slope 0 there.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _SATURATED = 20.0
 class Surrogate:
     """A network with slopes at jumps and temperatures, by node: `spreads` are those of arguments of functions with jumps.
 
-    Without either it is the network itself.
+    Without either it is the network itself, but for exponentials that overflow.
     """
 
     graph: Graph
@@ -63,8 +66,7 @@ class Surrogate:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs (N, ny) at the points x (N, nx), differentiable."""
-        value = self._value if self.spreads or self.temperatures else None
-        return evaluate_all(self.graph, x, value)[self.graph.output]
+        return evaluate_all(self.graph, x, self._value)[self.graph.output]
 
     def _value(self, node: Node, args: Sequence[Tensor]) -> Tensor:
         if node.id in self.spreads and isinstance(node.op, Elementwise):
@@ -72,6 +74,8 @@ class Surrogate:
             return true.detach() + slope - slope.detach()
         if node.id in self.temperatures:
             args = [args[0] / self.temperatures[node.id]]
+        if isinstance(node.op, Elementwise) and node.op.function.name == "exp":
+            args = [args[0].clamp(max=math.log(torch.finfo(args[0].dtype).max) - 1)]
         return nonlinear_value(node.op, args)
 
 

@@ -66,7 +66,7 @@ def _suspects(disjuncts: Sequence[Disjunct]) -> Iterable[tuple[int, NDArray[np.i
         for first in range(0, len(members), per := max(1, MOST // size)):
             part = members[first : first + per]
             if count <= 1:  # a single row contradicts nothing but itself or the box
-                kept = np.array([[not row.any() for row in disjuncts[k].unsafe.y_rows] for k in part], dtype=bool).reshape(-1, count)
+                kept = np.array([[not row.any() for row in disjuncts[k].unsafe.y_rows] for k in part], dtype=bool).reshape(len(part), count)
             else:
                 kept = _opposed(np.sign(np.stack([disjuncts[k].unsafe.y_rows for k in part])))
             for k, rows in zip(part, kept, strict=True):

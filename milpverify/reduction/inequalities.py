@@ -80,7 +80,8 @@ def rows_of(found: Sequence[Inequality], nx: int, ny: int) -> Rows:
     x_rows, rhs = np.zeros((len(found), nx)), np.zeros(len(found))
     for r, row in enumerate(found):
         numbers = [*row.terms.values(), row.rhs]
-        scale = Fraction(2) ** -max((math.frexp(float(abs(a)))[1] for a in row.terms.values()), default=0)
+        largest = max(map(abs, row.terms.values()), default=Fraction(1))
+        scale = Fraction(2) ** (largest.denominator.bit_length() - largest.numerator.bit_length())
         factor = next((f for f in (Fraction(1), scale) if all(held(f * a) for a in numbers)), None)
         if factor is None:
             raise NotHeld
@@ -98,14 +99,14 @@ def narrowed(lower: Array, upper: Array, rows: Iterable[Inequality], ny: int) ->
     low, high = lower.copy(), upper.copy()
     left = list({row.name: row for row in rows}.values())
     for _ in range(ROUNDS):
-        width, gained = high - low, False
+        before = low.copy(), high.copy()
         for row in left:
             if not _narrow(row, low, high):
                 return None
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gained = bool(((width - (high - low)) > LEAST * width).any())
-        if not gained:
-            break
+        with np.errstate(over="ignore", invalid="ignore"):  # of widths beyond float64
+            cut = (low - before[0]) + (before[1] - high)
+            if not (cut > LEAST * (before[1] - before[0])).any():
+                break
     exact = [row for row in left if not _implied(row, low, high)]
     return Box(low, high), rows_of(exact, len(low), ny)
 

@@ -30,6 +30,7 @@ class Reduced:
     bound: float = float("inf")
 
 
+@np.errstate(all="ignore")  # rationals prove, and float64 may overflow on the way to what they are told
 def reduced(problem: Problem, deadline: Deadline) -> Reduced:
     """What rows alone leave of a problem. Margins are those of the problem at all inputs that satisfy the constraints."""
     found = contradictory(problem.disjuncts, deadline)

@@ -60,5 +60,5 @@ def _side(which: int, slopes: PerInput, intercept: Tensor, lower: PerInput, uppe
     for k, low, high, t in zip(slopes, lower, upper, places.T, strict=True):
         height = height + sign * k * (low + t.unsqueeze(1) * (high - low)).unsqueeze(1)  # (S, J, R)
     used = torch.zeros_like(intercept, dtype=torch.bool)
-    used.scatter_(0, height.argmax(1).reshape(-1, intercept.shape[1]), True)
+    used.scatter_(0, height.argmax(1), True)
     return SideLines(slopes, intercept, used & intercept.isfinite())

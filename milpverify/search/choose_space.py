@@ -70,9 +70,14 @@ class Choice:
 def moving_inputs(group: Group, root: BatchBounds) -> float:
     """How many inputs move the rows: as many as would move their linear bounds as far if all did so alike.
 
-    That is the square of the sum of the inputs' shares in what moves the rows, over the sum of their squares; at most as many as vary.
+    That is the square of the sum of the inputs' shares in what moves the rows, over the sum of their squares (the participation ratio);
+    between 1 and as many as vary. Heuristic: nothing that is proved rests on it.
+
+    Args:
+        root: bounds of the whole box; the coefficients of its rows are (1, rows, nx).
     """
-    width = torch.tensor(group.box.upper - group.box.lower, device=group.rhs.device)
+    low, high = (torch.tensor(end, device=group.rhs.device) for end in (group.box.lower, group.box.upper))
+    width = high - low  # infinite where float64 does not hold it
     moved = root.rows.coefficients[0].double().abs() * width
     share = (moved / moved.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
     found = float(share.sum() ** 2 / (share**2).sum())
@@ -88,10 +93,13 @@ def bisect_first(
 ) -> SplitSpace | None:
     """Bisect until that ends the search, or neurons, tried beside it, are ahead or end it; None where both are to be tried in turns.
 
+    Neurons are tried after `HEAD` seconds, then whenever bisection's time has doubled, for `TRIAL` of it; where choices go by counts these
+    are seconds as estimated. The deadline is looked at after every batch; where it is over, what is open stays open in `boxes`.
+
     Args:
         boxes: changed.
-        begin: the neurons' space and tree, made once they are tried.
-        root_bound: the lower bound that both begin with.
+        begin: the neurons' space and tree, over the same group, made once they are tried.
+        root_bound: the lower bound of the margin that both begin with.
         sharing: both ways between the boxes and the solver.
     """
     context = box_space.context

@@ -146,7 +146,7 @@ def table(rows: Sequence[Row], variants: Sequence[str]) -> str:
     lines: list[tuple[str, ...]] = [("question", *variants, "late"), ("-", *(["-:"] * (len(variants) + 1)))]
     for name in dict.fromkeys(row.instance for row in rows):
         mine = {row.variant: row for row in rows if row.instance == name}
-        cells = [f"{'' if r.solved else '!' if r.wrong or r.verdict == 'error' else '>'}{r.wall:.2f}" for r in mine.values()]
+        cells = [f"{r.wall:.2f}" if r.solved else "!" if r.wrong or r.verdict == "error" else f">{r.timeout:g}" for r in mine.values()]
         beyond = late(list(mine.values()))
         lines.append((name.split("/")[0], *cells, f"{beyond:.1f}" if beyond else ""))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -63,3 +63,19 @@ def test_a_network_of_signs_is_attacked() -> None:
         rows = np.eye(3)[[k for k in range(3) if k != rarest]] - np.eye(3)[rarest]
         problem = Problem(graph, (Disjunct(box, Rows.on_outputs(rows, [0.0, 0.0], 20), Rows.none(20, 3)),))
         assert attack(problem, graph.to(torch.float32), problem.disjuncts, Deadline(20.0), starts=8, rounds=2).counterexample is not None
+
+
+class Masked(torch.nn.Module):
+    """The softmax of two entries and of one that is masked by a finite number, whose differences have exponentials that overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.reshape(-1, 3) + torch.tensor([0.0, 0.0, -1e4])).softmax(-1)
+
+
+def test_exponentials_that_overflow_leave_gradients() -> None:
+    graph = robustness(Masked().eval(), np.zeros(3), 0, 0.5).graph.to(torch.float32)
+    x = torch.tensor([[0.1, 0.2, 0.3]], requires_grad=True)
+    y = Surrogate(graph)(x)
+    assert torch.allclose(y, Masked()(x))
+    expected, found = (torch.autograd.grad(out[0, 0], x, retain_graph=True)[0] for out in (Masked()(x), y))
+    assert expected.any() and torch.allclose(found, expected)

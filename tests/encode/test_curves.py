@@ -18,7 +18,9 @@ from milpverify.encode.model import NumericallyUnfit
 from milpverify.frontends.lowering.builder import Builder as Lowering
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, evaluate, evaluate_all
-from milpverify.operators import Concat, Elementwise
+from milpverify.operators import Concat, Elementwise, Product
+from milpverify.relaxations.envelope import envelope
+from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Capability, Limits
 from milpverify.solvers.model import Model
 from milpverify.solvers.registry import load
@@ -228,3 +230,10 @@ def test_factors_that_are_one_variable_have_one_column() -> None:
         assert all(len(set(model.row(i)[0].tolist())) == len(model.row(i)[0]) for i in range(model.num_rows))
         assert model.start is not None and model.violation(model.start) <= 1e-12
         assert -np.inf < least(model) <= minimum(graph, box) + 1e-6
+
+
+@pytest.mark.parametrize("op", [Elementwise(catalogue()["floor"].bind()), Elementwise(catalogue()["tanh"].bind()), Product()])
+def test_no_entries_have_no_lines(op: Elementwise | Product) -> None:
+    """Where all entries of a curved node are constants nothing is left of it."""
+    none = (torch.zeros(0, dtype=torch.float64),) * (2 if isinstance(op, Product) else 1)
+    assert all(side.intercept.shape[1] == 0 for side in envelope(rule_of(op), none, none))

@@ -22,6 +22,7 @@ from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown
 from milpverify.propagation.state import State
 from milpverify.search import groups as margin
+from milpverify.search import strategy
 from milpverify.search.bounding import bound_batch, refine
 from milpverify.search.groups import Group, groups
 from milpverify.search.input_split.space import BoxSpace
@@ -117,7 +118,8 @@ def test_beta_agrees_and_holds() -> None:
 def test_whole_searches_agree(kind: str, slack: float, monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = {"inputs": (99, 99), "neurons": (-1, -1), "trial": (-1, 99)}[kind]
     monkeypatch.setattr(margin, "FEW_INPUTS", few)
-    monkeypatch.setattr(margin, "MANY_INPUTS", many)
+    monkeypatch.setattr(strategy, "FEW", few)
+    monkeypatch.setattr(strategy, "MANY", many)
     made = problem(slack=slack)
     results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False)) for device in ("cpu", "cuda")]
     assert {r.verdict for r in results} == {mv.Verdict.VERIFIED if slack > 0 else mv.Verdict.FALSIFIED}

@@ -15,6 +15,10 @@ import milpverify as mv
 from milpverify.functions.catalogue import catalogue
 from milpverify.functions.steepness import secants
 from milpverify.graph import Graph, Node, evaluate
+from milpverify.propagation.differences.bounding import Relations, _related
+from milpverify.propagation.differences.twins import Twins
+from milpverify.propagation.interval import input_state
+from milpverify.propagation.state import LinearBound
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import Group, groups
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -176,6 +180,31 @@ def test_convolutions_and_products(kind: str, seed: int) -> None:
     separate, both, _ = margins(problem)
     found = evaluate(graph, points(problem, pairs, low, high, 2000, seed)) @ torch.tensor(row)
     assert separate <= both <= float(found.min()) + 1e-9 and (separate < both or kind == "attention")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_inputs_and_their_difference_are_bounded_together(seed: int) -> None:
+    """a x + b z + c d over boxes with d = x - z in an interval of its own, whose middle is not that of the box."""
+    rng = np.random.default_rng(seed)
+    twins = Twins.of(branches(layers([1, 3, 1], ["relu"], seed)), torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    assert twins is not None and twins.pairs.tolist() == [[0, 1]]
+    lower = rng.normal(size=2)
+    upper = lower + 2 * rng.random(2)
+    x = rng.uniform(lower, upper, (3000, 2))
+    apart = x[:, 0] - x[:, 1]
+    low, high = np.sort(rng.uniform(apart.min(), apart.max(), 2))
+    held = (apart >= low) & (apart <= high)
+    sides = [torch.tensor(side)[None] for side in (lower, upper)]
+    relations = Relations(*(torch.tensor([end], dtype=torch.float64) for end in (low, high)))
+    d = relations.within(twins.pairs, *sides)
+    inputs = input_state(torch.cat([sides[0], d.lower], 1), torch.cat([sides[1], d.upper], 1))
+    rows = torch.tensor(rng.normal(size=(1, 50, 3)))
+    rows[0, 0] = torch.tensor([1.0, -1.0, -1.0])  # always 0
+    reach = torch.stack([(rows * (side - inputs.center)) for side in (inputs.bounds.lower, inputs.bounds.upper)]).amin(0).sum(2)
+    found = _related(twins, inputs, LinearBound(rows, reach, reach, reach))
+    deviations = torch.tensor(np.column_stack([x, apart])[held]) - inputs.center
+    values = (rows[0] @ deviations.T).amin(1) if held.any() else torch.full((50,), torch.inf, dtype=torch.float64)
+    assert bool((found[0] >= reach[0]).all()) and bool((found[0] <= values + 1e-12).all())
 
 
 def test_where_nothing_relates_copies_nothing_is_tried() -> None:

@@ -10,10 +10,12 @@ import torch
 from random_nets import relu_network
 
 from milpverify.balls.ball import Ball
+from milpverify.config import Deadline
 from milpverify.counterexamples.validate import exact_residuals, holds, inside
 from milpverify.graph import evaluate
 from milpverify.operators import Linear, Select
 from milpverify.reduction.equations import without_equations
+from milpverify.reduction.reducing import reduced
 from milpverify.result import Verdict
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
@@ -156,3 +158,12 @@ def test_verdicts_are_those_of_the_problem_with_all_inputs(seed: int) -> None:
 def test_a_row_without_inputs_disturbs_nobody() -> None:
     nothing = Rows(np.zeros((1, 4)), np.zeros((1, 2)), np.ones(1), np.zeros(1, dtype=bool))
     assert verify(problem(nothing), timeout=30).verdict is verify(problem(Rows.none(4, 2)), timeout=30).verdict
+
+
+def test_numbers_that_overflow_are_scaled() -> None:
+    """x_0 = x_1 makes of two coefficients one that float64 does not hold, and ranges of boxes overflow."""
+    row = Rows(np.array([[1.5e308, 1.5e308, 1e300]]), np.zeros((1, 2)), np.zeros(1), np.array([False]))
+    given = problem(both(equations(([1.0, -1.0, 0.0], 0)), row), Box(-1e308 * np.ones(3), 1e308 * np.ones(3)))
+    with np.errstate(all="raise"):
+        (left,) = reduced(given, Deadline(30.0)).problem.disjuncts
+    assert left.box.size == 2 and np.isfinite(left.domain.x_rows).all() and len(left.domain) == 1

@@ -167,8 +167,8 @@ def test_a_box_that_was_never_bounded_is_no_box_that_is_closed(short: str, monke
     """Whatever ends the boxes' turn before it begins, nothing is closed for the neurons by that."""
     original = choose_space.branch_and_bound
 
-    def ends(tree: Tree[Boxes], space: BoxSpace, budget: Budget) -> None:
-        original(tree, space, Budget(Deadline(0)) if isinstance(space, BoxSpace) else budget)
+    def ends(tree: Tree[Boxes], space: BoxSpace, budget: Budget, *sharing: object) -> None:
+        original(tree, space, Budget(Deadline(0)) if isinstance(space, BoxSpace) else budget, *sharing)
         tree.out_of_memory = isinstance(space, BoxSpace) and short == "memory"
 
     monkeypatch.setattr(choose_space, "branch_and_bound", ends)
@@ -276,3 +276,76 @@ def test_groups_in_between_are_tried_and_the_ledger_says_so() -> None:
     result = verify(part_way(10), 60, "bab", options=options)
     search = next(p for p in result.phases if p.name == "search")
     assert result.verdict is Verdict.VERIFIED and search.detail["trial"] > 0
+
+
+# -- bisection first, and neurons in a small share of its time ------------------------------------------------------------------
+
+
+class First:
+    """Bisection first, by counts; whether neurons were begun."""
+
+    def __init__(self, problem: Problem, seconds: float = 60.0) -> None:
+        context = context_of(problem, seconds, COUNTED)
+        (self.box_space, self.boxes), self.begun = boxes_of(context, root_of(problem)[1]), False
+        self.neurons = neurons_of(context)
+        with torch.no_grad():
+            self.space = choose_space.bisect_first(self.box_space, self.boxes, self.begin, float(self.box_space.root.margins.amin()))
+
+    def begin(self) -> tuple[NeuronSpace, Tree[Subproblems]]:
+        self.begun = True
+        return self.neurons
+
+
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neurons are tried early and whatever the first boxes tell."""
+    for name, value in (("HEAD", 0.02), ("FAR", math.inf), ("NEAR", -math.inf), ("LEAST", 1)):
+        monkeypatch.setattr(choose_space, name, value)
+
+
+def test_what_bisection_closes_at_once_is_tried_on_no_neurons() -> None:
+    found = First(part_way(2, 8, 0.9))
+    assert found.space is SplitSpace.INPUTS and found.boxes.closed and not found.begun
+
+
+def test_what_is_far_after_the_first_boxes_is_tried_in_turns() -> None:
+    found = First(part_way(24, 16, 0.4))
+    assert found.space is None and not found.begun
+    assert not found.boxes.closed and found.boxes.counts.bounded >= choose_space.FIRST
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_time_that_is_over_closes_nothing_and_begins_nothing(share: float) -> None:
+    found = First(part_way(10, 16, share), 0.0)
+    assert found.space is SplitSpace.INPUTS and not found.begun and not found.boxes.closed
+
+
+def test_neurons_that_are_ahead_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what they have proved is the boxes' too."""
+    beside(monkeypatch)
+    found = First(part_way(24, 16, 0.4))
+    assert found.space is SplitSpace.NEURONS and found.begun
+    assert found.boxes.proved == found.neurons[1].proved
+
+
+def test_neurons_have_a_small_share_of_the_boxes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are never ahead they get no more than that, and whoever closes the rest, the answer is right."""
+    beside(monkeypatch)
+    monkeypatch.setattr(choose_space, "AHEAD", math.inf)
+    found = First(part_way(5, 24, 0.3))
+    space, tree = found.neurons
+    assert found.begun and found.boxes.closed is (found.space is SplitSpace.INPUTS)
+    allowed = choose_space.TRIAL * found.boxes.counts.bounded * found.box_space.effort.each / space.effort.each
+    assert tree.counts.bounded <= 2 * allowed + 64  # the last batch is not cut
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_with_neurons_beside_the_answer_is_the_one_of_enumeration(seed: int, leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(monkeypatch)
+    monkeypatch.setattr(choose_space, "FIRST", 2)
+    monkeypatch.setattr(strategy, "FEW", math.inf)
+    problem, size = several(seed)
+    for by, safe in ((-size, True), (size, False)):
+        near = replace(problem, disjuncts=(shifted(problem.disjuncts[0], by), *problem.disjuncts[1:]))
+        found = decided(near, leaves)
+        assert found.lower_bound <= -by + 1e-4 * size
+        assert found.closed == safe and (found.counterexample is not None) == (not safe)

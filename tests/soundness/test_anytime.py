@@ -49,7 +49,8 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Every kind of search on the same problems."""
     name, few, many = request.param
     monkeypatch.setattr(margin, "FEW_INPUTS", few)
-    monkeypatch.setattr(margin, "MANY_INPUTS", many)
+    monkeypatch.setattr(strategy, "FEW", few)
+    monkeypatch.setattr(strategy, "MANY", many)
     return str(name)
 
 
@@ -135,7 +136,8 @@ def test_a_run_may_end_between_any_two_steps(searched: str, tmp_path: Path) -> N
 def test_memory_that_runs_out_is_unknown_with_the_bound_so_far(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever an allocation fails, the run says so and keeps what was proved."""
     monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(margin, "MANY_INPUTS", -1)
+    monkeypatch.setattr(strategy, "FEW", -1)
+    monkeypatch.setattr(strategy, "MANY", -1)
     made, infimum = case(2)
     problem = mv.load(*made.write(tmp_path))
 

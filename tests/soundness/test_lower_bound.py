@@ -18,6 +18,7 @@ from milpverify.inquiries import inquiry
 from milpverify.optimize import minimize
 from milpverify.result import Result, Trust, Verdict
 from milpverify.search import groups as margin
+from milpverify.search import strategy
 from milpverify.search.frontier import Frontier
 from milpverify.search.neuron_split import space, tasks
 from milpverify.search.neuron_split.conflicts import Conflicts
@@ -35,7 +36,8 @@ QUIET = SearchOptions(refining=False, tightening=False)
 def _neurons(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neuron splits on these networks too, which stand for larger ones."""
     monkeypatch.setattr(margin, "FEW_INPUTS", 0)
-    monkeypatch.setattr(margin, "MANY_INPUTS", 0)
+    monkeypatch.setattr(strategy, "FEW", 0)
+    monkeypatch.setattr(strategy, "MANY", 0)
 
 
 def sampled(graph: Graph, box: Box) -> torch.Tensor:

@@ -139,6 +139,8 @@ def _top(g: Builder, op: Operation) -> Sequence[Value]:
     """The values; places have no rule, and are refused where anything reads them."""
     count = int(op.attributes["k"] if op.opset < 10 else op.weight(1).reshape(()))
     axis = op.attributes.get("axis", -1)
+    if not op.attributes.get("sorted", 1) and count > 1:
+        raise op.refuse("with sorted = 0 the order of its entries is the runtime's own; export it with sorted = 1")
     return [sorting.ordered(g, op.node(), axis, range(count), bool(op.attributes.get("largest", 1)))]
 
 

@@ -126,6 +126,8 @@ def converted(call: Call, x: Node, dtype: torch.dtype) -> Node:
 
 @rule("topk")
 def _top(call: Call, x: Node, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if not sorted and k > 1:
+        raise call.refuse("with sorted=False the order of its entries is the runtime's own; ask for sorted=True")
     return Extrema((sorting.ordered(call.g, x, dim, range(k), largest), Places()))
 
 

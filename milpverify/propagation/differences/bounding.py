@@ -189,7 +189,7 @@ def _related(twins: Twins, inputs: NodeState, found: LinearBound) -> Tensor:
     """Lower bounds from linear ones over inputs and their differences, which are no variables of their own: (batch, r).
 
     For any t, a x + b z + c d = (a + t) x + (b - t) z + (c - t) d where d = x - z. The minimum over intervals of all three is concave in t,
-    and largest where one coefficient vanishes.
+    and largest where one coefficient vanishes. Around the centres, which need not be such a difference, t (x_c - z_c - d_c) is added.
     """
     disjoint = twins.disjoint
     if not len(disjoint):
@@ -207,7 +207,7 @@ def _related(twins: Twins, inputs: NodeState, found: LinearBound) -> Tensor:
     values = []
     for t in (torch.zeros_like(a), -a, b, c):
         moved = coefficients + sign * t.unsqueeze(2)
-        values.append(torch.minimum(moved * low, moved * high).sum(2) - t * offset)
+        values.append(torch.minimum(moved * low, moved * high).sum(2) + t * offset)
     # Four times the sizes for t, and a dozen roundings; at t = 0 the bound was found.
     gained = torch.stack(values).amax(0) - values[0] - 64 * U64 * reach
     return found.lower + torch.where(gained.isfinite(), gained, 0.0).clamp(min=0.0).sum(2) * (1 - 2.0**-40)
@@ -230,7 +230,7 @@ def _exact(op: Affine, sources: list[Bounds], known: Bounds) -> Bounds:
         return Bounds(op.linear([s.lower for s in sources]), op.linear([s.upper for s in sources]))
     signs = _signs(op)
     absolute = signs.absolute()
-    low, high = [(s.lower < 0).double() for s in sources], [(s.upper > 0).double() for s in sources]
+    low, high = [(~(s.lower >= 0)).double() for s in sources], [(~(s.upper <= 0)).double() for s in sources]
     both, less = [a + b for a, b in zip(low, high, strict=True)], [a - b for a, b in zip(low, high, strict=True)]
     # Terms that may be negative: of coefficients > 0 where the lower end is < 0, and of coefficients < 0 where the upper end is > 0.
     total, balance = absolute.linear(both), signs.linear(less)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
 Places = Tensor
-"""Flat places of entries of a node, (n,) int64."""
+"""Flat places of entries of a node, (n,) int64, in main memory whatever the graph is on: they are read one by one."""
 Matched = tuple[Tensor, Tensor, Places, Places]
 """Coefficients (n, m) of two rows on entries that correspond, and which of the inputs' entries these are, (m,) each."""
 
@@ -85,7 +85,7 @@ def bias_of(node: Node) -> Tensor:
     """The constant of every entry of an affine node, flat."""
     assert isinstance(node.op, Affine)
     if node.op.bias is None:
-        return torch.zeros(node.size, dtype=torch.float64)
+        return torch.zeros(node.size, dtype=torch.float64, device="cpu")
     return node.op.bias.expand(node.shape).flatten().double().cpu()
 
 

@@ -37,7 +37,7 @@ class Growing:
             elif missing := [i for i in node.inputs if i not in self.copies]:
                 stack += missing
             elif isinstance(node.op, Input):
-                self.copies[last] = self.select(0, torch.arange(self.graph.nx))
+                self.copies[last] = self.select(0, torch.arange(self.graph.nx, device="cpu"))
             else:
                 self.copies[last] = self.add(node.op, [self.copies[i] for i in node.inputs], node.shape, node.name)
         return self.copies[old]
@@ -65,7 +65,7 @@ class Growing:
 
     def zero(self, shape: tuple[int, ...]) -> int:
         """Zeros."""
-        return self.keep(self.select(0, torch.full(shape, -1)))
+        return self.keep(self.select(0, torch.full(shape, -1, device="cpu")))
 
     def constant(self, values: Tensor, shape: tuple[int, ...], exact: bool) -> int:
         """Constants, which may have been rounded once."""
@@ -103,4 +103,4 @@ class Growing:
 
 def whole(places: Places, node: Node) -> bool:
     """Whether places are all entries of a node in their order."""
-    return len(places) == node.size and bool((places == torch.arange(node.size)).all())
+    return len(places) == node.size and bool((places == torch.arange(node.size, device="cpu")).all())

@@ -114,7 +114,7 @@ class _Rewriting(Growing):
                     continue
                 if not found and len(failed) >= TRIES:
                     return None
-                one = self._follow(output, torch.tensor([i]), output, torch.tensor([j]))
+                one = self._follow(output, torch.tensor([i], device="cpu"), output, torch.tensor([j], device="cpu"))
                 if one is None:
                     failed.add((i, j))
                 else:
@@ -189,7 +189,7 @@ class _Rewriting(Growing):
                 on_inputs[:, i] = torch.where(same, 0.0, on_inputs[:, i])
                 on_inputs[:, j] = torch.where(same, 0.0, on_inputs[:, j])
             if bool(on_slots.any()):
-                parts.append(self.linear(on_slots, self.select(0, torch.arange(len(self.slots)) + self.graph.nx)))
+                parts.append(self.linear(on_slots, self.select(0, torch.arange(len(self.slots), device="cpu") + self.graph.nx)))
             if bool(on_inputs.any()):
                 parts.append(self.linear(on_inputs, self.copy(0)))
         if not parts:  # all rows are 0
@@ -208,7 +208,7 @@ class _Rewriting(Growing):
 
     def _follow(self, a: int, i: Places, b: int, j: Places) -> _Found | None:
         """Entries of one node less entries of another by their common structure; None where they have none."""
-        same = (i == j) if a == b else torch.zeros(len(i), dtype=torch.bool)
+        same = (i == j) if a == b else torch.zeros(len(i), dtype=torch.bool, device="cpu")
         if bool(same.all()):
             self.shared |= isinstance(self.graph.nodes[a].op, Input)
             return _Found(None)
@@ -230,7 +230,7 @@ class _Rewriting(Growing):
         match first.op, second.op:
             case Input(), Input():
                 places = [self.slots.setdefault(pair, len(self.slots)) for pair in zip(i.tolist(), j.tolist(), strict=True)]
-                return _Found(self.keep(self.select(0, (torch.tensor(places) + self.graph.nx).reshape(shape))))
+                return _Found(self.keep(self.select(0, (torch.tensor(places, device="cpu") + self.graph.nx).reshape(shape))))
             case Elementwise(function), Elementwise(other) if function == other:
                 found = self._follow(first.inputs[0], i, second.inputs[0], j)
                 if found is None or found.node is None:
@@ -261,7 +261,7 @@ class _Rewriting(Growing):
     def _layers(self, first: Node, second: Node) -> _Found | None:
         """Two whole affine nodes of one kind."""
         assert isinstance(first.op, Affine) and isinstance(second.op, Affine)
-        places = [torch.arange(self.graph.nodes[s].size) for s in first.inputs]
+        places = [torch.arange(self.graph.nodes[s].size, device="cpu") for s in first.inputs]
         sources = list(zip(first.inputs, second.inputs, places, strict=True))
         change, exact = apart(first.op, second.op)
         if change is not None and size_of(change) > CLOSE * size_of(first.op):
@@ -331,7 +331,7 @@ class _Rewriting(Growing):
 
     def _owners(self, node: Node) -> Tensor:
         """Per entry of all inputs of a node, the node that it belongs to and its place there, (entries, 2)."""
-        each = [(s, torch.arange(self.graph.nodes[s].size)) for s in node.inputs]
+        each = [(s, torch.arange(self.graph.nodes[s].size, device="cpu")) for s in node.inputs]
         return torch.cat([torch.stack([torch.full_like(p, s), p], 1) for s, p in each])
 
     def _columns(self, first: Node, u: Tensor, second: Node, w: Tensor) -> Matched | None:
@@ -343,7 +343,7 @@ class _Rewriting(Growing):
             both = (one | other).nonzero().flatten()
             return u[:, both], w[:, both], both, both
         if first.id != second.id:
-            both = torch.zeros(0, dtype=torch.long)
+            both = torch.zeros(0, dtype=torch.long, device="cpu")
         else:
             both, one, other = (one & other).nonzero().flatten(), one & ~other, other & ~one
         rest_a, rest_b = one.nonzero().flatten(), other.nonzero().flatten()

@@ -138,6 +138,7 @@ def test_a_pair_costs_one_comparison() -> None:
         (graph(("TopK", "x k", "v i"), ("Cast", "i", "y", {"to": 1}), k=ints(2)), "output 'i' has no rule"),
         (graph(("TopK", "x k", "y i"), shape=(1, 4000), k=ints(100)), "more than 4096 comparisons"),
         (graph(("TopK", "x k", "y i"), k=ints(4)), "4 entries of 3"),
+        (graph(("TopK", "x k", "y i", {"sorted": 0}), k=ints(2)), "sorted = 0"),
         (
             graph(("Cast", "x", "n", {"to": 6}), ("Div", "n c", "d"), ("Cast", "d", "y", {"to": 1}), c=np.array(2, np.int32)),
             "reads integers",

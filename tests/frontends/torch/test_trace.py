@@ -216,6 +216,7 @@ class Block(nn.Module):
         (lambda x: x + torch.argmax(x, 1), "argmax.*places"),
         (lambda x: x**x, "exponent that depends on the network's input"),
         (lambda x: torch.fft.fft(x).real, "fft"),
+        (lambda x: x.topk(2, sorted=False)[0], "sorted=False"),
     ],
 )
 def test_unsupported_operations_are_named(function: Callable[[Tensor], Any], complaint: str) -> None:

@@ -25,6 +25,7 @@ from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
 from milpverify.search import groups as margin
+from milpverify.search import strategy
 from milpverify.search.neuron_split import tasks
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.subproblems import Subproblems
@@ -221,7 +222,8 @@ def test_a_solver_without_gains_is_asked_no_more() -> None:
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons are split however few inputs there are, and turns are short."""
     monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(margin, "MANY_INPUTS", 0)
+    monkeypatch.setattr(strategy, "FEW", 0)
+    monkeypatch.setattr(strategy, "MANY", 0)
     monkeypatch.setattr(restarts, "SPLITS", 8)
     monkeypatch.setattr(restarts, "TARGETS", 400)
     monkeypatch.setattr(restarts, "SECONDS", 0.05)
