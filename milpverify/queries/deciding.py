@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milpverify.config import Deadline, in_force
 from milpverify.counterexamples.validate import validate
 from milpverify.frontends.vnnlib.assertions import Slack, disjuncts_of, satisfied
 from milpverify.frontends.vnnlib.query import NUMBERS, REAL
@@ -29,7 +30,7 @@ _WIDER = 2.0**-8
 """By which share of their width boxes are widened, in which errors are bounded: assertions on inputs are weakened, too."""
 
 
-def decide(loaded: LoadedQuery, *, on_event: OnEvent | None = None, **settings: Any) -> Result:
+def decide(loaded: LoadedQuery, *, deadline: Deadline | None = None, on_event: OnEvent | None = None, **settings: Any) -> Result:
     """The verdict on a query.
 
     Args:
@@ -40,20 +41,23 @@ def decide(loaded: LoadedQuery, *, on_event: OnEvent | None = None, **settings: 
 
     Raises:
         InvalidInput, Contradiction: as `verify`.
+        OutOfTime: the time is over before rounding was bounded.
     """
     query, problem = loaded.query, loaded.problem
+    settings |= {"deadline": deadline, "on_event": on_event}
     if query.real:
-        return verify(problem, on_event=on_event, **settings)
-    weakened = _weakened(loaded)
+        return verify(problem, **settings)
+    with in_force(deadline or Deadline()):
+        weakened = _weakened(loaded)
     if weakened is not None:
-        found = verify(weakened, on_event=on_event, **settings)
+        found = verify(weakened, **settings)
         if found.verdict is Verdict.VERIFIED:
             return found
         if found.counterexample is not None and (point := _in_both(loaded, found.counterexample.x)) is not None:
             return replace(found, counterexample=point, lower_bound=min(found.lower_bound, point.margin_real))
         if found.reason in (Reason.TIMEOUT, Reason.INTERRUPTED, Reason.MEMORY):
             return found
-    found = verify(problem, on_event=on_event, **settings)
+    found = verify(problem, **settings)
     if found.verdict is Verdict.VERIFIED:
         note = "it is unsat in the reals, but rounding may matter to the type it asks for; ask for the reals by the type 'real'"
         return replace(found, verdict=Verdict.UNKNOWN, reason=Reason.FLOAT_SEMANTICS, note=note)
