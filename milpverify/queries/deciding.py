@@ -7,6 +7,7 @@ networks' own runtimes, and evaluated in that type.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,19 @@ def decide(loaded: LoadedQuery, *, deadline: Deadline | None = None, on_event: O
         InvalidInput, Contradiction: as `verify`.
         OutOfTime: the time is over before rounding was bounded.
     """
+    found = _decided(loaded, {**settings, "deadline": deadline, "on_event": on_event})
+    if loaded.reach is not None and found.verdict is Verdict.VERIFIED:
+        note = f"no input up to {loaded.reach:g} from 0 satisfies it; the query leaves inputs without bounds"
+        return replace(found, verdict=Verdict.UNKNOWN, reason=Reason.UNDECIDED, note=note, lower_bound=-math.inf)
+    return found
+
+
+def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
+    """The verdict on the inputs that are tried; `settings` are keyword arguments of `verify`."""
     query, problem = loaded.query, loaded.problem
-    settings |= {"deadline": deadline, "on_event": on_event}
     if query.real:
         return verify(problem, **settings)
-    with in_force(deadline or Deadline()):
+    with in_force(settings["deadline"] or Deadline()):
         weakened = _weakened(loaded)
     if weakened is not None:
         found = verify(weakened, **settings)
@@ -95,7 +104,11 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
     """
     query, problem = loaded.query, loaded.problem
     if not problem.disjuncts:
-        return problem if disjuncts_of(query, slack=Slack([np.inf] * (query.nx + query.ny), [0.0] * (query.nx + query.ny))) == () else None
+        return (
+            problem
+            if disjuncts_of(query, slack=Slack([np.inf] * (query.nx + query.ny), [0.0] * (query.nx + query.ny)), reach=loaded.reach) == ()
+            else None
+        )
     lower, upper = _hull(problem.disjuncts)
     width = np.maximum(upper - lower, np.maximum(abs(lower), abs(upper))) * _WIDER
     lower, upper = lower - width, upper + width
@@ -111,7 +124,7 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
         if known is None:
             return None
         largest, error = largest + known[0], error + known[1]
-    disjuncts = disjuncts_of(query, slack=Slack(largest, error))
+    disjuncts = disjuncts_of(query, slack=Slack(largest, error), reach=loaded.reach)
     if disjuncts is None:
         return None
     if disjuncts:
