@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -105,8 +105,15 @@ def load_query(
         runtimes = {id(source): source.runtime() for _, source in each}
         runtime = JointRuntime(tuple(runtimes[id(source)] for _, source in each), tuple(graph.nx for graph in graphs))
         files = {name: value for _, source in each for name, value in source.files.items()} | {str(path): sha256}
-        merged = without_repeats(side_by_side(graphs))
+        merged = _named(without_repeats(side_by_side(graphs)), query)
         return LoadedQuery(query, Problem(merged, disjuncts, runtime, files, notes=notes), each, reach)
+
+
+def _named(graph: Graph, query: Query) -> Graph:
+    """The network with its inputs and outputs called as they are declared: two networks may call theirs alike."""
+    pairs = (graph.inputs, query.inputs), (graph.outputs, query.outputs)
+    inputs, outputs = (tuple(replace(s, name=v.name) for s, v in zip(specs, variables, strict=True)) for specs, variables in pairs)
+    return replace(graph, inputs=inputs, outputs=outputs)
 
 
 def _check_names(query: Query, networks: Mapping[str, str | Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -352,6 +353,13 @@ def test_serialised_assignments(run_main: Run, tmp_path: Path) -> None:
     found = {p.name: numpy_helper.to_array(onnx.TensorProto.FromString(p.read_bytes())) for p in (tmp_path / "out").iterdir()}
     assert {name: array.shape for name, array in found.items()} == {f"{name}.pb": (2,) for name in "ABPQ"}
     np.testing.assert_allclose(found["P.pb"], found["A.pb"] - found["B.pb"], rtol=1e-6)
+
+
+def test_the_result_calls_variables_as_they_are_declared(run_main: Run, tmp_path: Path) -> None:
+    run_main(*arguments(CASES["falls"], tmp_path), "--json", "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [[spec["name"] for spec in found[part]] for part in ("inputs", "outputs")] == [["X", "U"], ["Y", "V"]]
+    assert {Path(name).name for name in found["files"]} == {"q.vnnlib", "f.onnx"}
 
 
 def test_time_that_is_over(run_main: Run, tmp_path: Path) -> None:
