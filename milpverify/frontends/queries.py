@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from milpverify.frontends.onnx.check import Check
 from milpverify.frontends.onnx.outputs import Ambiguous
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.problem import Problem
-from milpverify.frontends.vnnlib.assertions import disjuncts_of
+from milpverify.frontends.vnnlib.assertions import Unbounded, disjuncts_of
 from milpverify.frontends.vnnlib.query import REAL, Query
 from milpverify.frontends.vnnlib.reader import read_hashed
 from milpverify.spec import Box
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph, TensorSpec
 
 
+REACH = 1000.0
+"""How far from 0 inputs are tried that have no bounds."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedQuery:
     """A query with its networks.
@@ -39,11 +43,14 @@ class LoadedQuery:
     Attributes:
         problem: what it asks, in the reals: the inputs of all networks, one after the other, and so their outputs.
         networks: per declaration its graph, as it was lowered, and where it came from; those that are equal are one object.
+        reach: how far from 0 the inputs lie that the problem is about, where the query leaves some without bounds: what is found there
+            is found, and what is not may be elsewhere.
     """
 
     query: Query
     problem: Problem
     networks: tuple[tuple[Graph, Source], ...]
+    reach: float | None = None
 
 
 def load_query(
@@ -80,7 +87,13 @@ def load_query(
             if declaration.isomorphic_to and declaration.isomorphic_to in found:
                 _check_isomorphic(declaration, *(found[n][1] for n in (name, declaration.isomorphic_to)))
         each = tuple(found[declaration.equal_to or declaration.name] for declaration in query.networks)
-        disjuncts = disjuncts_of(query, check_time)
+        reach, notes = None, list[str]()
+        try:
+            disjuncts = disjuncts_of(query, check_time)
+        except Unbounded as error:
+            reach = REACH
+            disjuncts = disjuncts_of(query, check_time, reach=reach)
+            notes = [f"{error}: inputs are tried up to {reach:g} from 0, and none there proves nothing"]
         assert disjuncts is not None
         graphs = [graph for graph, _ in each]
         if disjuncts:
@@ -92,8 +105,15 @@ def load_query(
         runtimes = {id(source): source.runtime() for _, source in each}
         runtime = JointRuntime(tuple(runtimes[id(source)] for _, source in each), tuple(graph.nx for graph in graphs))
         files = {name: value for _, source in each for name, value in source.files.items()} | {str(path): sha256}
-        merged = without_repeats(side_by_side(graphs))
-        return LoadedQuery(query, Problem(merged, disjuncts, runtime, files), each)
+        merged = _named(without_repeats(side_by_side(graphs)), query)
+        return LoadedQuery(query, Problem(merged, disjuncts, runtime, files, notes=notes), each, reach)
+
+
+def _named(graph: Graph, query: Query) -> Graph:
+    """The network with its inputs and outputs called as they are declared: two networks may call theirs alike."""
+    pairs = (graph.inputs, query.inputs), (graph.outputs, query.outputs)
+    inputs, outputs = (tuple(replace(s, name=v.name) for s, v in zip(specs, variables, strict=True)) for specs, variables in pairs)
+    return replace(graph, inputs=inputs, outputs=outputs)
 
 
 def _check_names(query: Query, networks: Mapping[str, str | Path]) -> None:

@@ -7,11 +7,13 @@ networks' own runtimes, and evaluated in that type.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milpverify.config import Deadline, in_force
 from milpverify.counterexamples.validate import validate
 from milpverify.frontends.vnnlib.assertions import Slack, disjuncts_of, satisfied
 from milpverify.frontends.vnnlib.query import NUMBERS, REAL
@@ -29,7 +31,7 @@ _WIDER = 2.0**-8
 """By which share of their width boxes are widened, in which errors are bounded: assertions on inputs are weakened, too."""
 
 
-def decide(loaded: LoadedQuery, *, on_event: OnEvent | None = None, **settings: Any) -> Result:
+def decide(loaded: LoadedQuery, *, deadline: Deadline | None = None, on_event: OnEvent | None = None, **settings: Any) -> Result:
     """The verdict on a query.
 
     Args:
@@ -40,20 +42,31 @@ def decide(loaded: LoadedQuery, *, on_event: OnEvent | None = None, **settings: 
 
     Raises:
         InvalidInput, Contradiction: as `verify`.
+        OutOfTime: the time is over before rounding was bounded.
     """
+    found = _decided(loaded, {**settings, "deadline": deadline, "on_event": on_event})
+    if loaded.reach is not None and found.verdict is Verdict.VERIFIED:
+        note = f"no input up to {loaded.reach:g} from 0 satisfies it; the query leaves inputs without bounds"
+        return replace(found, verdict=Verdict.UNKNOWN, reason=Reason.UNDECIDED, note=note, lower_bound=-math.inf)
+    return found
+
+
+def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
+    """The verdict on the inputs that are tried; `settings` are keyword arguments of `verify`."""
     query, problem = loaded.query, loaded.problem
     if query.real:
-        return verify(problem, on_event=on_event, **settings)
-    weakened = _weakened(loaded)
+        return verify(problem, **settings)
+    with in_force(settings["deadline"] or Deadline()):
+        weakened = _weakened(loaded)
     if weakened is not None:
-        found = verify(weakened, on_event=on_event, **settings)
+        found = verify(weakened, **settings)
         if found.verdict is Verdict.VERIFIED:
             return found
         if found.counterexample is not None and (point := _in_both(loaded, found.counterexample.x)) is not None:
             return replace(found, counterexample=point, lower_bound=min(found.lower_bound, point.margin_real))
         if found.reason in (Reason.TIMEOUT, Reason.INTERRUPTED, Reason.MEMORY):
             return found
-    found = verify(problem, on_event=on_event, **settings)
+    found = verify(problem, **settings)
     if found.verdict is Verdict.VERIFIED:
         note = "it is unsat in the reals, but rounding may matter to the type it asks for; ask for the reals by the type 'real'"
         return replace(found, verdict=Verdict.UNKNOWN, reason=Reason.FLOAT_SEMANTICS, note=note)
@@ -91,7 +104,11 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
     """
     query, problem = loaded.query, loaded.problem
     if not problem.disjuncts:
-        return problem if disjuncts_of(query, slack=Slack([np.inf] * (query.nx + query.ny), [0.0] * (query.nx + query.ny))) == () else None
+        return (
+            problem
+            if disjuncts_of(query, slack=Slack([np.inf] * (query.nx + query.ny), [0.0] * (query.nx + query.ny)), reach=loaded.reach) == ()
+            else None
+        )
     lower, upper = _hull(problem.disjuncts)
     width = np.maximum(upper - lower, np.maximum(abs(lower), abs(upper))) * _WIDER
     lower, upper = lower - width, upper + width
@@ -107,7 +124,7 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
         if known is None:
             return None
         largest, error = largest + known[0], error + known[1]
-    disjuncts = disjuncts_of(query, slack=Slack(largest, error))
+    disjuncts = disjuncts_of(query, slack=Slack(largest, error), reach=loaded.reach)
     if disjuncts is None:
         return None
     if disjuncts:

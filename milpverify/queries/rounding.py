@@ -1,9 +1,11 @@
-"""How far a network's own runtime may be from real arithmetic on a whole box: a-priori error bounds, from node to node.
+"""How far a network's own runtime may be from real arithmetic on a whole box: a-priori error bounds.
 
 A runtime that forms sums of n products in whatever order, with a type of unit roundoff u, is wrong by at most gamma(n) sum |w||x|, with
-gamma(n) = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, section 3); errors of x enter multiplied by |W|, and
-by the slope of a nonlinearity. The graph computes what the network does in as many operations or more, where its operators are those
-named here: of others nothing is known.
+gamma(n) = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, section 3); errors of x enter multiplied by W, and
+by the slope of a nonlinearity. From node to node that gives bounds by |W|, with which each node's own error is known. What these come to
+at the outputs is then added up backwards, by the slopes of an output in each node, in intervals: where neurons are stable, what cancels
+cancels. The graph computes what the network does in as many operations or more, where its operators are those named here: of others
+nothing is known.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
 
+from milpverify.arithmetic.interval import Interval
+from milpverify.bounding import bounds
 from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
 from milpverify.functions.steepness import secants
 from milpverify.operators import Affine, Concat, Elementwise, Input, Permute, Product, Reshape, Select
-from milpverify.propagation.interval import propagate
+from milpverify.spec import Box
 
 if TYPE_CHECKING:
     from milpverify.frontends.onnx.reading import Source
@@ -42,7 +47,8 @@ _LINES = frozenset({"clip", "hard_sigmoid", "hard_tanh", "leaky_relu", "prelu", 
 _CURVES = frozenset({"cube", "erf", "exp", "log", "pow_even", "pow_odd", "reciprocal", "sigmoid", "sqrt", "square", "tanh"})
 _OUTWARD = 1 + 2.0**-30
 """What the rounding of these bounds themselves is covered by, amply: they are sums of at most 2^20 numbers >= 0 per node in float64."""
-_LONGEST = 1 << 20
+_LONGEST, _MOST = 1 << 20, 1 << 26
+"""Terms of a sum, and entries of multipliers, at most."""
 
 
 def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors | None:
@@ -57,17 +63,19 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
         return None
     info = np.finfo(kinds.pop())
     unit, tiny, largest = float(info.eps) / 2, float(info.tiny), float(info.max)
-    state = propagate(graph, torch.from_numpy(lower)[None], torch.from_numpy(upper)[None])
-    found: dict[int, torch.Tensor] = {}
-    sizes: dict[int, torch.Tensor] = {}
+    state = bounds(graph, Box(lower, upper))
+    found: dict[int, Tensor] = {}
+    sizes: dict[int, Tensor] = {}
+    slopes: dict[int, Interval] = {}
+    own: dict[int, Tensor] = {}
     for node in graph.nodes:
-        bounds = state[node.id].bounds
-        reach = torch.maximum(bounds.lower.abs(), bounds.upper.abs())
+        known = state[node.id]
+        reach = torch.maximum(known.lower.abs(), known.upper.abs())
         match node.op:
             case Input():
-                error = torch.zeros_like(reach)
+                moved = local = torch.zeros_like(reach)
             case Reshape() | Permute() | Concat() | Select(bias=None):
-                error = _moved(node.op, [found[i] for i in node.inputs], reach)
+                moved, local = _moved(node.op, [found[i] for i in node.inputs], reach), torch.zeros_like(reach)
             case Affine():
                 terms = node.op.terms + SLACK_TERMS
                 if terms > _LONGEST or terms * unit > 0.25:
@@ -75,36 +83,82 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
                 absolute = graph.absolutes[node.id]
                 size = _moved(absolute, [sizes[i] for i in node.inputs], reach)
                 size = size + shifts.pop(node.name, 0.0) + (0.0 if absolute.bias is None else absolute.bias)
-                error = _moved(absolute, [found[i] for i in node.inputs], reach) + terms * unit / (1 - terms * unit) * size + terms * tiny
+                moved = _moved(absolute, [found[i] for i in node.inputs], reach)
+                local = terms * unit / (1 - terms * unit) * size + terms * tiny
             case Elementwise(function):
-                inner = state[node.inputs[0]].bounds
-                wrong = found[node.inputs[0]]
-                slopes = secants(function, inner.lower - wrong, inner.upper + wrong)
-                steep = torch.maximum(slopes.lower.abs(), slopes.upper.abs())
-                moved = torch.where(wrong > 0, steep * wrong, 0.0)
-                local = _local(function, reach + moved, unit)
-                if local is None:
+                inner, wrong = state[node.inputs[0]], found[node.inputs[0]]
+                ends = secants(function, inner.lower - wrong, inner.upper + wrong)
+                ends = Interval(*(torch.where(wrong > 0, end, 0.0) for end in (ends.lower, ends.upper)))
+                slopes[node.id] = ends
+                moved = torch.where(wrong > 0, torch.maximum(ends.lower.abs(), ends.upper.abs()) * wrong, 0.0)
+                of_function = _local(function, reach + moved, unit)
+                if of_function is None:
                     return None
-                error = moved + local
+                local = of_function
             case Product():
                 (a, b), (da, db) = ([part[i] for i in node.inputs] for part in (sizes, found))
-                error = a * db + b * da + unit * a * b * 4 + tiny
+                moved, local = a * db + b * da, unit * a * b * 4 + tiny
             case _:
                 return None
-        found[node.id] = error * _OUTWARD
+        own[node.id] = local * _OUTWARD
+        found[node.id] = (moved + local) * _OUTWARD
         sizes[node.id] = (reach + found[node.id]) * _OUTWARD
         if not bool((sizes[node.id] < largest / 2).all()):
             return None
     if shifts:  # the map of a normalisation has become part of another
         return None
-    return sizes[graph.output][0].tolist(), found[graph.output][0].tolist()
+    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes, sizes))
+    return sizes[graph.output][0].tolist(), error.tolist()
 
 
-def _moved(op: Affine, parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, Interval], sizes: dict[int, Tensor]) -> Tensor:
+    """The errors of all nodes, each times the slope of every output in it, added up: (ny,); infinite where that is too dear.
+
+    With z' - z = W (x' - x) + e and f(z') - f(z) = s (z' - z), s a slope of f between z and z', the difference of the outputs is the sum
+    of what each e is multiplied with on its way. These multipliers are kept as centres and radii.
+    """
+    ny = graph.ny
+    total = torch.zeros(ny, dtype=torch.float64)
+    if ny * max(node.size for node in graph.nodes) > _MOST:
+        return total + torch.inf
+    start = torch.eye(ny, dtype=torch.float64)
+    pending = {graph.output: (start, torch.zeros_like(start))}
+    for node in reversed(graph.nodes):
+        if node.id not in pending:
+            continue
+        centre, radius = pending.pop(node.id)
+        total = total + ((centre.abs() + radius) * own[node.id]).flatten(1).sum(1)
+        match node.op:
+            case Input():
+                continue
+            case Affine():
+                absolute = graph.absolutes[node.id]
+                apart = absolute.adjoint(radius * _OUTWARD + centre.abs() * (_OUTWARD - 1))
+                parts = list(zip(node.op.adjoint(centre), apart, strict=True))
+            case Elementwise():
+                parts = [_times(centre, radius, slopes[node.id].lower, slopes[node.id].upper)]
+            case _:  # a product: a b - a' b' = (a - a') b + a' (b - b')
+                a, b = (sizes[i] for i in node.inputs)
+                parts = [_times(centre, radius, -other, other) for other in (b, a)]
+        for source, (c, r) in zip(node.inputs, parts, strict=True):
+            known = pending.get(source)
+            pending[source] = (c, r) if known is None else (known[0] + c, (known[1] + r + (known[0] + c).abs() * 2.0**-50) * _OUTWARD)
+    return torch.where(total.isnan(), torch.inf, total * _OUTWARD)
+
+
+def _times(centre: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Multipliers centre -+ radius times slopes between lower and upper."""
+    middle, half = 0.5 * (lower + upper), 0.5 * (upper - lower) * _OUTWARD
+    moved = centre * middle
+    steep = torch.maximum(lower.abs(), upper.abs())
+    return moved, (radius * steep + centre.abs() * (half + steep * 2.0**-40)) * _OUTWARD
+
+
+def _moved(op: Affine, parts: list[Tensor], like: Tensor) -> Tensor:
     return op.linear(parts).expand_as(like)
 
 
-def _local(function: Function, reach: torch.Tensor, unit: float) -> torch.Tensor | None:
+def _local(function: Function, reach: Tensor, unit: float) -> Tensor | None:
     """What a runtime's function is wrong by at the argument that it gets, where its value comes to `reach` at most."""
     if function.name in _EXACT:
         return torch.zeros_like(reach)

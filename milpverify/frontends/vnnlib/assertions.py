@@ -76,14 +76,18 @@ class Slack:
         return total + known * rounding / (1 - rounding) + underflow
 
 
-def disjuncts_of(query: Query, pace: Callable[[], None] = lambda: None, slack: Slack | None = None) -> tuple[Disjunct, ...] | None:
+def disjuncts_of(
+    query: Query, pace: Callable[[], None] = lambda: None, slack: Slack | None = None, reach: float | None = None
+) -> tuple[Disjunct, ...] | None:
     """What a query asks for, as disjuncts over all inputs and outputs; weakened by some slack, None where that is not known.
 
     Args:
         pace: called from time to time; what it raises ends the reading.
+        reach: how far from 0 all inputs lie that are asked about; None for any distance.
 
     Raises:
-        InvalidProperty: an assertion is not linear, or an input has no bound.
+        Unbounded: an input has no bound.
+        InvalidProperty: an assertion is not linear.
     """
 
     def error(line: int, message: str) -> InvalidProperty:
@@ -98,12 +102,18 @@ def disjuncts_of(query: Query, pace: Callable[[], None] = lambda: None, slack: S
                 return None
             form.add(formula, next(_lines(assertion), 0))
             pace()
+        for key in range(2 * query.nx if reach is not None else 0):
+            form.bound(key, (reach or 0.0, True), 0)
         return form.disjuncts()
     except _Empty:  # inputs that contradict each other
         return ()
     except InvalidProperty as refusal:
         named = re.sub(r"\b([XY])_(\d+)", lambda m: query.entry(int(m[2]) + (query.nx if m[1] == "Y" else 0)), str(refusal))
-        raise InvalidProperty(named) from refusal
+        raise (Unbounded if re.search(" has no (upper|lower) bound$", named) else InvalidProperty)(named) from refusal
+
+
+class Unbounded(InvalidProperty):
+    """An input has no bound."""
 
 
 class _Empty(InvalidProperty):
