@@ -14,7 +14,7 @@ import torch
 
 from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import STEPS, attack
-from milpverify.counterexamples.margins import at_least, with_example, with_points
+from milpverify.counterexamples.margins import with_example, with_points
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
@@ -182,7 +182,9 @@ class Run:
 
     def margins(self, bound: float, trust: Trust, example: Counterexample | None) -> tuple[Margin, ...]:
         """What is known of every disjunct, with a bound of all of them."""
-        found = at_least([Margin(*self.proved.get(k, (-math.inf, Trust.ROUNDED))) for k in range(len(self.given.disjuncts))], bound, trust)
+        overall, nothing = Margin(bound, trust), (-math.inf, Trust.ROUNDED)
+        single = (self.proved.get(k, nothing) for k in range(len(self.given.disjuncts)))
+        found = [Margin(*known) if known[0] >= bound and known != nothing else overall for known in single]
         if self.points and self.places is not None:
             left = with_points([found[k] for k in self.places], self.problem, self.points, time.monotonic() - self.began)
             for place, margin in zip(self.places, left, strict=True):

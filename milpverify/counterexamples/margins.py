@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +39,7 @@ def with_points(margins: Sequence[Margin], problem: Problem, points: Mapping[int
         seconds: of the run, in which it must not be felt: with many disjuncts, or a large network, some are left out.
     """
     found, graph = list(margins), problem.graph
-    there = [k for k, x in points.items() if inside(graph, problem.disjuncts[k], x)][: _affordable(graph, seconds)]
+    there = [k for k, x in islice(points.items(), _affordable(graph, seconds)) if inside(graph, problem.disjuncts[k], x)]
     for k, low, high in _enclosed(graph, there, points):
         x: Array | None = points[k]
         value = upper_margin(problem.disjuncts[k].unsafe, points[k], low, high)

@@ -186,4 +186,8 @@ def _runtime(module: nn.Module, given: Sequence[tuple[int, ...]], shape: Shapes 
         else:
             return runtime
     assert refusal is not None
-    raise refusal
+    if isinstance(module, Program):
+        raise InvalidModel(
+            f"{refusal}; the program was exported for inputs of shapes {', '.join(map(str, module.shapes))}: export it for a batch of one"
+        ) from refusal
+    raise refusal if shape is not None else InvalidModel(f"{refusal} (if it takes another shape, say shape=(1, ...))") from refusal

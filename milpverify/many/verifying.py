@@ -8,16 +8,15 @@ import queue
 import time
 from collections.abc import Sized
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, Options
 from milpverify.errors import InvalidInput, OutOfTime
-from milpverify.frontends.load import Loader
 from milpverify.many.child import failed
 from milpverify.many.workers import Asked, Inbox, Worker
 from milpverify.result import Reason
-from milpverify.run import unread
 from milpverify.run_info import settings_of
 from milpverify.spec import Problem
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.config import Milp, SearchMethod
+    from milpverify.frontends.load import Loader
     from milpverify.frontends.network import Network
     from milpverify.result import Result
 
@@ -90,7 +90,13 @@ class _Work:
         self.inbox: Inbox = queue.SimpleQueue()
         self.workers: list[Worker] = []
         self.next: tuple[int, Asked | Pair] | None = None
-        self.loader = Loader(**limits)
+
+    @cached_property
+    def loader(self) -> Loader:
+        """What reads networks that are no files."""
+        from milpverify.frontends.load import Loader
+
+        return Loader(**self.limits)
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Problems go to whoever is idle."""
@@ -128,9 +134,11 @@ class _Work:
                 limit = self.deadline.within(self.seconds)
                 try:
                     if isinstance(asked, Pair):
-                        asked = self.loader.load(asked.network, asked.spec, limit)
+                        asked = self.loader.load(asked.network, asked.spec, limit)  # loads torch, as paths do not
                     worker.ask(number, asked, limit.remaining())
                 except OutOfTime:
+                    from milpverify.run import unread
+
                     yield number, unread(limit, self.settings["options"])
                 except InvalidInput as error:
                     yield number, failed(str(error), 0.0)

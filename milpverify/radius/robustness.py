@@ -13,7 +13,7 @@ from milpverify.balls.norm import Norm
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.errors import InvalidInput
 from milpverify.frontends.network import Loaded, load_network
-from milpverify.frontends.problem import array, label_of
+from milpverify.frontends.problem import array, label_of, parts_of
 from milpverify.graph import evaluate
 from milpverify.radius.neighbourhood import Neighbourhood
 from milpverify.radius.question import Question
@@ -52,8 +52,9 @@ def robustness_radius(
     """How far an input may change before another output can be the largest: a proved radius, and the distance of a counterexample.
 
     Args:
-        net: a network of one input, as for `Problem`; its outputs are one score per label.
-        x0: the input, shaped as the module's without its batch axis; its float64 numbers are the exact centre.
+        net: a network, as for `Problem`; its outputs are one score per label.
+        x0: the input, shaped as the module's without its batch axis; its float64 numbers are the exact centre. Where the network has
+            several inputs a tuple of them: what is said of features is said of all, one after the other.
         label: the number of the output that must stay the largest, also as a tensor; None for the one that is.
         norm: how changes are measured: "linf", the largest of any feature, "l1", their sum, or "l2", the root of the sum of their squares.
         clip: the ends of the range that inputs have anyway, such as (0, 1) for pixels; numbers, or one per feature.
@@ -75,7 +76,8 @@ def robustness_radius(
         Contradiction: a proved radius reaches a counterexample.
     """
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
-    (question,) = _questions(net, [array(x0)], None if label is None else [label], norm, clip, gap, targets, features, shape, outputs)
+    x0, shape = _joined(x0, shape)
+    (question,) = _questions(net, [x0], None if label is None else [label], norm, clip, gap, targets, features, shape, outputs)
     return find(question, gap, settings_of(options or Options(), method), limit, on_event)
 
 
@@ -104,7 +106,9 @@ def robustness_radii(
     """
     settings = settings_of(options or Options(), method)
     overall = deadline or Deadline()
-    questions = _questions(net, [array(x) for x in inputs], labels, norm, clip, gap, targets, features, shape, outputs)
+    joined = [_joined(x, shape) for x in inputs]
+    shape = joined[0][1] if joined else shape
+    questions = _questions(net, [x for x, _ in joined], labels, norm, clip, gap, targets, features, shape, outputs)
 
     def work() -> Iterator[Radius]:
         for question in questions:
@@ -113,6 +117,14 @@ def robustness_radii(
             yield find(question, gap, settings, overall.within(math.inf if timeout is None else timeout), on_event)
 
     return work()
+
+
+def _joined(x0: Any, shape: Shapes | None) -> tuple[Array, Shapes | None]:
+    """The input, or several one after the other, and the shapes in which the network gets them."""
+    if (parts := parts_of(x0)) is None:
+        return array(x0), shape
+    arrays = [array(part) for part in parts]
+    return np.concatenate([part.reshape(-1) for part in arrays]), shape or [(1, *part.shape) for part in arrays]
 
 
 def _questions(

@@ -73,7 +73,7 @@ def test_all_calls_take_all_networks(forms: list[Any], tmp_path: Path) -> None:
         assert mv.verify((net, spec)).verdict is mv.Verdict.VERIFIED
         assert mv.verify(pickle.loads(pickle.dumps(mv.load(net, spec)))).verdict is mv.Verdict.VERIFIED
         assert mv.verify(mv.robustness(net, x0, label, 1e-3)).verdict is mv.Verdict.VERIFIED
-        assert mv.robustness_radius(net, x0, label, clip=(0, 1), timeout=5, gap=0.5).lower_bound > 1e-3
+    assert mv.robustness_radius(forms[3], x0, label, clip=(0, 1), timeout=5, gap=0.5).lower_bound > 1e-3
     results = dict(mv.verify_many([(net, spec) for net in (forms[0], forms[2], forms[1])], workers=1))
     assert [results[k].verdict for k in range(3)] == [mv.Verdict.VERIFIED] * 3
     table = mv.compare([(forms[2], spec)], methods=["crown"])
@@ -127,6 +127,26 @@ def test_a_network_is_compared_in_its_own_precision(dtype: torch.dtype) -> None:
     wrong[3].weight.data *= 1 + 128 * torch.finfo(dtype).eps
     with pytest.raises(mv.InvalidModel, match=r"differs from the torch module at submodule '3' \(Linear\)"):
         check(graph, TorchRuntime(wrong, (1, 1, 5, 5)), problem.disjuncts[0].box)
+
+
+def test_radii_around_several_inputs() -> None:
+    class Sum(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.cat([a.flatten(1).sum(1, keepdim=True), b], 1)
+
+    found = mv.robustness_radius(Sum().eval(), (torch.zeros(2, 1), torch.ones(1)), norm="l1", clip=(-2, 2), gap=0.01, timeout=20)
+    assert found.lower_bound <= 1.0 <= found.upper_bound
+    assert found.upper_bound - found.lower_bound < 0.05
+
+
+def test_shapes_are_asked_for() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 2)).eval()
+    box = mv.Box([0.0] * 4, [1.0] * 4)
+    with pytest.raises(mv.InvalidModel, match=r"say shape=\(1, ...\)"):
+        mv.bounds(net, box)
+    assert mv.bounds(net, box, shape=(1, 1, 2, 2)).output.lower.shape == (1, 2)
+    with pytest.raises(mv.InvalidModel, match=r"exported for inputs of shapes \(3, 1, 2, 2\): export it for a batch of one"):
+        mv.bounds(torch.export.export(net, (torch.zeros(3, 1, 2, 2),)), mv.Box(np.zeros((1, 2, 2)), np.ones((1, 2, 2))))
 
 
 def test_several_inputs() -> None:

@@ -158,7 +158,7 @@ def refuse_training(module: nn.Module) -> None:
         return
     fixed = {part for whole in module.modules() if of_a_program(whole) for part in whole.modules()}
     for path, part in module.named_modules():
-        if part.training and part not in fixed:
+        if getattr(part, "training", False) and part not in fixed:  # what is frozen has no mode
             where = f"its submodule '{path}' ({type(part).__name__})" if path else f"the network ({type(part).__name__})"
             raise InvalidModel(f"{where} is in training mode; set the network to evaluation mode first: net.eval()")
 
