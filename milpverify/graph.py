@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,10 @@ class Graph:
             lost = {node.id: most for node, kind in pairs if isinstance(node.op, Affine) and (most := node.op.lost(kind))}
             self._copies[wanted] = replace(self, nodes=nodes, dtype=dtype, device=device, inner=wanted[2], lost=lost)
         return self._copies[wanted]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was derived, such as copies in other precisions."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @cached_property
     def _copies(self) -> dict[tuple[torch.dtype, torch.device, torch.dtype | None], Graph]:

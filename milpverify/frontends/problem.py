@@ -195,8 +195,8 @@ def label_of(label: Any, ny: int) -> int:
 
 
 def parts_of(x0: Any) -> Sequence[Any] | None:
-    """The inputs of a network of several, which are a tuple or list of arrays or tensors; None for one input."""
-    several = isinstance(x0, tuple | list) and bool(x0) and all(getattr(x, "shape", None) for x in x0)
+    """The inputs of a network of several, which are a tuple of arrays or tensors; None for one input."""
+    several = isinstance(x0, tuple) and bool(x0) and all(getattr(x, "shape", None) for x in x0)
     return x0 if several else None
 
 

@@ -86,6 +86,13 @@ def test_a_model_says_what_was_decided(forms: list[Any], tmp_path: Path) -> None
     assert of_path == of_model == of_bytes == of_packed
 
 
+def test_what_was_derived_is_not_sent() -> None:
+    problem = mv.Problem(module(), BOX, unsafe="(>= Y_0 Y_1)")
+    size = len(pickle.dumps(problem))
+    mv.verify(problem, timeout=5)
+    assert len(pickle.dumps(problem)) == size
+
+
 def test_weights_elsewhere_are_refused(tmp_path: Path) -> None:
     proto = model(module())
     onnx.save(proto, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location="weights")
