@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from milpverify.solvers.model import Model
     from milpverify.spec import Array, Disjunct, Rows
 
+    Suspect = tuple[int, NDArray[np.int64]]
+    """A disjunct, by its place, and those of its `unsafe` rows that may have a part in it."""
+
 MOST = 1 << 22
-"""Coefficients that are looked at, or sent to HiGHS, at once."""
+"""Coefficients that are compared, or sent to HiGHS, at once."""
 HARD = 1024.0
 """What a violation of a row that is not strict costs, in units of one of a strict row: weights may differ by so much."""
 NEAR = 1e-7
@@ -42,9 +45,9 @@ SWEEPS, INSIDE = 24, 1e-9
 """Projections on every row in search of a point that satisfies all, and by how much it shall satisfy the strict ones."""
 
 
-def contradictory(disjuncts: Sequence[Disjunct], deadline: Deadline) -> dict[int, float]:
-    """The disjuncts that no network has a point of, by place, each with a proved lower bound of its margin >= 0: inf without any input."""
-    left = [(k, _System.of(disjuncts[k], rows)) for k, rows in _suspects(disjuncts)]
+def excluded(disjuncts: Sequence[Disjunct], suspects: Iterable[Suspect], deadline: Deadline) -> dict[int, float]:
+    """The suspects that no network has a point of, by place, each with a proved lower bound of its margin >= 0: inf without any input."""
+    left = [(k, _System.of(disjuncts[k], rows)) for k, rows in suspects]
     found: dict[int, float] = {}
     hard: list[tuple[int, _System]] = []
     for k, system in left:
@@ -54,36 +57,6 @@ def contradictory(disjuncts: Sequence[Disjunct], deadline: Deadline) -> dict[int
         elif len(system.rhs) and not system.satisfied():
             hard.append((k, system))
     return {**found, **_proposed(hard, deadline)}
-
-
-def _suspects(disjuncts: Sequence[Disjunct]) -> Iterable[tuple[int, NDArray[np.int64]]]:
-    """The disjuncts that may be contradictory, by place, with the `unsafe` rows that may have a part in it."""
-    by_count: dict[int, list[int]] = {}
-    for k, d in enumerate(disjuncts):
-        by_count.setdefault(len(d.unsafe), []).append(k)
-    for count, members in by_count.items():
-        size = max(1, count * disjuncts[members[0]].unsafe.y_rows.shape[1])
-        for first in range(0, len(members), per := max(1, MOST // size)):
-            part = members[first : first + per]
-            if count <= 1:  # a single row contradicts nothing but itself or the box
-                kept = np.array([[not row.any() for row in disjuncts[k].unsafe.y_rows] for k in part], dtype=bool).reshape(len(part), count)
-            else:
-                kept = _opposed(np.sign(np.stack([disjuncts[k].unsafe.y_rows for k in part])))
-            for k, rows in zip(part, kept, strict=True):
-                if rows.any() or len(disjuncts[k].domain):
-                    yield k, np.flatnonzero(rows)
-
-
-def _opposed(signs: Array) -> NDArray[np.bool_]:
-    """The rows all of whose outputs are pulled the other way by other such rows: signs (n, r, ny) -> (n, r)."""
-    kept: NDArray[np.bool_] = np.ones(signs.shape[:2], dtype=bool)
-    while True:
-        here = np.where(kept[:, :, None], signs, 0.0)
-        both = np.asarray((here > 0).any(1) & (here < 0).any(1))
-        now = kept & ((signs == 0) | both[:, None, :]).all(2)
-        if (now == kept).all():
-            return kept
-        kept = now
 
 
 @dataclass(frozen=True, eq=False)

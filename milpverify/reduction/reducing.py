@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.reduction.contradictions import contradictory
+from milpverify.reduction.suspects import contradictory
 from milpverify.spec import Problem
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from milpverify.operators import Elementwise, Product
 from milpverify.relaxations.mccormick import McCormick
-from milpverify.relaxations.normalised import Normalised
 from milpverify.relaxations.piecewise_linear import PiecewiseLinear
 from milpverify.relaxations.smooth import Smooth
 from milpverify.relaxations.staircase import Staircase
@@ -27,7 +26,11 @@ def rule_of(op: Operator) -> Rule:
         case Elementwise(function):
             return univariate(function)
         case Product(norm):
-            return McCormick() if norm is None else Normalised(norm)
+            if norm is None:
+                return McCormick()
+            from milpverify.relaxations.normalised import Normalised
+
+            return Normalised(norm)
         case _:
             raise NotImplementedError(f"no relaxation of {type(op).__name__}")
 

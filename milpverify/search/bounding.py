@@ -12,7 +12,7 @@ from torch import Tensor
 from milpverify.balls.confined import without_inputs
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows, crown
-from milpverify.propagation.differences.bounding import Differences
+from milpverify.propagation.differences.asked import differences
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.propagation.backward import LineTable
+    from milpverify.propagation.differences.bounding import Differences
     from milpverify.propagation.relevance import Needed
     from milpverify.propagation.state import Bounds, State
     from milpverify.search.groups import Group
@@ -57,7 +58,7 @@ class Prepared:
     @staticmethod
     def of(graph: Graph, group: Group) -> Prepared:
         """Read the rows of a group; the graph is in float64."""
-        compared = Differences.of(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
+        compared = differences(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
         return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows), compared)
 
 

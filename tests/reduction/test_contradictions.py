@@ -12,7 +12,7 @@ from random_nets import relu_network
 
 from milpverify.config import Deadline
 from milpverify.reduction import contradictions
-from milpverify.reduction.contradictions import contradictory
+from milpverify.reduction.suspects import contradictory
 from milpverify.result import Reason, Trust, Verdict
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify

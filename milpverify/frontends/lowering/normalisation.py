@@ -41,15 +41,13 @@ def normalisations(nodes: Sequence[Node], means: AbstractSet[int]) -> list[Node]
     Args:
         means: the nodes that take the mean of what the `ReduceSum` before them sums up: their coefficient means 1 / n, however rounded.
     """
-    found = list(nodes)
-    if any(isinstance(node.op, Product) for node in nodes):
-        search = _Search(nodes, means)
-        for node in nodes:
-            if isinstance(node.op, Product):
-                for a, b in (node.inputs, node.inputs[::-1]):
-                    if (norm := search.norm(a, b)) is not None:
-                        found[node.id] = replace(node, op=Product(norm), inputs=(a, b))
-                        break
+    found, search = list(nodes), _Search(nodes, means)
+    for node in nodes:
+        if isinstance(node.op, Product):
+            for a, b in (node.inputs, node.inputs[::-1]):
+                if (norm := search.norm(a, b)) is not None:
+                    found[node.id] = replace(node, op=Product(norm), inputs=(a, b))
+                    break
     return found
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from milpverify.config import check_time
-from milpverify.frontends.lowering.normalisation import normalisations
-from milpverify.operators import Conv, Elementwise, Linear, Reshape, Scale, Select, SparseLinear, Transposed
+from milpverify.operators import Conv, Elementwise, Linear, Product, Reshape, Scale, Select, SparseLinear, Transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +19,10 @@ if TYPE_CHECKING:
 
 def tidy(nodes: Sequence[Node], means: AbstractSet[int]) -> tuple[Node, ...]:
     """The nodes that the last one needs, and the input, in fewer and smaller ones; `means` as in `normalisations`."""
-    nodes = normalisations(nodes, means)
+    if any(isinstance(node.op, Product) for node in nodes):
+        from milpverify.frontends.lowering.normalisation import normalisations
+
+        nodes = normalisations(nodes, means)
     return tuple(map(_with_weights_by_rows, _fuse_biases(_share_functions(_drop_reshapes(map(_with_axis, nodes))))))
 
 

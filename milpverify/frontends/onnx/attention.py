@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering.attention import attention, rotary
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.constants import Array, Constant
 from milpverify.frontends.onnx.node import Operation, Value, rule
@@ -16,6 +15,8 @@ from milpverify.graph import Node
 
 @rule("RotaryEmbedding", attributes="interleaved num_heads rotary_embedding_dim", linear_in_constants=True)
 def _rotary_embedding(g: Builder, op: Operation) -> Value:
+    from milpverify.frontends.lowering.attention import rotary
+
     x, cosine, sine, positions = op.node(), op.weight(1), op.weight(2), op.constant(3)
     if positions is not None:
         cosine, sine = cosine[positions], sine[positions]
@@ -62,6 +63,8 @@ def _attention(g: Builder, op: Operation) -> Sequence[Value]:
     scale = op.attributes.get("scale")
     factor = 1.0 / Constant.of(float(q.shape[3])).sqrt() if scale is None else Constant.of(scale)
     masks = _masks(g, op, q.shape[2], k.shape[2], past)
+    from milpverify.frontends.lowering.attention import attention
+
     y = attention(g, q, k, v, factor, masks, op.attributes["softcap"])
     if len(op.value(0).shape) == 3:
         y = g.reshape(g.permute(y, [0, 2, 1, 3]), (y.shape[0], y.shape[2], y.shape[1] * y.shape[3]))

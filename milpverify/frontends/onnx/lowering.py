@@ -34,7 +34,6 @@ from milpverify.frontends.onnx.folding import check_sizes, folded_roundings
 from milpverify.frontends.onnx.node import RULES, Operation, Value, attribute, describe, evaluate, evaluate_in_runtime
 from milpverify.frontends.onnx.ops import FLOATS
 from milpverify.frontends.onnx.outputs import Kept, Outputs, choose
-from milpverify.frontends.onnx.quantised import dequantized
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
 
@@ -230,6 +229,8 @@ class _Lowering:
         """What a node makes of constants, whose roundings are noted; where these are not known, nodes that stand for the real numbers."""
         rounded = [self.rounded.get(name, 0) for name in op.proto.input]
         if op.proto.op_type == "DequantizeLinear":
+            from milpverify.frontends.onnx.quantised import dequantized
+
             known = dequantized(op, rounded)
             self.rounded |= dict.fromkeys(op.proto.output, known.rounded) if known.rounded else {}
             return [known.value]

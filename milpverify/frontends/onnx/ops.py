@@ -18,7 +18,6 @@ from milpverify.frontends.lowering import composites, elementwise
 from milpverify.frontends.lowering.axes import axes_named
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant
-from milpverify.frontends.lowering.einsum import einsum
 from milpverify.frontends.onnx.folding import check_sizes
 from milpverify.frontends.onnx.node import Operation, Value, evaluate, rule
 from milpverify.graph import Node
@@ -101,6 +100,8 @@ def _gemm(g: Builder, op: Operation) -> Value:
 
 @rule("Einsum", attributes="equation", linear_in_constants=True)
 def _einsum(g: Builder, op: Operation) -> Value:
+    from milpverify.frontends.lowering.einsum import einsum
+
     return einsum(g, op.attributes["equation"], [op.value(i) for i in range(len(op.inputs))])
 
 

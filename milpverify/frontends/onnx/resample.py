@@ -13,7 +13,6 @@ from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.axes import along, cumulative_sum
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Array, Constant
-from milpverify.frontends.lowering.scatter import cumulative_product, folded, sampled, scattered
 from milpverify.frontends.lowering.windows import convolve_transposed
 from milpverify.frontends.onnx.folding import check_sizes
 from milpverify.frontends.onnx.node import Operation, Value, evaluate, rule
@@ -206,6 +205,8 @@ def _cumulative_sum(g: Builder, op: Operation) -> Value:
 @rule("CumProd", attributes="exclusive reverse")
 def _cumulative_product(g: Builder, op: Operation) -> Value:
     axis = int(op.weight(1).reshape(()))
+    from milpverify.frontends.lowering.scatter import cumulative_product
+
     return cumulative_product(g, op.node(), axis, bool(op.attributes["exclusive"]), bool(op.attributes["reverse"]))
 
 
@@ -231,6 +232,8 @@ def _scatter(g: Builder, op: Operation) -> Value:
         axis = op.attributes["axis"] % len(data.shape)
         rows = entries(data.shape)[tuple(slice(None if a == axis else n) for a, n in enumerate(index.shape))]
         places = np.take_along_axis(rows, index, axis)
+    from milpverify.frontends.lowering.scatter import scattered
+
     return scattered(g, data, updates, places.astype(np.int64), op.attributes.get("reduction", "none"))
 
 
@@ -250,12 +253,16 @@ def _windows_put_back(g: Builder, op: Operation) -> Value:
     n = len(size)
     strides, dilations = (op.attributes.get(key) or [1] * n for key in ("strides", "dilations"))
     pads = op.attributes.get("pads") or [0] * (2 * n)
+    from milpverify.frontends.lowering.scatter import folded
+
     return folded(g, op.node(), size, kernel, strides, dilations, list(zip(pads[:n], pads[n:], strict=True)))
 
 
 @rule("GridSample", attributes="align_corners mode padding_mode")
 def _grid_sample(g: Builder, op: Operation) -> Value:
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(op.attributes["mode"], op.attributes["mode"])
+    from milpverify.frontends.lowering.scatter import sampled
+
     return sampled(g, op.node(), op.weight(1), mode, op.attributes["padding_mode"], bool(op.attributes["align_corners"]))
 
 

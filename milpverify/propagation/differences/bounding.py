@@ -86,8 +86,7 @@ class Differences:
     @staticmethod
     def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None, domains: Sequence[Rows]) -> Differences | None:
         """Rows on outputs (r, ny) and inputs (r, nx), and the constraints of every disjunct; None where nothing relates two copies."""
-        mixed = bool(((y_rows > 0).any(1) & (y_rows < 0).any(1)).any())
-        twins = Twins.of(graph, y_rows, x_rows) if mixed else None
+        twins = Twins.of(graph, y_rows, x_rows)
         if twins is None:
             return None
         different: dict[tuple[bytes, bytes], list[int]] = {}

@@ -15,6 +15,8 @@ from milpverify.operators import Affine, Operator
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
+CLOSE = 0.9
+"""How far weights may be from each other, in parts of their size, to be those of copies."""
 Places = Tensor
 """Flat places of entries of a node, (n,) int64, in main memory whatever the graph is on: they are read one by one."""
 Matched = tuple[Tensor, Tensor, Places, Places]

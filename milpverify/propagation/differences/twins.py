@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch import Tensor
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Affine, Concat, Elementwise, Input, Product, Sum
 from milpverify.propagation.differences.coefficients import (
+    CLOSE,
     Matched,
     Places,
     alike,
@@ -37,15 +37,10 @@ from milpverify.propagation.differences.coefficients import (
 from milpverify.propagation.differences.growing import Growing, whole
 from milpverify.propagation.differences.operator import Difference
 
-if TYPE_CHECKING:
-    pass
-
 MOST_NODES, MOST_COEFFICIENTS = 400, 1 << 22
 """Of a network, and of the rows of a layer that are compared entry by entry: beyond, nothing is tried."""
 TRIES, MOST_OUTPUTS = 8, 1 << 10
 """Pairs of outputs that are followed in vain before all others are taken to be no twins, and outputs whose values are compared."""
-CLOSE = 0.9
-"""How far weights may be from each other, in parts of their size, to be those of copies."""
 
 
 @dataclass(frozen=True, eq=False)

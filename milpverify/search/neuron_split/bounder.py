@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
-from milpverify.propagation.differences.bounding import Differences
+from milpverify.propagation.differences.asked import differences
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.optimised.beta import AlphaOptions, Domain, Dual, Relaxations
 from milpverify.propagation.relevance import needed
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.encode.cut_forms import Split
     from milpverify.graph import Graph
+    from milpverify.propagation.differences.bounding import Differences
     from milpverify.propagation.optimised.dual import Columns
     from milpverify.search.groups import Group
     from milpverify.search.ledger import Ledger
@@ -91,7 +92,7 @@ class Bounder:
     @cached_property
     def differences(self) -> Differences | None:
         """What the rows compare, if copies of one network."""
-        return Differences.of(self.graph, self.group.y_rows, self.group.x_rows, [d.domain for d in self.group.disjuncts])
+        return differences(self.graph, self.group.y_rows, self.group.x_rows, [d.domain for d in self.group.disjuncts])
 
     @property
     def fast(self) -> Graph:
