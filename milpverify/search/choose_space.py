@@ -76,8 +76,8 @@ def moving_inputs(group: Group, root: BatchBounds) -> float:
     Args:
         root: bounds of the whole box; the coefficients of its rows are (1, rows, nx).
     """
-    low, high = (torch.tensor(end, device=group.rhs.device) for end in (group.box.lower, group.box.upper))
-    width = high - low  # infinite where float64 does not hold it
+    # Infinite where float64 does not hold it, without a warning.
+    width = torch.tensor(group.box.upper, device=group.rhs.device) - torch.tensor(group.box.lower, device=group.rhs.device)
     moved = root.rows.coefficients[0].double().abs() * width
     share = (moved / moved.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)
     found = float(share.sum() ** 2 / (share**2).sum())
