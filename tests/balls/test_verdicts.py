@@ -143,5 +143,5 @@ def test_robustness_in_other_norms() -> None:
         assert mv.verify(mv.robustness(net, x, label, 1e-3, norm=norm)).verdict is mv.Verdict.VERIFIED
     with pytest.raises(mv.InvalidInput, match="one radius"):
         mv.robustness(net, x, label, np.array([0.1, 0.2]), norm="l2")
-    with pytest.raises(mv.InvalidProperty, match="the ball has 3 inputs, the network 2"):
+    with pytest.raises(mv.InvalidProperty, match="has 3 inputs, the network 2"):
         mv.bounds(mv.Problem(net, Ball(x, 1.0), unsafe=mv.Rows.on_outputs([[1.0, -1.0]], [0.0], 2)).graph, Ball(np.zeros(3), 1.0))

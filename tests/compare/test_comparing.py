@@ -95,13 +95,12 @@ def test_problems_stated_in_python() -> None:
     with pytest.raises(mv.InvalidInput, match="needs files"):
         mv.compare([problem], ["t=x {onnx} {vnnlib}"])
 
-    class Local(torch.nn.Module):
+    class Local(torch.nn.Module):  # which another process cannot import
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * x
 
     problem = mv.Problem(Local().eval(), mv.Box([0.0], [1.0]), unsafe="(<= Y_0 -1)")
-    with pytest.raises(mv.InvalidInput, match="export the network to ONNX"):
-        mv.compare([problem], ["crown"])
+    assert mv.compare([problem], ["crown"]).rows[0].verdict == Word.UNSAT
 
 
 # --------------------------------------------------------------------------------------------------- what may not be said
