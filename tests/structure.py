@@ -25,9 +25,9 @@ LIMITS = {
     "lines of the longest file": 400,
     "most attributes of a class": 16,
     "calls from verify to a bound": 6,
-    "lines of code of search/": 4660,
+    "lines of code of search/": 4662,
     "functions of many parameters": 14,
-    "tuning numbers": 543,
+    "tuning numbers": 544,
 }
 """What the counts may be. Lines of code are those without docstrings, comments and blank lines; there were 4510 in search/ once, then 4074;
 linear programs of nearly closed subproblems, their pace, roots from what a solver swept, balls, estimated costs and attacks between batches

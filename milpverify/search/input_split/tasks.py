@@ -34,8 +34,8 @@ FIRST = 6.0
 """Seconds of bisection before the first task, as estimated: easy problems need no solver."""
 SMALL, EARLY = 150, 0.3
 """With so few unstable neurons a solver often decides a piecewise-linear network at once: these seconds come before, or fewer where"""
-SOON, FAR = 64, 3.0
-"""after so many boxes more than so many doublings are needed."""
+SOON, FAR, NEAR = 64, 3.0, 1.0
+"""after so many boxes more than so many doublings are needed; with no more than `NEAR` to go bisection is left alone as long as ever."""
 FAILURES = 3
 """After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
 SHARE = 0.1
@@ -57,9 +57,11 @@ class BoxTasks(Tasks[Boxes]):
         """Whether the bisection has gone on for long enough."""
         if not self.oracle.usable or not len(tree.frontier):
             return False
-        bounded, root = tree.counts.bounded, float(self.space.root.margins.amin())
-        soon = self.small and not self.given and bounded >= SOON and doublings(root, tree.lower_bound, bounded) > FAR
-        return bounded >= (SOON if soon and not self.turns else self.start)
+        start, bounded = self.start, tree.counts.bounded
+        if self.small and not self.turns:
+            needs = doublings(float(self.space.root.margins.amin()), tree.lower_bound, bounded)
+            start = self.space.effort.subproblems(FIRST) if needs <= NEAR else SOON if needs > FAR and not self.given else start
+        return bounded >= start
 
     def alive(self, tree: Tree[Boxes], task: Task) -> bool:
         """Whether the task's disjunct is open on a box that the task is about."""
