@@ -63,6 +63,7 @@ def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
         if found.verdict is Verdict.VERIFIED:
             return found
         if found.counterexample is not None and (point := _in_both(loaded, found.counterexample.x)) is not None:
+            point = replace(point, tensors=found.tensors)
             return replace(found, counterexample=point, lower_bound=min(found.lower_bound, point.margin_real))
         if found.reason in (Reason.TIMEOUT, Reason.INTERRUPTED, Reason.MEMORY):
             return found

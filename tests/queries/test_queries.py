@@ -18,7 +18,9 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from support import Run, refused
 
 import milpverify as mv
+from milpverify.frontends.queries import load_query
 from milpverify.frontends.vnnlib.query import Query
+from milpverify.queries.deciding import decide
 
 VERSION = "(vnnlib-version <2.0>)\n"
 
@@ -362,6 +364,15 @@ def test_the_result_calls_variables_as_they_are_declared(run_main: Run, tmp_path
     assert {Path(name).name for name in found["files"]} == {"q.vnnlib", "f.onnx"}
 
 
+def test_a_counterexample_in_a_type_is_in_the_declared_tensors(tmp_path: Path) -> None:
+    text = (PAIR + box("X") + box("U")).replace("real", "float32") + "(assert (> Y[0,0] (+ V[0,0] 0.25)))"
+    (tmp_path / "q.vnnlib").write_text(VERSION + text)
+    found = decide(load_query(tmp_path / "q.vnnlib", {name: absolute_value(tmp_path / f"{name}.onnx") for name in "fg"})).counterexample
+    assert found is not None
+    assert {name: (t.shape, t.dtype) for name, t in found.inputs.items()} == dict.fromkeys("XU", ((1, 2), np.float32))
+    assert {name: (t.shape, t.dtype) for name, t in found.outputs.items()} == dict.fromkeys("YV", ((1, 1), np.float32))
+
+
 def test_time_that_is_over(run_main: Run, tmp_path: Path) -> None:
     assert run_main(*arguments(CASES["rises"], tmp_path), "--timeout", "0", "--quiet").stdout == "timed-out\n"
 
@@ -374,6 +385,7 @@ REFUSED = {
     "another type": (ONE.replace("real", "float64"), "f", ["X float64 [1,2]", "float32"]),
     "another shape": (declared("f", "X", "Y", nx=3) + box("X", nx=3), "f", ["X real [1,3]", "[1,2]"]),
     "too many outputs": (ONE.replace("))\n(assert", ") (declare-output Z real [1,1]))\n(assert", 1), "f", ["2 outputs", "1: 'y'"]),
+    "declared twice": (declared("f", "X", "Y") + declared("f", "U", "V") + box("X"), "f", ["the network 'f' is declared twice"]),
     "no file": (PAIR + box("X") + box("U"), "f", ["--network g=FILE.onnx"]),
     "a file too many": (ONE, "f g", ["declares no network 'g'"]),
     "a file for an equal": (TWINS + box("X") + box("U"), "f g", ["equal to 'f'"]),

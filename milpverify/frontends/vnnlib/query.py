@@ -74,6 +74,10 @@ class Query:
         self.where = where
         self._parsed = _parsed(text, where)
         self.networks = tuple(self._declaration(network) for network in self._parsed.networks)
+        names = [network.name for network in self.networks]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidProperty(f"{where}: the network {name!r} is declared twice")
         self.assertions: tuple[Any, ...] = tuple(assertion.expr for assertion in self._parsed.assertions)
 
     def _declaration(self, network: Any) -> Declaration:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from milpverify.errors import InvalidProperty
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Inequality, Junction, Term
 from milpverify.frontends.vnnlib.operators import LEAST_GROWTH, Operators, Value, copied, is_variable, weight
 from milpverify.frontends.vnnlib.tokens import NUMBER, TOKEN, Text, symbol
 from milpverify.frontends.vnnlib.variables import VARIABLE, Variables
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 COMMANDS = ("assert", "declare-const", "declare-fun", "define-fun", "define-const")
 _OPERATORS_OF_TEXT = ("let", "!", *COMMANDS)
@@ -28,11 +31,15 @@ class _Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class _Function:
-    """A function with parameters, whose body is read at every use: parameters and their sorts, the sort and the place of the body."""
+    """A function with parameters, whose body is read at every use: parameters and their sorts, the sort and the place of the body.
+
+    In its body those functions are known that were defined before, whose numbers are smaller.
+    """
 
     parameters: tuple[tuple[str, str], ...]
     sort: str
     body: int
+    number: int
 
 
 class Terms:
@@ -45,6 +52,7 @@ class Terms:
         self.bound: dict[str, _Bound] = {}  # by `let`, and parameters
         self.constants: dict[str, _Bound] = {}
         self.functions: dict[str, _Function] = {}
+        self.known = math.inf  # functions of smaller numbers are, where a term is read
 
     def value(self, place: int, opened: int) -> tuple[Value, int]:
         """The value of the term at a place within the brackets opened at another, and the place after it.
@@ -112,7 +120,11 @@ class Terms:
 
     def is_operator(self, name: str) -> bool:
         """Whether a term can begin with a name and have arguments."""
-        return name in self.operators.rules or name in _OPERATORS_OF_TEXT or symbol(name) in self.functions
+        return name in self.operators.rules or name in _OPERATORS_OF_TEXT or self.is_function(symbol(name))
+
+    def is_function(self, name: str) -> bool:
+        """Whether a function of this name is defined where a term is read."""
+        return name in self.functions and self.functions[name].number < self.known
 
     def apply(self, items: list[object], place: int) -> Value:
         """The value of a term in brackets, its arguments evaluated."""
@@ -123,7 +135,7 @@ class Terms:
             if arguments:
                 raise self.text.error(place, f"an operator is expected after '(': {self.text.term(place)}")
             return head  # type: ignore[return-value]  # redundant brackets around a value
-        if self.functions and symbol(head) in self.functions:
+        if self.functions and self.is_function(symbol(head)):
             return self.call(symbol(head), arguments, place)
         if rule := self.operators.rules.get(head):
             return rule(head, arguments, place)
@@ -145,35 +157,49 @@ class Terms:
         """Bind the names of a `let`, whose values do not see each other; returns the place after them."""
         form = "the bindings of (let ...) read ((name term) ...)"
         place = self.text.expect("(", place, opened, form)
-        inner = dict(self.bound)
+        new = dict[str, _Bound]()
         while (token := self.text.token(place, opened)).text == "(":
             name = self.text.token(token.end, opened)
             if name.text in "()":
                 raise self.text.error(name.start, form)
+            self.check_name(symbol(name.text), new, name.start)
             value, place = self.value(name.end, opened)
             place = self.text.expect(")", place, opened, form)
-            inner[symbol(name.text)] = _Bound(value, weight(value))
+            new[symbol(name.text)] = _Bound(value, weight(value))
         place = self.text.expect(")", place, opened, form)
-        self.bound = inner
+        self.bound = self.bound | new
         return place
+
+    def check_name(self, name: str, taken: Collection[str], place: int) -> None:
+        """Refuse what cannot be a name that is bound together with those taken."""
+        if NUMBER.fullmatch(name) or name in ("true", "false"):
+            raise self.text.error(place, f"{name} is no name that a term can be bound to")
+        if name in taken:
+            raise self.text.error(place, f"{name} is bound twice")
 
     def define(self, name: str, parameters: list[object], sort: object, place: int, opened: int) -> int:
         """Define a function, or a constant where there are no parameters, whose body stands at a place; returns the place after it."""
         if name in self.variables.numbers or name in self.constants or name in self.functions:
             raise self.text.error(opened, f"{name} is declared twice")
-        if VARIABLE.fullmatch(name) or NUMBER.fullmatch(name) or (self.is_operator(name) and name not in _DEFINABLE):
+        if (
+            VARIABLE.fullmatch(name)
+            or NUMBER.fullmatch(name)
+            or name in ("true", "false")
+            or (self.is_operator(name) and name not in _DEFINABLE)
+        ):
             raise self.text.error(opened, f"{name} cannot be defined: it has a meaning already")
         pairs: list[tuple[str, str]] = []
         for parameter in parameters:
             match parameter:
                 case [str(called), "Real" | "Bool" as kind]:
+                    self.check_name(called, dict(pairs), opened)
                     pairs.append((called, kind))
                 case _:
                     raise self.text.error(opened, f"the parameters of {name} read ((x Real) ...); sorts are Real and Bool")
         if sort not in ("Real", "Bool", "Int"):
             raise self.text.error(opened, f"{name} is defined as {sort}; sorts are Real and Bool")
         if pairs:
-            self.functions[name] = _Function(tuple(pairs), str(sort), place)
+            self.functions[name] = _Function(tuple(pairs), str(sort), place, len(self.functions))
             return self.passed(place, opened)
         value, end = self.value(place, opened)
         self.constants[name] = _Bound(self.sorted(name, value, str(sort), opened), weight(value))
@@ -195,8 +221,8 @@ class Terms:
         return value
 
     def call(self, name: str, arguments: list[object], place: int) -> Value:
-        """The value of a defined function: its body, read with the parameters bound, and where the function itself is unknown."""
-        function, outer = self.functions[name], self.bound
+        """The value of a defined function: its body, read with the parameters bound, and where it is not known itself."""
+        function, outer, known = self.functions[name], self.bound, self.known
         if len(arguments) != len(function.parameters):
             raise self.text.error(place, f"{name} takes {len(function.parameters)} arguments: {self.text.term(place)}")
         self.operators.spend(1, place)
@@ -205,12 +231,13 @@ class Terms:
             if not isinstance(value, bool | Term | Inequality | Junction):
                 raise self.text.error(place, f"{name} takes terms: {self.text.term(place)}")
             inner[parameter] = _Bound(self.sorted(parameter, value, sort, place), weight(value))
-        self.bound = inner
-        del self.functions[name]
+        self.bound, self.known = inner, function.number
         try:
             value, end = self.value(function.body, function.body)
         except InvalidProperty as error:
+            if known < math.inf:  # of uses within each other only the outermost is said
+                raise
             raise InvalidProperty(f"{error} ({name} is used in line {self.text.line(place)})") from error
-        self.bound, self.functions[name] = outer, function
+        self.bound, self.known = outer, known
         self.operators.spend(end - function.body, place)
         return self.sorted(name, value, function.sort, place)
