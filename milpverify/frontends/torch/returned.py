@@ -22,17 +22,17 @@ def named(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        parts = {str(key): part for key, part in value.items()}
+        parts = [(str(key), part) for key, part in value.items()]
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        parts = dict(zip(value._fields, value, strict=True))
+        parts = list(zip(value._fields, value, strict=True))
     elif isinstance(value, (list, tuple)):
-        parts = {str(k) if path else f"output {k}": part for k, part in enumerate(value)}
+        parts = [(str(k) if path else f"output {k}", part) for k, part in enumerate(value)]
     elif is_dataclass(type(value)) and not isinstance(value, Node):
-        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
     else:
         yield path, value
         return
-    for key, part in parts.items():
+    for key, part in parts:
         yield from _leaves(part, f"{path}.{key}" if path else key)
 
 
@@ -60,10 +60,14 @@ def choose(found: Sequence[tuple[str, Any]], names: Sequence[str] | None) -> Ret
 
     Raises:
         InvalidModel: no output holds real numbers.
-        InvalidInput: there is no such output, it holds no real numbers, or none is named while one without real numbers stands before
-            others, so that it is not clear what Y_0 is.
+        InvalidInput: two are called alike, there is no such output, it holds no real numbers, or none is named while one without real
+            numbers stands before others, so that it is not clear what Y_0 is.
     """
-    kinds = {name: _kind(value) for name, value in found}
+    kinds: dict[str, str] = {}
+    for name, value in found:
+        if name in kinds:
+            raise InvalidInput(f"the network returns two outputs called {name!r}, so that it is not clear which one is meant: rename one")
+        kinds[name] = _kind(value)
     usable = [name for name, kind in kinds.items() if not kind]
     if not usable:
         what = ", ".join(f"{name!r} is {kind}" for name, kind in kinds.items()) or "it returns nothing"

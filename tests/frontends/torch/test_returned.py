@@ -75,6 +75,13 @@ def test_outputs_are_chosen_by_name() -> None:
     assert (outputs["second"] == 2 * outputs["first"]).all()
 
 
+@pytest.mark.parametrize("make", [lambda y: {1: y, "1": 2 * y}, lambda y: {"a.b": y, "a": {"b": 2 * y}}, lambda y: {"a": (y,), "a.0": y}])
+def test_outputs_that_are_called_alike_are_refused(make: Callable[[Tensor], Any]) -> None:
+    """Neither is left out, which would say something else of Y_0."""
+    with pytest.raises(mv.InvalidInput, match=r"two outputs called '(1|a\.b|a\.0)'"):
+        specs(make)
+
+
 def test_what_nobody_asks_about_does_not_block() -> None:
     """An operation without a rule."""
     assert specs(lambda y: {"logits": y, "rank": torch.linalg.det(y.reshape(1, 3, 1) @ y.reshape(1, 1, 3))}, ["logits"]) == [
