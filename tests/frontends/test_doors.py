@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from pathlib import Path
 
 import onnx
 import onnx.defs
 import torch.nn.functional as F
 
+from milpverify.frontends.onnx import lowering as onnx_lowering
 from milpverify.frontends.onnx.lowering import RULES as ONNX
+from milpverify.frontends.torch import lowering as torch_lowering
 from milpverify.frontends.torch.lowering import RULES as TORCH
 from milpverify.frontends.torch.lowering import entry_of, name_of
 from milpverify.functions.catalogue import catalogue
@@ -207,6 +211,17 @@ def sides() -> tuple[list[str], list[str]]:
     """The ONNX operators and the torch operations that stand side by side."""
     lines = [line.split(":") for line in TOGETHER.strip().splitlines()]
     return [n for left, _ in lines for n in left.split()], [n for _, right in lines for n in right.split()]
+
+
+def test_all_rules_are_registered_where_a_network_is_lowered() -> None:
+    """Not by chance, by what else is loaded: by the modules that the lowering imports."""
+    for lowering in (onnx_lowering, torch_lowering):
+        folder, package = Path(str(lowering.__file__)).parent, str(lowering.__package__)
+        body = ast.parse((folder / "lowering.py").read_text()).body
+        imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+        loaded = {alias.name for node in imports if node.module == package for alias in node.names}
+        loaded |= {str(node.module).removeprefix(f"{package}.") for node in imports}
+        assert {path.stem for path in folder.glob("*.py") if "\n@rule(" in path.read_text()} - loaded == set()
 
 
 def test_every_rule_has_its_counterpart_or_a_reason() -> None:

@@ -26,6 +26,7 @@ from milpverify.frontends.onnx import (  # noqa: F401 (register their rules)
     classical,
     composites,
     data,
+    quantised,
     recurrent,
     resample,
     windows,
@@ -229,9 +230,7 @@ class _Lowering:
         """What a node makes of constants, whose roundings are noted; where these are not known, nodes that stand for the real numbers."""
         rounded = [self.rounded.get(name, 0) for name in op.proto.input]
         if op.proto.op_type == "DequantizeLinear":
-            from milpverify.frontends.onnx.quantised import dequantized
-
-            known = dequantized(op, rounded)
+            known = quantised.dequantized(op, rounded)
             self.rounded |= dict.fromkeys(op.proto.output, known.rounded) if known.rounded else {}
             return [known.value]
         if any(rounded) and op.proto.op_type == "Cast" and op.attributes["to"] in WIDE:
