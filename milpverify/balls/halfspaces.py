@@ -185,7 +185,8 @@ class Polytopes:
         bound = self.value(rows, multipliers)
         furthest = torch.maximum(self.low.abs(), self.high.abs()).unsqueeze(2)
         paid = ((rows.abs() + multipliers @ self.rows.abs()) @ furthest).squeeze(2) + (multipliers * self.room.abs().unsqueeze(1)).sum(2)
-        bound = bound - 8 * (rows.shape[2] + len(self.rows) + 16) * U64 * paid - 2.0**-900
+        # What underflows is multiplied with multipliers and ends, of up to HUGE each.
+        bound = bound - 8 * (rows.shape[2] + len(self.rows) + 16) * U64 * paid - 2.0**-400
         # Where no input is left any number is a bound, but none shall be beyond what the box allows.
         bound = torch.minimum(bound, (rows.abs() @ furthest).squeeze(2))
         return torch.where(torch.isfinite(bound), bound, -torch.inf)

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from random_graphs import crown_in_float64
 
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
@@ -32,8 +35,8 @@ LOOSER = {torch.float32: 1e-4, torch.float64: 1e-8}
 """How much looser than the plain dense pass a bound may be, by its rounding charges, in units of its width."""
 
 
-def network() -> tuple[Graph, list[nn.Linear], Tensor, Tensor]:
-    """The graph in float64, its layers, and the boxes (64, 784) float64."""
+def network() -> tuple[Graph, Tensor, Tensor]:
+    """The graph and the boxes (64, 784), in float64."""
     torch.manual_seed(0)
     layers = [nn.Linear(m, n) for m, n in itertools.pairwise(SIZES)]
     nodes = [Node(0, Input(), (), (SIZES[0],))]
@@ -43,39 +46,7 @@ def network() -> tuple[Graph, list[nn.Linear], Tensor, Tensor]:
         op = Linear(layer.weight.detach().double(), layer.bias.detach().double())
         nodes.append(Node(len(nodes), op, (len(nodes) - 1,), (layer.out_features,)))
     centres = torch.rand(BOXES, SIZES[0]).double()
-    return Graph(tuple(nodes), len(nodes) - 1), layers, centres - RADIUS, centres + RADIUS
-
-
-def dense(layers: list[nn.Linear], lower: Tensor, upper: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """CROWN in plain float64, both sides of every neuron, met with intervals: the bounds (64, m) of every linear layer."""
-    weights = [(layer.weight.detach().double(), layer.bias.detach().double()) for layer in layers]
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    bounds: list[tuple[Tensor, Tensor]] = []
-    lines: list[tuple[Tensor, Tensor, Tensor]] = []  # lower slope, upper slope, upper intercept
-    for k, (weight, bias) in enumerate(weights):
-        if k:
-            low, high = bounds[-1]
-            unstable = (low < 0) & (high > 0)
-            on = (low >= 0).double()
-            chord = torch.where(unstable, high / (high - low), on)
-            lines.append((torch.where(unstable, (high >= -low).double(), on), chord, torch.where(unstable, -chord * low, 0.0)))
-        sides = []
-        for sign in (1.0, -1.0):
-            rows, offset = sign * weight.expand(len(lower), -1, -1), sign * bias.expand(len(lower), -1)
-            for (below, above, intercept), (w, b) in zip(reversed(lines), reversed(weights[:k]), strict=True):
-                plus, minus = rows.clamp(min=0), rows.clamp(max=0)
-                offset = offset + (minus @ intercept.unsqueeze(2)).squeeze(2)
-                rows = plus * below.unsqueeze(1) + minus * above.unsqueeze(1)
-                offset = offset + rows @ b
-                rows = rows @ w
-            sides.append((rows @ centre.unsqueeze(2) - rows.abs() @ radius.unsqueeze(2)).squeeze(2) + offset)
-        found = sides[0], -sides[1]
-        if k:
-            low, high = (side.clamp(min=0) for side in bounds[-1])
-            middle, reach = (low + high) / 2 @ weight.T + bias, (high - low) / 2 @ weight.abs().T
-            found = torch.maximum(found[0], middle - reach), torch.minimum(found[1], middle + reach)
-        bounds.append(found)
-    return bounds
+    return Graph(tuple(nodes), len(nodes) - 1), centres - RADIUS, centres + RADIUS
 
 
 def clock(task: Callable[[], object], repeats: int, device: str) -> float:
@@ -96,8 +67,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    graph, layers, lower, upper = network()
-    reference = dense(layers, lower, upper)
+    graph, lower, upper = network()
+    reference = crown_in_float64(graph, lower, upper)
     graph, lower, upper = graph.to(torch.float64, options.device), lower.to(options.device), upper.to(options.device)
     fast, wide = graph.to(torch.float32, options.device), graph.to(torch.float32, options.device, torch.float64)
     unit = torch.eye(graph.ny, dtype=torch.float64, device=options.device)
