@@ -38,7 +38,7 @@ def decide(loaded: LoadedQuery, *, deadline: Deadline | None = None, on_event: O
         settings: keyword arguments of `verify`.
 
     Returns:
-        as `verify`; UNKNOWN where the reals and the type that is asked for differ, or may.
+        as `verify`; UNKNOWN where the reals and the type that is asked for differ, or may. Without margins where assertions were weakened.
 
     Raises:
         InvalidInput, Contradiction: as `verify`.
@@ -59,7 +59,7 @@ def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
     with in_force(settings["deadline"] or Deadline()):
         weakened = _weakened(loaded)
     if weakened is not None:
-        found = verify(weakened, **settings)
+        found = replace(verify(weakened, **settings), margins=())  # they would be those of other assertions
         if found.verdict is Verdict.VERIFIED:
             return found
         if found.counterexample is not None and (point := _in_both(loaded, found.counterexample.x)) is not None:

@@ -373,6 +373,13 @@ def test_a_counterexample_in_a_type_is_in_the_declared_tensors(tmp_path: Path) -
     assert {name: (t.shape, t.dtype) for name, t in found.outputs.items()} == dict.fromkeys("YV", ((1, 1), np.float32))
 
 
+def test_a_type_has_no_margins_of_assertions_that_were_weakened(tmp_path: Path) -> None:
+    for dtype, count in (("real", 1), ("float32", 0)):
+        (tmp_path / "q.vnnlib").write_text(VERSION + declared("f", "X", "Y", dtype=dtype) + box("X") + "(assert (>= Y[0,0] 1000.0))")
+        found = decide(load_query(tmp_path / "q.vnnlib", {"f": rising(tmp_path / "f.onnx")}))
+        assert found.verdict.name == "VERIFIED" and len(found.margins) == count
+
+
 def test_time_that_is_over(run_main: Run, tmp_path: Path) -> None:
     assert run_main(*arguments(CASES["rises"], tmp_path), "--timeout", "0", "--quiet").stdout == "timed-out\n"
 
