@@ -21,7 +21,7 @@ from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Sweep
-from milpverify.solvers.names import MILP_SOLVERS
+from milpverify.solvers.names import takes_models
 from milpverify.solvers.process import POLL, SolverProcess
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
@@ -220,7 +220,7 @@ class Oracle:
     def _solver(self) -> str:
         if self._process is not None:
             return self._process.solver
-        return self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
+        return self.options.solver if takes_models(self.options.solver) else FALLBACK
 
     def _started(self) -> SolverProcess:
         if self._process is None:
