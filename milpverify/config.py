@@ -242,8 +242,9 @@ class Milp:
     """Decide by one mixed-integer model per disjunct, handed whole to a solver.
 
     `solver` is "scip", "highs", "gurobi", or "module:Class": an adapter of your own, a subclass of `milpverify.solvers.base.Solver` in a
-    module that new processes can import. What it proves counts once SCIP proves it too, unless its `needs_second` says otherwise. `threads` and
-    `memory_mb` bound the worker process; `encoding`, which may be given by its value, says how the model holds what is curved.
+    module that new processes can import. What it proves counts once SCIP proves it too, unless its `needs_second` says otherwise.
+    `threads` and `memory_mb` bound the worker process; `encoding`, which may be given by its value, says how the model holds what is
+    curved.
     """
 
     solver: str = "scip"
