@@ -48,6 +48,7 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
 
     Args:
         graph: in float64.
+        lower, upper: the input's boxes, (batch, nx) float64.
         fast: the copy that backward passes multiply with, whose precision the charges are for.
     """
     check_time()
@@ -99,7 +100,7 @@ def _met(known: NodeState, lower: Tensor, upper: Tensor) -> NodeState:
 
 
 def input_state(lower: Tensor, upper: Tensor) -> NodeState:
-    """The input's state: its box, with the midpoint as reference."""
+    """The input's state: its boxes, (batch, nx) float64, with their midpoints as reference."""
     return NodeState(Bounds(lower, upper), lower + 0.5 * (upper - lower), None)
 
 

@@ -120,7 +120,7 @@ def functions_of(graph: Graph, node: int) -> list[Function] | None:
 
 
 def inexact(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the relaxation of some of the functions on [lower, upper] is not exact (bool)."""
+    """Where the relaxation of some of the functions on [lower, upper], float64 of any one shape, is not exact: bool, of that shape."""
     exact = [univariate(f).is_affine(lower, upper) for f in functions]
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
 
@@ -167,14 +167,14 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
 
 
 def pieces(owner: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Stretches of at most so many consecutive entries of one owner (ascending): their starts and lengths."""
+    """Stretches of at most so many consecutive entries of one owner, (K,) ascending: their starts and lengths, (S,) int64."""
     rank = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
     start = (rank % most == 0).nonzero(as_tuple=True)[0]
     return start, torch.diff(start, append=start.new_tensor([len(owner)]))
 
 
 def padded(start: Tensor, count: Tensor, width: int) -> Tensor:
-    """The stretches as rows of a table, the last entry of shorter ones repeated."""
+    """The stretches, their starts and lengths (S,), as rows of a table (S, width), the last entry of shorter ones repeated."""
     return start.unsqueeze(1) + torch.minimum(torch.arange(width, device=start.device), count.unsqueeze(1) - 1)
 
 

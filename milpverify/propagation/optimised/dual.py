@@ -48,7 +48,7 @@ class Domain:
         return len(self.box)
 
     def take(self, chosen: Tensor) -> Domain:
-        """Some of them."""
+        """Some of them, by their places (m,) or by a mask (n,)."""
         return Domain(*(t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point)))
 
 
@@ -64,7 +64,7 @@ class Dual:
     gamma: Tensor | None = None
 
     def take(self, chosen: Tensor) -> Dual:
-        """Those of some subproblems."""
+        """Those of some subproblems, by their places (m,) or by a mask (n,)."""
         return Dual(self.slopes[chosen], self.beta[chosen], None if self.gamma is None else self.gamma[chosen])
 
     def mix(self, place: tuple[Tensor, ...], other: Dual) -> Dual:
@@ -82,7 +82,7 @@ class OutputConstraints:
     rhs: Tensor
 
     def take(self, chosen: Tensor) -> OutputConstraints:
-        """Those of some subproblems."""
+        """Those of some subproblems, by their places (m,) or by a mask (n,)."""
         return OutputConstraints(self.rows[chosen], None if self.x_rows is None else self.x_rows[chosen], self.rhs[chosen])
 
 
