@@ -57,7 +57,7 @@ class Region:
         return Region(ball.norm, inverse, budget, lower - centre, upper - centre, centre - reference)
 
     def take(self, owner: Tensor | None) -> Region:
-        """With the boxes `owner` as the batch."""
+        """With the boxes `owner` (n,) as the batch."""
         if owner is None:
             return self
         return Region(self.norm, self.inverse, self.budget, self.low[owner], self.high[owner], self.shift[owner])
@@ -72,7 +72,7 @@ class Region:
         return torch.zeros_like(self.low).clamp(self.low, self.high)
 
     def cost(self, d: Tensor) -> Tensor:
-        """phi of every coordinate."""
+        """phi of every coordinate, for d (..., nx), in that shape."""
         share = d * self.inverse
         return share.abs() if self.norm is Norm.L1 else share * share
 
