@@ -268,7 +268,7 @@ def _is_number(value: ast.expr) -> bool:
 
 # -- docstrings -----------------------------------------------------------------------------------------------------------------
 
-_LENGTH = r"(?:\.\.\.|\*?\w{1,12}(?: ?[-+*/] ?\w{1,12})*)"
+_LENGTH = r"(?:\.\.\.|\*?(?:\d )?[\w.]{1,12}(?: ?[-+*/] ?\w{1,12})*)"
 SHAPE = re.compile(rf"\((?!lower, upper)(?:{_LENGTH}(?:, {_LENGTH})+|{_LENGTH},)\)|\bscalar\b|\bshaped?s?\b|\bbroadcast|\belementwise\b")
 """A shape in parentheses, `(N, *shape)`, `(n,)`, or a word that says which one it is: a scalar, the same shape, elementwise."""
 
@@ -283,6 +283,8 @@ def shapeless(code: Code) -> Count:
             continue
         for node in scope.body:
             if not isinstance(node, ast.FunctionDef) or not _is_public(node.name) or not _of_tensors(node):
+                continue
+            if "overload" in map(ast.unparse, node.decorator_list):
                 continue
             if not any(SHAPE.search(text) for text in _docstrings(code, known, module.name, path, node)):
                 where = ".".join(filter(None, (path, node.name)))

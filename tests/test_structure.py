@@ -37,6 +37,10 @@ def test_the_code_does_not_grow_beyond_its_limits(count: Callable[[Code], Count]
     kept(count(CODE))
 
 
+def test_functions_of_tensors_say_of_which_shapes() -> None:
+    kept(structure.shapeless(CODE))
+
+
 def test_a_bound_is_not_further_from_verify() -> None:
     count = structure.calls()
     assert {part.name for part in count.parts} == {"inputs", "inputs or neurons", "neurons"}
@@ -57,7 +61,7 @@ def test_the_map_is_true() -> None:
 
 
 def test_limits_are_for_what_is_counted() -> None:
-    found = [*structure.circles(CODE), *(count(CODE) for count in COUNTS)]
+    found = [*structure.circles(CODE), structure.shapeless(CODE), *(count(CODE) for count in COUNTS)]
     assert {count.title for count in found} | {"calls from verify to a bound"} == LIMITS.keys()
 
 
@@ -291,3 +295,31 @@ NUMBERS = """
 def test_tuning_numbers_are_counted(small: Path) -> None:
     write(small / "numbers.py", NUMBERS)
     assert [part.detail for part in structure.tuning_numbers(Code(small)).parts] == ["ONE TWO THREE _FOUR EIGHT NINE"]
+
+
+TENSORS = '''
+    from torch import Tensor
+    from small.above import Above
+
+    def told(x: Tensor) -> Tensor:
+        """Of each row (n, nx) its sum, (n,)."""
+    def alike(x: "Tensor | None") -> int:
+        """Elementwise is a word, elementwise another."""
+    def untold(x: list[Tensor]) -> int:
+        """Not (this one), nor that (lower, upper)."""
+    def _own(x: Tensor) -> None: ...
+    def plain(x: int) -> int: ...
+    class Below(Above):
+        def inherited(self, x: Tensor) -> Tensor: ...
+        def also(self) -> Tensor: ...
+    class _Own:
+        def method(self, x: Tensor) -> Tensor: ...
+    '''
+
+
+def test_tensors_without_shapes_are_counted(small: Path) -> None:
+    write(small / "tensors.py", TENSORS)
+    write(small / "above.py", 'class Above:\n    def inherited(self, x: Tensor) -> Tensor:\n        """In the shape of x."""\n')
+    write(small / "_own.py", "def f(x: Tensor) -> Tensor: ...\n")
+    found = structure.shapeless(Code(small))
+    assert [part.name for part in found.parts] == ["small/tensors.py:Below.also", "small/tensors.py:untold"]
