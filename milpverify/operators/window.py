@@ -66,7 +66,12 @@ class Window:
         return torch.where(place < 0, total, place).flatten(1)
 
     def cut(self, filled: Tensor, owner: Tensor) -> Tensor:
-        """Vectors of the node as the groups see them, zeros beyond the node: flat and with a zero behind, -> (k, groups, *within)."""
+        """Vectors of the node as the groups see them, zeros beyond the node: (k, groups, *within).
+
+        Args:
+            filled: (k, batch, entries + 1), flat and with a zero behind (`filled`).
+            owner: (groups,), the boxes that they are of.
+        """
         return filled[:, owner.unsqueeze(1), self.index].reshape(len(filled), len(owner), *self.within)
 
     def whole(self, rows: Tensor) -> Tensor:

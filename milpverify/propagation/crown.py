@@ -67,6 +67,10 @@ def crown(
         sharpen: better bounds of a variable, from the state and the lines of what is before it.
         needed: the entries that matter; the others keep their interval bounds.
         screened_before: what is known comes from passes like these: what it leaves undecided, parallel slopes rarely decide.
+
+    Returns:
+        the state of every node, (batch, *node.shape) float64, and the lines around every nonlinear one, in the precision of the passes
+        behind it.
     """
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
@@ -141,6 +145,9 @@ def bound_rows(
         splits: split constraints that hold on the boxes; the bounds then hold where they do.
         also: rows on further nodes (batch, r, size of the node) float64, whose values are added.
         seen: filled with the multipliers that arrive at each nonlinear node, (batch, r, *shape), where given.
+
+    Returns:
+        linear functions of the input below the rows, (batch, r, nx), and their rigorous minima, (batch, r) float64.
     """
     node = graph.output if node is None else node
     batch, count = rows.shape[:2]

@@ -81,9 +81,10 @@ class Gram:
 
 
 def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the relaxation of something that reads a variable within [lower, upper], (batch, size) float64, is not exact (bool).
+    """Where the relaxation of something that reads a variable within [lower, upper] is not exact, (batch, size) bool.
 
     Args:
+        lower, upper: (batch, size) float64.
         state: of what else it reads; anything is possible of nodes that are not in it.
     """
     functions = functions_of(graph, node)

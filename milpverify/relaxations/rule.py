@@ -147,7 +147,7 @@ class Univariate(Rule):
 
         Args:
             lower, upper: float64, broadcastable against `slope`.
-            slope: float64; the result is differentiable in it, with gradient -x* at the minimiser x*.
+            slope: float64, of the shape that the intercepts have; they are differentiable in it, with gradient -x* at the minimiser x*.
         """
 
     @abstractmethod
@@ -164,7 +164,12 @@ class Univariate(Rule):
     def heights(
         self, lower: Tensor, upper: Tensor, center: Tensor, value: Tensor, dtype: torch.dtype, once: bool
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Of the lower and the upper line the best intercepts of slopes (n, r, U), without margins: see `sides`."""
+        """Of the lower and the upper line the best intercepts of slopes (n, r, U), without margins, in deviations: see `sides`.
+
+        Args:
+            lower, upper, center, value: (n, U) float64.
+            dtype: of the intercepts, (n, r, U).
+        """
         low, high, z, y = (t.unsqueeze(1) for t in (lower, upper, center, value))
 
         def height(intercept: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

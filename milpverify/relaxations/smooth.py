@@ -187,7 +187,7 @@ class _Contact:
         return self.sign * (f - self.slope * x)
 
     def meet(self, x: Tensor, f: Tensor, middle: Tensor) -> None:
-        """Take the lowest of the points (C, m), which include the ends, on either side."""
+        """Take the lowest of the points (x, f), (C, m) each, which include the ends, on either side of the middle, (m,)."""
         height, left = self.height(x, f), x < middle
         p, q = (torch.where(side, height, math.inf).argmin(0, keepdim=True) for side in (left, ~left))
         self.p, self.q = ((x.gather(0, i)[0], f.gather(0, i)[0]) for i in (p, q))

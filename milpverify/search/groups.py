@@ -140,7 +140,7 @@ class Group:
         return closes(margins, self.strict)
 
     def closes(self, bound: Tensor, disjunct: Tensor) -> Tensor:
-        """Which lower bounds prove the disjuncts at the places given, (n,) bool."""
+        """Which lower bounds (n,) prove the disjuncts at the places given, (n,): (n,) bool."""
         return closes(bound, self.strict[disjunct])
 
 

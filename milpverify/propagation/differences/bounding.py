@@ -104,11 +104,12 @@ class Differences:
         return Differences(twins, tuple(found), len(y_rows)) if found else None
 
     def raised(self, margins: Tensor, state: State, margins_of: Callable[[Tensor], Tensor], closed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Margins (batch, D) of the boxes of a state, raised where they close nothing yet.
+        """Margins (batch, D) of the boxes of a state, raised where they close nothing yet, (batch, D) float64.
 
         Args:
-            margins_of: what lower bounds of all rows (batch, r) make of the margins.
-            closed: which margins prove their disjunct.
+            margins: proved.
+            margins_of: what lower bounds of all rows (batch, r) make of the margins, (batch, D).
+            closed: which margins prove their disjunct, (batch, D) bool.
         """
         ends = state[0].bounds
         for relations, members in self.domains:
@@ -138,7 +139,7 @@ def bound_twins(
     Args:
         state: proved bounds of the network's nodes over the boxes.
         lower, upper: (batch, nx) float64.
-        enough: whether bounds by intervals need not be improved.
+        enough: whether bounds by intervals, (batch, r), need not be improved.
     """
     graph = twins.graph
     differences = relations.within(twins.pairs, lower, upper)

@@ -48,9 +48,12 @@ def optimise(
         graph: in the precision of the matrices.
         table: lines to start from.
         rows: (batch, r, size of the node) float64.
-        stop_above: stop once in every box some row is above this, (batch, rows).
+        stop_above: stop once in every box some row is above this, (batch, r).
         x_rows: as in `bound_rows`.
         needed: the entries that the rows depend on.
+
+    Returns:
+        the bounds, (batch, r), and the slopes that they are by.
     """
     node = graph.output if node is None else node
     first = bound_rows(graph, state, table, rows, node, x_rows)

@@ -111,7 +111,12 @@ class Relaxations(Layout):
         return kept
 
     def value(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None) -> Tensor:
-        """What the optimiser takes the bounds to be, (n, r): without rounding charges, and proving nothing."""
+        """What the optimiser takes the bounds to be, (n, r): without rounding charges, and proving nothing.
+
+        Args:
+            rows: (n, r, size of the target) float64.
+            x_rows: (n, r, nx) float64.
+        """
         return DualObjective(self, domain, rows, x_rows, once=True).value(dual.slopes, dual.beta)
 
     def primal(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None, attained: bool = True) -> Primal:

@@ -112,7 +112,11 @@ class HalfspaceForms:
         return HalfSpace(coefficients * self.of.own(self.width, box), least)
 
     def split(self, box: Tensor, column: Tensor, side: Tensor, point: Tensor) -> tuple[HalfSpace, Tensor]:
-        """The half-spaces of split constraints side * (z - point) >= 0, (n,), and which of them have a form, (n,) bool."""
+        """The half-spaces of split constraints side * (z - point) >= 0 and which of them have a form, (n,) bool.
+
+        Args:
+            box, column, side, point: (n,) each: the box, the open entry, +1 or -1 (0: no constraint), float64.
+        """
         if not self.count:
             return HalfSpace(self.width[box], point), torch.zeros_like(box, dtype=torch.bool)
         same = self.columns[self.place[box]] == column.unsqueeze(1)

@@ -117,7 +117,7 @@ class Layout:
             high[:, here] = torch.minimum(high[:, here], most)
 
     def own(self, values: Tensor, box: Tensor) -> Tensor:
-        """What belongs to each subproblem's box, of values (batch, ...)."""
+        """What belongs to the box of each subproblem, `box` (n,), of values (batch, ...): (n, ...)."""
         return values.expand(len(box), *values.shape[1:]) if len(values) == 1 else values[box]
 
     def domain(self, box: Tensor) -> Domain:

@@ -149,7 +149,13 @@ class DualObjective:
         return least
 
     def value(self, alpha: Tensor, beta: Tensor, gamma: Tensor | None = None, *, seen: dict[int, Passed] | None = None) -> Tensor:
-        """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them."""
+        """The bounds, (n, r); `seen` is filled with what arrives at open entries and, in place of `attained`, what leaves them.
+
+        Args:
+            alpha: (n, r, P), of the lines.
+            beta: (n, r, K), of the splits.
+            gamma: (n, r, q), of the output constraints, if any.
+        """
         of, graph = self.of, self.of.graph
         n, r = self.shape
         total = self.base

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def scores(graph: Graph, group: Group, found: BatchBounds, width: Tensor, margins: Tensor, left: Tensor) -> Tensor:
-    """How much every input's interval moves the open rows of some boxes of a bounded batch, (boxes left, nx) float32.
+    """How much every input's interval moves the open rows of some boxes of a bounded batch, (n, nx) float32.
 
     Args:
         graph: in float64.
         width: (batch, nx) of the boxes.
         margins: (batch, D) that are proved.
-        left: the places of the boxes.
+        left: (n,), the places of the boxes in the batch.
     """
     open_rows = group.open_rows(margins[left]).unsqueeze(2)
     if found.losses is not None:

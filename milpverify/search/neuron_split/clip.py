@@ -61,7 +61,12 @@ class Clipper:
         return Clipping(self, subs, left, found.coefficients[left], found.over_box[left])
 
     def clipped(self, subs: Subproblems, coefficients: Tensor, lower: Tensor) -> tuple[Subproblems, Tensor]:
-        """Subproblems clipped by every row, and which of them were, (n,) bool."""
+        """Subproblems clipped by every row, and which of them were, (n,) bool.
+
+        Args:
+            coefficients: (n, r, nx), of linear functions below the rows.
+            lower: (n, r) float64, proved minima of these over the boxes of the root.
+        """
         domain = self.bounder.domain_of(subs)
         least = down(lower - self.bounder.rhs[subs.disjunct])
         low, high = domain.low, domain.high
