@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
+from milpverify.tuning import AnyTuning, Tuning, tuned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -255,7 +256,11 @@ class Milp:
 class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved.
 
-    `branching` and `points` may be given by their values.
+    `branching` and `points` may be given by their values. `tuning` holds numbers other than the defaults, one dataclass per theme
+    (`milpverify.tuning`).
+
+    Raises:
+        InvalidInput: `tuning` holds something else, or two of one kind.
     """
 
     oracle: bool = True  # a solver beside the tree
@@ -277,6 +282,18 @@ class SearchOptions:
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
     branching: _Choice[Branching] = _Choice(Branching.FIRST_ORDER)
     points: _Choice[SplitPoints] = _Choice(SplitPoints.OPTIMISED)
+    tuning: tuple[Tuning, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = [type(numbers) for numbers in self.tuning]
+        if wrong := next((k for k in kinds if not issubclass(k, Tuning) or kinds.count(k) > 1), None):
+            raise InvalidInput(
+                f"tuning is a tuple of dataclasses of tuning numbers, one of a kind; {wrong.__name__} is none, or is there twice"
+            )
+
+    def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
+        """The tuning numbers of a kind: those in `tuning`, or else the defaults."""
+        return tuned(self.tuning, kind)
 
     @property
     def both_ways(self) -> bool:
@@ -330,5 +347,9 @@ class Options:
         return self.trust is Trust.SOLVER
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the result's JSON: choices by their values."""
-        return asdict(self, dict_factory=lambda items: {name: value.value if isinstance(value, Enum) else value for name, value in items})
+        """As in the result's JSON: choices by their values, tuning numbers by the names of their dataclasses."""
+        found = asdict(self, dict_factory=lambda items: {name: value.value if isinstance(value, Enum) else value for name, value in items})
+        found["search"]["tuning"] = {
+            type(kind).__name__: of for kind, of in zip(self.search.tuning, found["search"]["tuning"], strict=True)
+        }
+        return found

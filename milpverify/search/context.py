@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.solver.oracle import Oracle
     from milpverify.spec import Array, Problem
+    from milpverify.tuning import AnyTuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,10 @@ class SearchContext:
     def switches(self) -> SearchOptions:
         """Which parts of the search are on."""
         return self.options.search
+
+    def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
+        """The tuning numbers of a kind."""
+        return self.options.search.tuned(kind)
 
     @property
     def ledger(self) -> Ledger:
