@@ -1,4 +1,4 @@
-"""What a run is told: the deadline that every phase shares, and the options."""
+"""What a run is told: the deadline that every phase shares, the options, and tuning numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
-from milpverify.tuning import AnyTuning, Tuning, tuned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,6 +148,19 @@ DELTA = 1e-6
 """The margin up to which smooth networks are decided, unless the options say otherwise."""
 
 
+class Tuning:
+    """The base of the dataclasses of tuning numbers: what makes runs faster or slower, and what no proof rests on.
+
+    Those of one theme are a frozen dataclass in the file of the code that reads them, every number documented. Whoever reads one was
+    handed it: by an argument, or in a search by the options, `options.search.tuned(RestartTuning)`; a run with other numbers is one with
+    `SearchOptions(tuning=(RestartTuning(splits=8),))`. Numbers that are facts (of rounding, of a format, of mathematics, or what is
+    refused) are constants of modules, annotated `Final`.
+    """
+
+
+AnyTuning = TypeVar("AnyTuning", bound=Tuning)
+
+
 class SearchMethod(Enum):
     """What decides what bounds and attack leave open."""
 
@@ -257,7 +269,7 @@ class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved.
 
     `branching` and `points` may be given by their values. `tuning` holds numbers other than the defaults, one dataclass per theme
-    (`milpverify.tuning`).
+    (`Tuning`).
 
     Raises:
         InvalidInput: `tuning` holds something else, or two of one kind.
@@ -293,7 +305,7 @@ class SearchOptions:
 
     def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
         """The tuning numbers of a kind: those in `tuning`, or else the defaults."""
-        return tuned(self.tuning, kind)
+        return next((numbers for numbers in self.tuning if isinstance(numbers, kind)), None) or kind()
 
     @property
     def both_ways(self) -> bool:

@@ -17,14 +17,13 @@ from milpverify.search.ledger import Reporter
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from milpverify.config import Deadline, SearchOptions
+    from milpverify.config import AnyTuning, Deadline, SearchOptions
     from milpverify.graph import Graph
     from milpverify.search.attack_turns import AttackTurns
     from milpverify.search.ledger import Ledger
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.solver.oracle import Oracle
     from milpverify.spec import Array, Problem
-    from milpverify.tuning import AnyTuning
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from milpverify.search.outcome import SearchOutcome
     from milpverify.search.tree import Tree
 
-WHOLE_BOX = NeuronTuning(candidates=8, iterations=8)
-"""Bounds of whole boxes are dear, and splits must count."""
-
 
 def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBounds]]) -> SearchOutcome:
     """Decide the open disjuncts, group after group.
@@ -100,7 +97,8 @@ def search_group(context: SearchContext, group: Group, root: BatchBounds) -> Sea
 
     @cache
     def neurons() -> tuple[NeuronSpace, Tree[Subproblems]]:
-        space = NeuronSpace(context, group, root.state, WHOLE_BOX)
+        # Bounds of whole boxes are dear, and splits must count.
+        space = NeuronSpace(context, group, root.state, NeuronTuning(candidates=8, iterations=8))
         return space, space.tree()
 
     moving, tuning = moving_inputs(group, root), context.tuned(SpaceTuning)
