@@ -97,8 +97,7 @@ def search_group(context: SearchContext, group: Group, root: BatchBounds) -> Sea
 
     @cache
     def neurons() -> tuple[NeuronSpace, Tree[Subproblems]]:
-        # Bounds of whole boxes are dear, and splits must count.
-        space = NeuronSpace(context, group, root.state, NeuronTuning(candidates=8, iterations=8))
+        space = NeuronSpace(context, group, root.state, NeuronTuning.of_whole_box())
         return space, space.tree()
 
     moving, tuning = moving_inputs(group, root), context.tuned(SpaceTuning)
