@@ -300,7 +300,8 @@ def _faults(node: ast.ClassDef) -> Iterator[str]:
         yield f"{len(fields)} numbers, more than {MOST_FIELDS}"
     if any(field.value is None for field in fields):
         yield "a number has no default"
-    documented = isinstance(node.body[-1], ast.Expr) and len(node.body) > 1
+    after = [node.body[node.body.index(field) + 1 : node.body.index(field) + 2] for field in fields[-1:]]
+    documented = all(isinstance(statement, ast.Expr) for found in after for statement in found or [None]) and bool(fields)
     if not (ast.get_docstring(node) and documented):
         yield "numbers without a word about them"
 
