@@ -1,4 +1,4 @@
-"""What a run is told: the deadline that every phase shares, and the options."""
+"""What a run is told: the deadline that every phase shares, the options, and tuning numbers."""
 
 from __future__ import annotations
 
@@ -148,6 +148,19 @@ DELTA = 1e-6
 """The margin up to which smooth networks are decided, unless the options say otherwise."""
 
 
+class Tuning:
+    """The base of the dataclasses of tuning numbers: what makes runs faster or slower, and what no proof rests on.
+
+    Those of one theme are a frozen dataclass in the file of the code that reads them, every number documented. Whoever reads one was
+    handed it: by an argument, or in a search by the options, `options.search.tuned(RestartTuning)`; a run with other numbers is one with
+    `SearchOptions(tuning=(RestartTuning(splits=8),))`. Numbers that are facts (of rounding, of a format, of mathematics, or what is
+    refused) are constants of modules, annotated `Final`.
+    """
+
+
+AnyTuning = TypeVar("AnyTuning", bound=Tuning)
+
+
 class SearchMethod(Enum):
     """What decides what bounds and attack leave open."""
 
@@ -276,7 +289,11 @@ class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved.
 
     `branching` and `points` may be given by their values, `branching` also as a class of one's own, a `Heuristic` of
-    `milpverify.search.neuron_split.branching`.
+    `milpverify.search.neuron_split.branching`. `tuning` holds numbers other than the defaults, one dataclass per theme
+    (`milpverify.tuning`).
+
+    Raises:
+        InvalidInput: `tuning` holds something else, or two of one kind.
     """
 
     oracle: bool = True  # a solver beside the tree
@@ -298,6 +315,18 @@ class SearchOptions:
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
     branching: _HeuristicChoice = _HeuristicChoice(Branching.FIRST_ORDER)
     points: _Choice[SplitPoints] = _Choice(SplitPoints.OPTIMISED)
+    tuning: tuple[Tuning, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = [type(numbers) for numbers in self.tuning]
+        if wrong := next((k for k in kinds if not issubclass(k, Tuning) or kinds.count(k) > 1), None):
+            raise InvalidInput(
+                f"tuning is a tuple of dataclasses of tuning numbers, one of a kind; {wrong.__name__} is none, or is there twice"
+            )
+
+    def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
+        """The tuning numbers of a kind: those in `tuning`, or else the defaults."""
+        return next((numbers for numbers in self.tuning if isinstance(numbers, kind)), None) or kind()
 
     @property
     def both_ways(self) -> bool:
@@ -351,8 +380,12 @@ class Options:
         return self.trust is Trust.SOLVER
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the result's JSON: choices by their values, a heuristic of one's own by its name."""
-        return asdict(self, dict_factory=lambda items: {name: _told(value) for name, value in items})
+        """As in the result's JSON: choices by their values, a heuristic of one's own by its name, tuning numbers by their dataclasses'."""
+        found = asdict(self, dict_factory=lambda items: {name: _told(value) for name, value in items})
+        found["search"]["tuning"] = {
+            type(kind).__name__: of for kind, of in zip(self.search.tuning, found["search"]["tuning"], strict=True)
+        }
+        return found
 
 
 def _told(value: Any) -> Any:

@@ -28,14 +28,14 @@ from milpverify.propagation.loosest import loosest
 from milpverify.propagation.relevance import refinable
 from milpverify.result import json_number
 from milpverify.search.bounding import BatchBounds, Method, Prepared, bound_batch, choose
-from milpverify.search.groups import few_inputs
+from milpverify.search.groups import GroupTuning, few_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from milpverify.config import Deadline
+    from milpverify.config import Deadline, SearchOptions
     from milpverify.graph import Graph
     from milpverify.search.groups import Group
 
@@ -73,12 +73,12 @@ class Rung:
         return {**whole, "complete": not self.cut}
 
 
-def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisected: bool = True) -> Iterator[Rung]:
+def climb(graph: Graph, group: Group, deadline: Deadline, search: SearchOptions, bisected: bool = True) -> Iterator[Rung]:
     """Bound the group's box rung by rung, with the open disjuncts only; ends where none is open, or with the last that pays.
 
     Args:
         graph: in float64.
-        clocked: whether backward passes are cut when they have had their share of the time.
+        search: where choices go by counts backward passes are not cut when they have had their share of the time.
         bisected: whether a search may follow that bisects boxes.
     """
     lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
@@ -87,8 +87,8 @@ def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisecte
         yield box.rung(Method.BACKWARD, undecided_backward(graph), deadline)
         return
     yield replace(box.rung(Method.INTERVALS, 4.0 * sum(multiplications(graph)), deadline), first=True)
-    varying = int((upper > lower).sum())
-    forward, last, few = forward_pass(graph, varying), Method.BACKWARD, few_inputs(group)
+    varying, clocked = int((upper > lower).sum()), not search.deterministic
+    forward, last, few = forward_pass(graph, varying), Method.BACKWARD, few_inputs(group, search.tuned(GroupTuning))
     if varying <= FEW and forward / FORWARD_RATE < box.backward / BACKWARD_RATE and not box.closed:
         yield box.rung(Method.FORWARD, forward, deadline)
         last = Method.BOTH

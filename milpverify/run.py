@@ -22,7 +22,7 @@ from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, 
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
-from milpverify.search.groups import Group, few_inputs, groups
+from milpverify.search.groups import Group, GroupTuning, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
 from milpverify.search.outcome import SearchOutcome
 
@@ -118,7 +118,7 @@ class Run:
         for k, group in enumerate(waiting):
             found, began = None, time.monotonic()
             bisected = self.options.method.branches and self.options.search.branching is not Branching.NONE
-            steps = climb(self.graph, group, self.deadline, not self.options.search.deterministic, bisected)
+            steps = climb(self.graph, group, self.deadline, self.options.search, bisected)
             while True:
                 with ledger.spent(Part.PRESOLVE):
                     rung = next(steps, None)
@@ -144,7 +144,7 @@ class Run:
         """Optimise slopes where inputs are many; where they are few, smaller boxes are the better investment."""
         still_open = []
         for group, found in open_groups:
-            if few_inputs(group):
+            if few_inputs(group, self.options.search.tuned(GroupTuning)):
                 still_open.append((group, found))
             else:
                 still_open += self.refined(group, found, max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups)))
@@ -195,7 +195,8 @@ class Run:
         """Look for a counterexample of any open disjunct; where seconds are given for no longer than these, from few starts."""
         members = [m for g, _ in open_groups for m in g.members]
         # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
-        starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
+        few = all(few_inputs(group, self.options.search.tuned(GroupTuning)) for group, _ in open_groups)
+        starts, rounds = (128, 6) if few else (32, 2)
         starts, rounds, steps = (starts, rounds, STEPS) if seconds == math.inf else FIRST
         paced, share = not self.options.search.deterministic, max(ATTACK_SECONDS, ATTACK_SHARE * self.deadline.remaining())
         turn = min(share, TURN * self.reporter.ledger.seconds.get(Part.PRESOLVE, 0.0))

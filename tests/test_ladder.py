@@ -76,7 +76,7 @@ def test_every_rung_is_a_bound_no_worse_than_the_one_before(inputs: int, monkeyp
     with torch.no_grad():
         y = deep(inputs).double()(points)
         least = float((y[:, 0] - y[:, 1]).min())
-        rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
+        rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), mv.SearchOptions(deterministic=True)))
     bounds = [float(rung.found.margins) for rung in rungs]
     assert [rung.name for rung in rungs][:2] == ["intervals", "forward"] and rungs[0].first
     assert bounds == sorted(bounds) and bounds[-1] <= least and bounds[0] < bounds[-1]
@@ -115,11 +115,11 @@ def test_what_cannot_be_afforded_is_done_for_the_neurons_that_loosen_the_margin_
     inputs, net = 70, deep(70, width=160)
     asked = problem(0.0, inputs=inputs, net=net)
     (group,) = groups(asked)
-    everything = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))[-1]
+    everything = list(ladder.climb(asked.graph, group, mv.Deadline(), mv.SearchOptions(deterministic=True)))[-1]
     monkeypatch.setattr(ladder, "FIXED", everything.multiplications / 8)
     monkeypatch.setattr(ladder, "PART", everything.multiplications / 100)
     monkeypatch.setattr(ladder, "LARGE", entries)
-    rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
+    rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), mv.SearchOptions(deterministic=True)))
     assert [rung.name for rung in rungs[:3]] == ["intervals", "loosest", "loosest"] and rungs[-1].name == "loosest"
     assert everything.name == "backward"
     assert sum(rung.multiplications for rung in rungs[1:]) <= everything.multiplications / 8
@@ -136,7 +136,7 @@ def test_costs_grow_with_what_is_undecided() -> None:
     graph = problem(0.0).graph
     everything = cost.undecided_backward(graph)
     (group,) = groups(problem(0.0))
-    wide = next(iter(ladder.climb(graph, group, mv.Deadline(), clocked=False))).found.state
+    wide = next(iter(ladder.climb(graph, group, mv.Deadline(), mv.SearchOptions(deterministic=True)))).found.state
     assert 0.0 < cost.backward_passes(graph, wide) <= everything
     assert cost.forward_pass(graph, 3) < cost.forward_pass(graph, 5)
 

@@ -17,7 +17,7 @@ from milpverify.search.ledger import Reporter
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from milpverify.config import Deadline, SearchOptions
+    from milpverify.config import AnyTuning, Deadline, SearchOptions
     from milpverify.graph import Graph
     from milpverify.search.attack_turns import AttackTurns
     from milpverify.search.ledger import Ledger
@@ -49,6 +49,10 @@ class SearchContext:
     def switches(self) -> SearchOptions:
         """Which parts of the search are on."""
         return self.options.search
+
+    def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
+        """The tuning numbers of a kind."""
+        return self.options.search.tuned(kind)
 
     @property
     def ledger(self) -> Ledger:

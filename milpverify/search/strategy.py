@@ -13,8 +13,8 @@ from milpverify.result import Trust, Verdict
 from milpverify.search.attack_turns import AttackTurns
 from milpverify.search.bounding import choose
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.choose_space import FEW, MANY, SplitSpace, bisect_first, choose_space, moving_inputs
-from milpverify.search.groups import few_inputs
+from milpverify.search.choose_space import SpaceTuning, SplitSpace, bisect_first, choose_space, moving_inputs
+from milpverify.search.groups import GroupTuning, few_inputs
 from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.input_split.tasks import BoxTasks
 from milpverify.search.ledger import Part
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.outcome import SearchOutcome
     from milpverify.search.tree import Tree
-
-WHOLE_BOX = NeuronTuning(candidates=8, iterations=8)
-"""Bounds of whole boxes are dear, and splits must count."""
 
 
 def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBounds]]) -> SearchOutcome:
@@ -71,7 +68,7 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
             done, untouched = parts[bare_parts:], [float(found.margins.amin()) for _, found in bounded[k + 1 :]]
             reporter.others, reporter.floor = min([before, *(p.lower_bound for p in done), *untouched]), float(root.margins.amin())
             reporter.trust_of_others = Trust.weakest(trust_before, *(p.trust for p in done))
-            whole = few_inputs(group) or context.switches.deterministic
+            whole = few_inputs(group, context.tuned(GroupTuning)) or context.switches.deterministic
             share = context.deadline if whole else context.deadline.within(context.deadline.remaining() / (len(bounded) - k))
             parts.append(search_group(_attacked(context.until(share)), group, root))
             if oracle.task is not None:
@@ -100,16 +97,16 @@ def search_group(context: SearchContext, group: Group, root: BatchBounds) -> Sea
 
     @cache
     def neurons() -> tuple[NeuronSpace, Tree[Subproblems]]:
-        space = NeuronSpace(context, group, root.state, WHOLE_BOX)
+        space = NeuronSpace(context, group, root.state, NeuronTuning.of_whole_box())
         return space, space.tree()
 
-    moving = moving_inputs(group, root)
-    if moving > MANY:
+    moving, tuning = moving_inputs(group, root), context.tuned(SpaceTuning)
+    if moving > tuning.many:
         chosen: SplitSpace | None = SplitSpace.NEURONS
     else:
         space = BoxSpace(context, group, root)
         boxes, sharing = space.tree(), None if oracle is None else Sharing(oracle, BoxTasks(space, oracle))
-        chosen = bisect_first(space, boxes, neurons, bound, sharing) if moving <= FEW else None
+        chosen = bisect_first(space, boxes, neurons, bound, sharing) if moving <= tuning.few else None
         if chosen is None:
             beside = None if oracle is None else Sharing(oracle, NeuronTasks(neurons()[0], oracle))
             chosen = choose_space(space, boxes, *neurons(), bound, sharing, beside).space

@@ -26,7 +26,7 @@ NARROW = 4  # limits closer than this many times the shrinkage are left as they 
 
 def cheapest(
     case: Case,
-    loads: Loads = Loads(),  # noqa: B008 -- a frozen value
+    loads: Loads = Loads(),
     *,
     shrink: float = 0.0,
     start: Point | None = None,
@@ -59,7 +59,7 @@ def highest_load(
 
 def least_violation(
     case: Case,
-    loads: Loads = Loads(),  # noqa: B008 -- a frozen value
+    loads: Loads = Loads(),
     *,
     shrink: float = 0.0,
     start: Point | None = None,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from milpverify.balls.dual import lowest
-from milpverify.config import SplitPoints
+from milpverify.config import SplitPoints, Tuning
 from milpverify.graph import evaluate
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
 from milpverify.propagation.state import select
@@ -54,19 +54,23 @@ MOST_POINTS = 1024
 
 
 @dataclass(frozen=True)
-class NeuronTuning:
-    """How neurons are split.
-
-    `candidates`: how many splits of a subproblem are compared by the bounds of their children. `iterations` of the optimiser bound a
-    subproblem, `root_iterations` one without splits. `per_box`: a box of the root's batch that has branched so often is abandoned, and
-    stays open. `batch` subproblems are bounded at a time, instead of as many as measurement shows to be best.
-    """
+class NeuronTuning(Tuning):
+    """How neurons are split: what a `NeuronSpace` is told by who makes it."""
 
     candidates: int = 4
+    """How many splits of a subproblem are compared by the bounds of their children."""
     iterations: int = 10
     root_iterations: int = 20
+    """Steps of the optimiser that bound a subproblem, and one without splits."""
     per_box: int | None = None
+    """A box of the root's batch that has branched so often is abandoned, and stays open."""
     batch: int | None = None
+    """So many subproblems are bounded at a time, instead of as many as measurement shows to be best."""
+
+    @staticmethod
+    def of_whole_box() -> NeuronTuning:
+        """Bounds of whole boxes are dear, and splits must count."""
+        return NeuronTuning(candidates=8, iterations=8)
 
 
 class NeuronSpace(Space[Subproblems, "LinearBound"]):
