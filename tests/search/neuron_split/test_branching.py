@@ -21,7 +21,7 @@ from milpverify.propagation.optimised.beta import Dual
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
 from milpverify.relaxations.branching_points import branching_points
 from milpverify.result import Verdict
-from milpverify.search.neuron_split.branching import Brancher, children, ensure_forms, narrowed, reset_slopes
+from milpverify.search.neuron_split.branching import Brancher, BranchingTuning, children, ensure_forms, narrowed, reset_slopes
 from milpverify.search.neuron_split.branching.bbps import gains
 from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers, looseness, splittable
 from milpverify.search.neuron_split.branching.first_order import pointwise
@@ -188,8 +188,8 @@ def test_what_clipping_narrows_is_relaxed_anew() -> None:
         width = domain.high - domain.low
         low = domain.low + torch.where(torch.arange(of.count) % 3 == 0, 0.5 * width, 0.02 * width)
         now = replace(domain, low=low)
-        wide = narrowed(bounder, root, domain, now)
-        closed = narrowed(bounder, replace(root, bound=torch.ones_like(root.bound)), domain, now)
+        wide = narrowed(bounder, root, domain, now, BranchingTuning())
+        closed = narrowed(bounder, replace(root, bound=torch.ones_like(root.bound)), domain, now, BranchingTuning())
         fresh = relaxed_anew(bounder, wide, now, wide.narrower)
     assert torch.equal(wide.slopes, root.slopes)
     assert not bool(closed.narrower.any())

@@ -148,6 +148,15 @@ def test_scores_of_something_else_are_refused() -> None:
             mv.verify(wide_problem(*PROBLEMS[0]), 60, options=Options(attack=False, search=SearchOptions(branching=own, oracle=False)))
 
 
+def test_processes_have_to_find_the_class() -> None:
+    class Local(Polarity):
+        pass
+
+    options = Options(search=SearchOptions(branching=Local))
+    with pytest.raises(mv.InvalidInput, match=r"^the heuristic Local cannot be read in another process: define it in a module of its own$"):
+        mv.verify_many([wide_problem(*PROBLEMS[0])], options=options)
+
+
 # -- one more, as the checklist says ----------------------------------------------------------------------------------------------
 
 FILE = '''

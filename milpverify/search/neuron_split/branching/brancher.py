@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from milpverify.errors import InvalidInput
 from milpverify.propagation.optimised.beta import Dual
 from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers, looseness, splittable
-from milpverify.search.neuron_split.branching.heuristic import Parents, Splits, heuristic_of
+from milpverify.search.neuron_split.branching.heuristic import BranchingTuning, Parents, Splits, heuristic_of
 from milpverify.search.neuron_split.branching.reset_slopes import relaxed_anew, reset_slopes
 
 if TYPE_CHECKING:
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.bounder import Bounder
     from milpverify.search.neuron_split.branching.heuristic import Heuristic
     from milpverify.search.neuron_split.subproblems import Subproblems
-
-LOOSEST = 16
-"""Candidates are taken from so many neurons at most: those whose relaxations are loosest under their multipliers."""
-ENTRIES = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Of one matrix of what candidates change."""
-LARGER_BOUNDED = 0.1
-"""What the better child counts beside the worse where the children of the best few were bounded."""
 
 
 class Brancher:
@@ -41,10 +34,15 @@ class Brancher:
     """
 
     def __init__(
-        self, bounder: Bounder, branching: Branching | type[Heuristic], forms: HalfspaceForms | None = None, seed: int = 0
+        self,
+        bounder: Bounder,
+        branching: Branching | type[Heuristic],
+        forms: HalfspaceForms | None = None,
+        seed: int = 0,
+        tuning: BranchingTuning | None = None,
     ) -> None:
         self.bounder, self.heuristic, self.forms = bounder, heuristic_of(branching)(seed), forms
-        self.consumers = Consumers(bounder.relaxations)
+        self.consumers, self.tuning = Consumers(bounder.relaxations), tuning or BranchingTuning()
 
     def rank(self, subs: Subproblems, domain: Domain, found: LinearBound | None = None) -> Tensor:
         """The open entries that are the best splits, (n, C), -1 where there are fewer.
@@ -54,10 +52,11 @@ class Brancher:
         """
         per = len(subs)
         if self.heuristic.needs_bounds:
-            of, rows = self.bounder.relaxations, self.bounder.rhs.shape[1]
-            columns = of.count if self.heuristic.scores_all else min(of.count, LOOSEST)
+            of, rows, tuning = self.bounder.relaxations, self.bounder.rhs.shape[1], self.tuning
+            columns = of.count if self.heuristic.scores_all else min(of.count, tuning.loosest)
             wide = self.bounder.graph.nodes[0].size if self.heuristic.needs_forms else 1
-            per = max(1, int(ENTRIES[subs.bound.device.type] // max(1.0, 4 * columns * rows * wide * max(1.0, self.consumers.fan))))
+            entries = tuning.entries_on_gpu if subs.bound.is_cuda else tuning.entries
+            per = max(1, int(entries // max(1.0, 4 * columns * rows * wide * max(1.0, self.consumers.fan))))
         parts = []
         for n in torch.arange(len(subs), device=subs.bound.device).split(max(1, per)):
             parts.append(self._rank(subs.take(n), domain.take(n), None if found is None else _take(found, n)))
@@ -75,13 +74,13 @@ class Brancher:
         primal = of.primal(domain, y_rows, Dual(subs.slopes, subs.beta), x_rows, attained=self.heuristic.needs_point)
         loose = looseness(of, self.bounder.home, domain, primal) + 1e-9 * (domain.high - domain.low)
         # Gains alone favour early layers, whose many splits each move the bound a little and seldom close anything.
-        count = of.count if self.heuristic.scores_all else min(max(LOOSEST, self.bounder.candidates), of.count)
+        count = of.count if self.heuristic.scores_all else min(max(self.tuning.loosest, self.bounder.candidates), of.count)
         wanted, column = torch.where(still, loose, -torch.inf).topk(count, dim=1)
         candidates = Candidates.of(of, self.bounder.points, domain, column, wanted > -torch.inf)
         if self.forms is not None and self.heuristic.needs_forms:
             ensure_forms(self.bounder, self.forms, subs)
         loose, margin = loose.gather(1, column), (primal.value - rhs).double()
-        parents = Parents(candidates, self.consumers, primal, margin, loose, found, self.forms)
+        parents = Parents(candidates, self.consumers, primal, margin, loose, self.tuning.larger, found, self.forms)
         score = self._scored(Splits(domain, column, candidates.valid, parents))
         return self._best(torch.where(torch.isfinite(score), score + 1e-9 * loose, -torch.inf), column, wanted)
 
@@ -91,7 +90,7 @@ class Brancher:
         if score.shape != splits.column.shape:
             given, asked = tuple(score.shape), tuple(splits.column.shape)
             raise InvalidInput(f"the heuristic {self.heuristic.name!r} scores {given} splits where {asked} are asked for")
-        return torch.where(splits.valid, score, -torch.inf)
+        return torch.where(splits.valid & ~score.isnan(), score, -torch.inf)
 
     def _best(self, score: Tensor, column: Tensor, loose: Tensor | None = None) -> Tensor:
         """The entries of the best scores, (n, C); where no candidate moves the bound, the loosest comes first."""
@@ -102,6 +101,20 @@ class Brancher:
             order = torch.where(best >= 0, loose.gather(1, place), -torch.inf).argsort(dim=1, descending=True, stable=True)
             best = best.gather(1, order)
         return pad(best, (0, candidates - best.shape[1]), value=-1)
+
+    def best_split(self, parents: Subproblems) -> Tensor:
+        """The best of each parent's candidate splits, judged by their children's bounds with the parent's multipliers: (n,)."""
+        bounder, n, best = self.bounder, len(parents), parents.best
+        if not bool((best[:, 1:] >= 0).any()):
+            return best[:, 0]
+        rows = torch.arange(n, device=best.device).repeat_interleave(bounder.candidates)
+        column = torch.where(best >= 0, best, best[:, :1])
+        both = children(bounder, parents.take(rows), column.flatten())
+        trial = bounder.estimate(reset_slopes(bounder, both)).reshape(2, n, bounder.candidates)
+        trial = torch.maximum(trial, parents.bound.unsqueeze(1)).clamp(max=0.0)
+        # The smaller child decides; the other counts a little.
+        value = trial.amin(0) + self.tuning.larger_bounded * trial.amax(0)
+        return column.gather(1, value.argmax(1, keepdim=True)).squeeze(1)
 
 
 def ensure_forms(bounder: Bounder, forms: HalfspaceForms, subs: Subproblems) -> None:
@@ -138,18 +151,3 @@ def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subprobl
     both.side[every, place] = torch.cat([torch.full_like(slot, -1), torch.full_like(slot, 1)]).to(both.side.dtype)
     both.beta[every, :, place] = 0.0
     return both
-
-
-def best_split(bounder: Bounder, parents: Subproblems) -> Tensor:
-    """The best of each parent's candidate splits, judged by their children's bounds with the parent's multipliers: (n,)."""
-    n, best = len(parents), parents.best
-    if not bool((best[:, 1:] >= 0).any()):
-        return best[:, 0]
-    rows = torch.arange(n, device=best.device).repeat_interleave(bounder.candidates)
-    column = torch.where(best >= 0, best, best[:, :1])
-    both = children(bounder, parents.take(rows), column.flatten())
-    trial = bounder.estimate(reset_slopes(bounder, both)).reshape(2, n, bounder.candidates)
-    trial = torch.maximum(trial, parents.bound.unsqueeze(1)).clamp(max=0.0)
-    # The smaller child decides; the other counts a little.
-    value = trial.amin(0) + LARGER_BOUNDED * trial.amax(0)
-    return column.gather(1, value.argmax(1, keepdim=True)).squeeze(1)

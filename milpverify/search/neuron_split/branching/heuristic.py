@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from milpverify.config import HEURISTICS, Branching
+from milpverify.config import HEURISTICS, Branching, Tuning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import LinearBound
     from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers
 
-LARGER = 1.0
-"""What the better child counts beside the worse in scores: as much, as far as it is not closed. That the worse decides takes optimised
-points ill, and makes larger trees, by whatever score (`tests/benchmarks/PERFORMANCE.md`)."""
+
+@dataclass(frozen=True)
+class BranchingTuning(Tuning):
+    """How splits are chosen, and when lines begin anew below them."""
+
+    loosest: int = 16
+    """Candidates are taken from so many neurons at most: those whose relaxations are loosest under their multipliers."""
+    entries: int = 1 << 22
+    entries_on_gpu: int = 1 << 26
+    """Of one matrix of what candidates change."""
+    larger: float = 1.0
+    """What the better child counts beside the worse in scores: as much, as far as it is not closed. That the worse decides takes optimised
+    points ill, and makes larger trees, by whatever score (`tests/benchmarks/PERFORMANCE.md`)."""
+    larger_bounded: float = 0.1
+    """The same where the children of the best few were bounded."""
+    narrower: float = 0.95
+    """An interval that keeps less than this share of its width is relaxed anew: 0.99 and 1 do as well, 0.8 saves half as much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +47,8 @@ class Parents:
 
     `candidates` have the children's intervals, `consumers` what reads what is split; `primal` has the relaxations' lines, the multipliers
     that arrived at them and where the bounds are attained; `margin` (n, r) float64 are the rows' bounds, of which the largest counts;
-    `loose` (n, C) is what the candidates' relaxations cost them. `found`, the linear bounds, and `forms` are None where a search saves
-    none.
+    `loose` (n, C) is what the candidates' relaxations cost them; `larger` is that of `BranchingTuning`. `found`, the linear bounds, and
+    `forms` are None where a search saves none.
     """
 
     candidates: Candidates
@@ -42,6 +56,7 @@ class Parents:
     primal: Primal
     margin: Tensor
     loose: Tensor
+    larger: float
     found: LinearBound | None
     forms: HalfspaceForms | None
 
@@ -52,7 +67,7 @@ class Parents:
             gained: what both gain, (2, n, C, r) float64.
         """
         after = (self.margin.unsqueeze(1) + gained.clamp(min=0.0)).amax(3).clamp(max=0.0)
-        return after.amin(0) + LARGER * after.amax(0)
+        return after.amin(0) + self.larger * after.amax(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +113,7 @@ class Heuristic(ABC):
 
     @abstractmethod
     def score(self, splits: Splits) -> Tensor:
-        """What speaks for each of the splits, (n, C) float64: the highest is split. What is not finite is not."""
+        """What speaks for each of the splits, (n, C) float64: the highest is split. NaN and -inf are not."""
 
 
 def heuristic_of(branching: Branching | type[Heuristic]) -> type[Heuristic]:
