@@ -204,23 +204,23 @@ def disjunct_of(box: Box, threshold: float) -> Disjunct:
     return Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], box.size), Rows.none(box.size, 3))
 
 
-def wide_problem(name: str, seed: int, by: float, size: float = 0.3) -> Problem:
-    """Whether the output of a network of many inputs, whose neurons are split therefore, stays above a threshold.
+def sampled_problem(name: str, seed: int, by: float, inputs: int = 48) -> Problem:
+    """Whether the output of a small network stays above a threshold; where inputs are many, neurons are split.
 
     Args:
         name: of a function of the catalogue.
         by: the share of the range of a sample by which the threshold lies below it.
     """
-    rng, sizes = np.random.default_rng(seed), [48, 12, 12, 1]
-    stack = Stack(sizes[0])
+    rng, sizes = np.random.default_rng(seed), [inputs, 12, 12, 1]
+    stack = Stack(inputs)
     for m, n in pairwise(sizes):
         last = stack.add(dense(rng, n, m, 1.2), len(stack.nodes) - 1, size=n)
         if n > 1:
             stack.add(Elementwise(function(name)), last, size=n)
-    graph, points = stack.graph(), torch.tensor(rng.uniform(-size, size, (4096, sizes[0])))
-    least, most = (float(end) for end in evaluate(graph, points).aminmax())
-    unsafe = Rows.on_outputs([[1.0]], [least - by * (most - least)], sizes[0])
-    return Problem(graph, (Disjunct(Box(np.full(sizes[0], -size), np.full(sizes[0], size)), unsafe, Rows.none(sizes[0], 1)),))
+    graph, box = stack.graph(), Box(np.full(inputs, -0.3), np.full(inputs, 0.3))
+    least, most = (float(end) for end in evaluate(graph, torch.tensor(rng.uniform(-0.3, 0.3, (4096, inputs)))).aminmax())
+    unsafe = Rows.on_outputs([[1.0]], [least - by * (most - least)], inputs)
+    return Problem(graph, (Disjunct(box, unsafe, Rows.none(inputs, 1)),))
 
 
 def hard_model(sizes: Sequence[int] = (8, 40, 40, 40, 3)) -> Model:

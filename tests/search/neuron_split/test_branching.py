@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from product_networks import attention_network, product_network, recurrent_network
-from random_nets import random_problem, wide_problem
+from random_nets import random_problem, sampled_problem
 from trees import PLAIN, context_of, grown, neurons_of
 
 from milpverify import verify
@@ -116,7 +116,7 @@ def test_every_heuristic_proves_no_more_than_is_true_and_repeats(name: str, bran
 @pytest.mark.parametrize(("name", "seed", "by"), WIDE)
 def test_every_heuristic_gives_the_same_verdict(name: str, seed: int, by: float, branching: Branching) -> None:
     options = SearchOptions(branching=branching, oracle=False, refining=False, deterministic=True)
-    result = verify(wide_problem(name, seed, by), 60, options=Options(attack=False, search=options))
+    result = verify(sampled_problem(name, seed, by), 60, options=Options(attack=False, search=options))
     assert result.verdict is WIDE[name, seed, by]
     assert result.ledger["neuron-split bounds"]["bounded"] > 2  # neurons were split
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from random_nets import wide_problem
+from random_nets import sampled_problem
 from support import ROOT
 from torch import Tensor
 
@@ -54,7 +54,7 @@ PROBLEMS = (("relu", 1, 1.4), ("relu", 0, 1.0), ("tanh", 0, 0.7))
 def runs(branching: str | type[Heuristic]) -> list[tuple[str, int]]:
     """Verdicts, and how many subproblems these took."""
     switches = SearchOptions(branching=branching, oracle=False, refining=False, deterministic=True)
-    found = [mv.verify(wide_problem(*given), 60, options=Options(attack=False, search=switches)) for given in PROBLEMS]
+    found = [mv.verify(sampled_problem(*given), 60, options=Options(attack=False, search=switches)) for given in PROBLEMS]
     return [(result.verdict.value, result.ledger["neuron-split bounds"]["bounded"]) for result in found]
 
 
@@ -145,7 +145,7 @@ def test_scores_of_something_else_are_refused() -> None:
 
     for own, error, words in ((Summed, mv.InvalidInput, "'polarity' scores"), (Undeclared, TypeError, "needs_bounds = True")):
         with pytest.raises(error, match=words):
-            mv.verify(wide_problem(*PROBLEMS[0]), 60, options=Options(attack=False, search=SearchOptions(branching=own, oracle=False)))
+            mv.verify(sampled_problem(*PROBLEMS[0]), 60, options=Options(attack=False, search=SearchOptions(branching=own, oracle=False)))
 
 
 def test_processes_have_to_find_the_class() -> None:
@@ -154,7 +154,7 @@ def test_processes_have_to_find_the_class() -> None:
 
     options = Options(search=SearchOptions(branching=Local))
     with pytest.raises(mv.InvalidInput, match=r"^the heuristic Local cannot be read in another process: define it in a module of its own$"):
-        mv.verify_many([wide_problem(*PROBLEMS[0])], options=options)
+        mv.verify_many([sampled_problem(*PROBLEMS[0])], options=options)
 
 
 # -- one more, as the checklist says ----------------------------------------------------------------------------------------------
