@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
     from milpverify.graph import Graph, Node
 
-_SATURATED = 20.0
-"""The size that the largest argument of a saturated function is brought to."""
-
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
@@ -49,8 +46,12 @@ class Surrogate:
             values = evaluate_all(graph, x)
         return Surrogate(graph, {n.id: _spread(values[n.inputs[0]]) for n in graph.nodes if _jumping(n)})
 
-    def softened(self, x: Tensor) -> Surrogate:
-        """With temperatures for those functions whose derivative vanishes at all points x (N, nx) and at almost all entries."""
+    def softened(self, x: Tensor, saturated: float = 20.0) -> Surrogate:
+        """With temperatures for those functions whose derivative vanishes at all points x (N, nx) and at almost all entries.
+
+        Args:
+            saturated: the size that the largest argument of such a function is brought to.
+        """
         found: dict[int, float] = {}
         with torch.no_grad():
             values = evaluate_all(self.graph, x)
@@ -60,8 +61,8 @@ class Surrogate:
                 z = values[node.inputs[0]]
                 flat = node.op.function.derivative(z).abs()
                 largest = float(z.abs().amax())
-                if float(((flat > 0) & flat.isfinite()).double().mean()) < 0.5 and _SATURATED < largest < math.inf:
-                    found[node.id] = largest / _SATURATED
+                if float(((flat > 0) & flat.isfinite()).double().mean()) < 0.5 and saturated < largest < math.inf:
+                    found[node.id] = largest / saturated
         return Surrogate(self.graph, self.spreads, found)
 
     def __call__(self, x: Tensor) -> Tensor:
