@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.graph import evaluate_all, nonlinear_value
-from milpverify.operators import Elementwise
+from milpverify.graph import evaluate_all
+from milpverify.operators import Elementwise, Nonlinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from milpverify.functions.catalogue import Function
+    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
 
 
@@ -75,9 +76,10 @@ class Surrogate:
             return true.detach() + slope - slope.detach()
         if node.id in self.temperatures:
             args = [args[0] / self.temperatures[node.id]]
-        if isinstance(node.op, Elementwise) and node.op.function.name == "exp":
+        assert isinstance(node.op, Nonlinear)
+        if isinstance(node.op, Elementwise) and node.op.function.is_exponential:
             args = [args[0].clamp(max=math.log(torch.finfo(args[0].dtype).max) - 1)]
-        return nonlinear_value(node.op, args)
+        return node.op.value(args)
 
 
 def has_jumps(graph: Graph) -> bool:
@@ -86,12 +88,11 @@ def has_jumps(graph: Graph) -> bool:
 
 
 def _jumping(node: Node) -> bool:
-    return isinstance(node.op, Elementwise) and (node.op.function.staircase or bool(_jumps(node.op.function)))
+    return isinstance(node.op, Nonlinear) and (node.op.staircase or bool(_jumps(node.op.pieces)))
 
 
-def _jumps(function: Function) -> list[tuple[float, float]]:
+def _jumps(pieces: Pieces | None) -> list[tuple[float, float]]:
     """The places of jumps of a piecewise-linear function, and their heights."""
-    pieces = function.pieces
     if pieces is None:
         return []
     left = [k * p + c for k, c, p in zip(pieces.slopes, pieces.intercepts, pieces.breakpoints, strict=False)]
@@ -109,6 +110,6 @@ def _smoothed(function: Function, z: Tensor, spread: float) -> Tensor:
     if function.staircase:
         return z
     total = function(z)
-    for place, height in _jumps(function):
+    for place, height in _jumps(function.pieces):
         total = total + height / math.pi * torch.atan((z - place) / spread)
     return total
