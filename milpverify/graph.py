@@ -283,7 +283,8 @@ class Pullback(Generic[T]):
     """A walk from some nodes back towards the input, on which something is pulled back through every node: rows, say, by its adjoint.
 
     Iterating yields the nodes that something has arrived at, each once and the last one first, so that all that reads a node has sent
-    to it by then; whoever iterates sends on what the inputs of the node get, or nothing where the walk is to end.
+    to it by then; whoever iterates sends on what the inputs of the node get, or nothing where the walk is to end. A rigorous pass
+    (`propagation/backward.py`) has a walk of its own, which can be stopped between two nodes, looked at, and continued with some rows.
 
     Args:
         start: what arrives at the nodes to begin with.

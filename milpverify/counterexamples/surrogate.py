@@ -77,8 +77,8 @@ class Surrogate:
         if node.id in self.temperatures:
             args = [args[0] / self.temperatures[node.id]]
         assert isinstance(node.op, Nonlinear)
-        if isinstance(node.op, Elementwise) and node.op.function.is_exponential:
-            args = [args[0].clamp(max=math.log(torch.finfo(args[0].dtype).max) - 1)]
+        if isinstance(node.op, Elementwise) and (factor := abs(node.op.function.exponential)):
+            args = [args[0].clamp(max=math.log(torch.finfo(args[0].dtype).max) - max(0.0, math.log(factor)) - 1)]
         return node.op.value(args)
 
 

@@ -211,9 +211,11 @@ class Function:
         return self.term == _SQUARE
 
     @cached_property
-    def is_exponential(self) -> bool:
-        """Whether f' = f, so that the function grows as exp does: it is infinite in floats at arguments that are none too large."""
-        return self.derivative_term == Symbol("y")
+    def exponential(self) -> float:
+        """c where this is c exp(x), as functions with f' = f are, which floats cannot hold at arguments of a few hundred; 0 elsewhere."""
+        import torch
+
+        return float(self(torch.zeros((), dtype=torch.float64))) if self.derivative_term == Symbol("y") else 0.0
 
     def _enclosures(self, numbers: tuple[Enclosure, ...]) -> tuple[tuple[float, float], ...]:
         return tuple((_enclose(self._bound(a))[0], _enclose(self._bound(b))[1]) for a, b in numbers)
