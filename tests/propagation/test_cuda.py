@@ -21,10 +21,9 @@ from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown
 from milpverify.propagation.state import State
-from milpverify.search import groups as margin
-from milpverify.search import strategy
 from milpverify.search.bounding import bound_batch, refine
-from milpverify.search.groups import Group, groups
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import Group, GroupTuning, groups
 from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.branching import children
@@ -115,13 +114,11 @@ def test_beta_agrees_and_holds() -> None:
 @gpu
 @pytest.mark.parametrize("kind", ["inputs", "neurons", "trial"])
 @pytest.mark.parametrize("slack", [0.3, -0.05])
-def test_whole_searches_agree(kind: str, slack: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_searches_agree(kind: str, slack: float) -> None:
     few, many = {"inputs": (99, 99), "neurons": (-1, -1), "trial": (-1, 99)}[kind]
-    monkeypatch.setattr(margin, "FEW_INPUTS", few)
-    monkeypatch.setattr(strategy, "FEW", few)
-    monkeypatch.setattr(strategy, "MANY", many)
+    search = mv.SearchOptions(tuning=(GroupTuning(few_inputs=few), SpaceTuning(few=few, many=many)))
     made = problem(slack=slack)
-    results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False)) for device in ("cpu", "cuda")]
+    results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False, search=search)) for device in ("cpu", "cuda")]
     assert {r.verdict for r in results} == {mv.Verdict.VERIFIED if slack > 0 else mv.Verdict.FALSIFIED}
     for result in results:
         assert math.isfinite(result.lower_bound) and result.lower_bound <= abs(slack) + 1e-6

@@ -16,10 +16,11 @@ from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust, Verdict
-from milpverify.search import choose_space, strategy
+from milpverify.search import strategy
 from milpverify.search.batch_size import BatchSize
 from milpverify.search.bounding import BatchBounds
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
+from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.context import SearchContext
 from milpverify.search.effort import LEAST_BOX
 from milpverify.search.groups import Group
@@ -34,6 +35,8 @@ from milpverify.spec import Box, Disjunct, Problem
 from milpverify.verify import verify
 
 NX = 5
+BOXES = (SpaceTuning(head=math.inf, far=math.inf),)
+"""Nothing but inputs is split."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "FIRST", 0)
     monkeypatch.setattr(tasks, "SHARE", math.inf)
     monkeypatch.setattr(tasks, "SMALL", -1)  # these networks stand for larger ones
-    monkeypatch.setattr(choose_space, "HEAD", math.inf)  # of which nothing but inputs is split
-    monkeypatch.setattr(choose_space, "FAR", math.inf)
 
 
 def run(graph: Graph, disjunct: Disjunct, seconds: float, parts: SearchOptions, alone: bool = False) -> tuple[SearchOutcome, Oracle]:
@@ -90,7 +91,7 @@ def test_a_violated_property_is_never_closed(network: tuple[Graph, Box, float], 
 def test_what_is_switched_off_closes_nothing(network: tuple[Graph, Box, float], parts: SearchOptions, trust: str) -> None:
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3),))
-    result = verify(problem, 3, options=Options(attack=False, trust=trust, search=replace(parts, finishing=False)))
+    result = verify(problem, 3, options=Options(attack=False, trust=trust, search=replace(parts, finishing=False, tuning=BOXES)))
     assert result.bound_trust is Trust.ROUNDED and "oracle_closed" not in {k for k, n in detail(result).items() if n}
     assert (detail(result).get("oracle_tasks", 0) > 0) is parts.oracle
     assert result.lower_bound <= 0.3 + 1e-9
@@ -242,7 +243,7 @@ def test_a_task_of_one_group_says_nothing_to_the_next(network: tuple[Graph, Box,
         return SearchOutcome(True, 0.0, Trust.ROUNDED)
 
     monkeypatch.setattr(strategy, "search_group", searched)
-    result = verify(problem, 60, options=Options(attack=False))
+    result = verify(problem, 60, options=Options(attack=False, search=SearchOptions(tuning=BOXES)))
     assert result.verdict is Verdict.FALSIFIED and seen == [None, None]
 
 

@@ -24,8 +24,8 @@ from milpverify.errors import Contradiction
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
-from milpverify.search import groups as margin
-from milpverify.search import strategy
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split import tasks
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.subproblems import Subproblems
@@ -218,12 +218,13 @@ def test_a_solver_without_gains_is_asked_no_more() -> None:
         assert queue.next(Deadline()) is None and queue.proved == {}
 
 
+NEURONS = (GroupTuning(few_inputs=-1), SpaceTuning(few=0, many=0))
+"""Neurons are split however few inputs there are."""
+
+
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons are split however few inputs there are, and turns are short."""
-    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(strategy, "FEW", 0)
-    monkeypatch.setattr(strategy, "MANY", 0)
+    """Turns are short."""
     monkeypatch.setattr(restarts, "SPLITS", 8)
     monkeypatch.setattr(restarts, "TARGETS", 400)
     monkeypatch.setattr(restarts, "SECONDS", 0.05)
@@ -231,7 +232,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", **parts: bool) -> mv.Result:
-    return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=SearchOptions(**parts)))
+    return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=SearchOptions(tuning=NEURONS, **parts)))
 
 
 @pytest.mark.parametrize("counted", [True, False])
