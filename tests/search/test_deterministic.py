@@ -17,6 +17,7 @@ from milpverify.graph import Graph
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split import tasks
+from milpverify.search.neuron_split.tasks import NeuronTaskTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -34,16 +35,15 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0))
-"""Neurons are split however few inputs there are."""
+MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0), NeuronTaskTuning(turn=20))
+"""Neurons are split however few inputs there are, and the oracle's turns come early."""
 BETWEEN = (GroupTuning(few_inputs=-1), SpaceTuning(few=-1, boxes=64, splits=16))
 """Both are tried, and nothing is decided at once."""
 
 
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oracle's turns come early."""
-    monkeypatch.setattr(tasks, "TURN", 20)
+    """The oracle's turns are short."""
     monkeypatch.setattr(tasks, "NODES", 5)
 
 

@@ -20,10 +20,12 @@ from milpverify.result import Result, Trust, Verdict
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.frontier import Frontier
 from milpverify.search.groups import GroupTuning
-from milpverify.search.neuron_split import space, tasks
+from milpverify.search.neuron_split import tasks
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.neuron_split.tasks import NeuronTaskTuning
 from milpverify.search.tightening import restarts
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -74,7 +76,6 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("TARGETS", 256)):
         monkeypatch.setattr(restarts, name, value)
-    monkeypatch.setattr(space, "FIXED_BATCH", 8)
     genuine, begun = restarts.begin_anew, list[float]()
 
     def watched(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -85,7 +86,8 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
-    options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, tuning=NEURONS, **off))
+    search = SearchOptions(deterministic=True, tuning=(*NEURONS, NeuronTuning(counted=8)), **off)
+    options = Options(method="bab", attack=False, search=search)
     events = list[Event]()
     for seed in range(300, 312):
         graph, box = relu_network([3, 6, 6, 2], seed), Box(-0.7 * np.ones(3), 0.7 * np.ones(3))
@@ -123,11 +125,9 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
 def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
     monkeypatch.setattr(inquiry, "safe_dual_bound", lambda outcome, model: claim)
-    monkeypatch.setattr(tasks, "TURN", 16)
     monkeypatch.setattr(tasks, "NODES", 1)
     for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
         monkeypatch.setattr(restarts, name, value)
-    monkeypatch.setattr(space, "FIXED_BATCH", 4)
     genuine, outlived = restarts.begin_anew, 0
 
     def ending(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -139,7 +139,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", ending)
-    options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=NEURONS))
+    tuning = *NEURONS, NeuronTaskTuning(turn=16), NeuronTuning(counted=4)
+    options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=tuning))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))
         unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) - 1.0)
