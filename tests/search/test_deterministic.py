@@ -17,6 +17,7 @@ from milpverify.graph import Graph
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split import tasks
+from milpverify.search.sharing import SharingTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -34,8 +35,8 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0))
-"""Neurons are split however few inputs there are."""
+MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0), SharingTuning(nodes=5))
+"""Neurons are split however few inputs there are, and the oracle's turns are short."""
 BETWEEN = (GroupTuning(few_inputs=-1), SpaceTuning(few=-1, boxes=64, splits=16))
 """Both are tried, and nothing is decided at once."""
 
@@ -44,7 +45,6 @@ BETWEEN = (GroupTuning(few_inputs=-1), SpaceTuning(few=-1, boxes=64, splits=16))
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oracle's turns come early."""
     monkeypatch.setattr(tasks, "TURN", 20)
-    monkeypatch.setattr(tasks, "NODES", 5)
 
 
 def twice(made: Problem, method: str = "auto", tuning: tuple[Tuning, ...] = ()) -> mv.Result:

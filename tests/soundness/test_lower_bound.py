@@ -24,7 +24,9 @@ from milpverify.search.neuron_split import space, tasks
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.sharing import SharingTuning
 from milpverify.search.tightening import restarts
+from milpverify.search.tightening.restarts import RestartTuning
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
@@ -72,8 +74,6 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("TARGETS", 256)):
-        monkeypatch.setattr(restarts, name, value)
     monkeypatch.setattr(space, "FIXED_BATCH", 8)
     genuine, begun = restarts.begin_anew, list[float]()
 
@@ -84,8 +84,9 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
+    tuning = (*NEURONS, RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
-    options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, tuning=NEURONS, **off))
+    options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, tuning=tuning, **off))
     events = list[Event]()
     for seed in range(300, 312):
         graph, box = relu_network([3, 6, 6, 2], seed), Box(-0.7 * np.ones(3), 0.7 * np.ones(3))
@@ -124,9 +125,6 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
     monkeypatch.setattr(inquiry, "safe_dual_bound", lambda outcome, model: claim)
     monkeypatch.setattr(tasks, "TURN", 16)
-    monkeypatch.setattr(tasks, "NODES", 1)
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
-        monkeypatch.setattr(restarts, name, value)
     monkeypatch.setattr(space, "FIXED_BATCH", 4)
     genuine, outlived = restarts.begin_anew, 0
 
@@ -139,7 +137,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", ending)
-    options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=NEURONS))
+    tuning = (*NEURONS, SharingTuning(nodes=1), RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8))
+    options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=tuning))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))
         unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) - 1.0)
