@@ -20,9 +20,9 @@ from milpverify.graph import evaluate
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
 from milpverify.propagation.state import select
 from milpverify.result import Trust
-from milpverify.search.batch_size import LARGEST, BatchSize
+from milpverify.search.batch_size import BatchSize
 from milpverify.search.branch_and_bound import Chunks, Space
-from milpverify.search.effort import Effort
+from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import Brancher, BranchingTuning, children, narrowed, reset_slopes, where_worse, with_those_of
@@ -64,7 +64,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.bounder = self.plain.inheriting() if switches.clipping else self.plain
         self.conflicts: Conflicts | None = None
         self.clipper, self.brancher = self._helpers(self.bounder)
-        self.effort = Effort.of_splits(graph, self.tuning.iterations + 2 * self.plain.candidates)
+        efforts = context.tuned(EffortTuning)
+        self.effort = Effort.of_splits(graph, self.tuning.iterations + 2 * self.plain.candidates, efforts)
         self.patience = self.effort.subproblems(self.conditional.patience) if switches.output_constraints else math.inf
         self.roots: dict[int, State] = {}  # by disjunct, where they are conditional
         self.swept: dict[int, NodeRanges] = {}  # by disjunct, what a solver proved of unsafe points since
@@ -72,9 +73,9 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.branchings = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)  # of every box
         memory = max(2, self.tuning.entries // self.bounder.entries_each)
         fixed = self.tuning.counted if switches.deterministic else None
-        self.batch = BatchSize(size=16, largest=LARGEST[graph.device.type], fixed=fixed, memory=memory)
+        self.batch = BatchSize(size=16, largest=efforts.largest(graph.device), fixed=fixed, memory=memory, tuning=efforts)
         if self.tuning.batch is not None:
-            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory)
+            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory, tuning=efforts)
         self.batch.expect(self.effort.each)
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from milpverify.config import Tuning
 from milpverify.encode.cut_forms import Split
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
@@ -35,8 +36,18 @@ if TYPE_CHECKING:
 
 SolverTarget = tuple[int, int, int]
 """A bound of a pre-activation: node, flat index, side (+1 the lower bound, -1 the upper)."""
-NICENESS = 5  # on a single core the tree gets three quarters
-CRASHES = 3  # a solver that dies this often is left alone
+
+
+@dataclass(frozen=True)
+class SolvingTuning(Tuning):
+    """How solvers are run, beside a tree or on whole models."""
+
+    niceness: int = 5
+    """Of a solver beside a tree: on a single core the tree gets three quarters."""
+    crashes: int = 3
+    """A solver beside a tree that dies this often is left alone."""
+    retry: float = 1.0
+    """Seconds that are worth trying whole models again for, which ran out of their time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +227,10 @@ class Oracle:
         self._begin(_Work(task, inquiry, questions, next(questions)), self._started())
 
     @property
+    def _tuning(self) -> SolvingTuning:
+        return self.options.search.tuned(SolvingTuning)
+
+    @property
     def _solver(self) -> str:
         if self._process is not None:
             return self._process.solver
@@ -223,7 +238,7 @@ class Oracle:
 
     def _started(self) -> SolverProcess:
         if self._process is None:
-            self._process = SolverProcess(self._solver, self.options.memory_mb, NICENESS)
+            self._process = SolverProcess(self._solver, self.options.memory_mb, self._tuning.niceness)
         return self._process
 
     def _begin(self, work: _Work, process: SolverProcess) -> None:
@@ -311,8 +326,8 @@ class Oracle:
             case SolverStatus.UNAVAILABLE:
                 self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
                 process.close()
-                self._process = SolverProcess(FALLBACK, self.options.memory_mb, NICENESS)
+                self._process = SolverProcess(FALLBACK, self.options.memory_mb, self._tuning.niceness)
             case SolverStatus.CRASHED | SolverStatus.MEMORY_LIMIT:
                 self.usage.crashes += 1
-                if self.usage.crashes >= CRASHES:
+                if self.usage.crashes >= self._tuning.crashes:
                     self.give_up(outcome.message)

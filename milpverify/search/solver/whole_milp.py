@@ -25,6 +25,7 @@ from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
+from milpverify.search.solver.oracle import SolvingTuning
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, Sweep
 from milpverify.solvers.process import SolverProcess
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[Event], None]
 _REASONS = {SolverStatus.TIME_LIMIT: Reason.TIMEOUT, SolverStatus.INTERRUPTED: Reason.INTERRUPTED, SolverStatus.MEMORY_LIMIT: Reason.MEMORY}
-_LEAST_RETRY = 1.0  # seconds worth trying again for
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def decide_by_milp(
                     return list(leaves.values()), runner.notes
                 if leaf.reason is Reason.TIMEOUT:
                     stuck.append(item)
-            waiting = stuck if deadline.remaining() > _LEAST_RETRY else []
+            waiting = stuck if deadline.remaining() > options.search.tuned(SolvingTuning).retry else []
         return list(leaves.values()), runner.notes
 
 
