@@ -18,6 +18,7 @@ from milpverify.counterexamples.margins import with_example, with_points
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
+from milpverify.reduction.suspects import ReductionTuning
 from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
@@ -99,7 +100,7 @@ class Run:
     def reduce(self) -> None:
         """Make the problem smaller by its rows alone: nothing but what relates inputs or outputs costs anything."""
         with self.reporter.ledger.spent(Part.ROWS):
-            found = reduced(self.problem, self.deadline)
+            found = reduced(self.problem, self.deadline, self.options.search.tuned(ReductionTuning))
         if found.problem is not self.problem or found.closed:
             self.phases.append(Phase("rows", time.monotonic() - self.began, {"closed": found.closed, "inputs": found.problem.graph.nx}))
             self.reporter.ledger.close(Part.ROWS, found.closed)

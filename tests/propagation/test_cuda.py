@@ -25,7 +25,7 @@ from milpverify.search.bounding import bound_batch, refine
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import Group, GroupTuning, groups
 from milpverify.search.input_split.space import BoxSpace
-from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import children
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -101,7 +101,9 @@ def test_beta_agrees_and_holds() -> None:
     bounds = []
     for device in ("cpu", "cuda"):
         graph, group, lower, upper = on(device, made)
-        bounder = Bounder(graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), 1)
+        bounder = Bounder(
+            graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), NeuronTuning(candidates=1)
+        )
         root, domain, _ = bounder.bound(bounder.first(), 0)
         if device == "cpu":
             widest = (domain.high - domain.low).argmax(1)

@@ -20,10 +20,11 @@ from milpverify.result import Result, Trust, Verdict
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.frontier import Frontier
 from milpverify.search.groups import GroupTuning
-from milpverify.search.neuron_split import space, tasks
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.neuron_split.tasks import NeuronTaskTuning
 from milpverify.search.sharing import SharingTuning
 from milpverify.search.tightening import restarts
 from milpverify.search.tightening.restarts import RestartTuning
@@ -74,7 +75,6 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(space, "FIXED_BATCH", 8)
     genuine, begun = restarts.begin_anew, list[float]()
 
     def watched(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -84,9 +84,10 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
-    tuning = (*NEURONS, RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
+    tuning = (*NEURONS, NeuronTuning(counted=8), RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
-    options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, tuning=tuning, **off))
+    search = SearchOptions(deterministic=True, tuning=tuning, **off)
+    options = Options(method="bab", attack=False, search=search)
     events = list[Event]()
     for seed in range(300, 312):
         graph, box = relu_network([3, 6, 6, 2], seed), Box(-0.7 * np.ones(3), 0.7 * np.ones(3))
@@ -124,8 +125,6 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
 def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
     monkeypatch.setattr(inquiry, "safe_dual_bound", lambda outcome, model: claim)
-    monkeypatch.setattr(tasks, "TURN", 16)
-    monkeypatch.setattr(space, "FIXED_BATCH", 4)
     genuine, outlived = restarts.begin_anew, 0
 
     def ending(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -137,7 +136,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", ending)
-    tuning = (*NEURONS, SharingTuning(nodes=1), RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8))
+    turns, outlives = NeuronTaskTuning(turn=16), RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8)
+    tuning = (*NEURONS, NeuronTuning(counted=4), turns, SharingTuning(nodes=1), outlives)
     options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=tuning))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))

@@ -21,12 +21,13 @@ from milpverify.propagation.optimised.beta import Dual
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
 from milpverify.relaxations.branching_points import branching_points
 from milpverify.result import Verdict
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.branching import Brancher, children, ensure_forms, narrowed, reset_slopes
 from milpverify.search.neuron_split.branching.bbps import gains
 from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers, looseness, splittable
 from milpverify.search.neuron_split.branching.first_order import pointwise
 from milpverify.search.neuron_split.branching.reset_slopes import relaxed_anew
-from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.split_points import Points
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -279,7 +280,9 @@ def test_smooth_networks_are_filtered_where_that_is_asked_for() -> None:
     problem = problem_of(product_network(1), 0.3)
     options = replace(PLAIN, branching="bbps")
     assert space_of(problem, options).bounder.candidates == 1
-    filtered, tree = neurons_of(context_of(problem, options=replace(options, filtering_smooth=True)), NeuronTuning(4, 2, 2, batch=4))
+    filtered, tree = neurons_of(
+        context_of(problem, options=replace(options, filtering_smooth=True)), NeuronTuning(4, 2, root_iterations=2, batch=4)
+    )
     assert filtered.bounder.candidates == 4
     assert space_of(problem, replace(options, filtering_smooth=True, filtering=False)).bounder.candidates == 1
     grown(tree, filtered, 30)

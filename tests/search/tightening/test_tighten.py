@@ -26,10 +26,9 @@ from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import GroupTuning
-from milpverify.search.neuron_split import tasks
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.neuron_split.tasks import NeuronTasks
+from milpverify.search.neuron_split.tasks import NeuronTasks, NeuronTaskTuning
 from milpverify.search.solver.oracle import Finding, Oracle, Task
 from milpverify.search.tightening import restarts
 from milpverify.search.tightening.restarts import RestartTuning
@@ -42,6 +41,8 @@ from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 NX = 6
+AT_ONCE, FIRST = NeuronTaskTuning(head_start=0.0), NeuronTaskTuning(head_start=0.0, small=0)
+"""The tree has no head start; with the second, bounds come before the disjunct as a whole."""
 
 
 def problem_of(threshold: float, sizes: tuple[int, ...] = (NX, 20, 20, 20, 3), seed: int = 5, radius: float = 0.7) -> Problem:
@@ -126,8 +127,8 @@ def answered(
     if outcome is not None:
         monkeypatch.setattr(SolverProcess, "start", silent)
     monkeypatch.setattr(SolverProcess, "poll", said)
-    monkeypatch.setattr(tasks, "SMALL", 0)  # bounds come before the disjunct as a whole
-    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+    options = Options(search=SearchOptions(tuning=(FIRST,)))
+    with torch.no_grad(), Oracle(problem, options, Deadline(60)) as oracle:
         targets = SolverTargets(tightening_of(problem))
         space, tree, _ = begun(context_of(problem, oracle=oracle))
         asked = NeuronTasks(space, oracle, targets)
@@ -225,19 +226,15 @@ TURNS = RestartTuning(seconds=0.05, splits=8, targets=400)
 """Turns are short."""
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The solver's turns come early."""
-    monkeypatch.setattr(tasks, "HEAD_START", 0.0)
-
-
-def decided(problem: Problem, trust: str = "solver", turns: RestartTuning = TURNS, **parts: bool) -> mv.Result:
-    search = SearchOptions(tuning=(*NEURONS, turns), **parts)
+def decided(
+    problem: Problem, trust: str = "solver", turns: RestartTuning = TURNS, tasks: NeuronTaskTuning = AT_ONCE, **parts: bool
+) -> mv.Result:
+    search = SearchOptions(tuning=(*NEURONS, turns, tasks), **parts)
     return mv.verify(problem, 60.0, options=Options(attack=False, trust=trust, search=search))
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_the_search_begins_anew_from_tighter_roots(at_once: None, counted: bool) -> None:
+def test_the_search_begins_anew_from_tighter_roots(counted: bool) -> None:
     """Closed by tightening and branching, from proofs alone; by the clock a solver helps."""
     result = decided(problem_of(-2.0), deterministic=counted, oracle=not counted, output_constraints=False, clipping=False)
     assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0
@@ -250,7 +247,7 @@ def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is() -> None:
     assert result.verdict is Verdict.VERIFIED and detail(result)["tightened"] and detail(result)["restarts"] == 0
 
 
-def test_without_trust_in_solvers_their_ends_are_not_asked_for(at_once: None) -> None:
+def test_without_trust_in_solvers_their_ends_are_not_asked_for() -> None:
     result = decided(problem_of(-2.0), trust="rounded", output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED and "oracle_ends" not in detail(result)
 
@@ -266,7 +263,7 @@ def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(monkeypatch: pyte
     assert begun_anew(0.0) == 1
 
 
-def test_a_counterexample_is_found_all_the_same(at_once: None) -> None:
+def test_a_counterexample_is_found_all_the_same() -> None:
     for parts in ({}, {"deterministic": True}, {"tightening": False}):
         assert decided(problem_of(0.0), **parts).verdict is not Verdict.VERIFIED
 
@@ -276,7 +273,7 @@ def test_turns_repeat_by_counts() -> None:
     assert detail(first) == detail(second) and first.lower_bound == second.lower_bound and detail(first)["tightened"]
 
 
-def test_a_solver_killed_on_an_end_costs_an_end(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_killed_on_an_end_costs_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     give = Oracle.give_target
 
@@ -287,8 +284,7 @@ def test_a_solver_killed_on_an_end_costs_an_end(at_once: None, monkeypatch: pyte
             os.killpg(oracle.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Oracle, "give_target", giving)
-    monkeypatch.setattr(tasks, "SMALL", 0)
-    result = decided(problem_of(-2.0), output_constraints=False)
+    result = decided(problem_of(-2.0), tasks=FIRST, output_constraints=False)
     assert killed and result.verdict is Verdict.VERIFIED
 
 
