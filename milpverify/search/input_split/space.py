@@ -13,6 +13,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.propagation.memory import boxes_that_fit
+from milpverify.propagation.request import BoundTuning, CostTuning
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import select
 from milpverify.search.batch_size import LARGEST, BatchSize
@@ -55,10 +56,11 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.prepared = Prepared.of(graph, group)
         self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=context.deadline, prepared=self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
-        self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches.forward, switches.deterministic)
-        self.effort = Effort.of_boxes(graph, self.method.first)
+        cost = context.tuned(CostTuning)
+        self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches.forward, switches.deterministic, cost)
+        self.effort = Effort.of_boxes(graph, self.method.first, cost)
         varying = int((upper > lower).sum()) if switches.forward else 0
-        largest = min(LARGEST[graph.device.type], boxes_that_fit(graph, varying))
+        largest = min(LARGEST[graph.device.type], boxes_that_fit(graph, varying, context.tuned(BoundTuning)))
         fixed = min(FIXED_BATCH, largest) if switches.deterministic else None
         self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest)
         self.batch.expect(self.effort.each)

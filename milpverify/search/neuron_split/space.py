@@ -17,7 +17,7 @@ from torch import Tensor
 from milpverify.balls.dual import lowest
 from milpverify.config import SplitPoints, Tuning
 from milpverify.graph import evaluate
-from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.propagation.optimised.halfspaces import HalfspaceForms, HalfspaceTuning
 from milpverify.propagation.state import select
 from milpverify.result import Trust
 from milpverify.search.batch_size import LARGEST, BatchSize
@@ -107,7 +107,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
         """What works with a bounder."""
-        forms = HalfspaceForms(bounder.relaxations)
+        forms = HalfspaceForms(bounder.relaxations, self.context.tuned(HalfspaceTuning))
         return Clipper(bounder, forms), Brancher(bounder, self.context.switches.branching, forms, self.context.options.seed)
 
     def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:
