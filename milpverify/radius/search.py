@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from milpverify.counterexamples.attack import attack
-from milpverify.ladder import LARGE
+from milpverify.ladder import LadderTuning, precision
 from milpverify.radius.bounding import proved_radius
 from milpverify.radius.bracket import Bracket
 from milpverify.radius.nearest import nearest
@@ -135,7 +135,7 @@ class Search:
         size = AROUND * min(self.bracket.upper, around.reach, float(np.abs(around.centre).max()) or 1.0)
         shifts = np.random.default_rng(self.options.seed).uniform(-size, size, (starts - 1, len(x))) * around.weight
         points = np.concatenate([x[None], np.clip(x + shifts, around.low, around.high)])
-        dtype = torch.float64 if graph.entries <= LARGE else torch.float32
+        dtype = precision(graph, self.options.search.tuned(LadderTuning))
         with working(self.options):
             found = nearest(question, graph.to(dtype, device_of(self.options.device)), points, self.deadline)
             for candidate in found[:JUDGED]:
