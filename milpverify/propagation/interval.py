@@ -6,7 +6,7 @@ Everything holds for real arithmetic on the stored weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, 
 from milpverify.config import check_time
 from milpverify.operators import Affine, Input, Nonlinear
 from milpverify.propagation.lookup import lookups
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import Bounds, NodeState, State
 from milpverify.relaxations.registry import rule_of
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
 
-_FARTHEST = 2.0**512
+_FARTHEST: Final = 2.0**512
 """Reference values of functions are no larger."""
-_ENOUGH = 2.0**960
+_ENOUGH: Final = 2.0**960
 """A lower end need not be larger."""
 
 
@@ -43,7 +44,9 @@ def propagate(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = t
     return state
 
 
-def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, fast: Graph) -> NodeState:
+def step(
+    graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, fast: Graph, tuning: BoundTuning = BoundTuning()
+) -> NodeState:
     """The state of one node from those of its inputs.
 
     Args:
@@ -55,7 +58,7 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
         case Input():
             return input_state(lower, upper)
         case Affine():
-            found, table = _affine(graph, node, state, fast), lookups(graph).get(node.id)
+            found, table = _affine(graph, node, state, fast), lookups(graph, tuning).get(node.id)
             if table is None:
                 return found
             ends = state[table.source].bounds

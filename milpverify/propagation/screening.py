@@ -18,6 +18,7 @@ from milpverify.graph import affine_form
 from milpverify.operators import Affine
 from milpverify.propagation.backward import Backward
 from milpverify.propagation.relevance import summing_maps
+from milpverify.propagation.request import BoundTuning
 from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 Improve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes boxes (groups,), entries, and bounds of their deviations (groups, rows); returns the entries' bounds as then known."""
-
-HOPELESS = 0.75
-"""Of the norm inequality's value, what a row's true reach is expected to exceed: 0.8 for Gaussian coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +122,14 @@ def inexact(functions: Sequence[Nonlinear], lower: Tensor, upper: Tensor) -> Ten
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
 
 
-def screen(sweep: Backward, functions: Sequence[Nonlinear], gram: Gram | None, place: Tensor, improve: Improve) -> None:
+def screen(
+    sweep: Backward,
+    functions: Sequence[Nonlinear],
+    gram: Gram | None,
+    place: Tensor,
+    improve: Improve,
+    tuning: BoundTuning = BoundTuning(),
+) -> None:
     """Run one pass with parallel slopes; rows leave it as soon as they are decided, or as it cannot be expected any more.
 
     Args:
@@ -152,7 +157,7 @@ def screen(sweep: Backward, functions: Sequence[Nonlinear], gram: Gram | None, p
         alive &= inexact(functions, low, high)
         alive[:, 1:] &= place[:, 1:] != place[:, :-1]
         if at_gram:
-            centre, half = 0.5 * (low + high), HOPELESS * 0.5 * (high - low)
+            centre, half = 0.5 * (low + high), tuning.hopeless * 0.5 * (high - low)
             alive &= ~inexact(functions, centre - half, centre + half)
         kept = alive.flatten().nonzero(as_tuple=True)[0]
         if not len(kept):

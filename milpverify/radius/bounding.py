@@ -10,7 +10,7 @@ import torch
 
 from milpverify.balls.norm import Norm
 from milpverify.config import Tuning
-from milpverify.ladder import LARGE
+from milpverify.ladder import precision
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups
 
@@ -52,7 +52,7 @@ def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline:
     if question.around.norm is not Norm.LINF:
         return _bisected(question, graph, radii, deadline)
     (group,) = groups(question.problem(radii[0]), graph.device)
-    prepared, small = Prepared.of(graph, group), graph.entries <= LARGE
+    prepared, small = Prepared.of(graph, group), precision(graph) is torch.float64
     together = tuning.together if small else tuning.together_if_large
     for first in range(0, len(radii), together):
         if deadline.expired():
@@ -77,7 +77,7 @@ def _bisected(question: Question, graph: Graph, radii: Sequence[float], deadline
         problem = question.problem(radii[middle])
         (group,) = groups(problem, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-        dtype = torch.float64 if graph.entries <= LARGE else torch.float32
+        dtype = precision(graph)
         margins = bound_batch(graph.confined(problem.graph.ball), group, lower, upper, dtype, deadline=deadline).margins
         low, high = (low, middle) if bool(group.closed(margins).all()) else (middle + 1, high)
     return radii[high] if high < len(radii) else 0.0

@@ -22,7 +22,7 @@ import torch
 
 from milpverify.config import Tuning
 from milpverify.counterexamples.attack import AttackTuning, attack
-from milpverify.ladder import LARGE
+from milpverify.ladder import LadderTuning, precision
 from milpverify.radius.bounding import GridTuning, proved_radius
 from milpverify.radius.bracket import Bracket
 from milpverify.radius.nearest import NearestTuning, nearest
@@ -150,7 +150,7 @@ class Search:
         size = self.tuning.around * min(self.bracket.upper, around.reach, float(np.abs(around.centre).max()) or 1.0)
         shifts = np.random.default_rng(self.options.seed).uniform(-size, size, (starts - 1, len(x))) * around.weight
         points = np.concatenate([x[None], np.clip(x + shifts, around.low, around.high)])
-        dtype = torch.float64 if graph.entries <= LARGE else torch.float32
+        dtype = precision(graph, self.options.search.tuned(LadderTuning))
         with working(self.options):
             found = nearest(
                 question, graph.to(dtype, device_of(self.options.device)), points, self.deadline, self.options.search.tuned(NearestTuning)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milpverify.config import Tuning
-from milpverify.propagation.cost import BACKWARD_RATE, multiplications, undecided_backward
+from milpverify.propagation.cost import multiplications, undecided_backward
+from milpverify.propagation.request import CostTuning
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +52,14 @@ class Effort:
     each: float
 
     @staticmethod
-    def of_boxes(graph: Graph, seconds: float = 0.0, tuning: EffortTuning = EffortTuning()) -> Effort:
+    def of_boxes(graph: Graph, seconds: float = 0.0, tuning: EffortTuning = EffortTuning(), cost: CostTuning = CostTuning()) -> Effort:
         """Of boxes bounded by backward passes, or by what takes so many seconds."""
-        return Effort(max(tuning.box, seconds or undecided_backward(graph) / BACKWARD_RATE))
+        return Effort(max(tuning.box, seconds or undecided_backward(graph, cost) / cost.backward_rate))
 
     @staticmethod
-    def of_splits(graph: Graph, passes: int, tuning: EffortTuning = EffortTuning()) -> Effort:
+    def of_splits(graph: Graph, passes: int, tuning: EffortTuning = EffortTuning(), cost: CostTuning = CostTuning()) -> Effort:
         """Of subproblems of split neurons, with so many passes forward and backward through the network."""
-        return Effort(max(tuning.split, 3.0 * passes * math.fsum(multiplications(graph)) / BACKWARD_RATE))
+        return Effort(max(tuning.split, 3.0 * passes * math.fsum(multiplications(graph, cost)) / cost.backward_rate))
 
     def subproblems(self, seconds: float) -> float:
         """How many are estimated to take so long, one at least."""

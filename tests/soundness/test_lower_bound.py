@@ -12,6 +12,7 @@ from random_nets import relu_network
 from milpverify import margin as margin_module
 from milpverify import optimize as optimize_module
 from milpverify.config import Options, SearchOptions
+from milpverify.counterexamples.attack import AttackTuning
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.inquiries import inquiry
@@ -84,9 +85,9 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
-    tuning = (*NEURONS, RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
+    tuning = (*NEURONS, NeuronTuning(counted=8), RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
-    search = SearchOptions(deterministic=True, tuning=(*tuning, NeuronTuning(counted=8)), **off)
+    search = SearchOptions(deterministic=True, tuning=tuning, **off)
     options = Options(method="bab", attack=False, search=search)
     events = list[Event]()
     for seed in range(300, 312):
@@ -136,8 +137,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", ending)
-    restarting = RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8)
-    tuning = *NEURONS, NeuronTaskTuning(turn=16), NeuronTuning(counted=4), SharingTuning(nodes=1), restarting
+    turns, outlives = NeuronTaskTuning(turn=16), RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8)
+    tuning = (*NEURONS, NeuronTuning(counted=4), turns, SharingTuning(nodes=1), outlives)
     options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=tuning))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))

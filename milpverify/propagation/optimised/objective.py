@@ -12,7 +12,7 @@ from milpverify.balls.confined import confining
 from milpverify.config import check_time
 from milpverify.graph import Pullback
 from milpverify.operators import Affine
-from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, OutputConstraints, Passed
+from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, Passed
 
 if TYPE_CHECKING:
     from milpverify.balls.confined import Confined
@@ -62,14 +62,7 @@ class DualObjective:
     """The bound as a differentiable function of the parameters, for subproblems and rows that stay; perhaps to be called only once."""
 
     def __init__(
-        self,
-        of: Layout,
-        domain: Domain,
-        rows: Tensor,
-        x_rows: Tensor | None,
-        node: int | None = None,
-        given: OutputConstraints | None = None,
-        once: bool = False,
+        self, of: Layout, domain: Domain, rows: Tensor, x_rows: Tensor | None, node: int | None = None, once: bool = False
     ) -> None:
         node = of.target if node is None else node
         graph, dtype = of.graph, of.graph.dtype
@@ -87,7 +80,7 @@ class DualObjective:
             self.base = self.base + at_center(0, x_rows)
         self.base = self.base.to(dtype)
         self.given, self.excess = None, None
-        if given is not None:  # by how much the constraints' rows exceed their right-hand sides at the reference values
+        if (given := domain.given) is not None:  # by how much the constraints' rows exceed their right-hand sides at the reference values
             self.given = given.rows.to(dtype), None if given.x_rows is None else given.x_rows.to(dtype)
             excess = at_center(of.target, given.rows) - given.rhs
             self.excess = (excess if given.x_rows is None else excess + at_center(0, given.x_rows)).to(dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.propagation.memory import boxes_that_fit
+from milpverify.propagation.request import BoundTuning, CostTuning
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import select
 from milpverify.search.batch_size import BatchSize
@@ -53,9 +54,9 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.inheritance = Inheritance(graph, self.root.state)
         self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches)
         efforts = context.tuned(EffortTuning)
-        self.effort = Effort.of_boxes(graph, self.method.first, efforts)
+        self.effort = Effort.of_boxes(graph, self.method.first, efforts, context.tuned(CostTuning))
         varying = int((upper > lower).sum()) if switches.forward else 0
-        largest = min(efforts.largest(graph.device), boxes_that_fit(graph, varying))
+        largest = min(efforts.largest(graph.device), boxes_that_fit(graph, varying, context.tuned(BoundTuning)))
         fixed = min(self.method.tuning.batch, largest) if switches.deterministic else None
         self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest, tuning=efforts)
         self.batch.expect(self.effort.each)

@@ -17,7 +17,8 @@ from torch import Tensor
 from milpverify.balls.dual import lowest
 from milpverify.config import SplitPoints
 from milpverify.graph import evaluate
-from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.propagation.optimised.halfspaces import HalfspaceForms, HalfspaceTuning
+from milpverify.propagation.request import CostTuning
 from milpverify.propagation.state import select
 from milpverify.result import Trust
 from milpverify.search.batch_size import BatchSize
@@ -65,7 +66,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.conflicts: Conflicts | None = None
         self.clipper, self.brancher = self._helpers(self.bounder)
         efforts = context.tuned(EffortTuning)
-        self.effort = Effort.of_splits(graph, self.tuning.iterations + 2 * self.plain.candidates, efforts)
+        passes = self.tuning.iterations + 2 * self.plain.candidates
+        self.effort = Effort.of_splits(graph, passes, efforts, context.tuned(CostTuning))
         self.patience = self.effort.subproblems(self.conditional.patience) if switches.output_constraints else math.inf
         self.roots: dict[int, State] = {}  # by disjunct, where they are conditional
         self.swept: dict[int, NodeRanges] = {}  # by disjunct, what a solver proved of unsafe points since
@@ -80,8 +82,9 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
         """What works with a bounder."""
-        forms, context = HalfspaceForms(bounder.relaxations), self.context
-        brancher = Brancher(bounder, context.switches.branching, forms, context.options.seed, context.tuned(BranchingTuning))
+        context, heuristic = self.context, self.context.switches.branching
+        forms = HalfspaceForms(bounder.relaxations, context.tuned(HalfspaceTuning))
+        brancher = Brancher(bounder, heuristic, forms, context.options.seed, context.tuned(BranchingTuning))
         return Clipper(bounder, forms, self.conditional), brancher
 
     def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:

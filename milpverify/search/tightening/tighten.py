@@ -98,6 +98,7 @@ class Tightening:
     ) -> None:
         self.graph, self.group, self.root, self.clock, self.tuning = graph, group, root, clock, tuning
         self.bounded, self.per, self.out_of_memory = 0, tuning.batch, False
+        self.bounding = NeuronTuning(candidates=tuning.candidates)
         self._bounder: tuple[BatchBounds, Bounder] | None = None
         self._needed: tuple[Group, Needed] | None = None
         self._each = math.inf  # seconds of a layer
@@ -187,8 +188,7 @@ class Tightening:
     def _multipliers(self, z: int) -> Tensor:
         """The largest of what arrives at the entries of a pre-activation from the rows of the open disjuncts, (size,) float64."""
         if self._bounder is None or self._bounder[0] is not self.root:
-            few = NeuronTuning(candidates=self.tuning.candidates)
-            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), few)
+            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), self.bounding)
         bounder = self._bounder[1]
         of = bounder.relaxations
         arrived = torch.zeros(self.graph.nodes[z].size, dtype=torch.float64, device=self.graph.device)
@@ -220,12 +220,11 @@ class Tightening:
         known = torch.stack([low, -high], 1) * scale  # (n, 2) lower bounds of the rows
         rows = torch.zeros(2 * len(index), graph.ny, dtype=torch.float64, device=index.device)
         rows[torch.arange(len(rows), device=index.device), index.repeat_interleave(2)] = (scale * side).flatten()
-        few, tied = NeuronTuning(candidates=self.tuning.candidates), _group(self.group, rows, torch.zeros_like(known).flatten())
-        bounder = Bounder(graph, tied, state, turn.deadline, few)
+        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, turn.deadline, self.bounding)
         subs, _, found = bounder.bound(bounder.first(), self.tuning.root_iterations)
         known = torch.maximum(known.flatten(), subs.bound)
         threshold = self._threshold(graph, rows, found.coefficients.flatten(0, 1), known)
-        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, few)
+        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, self.bounding)
         proved = self._branch(bounder, replace(subs, bound=down(known - threshold)), turn)
         known = torch.maximum(known, down(proved + threshold)).reshape(-1, 2) / scale
         lower, upper = bounds.lower.clone(), bounds.upper.clone()

@@ -218,8 +218,7 @@ def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch
     free = run(problem, 60, options)
     most = max(widest)
     widest.clear()
-    small = BoxTuning(batch=32), SearchTuning(frontier_bytes=20_000)
-    diving = run(problem, 60, replace(options, deterministic=True, tuning=small))
+    diving = run(problem, 60, replace(options, deterministic=True, tuning=(BoxTuning(batch=32), SearchTuning(frontier_bytes=20_000))))
     assert free.closed and diving.closed and diving.lower_bound <= margin
     assert max(widest) < 0.4 * most
 
