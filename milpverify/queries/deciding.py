@@ -75,7 +75,7 @@ def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
 
 
 def _in_both(loaded: LoadedQuery, x: Array) -> Counterexample | None:
-    """The point as a counterexample in the reals, in the runtimes and in the arithmetic of the types."""
+    """The point x (nx,) as a counterexample in the reals, in the runtimes and in the arithmetic of the types."""
     query = loaded.query
     for disjunct in loaded.problem.disjuncts:
         point = validate(loaded.problem, disjunct, x).counterexample
@@ -85,7 +85,7 @@ def _in_both(loaded: LoadedQuery, x: Array) -> Counterexample | None:
 
 
 def _of_types(loaded: LoadedQuery, x: Array) -> bool:
-    """Whether each input is a number of its type."""
+    """Whether each input of x (nx,) is a number of its type."""
     offset = 0
     for variable in loaded.query.inputs:
         part = x[offset : offset + variable.size]

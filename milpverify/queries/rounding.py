@@ -163,7 +163,7 @@ def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, Interval]
 
 
 def _times(centre: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Multipliers centre -+ radius times slopes between lower and upper."""
+    """Multipliers centre -+ radius (ny, *node) times slopes (1, *node) between lower and upper."""
     middle, half = 0.5 * (lower + upper), 0.5 * (upper - lower) * _OUTWARD
     moved = centre * middle
     steep = torch.maximum(lower.abs(), upper.abs())
