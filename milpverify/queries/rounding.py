@@ -10,7 +10,8 @@ nothing is known.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval
 from milpverify.bounding import bounds
+from milpverify.config import Tuning
 from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
 from milpverify.functions.steepness import secants
 from milpverify.graph import Pullback
@@ -48,17 +50,31 @@ _SOURCES = frozenset("Constant ConstantOfShape Shape".split())
 _EXACT = frozenset({"abs", "heaviside", "nonzero", "relu", "sign"})
 _LINES = frozenset({"clip", "hard_sigmoid", "hard_tanh", "leaky_relu", "prelu", "relu6"})
 _CURVES = frozenset({"cube", "erf", "exp", "log", "pow_even", "pow_odd", "reciprocal", "sigmoid", "sqrt", "square", "tanh"})
-_OUTWARD = 1 + 2.0**-30
+_OUTWARD: Final = 1 + 2.0**-30
 """What the rounding of these bounds themselves is covered by, amply: they are sums of at most 2^20 numbers >= 0 per node in float64."""
-_LONGEST, _MOST = 1 << 20, 1 << 26
-"""Terms of a sum, and entries of multipliers, at most."""
+_LONGEST: Final = 1 << 20
+"""Terms of a sum, at most."""
 
 
-def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors | None:
-    """Bounds over the box [lower, upper] (nx,), whose inputs are numbers of the network's type; None where nothing is known.
+@dataclass(frozen=True)
+class RoundingTuning(Tuning):
+    """How far what rounding costs is followed."""
+
+    most: int = 1 << 26
+    """Entries of multipliers with which errors are added up backwards, at most."""
+    wider: float = 2.0**-8
+    """By which share of their width boxes are widened, in which errors are bounded: assertions on inputs are weakened, too."""
+
+
+def errors(graph: Graph, source: Source, lower: Array, upper: Array, tuning: RoundingTuning = RoundingTuning()) -> Errors | None:
+    """Bounds over the box [lower, upper], whose inputs are numbers of the network's type; None where nothing is known.
 
     Args:
         graph: as it was lowered, in float64.
+        source: the network's file.
+        lower: (nx,).
+        upper: (nx,).
+        tuning: how far errors are followed.
     """
     kinds = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
     shifts = _shifts(source, *kinds) if len(kinds) == 1 else None
@@ -111,11 +127,11 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
             return None
     if shifts:  # the map of a normalisation has become part of another
         return None
-    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes))
+    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes, tuning.most))
     return sizes[graph.output][0].tolist(), error.tolist()
 
 
-def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, tuple[Interval, ...]]) -> Tensor:
+def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, tuple[Interval, ...]], most: int) -> Tensor:
     """The errors of all nodes, each times the slope of every output in it, added up: (ny,); infinite where that is too dear.
 
     With z' - z = W (x' - x) + e and f(z') - f(z) = s (z' - z), s a slope of f between z and z', the difference of the outputs is the sum
@@ -127,7 +143,7 @@ def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, tuple[Int
     """
     ny = graph.ny
     total = torch.zeros(ny, dtype=torch.float64)
-    if ny * max(node.size for node in graph.nodes) > _MOST:
+    if ny * max(node.size for node in graph.nodes) > most:
         return total + torch.inf
     start = torch.eye(ny, dtype=torch.float64)
     walk = Pullback(graph, {graph.output: (start, torch.zeros_like(start))}, _sum)
@@ -147,7 +163,7 @@ def _sum(known: _Multipliers, more: _Multipliers) -> _Multipliers:
 
 
 def _times(centre: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Multipliers centre -+ radius times slopes between lower and upper."""
+    """Multipliers centre -+ radius (ny, *node) times slopes (1, *node) between lower and upper."""
     middle, half = 0.5 * (lower + upper), 0.5 * (upper - lower) * _OUTWARD
     moved = centre * middle
     steep = torch.maximum(lower.abs(), upper.abs())

@@ -18,7 +18,7 @@ from milpverify.frontends.vnnlib.assertions import Slack, _computed, _Reader, sa
 from milpverify.frontends.vnnlib.query import Query
 from milpverify.functions.catalogue import catalogue
 from milpverify.queries import rounding
-from milpverify.queries.rounding import errors
+from milpverify.queries.rounding import RoundingTuning, errors
 
 
 def weights(rng: np.random.Generator, **shapes: Sequence[int]) -> list[TensorProto]:
@@ -96,6 +96,8 @@ def test_no_run_errs_by_more(tmp_path: Path, name: str, width: float) -> None:
     assert (worst <= error).all()
     assert (abs(runs) <= largest).all()
     assert worst.max() > error.max() / 1000 or width < 1 or name == "deep"
+    forward = errors(graph, source, lower, upper, RoundingTuning(most=0))
+    assert forward is not None and (np.array(forward[1]) >= error).all() and forward[0] == known[0]
 
 
 def test_functions_that_are_known_are_of_the_catalogue() -> None:

@@ -125,7 +125,12 @@ class Attack:
         self.look(self.box.at(share))
 
     def follow_gradients(self, deadline: Deadline, only: Index | None = None) -> None:
-        """From the worst loads of the limits that are closest to being violated to the corner where their margin falls, again and again."""
+        """From the worst loads of the limits that are closest to being violated to the corner where their margin falls, again and again.
+
+        Args:
+            deadline: ends it.
+            only: (k,) places of these limits alone.
+        """
         closest = np.argsort(self.margin, kind="stable")
         order = closest[np.logical_not(self.limits.given[closest])] if only is None else only
         for k in order[: self._tuning.followed].tolist():

@@ -68,7 +68,7 @@ class Affine:
         return self.constant + self.linear @ ones + self.noise @ noise + Balls(np.zeros_like(self.rest), self.rest)
 
     def of(self, index: Index | slice) -> Affine:
-        """Some of them."""
+        """Some of them, by their places (k,)."""
         return Affine(self.constant[index], self.linear[index], self.noise[index], self.rest[index])
 
 

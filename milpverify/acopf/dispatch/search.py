@@ -176,7 +176,7 @@ class Search:
         return start is not None and any(one.contains(start) for one in around)
 
     def _node(self, box: Box, x: Array, parent: Node | None) -> Node:
-        """Enclose a box around the power flow in its middle."""
+        """Enclose a box around the power flow x (2n,) in its middle."""
         self.found.boxes += 1
         around = None if parent is None else parent.around
         enclosure = over(self.grid, self.policy, box, x)

@@ -49,12 +49,12 @@ class Rows:
         return self.forms.jacobian(x) + self.linear
 
     def times(self, sign: float, constant: Array | float = 0.0) -> Rows:
-        """Sign times these rows + constant."""
+        """Sign times these rows + constant (count,)."""
         forms = replace(self.forms, coefficient=sign * self.forms.coefficient)
         return Rows(forms, sign * self.linear, sign * self.constant + constant)
 
     def less(self, t: int | None, slope: Array, square: Array) -> Rows:
-        """These rows - slope x[t] - square x[t]^2, where there is a t."""
+        """These rows - slope x[t] - square x[t]^2, (count,) each, where there is a t."""
         from scipy.sparse import csr_matrix
 
         if t is None:
@@ -67,7 +67,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Minimise `goal` over the operating points of a case (its own limits) at some loads."""
+    """Minimise `goal` over the operating points of a case (its own limits) at some loads; x is (width,), p.u., all over."""
 
     case: Case
     loads: Loads
@@ -76,7 +76,7 @@ class Program:
 
     @property
     def others(self) -> int:
-        """Where y begins."""
+        """Where y begins in x."""
         return 2 * (self.case.num_buses + len(self.case.generators))
 
     @cached_property
@@ -204,7 +204,7 @@ class Program:
         return a, np.concatenate([-none, lower]), np.concatenate([upper, none])
 
     def objective(self, x: Array) -> tuple[float, Array]:
-        """The value and its gradient; the cost in units that make the marginal cost about 1."""
+        """The value and its gradient (width,); the cost in units that make the marginal cost about 1."""
         gen, where = self.case.generators, self._active
         if self.goal is Goal.COST:
             gradient, pg = np.zeros(self.width), x[where]
@@ -238,7 +238,7 @@ class Program:
         return max(1.0, float(np.max(np.abs(2.0 * gen.c2 * np.clip(0.0, gen.pmin, gen.pmax) + gen.c1))))
 
     def constraints(self, x: Array) -> tuple[Array, Array, Any, Any]:
-        """h(x) <= 0, g(x) = 0, and their Jacobians transposed."""
+        """h(x) <= 0 (inequalities,), g(x) = 0 (equations,), and their Jacobians transposed, (width, ...) sparse."""
         from scipy.sparse import vstack
 
         flow, slope = self.flows.values(x), self.flows.jacobian(x)
@@ -262,7 +262,7 @@ class Program:
         return room, csr_matrix((2.0 * room / rate, (np.arange(k), np.full(k, self.t))), (k, self.width))
 
     def hessian(self, x: Array, multipliers: dict[str, Array], scale: float) -> Any:
-        """Of the Lagrangian."""
+        """(width, width) sparse: of the Lagrangian, by the multipliers of the inequalities and of the equations, the objective's scaled."""
         from scipy.sparse import csr_matrix, diags
 
         mu, split = multipliers["ineqnonlin"], self.inequalities.forms.count
@@ -295,7 +295,7 @@ class Program:
         return angles_along(self.case, np.clip(br.shift, br.angmin, br.angmax))
 
     def random(self, generator: np.random.Generator) -> Array:
-        """Where another attempt begins: magnitudes and powers in the middle thirds of their ranges, small angles."""
+        """Where another attempt begins (width,): magnitudes and powers in the middle thirds of their ranges, small angles."""
         case, gen, n, x = self.case, self.case.generators, self.case.num_buses, self.middle()
         third = np.concatenate([case.buses.vmax - case.buses.vmin, gen.pmax - gen.pmin, gen.qmax - gen.qmin]) / 3.0
         moved = generator.uniform(-0.5, 0.5, len(third)) * np.where(np.isfinite(third), third, 1.0)
@@ -305,7 +305,7 @@ class Program:
         return x
 
     def at(self, point: Point) -> Array:
-        """The variables at a point, t and the factor of the loads at their middles."""
+        """The variables (width,) at a point, t and the factor of the loads at their middles."""
         x = self.middle()
         x[: self.others] = np.concatenate([voltages(point.va, point.vm), point.pg, point.qg])
         x[self.others : self.others + len(self.moving)] = np.concatenate([point.pd, point.qd])[self.moving]

@@ -100,7 +100,7 @@ class Programs:
         return Model(box.lower, box.upper, integer, rows.start, rows.column, rows.value, rows.lower, rows.upper, objective)
 
     def least(self, box: Box, cuts: Cuts, objective: Array, near: Basis | None = None) -> Solution | None:
-        """The least value of an objective, None where none was found: the box may be empty, or time over."""
+        """The least value of an objective (columns,), None where none was found: the box may be empty, or time over."""
         model = _begun(self.model(box, cuts, objective), near)
         outcome = self._process.solve(model, Limits(), self._deadline)
         self.solved += 1

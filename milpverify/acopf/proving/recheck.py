@@ -88,6 +88,8 @@ def _programs(node: Node) -> int:
 
 
 class _Checker:
+    """The check of one proof; `lower` and `upper` are ranges of all columns, (columns,) rationals each."""
+
     def __init__(self, case: Case, proof: Proof, stop: Callable[[], bool]) -> None:
         self.proof, self._stop = proof, stop
         n = case.num_buses

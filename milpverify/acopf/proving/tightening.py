@@ -77,7 +77,7 @@ class Region:
         self.cuts = self.cuts + cuts
 
     def keep(self, which: NDArray[np.bool_]) -> None:
-        """Some of the planes."""
+        """Some of the planes (planes,)."""
         if self.basic is not None:
             first = len(self.basic) - len(self.cuts)
             whole = bool(self.basic[first:][~which].all())

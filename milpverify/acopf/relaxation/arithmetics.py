@@ -46,7 +46,10 @@ class Sector:
 
 
 class Numbers(ABC):
-    """An arithmetic: how float64 data enter it, how functions are rounded, and the share `slack` of its terms by which a row is widened."""
+    """An arithmetic: how float64 data enter it, how functions are rounded, and the share `slack` of its terms by which a row is widened.
+
+    Functions act entry by entry, on arrays of any one shape.
+    """
 
     slack: float
 

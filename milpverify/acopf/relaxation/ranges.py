@@ -20,7 +20,7 @@ HALF_TURN: Final = 3.1415
 
 
 class Ranges:
-    """The ranges of a relaxation's columns, in its arithmetic."""
+    """The ranges of a relaxation's columns, in its arithmetic: `lower` and `upper` are (columns,), p.u., rad or units of cost."""
 
     def __init__(self, relaxation: Relaxation) -> None:
         self.relaxation, self.question = relaxation, relaxation.question
