@@ -11,6 +11,7 @@ import numpy as np
 from milpverify.bounding import bounds
 from milpverify.embed.deviation import Deviation, deviation
 from milpverify.embed.pieces import first_cuts, more_cuts
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.outputs import encode_outputs, is_left
 from milpverify.errors import InvalidInput, SolverUnavailable
@@ -186,7 +187,7 @@ class Embedding:
             left = functools.partial(self._left, native)
             try:
                 parted = first_cuts(self.graph, self.ranges, self.choices.pieces, left) if cuts is None else cuts
-                encoding = encode_outputs(self.graph, self.ranges, self.box, parted, native, self._takes)
+                encoding = encode_outputs(self.graph, self.ranges, self.box, ModelForm(parted, native), self._takes)
                 added = self.host.add(encoding.model.sharpened(self.sharpness), self._columns(encoding), self._named)
             except (NumericallyUnfit, SolverUnavailable) as error:
                 refusal = error

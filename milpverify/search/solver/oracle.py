@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milpverify.encode.cut_forms import Split
+from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.events import Event
@@ -198,7 +199,8 @@ class Oracle:
             known, native = (graph, within, bounds, judging, self.deadline, task.decisions), native_to(self._solver, graph, self.options)
             refinement = Refinement(*known, native, x=start)
             return refinement.under_the_rows() if task.conditional else refinement
-        encoding = encode(graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
+        form = ModelForm(tuning=self.options.search.tuned(EncodingTuning))
+        encoding = encode(graph, bounds, within, start, task.decisions, self.deadline, form)
         return ModelInquiry(encoding.model, Judging(self.problem, disjunct, safety_margin(encoding.model)), encoding)
 
     def give_target(self, task: Task, layer: Layer, place: int) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.counterexamples.polish import polish
+from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
@@ -160,9 +161,10 @@ class _Runner:
             return self._decide_input_set(item, unknown)
         if not self.problem.graph.piecewise_linear:
             return self._refine(item, seconds, unknown)
-        graph, native = self.problem.graph, native_to(self.process.solver, self.problem.graph, self.options)
+        graph, tuning = self.problem.graph, self.options.search.tuned(EncodingTuning)
+        form = ModelForm(native=native_to(self.process.solver, graph, self.options), tuning=tuning)
         try:
-            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, native=native)
+            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, form=form)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
         except OutOfTime:
@@ -294,8 +296,9 @@ class _Runner:
         """A disjunct without unsafe rows, or one that a solver calls infeasible: is its input set empty, in exact arithmetic?"""
         bare = replace(item.disjunct, unsafe=type(item.disjunct.unsafe).none(self.problem.graph.nx, self.problem.graph.ny))
         with SolverProcess("z3", self.options.memory_mb) as process:
+            script = smt_script(self.problem.graph, bare, tuning=self.options.search.tuned(EncodingTuning))
             limits = Limits(memory_mb=self.options.memory_mb, seed=self.options.seed)
-            outcome = process.solve(smt_script(self.problem.graph, bare), limits, self.deadline)
+            outcome = process.solve(script, limits, self.deadline)
         if outcome.answer is Answer.UNSAT:
             closed = replace(unknown, verdict=Verdict.VERIFIED, reason=Reason.EMPTY_INPUT_SET, trust=Trust.EXACT)
             return replace(closed, lower_bound=math.inf)

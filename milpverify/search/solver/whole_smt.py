@@ -16,6 +16,7 @@ import numpy as np
 
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validity, validate
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.smt import smt_script
 from milpverify.errors import SolverUnavailable
 from milpverify.events import Event
@@ -68,7 +69,7 @@ def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: De
     if deadline.expired():
         return replace(leaf, reason=Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT)
     able = Capability.SMT_TRANSCENDENTAL in load(solver).capabilities
-    script = smt_script(problem.graph, item.disjunct, None if exact else item.bounds(), able)
+    script = smt_script(problem.graph, item.disjunct, None if exact else item.bounds(), able, options.search.tuned(EncodingTuning))
     outcome = process.solve(script, Limits(seconds, options.memory_mb, seed=options.seed), deadline)
     leaf = replace(leaf, seconds=outcome.seconds)
     if outcome.status is SolverStatus.UNAVAILABLE:
