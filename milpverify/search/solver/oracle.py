@@ -23,7 +23,7 @@ from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Sweep
 from milpverify.solvers.names import MILP_SOLVERS
-from milpverify.solvers.process import POLL, SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
 
@@ -224,9 +224,12 @@ class Oracle:
             return self._process.solver
         return self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
 
+    def _process_of(self, solver: str) -> SolverProcess:
+        return SolverProcess(solver, self.options.memory_mb, NICENESS, self.options.search.tuned(SolverTuning))
+
     def _started(self) -> SolverProcess:
         if self._process is None:
-            self._process = SolverProcess(self._solver, self.options.memory_mb, NICENESS)
+            self._process = self._process_of(self._solver)
         return self._process
 
     def _begin(self, work: _Work, process: SolverProcess) -> None:
@@ -263,7 +266,7 @@ class Oracle:
         """Wait for the end of the task under way; what was found."""
         finding = None
         while self._work is not None and (finding is None or not finding.ended):
-            finding = self.poll(POLL)
+            finding = self.poll(self.options.search.tuned(SolverTuning).poll)
         return finding
 
     def poll(self, seconds: float = 0.0) -> Finding | None:
@@ -314,7 +317,7 @@ class Oracle:
             case SolverStatus.UNAVAILABLE:
                 self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
                 process.close()
-                self._process = SolverProcess(FALLBACK, self.options.memory_mb, NICENESS)
+                self._process = self._process_of(FALLBACK)
             case SolverStatus.CRASHED | SolverStatus.MEMORY_LIMIT:
                 self.usage.crashes += 1
                 if self.usage.crashes >= CRASHES:

@@ -28,7 +28,7 @@ from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, Sweep
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
@@ -143,7 +143,7 @@ class _Runner:
         self.deadline = deadline
         self.on_event = on_event
         self.notes: list[str] = []
-        self.process = SolverProcess(options.solver, options.memory_mb)
+        self.process = SolverProcess(options.solver, options.memory_mb, tuning=options.search.tuned(SolverTuning))
         self.refinements: dict[int, Refinement] = {}  # by disjunct: who gets more time goes on from there
 
     def __enter__(self) -> _Runner:
@@ -220,7 +220,7 @@ class _Runner:
             return outcome
         self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
         self.process.close()
-        self.process = SolverProcess(FALLBACK, options.memory_mb)
+        self.process = SolverProcess(FALLBACK, options.memory_mb, tuning=options.search.tuned(SolverTuning))
         return self.process.solve(question, limits, self.deadline, watch)
 
     def _refined(self, item: OpenDisjunct, leaf: Leaf, refinement: Refinement, status: SolverStatus, message: str) -> Leaf:
@@ -264,7 +264,7 @@ class _Runner:
                 raise SolverUnavailable(outcome.message)
             self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
             self.process.close()
-            self.process = SolverProcess(FALLBACK, self.options.memory_mb)
+            self.process = SolverProcess(FALLBACK, self.options.memory_mb, tuning=self.options.search.tuned(SolverTuning))
             outcome = self.process.solve(encoding.model, limits, self.deadline, watch)
         return replace(outcome, nodes=nodes[0]) if nodes else outcome
 
@@ -295,7 +295,7 @@ class _Runner:
     def _decide_input_set(self, item: OpenDisjunct, unknown: Leaf) -> Leaf:
         """A disjunct without unsafe rows, or one that a solver calls infeasible: is its input set empty, in exact arithmetic?"""
         bare = replace(item.disjunct, unsafe=type(item.disjunct.unsafe).none(self.problem.graph.nx, self.problem.graph.ny))
-        with SolverProcess("z3", self.options.memory_mb) as process:
+        with SolverProcess("z3", self.options.memory_mb, tuning=self.options.search.tuned(SolverTuning)) as process:
             script = smt_script(self.problem.graph, bare, tuning=self.options.search.tuned(EncodingTuning))
             limits = Limits(memory_mb=self.options.memory_mb, seed=self.options.seed)
             outcome = process.solve(script, limits, self.deadline)

@@ -25,7 +25,7 @@ from milpverify.search.solver.whole_milp import Leaf, OnEvent, OpenDisjunct, rea
 from milpverify.solvers.base import Answer, Capability, Limits, SolverStatus
 from milpverify.solvers.model import Logic
 from milpverify.solvers.names import SMT_SOLVERS
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import load
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def decide_by_smt(
     """
     leaves: list[Leaf] = []
     solver = options.solver if options.solver in SMT_SOLVERS else SMT_SOLVERS[0]
-    with SolverProcess(solver, options.memory_mb) as process:
+    with SolverProcess(solver, options.memory_mb, tuning=options.search.tuned(SolverTuning)) as process:
         for left, item in zip(range(len(disjuncts), 0, -1), disjuncts, strict=True):
             seconds = math.inf if options.search.deterministic else deadline.remaining() / left
             leaf = _decide(problem, item, options, deadline, seconds, process)
