@@ -65,13 +65,18 @@ def verify_many(
         outputs, max_bytes, max_entries: as of `load`.
 
     Raises:
-        InvalidInput: what is neither a problem nor a pair of paths, an unknown method, a number of workers below 1.
+        InvalidInput: what is neither a problem nor a pair of paths, an unknown method, a number of workers below 1, a heuristic's class
+            that processes cannot import.
     """
     count = workers if workers is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if count < 1:
         raise InvalidInput(f"workers is how many processes decide problems, at least 1, not {count}")
     Deadline(math.inf if timeout is None else timeout)  # refused now, not in every process
-    settings = {"options": settings_of(options or Options(), method), "margin": margin, "gap": gap}
+    given = settings_of(options or Options(), method)
+    own = given.search.branching
+    if isinstance(own, type) and (own.__module__ == "__main__" or "<locals>" in own.__qualname__):
+        raise InvalidInput(f"the heuristic {own.__name__} cannot be read in another process: define it in a module of its own")
+    settings = {"options": given, "margin": margin, "gap": gap}
     limits = {"outputs": outputs, "max_bytes": max_bytes, "max_entries": max_entries}
     if isinstance(problems, Sized):
         count = min(count, len(problems))

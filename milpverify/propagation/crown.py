@@ -24,7 +24,7 @@ from milpverify.propagation.passes import Known, finite, parts, passes
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
 from milpverify.propagation.screening import Gram, functions_of, inexact, screen, undecided
 from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State, rows_of_lines
-from milpverify.relaxations.registry import univariate
+from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def crown(
     coarse_intervals: Intervals = intervals if wide is fast else {}
     targets = {node.id for node in refinable(graph)}
     functions = {i: functions_of(graph, i) for i in targets}
-    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
+    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(rule_of(f), Smooth) for f in read)}
     level: Level = {}
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
     screened -= set(known or ()) if screened_before else set()

@@ -32,7 +32,6 @@ from milpverify.propagation.backward import LineTable, lines, parallel_lines
 from milpverify.propagation.crown import bound_rows
 from milpverify.propagation.forward import Carried
 from milpverify.propagation.state import LinearBound, Lines, select, select_lines
-from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -51,7 +50,7 @@ def applies(graph: Graph, lower: Tensor, upper: Tensor) -> bool:
 
 
 def _products(graph: Graph) -> list[int]:
-    return [i for i in graph.nonlinear if rule_of(graph.nodes[i].op).bilinear]
+    return [i for i, op in graph.nonlinearities.items() if op.bilinear]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from milpverify.arithmetic.interval import Interval
 from milpverify.bounding import bounds
 from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
 from milpverify.functions.steepness import secants
+from milpverify.graph import Pullback
 from milpverify.operators import Affine, Concat, Elementwise, Input, Permute, Product, Reshape, Select
 from milpverify.spec import Box
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Errors = tuple[list[float], list[float]]
 """Per output, what it may come to, and how far it may be from its value in the reals."""
+_Multipliers = tuple[Tensor, Tensor]
+"""Centres and radii, (ny, *shape)."""
 
 _OPERATORS = frozenset(
     "Abs Add And AveragePool BatchNormalization Cast Clip Concat Conv Div Dropout Equal Erf Exp Expand Flatten Gather Gemm "
@@ -66,7 +69,7 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
     state = bounds(graph, Box(lower, upper))
     found: dict[int, Tensor] = {}
     sizes: dict[int, Tensor] = {}
-    slopes: dict[int, Interval] = {}
+    slopes: dict[int, tuple[Interval, ...]] = {}
     own: dict[int, Tensor] = {}
     for node in graph.nodes:
         known = state[node.id]
@@ -89,7 +92,7 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
                 inner, wrong = state[node.inputs[0]], found[node.inputs[0]]
                 ends = secants(function, inner.lower - wrong, inner.upper + wrong)
                 ends = Interval(*(torch.where(wrong > 0, end, 0.0) for end in (ends.lower, ends.upper)))
-                slopes[node.id] = ends
+                slopes[node.id] = (ends,)
                 moved = torch.where(wrong > 0, torch.maximum(ends.lower.abs(), ends.upper.abs()) * wrong, 0.0)
                 of_function = _local(function, reach + moved, unit)
                 if of_function is None:
@@ -98,6 +101,7 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
             case Product():
                 (a, b), (da, db) = ([part[i] for i in node.inputs] for part in (sizes, found))
                 moved, local = a * db + b * da, unit * a * b * 4 + tiny
+                slopes[node.id] = Interval(-b, b), Interval(-a, a)  # a b - a' b' = (a - a') b + a' (b - b')
             case _:
                 return None
         own[node.id] = local * _OUTWARD
@@ -107,43 +111,39 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
             return None
     if shifts:  # the map of a normalisation has become part of another
         return None
-    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes, sizes))
+    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes))
     return sizes[graph.output][0].tolist(), error.tolist()
 
 
-def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, Interval], sizes: dict[int, Tensor]) -> Tensor:
+def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, tuple[Interval, ...]]) -> Tensor:
     """The errors of all nodes, each times the slope of every output in it, added up: (ny,); infinite where that is too dear.
 
     With z' - z = W (x' - x) + e and f(z') - f(z) = s (z' - z), s a slope of f between z and z', the difference of the outputs is the sum
     of what each e is multiplied with on its way. These multipliers are kept as centres and radii.
+
+    Args:
+        own: what every node's own operation is wrong by at most.
+        slopes: of the nonlinear nodes, one for each input.
     """
     ny = graph.ny
     total = torch.zeros(ny, dtype=torch.float64)
     if ny * max(node.size for node in graph.nodes) > _MOST:
         return total + torch.inf
     start = torch.eye(ny, dtype=torch.float64)
-    pending = {graph.output: (start, torch.zeros_like(start))}
-    for node in reversed(graph.nodes):
-        if node.id not in pending:
-            continue
-        centre, radius = pending.pop(node.id)
+    walk = Pullback(graph, {graph.output: (start, torch.zeros_like(start))}, _sum)
+    for node, (centre, radius) in walk:
         total = total + ((centre.abs() + radius) * own[node.id]).flatten(1).sum(1)
-        match node.op:
-            case Input():
-                continue
-            case Affine():
-                absolute = graph.absolutes[node.id]
-                apart = absolute.adjoint(radius * _OUTWARD + centre.abs() * (_OUTWARD - 1))
-                parts = list(zip(node.op.adjoint(centre), apart, strict=True))
-            case Elementwise():
-                parts = [_times(centre, radius, slopes[node.id].lower, slopes[node.id].upper)]
-            case _:  # a product: a b - a' b' = (a - a') b + a' (b - b')
-                a, b = (sizes[i] for i in node.inputs)
-                parts = [_times(centre, radius, -other, other) for other in (b, a)]
-        for source, (c, r) in zip(node.inputs, parts, strict=True):
-            known = pending.get(source)
-            pending[source] = (c, r) if known is None else (known[0] + c, (known[1] + r + (known[0] + c).abs() * 2.0**-50) * _OUTWARD)
+        if isinstance(node.op, Affine):
+            apart = graph.absolutes[node.id].adjoint(radius * _OUTWARD + centre.abs() * (_OUTWARD - 1))
+            walk.send(node, zip(node.op.adjoint(centre), apart, strict=True))
+        elif node.inputs:
+            walk.send(node, (_times(centre, radius, s.lower, s.upper) for s in slopes[node.id]))
     return torch.where(total.isnan(), torch.inf, total * _OUTWARD)
+
+
+def _sum(known: _Multipliers, more: _Multipliers) -> _Multipliers:
+    centre = known[0] + more[0]
+    return centre, (known[1] + more[1] + centre.abs() * 2.0**-50) * _OUTWARD
 
 
 def _times(centre: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

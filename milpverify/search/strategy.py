@@ -18,7 +18,7 @@ from milpverify.search.groups import GroupTuning, few_inputs
 from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.input_split.tasks import BoxTasks
 from milpverify.search.ledger import Part
-from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.outcome import together
 from milpverify.search.sharing import Sharing
@@ -97,7 +97,7 @@ def search_group(context: SearchContext, group: Group, root: BatchBounds) -> Sea
 
     @cache
     def neurons() -> tuple[NeuronSpace, Tree[Subproblems]]:
-        space = NeuronSpace(context, group, root.state, NeuronTuning.of_whole_box())
+        space = NeuronSpace(context, group, root.state)
         return space, space.tree()
 
     moving, tuning = moving_inputs(group, root), context.tuned(SpaceTuning)

@@ -21,12 +21,11 @@ from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown
 from milpverify.propagation.state import State
-from milpverify.search import groups as margin
-from milpverify.search import strategy
 from milpverify.search.bounding import bound_batch, refine
-from milpverify.search.groups import Group, groups
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import Group, GroupTuning, groups
 from milpverify.search.input_split.space import BoxSpace
-from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import children
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -102,7 +101,9 @@ def test_beta_agrees_and_holds() -> None:
     bounds = []
     for device in ("cpu", "cuda"):
         graph, group, lower, upper = on(device, made)
-        bounder = Bounder(graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), 1)
+        bounder = Bounder(
+            graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), NeuronTuning(candidates=1)
+        )
         root, domain, _ = bounder.bound(bounder.first(), 0)
         if device == "cpu":
             widest = (domain.high - domain.low).argmax(1)
@@ -115,13 +116,11 @@ def test_beta_agrees_and_holds() -> None:
 @gpu
 @pytest.mark.parametrize("kind", ["inputs", "neurons", "trial"])
 @pytest.mark.parametrize("slack", [0.3, -0.05])
-def test_whole_searches_agree(kind: str, slack: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_searches_agree(kind: str, slack: float) -> None:
     few, many = {"inputs": (99, 99), "neurons": (-1, -1), "trial": (-1, 99)}[kind]
-    monkeypatch.setattr(margin, "FEW_INPUTS", few)
-    monkeypatch.setattr(strategy, "FEW", few)
-    monkeypatch.setattr(strategy, "MANY", many)
+    search = mv.SearchOptions(tuning=(GroupTuning(few_inputs=few), SpaceTuning(few=few, many=many)))
     made = problem(slack=slack)
-    results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False)) for device in ("cpu", "cuda")]
+    results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False, search=search)) for device in ("cpu", "cuda")]
     assert {r.verdict for r in results} == {mv.Verdict.VERIFIED if slack > 0 else mv.Verdict.FALSIFIED}
     for result in results:
         assert math.isfinite(result.lower_bound) and result.lower_bound <= abs(slack) + 1e-6

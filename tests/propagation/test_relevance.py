@@ -24,7 +24,7 @@ from milpverify.propagation.optimised.beta import Relaxations
 from milpverify.propagation.relevance import EVERYTHING, Needed, needed
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import State
-from milpverify.search.neuron_split.space import NeuronTuning
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 DTYPES = [torch.float32, torch.float64]

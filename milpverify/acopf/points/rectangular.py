@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from milpverify.acopf.case import Array, Case, Index
 
-REAL, IMAGINARY = 0, 1  # P or Q of a bus
-
 
 @dataclass(frozen=True, eq=False)
 class Quadratics:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.loads import Loads
     from milpverify.acopf.relaxation.cuts import Cuts
 
-LARGEST = 2.0**100  # p.u., rad or $/h
+LARGEST: Final = 2.0**100  # p.u., rad or $/h: numbers beyond it are refused
 
 
 @dataclass(frozen=True)

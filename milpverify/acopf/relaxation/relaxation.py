@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from milpverify.acopf.relaxation.rows import Assembly, Rows
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
 
-LARGEST_UNIT = 100  # exponent
+LARGEST_UNIT: Final = 100  # exponent
 
 
 class Relaxation:

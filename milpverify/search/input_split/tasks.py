@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.config import Tuning
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
 from milpverify.search.bounding import bound_batch
@@ -30,25 +32,34 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle
     from milpverify.search.tree import Tree
 
-FIRST = 6.0
-"""Seconds of bisection before the first task, as estimated: easy problems need no solver."""
-SMALL, EARLY = 150, 0.3
-"""With so few unstable neurons a solver often decides a piecewise-linear network at once: these seconds come before, or fewer where"""
-SOON, FAR, NEAR = 64, 3.0, 1.0
-"""after so many boxes more than so many doublings are needed; with no more than `NEAR` to go bisection is left alone as long as ever."""
-FAILURES = 3
-"""After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
-SHARE = 0.1
-"""The most of the time that may go into making models."""
+
+@dataclass(frozen=True)
+class BoxTaskTuning(Tuning):
+    """When bisection asks the solver beside it."""
+
+    first: float = 6.0
+    """Seconds of bisection before the first task, as estimated: easy problems need no solver."""
+    small: int = 150
+    early: float = 0.3
+    """With so few unstable neurons a solver often decides a piecewise-linear network at once: these seconds come before, or"""
+    soon: int = 64
+    far: float = 3.0
+    near: float = 1.0
+    """so many boxes, where more than `far` doublings are needed then; with no more than `near` to go bisection is left alone as usual."""
+    failures: int = 3
+    """After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
+    share: float = 0.1
+    """The most of the time that may go into making models."""
 
 
 class BoxTasks(Tasks[Boxes]):
     """Boxes as tasks. `start`: so many subproblems come before the next; `given` are the disjuncts that were tasks over the whole box."""
 
     def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
-        self.space, self.oracle = space, oracle
-        self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= SMALL
-        self.start, self.turns, self.failed = space.effort.subproblems(min(FIRST, EARLY) if self.small else FIRST), 0, 0
+        self.space, self.oracle, self.tuning = space, oracle, oracle.options.search.tuned(BoxTaskTuning)
+        self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= self.tuning.small
+        seconds = min(self.tuning.first, self.tuning.early) if self.small else self.tuning.first
+        self.start, self.turns, self.failed = space.effort.subproblems(seconds), 0, 0
         kept = oracle.whole()
         self.given: set[int] = set() if kept is None else {kept}
         self.began, self.modelling = time.monotonic(), 0.0
@@ -57,10 +68,13 @@ class BoxTasks(Tasks[Boxes]):
         """Whether the bisection has gone on for long enough."""
         if not self.oracle.usable or not len(tree.frontier):
             return False
-        start, bounded = self.start, tree.counts.bounded
+        start, bounded, tuning = self.start, tree.counts.bounded, self.tuning
         if self.small and not self.turns:
             needs = doublings(float(self.space.root.margins.amin()), tree.lower_bound, bounded)
-            start = self.space.effort.subproblems(FIRST) if needs <= NEAR else SOON if needs > FAR and not self.given else start
+            if needs <= tuning.near:
+                start = self.space.effort.subproblems(tuning.first)
+            elif needs > tuning.far and not self.given:
+                start = tuning.soon
         return bounded >= start
 
     def alive(self, tree: Tree[Boxes], task: Task) -> bool:
@@ -102,7 +116,7 @@ class BoxTasks(Tasks[Boxes]):
             self.failed = 0
         elif finding.ended and self.oracle.options.search.both_ways and self._matters(tree, finding):
             self.failed += 1
-            if self.failed >= FAILURES:
+            if self.failed >= self.tuning.failures:
                 self.start, self.failed = 2 * tree.counts.bounded, 0
         if finding.ended or closed:
             tree.frontier.lent = None
@@ -117,7 +131,7 @@ class BoxTasks(Tasks[Boxes]):
         if self.oracle.options.search.deterministic:
             nodes = NODES * 2**self.turns
             self.turns, self.start = self.turns + 1, 2 * tree.counts.bounded
-        elif self.modelling > SHARE * (began - self.began):
+        elif self.modelling > self.tuning.share * (began - self.began):
             return
         self._give(tree, nodes)
         self.modelling += time.monotonic() - began

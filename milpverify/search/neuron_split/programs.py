@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.tree import Tree
 
-LARGEST_PROGRAM = 200
-"""With more open neurons there are none: with 400 (digits, 4x100) one takes as long as the tree takes to close dozens of subproblems."""
-
 _TREE = (Part.NEURON_SPLITS, Part.BRANCHING, Part.CLIPPING, Part.RIGOROUS_PASS, Part.NO_GOODS)
 
 

@@ -19,9 +19,8 @@ from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.events import Event
 from milpverify.inquiries.inquiry import Inquiry, ModelInquiry, Question, Questions
 from milpverify.inquiries.judging import Judging
-from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
-from milpverify.solvers.model import Sweep
 from milpverify.solvers.names import MILP_SOLVERS
 from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
@@ -197,7 +196,7 @@ class Oracle:
         if not graph.piecewise_linear:
             judging = Judging(self.problem, disjunct, 0.0)
             known, native = (graph, within, bounds, judging, self.deadline, task.decisions), native_to(self._solver, graph, self.options)
-            refinement = Refinement(*known, native, x=start)
+            refinement = Refinement(*known, native, x=start, tuning=self.options.search.tuned(RefinementTuning))
             return refinement.under_the_rows() if task.conditional else refinement
         form = ModelForm(tuning=self.options.search.tuned(EncodingTuning))
         encoding = encode(graph, bounds, within, start, task.decisions, self.deadline, form)
@@ -236,7 +235,7 @@ class Oracle:
         self._work = work
         options, question, task = self.options, work.question, work.task
         plain = task.target is not None
-        seconds = SWEEP_SHARE * work.left if isinstance(question, Sweep) else work.left
+        seconds = work.inquiry.share(question) * work.left
         target = work.inquiry.target(question)
         limits = Limits(seconds, options.memory_mb, 1, options.seed, dual_target=target, nodes=task.nodes, plain=plain)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.

@@ -23,7 +23,7 @@ from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
 from milpverify.events import Event
 from milpverify.inquiries.judging import Judging
-from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
@@ -178,7 +178,8 @@ class _Runner:
         if item.index not in self.refinements:
             judging, native = Judging(self.problem, item.disjunct, 0.0), native_to(self.process.solver, self.problem.graph, self.options)
             known = self.problem.graph, item.disjunct, item.bounds(), judging, self.deadline
-            self.refinements[item.index] = Refinement(*known, native=native, x=item.start)
+            tuning = self.options.search.tuned(RefinementTuning)
+            self.refinements[item.index] = Refinement(*known, native=native, x=item.start, tuning=tuning)
         refinement = self.refinements[item.index]
         limit, nodes, began, status, message = self.deadline.within(seconds), 0, time.monotonic(), SolverStatus.OPTIMAL, ""
         questions, reply = refinement.questions(), None
@@ -214,7 +215,7 @@ class _Runner:
         options, left = self.options, limit.remaining()
         limits = Limits(left, options.memory_mb, options.threads, options.seed, dual_target=refinement.target(question))
         if isinstance(question, Sweep):
-            return self.process.solve(question, replace(limits, seconds=SWEEP_SHARE * left), self.deadline, watch)
+            return self.process.solve(question, replace(limits, seconds=refinement.share(question) * left), self.deadline, watch)
         outcome = self.process.solve(question, limits, self.deadline, watch)
         if outcome.status is not SolverStatus.UNAVAILABLE or self.process.solver == FALLBACK:
             return outcome

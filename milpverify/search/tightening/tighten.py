@@ -34,7 +34,7 @@ from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, refine
 from milpverify.search.frontier import Frontier
 from milpverify.search.groups import Group
-from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import Brancher, children
 from milpverify.spec import Disjunct, Rows
 
@@ -168,7 +168,7 @@ class Tightening:
     def _multipliers(self, z: int) -> Tensor:
         """The largest of what arrives at the entries of a pre-activation from the rows of the open disjuncts, (size,) float64."""
         if self._bounder is None or self._bounder[0] is not self.root:
-            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), CANDIDATES)
+            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), NeuronTuning(candidates=CANDIDATES))
         bounder = self._bounder[1]
         of = bounder.relaxations
         arrived = torch.zeros(self.graph.nodes[z].size, dtype=torch.float64, device=self.graph.device)
@@ -200,11 +200,13 @@ class Tightening:
         known = torch.stack([low, -high], 1) * scale  # (n, 2) lower bounds of the rows
         rows = torch.zeros(2 * len(index), graph.ny, dtype=torch.float64, device=index.device)
         rows[torch.arange(len(rows), device=index.device), index.repeat_interleave(2)] = (scale * side).flatten()
-        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, turn.deadline, CANDIDATES)
+        bounder = Bounder(
+            graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, turn.deadline, NeuronTuning(candidates=CANDIDATES)
+        )
         subs, _, found = bounder.bound(bounder.first(), ROOT_ITERATIONS)
         known = torch.maximum(known.flatten(), subs.bound)
         threshold = self._threshold(graph, rows, found.coefficients.flatten(0, 1), known)
-        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, CANDIDATES)
+        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, NeuronTuning(candidates=CANDIDATES))
         proved = self._branch(bounder, replace(subs, bound=down(known - threshold)), turn)
         known = torch.maximum(known, down(proved + threshold)).reshape(-1, 2) / scale
         lower, upper = bounds.lower.clone(), bounds.upper.clone()

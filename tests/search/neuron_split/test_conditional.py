@@ -28,7 +28,7 @@ ON = SearchOptions(no_goods=False)
 
 def bounder_of(graph: Graph, disjuncts: list[Disjunct]) -> Bounder:
     group, root = root_of(Problem(graph, tuple(disjuncts)))
-    return Bounder(graph, group, root.state, Deadline(60), 4)
+    return Bounder(graph, group, root.state, Deadline(60))
 
 
 def constraints(bounder: Bounder, shift: float = 0.0) -> OutputConstraints:

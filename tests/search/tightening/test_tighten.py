@@ -18,18 +18,17 @@ from trees import begun, context_of, root_of
 
 import milpverify as mv
 from milpverify import run
-from milpverify.config import Deadline, Options, SearchOptions
+from milpverify.config import Deadline, Options, SearchOptions, Tuning
 from milpverify.encode.milp import encode_layer
 from milpverify.errors import Contradiction
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
-from milpverify.search import groups as margin
-from milpverify.search import strategy
-from milpverify.search.neuron_split import tasks
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.neuron_split.tasks import NeuronTasks
+from milpverify.search.neuron_split.tasks import NeuronTasks, NeuronTaskTuning
 from milpverify.search.solver.oracle import Finding, Oracle, Task
 from milpverify.search.tightening import restarts, solver_targets
 from milpverify.search.tightening.solver_targets import SolverTargets
@@ -41,6 +40,8 @@ from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 NX = 6
+AT_ONCE, FIRST = NeuronTaskTuning(head_start=0.0), NeuronTaskTuning(head_start=0.0, small=0)
+"""The tree has no head start; with the second, bounds come before the disjunct as a whole."""
 
 
 def problem_of(threshold: float, sizes: tuple[int, ...] = (NX, 20, 20, 20, 3), seed: int = 5, radius: float = 0.7) -> Problem:
@@ -125,8 +126,8 @@ def answered(
     if outcome is not None:
         monkeypatch.setattr(SolverProcess, "start", silent)
     monkeypatch.setattr(SolverProcess, "poll", said)
-    monkeypatch.setattr(tasks, "SMALL", 0)  # bounds come before the disjunct as a whole
-    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+    options = Options(search=SearchOptions(tuning=(FIRST,)))
+    with torch.no_grad(), Oracle(problem, options, Deadline(60)) as oracle:
         targets = SolverTargets(tightening_of(problem))
         space, tree, _ = begun(context_of(problem, oracle=oracle))
         asked = NeuronTasks(space, oracle, targets)
@@ -218,20 +219,21 @@ def test_a_solver_without_gains_is_asked_no_more() -> None:
         assert queue.next(Deadline()) is None and queue.proved == {}
 
 
+NEURONS = (GroupTuning(few_inputs=-1), SpaceTuning(few=0, many=0))
+"""Neurons are split however few inputs there are."""
+
+
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons are split however few inputs there are, and turns are short."""
-    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(strategy, "FEW", 0)
-    monkeypatch.setattr(strategy, "MANY", 0)
+    """Turns are short."""
     monkeypatch.setattr(restarts, "SPLITS", 8)
     monkeypatch.setattr(restarts, "TARGETS", 400)
     monkeypatch.setattr(restarts, "SECONDS", 0.05)
-    monkeypatch.setattr(tasks, "HEAD_START", 0.0)
 
 
-def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", **parts: bool) -> mv.Result:
-    return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=SearchOptions(**parts)))
+def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", tasks: Tuning = AT_ONCE, **parts: bool) -> mv.Result:
+    search = SearchOptions(tuning=(*NEURONS, tasks), **parts)
+    return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=search))
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -286,8 +288,7 @@ def test_a_solver_killed_on_an_end_costs_an_end(many: None, monkeypatch: pytest.
             os.killpg(oracle.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Oracle, "give_target", giving)
-    monkeypatch.setattr(tasks, "SMALL", 0)
-    result = decided(problem_of(-2.0), output_constraints=False)
+    result = decided(problem_of(-2.0), tasks=FIRST, output_constraints=False)
     assert killed and result.verdict is Verdict.VERIFIED
 
 
