@@ -26,6 +26,7 @@ import torch
 from milpverify.balls.norm import Norm
 from milpverify.config import CurveEncoding, Tuning
 from milpverify.encode.curves import Cut
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.neurons import is_taken
@@ -161,9 +162,7 @@ class Refinement(Inquiry):
         within = replace(self.disjunct, box=self._box())
         native, cuts = (self.native, self.cuts) if whole else (frozenset[Capability](), {})
         start = self.x if whole else None
-        return encode(
-            self.graph, self.ranges, within, start=start, decisions=self.decisions, deadline=self.deadline, cuts=cuts, native=native
-        )
+        return encode(self.graph, self.ranges, within, start, self.decisions, self.deadline, ModelForm(cuts, native))
 
     def _whole(self) -> Encoding:
         """The model with binaries; products whose ranges a solver's tolerance does not carry have pieces."""
