@@ -276,8 +276,10 @@ class _HeuristicChoice(_Choice[Any]):
 class Milp:
     """Decide by one mixed-integer model per disjunct, handed whole to a solver.
 
-    `solver` is "scip", "highs" or "gurobi"; `threads` and `memory_mb` bound the worker process; `encoding`, which may be given by its
-    value, says how the model holds what is curved.
+    `solver` is "scip", "highs", "gurobi", or "module:Class": an adapter of your own, a subclass of `milpverify.solvers.base.Solver` in a
+    module that new processes can import. What it proves counts once SCIP proves it too, unless its `needs_second` says otherwise.
+    `threads` and `memory_mb` bound the worker process; `encoding`, which may be given by its value, says how the model holds what is
+    curved.
     """
 
     solver: str = "scip"
@@ -361,7 +363,7 @@ class Options:
     """
 
     method: _Choice[SearchMethod] = _Choice(SearchMethod.AUTO)
-    solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5
+    solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5 | module:Class
     encoding: _Choice[CurveEncoding] = _Choice(CurveEncoding.PIECES)
     trust: _Choice[Trust] = _Choice(Trust.SOLVER)  # the weakest that may decide
     delta: float = 1e-6  # the margin up to which smooth networks are decided

@@ -74,7 +74,13 @@ class Composer:
         self.reach = self._reaches()
 
     def forms(self, node: int, rows: Tensor, x_rows: Array | None = None, units: bool = False) -> CutForms:
-        """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1)."""
+        """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1).
+
+        Args:
+            rows: (n, *node.shape) float64.
+            x_rows: (n, nx), to be added to what the rows are over the inputs.
+            units: whether the rows are unit vectors, so that one affine step from the cut nodes rounds nothing.
+        """
         self.check_time()
         form = affine_form(self.graph, node, rows)
         coefficients = {cut: c.reshape(len(rows), -1).numpy() for cut, c in form.coefficients.items()}

@@ -338,7 +338,7 @@ class Refinement(Inquiry):
 
 
 def propagated(graph: Graph, ranges: NodeRanges) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Ranges met with what interval propagation makes of them: outward rounded."""
+    """Ranges met with what interval propagation makes of them, outward rounded: per node two tensors of its shape, float64."""
     lower, upper = (t.reshape(1, -1) for t in ranges[0])
     state: State = {}
     for node in graph.nodes:

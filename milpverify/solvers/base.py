@@ -183,6 +183,13 @@ class Solver(ABC, Generic[M, R]):
             SolverUnavailable: the library is missing, or its licence or abilities do not cover the model.
         """
 
+    def needs_second(self, model: M) -> bool:
+        """Whether SCIP has to prove of a model, too, what this solver proves of it: no safety margin covers what is known of it.
+
+        So it is of every minimisation, until an adapter says otherwise; nobody asks about other questions.
+        """
+        return True
+
     @property
     def package(self) -> str:
         """The distribution whose version is reported."""

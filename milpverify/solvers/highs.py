@@ -1,6 +1,6 @@
 """HiGHS through highspy. Sweeps go on from basis to basis.
 
-What it proves of a mixed-integer model has to be proved by a second solver (`registry`), so that it counts when HiGHS ends only.
+What it proves of a mixed-integer model has to be proved by a second solver (`needs_second`), so that it counts when HiGHS ends only.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
 
     def licence(self) -> str:
         return "free (MIT), no limits"
+
+    def needs_second(self, model: Model | Sweep) -> bool:
+        """Of mixed-integer models of networks it calls points optimal that are far from it.
+
+        Versions up to 1.15.1 cut off optima (by path cuts, for one: its issue 3171).
+        """
+        return isinstance(model, Model) and bool(model.integer.any())
 
     def solve(self, model: Model | Sweep, limits: Limits, on_progress: OnProgress) -> SolveOutcome | SweepOutcome:
         return _sweep(model, limits, on_progress) if isinstance(model, Sweep) else self._minimise(model, limits, on_progress)

@@ -177,12 +177,12 @@ class Comparison:
         self.judge(self.graph.outputs[-1].name, value, error() if error else torch.zeros(()), _stacked(outputs))
 
     def agrees(self, op: Operator, args: Sequence[Value], run: Tensor, in_part: bool) -> bool:
-        """Whether a tensor of the run is as good as the graph's, computed in the run's precision."""
+        """Whether a tensor (N, *shape) of the run is as good as the graph's, computed in the run's precision."""
         value = _value(op, args, run.shape[1:])
         return torch.equal(value.to(run.dtype), run) or _within(value, self.error(op, args, value, in_part), run)
 
     def error(self, op: Operator, args: Sequence[Value], value: Tensor, in_part: bool = False) -> Tensor:
-        """By how much a run may differ from an operator's value; or less, by a part of a long sum."""
+        """By how much a run may differ from an operator's value (N, *shape), broadcastable to it; or less, by a part of a long sum."""
         xs, errors = [x for x, _ in args], [e and e() for _, e in args]
         match op:
             case Affine():
@@ -212,7 +212,11 @@ class Comparison:
                 raise NotImplementedError(f"no rounding-error bound for {type(op).__name__}")
 
     def judge(self, name: str, value: Tensor, error: Tensor, run: Tensor) -> None:
-        """Refuse the network where a tensor of the run differs from the graph's value beyond rounding."""
+        """Refuse the network where a tensor (N, *shape) of the run differs from the graph's value beyond rounding.
+
+        Raises:
+            InvalidModel: it does; the message names the entry that differs most.
+        """
         if _within(value, error, run):
             return
         value, run, error = value.double(), run.double(), error.expand(value.shape)

@@ -164,7 +164,7 @@ def in_float64(array: NDArray[Any]) -> Array:
 
 
 def uniform(values: Tensor | None, default: int) -> Fraction | None:
-    """The only value of a tensor; None where there are several, or it is infinite."""
+    """The only value of a tensor of any shape; None where there are several, or it is infinite."""
     if values is None:
         return Fraction(default)
     first = values.reshape(-1)[0]
@@ -172,7 +172,7 @@ def uniform(values: Tensor | None, default: int) -> Fraction | None:
 
 
 def weights(array: ArrayLike) -> Tensor:
-    """A float64 tensor, which may share memory with an array that is one: large weights are there once. A matrix may lie by columns."""
+    """A float64 tensor of an array's shape, which may share its memory: large weights are there once. A matrix may lie by columns."""
     own = np.asarray(array, dtype=np.float64)
     if not own.flags.writeable or min(own.strides, default=0) < 0:
         own = own.copy()

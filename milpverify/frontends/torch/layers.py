@@ -182,11 +182,11 @@ for _n in (1, 2, 3):
     rule(f"avg_pool{_n}d")(_average(_n))
     rule(f"max_pool{_n}d")(_largest(_n))
     rule(f"max_pool{_n}d_with_indices")(partial(_largest_with_places, _largest(_n)))
-    rule(f"adaptive_avg_pool{_n}d", f"_adaptive_avg_pool{_n}d")(_adaptive_average(_n))
+    rule(f"adaptive_avg_pool{_n}d", *([f"_adaptive_avg_pool{_n}d"] if _n > 1 else []))(_adaptive_average(_n))
     rule(f"adaptive_max_pool{_n}d")(_adaptive_largest(_n))
 
 
-@rule("interpolate", "upsample")
+@rule("interpolate")
 def _interpolate(
     call: Call, x: Node, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, **kwargs: Any
 ) -> Node:

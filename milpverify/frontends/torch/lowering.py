@@ -75,7 +75,7 @@ class Lowering:
         return found
 
     def constant(self, value: Tensor) -> Tensor:
-        """A constant of the module: real numbers in float64, on the CPU."""
+        """A constant of the module, of any shape: real numbers in float64, on the CPU."""
         value = value.detach() if value.requires_grad else value
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
             raise InvalidModel(f"the network holds a tensor of type {value.dtype}, {value.layout}; real, dense tensors are supported")

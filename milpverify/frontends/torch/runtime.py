@@ -148,7 +148,7 @@ def type_of(module: nn.Module) -> torch.dtype:
 
 
 def numbers(tensor: Tensor) -> NDArray[Any]:
-    """A tensor as an array; bfloat16, which numpy lacks, in float32."""
+    """A tensor as an array of its shape and type; bfloat16, which numpy lacks, in float32."""
     found: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return found
 

@@ -27,7 +27,10 @@ from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node
 
 _FAILURES = (*MISFITS, fx.proxy.TraceError, NotImplementedError, AssertionError)
-_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "data", "requires_grad", "is_cuda", "is_nested", "layout")
+_ATTRIBUTES = (
+    *("shape", "dtype", "device", "layout", "ndim", "T", "mT", "H", "mH", "data"),
+    *("requires_grad", "is_cuda", "is_mkldnn", "is_nested", "is_quantized", "is_sparse"),
+)
 
 
 def lower_module(

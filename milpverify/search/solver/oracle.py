@@ -22,7 +22,7 @@ from milpverify.inquiries.inquiry import Inquiry, ModelInquiry, Question, Questi
 from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
-from milpverify.solvers.names import MILP_SOLVERS
+from milpverify.solvers.names import takes_models
 from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
@@ -236,7 +236,7 @@ class Oracle:
     def _solver(self) -> str:
         if self._process is not None:
             return self._process.solver
-        return self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
+        return self.options.solver if takes_models(self.options.solver) else FALLBACK
 
     def _process_of(self, solver: str) -> SolverProcess:
         return SolverProcess(solver, self.options.memory_mb, self._tuning.niceness, self.options.search.tuned(SolverTuning))
