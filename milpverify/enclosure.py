@@ -175,10 +175,10 @@ def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) 
     """
     needed = graph.ancestors[graph.output]
     sources = {node.id: [graph.nodes[i] for i in node.inputs] for node in graph.nodes}
-    affine = [node for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
-    products = sum(node.size * node.op.terms for node in affine if isinstance(node.op, Affine))
-    dense = sum(node.size * source.size for node in affine for source in sources[node.id])
-    if any(node.op.rounded for node in affine if isinstance(node.op, Affine)):
+    affine = [(node, node.op) for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
+    products = sum(node.size * op.terms for node, op in affine)
+    dense = sum(node.size * source.size for node, _ in affine for source in sources[node.id])
+    if any(op.rounded for _, op in affine):
         return None
     if products > limit or dense > _MAX_DENSE or not np.isfinite(x).all():
         return None

@@ -237,7 +237,7 @@ class _Rewriting(Growing):
             case Affine(), Affine():
                 every = a != b and whole(i, first) and whole(j, second)
                 return self._layers(first, second) if every and alike(first, second, self.graph) else self._by_entries(first, i, second, j)
-            case _:
+            case _:  # of other kinds the values are subtracted as they are
                 return None
 
     def _product(self, first: Node, i: Places, second: Node, j: Places, shape: tuple[int, ...]) -> _Found | None:
