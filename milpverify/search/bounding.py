@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.propagation.relevance import needed
+from milpverify.propagation.request import BoundRequest, Method
 from milpverify.propagation.row_intervals import RowIntervals
 from milpverify.propagation.second_order import SecondOrder, applies, better
 from milpverify.propagation.state import LinearBound, NodeState
@@ -30,18 +30,21 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import Bounds, State
     from milpverify.search.groups import Group
 
+__all__ = [
+    "REFINE",
+    "BatchBounds",
+    "Method",
+    "Prepared",
+    "bound_batch",
+    "choose",
+    "intervals",
+    "is_out_of_memory",
+    "reduce",
+    "refine",
+]
 
 REFINE = AlphaOptions(iterations=15)
 """How the slopes of a root are optimised."""
-
-
-class Method(Enum):
-    """How pre-activations are bounded."""
-
-    INTERVALS = "intervals"  # one after the other
-    BACKWARD = "backward"  # a pass for every undecided one
-    FORWARD = "forward"  # linear forms carried along, and inherited bounds
-    BOTH = "both"  # linear forms first, then a pass for what they leave undecided
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,8 @@ def bound_batch(
         state, table = forward(graph, lower, upper, dtype, known)
     else:
         carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
-        state, table = crown(graph, lower, upper, dtype, known, deadline, None, carried, None, prepared.needed, screened_before)
+        request = BoundRequest(known, prepared.needed, deadline, screened_before=screened_before)
+        state, table = crown(graph, lower, upper, dtype, request, carried)
     batch = lower.shape[0]
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
@@ -153,7 +157,8 @@ def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions
         paced: as in `alpha_crown`.
     """
     prepared = Prepared.of(graph, group)
-    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced, prepared.needed)
+    request = BoundRequest(needed=prepared.needed, deadline=deadline)
+    state, table = alpha_crown(graph, found.state, torch.float32, options, request, paced)
     if paced and deadline.expired():  # what is over is over: a step for the rows may be as dear as all before it
         return BatchBounds(state, table, found.rows, found.margins)
     batch = state[0].bounds.lower.shape[0]
@@ -161,7 +166,7 @@ def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions
     fast = graph.to(torch.float32, graph.device)
     threshold = group.rhs.expand(batch, -1)
     y_rows = group.y_rows.expand(batch, -1, -1)
-    rows, _ = optimise(fast, state, table, y_rows, None, options, deadline, threshold, x_rows, prepared.needed)
+    rows, _ = optimise(fast, state, table, y_rows, options, request, threshold, x_rows)
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
     return BatchBounds(state, table, rows, torch.maximum(found.margins, group.margins(least)))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.config import Options
+from milpverify.config import Options, Tuning
 from milpverify.search.ledger import Reporter
 
 if TYPE_CHECKING:
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.solver.oracle import Oracle
     from milpverify.spec import Array, Problem
+
+
+@dataclass(frozen=True)
+class SearchTuning(Tuning):
+    """How every search goes."""
+
+    reports: float = 0.2
+    """Seconds between two reports of a search."""
+    frontier_bytes: int = 1 << 30
+    """Beyond this much a search dives: it takes the subproblems nearest to being closed, so that the frontier stops growing."""
 
 
 @dataclass(frozen=True, eq=False)

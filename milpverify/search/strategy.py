@@ -24,6 +24,7 @@ from milpverify.search.outcome import together
 from milpverify.search.sharing import Sharing
 from milpverify.search.solver.leaves import Leaves
 from milpverify.search.solver.oracle import Oracle
+from milpverify.search.solver.pace import Pace, ProgramTuning
 from milpverify.search.tightening.restarts import search_with_restarts
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
         reporter.others = min(reporter.others, parts[0].lower_bound)
         reporter.trust_of_others = Trust.weakest(reporter.trust_of_others, parts[0].trust)
     before, trust_before, bare_parts = reporter.others, reporter.trust_of_others, len(parts)
-    with Oracle(context.problem, options, context.deadline, reporter) as oracle, Leaves(context.problem, context.deadline) as leaves:
+    programs = Leaves(context.problem, context.deadline, pace=Pace(tuning=context.tuned(ProgramTuning)))
+    with Oracle(context.problem, options, context.deadline, reporter) as oracle, programs as leaves:
         context = replace(
             context,
             oracle=oracle if options.method is SearchMethod.AUTO and context.switches.oracle else None,

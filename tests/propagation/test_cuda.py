@@ -20,6 +20,7 @@ from milpverify.config import Deadline
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.state import State
 from milpverify.search.bounding import bound_batch, refine
 from milpverify.search.choose_space import SpaceTuning
@@ -82,8 +83,8 @@ def test_crown_and_alpha_agree_and_hold(graph: Graph, dtype: torch.dtype) -> Non
     mine, theirs = crown(graph, lower, upper, dtype), crown(there, *ends, dtype)
     assert apart(mine[0], theirs[0]) < CLOSE[dtype]
     options = AlphaOptions(5)
-    refined = alpha_crown(graph, mine[0], dtype, options, Deadline())
-    again = alpha_crown(there, theirs[0], dtype, options, Deadline())
+    refined = alpha_crown(graph, mine[0], dtype, options, BoundRequest(deadline=Deadline()))
+    again = alpha_crown(there, theirs[0], dtype, options, BoundRequest(deadline=Deadline()))
     # A gradient step may turn on the last bit: optimised bounds agree less, and must still hold.
     assert apart(refined[0], again[0]) < 0.05
     points = sample(lower, upper, 200)
@@ -137,7 +138,7 @@ def test_bounds_make_their_tensors_where_the_graph_is(graph: Graph, dtype: torch
     rows = torch.randn(5, 4, graph.ny, dtype=torch.float64)
     with torch.device("meta"):
         state, table = crown(graph, lower, upper, dtype)
-        state, table = alpha_crown(graph, state, dtype, AlphaOptions(3), Deadline())
+        state, table = alpha_crown(graph, state, dtype, AlphaOptions(3), BoundRequest(deadline=Deadline()))
         found = bound_rows(graph.to(dtype), state, table, rows)
     assert {t.device.type for t in (found.lower, found.coefficients, found.constant)} == {"cpu"}
 

@@ -16,8 +16,8 @@ from milpverify.config import Tuning
 from milpverify.graph import Graph
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import GroupTuning
-from milpverify.search.neuron_split import tasks
 from milpverify.search.neuron_split.tasks import NeuronTaskTuning
+from milpverify.search.sharing import SharingTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -35,16 +35,10 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0), NeuronTaskTuning(turn=20))
-"""Neurons are split however few inputs there are, and the oracle's turns come early."""
+MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0), NeuronTaskTuning(turn=20), SharingTuning(nodes=5))
+"""Neurons are split however few inputs there are, and the oracle's turns come early and are short."""
 BETWEEN = (GroupTuning(few_inputs=-1), SpaceTuning(few=-1, boxes=64, splits=16))
 """Both are tried, and nothing is decided at once."""
-
-
-@pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oracle's turns are short."""
-    monkeypatch.setattr(tasks, "NODES", 5)
 
 
 def twice(made: Problem, method: str = "auto", tuning: tuple[Tuning, ...] = ()) -> mv.Result:
@@ -54,14 +48,14 @@ def twice(made: Problem, method: str = "auto", tuning: tuple[Tuning, ...] = ()) 
     return first
 
 
-def test_with_a_solver_beside_the_tree(early: None) -> None:
+def test_with_a_solver_beside_the_tree() -> None:
     result = twice(problem(8, 16, 0.6, -2.3), tuning=MANY)
     found = detail(result)
     assert result.verdict is mv.Verdict.VERIFIED
     assert found["method"] == "neuron split" and found["oracle_tasks"] > 0
 
 
-def test_a_counterexample_is_the_same_one(early: None) -> None:
+def test_a_counterexample_is_the_same_one() -> None:
     result = twice(problem(8, 20, 0.6, -2.05), tuning=MANY)
     assert result.verdict is mv.Verdict.FALSIFIED and result.counterexample is not None
     assert detail(result)["method"] == "neuron split"
@@ -83,7 +77,7 @@ def test_whole_models(method: str) -> None:
     twice(problem(2, 4, 1.0, -0.5), method)
 
 
-def test_no_choice_looks_at_the_clock(early: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_choice_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, with clocks that jump."""
     made = problem(8, 16, 0.6, -2.3)
     first = twice(made, tuning=MANY)

@@ -18,9 +18,10 @@ from random_networks import Builder, Case, spec_text
 import milpverify as mv
 from milpverify import ladder, run
 from milpverify.config import Tuning
-from milpverify.search import ledger, strategy
+from milpverify.search import strategy
 from milpverify.search.bounding import is_out_of_memory
 from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.context import SearchTuning
 from milpverify.search.groups import GroupTuning
 
 METHODS = ["inputs", "neurons", "trial"]
@@ -81,13 +82,12 @@ def test_bounds_rise_and_are_true_whenever_a_run_stops(seed: int, slack: float, 
 
 
 @pytest.mark.parametrize("searched", METHODS[:2])
-def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path) -> None:
     """Reports after every batch: the bound rises step by step."""
-    monkeypatch.setattr(ledger, "REPORTS", 0.0)
     made, infimum = case(5, nx=3, width=8)
     bounds: list[float] = []
     events = []
-    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False, tuning=tuned(searched)))
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False, tuning=(*tuned(searched), SearchTuning(reports=0.0))))
 
     def watch(event: mv.Event) -> None:
         events.append(event)

@@ -12,6 +12,7 @@ from random_nets import relu_network
 from milpverify import margin as margin_module
 from milpverify import optimize as optimize_module
 from milpverify.config import Options, SearchOptions
+from milpverify.counterexamples.attack import AttackTuning
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.inquiries import inquiry
@@ -20,13 +21,14 @@ from milpverify.result import Result, Trust, Verdict
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.frontier import Frontier
 from milpverify.search.groups import GroupTuning
-from milpverify.search.neuron_split import tasks
 from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.neuron_split.tasks import NeuronTaskTuning
+from milpverify.search.sharing import SharingTuning
 from milpverify.search.tightening import restarts
+from milpverify.search.tightening.restarts import RestartTuning
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
@@ -74,8 +76,6 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("TARGETS", 256)):
-        monkeypatch.setattr(restarts, name, value)
     genuine, begun = restarts.begin_anew, list[float]()
 
     def watched(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -85,8 +85,9 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
+    tuning = (*NEURONS, NeuronTuning(counted=8), RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
-    search = SearchOptions(deterministic=True, tuning=(*NEURONS, NeuronTuning(counted=8)), **off)
+    search = SearchOptions(deterministic=True, tuning=tuning, **off)
     options = Options(method="bab", attack=False, search=search)
     events = list[Event]()
     for seed in range(300, 312):
@@ -125,9 +126,6 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
 def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
     monkeypatch.setattr(inquiry, "safe_dual_bound", lambda outcome, model: claim)
-    monkeypatch.setattr(tasks, "NODES", 1)
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
-        monkeypatch.setattr(restarts, name, value)
     genuine, outlived = restarts.begin_anew, 0
 
     def ending(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -139,7 +137,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", ending)
-    tuning = *NEURONS, NeuronTaskTuning(turn=16), NeuronTuning(counted=4)
+    turns, outlives = NeuronTaskTuning(turn=16), RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8)
+    tuning = (*NEURONS, NeuronTuning(counted=4), turns, SharingTuning(nodes=1), outlives)
     options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=tuning))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))
@@ -156,7 +155,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
 
 def test_a_minimum_that_rests_on_a_solver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     weak, judged, runs = margin_module.attack, optimize_module.verify, list[Result]()
-    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: weak(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
+    least = AttackTuning(starts=1, steps=1, rounds=1)
+    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: weak(*a, tuning=least, **k))  # type: ignore[arg-type]
     monkeypatch.setattr(optimize_module, "verify", lambda *a, **k: runs.append(judged(*a, **k)) or runs[-1])
     options = Options(method="milp", attack=False, search=SearchOptions(tuning=NEURONS))
     falsified = 0

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.config import Tuning
-from milpverify.propagation.cost import BACKWARD_RATE, FEW, FORWARD_RATE, backward_passes, forward_pass, forward_suffices, is_dear
+from milpverify.propagation.cost import backward_passes, forward_pass, forward_suffices, is_dear
+from milpverify.propagation.request import CostTuning
 from milpverify.search.bounding import Method, bound_batch
 
 if TYPE_CHECKING:
@@ -83,17 +84,18 @@ class MethodChoice:
         Args:
             root: the bounds of the whole box, by the best method that was affordable.
         """
-        choice = MethodChoice(search.forward, search.deterministic, search.tuned(BoxTuning))
-        if choice.forward and is_dear(graph):
+        choice, cost = MethodChoice(search.forward, search.deterministic, search.tuned(BoxTuning)), search.tuned(CostTuning)
+        if choice.forward and is_dear(graph, cost):
             ends = root.state[0].bounds
             varying = int((ends.upper > ends.lower).sum())
-            backward = backward_passes(graph, root.state)
-            choice.seconds = choice.first = backward / BACKWARD_RATE
-            if varying <= FEW:
+            backward = backward_passes(graph, root.state, tuning=cost)
+            choice.seconds = choice.first = backward / cost.backward_rate
+            if varying <= cost.few:
                 found = bound_batch(graph, group, ends.lower, ends.upper, torch.float32, method=Method.FORWARD, prepared=prepared)
-                missing = (max(choice.tuning.tie, -float(bounds.margins.amin())) for bounds in (found, root))
-                cheap = forward_pass(graph, varying) / FORWARD_RATE
-                choice.now = Method.FORWARD if forward_suffices(cheap, choice.seconds, varying, *missing) else Method.BOTH
+                missing, left = (max(choice.tuning.tie, -float(bounds.margins.amin())) for bounds in (found, root))
+                cheap = forward_pass(graph, varying, cost) / cost.forward_rate
+                enough = forward_suffices(cheap, choice.seconds, varying, missing, left, cost)
+                choice.now = Method.FORWARD if enough else Method.BOTH
                 choice.first = cheap if choice.now is Method.FORWARD else choice.seconds
         return choice
 

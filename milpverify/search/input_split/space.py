@@ -13,12 +13,13 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.propagation.memory import boxes_that_fit
+from milpverify.propagation.request import BoundTuning, CostTuning
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import select
-from milpverify.search.batch_size import LARGEST, BatchSize
+from milpverify.search.batch_size import BatchSize
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch
 from milpverify.search.branch_and_bound import Space
-from milpverify.search.effort import Effort
+from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.input_split.bounding_method import MethodChoice
 from milpverify.search.input_split.boxes import Boxes, Inheritance
 from milpverify.search.input_split.candidate_points import try_points
@@ -52,11 +53,12 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=context.deadline, prepared=self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
         self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches)
-        self.effort = Effort.of_boxes(graph, self.method.first)
+        efforts = context.tuned(EffortTuning)
+        self.effort = Effort.of_boxes(graph, self.method.first, efforts, context.tuned(CostTuning))
         varying = int((upper > lower).sum()) if switches.forward else 0
-        largest = min(LARGEST[graph.device.type], boxes_that_fit(graph, varying))
+        largest = min(efforts.largest(graph.device), boxes_that_fit(graph, varying, context.tuned(BoundTuning)))
         fixed = min(self.method.tuning.batch, largest) if switches.deterministic else None
-        self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest)
+        self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest, tuning=efforts)
         self.batch.expect(self.effort.each)
         self.method.next = int(min(self.method.next, self.effort.subproblems(self.method.tuning.seconds)))
         self.began = context.clock()

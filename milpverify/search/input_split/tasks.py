@@ -21,7 +21,7 @@ from milpverify.search.bounding import bound_batch
 from milpverify.search.gap import doublings
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.ledger import Part
-from milpverify.search.sharing import LARGEST, LEAST_TASK, NODES, PART_SHARE, TOO_LARGE, WHOLE_SHARE, Tasks
+from milpverify.search.sharing import TOO_LARGE, SharingTuning, Tasks
 from milpverify.search.solver.oracle import Task
 from milpverify.spec import Box
 
@@ -56,7 +56,8 @@ class BoxTasks(Tasks[Boxes]):
     """Boxes as tasks. `start`: so many subproblems come before the next; `given` are the disjuncts that were tasks over the whole box."""
 
     def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
-        self.space, self.oracle, self.tuning = space, oracle, oracle.options.search.tuned(BoxTaskTuning)
+        self.space, self.oracle, search = space, oracle, oracle.options.search
+        self.tuning, self.sharing = search.tuned(BoxTaskTuning), search.tuned(SharingTuning)
         self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= self.tuning.small
         seconds = min(self.tuning.first, self.tuning.early) if self.small else self.tuning.first
         self.start, self.turns, self.failed = space.effort.subproblems(seconds), 0, 0
@@ -129,7 +130,7 @@ class BoxTasks(Tasks[Boxes]):
         """The hardest box, or where only one side is told, the whole box with the next disjunct."""
         began, nodes = time.monotonic(), None
         if self.oracle.options.search.deterministic:
-            nodes = NODES * 2**self.turns
+            nodes = self.sharing.nodes * 2**self.turns
             self.turns, self.start = self.turns + 1, 2 * tree.counts.bounded
         elif self.modelling > self.tuning.share * (began - self.began):
             return
@@ -145,7 +146,7 @@ class BoxTasks(Tasks[Boxes]):
         if not parts and not rest:
             return
         box, place = _hardest(tree) if parts else (space.whole, None)
-        if int(box.unstable[0]) > LARGEST:
+        if int(box.unstable[0]) > self.sharing.largest:
             oracle.give_up(TOO_LARGE)
             return
         margins = torch.where(group.closed(box.margins), torch.inf, box.margins)[0]
@@ -158,8 +159,8 @@ class BoxTasks(Tasks[Boxes]):
         found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, known, deadline, prepared=space.prepared)
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
         last = int((margins < torch.inf).sum()) == 1 and not self.small
-        share = PART_SHARE if parts else 1.0 if last else WHOLE_SHARE
-        seconds = max(LEAST_TASK, share * deadline.remaining()) if nodes is None else math.inf
+        share = self.sharing.part if parts else 1.0 if last else self.sharing.whole
+        seconds = max(self.sharing.least, share * deadline.remaining()) if nodes is None else math.inf
         oracle.give(Task(disjunct, (), seconds, nodes, ends if parts else None), group.disjuncts[disjunct], node_ranges(found.state))
         if oracle.task is not None:
             tree.frontier.lent = place

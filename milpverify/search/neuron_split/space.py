@@ -17,15 +17,16 @@ from torch import Tensor
 from milpverify.balls.dual import lowest
 from milpverify.config import SplitPoints
 from milpverify.graph import evaluate
-from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.propagation.optimised.halfspaces import HalfspaceForms, HalfspaceTuning
+from milpverify.propagation.request import CostTuning
 from milpverify.propagation.state import select
 from milpverify.result import Trust
-from milpverify.search.batch_size import LARGEST, BatchSize
+from milpverify.search.batch_size import BatchSize
 from milpverify.search.branch_and_bound import Chunks, Space
-from milpverify.search.effort import Effort
+from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
-from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
+from milpverify.search.neuron_split.branching import Brancher, BranchingTuning, children, narrowed, reset_slopes, where_worse, with_those_of
 from milpverify.search.neuron_split.clip import Clipper
 from milpverify.search.neuron_split.conditional import ConditionalRoot, ConditionalTuning, conditional_root, implied, stacked, swept_state
 from milpverify.search.neuron_split.conflicts import Conflicts
@@ -64,7 +65,9 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.bounder = self.plain.inheriting() if switches.clipping else self.plain
         self.conflicts: Conflicts | None = None
         self.clipper, self.brancher = self._helpers(self.bounder)
-        self.effort = Effort.of_splits(graph, self.tuning.iterations + 2 * self.plain.candidates)
+        efforts = context.tuned(EffortTuning)
+        passes = self.tuning.iterations + 2 * self.plain.candidates
+        self.effort = Effort.of_splits(graph, passes, efforts, context.tuned(CostTuning))
         self.patience = self.effort.subproblems(self.conditional.patience) if switches.output_constraints else math.inf
         self.roots: dict[int, State] = {}  # by disjunct, where they are conditional
         self.swept: dict[int, NodeRanges] = {}  # by disjunct, what a solver proved of unsafe points since
@@ -72,15 +75,17 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         self.branchings = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)  # of every box
         memory = max(2, self.tuning.entries // self.bounder.entries_each)
         fixed = self.tuning.counted if switches.deterministic else None
-        self.batch = BatchSize(size=16, largest=LARGEST[graph.device.type], fixed=fixed, memory=memory)
+        self.batch = BatchSize(size=16, largest=efforts.largest(graph.device), fixed=fixed, memory=memory, tuning=efforts)
         if self.tuning.batch is not None:
-            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory)
+            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory, tuning=efforts)
         self.batch.expect(self.effort.each)
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
         """What works with a bounder."""
-        forms, heuristic = HalfspaceForms(bounder.relaxations), self.context.switches.branching
-        return Clipper(bounder, forms, self.conditional), Brancher(bounder, heuristic, forms, self.context.options.seed)
+        context, heuristic = self.context, self.context.switches.branching
+        forms = HalfspaceForms(bounder.relaxations, context.tuned(HalfspaceTuning))
+        brancher = Brancher(bounder, heuristic, forms, context.options.seed, context.tuned(BranchingTuning))
+        return Clipper(bounder, forms, self.conditional), brancher
 
     def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:
         """A tree to begin with: every disjunct on every box, or other roots, of which nothing is learned."""
@@ -111,7 +116,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             chunks = Chunks(parents, self.batch, deadline, share=2 * self.bounder.candidates)
             for part in chunks:
                 with chunks:
-                    chosen.append(best_split(self.bounder, part))
+                    chosen.append(self.brancher.best_split(part))
             if not chunks.complete:
                 return None
             both = children(self.bounder, parents, torch.cat(chosen))
@@ -175,7 +180,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
                     again, _, better = bounder.bound(clipped, 0, ledger)
                     clipping.keep(again, better)
                 subs, domain = clipping.subs, bounder.domain_of(clipping.subs)
-                subs = narrowed(bounder, subs, before, domain)
+                subs = narrowed(bounder, subs, before, domain, self.brancher.tuning)
         with ledger.spent(Part.BRANCHING):
             return replace(subs, best=self.brancher.rank(subs, domain, found)), found
 

@@ -15,7 +15,7 @@ from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.sharing import LARGEST, LEAST_TASK, NODES, PART_SHARE, TOO_LARGE, WHOLE_SHARE, Tasks
+from milpverify.search.sharing import TOO_LARGE, SharingTuning, Tasks
 from milpverify.search.solver.oracle import Task
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class NeuronTasks(Tasks[Subproblems]):
     def __init__(self, space: NeuronSpace, oracle: Oracle, targets: Targets | None = None) -> None:
         self.space, self.oracle, self.targets, self.tuning = space, oracle, targets, oracle.options.search.tuned(NeuronTaskTuning)
         self.given: dict[int, int] = {}
+        self.sharing = oracle.options.search.tuned(SharingTuning)
 
     @property
     def unstable(self) -> int:
@@ -149,7 +150,7 @@ class NeuronTasks(Tasks[Subproblems]):
     def give(self, tree: Tree[Subproblems]) -> None:
         """The next task: the whole disjunct of the hardest subproblem, or that subproblem where the whole was tried."""
         space, oracle, switches, tuning = self.space, self.oracle, self.oracle.options.search, self.tuning
-        if self.unstable > LARGEST:
+        if self.unstable > self.sharing.largest:
             oracle.give_up(TOO_LARGE)
             return
         if self.unstable > tuning.most_curved and not space.context.graph.piecewise_linear:
@@ -177,15 +178,15 @@ class NeuronTasks(Tasks[Subproblems]):
             state, conditional = space.roots.get(place, space.plain.state), place in space.roots
         else:
             state, conditional = space.bounder.state_of(subproblem), tree.conditional
-        share = WHOLE_SHARE if whole else PART_SHARE
+        share = self.sharing.whole if whole else self.sharing.part
         if whole and self.unstable <= tuning.middling and all(k in self.given for k in self._worth(tree)):
             share = 1.0
         best = tree.incumbents.best
         start = best[place][1] if whole and place in best else None
-        seconds = max(LEAST_TASK, share * space.context.deadline.remaining())
+        seconds = max(self.sharing.least, share * space.context.deadline.remaining())
         task = Task(place, space.decisions(subproblem), seconds, unstable=self.unstable, conditional=conditional)
         if switches.deterministic:
-            task = replace(task, seconds=math.inf, nodes=NODES * 2**turn)
+            task = replace(task, seconds=math.inf, nodes=self.sharing.nodes * 2**turn)
         oracle.give(task, tree.group.disjuncts[place], node_ranges(state), start)
 
     def _whole(self, tree: Tree[Subproblems], place: int) -> tuple[int, bool] | None:

@@ -18,10 +18,10 @@ from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise, Linear
 from milpverify.result import Reason
-from milpverify.search import frontier, tree
+from milpverify.search import frontier
 from milpverify.search.bounding import BatchBounds
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.context import SearchContext
+from milpverify.search.context import SearchContext, SearchTuning
 from milpverify.search.groups import groups
 from milpverify.search.input_split import finish
 from milpverify.search.input_split import space as input_split
@@ -220,8 +220,7 @@ def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch
     free = run(problem, 60, options)
     most = max(widest)
     widest.clear()
-    monkeypatch.setattr(tree, "FRONTIER_BYTES", 20_000)
-    diving = run(problem, 60, replace(options, deterministic=True, tuning=(BoxTuning(batch=32),)))
+    diving = run(problem, 60, replace(options, deterministic=True, tuning=(BoxTuning(batch=32), SearchTuning(frontier_bytes=20_000))))
     assert free.closed and diving.closed and diving.lower_bound <= margin
     assert max(widest) < 0.4 * most
 

@@ -22,7 +22,7 @@ from milpverify.search.bounding import BatchBounds
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.context import SearchContext
-from milpverify.search.effort import LEAST_BOX
+from milpverify.search.effort import EffortTuning
 from milpverify.search.groups import Group
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.input_split.tasks import BoxTaskTuning
@@ -242,7 +242,7 @@ def test_a_task_of_one_group_says_nothing_to_the_next(network: tuple[Graph, Box,
 def test_in_deterministic_mode_it_has_turns_by_counts(network: tuple[Graph, Box, float]) -> None:
     """Two runs are the same run, and the solver closes what the bisection would take longer for."""
     graph, box, least = network
-    parts = SearchOptions(deterministic=True, tuning=(BOXES[0], replace(BOXES[1], first=40 * LEAST_BOX)))
+    parts = SearchOptions(deterministic=True, tuning=(BOXES[0], replace(BOXES[1], first=40 * EffortTuning().box)))
     runs = [run(graph, disjunct_of(box, least - 0.6), 120, parts) for _ in range(2)]
     (first, oracle), (second, _) = runs
     assert first.closed and oracle.counts["oracle_tasks"] > 0 and first.detail == second.detail
