@@ -14,8 +14,6 @@ from milpverify.embed.pieces import first_cuts, more_cuts
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.outputs import encode_outputs, is_left
 from milpverify.errors import InvalidInput, SolverUnavailable
-from milpverify.operators import Elementwise
-from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Capability
 from milpverify.solvers.expressions import takes
 from milpverify.solvers.hosts.base import Added
@@ -47,10 +45,9 @@ class Choices:
 
     def attempts(self, host: Host, graph: Graph) -> list[frozenset[Capability]]:
         """What of a network's curved neurons is left to a solver, to be tried in this order."""
-        curved = [graph.nodes[i].op for i in graph.nonlinear]
-        curved = [op for op in curved if not (isinstance(op, Elementwise) and op.function.pieces is not None)]
-        products = {Capability.QUADRATIC} if any(rule_of(op).bilinear for op in curved) else set()
-        functions = {Capability.FUNCTIONS} if any(not rule_of(op).bilinear for op in curved) else set()
+        curved = [op for op in graph.nonlinearities.values() if op.pieces is None]
+        products = {Capability.QUADRATIC} if any(op.bilinear for op in curved) else set()
+        functions = {Capability.FUNCTIONS} if any(op.term is not None and not op.bilinear for op in curved) else set()
         wanted = {"native": [products | functions], "pieces": [products, set()], "auto": [products | functions, products, set()]}
         return list(dict.fromkeys(frozenset(one) & host.capabilities for one in wanted[self.encoding]))
 

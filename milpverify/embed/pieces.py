@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from milpverify.encode.curves import Cut
-from milpverify.graph import evaluate_all, nonlinear_value
-from milpverify.operators import Elementwise
+from milpverify.graph import evaluate_all
 from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def first_cuts(graph: Graph, ranges: NodeRanges, count: int, left: Left) -> Cuts
     """Breakpoints that part every curved neuron into at most `count` pieces, the piece with the largest gap first."""
     cuts: Cuts = {}
     for i, lower, upper in _curved(graph, ranges, left):
-        rule = rule_of(graph.nodes[i].op)
+        rule = rule_of(graph.nonlinearities[i])
         place = np.argmax([(high - low).numpy() for low, high in zip(lower, upper, strict=True)], axis=0)
         size = len(place)
         pick = torch.from_numpy(place)
@@ -64,9 +63,9 @@ def first_cuts(graph: Graph, ranges: NodeRanges, count: int, left: Left) -> Cuts
 
 def _curved(graph: Graph, ranges: NodeRanges, left: Left) -> Iterator[tuple[int, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
     """The curved nodes that are not left to the solver, with the bounds of what their neurons read."""
-    for i in graph.nonlinear:
+    for i, op in graph.nonlinearities.items():
         node = graph.nodes[i]
-        if isinstance(node.op, Elementwise) and (node.op.function.pieces is not None or node.op.function.staircase):
+        if op.pieces is not None or op.staircase:
             continue
         lower, upper = (tuple(ranges[j][k].reshape(-1).double() for j in node.inputs) for k in (0, 1))
         upper = tuple(torch.maximum(a, b) for a, b in zip(lower, upper, strict=True))
@@ -119,11 +118,11 @@ def more_cuts(
 def _shares(graph: Graph, encoding: Encoding, quantities: Array, found: Deviation) -> Iterator[_Share]:
     weights = _weights(graph, found.x, found.scaled, found.scale)
     for neurons in encoding.neurons:
-        op = graph.nodes[neurons.node].op
-        if not neurons.curved or (isinstance(op, Elementwise) and op.function.staircase):
+        op = graph.nonlinearities[neurons.node]
+        if not neurons.curved or op.staircase:
             continue
         inputs = [np.ascontiguousarray(quantities[columns]) for columns in neurons.inputs]
-        true = nonlinear_value(op, [torch.from_numpy(z) for z in inputs]).numpy()
+        true = op.value([torch.from_numpy(z) for z in inputs]).numpy()
         error = np.nan_to_num(np.abs(quantities[neurons.outputs] - true), nan=0.0)
         for r in np.flatnonzero(error > 1e-12 * (1.0 + np.abs(true))).tolist():
             index = int(neurons.index[r])

@@ -21,9 +21,8 @@ from milpverify.encode.cut_forms import Composer, CutForms, Line
 from milpverify.encode.encoding import Neurons, NodeRanges
 from milpverify.encode.kinks import add_pieces
 from milpverify.encode.model import ModelBuilder, NumericallyUnfit
-from milpverify.encode.segments import own_pieces, touched_pieces
+from milpverify.encode.segments import touched_pieces
 from milpverify.graph import evaluate_all
-from milpverify.operators import Elementwise
 from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Capability
 from milpverify.solvers.model import Array, Index
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
+    from milpverify.operators import Nonlinear
     from milpverify.spec import Box
 
 _CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this multiple of its largest term
@@ -80,7 +80,8 @@ class NetworkEncoder:
             for i in {node, *graph.nodes[node].inputs, *read} - {0}:
                 a, b = (t.detach().reshape(-1).numpy().astype(np.float64) for t in bounds[i])
                 if not (np.isfinite(a).all() and np.isfinite(b).all()):
-                    raise NumericallyUnfit(f"{_named(graph.nodes[node])} has no finite bounds, or its input leaves its domain")
+                    what = f"{graph.nonlinearities[node]} ({graph.nodes[node].name or f'node {node}'})"
+                    raise NumericallyUnfit(f"{what} has no finite bounds, or its input leaves its domain")
                 self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
         self.compose = Composer(graph, self.lower, self.upper, deadline)
         nodes = (0, *graph.nonlinear)
@@ -109,7 +110,7 @@ class NetworkEncoder:
 
     def is_native(self, node: Node, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
         """Whether a curved node is left to the solver as it is, whose neurons read what lies within some bounds, (R,) each."""
-        return (Capability.QUADRATIC if rule_of(node.op).bilinear else Capability.FUNCTIONS) in self.native
+        return is_taken(self.graph.nonlinearities[node.id], self.native)
 
     def units(self, cut: int) -> tuple[float, bool]:
         """The least unit of a node's quantities, and whether they may have another centre than 0."""
@@ -123,7 +124,7 @@ class NetworkEncoder:
         if not need.size:
             return None
         none = need[:0]
-        if (pieces := own_pieces(node.op)) is None:
+        if (pieces := self.graph.nonlinearities[node.id].pieces) is None:
             read = [self._read(node, place, need) for place in range(len(node.inputs))]
             free = np.any([low < high for _, _, low, high in read], axis=0)
             forms = tuple(self._forms(source, entry[free]) for source, entry, _, _ in read)
@@ -190,7 +191,7 @@ class NetworkEncoder:
         if block.first is None or block.last is None:
             self._add_curved(block)
             return
-        pieces, (source,) = own_pieces(node.op), node.inputs
+        pieces, (source,) = self.graph.nonlinearities[node.id].pieces, node.inputs
         assert pieces is not None
         more, none = None if self.relaxed is None else self.relaxed.at(node.id, block.index), [None] * len(block.index)
         whole = lines_of(rule_of(node.op), block.lower, block.upper, list(none), more).whole if self.relaxed else None
@@ -252,8 +253,8 @@ class NetworkEncoder:
             if self.relaxed:
                 continue
             if native:
-                self._add_native(node, xs, y)
-            elif isinstance(node.op, Elementwise) and node.op.function.staircase:
+                self._add_native(self.graph.nonlinearities[node.id], xs, y)
+            elif self.graph.nonlinearities[node.id].staircase:
                 whole = builder.integers(self.lower[node.id][block.index[r]], self.upper[node.id][block.index[r]])
                 builder.row([int(whole[0]), y], [1.0, -1.0], 0.0, 0.0)
             elif ends is not None and cut is not None:
@@ -265,13 +266,13 @@ class NetworkEncoder:
                     add_parted(builder, ends, found.pieces[r], box, xs, cut.place, y, starts[:, r].tolist())
         self.neurons.append(Neurons(node.id, block.index, tuple(inputs), outputs, curved=True))
 
-    def _add_native(self, node: Node, xs: list[int], y: int) -> None:
+    def _add_native(self, op: Nonlinear, xs: list[int], y: int) -> None:
         """The operator as it is."""
-        if rule_of(node.op).bilinear:
+        if op.bilinear:
             self.builder.row([y], [1.0], 0.0, 0.0, products=[(xs[0], xs[-1], -1.0)])
         else:
-            assert isinstance(node.op, Elementwise)
-            self.builder.function(y, xs[0], node.op.function.name, node.op.function.term)
+            assert op.term is not None
+            self.builder.function(y, xs[0], op.name, op.term)
 
     def equal(self, column: int, line: Line) -> None:
         """The quantity of a column is the line."""
@@ -279,7 +280,6 @@ class NetworkEncoder:
         self.builder.row(*row, lower=-line.constant, upper=-line.constant, error=line.error)
 
 
-def _named(node: Node) -> str:
-    """A nonlinear node for messages: its function, and where it stands."""
-    what = str(node.op.function) if isinstance(node.op, Elementwise) else "a product"
-    return f"{what} ({node.name or f'node {node.id}'})"
+def is_taken(op: Nonlinear, native: frozenset[Capability]) -> bool:
+    """Whether a solver that is left QUADRATIC products and squares, or FUNCTIONS, takes a curved operator as it is."""
+    return Capability.QUADRATIC in native if op.bilinear else Capability.FUNCTIONS in native and op.term is not None

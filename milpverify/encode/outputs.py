@@ -16,8 +16,7 @@ import torch
 from milpverify.encode.encoding import Encoding
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.neurons import NetworkEncoder
-from milpverify.operators import Elementwise
-from milpverify.relaxations.registry import rule_of
+from milpverify.operators import Nonlinear
 from milpverify.solvers.base import Capability
 
 if TYPE_CHECKING:
@@ -61,11 +60,13 @@ def encode_outputs(
 
 def is_left(node: Node, native: frozenset[Capability], takes: Takes | None, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
     """Whether a curved node is left to a solver, whose neurons read what lies within some bounds, (R,) each."""
-    if rule_of(node.op).bilinear:
+    op = node.op
+    assert isinstance(op, Nonlinear)
+    if op.bilinear:
         return Capability.QUADRATIC in native
-    if Capability.FUNCTIONS not in native or not isinstance(node.op, Elementwise) or node.op.function.staircase:
+    if Capability.FUNCTIONS not in native or op.term is None or op.staircase:
         return False
-    term = node.op.function.term
+    term = op.term
     return takes is None or all(takes(term, low, high) for low, high in zip(lower[0].tolist(), upper[0].tolist(), strict=True))
 
 
@@ -78,8 +79,8 @@ class _OutputEncoder(NetworkEncoder):
         return is_left(node, self.native, self._takes, lower, upper)
 
     def units(self, cut: int) -> tuple[float, bool]:
-        nodes = self.graph.nodes
-        curved = [i for i in (cut, *self.graph.consumers[cut]) if i in self.graph.nonlinear and not rule_of(nodes[i].op).bilinear]
+        known = self.graph.nonlinearities
+        curved = [i for i in (cut, *self.graph.consumers[cut]) if i in known and not known[i].bilinear]
         if cut == 0 or not curved or Capability.FUNCTIONS not in self.native:
             return (SMALLEST if cut == 0 else 0.0), cut != 0
         return LEAST * max(1.0, *(float(np.abs(side[cut]).max()) for side in (self.lower, self.upper))), True

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from milpverify.arithmetic.interval import Interval
 from milpverify.arithmetic.rational_range import Number, Range, add, between, floats, mul, point
 from milpverify.balls.norm import Norm
 from milpverify.encode.segments import is_continuous, touched_pieces
 from milpverify.encode.smt_terms import ScriptWriter, Value, logic_of, number
 from milpverify.errors import SolverUnavailable, UnsupportedOperator
-from milpverify.operators import Affine, Elementwise, Product
+from milpverify.operators import Affine
 from milpverify.solvers.model import Logic, SmtScript
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
     from milpverify.balls.ball import Ball
     from milpverify.encode.encoding import NodeRanges
-    from milpverify.functions.catalogue import Function
     from milpverify.functions.pieces import Pieces
+    from milpverify.functions.terms import Term
     from milpverify.graph import Graph, Node
+    from milpverify.operators import Nonlinear
     from milpverify.spec import Disjunct, Rows
 
 LARGEST = 200_000  # coefficients; beyond that no SMT solver answers in time
@@ -180,20 +182,18 @@ class _Writer:
             if isinstance(op, Affine):
                 self._define_rounded(node, entries, op)
                 continue
+            op = self.graph.nonlinearities[node]
             for i in entries:
                 forms = [self._resolve(source, [i])[i] for source in arguments]
                 found = [self._clipped(source, i, self._range(form)) for source, form in zip(arguments, forms, strict=True)]
-                match op:
-                    case Elementwise(function) if function.pieces is not None:
-                        self._define_neuron((node, i), function.pieces, forms[0], found[0])
-                    case Elementwise(function):
-                        self._need(logic_of(function.term), function.name, self.graph.nodes[node])
-                        self._define_curved((node, i), function, self._argument(forms[0], found[0]))
-                    case Product():
-                        self._need(Logic.POLYNOMIAL, "Product", self.graph.nodes[node])
-                        self._name_result((node, i), self.write.product(*map(self._argument, forms, found)))
-                    case _:
-                        self._need(None, type(op).__name__, self.graph.nodes[node])
+                if op.pieces is not None:
+                    self._define_neuron((node, i), op.pieces, forms[0], found[0])
+                elif op.term is not None:
+                    self._need(logic_of(op.term), op.name, self.graph.nodes[node])
+                    self._define_curved((node, i), op, op.term, self._argument(forms[0], found[0]))
+                else:
+                    self._need(Logic.POLYNOMIAL if op.bilinear else None, op.name, self.graph.nodes[node])
+                    self._name_result((node, i), self.write.product(*map(self._argument, forms, found)))
 
     def _need(self, logic: Logic | None, name: str, node: Node) -> None:
         """Let the script speak a logic, as a node has to.
@@ -218,11 +218,11 @@ class _Writer:
     def _argument(self, form: _Form, found: Range) -> Value:
         return self.write.name(Value(self._sum(form), found))
 
-    def _define_curved(self, key: _Key, function: Function, x: Value) -> None:
-        value = self.write.evaluate(function.term, x)
+    def _define_curved(self, key: _Key, op: Nonlinear, term: Term, x: Value) -> None:
+        value = self.write.evaluate(term, x)
         if self.logic is Logic.TRANSCENDENTAL:  # where no `unsat` decides, ranges may come from floats, which know extrema
             ends = (torch.tensor([end], dtype=torch.float64) for end in floats(x.range))
-            known = between(*(float(end) for end in function.interval(*ends)))
+            known = between(*(float(end) for end in op.interval([Interval(*ends)])))
             value = Value(value.text, known.meet(value.range))
         self._name_result(key, value)
 

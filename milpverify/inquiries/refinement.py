@@ -28,9 +28,9 @@ from milpverify.config import CurveEncoding, Tuning
 from milpverify.encode.curves import Cut
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
-from milpverify.graph import evaluate_all, nonlinear_value
+from milpverify.encode.neurons import is_taken
+from milpverify.graph import evaluate_all
 from milpverify.inquiries.inquiry import Inquiry, Question, Questions, proof_of_emptiness
-from milpverify.operators import Elementwise
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.state import Bounds, NodeState
 from milpverify.relaxations.registry import rule_of
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from milpverify.encode.encoding import Encoding, NodeRanges
     from milpverify.graph import Graph
     from milpverify.inquiries.judging import Judging
-    from milpverify.operators import Operator
+    from milpverify.operators import Nonlinear
     from milpverify.propagation.state import State
     from milpverify.solvers.base import Progress
     from milpverify.solvers.model import Index
@@ -75,7 +75,7 @@ class RefinementTuning(Tuning):
 
 def native_to(solver: str, graph: Graph, options: Options) -> frozenset[Capability]:
     """What of a network a solver gets as it is: products and balls always, functions where the options say so; if it takes them."""
-    products = (graph.ball is not None and graph.ball.norm is Norm.L2) or any(rule_of(graph.nodes[i].op).bilinear for i in graph.nonlinear)
+    products = (graph.ball is not None and graph.ball.norm is Norm.L2) or any(op.bilinear for op in graph.nonlinearities.values())
     wanted = {Capability.QUADRATIC: products, Capability.FUNCTIONS: options.encoding is CurveEncoding.NATIVE}
     return load(solver).capabilities & {what for what, asked in wanted.items() if asked}
 
@@ -282,12 +282,12 @@ class Refinement(Inquiry):
         quantities, weights = encoding.quantities(point), self._weights(encoding.x_of(point))
         found = []
         for neurons in encoding.neurons:
-            op = self.graph.nodes[neurons.node].op
+            op = self.graph.nonlinearities[neurons.node]
             if not neurons.curved or self._is_whole(op):
                 continue
             inputs = [quantities[columns] for columns in neurons.inputs]
             outputs = quantities[neurons.outputs]
-            true = nonlinear_value(op, [torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]).numpy()
+            true = op.value([torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]).numpy()
             error = np.abs(outputs - true)
             weight = weights[neurons.node][neurons.index]
             for r in np.flatnonzero(error > self.tuning.exact * (1.0 + np.abs(true))).tolist():
@@ -297,11 +297,9 @@ class Refinement(Inquiry):
         parted = [self._part(node, index, at) for _, node, index, at in worth]
         return any(parted)
 
-    def _is_whole(self, op: Operator) -> bool:
+    def _is_whole(self, op: Nonlinear) -> bool:
         """Whether the model has an operator as it is, so that no breakpoint would change it."""
-        if isinstance(op, Elementwise) and op.function.staircase:
-            return True
-        return (Capability.QUADRATIC if rule_of(op).bilinear else Capability.FUNCTIONS) in self.native
+        return op.staircase or is_taken(op, self.native)
 
     def _weights(self, x: Array) -> dict[int, Array]:
         """Per nonlinear node, how the margin changes with its values, in size; nothing is taken for irrelevant."""

@@ -25,7 +25,7 @@ from milpverify.propagation.relevance import refinable, wanted
 from milpverify.propagation.request import BoundRequest, BoundTuning
 from milpverify.propagation.screening import Gram, functions_of, inexact, screen, undecided
 from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, Passage, State, rows_of_lines
-from milpverify.relaxations.registry import univariate
+from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def crown(
     screening = Passage(coarse, parallel, intervals=through.intervals if wide is fast else {})
     targets = {node.id for node in refinable(graph)}
     functions = {i: functions_of(graph, i) for i in targets}
-    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
+    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(rule_of(f), Smooth) for f in read)}
     level: Level = {}
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
     screened -= set(known or ()) if request.screened_before else set()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.config import check_time
-from milpverify.operators import Affine, Elementwise, Input, Product
+from milpverify.operators import Affine, Input, Nonlinear
 from milpverify.propagation.lookup import lookups
 from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import Bounds, NodeState, State
@@ -64,15 +64,11 @@ def step(
             ends = state[table.source].bounds
             bounds = table.bounds(Bounds(ends.lower.flatten(1), ends.upper.flatten(1)))
             return _met(found, bounds.lower.reshape(found.center.shape), bounds.upper.reshape(found.center.shape))
-        case Elementwise(function):
-            source = state[node.inputs[0]]
-            low, high = function.interval(source.bounds.lower, source.bounds.upper)
-            center = function(source.center)
-            return NodeState(Bounds(low, high), center if function.pieces else _number(center), None)
-        case Product():
-            a, b = (state[i] for i in node.inputs)
-            reach = rule_of(node.op).range((a.bounds.lower, b.bounds.lower), (a.bounds.upper, b.bounds.upper))
-            return NodeState(Bounds(*reach), _number(a.center * b.center), None)
+        case Nonlinear() as op:
+            sources = [state[i] for i in node.inputs]
+            reach = rule_of(op).range(tuple(s.bounds.lower for s in sources), tuple(s.bounds.upper for s in sources))
+            center = op.value([s.center for s in sources])
+            return NodeState(Bounds(*reach), center if op.pieces is not None else _number(center), None)
         case _:
             raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import UNDERFLOW, down, gamma, up
-from milpverify.operators import Elementwise, Linear, Scale, Select
+from milpverify.functions.pieces import RELU
+from milpverify.operators import Linear, Nonlinear, Scale, Select
 from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import Bounds
 
@@ -93,7 +94,7 @@ def _lookup(graph: Graph, node: Node, largest: int) -> Lookup | None:
     if not isinstance(node.op, Linear) or node.op.weight.dtype != torch.float64:  # the errors are float64's
         return None
     relu = graph.nodes[node.inputs[0]]
-    if not (isinstance(relu.op, Elementwise) and relu.op.function.name == "relu" and len(graph.consumers[relu.id]) == 1):
+    if not (isinstance(relu.op, Nonlinear) and relu.op.pieces == RELU and len(graph.consumers[relu.id]) == 1):
         return None
     line = graph.nodes[relu.inputs[0]]
     if not (isinstance(line.op, Scale) and (k := line.shape[-1]) > 1):

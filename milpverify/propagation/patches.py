@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from milpverify.graph import Pullback
 from milpverify.operators import Affine, Window
 from milpverify.propagation.request import CostTuning
 
@@ -137,26 +138,22 @@ def cost(
 
 
 def _cost(graph: Graph, node: Node, start: Window | None, tuning: CostTuning) -> Cost:
-    waiting: dict[int, Window | None] = {node.id: start}
     row = group = entries = 0.0
     entry, cut, share = tuning.entry, tuning.cut, tuning.share
     passed = 0
-    while waiting:
-        last = max(waiting)
-        now, window = graph.nodes[last], waiting.pop(last)
+    walk: Pullback[Window | None] = Pullback(graph, {node.id: start}, lambda a, b: None if a is None or b is None else a.joined(b))
+    for now, window in walk:
+        if now.id != node.id and window is not None and window.share > share:
+            window = None
         size = now.size if window is None else math.prod(window.within)
         row, entries, passed = row + entry * size, entries + size, passed + 1
         behind: tuple[Window | None, ...] = (window,) * len(now.inputs)
         if isinstance(now.op, Affine):
             found = None if window is None else now.op.behind(window, now.shape)
-            if last != node.id:  # the first step reads rows
+            if now.id != node.id:  # the first step reads rows
                 row += now.op.products(now.shape if window is None or found is None else window.within)
             behind = found or (None,) * len(now.inputs)
         else:
             group += cut * size
-        for source, there in zip(now.inputs, behind, strict=True):
-            if source in waiting:
-                other = waiting[source]
-                there = None if there is None or other is None else other.joined(there)
-            waiting[source] = None if there is None or there.share > share else there
+        walk.send(now, behind)
     return Cost(row, group, entries / passed)

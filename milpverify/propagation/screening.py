@@ -15,17 +15,17 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import gamma
 from milpverify.graph import affine_form
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine
 from milpverify.propagation.backward import Backward
 from milpverify.propagation.relevance import summing_maps
 from milpverify.propagation.request import BoundTuning
-from milpverify.relaxations.registry import rule_of, univariate
+from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milpverify.functions.catalogue import Function
     from milpverify.graph import Graph
+    from milpverify.operators import Nonlinear
     from milpverify.propagation.state import State
 
 Improve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -110,21 +110,25 @@ def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tenso
     return loose
 
 
-def functions_of(graph: Graph, node: int) -> list[Function] | None:
-    """The functions that read a variable; None where operators of several inputs do, too."""
-    ops = [graph.nodes[reading.reader].op for reading in graph.readers[node]]
-    functions = [op.function for op in ops if isinstance(op, Elementwise)]
-    return functions if len(functions) == len(ops) else None
+def functions_of(graph: Graph, node: int) -> list[Nonlinear] | None:
+    """The functions of one input that read a variable; None where operators of several inputs do, too."""
+    readers = [reading.reader for reading in graph.readers[node]]
+    return [graph.nonlinearities[i] for i in readers] if all(len(graph.readings[i]) == 1 for i in readers) else None
 
 
-def inexact(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the relaxation of some of the functions on [lower, upper] is not exact (bool)."""
-    exact = [univariate(f).is_affine(lower, upper) for f in functions]
+def inexact(functions: Sequence[Nonlinear], lower: Tensor, upper: Tensor) -> Tensor:
+    """Where the relaxation of some of the functions of one input on [lower, upper] is not exact (bool)."""
+    exact = [rule_of(f).is_exact((lower,), (upper,)) for f in functions]
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
 
 
 def screen(
-    sweep: Backward, functions: Sequence[Function], gram: Gram | None, place: Tensor, improve: Improve, tuning: BoundTuning = BoundTuning()
+    sweep: Backward,
+    functions: Sequence[Nonlinear],
+    gram: Gram | None,
+    place: Tensor,
+    improve: Improve,
+    tuning: BoundTuning = BoundTuning(),
 ) -> None:
     """Run one pass with parallel slopes; rows leave it as soon as they are decided, or as it cannot be expected any more.
 

@@ -33,7 +33,6 @@ from milpverify.propagation.crown import bound_sum
 from milpverify.propagation.forward import Carried
 from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import LinearBound, Lines, select, select_lines
-from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -49,7 +48,7 @@ def applies(graph: Graph, lower: Tensor, upper: Tensor, tuning: BoundTuning = Bo
 
 
 def _products(graph: Graph) -> list[int]:
-    return [i for i in graph.nonlinear if rule_of(graph.nodes[i].op).bilinear]
+    return [i for i, op in graph.nonlinearities.items() if op.bilinear]
 
 
 @dataclass(frozen=True, eq=False)

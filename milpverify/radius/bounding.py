@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from milpverify.balls.norm import Norm
+from milpverify.config import Tuning
 from milpverify.ladder import precision
 from milpverify.propagation.request import BoundRequest
 from milpverify.search.bounding import Prepared, bound_batch
@@ -20,32 +22,39 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.radius.question import Question
 
-RADII = 16
-"""In each of two grids: halvings of the largest, and then evenly between the two that the answer lies between;"""
-TOGETHER, TOGETHER_IF_LARGE = 16, 2
-"""and in a batch."""
+
+@dataclass(frozen=True)
+class GridTuning(Tuning):
+    """The radii that are bounded."""
+
+    radii: int = 16
+    """In each of two grids: halvings of the largest, and then evenly between the two that the answer lies between."""
+    together: int = 16
+    together_if_large: int = 2
+    """In a batch, and in one of a large network."""
 
 
-def proved_radius(question: Question, graph: Graph, largest: float, deadline: Deadline) -> float:
+def proved_radius(question: Question, graph: Graph, largest: float, deadline: Deadline, tuning: GridTuning = GridTuning()) -> float:
     """The largest radius of a grid that CROWN proves, 0 if there is none.
 
     Args:
         graph: the question's in float64, on the device to bound on.
         largest: of the radii.
     """
-    coarse = _largest(question, graph, [largest * 0.5**k for k in range(RADII)], deadline)
+    coarse = _largest(question, graph, [largest * 0.5**k for k in range(tuning.radii)], deadline, tuning)
     if coarse in (0.0, largest):
         return coarse
-    return max(coarse, _largest(question, graph, [coarse * (1.0 + k / RADII) for k in range(RADII - 1, 0, -1)], deadline))
+    finer = [coarse * (1.0 + k / tuning.radii) for k in range(tuning.radii - 1, 0, -1)]
+    return max(coarse, _largest(question, graph, finer, deadline, tuning))
 
 
-def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline) -> float:
+def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline, tuning: GridTuning) -> float:
     """The first of falling radii that is proved, 0 if none is."""
     if question.around.norm is not Norm.LINF:
         return _bisected(question, graph, radii, deadline)
     (group,) = groups(question.problem(radii[0]), graph.device)
     prepared, small = Prepared.of(graph, group), precision(graph) is torch.float64
-    together = TOGETHER if small else TOGETHER_IF_LARGE
+    together = tuning.together if small else tuning.together_if_large
     for first in range(0, len(radii), together):
         if deadline.expired():
             break

@@ -38,10 +38,6 @@ class McCormick(Rule):
         one = torch.ones_like(lower[0])
         return torch.zeros_like(one), one, one
 
-    @property
-    def bilinear(self) -> bool:
-        return True
-
     def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         (l_a, l_b), (u_a, u_b) = lower, upper
         size = torch.maximum(l_a.abs(), u_a.abs()) * torch.maximum(l_b.abs(), u_b.abs())

@@ -46,10 +46,6 @@ class Normalised(Rule):
     def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         return _PLANES.spans(lower, upper)
 
-    @property
-    def bilinear(self) -> bool:
-        return True
-
     def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         return _PLANES.is_exact(lower, upper)
 

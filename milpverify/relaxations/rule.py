@@ -45,11 +45,6 @@ class Rule(ABC):
     def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         """`span` on given bounds of the inputs: its ends, and what the optimiser's steps are multiplied with."""
 
-    @property
-    @abstractmethod
-    def bilinear(self) -> bool:
-        """Whether the operator is the product of its first and its last input, which may be the same one."""
-
     @abstractmethod
     def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         """Where the relaxation is the operator itself, but for rounding (bool)."""
@@ -184,10 +179,6 @@ class Univariate(Rule):
     def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         least, most = self.span
         return torch.full_like(lower[0], least), torch.full_like(lower[0], most), torch.ones_like(lower[0])
-
-    @property
-    def bilinear(self) -> bool:
-        return False
 
     def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         return self.is_affine(lower[0], upper[0])

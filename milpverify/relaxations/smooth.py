@@ -52,10 +52,6 @@ class Smooth(Univariate):
         least, most = steep.amin(0), steep.amax(0)
         return least, most, _PACE * (most - least)
 
-    @property
-    def bilinear(self) -> bool:
-        return self.function.name == "square"
-
     def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
         exact = upper <= lower
         for left, right in shape_of(self.function, lower.device).linear:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from milpverify.config import Tuning
-from milpverify.counterexamples.attack import attack
+from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.search.gap import gap_closed
 from milpverify.search.ledger import Part
 
@@ -85,8 +85,7 @@ class AttackTurns:
                 [group.disjuncts[k] for k in places],
                 self.deadline.within(self.tuning.seconds if paced else math.inf),
                 self.options.seed + self.turns,
-                starts=self.tuning.starts,
-                rounds=1,
+                tuning=replace(self.options.search.tuned(AttackTuning), starts=self.tuning.starts, rounds=1),
                 points=known,
             )
         self.spent += self.clock() - began

@@ -36,7 +36,7 @@ def timeless(value: Any) -> Any:
 
 
 MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0), NeuronTaskTuning(turn=20), SharingTuning(nodes=5))
-"""Neurons are split however few inputs there are, and the oracle's turns come early, and are short."""
+"""Neurons are split however few inputs there are, and the oracle's turns come early and are short."""
 BETWEEN = (GroupTuning(few_inputs=-1), SpaceTuning(few=-1, boxes=64, splits=16))
 """Both are tried, and nothing is decided at once."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from random_nets import disjunct_of, relu_network
+from support import ROOT
 from trees import boxes_of, context_of, neurons_of
 
 from milpverify.events import Event
@@ -27,6 +28,11 @@ def test_an_event_proves_nothing() -> None:
     reporter.prove(-2.0)
     reporter(Event("search", "two", {"bound": 3.0}))
     assert told[-1] == Event("search", "two", {"bound": 3.0, "lower_bound": -2.0, "bound_trust": "rounded", "closed": {}})
+
+
+def test_the_manual_names_every_part() -> None:
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `ledger`"))
+    assert [part.value for part in Part if f"`{part.value}`" not in line] == []
 
 
 def test_what_is_proved_of_a_group_counts_with_what_is_proved_of_the_others() -> None:

@@ -12,6 +12,7 @@ from random_nets import relu_network
 from milpverify import margin as margin_module
 from milpverify import optimize as optimize_module
 from milpverify.config import Options, SearchOptions
+from milpverify.counterexamples.attack import AttackTuning
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.inquiries import inquiry
@@ -154,7 +155,8 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
 
 def test_a_minimum_that_rests_on_a_solver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     weak, judged, runs = margin_module.attack, optimize_module.verify, list[Result]()
-    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: weak(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
+    least = AttackTuning(starts=1, steps=1, rounds=1)
+    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: weak(*a, tuning=least, **k))  # type: ignore[arg-type]
     monkeypatch.setattr(optimize_module, "verify", lambda *a, **k: runs.append(judged(*a, **k)) or runs[-1])
     options = Options(method="milp", attack=False, search=SearchOptions(tuning=NEURONS))
     falsified = 0

@@ -28,13 +28,14 @@ from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array, all_finite
 from milpverify.functions.catalogue import Function
 from milpverify.functions.piecewise import PIECEWISE
-from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
+from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import (
     Affine,
     Conv,
     Elementwise,
     Input,
     Linear,
+    Nonlinear,
     Operator,
     Permute,
     Product,
@@ -253,7 +254,10 @@ def _wide(args: Sequence[Value]) -> list[Value]:
 def _value(op: Operator, args: Sequence[Value], shape: Sequence[int]) -> Tensor:
     """An operator's values, (N, *shape)."""
     xs = [x for x, _ in args]
-    return _forward(op, xs).expand(-1, *shape) if isinstance(op, Affine) else nonlinear_value(op, xs)
+    if isinstance(op, Affine):
+        return _forward(op, xs).expand(-1, *shape)
+    assert isinstance(op, Nonlinear)
+    return op.value(xs)
 
 
 def _forward(op: Affine, xs: Sequence[Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ class Line:
 
     def of(self, name: str) -> bool:
         """Whether the node is this function of something."""
-        return isinstance(self.node.op, Elementwise) and self.node.op.function.name == name
+        return self.node.applies(name)
 
 
 def scaled(g: Builder, x: Node, slope: Fraction, offset: Fraction = Fraction(0), rounded: int = 0) -> Node:
@@ -314,7 +314,7 @@ def _exponent(g: Builder, node: Node) -> Node | None:
     outer = node.op
     if isinstance(outer, Select):
         node = argument(g, argument(g, node))
-    if not isinstance(node.op, Elementwise) or node.op.function.name != "exp":
+    if not node.applies("exp"):
         return None
     x = argument(g, node)
     if not isinstance(outer, Select):

@@ -22,7 +22,7 @@ from milpverify.functions.pieces import IDENTITY, RationalPieces, derive
 from milpverify.functions.piecewise import function_of
 from milpverify.functions.terms import parse
 from milpverify.graph import Node
-from milpverify.operators import Elementwise, Product, Reshape, Scale, Sum
+from milpverify.operators import Elementwise, Nonlinear, Product, Reshape, Scale, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,9 +124,8 @@ def gated(g: Builder, a: Node, b: Node) -> Node | None:
 def _is_step(g: Builder, x: Node) -> bool:
     """Whether a node is a mask, or one with a few affine functions around it."""
     for _ in range(4):
-        if isinstance(x.op, Elementwise):
-            pieces = x.op.function.pieces
-            return pieces is not None and not any(pieces.slopes)
+        if isinstance(x.op, Nonlinear):
+            return x.op.pieces is not None and not any(x.op.pieces.slopes)
         if not isinstance(x.op, Scale | Reshape):
             return False
         x = g.nodes[x.inputs[0]]
@@ -227,7 +226,7 @@ def _choice_of_lines(g: Builder, condition: Node, a: Value, b: Value) -> Node | 
         if (weight, bias) != (-1.0, 1.0):
             return None
         condition, a, b = g.nodes[condition.inputs[0]], b, a
-    if not isinstance(condition.op, Elementwise) or condition.op.function.name != "heaviside":
+    if not condition.applies("heaviside"):
         return None
     z = g.nodes[condition.inputs[0]]
     found = [_lines(g, v, z.shape) for v in (a, b, z)]

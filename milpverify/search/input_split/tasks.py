@@ -56,8 +56,8 @@ class BoxTasks(Tasks[Boxes]):
     """Boxes as tasks. `start`: so many subproblems come before the next; `given` are the disjuncts that were tasks over the whole box."""
 
     def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
-        self.space, self.oracle, self.tuning = space, oracle, oracle.options.search.tuned(BoxTaskTuning)
-        self.sharing = oracle.options.search.tuned(SharingTuning)
+        self.space, self.oracle, search = space, oracle, oracle.options.search
+        self.tuning, self.sharing = search.tuned(BoxTaskTuning), search.tuned(SharingTuning)
         self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= self.tuning.small
         seconds = min(self.tuning.first, self.tuning.early) if self.small else self.tuning.first
         self.start, self.turns, self.failed = space.effort.subproblems(seconds), 0, 0

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.config import Tuning
-from milpverify.operators import Elementwise
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import OutputConstraints
 from milpverify.propagation.optimised.output_constraints import tightened
@@ -122,13 +121,12 @@ def implied(graph: Graph, plain: State, conditional: State) -> tuple[Split, ...]
         plain, conditional: of the one subproblem, without and with the bounds that hold at unsafe points only.
     """
     found: dict[Split, None] = {}
-    for y in graph.nonlinear:
-        op = graph.nodes[y].op
-        if not isinstance(op, Elementwise) or op.function.pieces is None:
+    for y, op in graph.nonlinearities.items():
+        if op.pieces is None:
             continue
         (z,) = graph.nodes[y].inputs
         known, now = plain[z].bounds, conditional[z].bounds
-        for point in op.function.pieces.breakpoints:
+        for point in op.pieces.breakpoints:
             for side, news in ((1.0, (now.lower >= point) & (known.lower < point)), (-1.0, (now.upper <= point) & (known.upper > point))):
                 found |= dict.fromkeys((z, index, side, point) for index in news[0].flatten().nonzero().flatten().tolist())
     return tuple(found)

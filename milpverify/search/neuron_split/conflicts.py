@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.operators import Elementwise
 from milpverify.propagation.optimised.dual import Dual, accumulate
 from milpverify.search.neuron_split.conditional import ConditionalTuning
 
@@ -33,8 +32,7 @@ class Conflicts:
         graph, device = bounder.graph, bounder.graph.device
         self.single = torch.zeros(bounder.relaxations.count, dtype=torch.bool, device=device)
         for z in bounder.slots:
-            ops = [graph.nodes[reading.reader].op for reading in graph.readers[z]]
-            pieces = [op.function.pieces if isinstance(op, Elementwise) else None for op in ops]
+            pieces = [graph.nonlinearities[reading.reader].pieces for reading in graph.readers[z]]
             self.single[bounder.relaxations.columns[z]] = len(pieces) == 1 and pieces[0] is not None and len(pieces[0].breakpoints) == 1
         for _, _, source in bounder.relaxations.derived:  # split for the sake of other readers, too
             self.single[source] = False

@@ -26,7 +26,7 @@ from milpverify.search.branch_and_bound import Chunks, Space
 from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
-from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
+from milpverify.search.neuron_split.branching import Brancher, BranchingTuning, children, narrowed, reset_slopes, where_worse, with_those_of
 from milpverify.search.neuron_split.clip import Clipper
 from milpverify.search.neuron_split.conditional import ConditionalRoot, ConditionalTuning, conditional_root, implied, stacked, swept_state
 from milpverify.search.neuron_split.conflicts import Conflicts
@@ -82,8 +82,10 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
         """What works with a bounder."""
-        forms, heuristic = HalfspaceForms(bounder.relaxations, self.context.tuned(HalfspaceTuning)), self.context.switches.branching
-        return Clipper(bounder, forms, self.conditional), Brancher(bounder, heuristic, forms, self.context.options.seed)
+        context, heuristic = self.context, self.context.switches.branching
+        forms = HalfspaceForms(bounder.relaxations, context.tuned(HalfspaceTuning))
+        brancher = Brancher(bounder, heuristic, forms, context.options.seed, context.tuned(BranchingTuning))
+        return Clipper(bounder, forms, self.conditional), brancher
 
     def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:
         """A tree to begin with: every disjunct on every box, or other roots, of which nothing is learned."""
@@ -114,7 +116,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             chunks = Chunks(parents, self.batch, deadline, share=2 * self.bounder.candidates)
             for part in chunks:
                 with chunks:
-                    chosen.append(best_split(self.bounder, part))
+                    chosen.append(self.brancher.best_split(part))
             if not chunks.complete:
                 return None
             both = children(self.bounder, parents, torch.cat(chosen))
@@ -178,7 +180,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
                     again, _, better = bounder.bound(clipped, 0, ledger)
                     clipping.keep(again, better)
                 subs, domain = clipping.subs, bounder.domain_of(clipping.subs)
-                subs = narrowed(bounder, subs, before, domain)
+                subs = narrowed(bounder, subs, before, domain, self.brancher.tuning)
         with ledger.spent(Part.BRANCHING):
             return replace(subs, best=self.brancher.rank(subs, domain, found)), found
 

@@ -27,8 +27,9 @@ from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.encode.balls import confined
 from milpverify.encode.segments import touched_pieces
+from milpverify.graph import Pullback
 from milpverify.linear_relaxation import margin_bound, settled, split_table, weighted_bound
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine, Input, Nonlinear
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows
 from milpverify.search.solver.pace import Pace, ProgramTuning
@@ -321,30 +322,26 @@ class _Leaf:
                 z, index, side, point = self.decisions[i - count]
                 at(z)[k, index] = _rational(-side)
                 constants[k] = _rational(side * point)
-        for node in reversed(self.graph.nodes):
-            if node.id not in start:
-                continue
-            here = start.pop(node.id)
+        walk = Pullback(self.graph, start)
+        for node, here in walk:
             match node.op:
                 case Affine() as op:
                     if op.bias is not None:
                         bias = flint.fmpq_mat([[_rational(b)] for b in op.bias.expand(node.shape).flatten().tolist()])
                         constants = [c + s for c, s in zip(constants, (here * bias).entries(), strict=True)]
-                    for source, matrix in zip(node.inputs, self._matrices[node.id], strict=True):
-                        start[source] = at(source) + here * matrix
-                case Elementwise():
+                    walk.send(node, (here * matrix for matrix in self._matrices[node.id]))
+                case Input():
+                    forms = forms + here
+                case Nonlinear():
                     slopes, intercepts, undecided = self._pieces[node.id]
                     if any(here[k, j] for j in undecided for k in range(len(active))):
                         return None
                     values = flint.fmpq_mat([[_rational(b)] for b in intercepts])
                     constants = [c + s for c, s in zip(constants, (here * values).entries(), strict=True)]
-                    source = at(node.inputs[0])
-                    for j, slope in enumerate(slopes):
-                        if slope:
-                            for k in range(len(active)):
-                                source[k, j] += here[k, j] * _rational(slope)
-                case _:
-                    forms = forms + here
+                    for j, slope in enumerate(map(_rational, slopes)):
+                        for k in range(len(active)):
+                            here[k, j] *= slope
+                    walk.send(node, [here])
         return forms, constants
 
     @cached_property
@@ -363,12 +360,11 @@ class _Leaf:
     def _pieces(self) -> dict[int, tuple[list[float], list[float], list[int]]]:
         """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on, and which may be on several."""
         found = {}
-        for i in self.graph.nonlinear:
-            op = self.graph.nodes[i].op
-            assert isinstance(op, Elementwise) and op.function.pieces is not None
+        for i, op in self.graph.nonlinearities.items():
+            assert op.pieces is not None
             bounds = self.state[self.graph.nodes[i].inputs[0]].bounds
-            first, last = touched_pieces(op.function.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
-            slopes, intercepts = ([values[k] for k in first] for values in (op.function.pieces.slopes, op.function.pieces.intercepts))
+            first, last = touched_pieces(op.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
+            slopes, intercepts = ([values[k] for k in first] for values in (op.pieces.slopes, op.pieces.intercepts))
             found[i] = (slopes, intercepts, np.nonzero(first != last)[0].tolist())
         return found
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from trees import begun, context_of, root_of
 
 import milpverify as mv
-from milpverify import run
-from milpverify.config import Deadline, Options, SearchOptions
+from milpverify.config import Deadline, Options, SearchOptions, Tuning
 from milpverify.encode.milp import encode_layer
 from milpverify.errors import Contradiction
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
+from milpverify.run import RunTuning
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split.bounder import Bounder
@@ -226,10 +226,8 @@ TURNS = RestartTuning(seconds=0.05, splits=8, targets=400)
 """Turns are short."""
 
 
-def decided(
-    problem: Problem, trust: str = "solver", turns: RestartTuning = TURNS, tasks: NeuronTaskTuning = AT_ONCE, **parts: bool
-) -> mv.Result:
-    search = SearchOptions(tuning=(*NEURONS, turns, tasks), **parts)
+def decided(problem: Problem, trust: str = "solver", tuning: tuple[Tuning, ...] = (TURNS, AT_ONCE), **parts: bool) -> mv.Result:
+    search = SearchOptions(tuning=(*NEURONS, *tuning), **parts)
     return mv.verify(problem, 60.0, options=Options(attack=False, trust=trust, search=search))
 
 
@@ -242,8 +240,8 @@ def test_the_search_begins_anew_from_tighter_roots(counted: bool) -> None:
 
 
 def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is() -> None:
-    turns = replace(TURNS, least=2.0)
-    result = decided(problem_of(-2.0), turns=turns, deterministic=True, oracle=False, output_constraints=False)
+    tuning = replace(TURNS, least=2.0), AT_ONCE
+    result = decided(problem_of(-2.0), tuning=tuning, deterministic=True, oracle=False, output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and detail(result)["tightened"] and detail(result)["restarts"] == 0
 
 
@@ -252,10 +250,10 @@ def test_without_trust_in_solvers_their_ends_are_not_asked_for() -> None:
     assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED and "oracle_ends" not in detail(result)
 
 
-def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with() -> None:
     def begun_anew(seconds: float) -> int:
-        monkeypatch.setattr(run, "REFINE_SECONDS", seconds)
-        result = decided(problem_of(-2.0), turns=replace(TURNS, seconds=0.0), oracle=False, tightening=False)
+        tuning = replace(TURNS, seconds=0.0), AT_ONCE, RunTuning(refine_seconds=seconds)
+        result = decided(problem_of(-2.0), tuning=tuning, oracle=False, tightening=False)
         assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED
         return detail(result).get("restarts", 0)
 
@@ -284,7 +282,7 @@ def test_a_solver_killed_on_an_end_costs_an_end(monkeypatch: pytest.MonkeyPatch)
             os.killpg(oracle.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Oracle, "give_target", giving)
-    result = decided(problem_of(-2.0), tasks=FIRST, output_constraints=False)
+    result = decided(problem_of(-2.0), tuning=(TURNS, FIRST), output_constraints=False)
     assert killed and result.verdict is Verdict.VERIFIED
 
 
@@ -327,5 +325,5 @@ def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left
 
 def test_a_tree_that_is_ahead_begins_anew_a_turn_later() -> None:
     turns, off = replace(TURNS, ahead=1e9), dict.fromkeys(("oracle", "output_constraints", "clipping"), False)
-    result = decided(problem_of(-3.0), turns=turns, deterministic=True, **off)
+    result = decided(problem_of(-3.0), tuning=(turns, AT_ONCE), deterministic=True, **off)
     assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0 and detail(result)["restarts"] > 0
