@@ -11,13 +11,13 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from threading import Event as _Flag
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Deadline:
@@ -139,13 +139,10 @@ def _resident() -> float:
         return 0.0
 
 
-MOST_BYTES = 2**30
+MOST_BYTES: Final = 2**30
 """What a file may hold, unpacked, unless another limit is asked for: of a network's weights in files of their own, all together."""
-MOST_ENTRIES = 2**27
+MOST_ENTRIES: Final = 2**27
 """The most entries of a tensor of a network, whatever computes it, unless another limit is asked for; of more, bounds fill the memory."""
-
-DELTA = 1e-6
-"""The margin up to which smooth networks are decided, unless the options say otherwise."""
 
 
 class Tuning:
@@ -159,6 +156,11 @@ class Tuning:
 
 
 AnyTuning = TypeVar("AnyTuning", bound=Tuning)
+
+
+def tuned(tuning: Iterable[Tuning], kind: type[AnyTuning]) -> AnyTuning:
+    """The tuning numbers of a kind among some, or else the defaults."""
+    return next((numbers for numbers in tuning if isinstance(numbers, kind)), None) or kind()
 
 
 class SearchMethod(Enum):
@@ -274,8 +276,10 @@ class _HeuristicChoice(_Choice[Any]):
 class Milp:
     """Decide by one mixed-integer model per disjunct, handed whole to a solver.
 
-    `solver` is "scip", "highs" or "gurobi"; `threads` and `memory_mb` bound the worker process; `encoding`, which may be given by its
-    value, says how the model holds what is curved.
+    `solver` is "scip", "highs", "gurobi", or "module:Class": an adapter of your own, a subclass of `milpverify.solvers.base.Solver` in a
+    module that new processes can import. What it proves counts once SCIP proves it too, unless its `needs_second` says otherwise.
+    `threads` and `memory_mb` bound the worker process; `encoding`, which may be given by its value, says how the model holds what is
+    curved.
     """
 
     solver: str = "scip"
@@ -326,7 +330,7 @@ class SearchOptions:
 
     def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
         """The tuning numbers of a kind: those in `tuning`, or else the defaults."""
-        return next((numbers for numbers in self.tuning if isinstance(numbers, kind)), None) or kind()
+        return tuned(self.tuning, kind)
 
     @property
     def both_ways(self) -> bool:
@@ -359,10 +363,10 @@ class Options:
     """
 
     method: _Choice[SearchMethod] = _Choice(SearchMethod.AUTO)
-    solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5
+    solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5 | module:Class
     encoding: _Choice[CurveEncoding] = _Choice(CurveEncoding.PIECES)
     trust: _Choice[Trust] = _Choice(Trust.SOLVER)  # the weakest that may decide
-    delta: float = DELTA  # completeness margin of smooth networks
+    delta: float = 1e-6  # the margin up to which smooth networks are decided
     device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
     attack: bool = True

@@ -17,13 +17,22 @@ from milpverify.version import __version__
 
 
 def settings_of(options: Options, method: str | SearchMethod | Milp) -> Options:
-    """The options with the method that was asked for, checked."""
+    """The options with the method that was asked for, checked.
+
+    Raises:
+        InvalidInput: options of another type, an unknown method or solver.
+    """
     if not isinstance(options, Options):
         raise InvalidInput(f"options are mv.Options(...), not a {type(options).__name__}")
     if isinstance(method, Milp):
         asked = {part.name: getattr(method, part.name) for part in dataclasses.fields(method)}
-        return dataclasses.replace(options, method=SearchMethod.MILP, **asked)
-    changed = dataclasses.replace(options, method=method)
+        changed = dataclasses.replace(options, method=SearchMethod.MILP, **asked)
+    else:
+        changed = dataclasses.replace(options, method=method)
+    if changed.solver not in SOLVERS:  # a user's own, or none
+        from milpverify.solvers.registry import load
+
+        load(changed.solver)
     return options if changed.method is SearchMethod.AUTO else changed
 
 

@@ -160,7 +160,7 @@ def closes(bound: float, strict: bool) -> bool: ...
 @overload
 def closes(bound: Tensor, strict: Tensor) -> Tensor: ...
 def closes(bound: float | Tensor, strict: bool | Tensor) -> bool | Tensor:
-    """Whether lower bounds of margins prove their disjuncts: the one test that closes anything. NaN and -inf prove nothing.
+    """Whether lower bounds of margins prove their disjuncts, elementwise: the one test that closes anything. NaN and -inf prove nothing.
 
     Args:
         strict: whether all rows of the disjunct are (`Disjunct.strict`).

@@ -13,7 +13,7 @@ import pytest
 from support import ROOT
 
 import milpverify as mv
-from milpverify.config import Branching, CurveEncoding, Milp, Options, SearchMethod, SearchOptions, SplitPoints
+from milpverify.config import PARTS, Branching, CurveEncoding, Milp, Options, SearchMethod, SearchOptions, SplitPoints
 from milpverify.result import Trust
 from milpverify.run_info import settings_of
 
@@ -94,3 +94,8 @@ def test_the_manual_names_every_choice(option: str, choices: type[Enum]) -> None
     (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `--{option}"))
     named = set(re.split(r"[\\|` ]+", line))
     assert named >= {choice.value for choice in choices}
+
+
+def test_the_manual_names_every_part_that_can_be_turned_off() -> None:
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `--without"))
+    assert set(re.findall(r"`(\w+)`", line)) == set(PARTS)

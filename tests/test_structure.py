@@ -26,7 +26,7 @@ def test_files_do_not_import_each_other_in_more_circles() -> None:
 
 
 SIZES = (structure.folders, structure.lengths, structure.attributes, structure.lines_of_code)
-ORDER = (structure.parameters, structure.tuning_numbers, structure.tuning_faults)
+ORDER = (structure.parameters, structure.tuning_numbers, structure.tuning_faults, structure.shapeless)
 
 
 @pytest.mark.parametrize("count", SIZES)
@@ -36,7 +36,7 @@ def test_the_code_does_not_grow_beyond_its_limits(count: Callable[[Code], Count]
 
 
 @pytest.mark.parametrize("count", ORDER)
-def test_numbers_are_handed_in_and_parameters_are_few(count: Callable[[Code], Count]) -> None:
+def test_numbers_are_handed_in_parameters_are_few_and_shapes_are_told(count: Callable[[Code], Count]) -> None:
     kept(count(CODE))
 
 
@@ -327,3 +327,31 @@ def test_faults_of_tuning_dataclasses_are_told(small: Path) -> None:
         ("Good", "no frozen dataclass"),
         ("Good", "numbers without a word about them"),
     ]
+
+
+TENSORS = '''
+    from torch import Tensor
+    from small.above import Above
+
+    def told(x: Tensor) -> Tensor:
+        """Of each row (n, nx) its sum, (n,)."""
+    def alike(x: "Tensor | None") -> int:
+        """Elementwise is a word, elementwise another."""
+    def untold(x: list[Tensor]) -> int:
+        """Not (this one), nor that (lower, upper)."""
+    def _own(x: Tensor) -> None: ...
+    def plain(x: int) -> int: ...
+    class Below(Above):
+        def inherited(self, x: Tensor) -> Tensor: ...
+        def also(self) -> Tensor: ...
+    class _Own:
+        def method(self, x: Tensor) -> Tensor: ...
+    '''
+
+
+def test_tensors_without_shapes_are_counted(small: Path) -> None:
+    write(small / "tensors.py", TENSORS)
+    write(small / "above.py", 'class Above:\n    def inherited(self, x: Tensor) -> Tensor:\n        """In the shape of x."""\n')
+    write(small / "_own.py", "def f(x: Tensor) -> Tensor: ...\n")
+    found = structure.shapeless(Code(small))
+    assert [part.name for part in found.parts] == ["small/tensors.py:Below.also", "small/tensors.py:untold"]

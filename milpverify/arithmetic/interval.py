@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 
 def point(x: Tensor) -> Interval:
-    """[x, x]; an infinite x stands for everything beyond the largest float."""
+    """[x, x], elementwise; an infinite x stands for everything beyond the largest float."""
     return Interval(x.clamp(max=LARGEST), x.clamp(min=-LARGEST))
 
 
@@ -62,7 +62,7 @@ def sub(a: Interval, b: Interval) -> Interval:
 
 
 def product(a: Tensor, b: Tensor) -> Interval:
-    """The float neighbours of a * b, with 0 * inf = 0; exact where a factor is 0 or +-1, and never across zero."""
+    """The float neighbours of a * b, with broadcasting and 0 * inf = 0; exact where a factor is 0 or +-1, and never across zero."""
     zero = (a == 0) | (b == 0)
     p = torch.where(zero, 0.0, a * b)
     exact = zero | (a.abs() == 1) | (b.abs() == 1)

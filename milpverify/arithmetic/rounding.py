@@ -46,17 +46,17 @@ def ieee() -> Iterator[None]:
 
 
 def down(x: Tensor) -> Tensor:
-    """The next float below (one unit in the last place covers one correctly rounded operation)."""
+    """The next float below, elementwise (one unit in the last place covers one correctly rounded operation)."""
     return torch.nextafter(x, x.new_full((), -torch.inf))
 
 
 def up(x: Tensor) -> Tensor:
-    """The next float above."""
+    """The next float above, elementwise."""
     return torch.nextafter(x, x.new_full((), torch.inf))
 
 
 def cast_down(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert float64 to `dtype`, never upwards."""
+    """Convert float64 to `dtype`, elementwise, never upwards."""
     if dtype == torch.float64:
         return x
     y = x.to(dtype)
@@ -64,5 +64,5 @@ def cast_down(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cast_up(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert float64 to `dtype`, never downwards."""
+    """Convert float64 to `dtype`, elementwise, never downwards."""
     return -cast_down(-x, dtype)

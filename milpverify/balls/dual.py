@@ -55,7 +55,7 @@ class Region:
         return Region(ball.norm, inverse, budget, lower - centre, upper - centre, centre - reference, tuning)
 
     def take(self, owner: Tensor | None) -> Region:
-        """With the boxes `owner` as the batch."""
+        """With the boxes `owner` (n,) as the batch."""
         return self if owner is None else replace(self, low=self.low[owner], high=self.high[owner], shift=self.shift[owner])
 
     def to(self, dtype: torch.dtype) -> Region:
@@ -68,7 +68,7 @@ class Region:
         return torch.zeros_like(self.low).clamp(self.low, self.high)
 
     def cost(self, d: Tensor) -> Tensor:
-        """phi of every coordinate."""
+        """phi of every coordinate, for d (..., nx), in that shape."""
         share = d * self.inverse
         return share.abs() if self.norm is Norm.L1 else share * share
 

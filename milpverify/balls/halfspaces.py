@@ -68,7 +68,7 @@ class Polytopes:
         return Polytopes(rows, lower - reference, upper - reference, room, tuning)
 
     def take(self, owner: Tensor | None) -> Polytopes:
-        """With the boxes `owner` as the batch."""
+        """With the boxes `owner` (n,) as the batch."""
         return self if owner is None else replace(self, low=self.low[owner], high=self.high[owner], room=self.room[owner])
 
     def to(self, dtype: torch.dtype) -> Polytopes:

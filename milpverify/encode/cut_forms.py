@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.model import OutOfTime
 from milpverify.graph import affine_form
 from milpverify.operators import Affine
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 Split = tuple[int, int, float, float]
 """A split decision side * (z - point) >= 0 as (node of z, flat index of z, side, point)."""
-
-_CHUNK = 2**22  # entries of the dense rows that are formed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +61,26 @@ class Line:
 class Composer:
     """Composes rows of nodes from the cut nodes, whose bounds are given; `needed` collects the entries of cut nodes that rows use."""
 
-    def __init__(self, graph: Graph, lower: Mapping[int, Array], upper: Mapping[int, Array], deadline: Deadline | None) -> None:
-        self.graph, self.lower, self.upper, self.deadline = graph, lower, upper, deadline
+    def __init__(
+        self,
+        graph: Graph,
+        lower: Mapping[int, Array],
+        upper: Mapping[int, Array],
+        deadline: Deadline | None,
+        tuning: EncodingTuning = EncodingTuning(),
+    ) -> None:
+        self.graph, self.lower, self.upper, self.deadline, self.tuning = graph, lower, upper, deadline, tuning
         self.needed = {i: np.zeros(graph.nodes[i].size, dtype=bool) for i in (0, *graph.nonlinear)}
         self.reach = self._reaches()
 
     def forms(self, node: int, rows: Tensor, x_rows: Array | None = None, units: bool = False) -> CutForms:
-        """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1)."""
+        """Rows of a node over the cut nodes, with a bound of the rounding in composing them (Higham, section 3.1).
+
+        Args:
+            rows: (n, *node.shape) float64.
+            x_rows: (n, nx), to be added to what the rows are over the inputs.
+            units: whether the rows are unit vectors, so that one affine step from the cut nodes rounds nothing.
+        """
         self.check_time()
         form = affine_form(self.graph, node, rows)
         coefficients = {cut: c.reshape(len(rows), -1).numpy() for cut, c in form.coefficients.items()}
@@ -86,10 +98,10 @@ class Composer:
         return CutForms(entries, form.constant.numpy(), error)
 
     def units(self, node: int, index: Index) -> list[CutForms]:
-        """The forms of some entries of a node, in chunks."""
+        """The forms of some entries of a node, in chunks of at most `tuning.entries` entries of dense rows, and one row at least."""
         size = self.graph.nodes[node].size
         width = max(size, *(self.graph.nodes[i].size for i in self.graph.ancestors[node]))
-        step = max(1, _CHUNK // width)
+        step = max(1, self.tuning.entries // width)
         forms = []
         for offset in range(0, len(index), step):
             part = index[offset : offset + step]

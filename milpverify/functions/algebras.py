@@ -60,7 +60,7 @@ def tensor_algebra() -> Algebra[Any]:
 
 @functools.cache
 def torch_function(name: str) -> Callable[..., Tensor]:
-    """The torch function of this dotted name, such as `torch.nn.functional.elu`.
+    """The torch function of this dotted name, such as `torch.nn.functional.elu`, which works elementwise.
 
     Raises:
         InvalidInput: torch has no such function.

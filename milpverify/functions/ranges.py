@@ -51,7 +51,7 @@ def _same(like: Tensor, lower: float, upper: float) -> Interval:
 
 
 def linear_range(pieces: Pieces, lower: Tensor, upper: Tensor) -> Interval:
-    """On a box, float64: the lines that hold its ends, there, and the values and one-sided limits at the breakpoints inside."""
+    """On boxes, float64 of any one shape: the lines that hold their ends, there, and values and one-sided limits at breakpoints inside."""
     if pieces == _RELU:  # the most frequent by far, and exact
         return Interval(lower.clamp(min=0.0), upper.clamp(min=0.0))
     found = _same(lower, math.inf, -math.inf)
@@ -93,8 +93,8 @@ def curved_range(shape: Shape, ends: Interval, lower: Tensor, upper: Tensor) -> 
     """Between extrema a function is monotone, so its range is the hull of its values at both ends and at the extrema inside.
 
     Args:
-        ends: contains the values at both ends of the box.
-        lower, upper: the box, float64.
+        ends: contains the values at both ends of every box.
+        lower, upper: the boxes, float64, any one shape, which all else has.
     """
     found = ends
     for (low, high), (least, most) in zip(shape.extrema, shape.extreme_values, strict=True):
@@ -112,7 +112,7 @@ def curved_range(shape: Shape, ends: Interval, lower: Tensor, upper: Tensor) -> 
 
 
 def meets(lower: Tensor, upper: Tensor, low: float, high: float, period: PerInput | None) -> Tensor:
-    """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away."""
+    """Whether [lower, upper] may contain a number of [low, high], or one that is a multiple of the period away: bool, elementwise."""
     if period is None:
         return (lower <= high) & (upper >= low)
     # Turns of the circle from an extremum to both ends: three rounded operations on numbers known to a unit in the last place.

@@ -26,6 +26,7 @@ import torch
 from milpverify.balls.norm import Norm
 from milpverify.config import CurveEncoding, Tuning
 from milpverify.encode.curves import Cut
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.neurons import is_taken
@@ -161,9 +162,7 @@ class Refinement(Inquiry):
         within = replace(self.disjunct, box=self._box())
         native, cuts = (self.native, self.cuts) if whole else (frozenset[Capability](), {})
         start = self.x if whole else None
-        return encode(
-            self.graph, self.ranges, within, start=start, decisions=self.decisions, deadline=self.deadline, cuts=cuts, native=native
-        )
+        return encode(self.graph, self.ranges, within, start, self.decisions, self.deadline, ModelForm(cuts, native))
 
     def _whole(self) -> Encoding:
         """The model with binaries; products whose ranges a solver's tolerance does not carry have pieces."""
@@ -339,7 +338,7 @@ class Refinement(Inquiry):
 
 
 def propagated(graph: Graph, ranges: NodeRanges) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Ranges met with what interval propagation makes of them: outward rounded."""
+    """Ranges met with what interval propagation makes of them, outward rounded: per node two tensors of its shape, float64."""
     lower, upper = (t.reshape(1, -1) for t in ranges[0])
     state: State = {}
     for node in graph.nodes:

@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 
 def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights in another precision: 0 where it holds them as subnormal numbers only, which take a hundred times as long in products."""
+    """Weights, of any shape, in another precision: 0 where they are subnormal there, which takes a hundred times as long in products."""
     kept = weight.to(dtype)
     return kept if dtype == weight.dtype else torch.where(kept.abs() < torch.finfo(dtype).tiny, 0.0, kept)
 

@@ -48,7 +48,7 @@ class Window:
         return math.prod(self.within) / math.prod(self.shape)
 
     def take(self, group: Tensor) -> Window:
-        """The windows of some groups."""
+        """The windows of some groups, `group` (n,)."""
         return replace(self, start=self.start[group])
 
     @cached_property

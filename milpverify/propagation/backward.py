@@ -312,7 +312,9 @@ class Backward:
         return (rows * self._wide(vector, rows)).flatten(2).sum(2, dtype=self.graph.inner).double()
 
     def concretise(self, confined: bool = True) -> tuple[Tensor, Tensor]:
-        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait; upper means nothing unless parallel.
+        """Bounds (lower, upper) by the intervals of the nodes where multipliers wait, (groups, rows) float64 each.
+
+        What rounding has cost on the way is charged for. The upper ones mean nothing unless the pass is `parallel`.
 
         Args:
             confined: whether what inputs are confined to besides the box counts; without it, the bounds hold over the whole box.
@@ -374,8 +376,8 @@ class Backward:
         """Go on with some of the rows only, rearranged; those of a new group come from one group.
 
         Args:
-            group: (new groups,) from which they come.
-            position: (new groups, new rows) places of the rows among groups * rows.
+            group: (n,) from which the new groups come.
+            position: (n, r), the places of the new rows among all groups * rows.
         """
         assert self.owner is not None
         self.owner = self.owner[group]

@@ -60,11 +60,11 @@ class Forms:
 
     @property
     def size(self) -> Tensor:
-        """S: an upper bound of (|M| + |H|) |d| over the box."""
+        """S: an upper bound of (|M| + |H|) |d| over the box, (batch, *shape) float64."""
         return self.reach_lower if self.lower is self.upper else self.reach_lower + self.reach_upper
 
     def bounds(self, center: Tensor) -> Bounds:
-        """What the forms say of the node with a reference value; NaN where they say nothing."""
+        """What the forms say of the node with a reference value (batch, *shape), float64; NaN where they say nothing."""
         low, high = down(down(self.b_lower - self.reach_lower)), up(up(self.b_upper + self.reach_upper))
         return Bounds(down(center + low), up(center + high))
 

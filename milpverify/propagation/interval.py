@@ -51,6 +51,7 @@ def step(
 
     Args:
         graph: in float64.
+        lower, upper: the input's boxes, (batch, nx) float64.
         fast: the copy that backward passes multiply with, whose precision the charges are for.
     """
     check_time()
@@ -98,7 +99,7 @@ def _met(known: NodeState, lower: Tensor, upper: Tensor) -> NodeState:
 
 
 def input_state(lower: Tensor, upper: Tensor) -> NodeState:
-    """The input's state: its box, with the midpoint as reference."""
+    """The input's state: its boxes, (batch, nx) float64, with their midpoints as reference."""
     return NodeState(Bounds(lower, upper), lower + 0.5 * (upper - lower), None)
 
 

@@ -137,7 +137,7 @@ def _first(graph: Graph, node: Node, index: Tensor, window: Window | None) -> It
 
 
 def finite(bound: Tensor) -> Tensor:
-    """A lower bound with NaN (from overflow) replaced by what is known then: nothing."""
+    """A lower bound, of any shape, with NaN (from overflow) replaced by what is known then: nothing, -inf."""
     return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 

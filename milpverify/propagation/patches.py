@@ -50,7 +50,7 @@ class Tiling:
         return math.prod(self.counts)
 
     def of(self, index: Tensor) -> Tensor:
-        """The tiles of flat entries."""
+        """The tiles that flat entries of the node lie in, elementwise, numbered row by row."""
         places = places_of(index, self.shape)
         found = torch.zeros_like(index)
         for axis, t, n in zip(self.axes, self.tile, self.counts, strict=True):
@@ -58,7 +58,7 @@ class Tiling:
         return found
 
     def window(self, tile: Tensor) -> Window:
-        """The windows that are some tiles; at the ends of axes they overlap with those before."""
+        """The windows that are some tiles (groups,); at the ends of axes they overlap with those before."""
         starts = []
         for place, axis, t in zip(places_of(tile, self.counts), self.axes, self.tile, strict=True):
             starts.append((place * t).clamp(max=self.shape[axis] - t))
@@ -75,7 +75,7 @@ class Tiling:
 
 
 def places_of(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Per axis, where flat entries lie (torch's own imports a computer algebra system)."""
+    """Per axis, where flat entries lie, in the shape of `index` (torch's own imports a computer algebra system)."""
     places = []
     for count in reversed(shape):
         places.append(index % count)

@@ -117,7 +117,7 @@ def functions_of(graph: Graph, node: int) -> list[Nonlinear] | None:
 
 
 def inexact(functions: Sequence[Nonlinear], lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the relaxation of some of the functions of one input on [lower, upper] is not exact (bool)."""
+    """Where a relaxation of functions of one input on [lower, upper], float64 of any one shape, is not exact: bool, of that shape."""
     exact = [rule_of(f).is_exact((lower,), (upper,)) for f in functions]
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
 
@@ -171,14 +171,14 @@ def screen(
 
 
 def pieces(owner: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Stretches of at most so many consecutive entries of one owner (ascending): their starts and lengths."""
+    """Stretches of at most so many consecutive entries of one owner, (K,) ascending: their starts and lengths, (S,) int64."""
     rank = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
     start = (rank % most == 0).nonzero(as_tuple=True)[0]
     return start, torch.diff(start, append=start.new_tensor([len(owner)]))
 
 
 def padded(start: Tensor, count: Tensor, width: int) -> Tensor:
-    """The stretches as rows of a table, the last entry of shorter ones repeated."""
+    """The stretches, their starts and lengths (S,), as rows of a table (S, width), the last entry of shorter ones repeated."""
     return start.unsqueeze(1) + torch.minimum(torch.arange(width, device=start.device), count.unsqueeze(1) - 1)
 
 

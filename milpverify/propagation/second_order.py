@@ -103,7 +103,7 @@ class SecondOrder:
             self.table[i] = self._plane(graph, i, dtype)
 
     def select(self, box: Tensor) -> SecondOrder:
-        """The forms of some of the boxes."""
+        """The forms of some of the boxes, `box` (n,)."""
         chosen = copy(self)
         chosen.state, chosen.table = select(self.state, box), {i: select_lines(around, box) for i, around in self.table.items()}
         chosen.factors = {i: _Factor(f.slope[box], f.scaled[box], f.reach[box], f.rest[box]) for i, f in self.factors.items()}

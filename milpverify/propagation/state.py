@@ -34,13 +34,13 @@ class Bounds:
 
     @property
     def width(self) -> Tensor:
-        """upper - lower."""
+        """upper - lower, (batch, *node.shape), rounded to nearest."""
         return self.upper - self.lower
 
 
 @dataclass(frozen=True, eq=False)
 class NodeState:
-    """What is known of one node over a batch of boxes.
+    """What is known of one node over a batch of boxes: (batch, *node.shape) float64.
 
     `bounds`: proved. `center`: its reference value c, any number near its values. `charge`: the rounding charge E of backward
     propagation through the affine nodes behind it: multipliers lambda at this node lose at most |lambda| . E on the way back
@@ -53,12 +53,12 @@ class NodeState:
 
     @property
     def deviation(self) -> Tensor:
-        """An upper bound of |value - center|."""
+        """An upper bound of |value - center|, (batch, *node.shape) float64."""
         return (torch.maximum(self.bounds.upper - self.center, self.center - self.bounds.lower) * (1 + 2.0**-50)).clamp(min=0.0)
 
     @property
     def reach(self) -> Tensor:
-        """`deviation` where multipliers are rounded: infinite where what underflows could cost more than is charged for."""
+        """`deviation` where multipliers are rounded, in its shape: infinite where what underflows could cost more than is charged for."""
         deviation = self.deviation
         return torch.where(deviation > LARGEST_DEVIATION, torch.inf, deviation)
 
@@ -68,7 +68,7 @@ State = dict[int, NodeState]
 
 
 def select(state: State, owner: Tensor) -> State:
-    """The state with the boxes `owner` as its batch."""
+    """The state with the boxes `owner` (n,) as its batch."""
     return {
         i: NodeState(Bounds(s.bounds.lower[owner], s.bounds.upper[owner]), s.center[owner], None if s.charge is None else s.charge[owner])
         for i, s in state.items()
@@ -119,12 +119,12 @@ class Lines:
 
 
 def select_lines(around: Lines, owner: Tensor) -> Lines:
-    """The lines with the boxes `owner` as their batch."""
+    """The lines with the boxes `owner` (n,) as their batch."""
     return map_lines(around, lambda t: t[owner])
 
 
 def map_lines(around: Lines, change: Callable[[Tensor], Tensor]) -> Lines:
-    """The lines with every tensor changed alike."""
+    """The lines with every tensor changed alike: slopes and intercepts, (batch, *shape) or (batch, rows, *shape)."""
     below, above = (tuple(map(change, slopes)) for slopes in (around.k_lower, around.k_upper))
     return Lines(below, above, change(around.b_lower), change(around.b_upper))
 
@@ -135,7 +135,7 @@ def rows_of_lines(around: Lines, dims: int, rows: slice) -> Lines:
 
 
 def node_ranges(state: State) -> list[tuple[Tensor, Tensor]]:
-    """Per node, the proved bounds over the one box of a state, without the batch axis, on the CPU."""
+    """Per node, the proved bounds over the one box of a state, without the batch axis, on the CPU: of the node's shape, float64."""
     return [(s.bounds.lower[0].cpu(), s.bounds.upper[0].cpu()) for _, s in sorted(state.items())]
 
 
@@ -182,5 +182,5 @@ class LinearBound:
     over_box: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> LinearBound:
-        """With every part changed alike, which is for choosing boxes or rows."""
+        """With every part changed alike, which is for choosing boxes or rows: the first two axes of (batch, rows, ...)."""
         return LinearBound(*map(change, (self.coefficients, self.constant, self.lower, self.over_box)))

@@ -40,7 +40,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def area(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
-    """The area between the default lines on [lower, upper], float64: the width times their distance at the middle."""
+    """The area between the default lines on [lower, upper], elementwise, float64: the width times their distance at the middle."""
     lower, upper = torch.broadcast_tensors(lower, upper)
     rule = univariate(function)
     k_lower, k_upper = rule.supporting_slopes(lower, upper)
@@ -86,7 +86,11 @@ def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor
 
 
 def best_share(loss: Loss, lower: Tensor, upper: Tensor) -> Tensor:
-    """The share of the width at which splitting [lower, upper] leaves the least summed loss, by a grid and its refinements."""
+    """The share of the width at which splitting [lower, upper] leaves the least summed loss, by a grid and its refinements.
+
+    Args:
+        lower, upper: float64, any one shape, which the shares have too.
+    """
     width = upper - lower
 
     def summed(share: Tensor) -> Tensor:

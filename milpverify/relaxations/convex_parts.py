@@ -155,7 +155,7 @@ class Parts:
         return torch.cat([low.expand(self.below, *low.shape), high.expand(len(self) - self.below, *high.shape)])
 
     def excess(self, x: Tensor, steep: Tensor) -> Tensor:
-        """The derivative of sign f at x, less the slope wanted."""
+        """The derivative of sign f at x, less the slope wanted of it: (P, *shape) each."""
         return self.function.derivative(x) * self.sign.reshape(-1, *[1] * (x.dim() - 1)) - steep
 
     def critical(self, k: Tensor, steps: int) -> Tensor:
@@ -209,7 +209,7 @@ def turns(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> Ten
 
 
 def parts_of(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> Parts:
-    """The parts of [lower, upper]; those that no interval meets are left out."""
+    """The parts of [lower, upper], float64 of any one shape; those that no interval meets are left out."""
     ones = [1] * lower.dim()
     start, end, move = shape.start.reshape(-1, *ones), shape.end.reshape(-1, *ones), None
     chosen = torch.arange(len(shape.sign), device=lower.device)

@@ -120,7 +120,7 @@ class PiecewiseLinear(Univariate):
         return height, height
 
     def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """The breakpoint inside that is nearest to the middle (the middle where there is none)."""
+        """The breakpoint inside that is nearest to the middle (the middle where there is none), elementwise."""
         middle = 0.5 * (lower + upper)
         best, distance = middle, torch.full_like(middle, torch.inf)
         for p in self.pieces.breakpoints:

@@ -29,7 +29,10 @@ Side = Callable[[Tensor], tuple[PerInput, Tensor]]
 
 
 class Rule(ABC):
-    """The relaxation of an operator. Bounds `lower`, `upper` of the inputs are float64, of one shape."""
+    """The relaxation of an operator.
+
+    Bounds `lower`, `upper` of the inputs are float64, of one shape; so are results, but where another shape is named.
+    """
 
     @property
     @abstractmethod
@@ -43,11 +46,11 @@ class Rule(ABC):
 
     @abstractmethod
     def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
-        """`span` on given bounds of the inputs: its ends, and what the optimiser's steps are multiplied with."""
+        """`span` on given bounds of the inputs, in their shape: its ends, and what the optimiser's steps are multiplied with."""
 
     @abstractmethod
     def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
-        """Where the relaxation is the operator itself, but for rounding (bool)."""
+        """Where the relaxation is the operator itself, but for rounding: bool, in the shape of the bounds."""
 
     @abstractmethod
     def default_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
@@ -59,7 +62,7 @@ class Rule(ABC):
 
     @abstractmethod
     def parameters(self, lower: PerInput, upper: PerInput, which: int, slopes: PerInput) -> Tensor:
-        """The parameters of the lines of a side (0 lower, 1 upper) whose slopes are the given, in their precision."""
+        """The parameters of the lines of a side (0 lower, 1 upper) whose slopes are the given, in their precision and shape."""
 
     @abstractmethod
     def slopes(self, lower: PerInput, upper: PerInput, parameters: tuple[Tensor | None, Tensor | None]) -> tuple[PerInput, PerInput]:
@@ -96,14 +99,14 @@ class Rule(ABC):
 
     @abstractmethod
     def range(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor]:
-        """Bounds of the values."""
+        """Bounds of the values, float64, in the shape of the inputs' bounds."""
 
     @abstractmethod
     def split_point(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Where to split an input, whatever the others are."""
+        """Where to split an input with bounds of any one shape, whatever the others are: in that shape."""
 
     def gap(self, lower: PerInput, upper: PerInput, slopes: PerInput) -> Tensor:
-        """How far the operator strays from some slopes: the height of the parallel lines around it."""
+        """How far the operator strays from some slopes: the height of the parallel lines around it, in the slopes' shape."""
         low, high = self.intercepts(lower, upper, slopes, slopes)
         return high - low
 
@@ -116,7 +119,7 @@ class Univariate(Rule):
 
     @abstractmethod
     def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Where the function is affine on [lower, upper], so that its relaxation is the function itself (bool)."""
+        """Where the function is affine on [lower, upper], so that its relaxation is the function itself: bool, elementwise."""
 
     @abstractmethod
     def supporting_slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +134,7 @@ class Univariate(Rule):
 
     @abstractmethod
     def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """The slope between the ends; that of the function where it is affine."""
+        """The slope between the ends, elementwise, float64; that of the function where it is affine."""
 
     @abstractmethod
     def lower_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
@@ -144,10 +147,10 @@ class Univariate(Rule):
 
     @abstractmethod
     def upper_intercept(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-        """The smallest intercept with f(x) <= slope * x + intercept on [lower, upper], plus an outward margin."""
+        """The smallest intercept with f(x) <= slope * x + intercept on [lower, upper], plus an outward margin, elementwise."""
 
     def both_intercepts(self, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
-        """`lower_intercept` for one slope and `upper_intercept` for another.
+        """`lower_intercept` for one slope and `upper_intercept` for another, of the same shape.
 
         Where an end is infinite, what is infinite or NaN (the latter from functions made of lines alone) says nothing.
         """
@@ -169,7 +172,10 @@ class Univariate(Rule):
         return height(self.lower_intercept), height(self.upper_intercept)
 
     def fixed_slopes(self, lower: Tensor, upper: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-        """The supporting slopes, at least where the function is affine and they are not for the optimiser to choose."""
+        """The supporting slopes, at least where the function is affine (`exact`) and they are not for the optimiser to choose.
+
+        All of one shape; elsewhere they may be 0.
+        """
         return self.supporting_slopes(lower, upper)
 
     @property
@@ -239,5 +245,5 @@ class Univariate(Rule):
 
 
 def finite(slope: Tensor) -> Tensor:
-    """A slope, and 0 where it is infinite or undefined."""
+    """A slope, of any shape, and 0 where it is infinite or undefined."""
     return torch.where(slope.isfinite(), slope, 0.0)

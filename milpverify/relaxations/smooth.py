@@ -45,7 +45,7 @@ class Smooth(Univariate):
         return -math.inf, math.inf
 
     def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearly the least and the greatest derivative on [lower, upper]: they are at the ends of convex and concave parts."""
+        """Nearly the least and the greatest derivative on [lower, upper], elementwise: they are at the ends of convex and concave parts."""
         (low,), (high,) = lower, upper
         parts = parts_of(self.function, shape_of(self.function, low.device), low, high)
         steep = self.function.derivative(torch.cat([parts.a, parts.b, torch.stack([low, high])])).nan_to_num(0.0, 1e30, -1e30)

@@ -117,7 +117,14 @@ def bound_batch(
 
 
 def intervals(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, known: dict[int, Bounds] | None) -> tuple[State, LineTable]:
-    """Bounds of every node by intervals, met with what is known, and the lines that they give."""
+    """Bounds of every node by intervals, met with what is known, and the lines that they give.
+
+    Args:
+        graph: in float64.
+        lower, upper: the boxes, (batch, nx) float64.
+        dtype: of the lines, and of the passes that charges are for.
+        known: bounds of nodes over these boxes.
+    """
     state: State = {}
     table: LineTable = {}
     fast = graph.to(dtype, graph.device)

@@ -23,7 +23,7 @@ class Batch(ABC):
         return len(self.tensors()[0])
 
     def tensors(self) -> list[Tensor]:
-        """The fields in their order."""
+        """The fields in their order, (n, ...) each."""
         return [getattr(self, f.name) for f in fields(self)]
 
     @property
@@ -42,7 +42,7 @@ class Batch(ABC):
         return self.take(torch.zeros(0, dtype=torch.long, device=self.tensors()[0].device))
 
     def take(self, chosen: Tensor) -> Self:
-        """Some of them, in the order given (repetition allowed), by number or by mask."""
+        """Some of them, in the order given (repetition allowed), by number (m,) or by mask (n,)."""
         return type(self)(*(t[chosen] for t in self.tensors()))
 
     def join(self, *others: Self) -> Self:

@@ -66,7 +66,7 @@ class Group:
 
     @cached_property
     def places(self) -> Tensor | None:
-        """The rows of every disjunct, (D, most rows), shorter lists padded with their first row; None if a disjunct has none."""
+        """The rows of every disjunct, (D, R) for R rows at most, shorter lists padded with their first row; None if a disjunct has none."""
         counts = torch.bincount(self.disjunct, minlength=self.count)
         if not bool((counts > 0).all()):
             return None

@@ -1,6 +1,6 @@
 """HiGHS through highspy. Sweeps go on from basis to basis.
 
-What it proves of a mixed-integer model has to be proved by a second solver (`registry`), so that it counts when HiGHS ends only.
+What it proves of a mixed-integer model has to be proved by a second solver (`needs_second`), so that it counts when HiGHS ends only.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,7 @@ from milpverify.solvers.base import (
 )
 from milpverify.solvers.model import TOLERANCE, Model, Sweep
 
-ATTAINED = 1e-3
-"""A bound of which less than this share of the range can be taken off is left."""
-
-PRIMAL = 4
+PRIMAL: Final = 4
 """HiGHS's number of the primal simplex method: another objective leaves a basis primal feasible. Networks' sweeps take half of the time."""
 
 _STATUS = {
@@ -60,6 +57,13 @@ class Highs(Solver[Model | Sweep, SolveOutcome | SweepOutcome]):
 
     def licence(self) -> str:
         return "free (MIT), no limits"
+
+    def needs_second(self, model: Model | Sweep) -> bool:
+        """Of mixed-integer models of networks it calls points optimal that are far from it.
+
+        Versions up to 1.15.1 cut off optima (by path cuts, for one: its issue 3171).
+        """
+        return isinstance(model, Model) and bool(model.integer.any())
 
     def solve(self, model: Model | Sweep, limits: Limits, on_progress: OnProgress) -> SolveOutcome | SweepOutcome:
         return _sweep(model, limits, on_progress) if isinstance(model, Sweep) else self._minimise(model, limits, on_progress)
@@ -161,7 +165,7 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
     attained = {side: side * first for side in ends}
     for k, (j, side) in enumerate(zip(sweep.column.tolist(), sweep.side.tolist(), strict=True)):
         bounds[k] = ends[side][j]
-        if attained[side][j] <= bounds[k] + ATTAINED * (model.upper[j] - model.lower[j]):
+        if attained[side][j] <= bounds[k] + limits.manner.attained * (model.upper[j] - model.lower[j]):
             continue
         if solve.left <= 0.0 or (solve.due(-math.inf, math.inf) and solve.report(-math.inf, math.inf, k)):
             bounds[k:], status = -math.inf, SolverStatus.INTERRUPTED if solve.requested else SolverStatus.TIME_LIMIT

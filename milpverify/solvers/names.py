@@ -32,3 +32,13 @@ SOLVERS = {
 """By the names that they have everywhere. Of a kind the first is used where none of that kind is asked for."""
 MILP_SOLVERS = tuple(name for name, known in SOLVERS.items() if known.kind is Kind.MILP)
 SMT_SOLVERS = tuple(name for name, known in SOLVERS.items() if known.kind is Kind.SMT)
+
+
+def is_own(name: str) -> bool:
+    """Whether a solver is a user's own: "module:Class", a `Solver` for mixed-integer models that processes can import from there."""
+    return ":" in name
+
+
+def takes_models(name: str) -> bool:
+    """Whether a solver is asked by mixed-integer models."""
+    return name in MILP_SOLVERS or is_own(name)

@@ -12,7 +12,7 @@ from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers.base import Capability, Limits, OnProgress, Solver
 from milpverify.solvers.hosts.base import Host
 from milpverify.solvers.model import Model, SmtScript, Sweep
-from milpverify.solvers.names import SOLVERS
+from milpverify.solvers.names import SOLVERS, is_own
 
 _HOSTS = {
     "pyscipopt": ("Model", "milpverify.solvers.hosts.scip", "ScipHost"),
@@ -22,22 +22,6 @@ _HOSTS = {
 FALLBACK = "scip"  # takes over what another solver's licence does not cover
 SWEEPS = "highs"  # has sweeps, whoever has the rest
 SECOND = "scip"
-
-
-def needs_second(name: str, model: Model) -> bool:
-    """Whether SCIP has to prove of a model what a solver proves of it, for no safety margin covers what is known of that one.
-
-    Versions of HiGHS up to 1.15.1 cut off optima (by path cuts, for one: its issue 3171): of mixed-integer models of networks they call
-    points optimal that are far from it. Gurobi 13 does so with products (by some 1e-6 of the scale, one random graph in a hundred) and
-    with smooth functions (by up to a tenth of it, where their ranges are narrow), whatever the tolerances.
-    """
-    match name:
-        case "highs":
-            return bool(model.integer.any())
-        case "gurobi":
-            return model.quadratic is not None or bool(model.functions)
-        case _:
-            return False
 
 
 @dataclass(frozen=True)
@@ -54,12 +38,31 @@ class SolverInfo:
 def load(name: str) -> Solver[Any, Any]:
     """The adapter of a solver; the solver itself is imported when it first solves.
 
+    Args:
+        name: one of `SOLVERS`, or "module:Class", a user's own (`names.is_own`).
+
     Raises:
         InvalidInput: there is no solver of that name.
     """
+    if is_own(name):
+        return _own(name)
     if name not in SOLVERS:
-        raise InvalidInput(f"there is no solver {name!r}: choose one of {', '.join(SOLVERS)}")
+        raise InvalidInput(
+            f"there is no solver {name!r}: choose one of {', '.join(SOLVERS)}, or name an adapter of your own, 'module:Class'"
+        )
     solver: Solver[Any, Any] = getattr(importlib.import_module(f"milpverify.solvers.{name}"), SOLVERS[name].adapter)()
+    return solver
+
+
+def _own(name: str) -> Solver[Any, Any]:
+    module, _, adapter = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), adapter)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInput(f"there is no solver {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Solver)):
+        raise InvalidInput(f"{name!r} is no adapter of a solver: derive a class from milpverify.solvers.base.Solver")
+    solver: Solver[Any, Any] = found()
     return solver
 
 
@@ -86,14 +89,14 @@ def _able(name: str, model: Model | Sweep | SmtScript) -> Solver[Any, Any]:
 
 
 def solve(name: str, model: Model | Sweep | SmtScript, limits: Limits, on_progress: OnProgress) -> Any:
-    """Solve a model; where a solver's word needs a second one's (`needs_second`), only what both prove is proved, once both have ended.
+    """Solve a model; where its word needs a second one's (`Solver.needs_second`), only what both prove is proved, once both have ended.
 
     Raises:
         InvalidInput: there is no solver of that name.
         SolverUnavailable: the library is missing, or its licence or capabilities do not cover the model.
     """
     solver = _able(name, model)
-    if not isinstance(model, Model) or not needs_second(name, model):
+    if not isinstance(model, Model) or not solver.needs_second(model):
         return solver.solve(model, limits, on_progress)
     found = solver.solve(model, limits, lambda progress: on_progress(replace(progress, dual_bound=-math.inf)))
     if not math.isfinite(found.dual_bound) or found.primal <= limits.primal_target:

@@ -44,6 +44,10 @@ class Scip(Solver[Model, SolveOutcome]):
     def licence(self) -> str:
         return "free (Apache 2.0), no limits"
 
+    def needs_second(self, model: Model) -> bool:
+        """SCIP is the second one."""
+        return False
+
     def solve(self, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
         pyscipopt: Any = importlib.import_module("pyscipopt")
         solve = Minimisation(limits, on_progress)

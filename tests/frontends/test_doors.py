@@ -22,8 +22,8 @@ NEWEST = 26
 
 TOGETHER = """
 Abs: abs
-Add Sum: add radd
-And Or Xor Not: and or xor invert logical_and logical_or logical_xor logical_not iand ior ixor
+Add Sum: add
+And Or Xor Not: and or xor invert logical_and logical_or logical_xor logical_not
 And Or Xor: bitwise_and bitwise_or bitwise_xor bitwise_not
 Atan: atan
 Atanh: atanh
@@ -44,9 +44,9 @@ CumProd: cumprod
 CumSum: cumsum
 DepthToSpace SpaceToDepth: pixel_shuffle pixel_unshuffle
 QuantizeLinear DequantizeLinear: fake_quantize_per_tensor_affine
-Div: div rdiv rtruediv
+Div: div rdiv
 Dropout: dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout
-Einsum: einsum tensordot outer ger inner dot vdot vecdot linalg_vecdot bilinear kron
+Einsum: einsum tensordot outer ger inner dot vdot linalg_vecdot bilinear kron
 Elu: elu
 Equal: eq ne not_equal
 Erf: erf erfc
@@ -58,9 +58,9 @@ Floor: floor
 Gather GatherElements GatherND: gather take take_along_dim index _unsafe_index index_select
 Slice: getitem slice slice_copy select narrow narrow_copy diagonal trace diff
 Gelu: gelu
-Gemm MatMul: matmul rmatmul mm bmm mv linear addmm baddbmm addmv addr linalg_multi_dot chain_matmul
+Gemm MatMul: matmul mm bmm mv linear addmm baddbmm addmv addr linalg_multi_dot chain_matmul
 GlobalAveragePool: adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-GlobalAveragePool: _adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d
+GlobalAveragePool: _adaptive_avg_pool2d _adaptive_avg_pool3d
 GlobalMaxPool: adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
 GlobalLpPool LpPool: lp_pool1d lp_pool2d lp_pool3d
 Greater: gt greater
@@ -71,12 +71,12 @@ GridSample: grid_sample grid_sampler grid_sampler_2d grid_sampler_3d
 GroupNormalization: group_norm
 HardSigmoid: hardsigmoid
 HardSwish: hardswish
-Identity: identity clone contiguous copy detach alias data lift_fresh_copy cpu cuda requires_grad_ resolve_conj resolve_neg positive
+Identity: clone contiguous copy detach alias data lift_fresh_copy cpu cuda requires_grad_ resolve_conj resolve_neg positive
 InstanceNormalization MeanVarianceNormalization: instance_norm
 IsInf IsNaN: isinf isnan isfinite isneginf isposinf nan_to_num
 LRN: local_response_norm
 LayerNormalization: layer_norm native_layer_norm
-LeakyRelu: leaky_relu rrelu rrelu_with_noise
+LeakyRelu: leaky_relu rrelu
 Log: log log1p log2 log10 logit
 LogSoftmax: log_softmax
 LpNormalization ai.onnx.ml.Normalizer: normalize cosine_similarity
@@ -86,12 +86,12 @@ MaxPool: max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_wit
 Mean ReduceMean: mean
 Mish: mish
 Mod: remainder fmod mod
-Mul: mul rmul addcmul addcdiv lerp cross linalg_cross
+Mul: mul addcmul addcdiv lerp cross linalg_cross
 Neg: neg
 PRelu: prelu _prelu_kernel
 Pad CenterCropPad: pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
 Pad: replication_pad1d replication_pad2d replication_pad3d
-Pow: pow rpow square
+Pow: pow square
 RMSNormalization: rms_norm
 Reciprocal: reciprocal
 ReduceL1 ReduceL2: norm linalg_norm linalg_vector_norm linalg_matrix_norm dist pdist _pdist_forward cdist _cdist_forward pairwise_distance
@@ -103,7 +103,7 @@ ReduceSum: sum
 ReduceSumSquare: var var_mean std std_mean hypot
 Relu: relu relu6
 Reshape: reshape reshape_as view view_as view_copy _unsafe_view unflatten
-Resize Upsample: interpolate upsample upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
+Resize Upsample: interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
 Resize: upsample_trilinear3d upsample_bicubic2d
 ReverseSequence: flip fliplr flipud roll rot90
 Round: round
@@ -112,7 +112,7 @@ TensorScatter: slice_scatter select_scatter
 Selu: selu
 Shape Size: shape size dim ndim ndimension numel nelement len
 Shrink: hardshrink softshrink
-Sigmoid: sigmoid logsigmoid log_sigmoid log_sigmoid_forward
+Sigmoid: sigmoid log_sigmoid log_sigmoid_forward
 Sign: sign heaviside
 Sin: sin
 Softmax: softmax _safe_softmax softmin
@@ -129,7 +129,7 @@ Tanh: tanh tanhshrink
 ThresholdedRelu: threshold
 Tile: tile repeat repeat_interleave
 TopK: topk sort msort kthvalue median argsort argmax argmin
-Transpose: permute permute_copy transpose transpose_copy t T mT mH H movedim
+Transpose: permute permute_copy transpose transpose_copy t T mT mH movedim
 Trilu: tril triu
 Where: where masked_fill masked_select
 Compress: im2col unfold channel_shuffle native_channel_shuffle
@@ -196,7 +196,7 @@ TORCH_HOLES = {
     "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices": RANDOM,
     "max_unpool1d max_unpool2d max_unpool3d": "reads at places that the network computes",
     "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices": PLACES,
-    "upsample_bilinear upsample_nearest": "is traced into: it calls interpolate",
+    "upsample upsample_bilinear upsample_nearest": "is traced into: it calls interpolate",
     "conv_tbc grouped_mm scaled_mm scaled_grouped_mm": "is for hardware that the comparison at load does not run on",
     "assert_int_or_pair boolean_dispatch": "is no operation on tensors",
     "handle_torch_function has_torch_function has_torch_function_unary has_torch_function_variadic": "is no operation on tensors",

@@ -307,3 +307,213 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], Shape]] = {
     "gates": (lambda x: F.glu(x) + torch.logaddexp(x[:, :2], x[:, 2:]) + torch.hypot(x[:, :2], x[:, 2:]), (), (4,)),
     "addcdiv": (lambda x, p: torch.addcdiv(x, x, x.abs() + 1, value=0.3) + torch.addcdiv(x, p, p.abs() + 1), (P,), (4,)),
 }
+
+# Relatives of these
+
+FUNCTIONS |= {
+    "sums_of_products": (
+        lambda x, p: torch.addcmul(p, x, x, value=0.5) + torch.lerp(x, p, 0.25) + x[0, 0].addmv(p, x[0, 0]),
+        (M,),
+        (4, 4),
+    ),
+    "batched_sums": (lambda x, m: torch.baddbmm(m, x, m.expand(1, 4, 4), beta=0.5) + torch.chain_matmul(x[0], m), (M,), (4, 4)),
+    "dots": (
+        lambda x, p: x[0].dot(p) + torch.vdot(x[0], p) + torch.linalg.vecdot(x, p) + torch.ger(x[0], p) + torch.mv(M, x[0]).sum(),
+        (P,),
+        (4,),
+    ),
+    "plain_matrices": (lambda x, m: torch.mm(x[0], m) + x[0].t() + x.mH[0] + x[0].H, (M,), (4, 4)),
+    "from_the_right": (
+        lambda x, p: torch.rsub(x, p) + torch.Tensor.__rsub__(x, 2) + torch.Tensor.__rtruediv__(x.abs() + 1, p) + 1 / (x.abs() + 1),
+        (P,),
+        (4,),
+    ),
+    "products_of_entries": (lambda x: x.prod(1) + torch.prod(x) + torch.tan(x / 2).sum(1), (), (3,)),
+    "infinities": (
+        lambda x: (
+            torch.where(x.isnan() | x.isinf() | x.isneginf() | x.isposinf(), 1.0, x)
+            + torch.nan_to_num(x).masked_fill(~torch.isfinite(x), 0.0)
+        ),
+        (),
+        (4,),
+    ),
+    "pairs": (lambda x, p: torch.fmax(x, p) + torch.fmin(x, 2 * x) + x.clamp_max(0.5) + torch.positive(x), (P,), (4,)),
+    "words": (
+        lambda x, p: torch.stack([m.float() for m in (torch.greater(x, p), x.greater_equal(0.5), x.less_equal(p), x.not_equal(p))]),
+        (P,),
+        (4,),
+    ),
+    "bits": (
+        lambda x, p: torch.stack(
+            [
+                torch.logical_not(torch.logical_and(x > 0, x < p)),
+                torch.logical_xor(x > 0, p > 0),
+                torch.bitwise_or(x > 1, x < p).bitwise_and(x < 2),
+                torch.bitwise_xor(torch.bitwise_not(x > 0), x > p),
+            ]
+        ).float(),
+        (P,),
+        (4,),
+    ),
+    "kinds": (lambda x: x.double() + (x > 0).half().bfloat16() + x.bool() * x + x.type(torch.float32) + x.fix(), (), (4,)),
+    "known": (
+        lambda x: (
+            x.new_full((4,), x.ndim + x.numel() + torch.Tensor.__len__(x))
+            + x.nelement() * torch.full_like(x, x.ndimension())
+            + x.new_ones(4) * (x if x.is_floating_point() and x.is_contiguous() and not (x.is_complex() or x.is_quantized) else -x)
+        ),
+        (),
+        (4,),
+    ),
+    "kept": (
+        lambda x: (
+            x.cpu().data.resolve_conj().resolve_neg().requires_grad_(False)
+            if x.layout is torch.strided and not (x.is_cuda or x.is_sparse or x.is_mkldnn or x.requires_grad)
+            else -x
+        ),
+        (),
+        (4,),
+    ),
+    "shaped": (lambda x, p: x.reshape_as(p).view_as(x).ravel()[None] + x.flatten(), (P,), (4,)),
+    "raised": (lambda x: torch.atleast_3d(x[0]) + torch.atleast_2d(x[0, 0])[..., None] + torch.atleast_1d(x[0, 0]), (), (4,)),
+    "stacked": (lambda x: (torch.hstack([x, x]), torch.vstack([x, -x]), torch.dstack([x, x]), torch.column_stack([x, x])), (), (2,)),
+    "cut": (
+        lambda x: torch.cat(
+            [*x.tensor_split(2, 1), *x.hsplit(2), *x.split_with_sizes([1, 3], 1), *x.unsafe_chunk(2, 1), x.narrow_copy(1, 0, 1)], 1
+        ),
+        (),
+        (4, 2),
+    ),
+    "cut_deep": (lambda x: (*x.vsplit([0]), *x.dsplit(2)), (), (3, 4)),
+    "broadcast_forms": (
+        lambda x, q: torch.broadcast_tensors(x, q)[0] + x.broadcast_to(3, 4) + torch.meshgrid(x[0, :3], x[0], indexing="ij")[0],
+        (Q,),
+        (4,),
+    ),
+    "mirrored": (lambda x: x.fliplr() + x.flipud() + torch.rot90(x, 2, (1, 2)) + torch.triu(x), (), (3, 3)),
+    "diagonals": (
+        lambda x: (
+            torch.diag(x[0])[:3, :3]
+            + x[0, :3].diag()
+            + torch.block_diag(x[:, :2], x[:1, :1], x[:1, :1])[:, :3]
+            + x[:, None].diagonal(dim1=0, dim2=1)[:3].T
+        ),
+        (),
+        (4,),
+    ),
+    "taken": (
+        lambda x, i: x.take(i) + x.take_along_dim(i[None], 1) + x.repeat_interleave(2, 1)[:, :3] + x.index_copy(1, i, -x[:, :3])[:, :3],
+        (INDEX,),
+        (4,),
+    ),
+    "selected": (lambda x, p: x.masked_select(p > 0) + x[0, p > 0], (P,), (4,)),
+    "shuffled": (lambda x: F.channel_shuffle(x, 2) + F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), (), (4, 2, 2)),
+}
+LAYERS |= {
+    "adaptive_pools": (lambda: nn.Sequential(nn.AdaptiveAvgPool3d((2, 3, 2)), nn.AdaptiveMaxPool3d((2, 2, 1))), (1, 3, 4, 3)),
+    "adaptive_max_pool1d": (lambda: nn.AdaptiveMaxPool1d(2), (2, 5)),
+    "dropouts": (lambda: nn.Sequential(nn.Dropout1d(), nn.AlphaDropout(), nn.FeatureAlphaDropout()), (2, 3)),
+    "dropout3d": (nn.Dropout3d, (1, 2, 2, 2)),
+    "lp_pool1d": (lambda: nn.LPPool1d(2.0, 2), (2, 4)),
+    "lp_pool3d": (lambda: nn.LPPool3d(4.0, 2), (1, 2, 2, 4)),
+}
+
+# Operators that torch.export, or TorchScript, writes
+
+aten = torch.ops.aten
+FUNCTIONS |= {
+    "aten_arithmetic": (
+        lambda x, p: (
+            aten.linalg_vecdot(x, p)[:, None] + aten._safe_softmax(x, -1) + aten.log_sigmoid_forward(x)[0] + aten._prelu_kernel(x, p[None])
+        ),
+        (P,),
+        (4,),
+    ),
+    "aten_entries": (
+        lambda x, p: aten.view_copy(aten._unsafe_view(aten.alias(x), [4, 1]), [1, 4]) + aten.lift_fresh_copy(x) + aten._to_copy(x),
+        (P,),
+        (4,),
+    ),
+    "aten_axes": (
+        lambda x: aten.expand_copy(aten.permute_copy(x, [0, 2, 1]), [3, -1, -1])[:1] + aten.transpose_copy(x, 1, 2),
+        (),
+        (3, 4),
+    ),
+    "aten_places": (
+        lambda x, i: (
+            (aten._unsafe_index(x, [None, i]) + aten.index(x, [None, i]) + aten.slice(x, 1, 0, 3) + aten.slice_copy(x, 1, 1, 4))
+            + (aten.select(x, 1, 0) + aten.unsafe_split(x, 3, 1)[0] + aten.slice_scatter(x, -x[:, :2], 1, 0, 2)[:, 1:])
+            + (aten.select_scatter(x, 2 * x[:, 0], 1, 1)[:, 1:] + aten.index_put(x, [None, i], -x[:, :3])[:, 1:] + aten.copy(x, -x)[:, 1:])
+        ),
+        (INDEX,),
+        (4,),
+    ),
+    "aten_pads": (
+        lambda x: aten.constant_pad_nd(x, [1, 1], 0.5) + aten.reflection_pad1d(x, [1, 1]) + aten.replication_pad1d(x, [1, 1]),
+        (),
+        (1, 4),
+    ),
+    "aten_pads_of_planes": (
+        lambda x: (
+            (aten.reflection_pad2d(x, [1, 1, 1, 1]) + aten.replication_pad2d(x, [1, 1, 1, 1]))
+            + (aten.reflection_pad3d(x[None], [1, 1, 1, 1, 0, 0]) + aten.replication_pad3d(x[None], [1, 1, 1, 1, 0, 0]))[0]
+        ),
+        (),
+        (2, 3, 3),
+    ),
+    "aten_convolution": (
+        lambda x, w: (
+            aten.convolution(x, w, None, [1], [1], [1], False, [0], 1) + aten.convolution(x, w, w[0, :, 0], [1], [1], [1], True, [0], 1)
+        ),
+        (normal(2, 2, 3),),
+        (2, 4),
+    ),
+    "aten_pools": (
+        lambda x: (
+            aten.max_pool1d_with_indices(x[0], [2])[0][:, :2]
+            + (aten.max_pool2d_with_indices(x, [2, 2])[0] + aten._adaptive_avg_pool2d(x, [2, 2]))
+            + (aten.max_pool3d_with_indices(x, [1, 2, 2])[0] + aten._adaptive_avg_pool3d(x, [1, 2, 2]))
+        ),
+        (),
+        (2, 4, 4),
+    ),
+    "aten_norms": (
+        lambda x, p, v: (
+            (aten.native_batch_norm(x, p, p, p, v, False, 0.1, 1e-5)[0] + aten._native_batch_norm_legit(x, p, p, p, v, False, 0.1, 1e-5)[0])
+            + (aten._native_batch_norm_legit_no_training(x, p, p, p, v, 0.1, 1e-5)[0] + aten.native_layer_norm(x, [4], p, p, 1e-5)[0])
+        ),
+        (P, P.abs() + 0.5),
+        (4,),
+    ),
+    "aten_distances": (lambda x, q: aten._cdist_forward(x, q[None], 2.0, None) + aten._pdist_forward(x[0], 2.0), (Q,), (3, 4)),
+    "aten_columns": (
+        lambda x: aten.col2im(aten.im2col(x, [2, 2], [1, 1], [0, 0], [1, 1]), [4, 4], [2, 2], [1, 1], [0, 0], [1, 1]),
+        (),
+        (2, 4, 4),
+    ),
+    "aten_channels": (lambda x: aten.native_channel_shuffle(x, 2) + torch.feature_dropout(x, 0.5, False), (), (4, 2)),
+    "aten_grids": (lambda x, p: aten.grid_sampler(x, p, 0, 0, False) + aten.grid_sampler_2d(x, p, 0, 1, True), (PLACES,), (2, 3, 4)),
+    "aten_grid_in_space": (lambda x, p: aten.grid_sampler_3d(x, p, 0, 0, False), (normal(1, 1, 2, 2, 3) / 3,), (1, 2, 3, 3)),
+    "aten_upsampling": (lambda x: aten.upsample_nearest1d(x, [4]) + aten.upsample_linear1d(x, [4], False), (), (1, 2)),
+    "aten_upsampling_of_planes": (
+        lambda x: (
+            aten.upsample_nearest2d(x, [4, 4]) + aten.upsample_bilinear2d(x, [4, 4], False) + aten.upsample_bicubic2d(x, [4, 4], True)
+        ),
+        (),
+        (1, 2, 3),
+    ),
+    "aten_upsampling_in_space": (
+        lambda x: aten.upsample_nearest3d(x, [4, 4, 2]) + aten.upsample_trilinear3d(x, [4, 4, 2], True),
+        (),
+        (1, 2, 2, 1),
+    ),
+}
+
+WHERE_ENTRIES_ARE: dict[str, Callable[[Tensor], Any]] = {
+    "argmax": lambda x: x.argmax(1),
+    "argmin": lambda x: torch.argmin(x, dim=1),
+    "argsort": lambda x: x.argsort(),
+    "searchsorted": lambda x: torch.searchsorted(torch.arange(3.0), x),
+    "bucketize": lambda x: torch.bucketize(x, torch.arange(3.0)),
+}
+"""Operations that have a rule because it says why they are refused."""

@@ -21,6 +21,7 @@ import milpverify as mv
 from milpverify.arithmetic.interval import Interval
 from milpverify.arithmetic.rounding import U64
 from milpverify.enclosure import enclose_all, exact_outputs
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.neurons import is_taken
 from milpverify.encode.smt import smt_script
@@ -250,7 +251,7 @@ def test_a_new_kind_is_a_class_and_a_rule(monkeypatch: pytest.MonkeyPatch) -> No
     disjunct = Disjunct(box, Rows.on_outputs([[1.0, 0.0]], [0.0], 3, False), Rows.none(3, 2))
     everything = frozenset({Capability.QUADRATIC, Capability.FUNCTIONS})
     assert not is_taken(Larger(), everything)
-    model = encode(graph, proved_bounds(graph, box, "alpha-crown"), disjunct, native=everything).model
+    model = encode(graph, proved_bounds(graph, box, "alpha-crown"), disjunct, form=ModelForm(native=everything)).model
     least = load("highs").solve(model, Limits(20.0), lambda _: False).dual_bound
     assert -np.inf < least <= float(evaluate(graph, x[0])[:, 0].min()) + 1e-6
     with pytest.raises(UnsupportedOperator, match=r"larger .* has no SMT form"):

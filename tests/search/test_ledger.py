@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -90,3 +93,46 @@ def test_a_search_proves_while_it_runs_whether_anybody_watches_or_not(on_neurons
         assert context.ledger is reporter.ledger and reporter.ledger.bounded
         assert -math.inf < reporter.lower_bound <= tree.proved <= 0.1 + 1e-6
         assert told is None or (reporter.lower_bound == proved[-1] and told[-1].data["bound"] == proved[-1])
+
+
+# What has to be said of a proof step
+
+
+def rows(text: str, head: str) -> list[list[str]]:
+    """The cells of the table that begins with a head."""
+    table = text.partition(f"\n{head}\n")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[1:]]
+
+
+def closing() -> dict[str, set[str]]:
+    """The files that count what is closed, by the part that they count it under."""
+    found = defaultdict(set)
+    for path in (ROOT / "milpverify").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("close", "_open", "open_part"):
+                for part in node.args:
+                    if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "Part":
+                        found[Part[part.attr].value].add(path.relative_to(ROOT / "milpverify").as_posix())
+    return dict(found)
+
+
+def test_the_map_says_who_closes_by_which_steps() -> None:
+    text = (ROOT / "milpverify" / "README.md").read_text()
+    table = rows(text, "| part | where | steps |")
+    assert {part.strip("`"): set(re.findall(r"`([^`]+)`", where)) for part, where, _ in table} == closing()
+    steps = {step for step, *_ in rows(text, "| step | where | rests on |")}
+    assert len(steps) > 40
+    assert {step for *_, named in table for step in named.split("; ")} <= steps
+
+
+def test_the_manual_names_every_part_and_every_trust() -> None:
+    manual = (ROOT / "README.md").read_text()
+    (ledger,) = re.findall(r"^\| `ledger` .* The parts: (.*)$", manual, re.MULTILINE)
+    assert set(re.findall(r"`([a-zA-Z' -]+)`", ledger)) - {"bounded"} == {part.value for part in Part}
+    assert [trust.strip("`") for trust, _ in rows(manual, "| trust | rests on |")] == [trust.value for trust in Trust]
+    assert sorted(Trust, key=lambda trust: -trust.rank) == list(Trust) and len({trust.rank for trust in Trust}) == len(Trust)
+
+
+def test_every_part_is_taken_by_some_part_of_a_run() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "milpverify").rglob("*.py"))
+    assert [part.name for part in Part if f"Part.{part.name}" not in code] == []

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_SPLIT = 2.0**27 + 1.0
-_SAFE = 2.0**-900
+_SPLIT: Final = 2.0**27 + 1.0
+"""What splits a float64 number into halves of 26 bits."""
+_SAFE: Final = 2.0**-900
 """Products below are not told exact: what is lost might underflow."""
-_MOST = 2**20
+_MOST: Final = 2**20
+"""Units of the last place that a sum of computed constants may be off by; one that cancels more is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +164,7 @@ def in_float64(array: NDArray[Any]) -> Array:
 
 
 def uniform(values: Tensor | None, default: int) -> Fraction | None:
-    """The only value of a tensor; None where there are several, or it is infinite."""
+    """The only value of a tensor of any shape; None where there are several, or it is infinite."""
     if values is None:
         return Fraction(default)
     first = values.reshape(-1)[0]
@@ -170,7 +172,7 @@ def uniform(values: Tensor | None, default: int) -> Fraction | None:
 
 
 def weights(array: ArrayLike) -> Tensor:
-    """A float64 tensor, which may share memory with an array that is one: large weights are there once. A matrix may lie by columns."""
+    """A float64 tensor of an array's shape, which may share its memory: large weights are there once. A matrix may lie by columns."""
     own = np.asarray(array, dtype=np.float64)
     if not own.flags.writeable or min(own.strides, default=0) < 0:
         own = own.copy()

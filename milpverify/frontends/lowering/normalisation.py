@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Index = NDArray[np.int64]
 
-_SMALL = 1e-100
+_SMALL: Final = 1e-100
 """An offset below counts as none."""
 
 

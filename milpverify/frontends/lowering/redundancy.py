@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.graph import Graph, Node
 from milpverify.operators import Elementwise, Linear, Operator, Reshape, Select, SparseLinear, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-MOST = 1 << 18
-"""Coefficients of all matrices together, beyond which nothing is tried: what would be found is rarely worth the time."""
 
 Entry = tuple[int, int]
 """A node of the graph that grows, and a place in it."""
@@ -51,14 +49,14 @@ class _Inexact(Exception):
     """A coefficient that float64 does not hold."""
 
 
-def without_repeats(graph: Graph) -> Graph:
+def without_repeats(graph: Graph, tuning: LoweringTuning = LoweringTuning()) -> Graph:
     """The same function in fewer entries; the graph itself where there is nothing to merge.
 
     Args:
         graph: in float64.
     """
     maps = {node.id: op for node in graph.nodes if (op := _map_of(node)) is not None}
-    if any(op.rounded for op in maps.values()) or sum(_coefficients(op).numel() for op in maps.values()) > MOST:
+    if any(op.rounded for op in maps.values()) or sum(_coefficients(op).numel() for op in maps.values()) > tuning.coefficients:
         return graph
     readers = (node for node in graph.nodes if isinstance(node.op, Elementwise) and node.inputs[0] in maps)
     if not any(_repeats(maps[node.inputs[0]], node.size, node.applies("relu")) for node in readers):

@@ -26,6 +26,7 @@ class Activation(nn.Module):
         self.function: Function = catalogue()[name].bind(**parameters)
 
     def forward(self, x: Tensor) -> Tensor:
+        """f(x), elementwise."""
         return self.function(x)
 
     def extra_repr(self) -> str:

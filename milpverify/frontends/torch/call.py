@@ -67,7 +67,7 @@ def name_of(target: Any) -> str:
     else:
         name = getattr(target, "__name__", type(target).__name__)
     name = name.strip("_") if name.startswith("__") else name
-    if name.endswith("_") and not name.startswith("_"):
+    if name.endswith("_") and not name.startswith("_") and name != "requires_grad_":  # which overwrites no entries
         name = name[:-1]  # in place: the driver sees to it
     name = name.removeprefix("special_")
     return _OPERATORS.get(name, name)

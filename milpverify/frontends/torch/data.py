@@ -59,9 +59,9 @@ def _not(call: Call, x: Node) -> Node:
     return switches.negate(call.g, found)
 
 
-@rule("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "and", "or", "xor", "iand", "ior", "ixor")
+@rule("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "and", "or", "xor")
 def _combine(call: Call, a: Any, b: Any) -> Node:
-    kind = name_of(call.target).removeprefix("logical_").removeprefix("bitwise_").removeprefix("i")
+    kind = name_of(call.target).removeprefix("logical_").removeprefix("bitwise_")
     combine = {"and": switches.both, "or": switches.either, "xor": switches.differ}[kind]
     return combine(call.g, truth(call, a), truth(call, b))
 

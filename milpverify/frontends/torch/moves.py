@@ -79,7 +79,7 @@ def _filled(call: Call, x: Node, *args: Any, **kwargs: Any) -> Any:
 
 @rule(
     *"""
-    contiguous clone detach alias lift_fresh_copy cpu cuda requires_grad_ data resolve_conj resolve_neg identity
+    contiguous clone detach alias lift_fresh_copy cpu cuda requires_grad_ data resolve_conj resolve_neg
     """.split(),
     moves=True,
 )
@@ -152,7 +152,7 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     return replaced(found, select)
 
 
-@rule("permute", "permute_copy", "transpose", "transpose_copy", "t", "T", "mT", "mH", "H", "movedim", moves=True)
+@rule("permute", "permute_copy", "transpose", "transpose_copy", "t", "T", "mT", "mH", "movedim", moves=True)
 def _permute(call: Call, x: Node, *args: Any, **kwargs: Any) -> Node:
     """Axes in another order: torch says which, on a tensor without entries that has as many axes, all of other lengths."""
     probe = torch.empty(tuple(range(2, 2 + len(x.shape))), device="meta")

@@ -67,7 +67,7 @@ def _tensordot(call: Call, a: Any, b: Any, dims: Any = 2, others: Any = None) ->
     return contract(call.g, factors(call, (a, b)), [tuple(left), tuple(right)], tuple(kept))
 
 
-@rule("vdot", "linalg_vecdot", "vecdot")
+@rule("vdot", "linalg_vecdot")
 def _dot(call: Call, a: Any, b: Any, *, dim: int = -1) -> Node:
     if dim != -1:
         raise call.refuse("another dimension than the last one has no rule")

@@ -38,7 +38,7 @@ def times(call: Call, a: Any, factor: Any) -> Any:
     return (a if isinstance(a, Constant) else Constant(call.array(a))) * call.number(factor)
 
 
-@rule("add", "radd", linear_in_constants=True)
+@rule("add", linear_in_constants=True)
 def _add(call: Call, a: Any, b: Any, *, alpha: Any = 1) -> Node:
     if isinstance(a, Node) and isinstance(b, Node) and {a.id, b.id} <= call.g.masks and alpha == 1:
         return switches.either(call.g, a, b)
@@ -86,7 +86,7 @@ def product(call: Call, a: Any, b: Any) -> Node:
     return call.g.scale(a, call.array(b)) if isinstance(a, Node) else call.g.scale(b, call.array(a))
 
 
-@rule("mul", "rmul", linear_in_constants=True)
+@rule("mul", linear_in_constants=True)
 def _multiply(call: Call, a: Any, b: Any) -> Node:
     if isinstance(a, Node) and isinstance(b, Node) and {a.id, b.id} <= call.g.masks:
         return switches.both(call.g, a, b)
@@ -105,7 +105,7 @@ def _divide(call: Call, a: Any, b: Any, *, rounding_mode: str | None = None) -> 
     return call.g.scale(a, 1.0 / Constant(divisor))
 
 
-@rule("rtruediv", "rdiv", linear_in_constants=True)
+@rule("rdiv", linear_in_constants=True)
 def _divide_into(call: Call, a: Any, b: Any) -> Node:
     return _divide(call, b, a)
 
@@ -134,7 +134,7 @@ def matrix_product(call: Call, a: Any, b: Any) -> Node:
 
 
 @rule("dot")
-@rule("matmul", "rmatmul", "mm", "bmm", "mv", linear_in_constants=True)
+@rule("matmul", "mm", "bmm", "mv", linear_in_constants=True)
 def _matmul(call: Call, a: Any, b: Any) -> Any:
     return matrix_product(call, a, b)
 
@@ -154,7 +154,7 @@ def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Node:
     return y if bias is None else total(call, [y, bias], [1, 1])
 
 
-@rule("pow", "rpow")
+@rule("pow")
 def _power(call: Call, x: Any, exponent: Any) -> Node:
     if not isinstance(x, Node) or isinstance(exponent, Node):
         raise call.refuse("an exponent that depends on the network's input has no rule")
@@ -380,7 +380,7 @@ def _elu(call: Call, x: Node, alpha: Any = 1.0, scale: Any = 1.0, input_scale: A
     return call.g.scale(call.g.function("elu", x, alpha=call.number(alpha)), call.number(scale))
 
 
-@rule("logsigmoid", "log_sigmoid_forward", "log_sigmoid")
+@rule("log_sigmoid_forward", "log_sigmoid")
 def _log_sigmoid(call: Call, x: Node) -> Node:
     return call.g.scale(call.g.function("softplus", call.g.scale(x, -1)), -1)
 

@@ -95,7 +95,7 @@ def _differences(call: Call, x: Node, n: int = 1, dim: int = -1) -> Node:
     return x
 
 
-@rule("rrelu", "rrelu_with_noise")
+@rule("rrelu")
 def _random_relu(call: Call, x: Node, lower: Any = 1 / 8, upper: Any = 1 / 3, training: bool = False) -> Node:
     if training:
         raise call.invalid("draws slopes at random: set the network to evaluation mode: net.eval()")

@@ -46,7 +46,7 @@ class Program(nn.Module):
         self.training = False
 
     def forward(self, *tensors: Tensor) -> Any:
-        """What the program returns."""
+        """What the program returns, for inputs of the shapes that it was exported for (`shapes`)."""
         args, kwargs = _pytree.tree_unflatten(list(tensors), self.program.call_spec.in_spec)
         return self.net(*args, **kwargs)
 
@@ -96,7 +96,7 @@ class Script(nn.Module):
         self.training = False
 
     def forward(self, *tensors: Tensor) -> Any:
-        """What the script returns."""
+        """What the script returns, for inputs of the shapes that it takes."""
         return self.net(*tensors)
 
     def __deepcopy__(self, memo: object) -> Script:
@@ -111,7 +111,7 @@ class Script(nn.Module):
         return tuple(a.name for a in self.net.forward.schema.arguments[1:])
 
     def exported(self, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-        """The program that it stands for.
+        """The program that it stands for, with inputs of the shapes of the examples.
 
         Raises:
             InvalidModel: this torch cannot make one of it.

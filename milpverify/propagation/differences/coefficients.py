@@ -84,7 +84,7 @@ def without_bias(op: Affine) -> Affine:
 
 
 def bias_of(node: Node) -> Tensor:
-    """The constant of every entry of an affine node, flat."""
+    """The constant of every entry of an affine node, flat: (size,) float64, in main memory."""
     assert isinstance(node.op, Affine)
     if node.op.bias is None:
         return torch.zeros(node.size, dtype=torch.float64, device="cpu")
@@ -92,19 +92,22 @@ def bias_of(node: Node) -> Tensor:
 
 
 def bias_between(first: Node, second: Node) -> tuple[Tensor | None, bool]:
-    """By how much constants differ (None: not at all), and whether that is exact."""
+    """By how much the constants of two affine nodes of one shape differ, (size,) float64 (None: not at all), and whether that is exact."""
     difference, exact = less(bias_of(first), bias_of(second))
     return (difference if bool(difference.any()) else None), exact
 
 
 def less(a: Tensor, b: Tensor) -> tuple[Tensor, bool]:
-    """a - b, and whether that is exact: what the larger operand and the result leave of the other is 0."""
+    """a - b, elementwise, and whether all of it is exact: what the larger operand and the result leave of the other is 0."""
     d = a - b
     return d, bool(((a - d == b) & (b + d == a)).all())
 
 
 def row_by_row(u: Tensor, w: Tensor) -> Matched | None:
-    """Rows with at most one coefficient each correspond one by one, whatever columns they share with others."""
+    """Rows of two matrices, (n, columns) each, with at most one coefficient a row correspond one by one, whatever columns they share.
+
+    None where the rows without a coefficient differ. Whoever calls knows that no row has more than one.
+    """
     rows = (u != 0).any(1)
     if not torch.equal(rows, (w != 0).any(1)):
         return None

@@ -68,12 +68,12 @@ class Growing:
         return self.keep(self.select(0, torch.full(shape, -1, device="cpu")))
 
     def constant(self, values: Tensor, shape: tuple[int, ...], exact: bool) -> int:
-        """Constants, which may have been rounded once."""
+        """A node of constants, as many as `shape` has entries, which may have been rounded once."""
         index, bias = torch.full(shape, -1, device=self.graph.device), values.reshape(shape).to(self.graph.device, self.graph.dtype)
         return self.add(Select(index, self.nodes[0].shape, bias, 0 if exact else 1), (0,), shape)
 
     def linear(self, weight: Tensor, node: int, rounded: int = 0) -> int:
-        """A matrix times the entries of a node."""
+        """A matrix (n, size) times the flat entries of a node."""
         flat = self.shaped(node, (self.nodes[node].size,))
         return self.keep(self.add(Linear(weight.to(self.graph.device, self.graph.dtype), None, rounded), (flat,), (len(weight),)))
 

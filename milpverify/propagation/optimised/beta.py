@@ -113,9 +113,11 @@ class Relaxations(Layout):
         return DualObjective(self, domain, rows, x_rows, once=True).value(dual.slopes, dual.beta)
 
     def primal(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None, attained: bool = True) -> Primal:
-        """What the bounds that some parameters define come from.
+        """What the bounds that some parameters define come from, without rounding charges and proving nothing.
 
         Args:
+            rows: (n, r, size of the target) float64.
+            x_rows: (n, r, nx) float64.
             attained: whether to find where in the relaxation they are attained, as far as their gradients tell.
         """
         seen: dict[int, Passed] = {}
@@ -139,7 +141,16 @@ class Relaxations(Layout):
     # -- the rigorous pass --------------------------------------------------------------------------------------------------
 
     def certify(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None, node: int | None = None) -> LinearBound:
-        """Proved bounds of `rows . value(node) + x_rows . x` where the splits and the constraints given hold, with some parameters."""
+        """Proved bounds of `rows . value(node) + x_rows . x` where the splits and the constraints given hold, with some parameters.
+
+        Any slopes and any multipliers >= 0 will do (weak duality; arXiv 2103.06624), their rounding is charged for.
+
+        Args:
+            domain: with constraints on the target that hold, if there are any, whose multipliers are `dual.gamma`.
+            rows: (n, r, size of the node) float64.
+            x_rows: (n, r, nx) float64.
+            node: the target by default.
+        """
         node, given = self.target if node is None else node, domain.given
         table = self.relaxed(domain, dual.slopes)
         splits = self._splits(domain, dual.beta)

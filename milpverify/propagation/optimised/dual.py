@@ -50,7 +50,7 @@ class Domain:
         return len(self.box)
 
     def take(self, chosen: Tensor) -> Domain:
-        """Some of them."""
+        """Some of them, by their places (m,) or by a mask (n,)."""
         box, low, high, column, side, point = (t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point))
         return Domain(box, low, high, column, side, point, None if self.given is None else self.given.take(chosen))
 
@@ -67,7 +67,7 @@ class Dual:
     gamma: Tensor | None = None
 
     def take(self, chosen: Tensor) -> Dual:
-        """Those of some subproblems."""
+        """Those of some subproblems, by their places (m,) or by a mask (n,)."""
         return Dual(self.slopes[chosen], self.beta[chosen], None if self.gamma is None else self.gamma[chosen])
 
     def mix(self, place: tuple[Tensor, ...], other: Dual) -> Dual:
@@ -85,7 +85,7 @@ class OutputConstraints:
     rhs: Tensor
 
     def take(self, chosen: Tensor) -> OutputConstraints:
-        """Those of some subproblems."""
+        """Those of some subproblems, by their places (m,) or by a mask (n,)."""
         return OutputConstraints(self.rows[chosen], None if self.x_rows is None else self.x_rows[chosen], self.rhs[chosen])
 
 

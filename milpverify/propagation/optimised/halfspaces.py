@@ -66,7 +66,7 @@ class HalfSpace:
     least: Tensor
 
     def take(self, chosen: Tensor) -> HalfSpace:
-        """Those of some subproblems."""
+        """Those of some subproblems, by their places (m,) or by a mask (n,)."""
         return HalfSpace(self.pull[chosen], self.least[chosen])
 
 
@@ -82,7 +82,7 @@ class Depths:
     reach: float = math.inf
 
     def learn(self, tried: Tensor, paid: Tensor, enough: int) -> None:
-        """Note what was tried, and what of it paid; after so many tries the deepest that paid says what is worth one."""
+        """Note the depths that were tried, (n,), and those that paid, (m,); after `enough` tries the deepest says what is worth one."""
         self.tried += len(tried)
         self.deepest = max(self.deepest, float(paid.amax()) if len(paid) else 0.0)
         if self.tried >= enough:
@@ -113,7 +113,7 @@ class HalfspaceForms:
         self.least = ends.lower.new_zeros(0, 2 * self.count)
 
     def missing(self, box: Tensor) -> Tensor:
-        """Which boxes of some have no forms yet, ascending."""
+        """Which of the boxes of subproblems (n,) have no forms yet, each once and ascending, (m,) int64."""
         return (torch.bincount(box, minlength=len(self.place)) > 0).logical_and(self.place < 0).nonzero(as_tuple=True)[0]
 
     def below(self, box: Tensor, coefficients: Tensor, least: Tensor) -> HalfSpace:

@@ -121,7 +121,7 @@ class Layout:
         return values.expand(len(box), *values.shape[1:]) if len(values) == 1 else values[box]
 
     def domain(self, box: Tensor) -> Domain:
-        """The boxes themselves as subproblems without splits."""
+        """The boxes themselves, `box` (n,), as subproblems without splits."""
         none = torch.zeros(len(box), 0, device=box.device)
         return Domain(box, self.own(self.low, box), self.own(self.high, box), none.long(), none, none.double())
 

@@ -39,6 +39,16 @@ class Adam:
         self.moments: list[tuple[Tensor, Tensor]] = []
 
     def step(self, moved: list[Tensor], gradients: tuple[Tensor | None, ...], options: AlphaOptions, span: Span) -> Dual:
+        """One step uphill.
+
+        Args:
+            moved: the parameters without gradients, replaced in place: slopes (n, r, P), multipliers (n, r, K) and, if any, (n, r, q).
+            gradients: of these, None for none.
+            span: what slopes are clamped to; multipliers are to 0.
+
+        Returns:
+            the parameters after the step.
+        """
         self.count += 1
         for k, gradient in enumerate(gradients):
             if gradient is None:
@@ -55,6 +65,7 @@ class Adam:
         return Dual(moved[0].clamp(span.low, span.high), *(multipliers.clamp(min=0.0) for multipliers in moved[1:]))
 
     def take(self, chosen: Tensor) -> None:
+        """Go on with some of the subproblems only, by a mask (n,)."""
         self.moments = [(first[chosen], second[chosen]) for first, second in self.moments]
 
 

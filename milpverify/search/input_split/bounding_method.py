@@ -111,7 +111,7 @@ class MethodChoice:
         return self.forward and subproblems >= self.next and 2 * batch >= size >= self.tuning.smallest
 
     def sample(self, count: int, device: torch.device, spent: float = math.inf) -> Tensor:
-        """Places spread evenly over a batch."""
+        """Places spread evenly over a batch of so many boxes, (n,) int64, as many as a comparison may cost after so many seconds."""
         size = self._size(spent)
         return torch.arange(0, count, max(1, count // size), device=device)[:size]
 

@@ -93,7 +93,10 @@ class Inheritance:
         return torch.cat(parts, 2) if parts else torch.zeros(len(chosen), 2, 0, device=chosen.device)
 
     def unpack(self, inherited: Tensor) -> dict[int, Bounds]:
-        """The bounds of all neurons of these nodes, float64: those that the root decides have the root's."""
+        """The bounds of all neurons of these nodes, (n, *node.shape) float64, from what `pack` made, (n, 2, U).
+
+        Those that the root decides have the root's.
+        """
         known, start = {}, 0
         for z, free in self.free.items():
             sides = []

@@ -103,7 +103,16 @@ class Finisher:
         return self.group.places is not None and subproblems >= self.first
 
     def candidates(self, unstable: Tensor, tried: Tensor, subproblems: int) -> Tensor:
-        """The boxes to try now (indices), none unless they fill a round to a quarter, and none before it begins."""
+        """The boxes to try now, none unless they fill a round to a quarter, and none before it begins.
+
+        Args:
+            unstable: (n,), how many unstable neurons each box has.
+            tried: (n,) bool.
+            subproblems: bounded so far.
+
+        Returns:
+            their places, (m,) int64.
+        """
         most = self.most
         if not self.begins(subproblems) or not most:
             return torch.zeros(0, dtype=torch.long, device=unstable.device)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from milpverify.config import Tuning
 from milpverify.encode.cut_forms import Split
+from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.events import Event
@@ -21,8 +22,8 @@ from milpverify.inquiries.inquiry import Inquiry, ModelInquiry, Question, Questi
 from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
-from milpverify.solvers.names import MILP_SOLVERS
-from milpverify.solvers.process import POLL, SolverProcess
+from milpverify.solvers.names import takes_models
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
 
@@ -208,7 +209,8 @@ class Oracle:
             known, native = (graph, within, bounds, judging, self.deadline, task.decisions), native_to(self._solver, graph, self.options)
             refinement = Refinement(*known, native, x=start, tuning=self.options.search.tuned(RefinementTuning))
             return refinement.under_the_rows() if task.conditional else refinement
-        encoding = encode(graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
+        form = ModelForm(tuning=self.options.search.tuned(EncodingTuning))
+        encoding = encode(graph, bounds, within, start, task.decisions, self.deadline, form)
         return ModelInquiry(encoding.model, Judging(self.problem, disjunct, safety_margin(encoding.model)), encoding)
 
     def give_target(self, task: Task, layer: Layer, place: int) -> None:
@@ -234,11 +236,14 @@ class Oracle:
     def _solver(self) -> str:
         if self._process is not None:
             return self._process.solver
-        return self.options.solver if self.options.solver in MILP_SOLVERS else FALLBACK
+        return self.options.solver if takes_models(self.options.solver) else FALLBACK
+
+    def _process_of(self, solver: str) -> SolverProcess:
+        return SolverProcess(solver, self.options.memory_mb, self._tuning.niceness, self.options.search.tuned(SolverTuning))
 
     def _started(self) -> SolverProcess:
         if self._process is None:
-            self._process = SolverProcess(self._solver, self.options.memory_mb, self._tuning.niceness)
+            self._process = self._process_of(self._solver)
         return self._process
 
     def _begin(self, work: _Work, process: SolverProcess) -> None:
@@ -275,7 +280,7 @@ class Oracle:
         """Wait for the end of the task under way; what was found."""
         finding = None
         while self._work is not None and (finding is None or not finding.ended):
-            finding = self.poll(POLL)
+            finding = self.poll(self.options.search.tuned(SolverTuning).poll)
         return finding
 
     def poll(self, seconds: float = 0.0) -> Finding | None:
@@ -326,7 +331,7 @@ class Oracle:
             case SolverStatus.UNAVAILABLE:
                 self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
                 process.close()
-                self._process = SolverProcess(FALLBACK, self.options.memory_mb, self._tuning.niceness)
+                self._process = self._process_of(FALLBACK)
             case SolverStatus.CRASHED | SolverStatus.MEMORY_LIMIT:
                 self.usage.crashes += 1
                 if self.usage.crashes >= self._tuning.crashes:

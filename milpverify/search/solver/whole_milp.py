@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.counterexamples.polish import polish
+from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
@@ -28,7 +29,7 @@ from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.oracle import SolvingTuning
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, Sweep
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
@@ -142,7 +143,7 @@ class _Runner:
         self.deadline = deadline
         self.on_event = on_event
         self.notes: list[str] = []
-        self.process = SolverProcess(options.solver, options.memory_mb)
+        self.process = SolverProcess(options.solver, options.memory_mb, tuning=options.search.tuned(SolverTuning))
         self.refinements: dict[int, Refinement] = {}  # by disjunct: who gets more time goes on from there
 
     def __enter__(self) -> _Runner:
@@ -160,9 +161,10 @@ class _Runner:
             return self._decide_input_set(item, unknown)
         if not self.problem.graph.piecewise_linear:
             return self._refine(item, seconds, unknown)
-        graph, native = self.problem.graph, native_to(self.process.solver, self.problem.graph, self.options)
+        graph, tuning = self.problem.graph, self.options.search.tuned(EncodingTuning)
+        form = ModelForm(native=native_to(self.process.solver, graph, self.options), tuning=tuning)
         try:
-            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, native=native)
+            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, form=form)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
         except OutOfTime:
@@ -219,7 +221,7 @@ class _Runner:
             return outcome
         self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
         self.process.close()
-        self.process = SolverProcess(FALLBACK, options.memory_mb)
+        self.process = SolverProcess(FALLBACK, options.memory_mb, tuning=options.search.tuned(SolverTuning))
         return self.process.solve(question, limits, self.deadline, watch)
 
     def _refined(self, item: OpenDisjunct, leaf: Leaf, refinement: Refinement, status: SolverStatus, message: str) -> Leaf:
@@ -263,7 +265,7 @@ class _Runner:
                 raise SolverUnavailable(outcome.message)
             self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
             self.process.close()
-            self.process = SolverProcess(FALLBACK, self.options.memory_mb)
+            self.process = SolverProcess(FALLBACK, self.options.memory_mb, tuning=self.options.search.tuned(SolverTuning))
             outcome = self.process.solve(encoding.model, limits, self.deadline, watch)
         return replace(outcome, nodes=nodes[0]) if nodes else outcome
 
@@ -294,9 +296,10 @@ class _Runner:
     def _decide_input_set(self, item: OpenDisjunct, unknown: Leaf) -> Leaf:
         """A disjunct without unsafe rows, or one that a solver calls infeasible: is its input set empty, in exact arithmetic?"""
         bare = replace(item.disjunct, unsafe=type(item.disjunct.unsafe).none(self.problem.graph.nx, self.problem.graph.ny))
-        with SolverProcess("z3", self.options.memory_mb) as process:
+        with SolverProcess("z3", self.options.memory_mb, tuning=self.options.search.tuned(SolverTuning)) as process:
+            script = smt_script(self.problem.graph, bare, tuning=self.options.search.tuned(EncodingTuning))
             limits = Limits(memory_mb=self.options.memory_mb, seed=self.options.seed)
-            outcome = process.solve(smt_script(self.problem.graph, bare), limits, self.deadline)
+            outcome = process.solve(script, limits, self.deadline)
         if outcome.answer is Answer.UNSAT:
             closed = replace(unknown, verdict=Verdict.VERIFIED, reason=Reason.EMPTY_INPUT_SET, trust=Trust.EXACT)
             return replace(closed, lower_bound=math.inf)

@@ -23,7 +23,10 @@ from milpverify.operators import Linear
 from milpverify.spec import Box
 
 CASES = [*LAYERS.items(), *((name, (lambda f=f, c=c: Lambda(f, *c), shape)) for name, (f, c, shape) in FUNCTIONS.items())]
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated:UserWarning"),
+]
 
 
 def unit_box(*shape: int) -> Box:

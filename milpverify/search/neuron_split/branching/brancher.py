@@ -135,7 +135,7 @@ def _take(found: LinearBound, n: Tensor) -> LinearBound:
 
 
 def children(bounder: Bounder, parents: Subproblems, column: Tensor) -> Subproblems:
-    """Both children of every parent for the split of the open entry given: (2 n), lower sides first."""
+    """Both children of n parents for the split of an open entry each, `column` (n,): 2 n subproblems, lower sides first."""
     domain = bounder.domain_of(parents)
     slot, index = bounder.slot_of[column], bounder.index_of[column]
     low, high = (t.gather(1, column.unsqueeze(1)).squeeze(1) for t in (domain.low, domain.high))

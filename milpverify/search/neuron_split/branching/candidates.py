@@ -102,7 +102,7 @@ class Candidates:
 
     @staticmethod
     def of(of: Relaxations, points: Points, domain: Domain, column: Tensor, valid: Tensor) -> Candidates:
-        """Split subproblems at the points for the entries given."""
+        """Split n subproblems at the points for the open entries given, `column` (n, C), of which `valid` (n, C) count."""
         low, high = (t.gather(1, column) for t in (domain.low, domain.high))
         middle = domain.low.scatter(1, column, points(column, low, high))
         lower, upper = torch.stack([domain.low, middle]), torch.stack([middle, domain.high])

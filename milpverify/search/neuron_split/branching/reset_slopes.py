@@ -62,7 +62,7 @@ def reset_slopes(bounder: Bounder, subs: Subproblems) -> Subproblems:
 
 
 def where_worse(bounder: Bounder, subs: Subproblems, found: LinearBound) -> Tensor:
-    """The places of subproblems that fresh lines leave below what is known of them.
+    """The places (m,) of those of n subproblems that fresh lines leave below what is known of them.
 
     Args:
         subs: before they were bounded.
@@ -76,7 +76,7 @@ def where_worse(bounder: Bounder, subs: Subproblems, found: LinearBound) -> Tens
 def with_those_of(
     place: Tensor, subs: Subproblems, found: LinearBound, others: Subproblems, others_found: LinearBound
 ) -> tuple[Subproblems, LinearBound]:
-    """Bounded subproblems and their linear bounds, at some places with others' bounds, slopes and multipliers."""
+    """Bounded subproblems and their linear bounds, at the places (m,) with the bounds, slopes and multipliers of m others."""
     some = {name: getattr(subs, name).index_put((place,), getattr(others, name)) for name in ("bound", "slopes", "beta")}
     parts = {f.name: getattr(found, f.name).index_put((place,), getattr(others_found, f.name)) for f in fields(found)}
     return replace(subs, **some), replace(found, **parts)
