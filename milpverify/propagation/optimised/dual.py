@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -51,8 +51,8 @@ class Domain:
 
     def take(self, chosen: Tensor) -> Domain:
         """Some of them."""
-        own = Domain(*(t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point)))
-        return own if self.given is None else replace(own, given=self.given.take(chosen))
+        box, low, high, column, side, point = (t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point))
+        return Domain(box, low, high, column, side, point, None if self.given is None else self.given.take(chosen))
 
 
 @dataclass(frozen=True, eq=False)
