@@ -94,6 +94,7 @@ def bounds(
     from milpverify.propagation.crown import bound_rows, crown
     from milpverify.propagation.interval import propagate
     from milpverify.propagation.optimised.alpha import alpha_crown
+    from milpverify.propagation.request import BoundRequest
     from milpverify.spec import Box
 
     if method not in METHODS:
@@ -118,7 +119,7 @@ def bounds(
             state = propagate(graph, lower, upper, dtype)
             return NetworkBounds(graph, method, {i: s.bounds for i, s in state.items()})
         inner = torch.float64 if method in ("crown", "lp") else None
-        state, table = crown(graph, lower, upper, dtype, inner=inner)
+        state, table = crown(graph, lower, upper, dtype, BoundRequest(inner=inner))
         if method == "alpha-crown":
             state, table = alpha_crown(graph, state, dtype)
         by_node = {i: s.bounds for i, s in state.items()}

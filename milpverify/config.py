@@ -1,4 +1,4 @@
-"""What a run is told: the deadline that every phase shares, and the options."""
+"""What a run is told: the deadline that every phase shares, the options, and tuning numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from threading import Event as _Flag
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Deadline:
@@ -139,13 +139,28 @@ def _resident() -> float:
         return 0.0
 
 
-MOST_BYTES = 2**30
+MOST_BYTES: Final = 2**30
 """What a file may hold, unpacked, unless another limit is asked for: of a network's weights in files of their own, all together."""
-MOST_ENTRIES = 2**27
+MOST_ENTRIES: Final = 2**27
 """The most entries of a tensor of a network, whatever computes it, unless another limit is asked for; of more, bounds fill the memory."""
 
-DELTA = 1e-6
-"""The margin up to which smooth networks are decided, unless the options say otherwise."""
+
+class Tuning:
+    """The base of the dataclasses of tuning numbers: what makes runs faster or slower, and what no proof rests on.
+
+    Those of one theme are a frozen dataclass in the file of the code that reads them, every number documented. Whoever reads one was
+    handed it: by an argument, or in a search by the options, `options.search.tuned(RestartTuning)`; a run with other numbers is one with
+    `SearchOptions(tuning=(RestartTuning(splits=8),))`. Numbers that are facts (of rounding, of a format, of mathematics, or what is
+    refused) are constants of modules, annotated `Final`.
+    """
+
+
+AnyTuning = TypeVar("AnyTuning", bound=Tuning)
+
+
+def tuned(tuning: Iterable[Tuning], kind: type[AnyTuning]) -> AnyTuning:
+    """The tuning numbers of a kind among some, or else the defaults."""
+    return next((numbers for numbers in tuning if isinstance(numbers, kind)), None) or kind()
 
 
 class SearchMethod(Enum):
@@ -162,35 +177,31 @@ class SearchMethod(Enum):
         return self in (SearchMethod.AUTO, SearchMethod.BAB)
 
 
+HEURISTICS = "milpverify.search.neuron_split.branching"
+"""The package of what scores splits of neurons."""
+
+
 class Branching(Enum):
-    """How splits of neurons are scored."""
+    """How splits of neurons are scored: the one list of heuristics, by name.
 
-    BBPS = "bbps"  # bound propagation cut short
-    FIRST_ORDER = "first-order"  # the children's relaxations at the point that attains the bound
-    BABSR = "babsr"  # the same at the reference values
-    WIDEST = "widest"
-    RANDOM = "random"
-    NONE = "none"  # nothing is searched
+    `place` says where in `HEURISTICS` the class is, which is loaded where it is used.
+    """
 
-    @property
-    def estimates_gains(self) -> bool:
-        """Whether it estimates what the children's bounds gain."""
-        return self in (Branching.BBPS, Branching.FIRST_ORDER, Branching.BABSR)
+    _value_: str
+    place: str
 
-    @property
-    def needs_point(self) -> bool:
-        """Whether it needs the point that attains the bound."""
-        return self is Branching.FIRST_ORDER
+    BBPS = "bbps", "bbps:BBPS"  # bound propagation cut short
+    FIRST_ORDER = "first-order", "first_order:FirstOrder"  # the children's relaxations at the point that attains the bound
+    BABSR = "babsr", "first_order:BaBSR"  # the same at the reference values
+    WIDEST = "widest", "intervals:Widest"
+    RANDOM = "random", "intervals:Random"
+    NONE = "none", ""  # nothing is searched
 
-    @property
-    def needs_forms(self) -> bool:
-        """Whether it needs the saved linear forms of what is split, and the linear bounds of the rows."""
-        return self is Branching.BBPS
-
-    @property
-    def scores_all(self) -> bool:
-        """Whether it scores every neuron, not only those whose relaxations are loosest."""
-        return self is Branching.BABSR
+    def __new__(cls, name: str, place: str) -> Branching:
+        """A member of this name."""
+        found = object.__new__(cls)
+        found._value_, found.place = name, place
+        return found
 
 
 class SplitPoints(Enum):
@@ -237,6 +248,30 @@ class _Choice(Generic[_E]):
             raise InvalidInput(f"unknown {self._name} {value!r}; there are {', '.join(e.value for e in known)}") from None
 
 
+class _HeuristicChoice(_Choice[Any]):
+    """The heuristic of branching: a `Branching`, or a class of one's own.
+
+    Raises:
+        InvalidInput: what is given is none of them.
+    """
+
+    def __get__(self, instance: object, owner: type | None = None) -> Branching | type[Any]:
+        found: Branching | type[Any] = super().__get__(instance, owner)
+        return found
+
+    def __set__(self, instance: object, value: Branching | str | type[Any]) -> None:
+        if not isinstance(value, type):
+            super().__set__(instance, value)
+            return
+        bases = {f"{base.__module__}.{base.__qualname__}" for base in value.__mro__[1:]}  # the base loads torch, as this module does not
+        name, missing = getattr(value, "name", None), getattr(value, "__abstractmethods__", None)
+        if f"{HEURISTICS}.heuristic.Heuristic" not in bases or missing:
+            raise InvalidInput(f"a heuristic derives from {HEURISTICS}.Heuristic and has a `score`, unlike {value.__name__}")
+        if not isinstance(name, str) or name in {known.value for known in Branching}:
+            raise InvalidInput(f"a heuristic of one's own has a `name` of its own, a text, not {name!r}")
+        instance.__dict__[self._name] = value
+
+
 @dataclass(frozen=True)
 class Milp:
     """Decide by one mixed-integer model per disjunct, handed whole to a solver.
@@ -257,7 +292,12 @@ class Milp:
 class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved.
 
-    `branching` and `points` may be given by their values.
+    `branching` and `points` may be given by their values, `branching` also as a class of one's own, a `Heuristic` of
+    `milpverify.search.neuron_split.branching`. `tuning` holds numbers other than the defaults, one dataclass per theme
+    (`milpverify.tuning`).
+
+    Raises:
+        InvalidInput: `tuning` holds something else, or two of one kind.
     """
 
     oracle: bool = True  # a solver beside the tree
@@ -277,8 +317,20 @@ class SearchOptions:
     fresh_lines: bool = True  # lines begin anew where splits or clipping make intervals much narrower
     filtering_smooth: bool = False  # in smooth networks too, where bounding children takes as long as several subproblems
     deterministic: bool = False  # choices by counts, never by clocks; repeats exactly
-    branching: _Choice[Branching] = _Choice(Branching.FIRST_ORDER)
+    branching: _HeuristicChoice = _HeuristicChoice(Branching.FIRST_ORDER)
     points: _Choice[SplitPoints] = _Choice(SplitPoints.OPTIMISED)
+    tuning: tuple[Tuning, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = [type(numbers) for numbers in self.tuning]
+        if wrong := next((k for k in kinds if not issubclass(k, Tuning) or kinds.count(k) > 1), None):
+            raise InvalidInput(
+                f"tuning is a tuple of dataclasses of tuning numbers, one of a kind; {wrong.__name__} is none, or is there twice"
+            )
+
+    def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
+        """The tuning numbers of a kind: those in `tuning`, or else the defaults."""
+        return tuned(self.tuning, kind)
 
     @property
     def both_ways(self) -> bool:
@@ -314,7 +366,7 @@ class Options:
     solver: str = "scip"  # scip | highs | gurobi | z3 | cvc5 | module:Class
     encoding: _Choice[CurveEncoding] = _Choice(CurveEncoding.PIECES)
     trust: _Choice[Trust] = _Choice(Trust.SOLVER)  # the weakest that may decide
-    delta: float = DELTA  # completeness margin of smooth networks
+    delta: float = 1e-6  # the margin up to which smooth networks are decided
     device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
     attack: bool = True
@@ -332,5 +384,13 @@ class Options:
         return self.trust is Trust.SOLVER
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the result's JSON: choices by their values."""
-        return asdict(self, dict_factory=lambda items: {name: value.value if isinstance(value, Enum) else value for name, value in items})
+        """As in the result's JSON: choices by their values, a heuristic of one's own by its name, tuning numbers by their dataclasses'."""
+        found = asdict(self, dict_factory=lambda items: {name: _told(value) for name, value in items})
+        found["search"]["tuning"] = {
+            type(kind).__name__: of for kind, of in zip(self.search.tuning, found["search"]["tuning"], strict=True)
+        }
+        return found
+
+
+def _told(value: Any) -> Any:
+    return getattr(value, "value" if isinstance(value, Enum) else "name") if isinstance(value, Enum | type) else value

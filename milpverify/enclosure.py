@@ -7,17 +7,16 @@ Numerical Algorithms, section 3.3): it says what is true of the reals whatever t
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import fields
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
-from milpverify.arithmetic.interval import Interval, mul
+from milpverify.arithmetic.interval import Interval
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, down, up
-from milpverify.operators import Affine, Elementwise, Input, Operator, Product
+from milpverify.operators import Affine, Input, Nonlinear, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
 
-_MAX_DENSE = 200_000_000
-_ENOUGH = 2.0**900
+_ENOUGH: Final = 2.0**900
 """Lower ends beyond are moved to where sums of them do not overflow."""
 
 
@@ -73,19 +71,17 @@ def _carried(graph: Graph, x: Tensor) -> list[tuple[Tensor, Tensor]]:
                     if any(i in least for i in node.inputs) and all(d > 0 for d in op.directions):
                         lower = [(least[i] if i in least else _finished(centres[i], radii[i])[0]).clamp(max=_ENOUGH) for i in node.inputs]
                         least[node.id] = _finished(*_affine(op, lower, [torch.zeros_like(v) for v in lower]))[0].expand(len(x), *node.shape)
-                case Elementwise(function):
-                    ends = _ends(centres[node.inputs[0]], radii[node.inputs[0]])
-                    if (known := least.get(node.inputs[0])) is not None:
-                        open_ = ~(ends[0].isfinite() & ends[1].isfinite())
-                        ends = torch.where(open_, known, ends[0]), torch.where(open_, math.inf, ends[1])
-                    lower_end, upper_end = function.interval(*ends)
+                case Nonlinear() as op:
+                    ends = [Interval(*_ends(centres[i], radii[i])) for i in node.inputs]
+                    if len(ends) == 1 and (known := least.get(node.inputs[0])) is not None:
+                        open_ = ~(ends[0].lower.isfinite() & ends[0].upper.isfinite())
+                        ends = [Interval(torch.where(open_, known, ends[0].lower), torch.where(open_, math.inf, ends[0].upper))]
+                    lower_end, upper_end = op.interval(ends)
                     centre, radius = _middle(lower_end, upper_end)
-                    if bool((upper_end.isinf() & lower_end.isfinite()).any()):
+                    if len(ends) == 1 and bool((upper_end.isinf() & lower_end.isfinite()).any()):
                         least[node.id] = lower_end.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).expand(len(x), *node.shape)
-                    if function.pieces is not None:
-                        centre, radius = _at_points(function.pieces, centres[node.inputs[0]], radii[node.inputs[0]], centre, radius)
-                case Product():
-                    centre, radius = _middle(*mul(*(Interval(*_ends(centres[i], radii[i])) for i in node.inputs)))
+                    if op.pieces is not None:
+                        centre, radius = _at_points(op.pieces, centres[node.inputs[0]], radii[node.inputs[0]], centre, radius)
                 case _:
                     raise NotImplementedError(f"no enclosure rule for {type(node.op).__name__} ({node.name})")
             centres.append(centre.expand(len(x), *node.shape))
@@ -167,7 +163,7 @@ def _middle(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return centre, torch.where(lower == upper, 0.0, up(torch.maximum(upper - centre, centre - lower)))
 
 
-def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) -> list[Fraction] | None:
+def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000, most: int = 200_000_000) -> list[Fraction] | None:
     """f(x) in rational arithmetic at one point x (nx,), None where that is impossible or too expensive.
 
     The rows of an affine node are exact unless its weights are rounded, for they are multiplied by ones and zeros only; what is
@@ -175,15 +171,16 @@ def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) 
 
     Args:
         limit: the number of multiplications that are affordable (about a microsecond each).
+        most: the entries that the rows of affine nodes may have, zeros included.
     """
     needed = graph.ancestors[graph.output]
     sources = {node.id: [graph.nodes[i] for i in node.inputs] for node in graph.nodes}
-    affine = [node for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
-    products = sum(node.size * node.op.terms for node in affine if isinstance(node.op, Affine))
-    dense = sum(node.size * source.size for node in affine for source in sources[node.id])
-    if any(node.op.rounded for node in affine if isinstance(node.op, Affine)):
+    affine = [(node, node.op) for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
+    products = sum(node.size * op.terms for node, op in affine)
+    dense = sum(node.size * source.size for node, _ in affine for source in sources[node.id])
+    if any(op.rounded for _, op in affine):
         return None
-    if products > limit or dense > _MAX_DENSE or not np.isfinite(x).all():
+    if products > limit or dense > most or not np.isfinite(x).all():
         return None
     values: dict[int, list[Fraction]] = {}
     for node in graph.nodes:
@@ -194,22 +191,14 @@ def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) 
                 values[node.id] = [Fraction(v) for v in x.tolist()]
             case Affine():
                 values[node.id] = _exact_affine(node, sources[node.id], values)
-            case Elementwise(function):
-                if function.pieces is None:
+            case Nonlinear() as op:
+                found = [op.exact(entries) for entries in zip(*(values[i] for i in node.inputs), strict=True)]
+                values[node.id] = [v for v in found if v is not None]
+                if len(values[node.id]) < len(found):
                     return None
-                values[node.id] = [_exact_value(function.pieces, v) for v in values[node.inputs[0]]]
-            case Product():
-                values[node.id] = [a * b for a, b in zip(*(values[i] for i in node.inputs), strict=True)]
             case _:
                 return None
     return values[graph.output]
-
-
-def _exact_value(pieces: Pieces, x: Fraction) -> Fraction:
-    k = bisect_left(pieces.breakpoints, x)
-    if k < len(pieces.breakpoints) and pieces.breakpoints[k] == x:
-        return Fraction(pieces.values[k])
-    return Fraction(pieces.slopes[k]) * x + Fraction(pieces.intercepts[k])
 
 
 def _exact_affine(node: Node, sources: list[Node], values: dict[int, list[Fraction]]) -> list[Fraction]:

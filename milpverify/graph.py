@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from milpverify.operators import Affine, Elementwise, Input, Operator, Product, Shape
+from milpverify.operators import Affine, Elementwise, Input, Nonlinear, Operator, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import networkx
 
     from milpverify.balls.ball import Ball
     from milpverify.balls.halfspaces import Halfspaces
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,10 @@ class Node:
     def size(self) -> int:
         """The number of entries."""
         return math.prod(self.shape)
+
+    def applies(self, function: str) -> bool:
+        """Whether it is a function of the catalogue, by its name there."""
+        return isinstance(self.op, Elementwise) and self.op.name == function
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,15 +170,19 @@ class Graph:
         return tuple(map(tuple, readers))
 
     @cached_property
+    def nonlinearities(self) -> dict[int, Nonlinear]:
+        """The operators of the nonlinear nodes, in topological order."""
+        return {node.id: node.op for node in self.nodes if isinstance(node.op, Nonlinear)}
+
+    @cached_property
     def nonlinear(self) -> tuple[int, ...]:
         """The ids of the nonlinear nodes, in topological order."""
-        return tuple(node.id for node in self.nodes if not isinstance(node.op, (Affine, Input)))
+        return tuple(self.nonlinearities)
 
     @cached_property
     def piecewise_linear(self) -> bool:
-        """Whether every nonlinear node is a function of the catalogue that is made of lines."""
-        ops = [self.nodes[i].op for i in self.nonlinear]
-        return all(isinstance(op, Elementwise) and op.function.pieces is not None for op in ops)
+        """Whether every nonlinear node is a function of one variable that is made of lines."""
+        return all(op.pieces is not None for op in self.nonlinearities.values())
 
     @cached_property
     def rounded(self) -> bool:
@@ -247,24 +258,11 @@ def evaluate_all(graph: Graph, x: Tensor, value: Callable[[Node, Sequence[Tensor
             case Affine():
                 y = node.op.forward(args)
                 values.append(y if y.shape[1:] == node.shape else y.expand(y.shape[0], *node.shape))
+            case Nonlinear():
+                values.append(node.op.value(args) if value is None else value(node, args))
             case _:
-                values.append(nonlinear_value(node.op, args) if value is None else value(node, args))
+                raise NotImplementedError(f"{type(node.op).__name__} ({node.name}) is neither affine nor nonlinear")
     return values
-
-
-def nonlinear_value(op: Operator, args: Sequence[Tensor]) -> Tensor:
-    """The values of a nonlinear operator, entry by entry, at inputs of one shape.
-
-    Raises:
-        NotImplementedError: it has no rule.
-    """
-    match op:
-        case Elementwise(function):
-            return function(args[0])
-        case Product():
-            return args[0] * args[1]
-        case _:
-            raise NotImplementedError(f"no evaluation rule for {type(op).__name__}")
 
 
 def evaluate(graph: Graph, x: Tensor) -> Tensor:
@@ -283,27 +281,52 @@ class AffineForm:
     constant: Tensor
 
 
+class Pullback(Generic[T]):
+    """A walk from some nodes back towards the input, on which something is pulled back through every node: rows, say, by its adjoint.
+
+    Iterating yields the nodes that something has arrived at, each once and the last one first, so that all that reads a node has sent
+    to it by then; whoever iterates sends on what the inputs of the node get, or nothing where the walk is to end. A rigorous pass
+    (`propagation/backward.py`) has a walk of its own, which can be stopped between two nodes, looked at, and continued with some rows.
+
+    Args:
+        start: what arrives at the nodes to begin with.
+        join: of what several readers send to one node, in the order in which they send it.
+    """
+
+    def __init__(self, graph: Graph, start: Mapping[int, T], join: Callable[[T, T], T] = operator.add) -> None:
+        self.graph, self.waiting, self.join = graph, dict(start), join
+
+    def __iter__(self) -> Iterator[tuple[Node, T]]:
+        while self.waiting:
+            last = max(self.waiting)
+            yield self.graph.nodes[last], self.waiting.pop(last)
+
+    def arrive(self, node: int, part: T) -> None:
+        """Let something arrive at a node."""
+        self.waiting[node] = self.join(self.waiting[node], part) if node in self.waiting else part
+
+    def send(self, node: Node, parts: Iterable[T]) -> None:
+        """Let something arrive at each input of a node."""
+        for source, part in zip(node.inputs, parts, strict=True):
+            self.arrive(source, part)
+
+
 def affine_form(graph: Graph, node: int, rows: Tensor) -> AffineForm:
     """Pull `rows` . value(node) back through affine nodes to the nearest cut nodes.
 
     Args:
         rows: (R, *shape of the node), in the graph's precision.
     """
-    pending: dict[int, Tensor] = {node: rows}
     constant = rows.new_zeros(rows.shape[0])
     cuts: dict[int, Tensor] = {}
-    for i in sorted(graph.ancestors[node], reverse=True):
-        row = pending.pop(i, None)
-        if row is None:
+    walk = Pullback(graph, {node: rows})
+    for here, row in walk:
+        if not isinstance(here.op, Affine):
+            cuts[here.id] = row
             continue
-        op = graph.nodes[i].op
-        if not isinstance(op, Affine):
-            cuts[i] = row
-            continue
-        if op.bias is not None:
-            constant = constant + (row * op.bias).flatten(1).sum(1)
-        for source, part in zip(graph.nodes[i].inputs, op.adjoint(row), strict=True):
-            pending[source] = pending[source] + part if source in pending else part
+        if here.op.bias is not None:
+            constant = constant + (row * here.op.bias).flatten(1).sum(1)
+        walk.send(here, here.op.adjoint(row))
     return AffineForm(cuts, constant)
 
 

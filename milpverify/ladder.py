@@ -14,42 +14,49 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.propagation.cost import (
-    BACKWARD_RATE,
-    FEW,
-    FORWARD_RATE,
-    backward_passes,
-    forward_pass,
-    is_dear,
-    multiplications,
-    undecided_backward,
-)
+from milpverify.config import Tuning
+from milpverify.propagation.cost import backward_passes, forward_pass, is_dear, multiplications, undecided_backward
 from milpverify.propagation.loosest import loosest
 from milpverify.propagation.relevance import refinable
+from milpverify.propagation.request import BoundRequest, CostTuning, Method
 from milpverify.result import json_number
-from milpverify.search.bounding import BatchBounds, Method, Prepared, bound_batch, choose
-from milpverify.search.groups import few_inputs
+from milpverify.search.bounding import BatchBounds, Prepared, bound_batch, choose
+from milpverify.search.groups import GroupTuning, few_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from milpverify.config import Deadline
+    from milpverify.config import Deadline, SearchOptions
     from milpverify.graph import Graph
     from milpverify.search.groups import Group
 
-SHARE, FEW_SHARE, LEAST = 0.3, 0.5, 1.0
-"""Of the time left, what backward passes may take, also where few inputs vary and they spare thousands of boxes, and seconds that they
-may take in any case."""
-FIXED, ABOVE = 3e11, 3.0
-"""Multiplications that backward passes may take where no clock may be asked, and how far an estimate may be above what can be afforded:
-what one layer decides, the next need not look at."""
-PART, GROWTH = 3e10, 3.0
-"""Multiplications that the neurons which loosen the margin most get first, a second's, and the factor between one rung for them and the
-next: what little decides takes little time, whatever the limit."""
-LARGE = 20_000
-"""Above this number of entries of all nodes matrices are multiplied in float32, which halves the time; bounds hold all the same."""
+
+@dataclass(frozen=True)
+class LadderTuning(Tuning):
+    """What the rungs of a ladder may take."""
+
+    share: float = 0.3
+    few_share: float = 0.5
+    least: float = 1.0
+    """Of the time left, what backward passes may take, also where few inputs vary and they spare thousands of boxes, and seconds that they
+    may take in any case."""
+    fixed: float = 3e11
+    above: float = 3.0
+    """Multiplications that backward passes may take where no clock may be asked, and how far an estimate may be above what can be afforded:
+    what one layer decides, the next need not look at."""
+    part: float = 3e10
+    growth: float = 3.0
+    """Multiplications that the neurons which loosen the margin most get first, a second's, and the factor between one rung for them and the
+    next: what little decides takes little time, whatever the limit."""
+    large: int = 20_000
+    """Above this number of entries of all nodes matrices are multiplied in float32, which halves the time; bounds hold all the same."""
+
+
+def precision(graph: Graph, tuning: LadderTuning = LadderTuning()) -> torch.dtype:
+    """The precision of the matrices: that of float64 but for large graphs."""
+    return torch.float64 if graph.entries <= tuning.large else torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,37 +80,38 @@ class Rung:
         return {**whole, "complete": not self.cut}
 
 
-def climb(graph: Graph, group: Group, deadline: Deadline, clocked: bool, bisected: bool = True) -> Iterator[Rung]:
+def climb(graph: Graph, group: Group, deadline: Deadline, search: SearchOptions, bisected: bool = True) -> Iterator[Rung]:
     """Bound the group's box rung by rung, with the open disjuncts only; ends where none is open, or with the last that pays.
 
     Args:
         graph: in float64.
-        clocked: whether backward passes are cut when they have had their share of the time.
+        search: where choices go by counts backward passes are not cut when they have had their share of the time.
         bisected: whether a search may follow that bisects boxes.
     """
     lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-    box = _Box(graph, group, lower, upper, Prepared.of(graph, group))
-    if not is_dear(graph):
-        yield box.rung(Method.BACKWARD, undecided_backward(graph), deadline)
+    tuning, cost = search.tuned(LadderTuning), search.tuned(CostTuning)
+    box = _Box(graph, group, lower, upper, Prepared.of(graph, group), tuning, cost)
+    if not is_dear(graph, cost):
+        yield box.rung(Method.BACKWARD, undecided_backward(graph, cost), deadline)
         return
-    yield replace(box.rung(Method.INTERVALS, 4.0 * sum(multiplications(graph)), deadline), first=True)
-    varying = int((upper > lower).sum())
-    forward, last, few = forward_pass(graph, varying), Method.BACKWARD, few_inputs(group)
-    if varying <= FEW and forward / FORWARD_RATE < box.backward / BACKWARD_RATE and not box.closed:
+    yield replace(box.rung(Method.INTERVALS, 4.0 * sum(multiplications(graph, cost)), deadline), first=True)
+    varying, clocked = int((upper > lower).sum()), not search.deterministic
+    forward, last, few = forward_pass(graph, varying, cost), Method.BACKWARD, few_inputs(group, search.tuned(GroupTuning))
+    if varying <= cost.few and forward / cost.forward_rate < box.backward / cost.backward_rate and not box.closed:
         yield box.rung(Method.FORWARD, forward, deadline)
         last = Method.BOTH
     if box.closed:
         return
-    seconds = max(LEAST, (FEW_SHARE if few else SHARE) * deadline.remaining())
-    until, most = (deadline.within(seconds), seconds * BACKWARD_RATE) if clocked else (deadline, FIXED)
+    seconds = max(tuning.least, (tuning.few_share if few else tuning.share) * deadline.remaining())
+    until, most = (deadline.within(seconds), seconds * cost.backward_rate) if clocked else (deadline, tuning.fixed)
     if few and bisected:
-        if box.backward > ABOVE * most:  # smaller boxes are the better investment
+        if box.backward > tuning.above * most:  # smaller boxes are the better investment
             return
     else:
         for rung in box.loosest(last, until, most, clocked):
             most -= rung.multiplications
             yield rung
-        if box.closed or box.backward > ABOVE * most:
+        if box.closed or box.backward > tuning.above * most:
             return
     yield box.rung(last, box.backward, until)
 
@@ -117,6 +125,8 @@ class _Box:
     lower: Tensor
     upper: Tensor
     prepared: Prepared
+    tuning: LadderTuning
+    cost: CostTuning
     known: BatchBounds | None = None
     done: dict[int, Tensor] = field(default_factory=dict)
 
@@ -128,7 +138,9 @@ class _Box:
     @property
     def backward(self) -> float:
         """Multiplications of backward passes for everything that is undecided."""
-        return undecided_backward(self.graph) if self.known is None else backward_passes(self.graph, self.known.state, self.prepared.needed)
+        if self.known is None:
+            return undecided_backward(self.graph, self.cost)
+        return backward_passes(self.graph, self.known.state, self.prepared.needed, self.cost)
 
     def rung(self, method: Method, estimate: float, until: Deadline, chosen: dict[int, Tensor] | None = None) -> Rung:
         """Bound the disjuncts that are open, with a deadline; `chosen` are the entries that get a pass, all that are needed by default."""
@@ -143,29 +155,29 @@ class _Box:
         bounds = (
             {node.id: known.state[node.id].bounds for node in refinable(graph)} if known is not None and (chosen or self.done) else None
         )
-        found = bound_batch(
-            graph, self.group, self.lower, self.upper, self.dtype, bounds, until, method, prepared=prepared, screened_before=False
-        )
+        request = BoundRequest(bounds, deadline=until, method=method, screened_before=False, cost=self.cost)
+        found = bound_batch(graph, self.group, self.lower, self.upper, self.dtype, request, prepared)
         self.known = found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
         name = method.value if chosen is None else "loosest"
         return Rung(name, estimate, self.group, self.known, method not in (Method.INTERVALS, Method.FORWARD) and until.expired())
 
     def loosest(self, method: Method, until: Deadline, most: float, clocked: bool) -> Iterator[Rung]:
         """Passes for the neurons that loosen the margin most, part by part while those for all take several times as much."""
-        part, rate = PART, BACKWARD_RATE
-        while not (until.expired() or self.closed or self.known is None or self.backward <= ABOVE * min(part, most)):
+        part, rate, above = self.tuning.part, self.cost.backward_rate, self.tuning.above
+        while not (until.expired() or self.closed or self.known is None or self.backward <= above * min(part, most)):
             can = min(part, most, rate * until.remaining() if clocked else math.inf)
             now, rows = self.known, self.group.y_rows
-            chosen, estimate = loosest(self.graph, now.state, now.table, rows, self.prepared.needed, can, self.done, self.dtype)
+            request = BoundRequest(needed=self.prepared.needed, cost=self.cost)
+            chosen, estimate = loosest(self.graph, now.state, now.table, rows, request, can, self.done, self.dtype)
             if not estimate:
                 return
             self.done = {i: mask | self.done[i] if i in self.done else mask for i, mask in chosen.items()}
             began = time.monotonic()
             found = self.rung(method, estimate, until, chosen)
-            part, most, rate = GROWTH * part, most - estimate, estimate / max(time.monotonic() - began, 1e-9)
+            part, most, rate = self.tuning.growth * part, most - estimate, estimate / max(time.monotonic() - began, 1e-9)
             yield found
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the matrices."""
-        return torch.float64 if self.graph.entries <= LARGE else torch.float32
+        return precision(self.graph, self.tuning)

@@ -21,6 +21,7 @@ import torch
 
 from milpverify.arithmetic.rounding import U64
 from milpverify.encode.curves import Relaxed
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode, encode_layer
 from milpverify.encode.model import NumericallyUnfit, OutOfTime, elastic
 from milpverify.propagation.backward import ends_of, lines
@@ -116,7 +117,7 @@ def margin_bound(
     disjunct = replace(disjunct, box=_box(state))
     decisions = tuple(sorted(decisions, key=lambda d: d[0]))
     try:
-        made = encode(graph, node_ranges(state), disjunct, decisions=decisions, deadline=deadline, relaxed=relaxed)
+        made = encode(graph, node_ranges(state), disjunct, decisions=decisions, deadline=deadline, form=ModelForm(relaxed=relaxed))
     except (NumericallyUnfit, OutOfTime):
         return -math.inf
     assert made.origins is not None
@@ -146,7 +147,7 @@ def output_bounds(
     chosen = np.arange(ny) if index is None else index
     found = np.full((2, len(chosen)), -math.inf)
     try:
-        layer = encode_layer(graph, node_ranges(state), _box(state), graph.output, chosen, deadline, relaxed=ENVELOPES)
+        layer = encode_layer(graph, node_ranges(state), _box(state), graph.output, chosen, deadline, ModelForm(relaxed=ENVELOPES))
     except (NumericallyUnfit, OutOfTime):
         return found[0], -found[1]
     for r, output in enumerate(chosen.tolist()):

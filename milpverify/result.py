@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from milpverify.outside.files import write_atomically
 
@@ -127,7 +127,7 @@ class Margin:
         return {**bounds, "point": self.point.tolist() if point and self.point is not None else None}
 
 
-MOST_WRITTEN = 100_000
+MOST_WRITTEN: Final = 100_000
 """Entries of points of all margins together that JSON holds; where there are more, it holds no such point."""
 
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.config import Branching, Deadline, Options
-from milpverify.counterexamples.attack import STEPS, attack
-from milpverify.counterexamples.margins import with_example, with_points
+from milpverify.config import Branching, Deadline, Options, Tuning
+from milpverify.counterexamples.attack import AttackTuning, attack
+from milpverify.counterexamples.margins import MarginTuning, with_example, with_points
 from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.reduction.reducing import reduced
+from milpverify.reduction.suspects import ReductionTuning
 from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
-from milpverify.search.groups import Group, few_inputs, groups
+from milpverify.search.groups import Group, GroupTuning, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
 from milpverify.search.outcome import SearchOutcome
 
@@ -31,16 +32,28 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Problem
 
 OnEvent = Callable[[Event], None]
-FIRST, SHORT = (8, 1, 12), 0.5
-"""Starts, rounds and steps of an attack that comes before dear bounds, and seconds that it may take in any case."""
-ATTACK_SHARE, ATTACK_SECONDS = 0.15, 5.0
-"""Of the time left, what an attack may take, and seconds that it may take in any case."""
-TURN = 0.5
-"""Of the time that bounds took, what an attack goes on for: where these are dear, neither shall wait for the other."""
-REFINE_SHARE = 0.25
-"""The share of the time left that optimising the root's slopes may take, and"""
-REFINE_SECONDS = 2.0
-"""what of it comes before the search, which often needs no more."""
+
+
+@dataclass(frozen=True)
+class RunTuning(Tuning):
+    """What the phases before the search may take."""
+
+    few: tuple[int, int] = (128, 6)
+    many: tuple[int, int] = (32, 2)
+    """Starts and rounds of the attack, where inputs are few and where they are many: where they are few an evaluation is cheap, and
+    stubborn counterexamples yield to more starts."""
+    first: tuple[int, int, int] = (8, 1, 12)
+    short: float = 0.5
+    """Starts, rounds and steps of an attack that comes before dear bounds, and seconds that it may take in any case."""
+    attack_share: float = 0.15
+    attack_seconds: float = 5.0
+    """Of the time left, what an attack may take, and seconds that it may take in any case."""
+    turn: float = 0.5
+    """Of the time that bounds took, what an attack goes on for: where these are dear, neither shall wait for the other."""
+    refine_share: float = 0.25
+    refine_seconds: float = 2.0
+    """The share of the time left that optimising the root's slopes may take, and seconds of it that come before the search, which often
+    needs no more."""
 
 
 def unread(deadline: Deadline, options: Options) -> Result:
@@ -81,6 +94,11 @@ class Run:
         self.began, self.given = time.monotonic(), self.problem
         self.places = range(len(self.problem.disjuncts))
 
+    @property
+    def tuning(self) -> RunTuning:
+        """What the phases may take."""
+        return self.options.search.tuned(RunTuning)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, Any]]:
         """A line of the ledger."""
@@ -99,7 +117,7 @@ class Run:
     def reduce(self) -> None:
         """Make the problem smaller by its rows alone: nothing but what relates inputs or outputs costs anything."""
         with self.reporter.ledger.spent(Part.ROWS):
-            found = reduced(self.problem, self.deadline)
+            found = reduced(self.problem, self.deadline, self.options.search.tuned(ReductionTuning))
         if found.problem is not self.problem or found.closed:
             self.phases.append(Phase("rows", time.monotonic() - self.began, {"closed": found.closed, "inputs": found.problem.graph.nx}))
             self.reporter.ledger.close(Part.ROWS, found.closed)
@@ -118,7 +136,7 @@ class Run:
         for k, group in enumerate(waiting):
             found, began = None, time.monotonic()
             bisected = self.options.method.branches and self.options.search.branching is not Branching.NONE
-            steps = climb(self.graph, group, self.deadline, not self.options.search.deterministic, bisected)
+            steps = climb(self.graph, group, self.deadline, self.options.search, bisected)
             while True:
                 with ledger.spent(Part.PRESOLVE):
                     rung = next(steps, None)
@@ -130,7 +148,7 @@ class Run:
                 if k + 1 == len(waiting):
                     self.reporter.prove(self.bound([*still_open, *found]))
                 if rung.first and found and self.options.attack and self.example is None:
-                    self.example = self.attack(found, max(SHORT, time.monotonic() - began))
+                    self.example = self.attack(found, max(self.tuning.short, time.monotonic() - began))
                 if self.example is not None:
                     if k + 1 < len(waiting):  # of the groups that have not had their turn nothing is known
                         self.closed_bound = -math.inf
@@ -144,17 +162,17 @@ class Run:
         """Optimise slopes where inputs are many; where they are few, smaller boxes are the better investment."""
         still_open = []
         for group, found in open_groups:
-            if few_inputs(group):
+            if few_inputs(group, self.options.search.tuned(GroupTuning)):
                 still_open.append((group, found))
             else:
-                still_open += self.refined(group, found, max(1.0, REFINE_SHARE * self.deadline.remaining() / len(open_groups)))
+                still_open += self.refined(group, found, max(1.0, self.tuning.refine_share * self.deadline.remaining() / len(open_groups)))
         self.reporter.prove(self.bound(still_open))
         return still_open
 
     def refined(self, group: Group, found: BatchBounds, seconds: float) -> list[tuple[Group, BatchBounds]]:
         """What optimised slopes leave open of a group; where a search follows that may go on with them, they get a moment alone."""
         paced, followed = not self.options.search.deterministic, self.options.method.branches
-        now = min(seconds, REFINE_SECONDS) if followed and self.options.search.branching is not Branching.NONE else seconds
+        now = min(seconds, self.tuning.refine_seconds) if followed and self.options.search.branching is not Branching.NONE else seconds
         share = self.deadline.within(now) if paced else self.deadline
         with self.reporter.ledger.spent(Part.ALPHA_CROWN):
             found = refine(self.graph, group, found, REFINE, share, paced)
@@ -186,7 +204,8 @@ class Run:
         single = (self.proved.get(k, nothing) for k in range(len(self.given.disjuncts)))
         found = [Margin(*known) if known[0] >= bound and known != nothing else overall for known in single]
         if self.points and self.places is not None:
-            left = with_points([found[k] for k in self.places], self.problem, self.points, time.monotonic() - self.began)
+            seconds, tuning = time.monotonic() - self.began, self.options.search.tuned(MarginTuning)
+            left = with_points([found[k] for k in self.places], self.problem, self.points, seconds, tuning)
             for place, margin in zip(self.places, left, strict=True):
                 found[place] = margin
         return tuple(found if example is None else with_example(found, self.given, example))
@@ -194,11 +213,12 @@ class Run:
     def attack(self, open_groups: list[tuple[Group, BatchBounds]], seconds: float = math.inf) -> Counterexample | None:
         """Look for a counterexample of any open disjunct; where seconds are given for no longer than these, from few starts."""
         members = [m for g, _ in open_groups for m in g.members]
-        # Where inputs are few an evaluation is cheap, and stubborn counterexamples yield to more starts.
-        starts, rounds = (128, 6) if all(few_inputs(g) for g, _ in open_groups) else (32, 2)
-        starts, rounds, steps = (starts, rounds, STEPS) if seconds == math.inf else FIRST
-        paced, share = not self.options.search.deterministic, max(ATTACK_SECONDS, ATTACK_SHARE * self.deadline.remaining())
-        turn = min(share, TURN * self.reporter.ledger.seconds.get(Part.PRESOLVE, 0.0))
+        tuning, numbers, search = self.tuning, self.options.search.tuned(AttackTuning), self.options.search
+        few = all(few_inputs(group, search.tuned(GroupTuning)) for group, _ in open_groups)
+        starts, rounds = tuning.few if few else tuning.many
+        starts, rounds, steps = (starts, rounds, numbers.steps) if seconds == math.inf else tuning.first
+        paced, share = not search.deterministic, max(tuning.attack_seconds, tuning.attack_share * self.deadline.remaining())
+        turn = min(share, tuning.turn * self.reporter.ledger.seconds.get(Part.PRESOLVE, 0.0))
         with self.reporter.ledger.spent(Part.ATTACK):
             outcome = attack(
                 self.problem,
@@ -206,9 +226,7 @@ class Run:
                 [self.problem.disjuncts[m] for m in members],
                 self.deadline.within(min(seconds, share)) if paced else self.deadline,
                 self.options.seed,
-                starts=starts,
-                steps=steps,
-                rounds=rounds,
+                tuning=dataclasses.replace(numbers, starts=starts, rounds=rounds, steps=steps),
                 until=self.deadline.within(turn) if paced and seconds == math.inf else None,
             )
         self.points = {m: outcome.points[k] for k, m in enumerate(members)}

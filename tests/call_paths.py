@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import milpverify as mv
-from milpverify.search import choose_space
+from milpverify.search.choose_space import SpaceTuning
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ def longest_path(space: Space) -> list[str]:
             path = _path(frame)
             longest = path if loop in path and len(path) > len(longest) else longest
 
-    options = mv.Options(attack=False, search=mv.SearchOptions(deterministic=True, oracle=False))
-    problem, before, splits = _problem(space), sys.getprofile(), choose_space.SPLITS
-    choose_space.SPLITS = 16  # neurons shall not have done in the first round of the choice
+    # Neurons shall not have done in the first round of the choice.
+    search = mv.SearchOptions(deterministic=True, oracle=False, tuning=(SpaceTuning(splits=16),))
+    options = mv.Options(attack=False, search=search)
+    problem, before = _problem(space), sys.getprofile()
     sys.setprofile(watch)
     try:
         mv.verify(problem, 60, options=options)
     finally:
         sys.setprofile(before)
-        choose_space.SPLITS = splits
     if not longest:
         raise ValueError(f"no bound on {space.name} was called for from {space.loop}: the problem here does not get so far any more")
     return [code.co_qualname for code in reversed(longest)]

@@ -26,9 +26,10 @@ LIMITS = {
     "lines of the longest file": 400,
     "most attributes of a class": 16,
     "calls from verify to a bound": 6,
-    "lines of code of search/": 4662,
-    "functions of many parameters": 14,
-    "tuning numbers": 544,
+    "lines of code of search/": 4950,
+    "functions of many parameters": 0,
+    "tuning numbers": 0,
+    "faults of tuning dataclasses": 0,
     "tensors without shapes": 0,
 }
 """What the counts may be. Lines of code are those without docstrings, comments and blank lines; there were 4510 in search/ once, then 4074;
@@ -236,7 +237,10 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 
 def tuning_numbers(code: Code) -> Count:
-    """Constants of modules that are numbers, or tuples and tables of numbers, however they are computed of others."""
+    """Constants of modules that are numbers, or tuples and tables of numbers, however they are computed of others.
+
+    Facts, annotated `Final`, do not count: they are no one's choice. Choices stand in dataclasses, and are handed in.
+    """
     parts = []
     for module in code.modules.values():
         if names := [name for node in module.tree.body for name in _numbers(node)]:
@@ -246,6 +250,8 @@ def tuning_numbers(code: Code) -> Count:
 
 def _numbers(node: ast.stmt) -> Iterator[str]:
     match node:
+        case ast.AnnAssign(annotation=kind) if ast.unparse(kind).partition("[")[0] == "Final":
+            return
         case ast.Assign(targets=[target], value=ast.expr() as value) | ast.AnnAssign(target=target, value=ast.expr() as value):
             left, right = (list(t.elts) if isinstance(t, ast.Tuple) else [t] for t in (target, value))
             for name, one in zip(left, right if len(right) == len(left) else [value] * len(left), strict=True):
@@ -264,6 +270,42 @@ def _is_number(value: ast.expr) -> bool:
         case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Dict(values=elements):
             return bool(elements) and all(map(_is_number, elements))
     return False
+
+
+MOST_FIELDS = 15
+"""Numbers that a theme may have."""
+
+
+def tuning_faults(code: Code) -> Count:
+    """What is wrong with the dataclasses of tuning numbers: each is frozen and small, has defaults and a name for what it is, every number
+    or run of numbers is documented by the string after it, and none is made for a module, which would not be handed in.
+    """
+    parts = []
+    for module in code.modules.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Tuning" for base in node.bases):
+                parts += [Part(f"{code.short(module.path)}:{node.name}", 1, fault) for fault in _faults(node)]
+        for node in module.tree.body:
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Tuning"):
+                parts.append(Part(f"{code.short(module.path)}:{node.lineno}", 1, "made for a module"))
+    return _ranked("faults of tuning dataclasses", parts, True)
+
+
+def _faults(node: ast.ClassDef) -> Iterator[str]:
+    fields = [s for s in node.body if isinstance(s, ast.AnnAssign)]
+    if not node.name.endswith("Tuning"):
+        yield "its name does not end in Tuning"
+    if [ast.unparse(d) for d in node.decorator_list] != ["dataclass(frozen=True)"]:
+        yield "no frozen dataclass"
+    if len(fields) > MOST_FIELDS:
+        yield f"{len(fields)} numbers, more than {MOST_FIELDS}"
+    if any(field.value is None for field in fields):
+        yield "a number has no default"
+    after = [node.body[node.body.index(field) + 1 : node.body.index(field) + 2] for field in fields[-1:]]
+    documented = all(isinstance(statement, ast.Expr) for found in after for statement in found or [None]) and bool(fields)
+    if not (ast.get_docstring(node) and documented):
+        yield "numbers without a word about them"
 
 
 # -- docstrings -----------------------------------------------------------------------------------------------------------------
@@ -465,6 +507,7 @@ def counts(code: Code | None = None) -> list[Count]:
         lines_of_code(code),
         parameters(code),
         tuning_numbers(code),
+        tuning_faults(code),
         shapeless(code),
     ]
 

@@ -42,7 +42,7 @@ def test_choices_may_be_given_by_their_values() -> None:
         (lambda: Options(trust="full"), "unknown trust 'full'; there are exact, rounded, solver"),
         (lambda: Options(encoding="lines"), "unknown encoding 'lines'; there are pieces, native"),
         (lambda: mv.Milp("highs", encoding="lines"), "unknown encoding 'lines'; there are pieces, native"),
-        (lambda: SearchOptions(branching="bfs"), "unknown branching 'bfs'; there are bbps, first-order, babsr, widest, random, none"),
+        (lambda: SearchOptions(branching="bfs"), f"unknown branching 'bfs'; there are {', '.join(b.value for b in Branching)}"),
         (lambda: SearchOptions(points="end"), "unknown points 'end'; there are optimised, midpoint"),
         (lambda: mv.verify(None, method="tree"), "unknown method 'tree'; there are auto, bab, milp, smt"),  # type: ignore[arg-type]
         (lambda: mv.verify(None, options=mv.Options(trust="full")), "unknown trust 'full'; there are exact, rounded, solver"),  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from torch import nn
 
 import milpverify as mv
 from milpverify import ladder
+from milpverify.config import Tuning
+from milpverify.ladder import LadderTuning
 from milpverify.propagation import cost
+from milpverify.propagation.request import CostTuning
 from milpverify.search.groups import groups
 
 
@@ -23,10 +27,12 @@ def deep(inputs: int = 3, width: int = 24, scale: float = 1.0) -> nn.Sequential:
     return net
 
 
-@pytest.fixture
-def dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of any size count as dear."""
-    monkeypatch.setattr(cost, "CHEAP", 0.0)
+DEAR = CostTuning(cheap=0.0)
+"""Networks of any size count as dear."""
+
+
+def searching(*tuning: Tuning, **parts: Any) -> mv.SearchOptions:
+    return mv.SearchOptions(tuning=tuning or (DEAR,), **parts)
 
 
 def problem(limit: float, net: nn.Module | None = None, inputs: int = 3) -> mv.Problem:
@@ -43,83 +49,75 @@ def test_small_networks_have_one_rung() -> None:
     assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["backward"]
 
 
-@pytest.mark.usefixtures("dear")
 def test_what_intervals_prove_needs_no_more() -> None:
-    result = mv.verify(problem(-100.0))
+    result = mv.verify(problem(-100.0), options=mv.Options(search=searching()))
     assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["intervals"] and result.lower_bound > 90.0
 
 
-@pytest.mark.usefixtures("dear")
 def test_a_counterexample_that_an_attack_finds_comes_before_dear_bounds() -> None:
-    result = mv.verify(problem(100.0))
+    result = mv.verify(problem(100.0), options=mv.Options(search=searching()))
     assert result.verdict is mv.Verdict.FALSIFIED and names(result) == ["intervals"]
     assert [p.name for p in result.phases] == ["presolve"] and math.isfinite(result.lower_bound)
-    assert names(mv.verify(problem(100.0), options=mv.Options(attack=False))) != ["intervals"]
+    assert names(mv.verify(problem(100.0), options=mv.Options(attack=False, search=searching()))) != ["intervals"]
 
 
-@pytest.mark.usefixtures("dear")
 def test_a_counterexample_says_nothing_of_boxes_that_have_no_bound_yet() -> None:
     first, other = problem(100.0), problem(200.0)  # margins about -100 and -200
     (there,) = other.disjuncts
     both = mv.Problem(first.graph, (*first.disjuncts, replace(there, box=mv.Box(np.zeros(3), np.full(3, 2.0)))), first.runtime)
-    result = mv.verify(both)
+    result = mv.verify(both, options=mv.Options(search=searching()))
     assert result.verdict is mv.Verdict.FALSIFIED and result.lower_bound < -190.0
 
 
-@pytest.mark.usefixtures("dear")
 @pytest.mark.parametrize("inputs", [3, 12])
-def test_every_rung_is_a_bound_no_worse_than_the_one_before(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "FORWARD_RATE", 1e12)
+def test_every_rung_is_a_bound_no_worse_than_the_one_before(inputs: int) -> None:
     asked = problem(0.0, inputs=inputs)
     (group,) = groups(asked)
     points = torch.rand(2000, inputs, dtype=torch.float64)
     with torch.no_grad():
         y = deep(inputs).double()(points)
         least = float((y[:, 0] - y[:, 1]).min())
-        rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
+        options = searching(replace(DEAR, forward_rate=1e12), deterministic=True)
+        rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), options))
     bounds = [float(rung.found.margins) for rung in rungs]
     assert [rung.name for rung in rungs][:2] == ["intervals", "forward"] and rungs[0].first
     assert bounds == sorted(bounds) and bounds[-1] <= least and bounds[0] < bounds[-1]
 
 
-@pytest.mark.usefixtures("dear")
 def test_verdicts_are_the_same_on_a_ladder() -> None:
     net = deep(scale=3.0)
     best = mv.minimize(problem(0.0, net).graph, mv.Box(np.zeros(3), np.ones(3)), [1.0, -1.0], gap=1e-4)
     for limit, verdict in ((best.lower_bound - 1e-3, mv.Verdict.VERIFIED), (best.upper_bound + 1e-3, mv.Verdict.FALSIFIED)):
         for deterministic in (False, True):
-            options = mv.Options(search=mv.SearchOptions(deterministic=deterministic))
+            options = mv.Options(search=searching(deterministic=deterministic))
             result = mv.verify(problem(limit, net), options=options, timeout=60.0)
             assert result.verdict is verdict, result
 
 
-@pytest.mark.usefixtures("dear")
-def test_backward_passes_that_take_too_long_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "SHARE", 0.0)
-    monkeypatch.setattr(ladder, "LEAST", 0.0)
-    monkeypatch.setattr(ladder, "ABOVE", math.inf)
-    asked = problem(0.0, inputs=70, net=deep(70))
-    result = mv.verify(asked, timeout=5.0, options=mv.Options(attack=False, search=mv.SearchOptions(branching="none", refining=False)))
+def test_backward_passes_that_take_too_long_are_cut() -> None:
+    asked, short = problem(0.0, inputs=70, net=deep(70)), LadderTuning(share=0.0, least=0.0)
+
+    def verified(tuning: LadderTuning) -> mv.Result:
+        search = searching(DEAR, tuning, branching="none", refining=False)
+        return mv.verify(asked, timeout=5.0, options=mv.Options(attack=False, search=search))
+
+    result = verified(replace(short, above=math.inf))
     lines = result.phases[0].detail["rungs"]
     assert [line["complete"] for line in lines] == [True, False]
     assert all(float(line["multiplications"]) > 0 and isinstance(line["bound"], float) for line in lines)
     assert result.lower_bound >= lines[0]["bound"]
-    monkeypatch.setattr(ladder, "ABOVE", 3.0)
-    result = mv.verify(asked, timeout=5.0, options=mv.Options(attack=False, search=mv.SearchOptions(branching="none", refining=False)))
-    assert names(result) == ["intervals"]
+    assert names(verified(short)) == ["intervals"]
 
 
-@pytest.mark.usefixtures("dear")
 @pytest.mark.parametrize("entries", [0, 10**9])
-def test_what_cannot_be_afforded_is_done_for_the_neurons_that_loosen_the_margin_most(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_afforded_is_done_for_the_neurons_that_loosen_the_margin_most(entries: int) -> None:
     inputs, net = 70, deep(70, width=160)
     asked = problem(0.0, inputs=inputs, net=net)
     (group,) = groups(asked)
-    everything = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))[-1]
-    monkeypatch.setattr(ladder, "FIXED", everything.multiplications / 8)
-    monkeypatch.setattr(ladder, "PART", everything.multiplications / 100)
-    monkeypatch.setattr(ladder, "LARGE", entries)
-    rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), clocked=False))
+    everything = list(ladder.climb(asked.graph, group, mv.Deadline(), searching(deterministic=True)))[-1]
+    all_of_them = everything.multiplications
+    short = LadderTuning(fixed=all_of_them / 8, part=all_of_them / 100, large=entries)
+    rungs = list(ladder.climb(asked.graph, group, mv.Deadline(), searching(DEAR, short, deterministic=True)))
     assert [rung.name for rung in rungs[:3]] == ["intervals", "loosest", "loosest"] and rungs[-1].name == "loosest"
     assert everything.name == "backward"
     assert sum(rung.multiplications for rung in rungs[1:]) <= everything.multiplications / 8
@@ -136,20 +134,19 @@ def test_costs_grow_with_what_is_undecided() -> None:
     graph = problem(0.0).graph
     everything = cost.undecided_backward(graph)
     (group,) = groups(problem(0.0))
-    wide = next(iter(ladder.climb(graph, group, mv.Deadline(), clocked=False))).found.state
+    wide = next(iter(ladder.climb(graph, group, mv.Deadline(), mv.SearchOptions(deterministic=True)))).found.state
     assert 0.0 < cost.backward_passes(graph, wide) <= everything
     assert cost.forward_pass(graph, 3) < cost.forward_pass(graph, 5)
 
 
-def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_convolution_on_a_large_image_is_proved_without_a_matrix_of_its_neurons() -> None:
     """Between its two convolutions, that is."""
-    monkeypatch.setattr(cost, "CHEAP", 0.0)
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 20 * 20, 2)
     ).eval()
     box = mv.Box(np.full((3, 64, 64), 0.5), np.full((3, 64, 64), 0.5001))
-    result = mv.verify(mv.Problem(net, box, unsafe="(and (>= Y_0 100) (>= Y_1 100))"), timeout=60.0)
+    result = mv.verify(mv.Problem(net, box, unsafe="(and (>= Y_0 100) (>= Y_1 100))"), timeout=60.0, options=mv.Options(search=searching()))
     assert result.verdict is mv.Verdict.VERIFIED and names(result) == ["intervals"]
 
 

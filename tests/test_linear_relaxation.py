@@ -16,6 +16,7 @@ from torch import nn
 import milpverify as mv
 from milpverify.config import Deadline
 from milpverify.encode.curves import Relaxed
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode_layer
 from milpverify.frontends.network import load_network
 from milpverify.graph import Graph, evaluate, evaluate_all
@@ -89,7 +90,9 @@ def test_bounds_are_the_optima_of_the_programs_and_never_worse_than_those_of_opt
         unit = torch.eye(graph.ny, dtype=torch.float64)
         _, table = crown(graph, state[0].bounds.lower, state[0].bounds.upper, torch.float64)
     alpha = optimise(graph, state, table, torch.cat([unit, -unit])[None])[0].lower[0].detach().numpy()
-    layer = encode_layer(graph, node_ranges(settled(graph, state)), box, graph.output, np.arange(graph.ny), relaxed=Relaxed())
+    layer = encode_layer(
+        graph, node_ranges(settled(graph, state)), box, graph.output, np.arange(graph.ny), form=ModelForm(relaxed=Relaxed())
+    )
     assert not layer.binaries
     found = np.concatenate([low, -high])
     optima = [

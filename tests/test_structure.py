@@ -25,20 +25,19 @@ def test_files_do_not_import_each_other_in_more_circles() -> None:
         kept(count)
 
 
-COUNTS = (
-    *(structure.folders, structure.lengths, structure.attributes, structure.lines_of_code),
-    *(structure.parameters, structure.tuning_numbers),
-)
+SIZES = (structure.folders, structure.lengths, structure.attributes, structure.lines_of_code)
+ORDER = (structure.parameters, structure.tuning_numbers, structure.tuning_faults, structure.shapeless)
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", SIZES)
 def test_the_code_does_not_grow_beyond_its_limits(count: Callable[[Code], Count]) -> None:
     assert count(CODE).value
     kept(count(CODE))
 
 
-def test_functions_of_tensors_say_of_which_shapes() -> None:
-    kept(structure.shapeless(CODE))
+@pytest.mark.parametrize("count", ORDER)
+def test_numbers_are_handed_in_parameters_are_few_and_shapes_are_told(count: Callable[[Code], Count]) -> None:
+    kept(count(CODE))
 
 
 def test_a_bound_is_not_further_from_verify() -> None:
@@ -61,7 +60,7 @@ def test_the_map_is_true() -> None:
 
 
 def test_limits_are_for_what_is_counted() -> None:
-    found = [*structure.circles(CODE), structure.shapeless(CODE), *(count(CODE) for count in COUNTS)]
+    found = [*structure.circles(CODE), *(count(CODE) for count in (*SIZES, *ORDER))]
     assert {count.title for count in found} | {"calls from verify to a bound"} == LIMITS.keys()
 
 
@@ -285,6 +284,8 @@ NUMBERS = """
     TWELVE = (1, "12")
     THIRTEEN = f(13)
     fourteen = 14
+    FACT: Final = 14
+    ANOTHER: Final[float] = 0.5
     class Options:
         FIFTEEN = 15
     def g():
@@ -295,6 +296,37 @@ NUMBERS = """
 def test_tuning_numbers_are_counted(small: Path) -> None:
     write(small / "numbers.py", NUMBERS)
     assert [part.detail for part in structure.tuning_numbers(Code(small)).parts] == ["ONE TWO THREE _FOUR EIGHT NINE"]
+
+
+TUNINGS = """
+    class Good(Tuning): ...
+    @dataclass(frozen=True)
+    class FineTuning(Tuning):
+        '''Numbers.'''
+        one: int = 1
+        two: int = 2
+        '''Both of them.'''
+    @dataclass
+    class BareTuning(Tuning):
+        '''Numbers.'''
+        one: int
+    DEFAULT = FineTuning()
+    def f(tuning=FineTuning()): ...
+    """
+
+
+def test_faults_of_tuning_dataclasses_are_told(small: Path) -> None:
+    write(small / "numbers.py", TUNINGS)
+    found = [(part.name.rpartition(":")[2], part.detail) for part in structure.tuning_faults(Code(small)).parts]
+    assert found == [
+        ("12", "made for a module"),
+        ("BareTuning", "no frozen dataclass"),
+        ("BareTuning", "a number has no default"),
+        ("BareTuning", "numbers without a word about them"),
+        ("Good", "its name does not end in Tuning"),
+        ("Good", "no frozen dataclass"),
+        ("Good", "numbers without a word about them"),
+    ]
 
 
 TENSORS = '''

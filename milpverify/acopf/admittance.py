@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
 
-PRECISION = 128  # bits
+PRECISION: Final = 128  # bits: whoever checks a proof has the very coefficients of who made it
 NAMES = ("gff", "bff", "gft", "bft", "gtf", "btf", "gtt", "btt")
 
 

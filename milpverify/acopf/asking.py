@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from milpverify.acopf.result import Reason
 from milpverify.config import Deadline
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.loads import Loads
 
 OnEvent = Callable[[Event], None]
-NOTHING = 1e-6  # of the cost of everything at its most: what is less is no larger than 0
-LARGEST_TOLERANCE = 1e-3  # p.u. and rad: what is violated by more is no operating point in any sense
+NOTHING: Final = 1e-6  # of the cost of everything at its most: what is less is no larger than 0
+LARGEST_TOLERANCE: Final = 1e-3  # p.u. and rad: what is violated by more is no operating point in any sense
 
 
 class Clock:
@@ -57,7 +57,7 @@ def check_gap(gap: float) -> None:
 
 
 def closing(upper: float, gap: float, unit: float) -> float:
-    """The lower bound that closes a relative gap, or one of a `unit`'s NOTHING share where the optimum is as good as 0."""
+    """The lower bound that closes a relative gap, or one of a `unit`'s NOTHING share where the optimum is as good as 0; $/h."""
     return upper - gap * max(abs(upper), NOTHING * unit) if math.isfinite(upper) else math.inf
 
 

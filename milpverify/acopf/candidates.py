@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.acopf.points.existence import Existence, prove_existence
+from milpverify.acopf.points.existence import Existence, ExistenceTuning, prove_existence
 from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.points.point import Point
 from milpverify.acopf.points.rectangular import angles_along
 from milpverify.acopf.relaxation.ranges import HALF_TURN
+from milpverify.config import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
@@ -22,11 +23,26 @@ if TYPE_CHECKING:
     from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
 
-INSIDE = 1e-7
-"""p.u. and rad: so far inside its limits a point is looked for that is to be proved; costs change by as little."""
 
-EXISTENCE_SECONDS = 1.0
-"""About what Krawczyk's test takes for 118 buses, and more than that; it inverts a matrix, and cannot be interrupted."""
+@dataclass(frozen=True)
+class QuestionTuning(Tuning):
+    """What points and proofs are aimed at; how good they are is judged of themselves."""
+
+    inside: float = 1e-7
+    """p.u. and rad: so far inside its limits a point is looked for that is to be proved; costs change by as little."""
+    aim: float = 0.99
+    """The share of the gap that is aimed at, so that rounding leaves it closed."""
+    worse: float = 0.1
+    """Of the gap: by so much a point may cost more, or carry less, for its being proved."""
+    better: float = 1e-7
+    """Relative: a point that is cheaper by less is the same."""
+    shares: tuple[float, ...] = (0.1, 1e-2, 1e-3, 1e-4)
+    larger: tuple[float, ...] = (0.9, 0.5)
+    """The shares of the least violation found that are tried as a bound of it, and larger ones once one of them is proved."""
+    largest_violation: float = 0.3
+    """p.u. and rad: no proof is looked for that everything is violated by more."""
+    more: float = 0.5
+    """Seconds for a proof that it is by more than the tolerance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +59,22 @@ class Judged:
 
 
 def judge(point: Point | None, tolerance: float) -> Judged | None:
-    """The point, if it is an operating point up to the tolerance."""
+    """The point, if it is an operating point up to the tolerance (p.u. and rad)."""
     if point is None or not point.violation <= tolerance or not point.power_flow().reproduces:
         return None
     return Judged(point)
 
 
-def with_existence(judged: Judged, deadline: Deadline) -> Judged:
+def with_existence(judged: Judged, deadline: Deadline, tuning: ExistenceTuning = ExistenceTuning()) -> Judged:
     """The same, with what could be proved of an exact solution beside it, if that does not take longer than there is time."""
     buses = judged.point.case.num_buses
-    if judged.existence is not None or deadline.remaining() < EXISTENCE_SECONDS * (buses / 118) ** 3:
+    if judged.existence is not None or deadline.remaining() < tuning.seconds * (buses / 118) ** 3:
         return judged
-    return replace(judged, existence=prove_existence(judged.point))
+    return replace(judged, existence=prove_existence(judged.point, tuning=tuning))
 
 
 def start_of(case: Case, relaxation: Relaxation, solution: Array) -> Point:
-    """Where a local search begins that is near a solution of the relaxation: its voltages, and angles along a spanning tree."""
+    """Where a local search begins that is near a solution (columns,) of the relaxation: its voltages, angles along a spanning tree."""
     columns = relaxation.columns
     pairs = columns.pairs
     vm = np.sqrt(np.maximum(solution[columns.w], 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     OnEvent = Callable[[Event], None] | None
 
-LATE = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
+LATE: Final = 2.0  # seconds after the limit, or a signal, that a run may take to conclude
 
 app = room(help="Questions about AC power networks, answered with proofs: operating points, costs, load limits.")
 

@@ -6,23 +6,22 @@ import math
 from typing import TYPE_CHECKING
 
 from milpverify.acopf.asking import Clock, check_gap, closing, deadline_of, is_power_of_two, refuse_box, why_ended
-from milpverify.acopf.candidates import INSIDE, Judged, in_common, judge, start_of, with_existence
+from milpverify.acopf.candidates import Judged, QuestionTuning, in_common, judge, start_of, with_existence
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.points import local
+from milpverify.acopf.points.existence import ExistenceTuning
+from milpverify.acopf.points.polish import PointTuning
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Prover, claim
 from milpverify.acopf.result import TOLERANCE, Cost, Reason
+from milpverify.config import SearchOptions
 from milpverify.errors import Contradiction
 
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.point import Point
-    from milpverify.config import Deadline
-
-AIM = 0.99  # of the gap, so that rounding leaves it closed
-DEARER = 0.1  # of the gap: by so much a point may cost more for its being proved
-BETTER = 1e-7  # relative: a point that is cheaper by less is the same
+    from milpverify.config import Deadline, Tuning
 
 
 def certify_cost(
@@ -34,6 +33,7 @@ def certify_cost(
     solver: str = "highs",
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
+    tuning: tuple[Tuning, ...] = (),
 ) -> Cost:
     """The least cost in $/h: no operating point costs less than `lower`, and `point` costs `upper`.
 
@@ -51,6 +51,8 @@ def certify_cost(
             voltages, too, on trust. Where one is missing or its licence does not do, the search goes on without it, and says so.
         deadline: the time limit of a larger run, instead of `timeout`.
         on_event: told of the progress.
+        tuning: numbers other than the defaults, one dataclass per theme: `QuestionTuning`, `PointTuning`, `ExistenceTuning`,
+            `ProverTuning`, `TighteningTuning`.
 
     Raises:
         InvalidInput: a box of loads, a gap or a time limit out of range.
@@ -60,20 +62,21 @@ def certify_cost(
     loads = loads or Loads()
     refuse_box(loads, "certify_cost")
     check_gap(gap)
-    deadline, clock = deadline_of(timeout, deadline), Clock()
+    deadline, clock, options = deadline_of(timeout, deadline), Clock(), SearchOptions(tuning=tuning)
+    numbers = options.tuned(QuestionTuning)
     best: Judged | None = None
     upper = math.inf
 
     def look(start: Point | None, attempts: int) -> None:
         nonlocal best, upper
-        found = _cheapest(case, loads, start, attempts, gap, deadline)
-        if found is not None and (best is None or _cost(found) < upper - BETTER * abs(upper)):
+        found = _cheapest(case, loads, start, attempts, gap, deadline, options)
+        if found is not None and (best is None or _cost(found) < upper - numbers.better * abs(upper)):
             best, upper = found, _cost(found)
 
     def target() -> float:
-        return closing(upper, AIM * gap, prover.relaxation.unit)
+        return closing(upper, numbers.aim * gap, prover.relaxation.unit)
 
-    with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event, solver) as prover:
+    with Prover(case, claim(Statement.COST, loads.ranges(case), 0.0, math.inf), deadline, on_event, solver, options=options) as prover:
         with clock.phase("point"):
             look(None, 3)
         with clock.phase("relaxation"):
@@ -112,18 +115,22 @@ def _cost(judged: Judged) -> float:
     return judged.existence.cost if judged.existence is not None and judged.is_proved else judged.point.cost
 
 
-def _cheapest(case: Case, loads: Loads, start: Point | None, attempts: int, gap: float, deadline: Deadline) -> Judged | None:
-    """The cheapest point found; a little inside its limits, where it can be proved for no more than a tenth of the gap."""
-    found = judge(local.cheapest(case, loads, start=start, attempts=attempts, deadline=deadline), TOLERANCE)
+def _cheapest(
+    case: Case, loads: Loads, start: Point | None, attempts: int, gap: float, deadline: Deadline, options: SearchOptions
+) -> Judged | None:
+    """The cheapest point found; a little inside its limits, where it can be proved for no more than `tuning.worse` of the gap."""
+    tuning, looking, proving = options.tuned(QuestionTuning), options.tuned(PointTuning), options.tuned(ExistenceTuning)
+    found = judge(local.cheapest(case, loads, start=start, attempts=attempts, deadline=deadline, tuning=looking), TOLERANCE)
     if found is None and start is None:  # any will do
-        found = judge(local.least_violation(case, loads, attempts=2, deadline=deadline), TOLERANCE)
+        found = judge(local.least_violation(case, loads, attempts=2, deadline=deadline, tuning=looking), TOLERANCE)
     if found is None or deadline.expired():
         return found
-    found = with_existence(found, deadline)
+    found = with_existence(found, deadline, proving)
     if found.is_proved or deadline.expired():
         return found
-    inner = judge(local.cheapest(case, loads, shrink=INSIDE, start=found.point, attempts=1, deadline=deadline), TOLERANCE)
-    if inner is None or deadline.expired() or inner.point.cost > found.point.cost + DEARER * gap * abs(found.point.cost):
+    inside = local.cheapest(case, loads, shrink=tuning.inside, start=found.point, attempts=1, deadline=deadline, tuning=looking)
+    inner = judge(inside, TOLERANCE)
+    if inner is None or deadline.expired() or inner.point.cost > found.point.cost + tuning.worse * gap * abs(found.point.cost):
         return found
-    inner = with_existence(inner, deadline)
+    inner = with_existence(inner, deadline, proving)
     return inner if inner.is_proved else found

@@ -7,7 +7,7 @@ numbers; the graph has the nearest ones, and says that they are `rounded`, so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.judgement import Candidate
 
-_ROUNDED = 2  # a coefficient is within 1.5 units of roundoff, so that two factors 1 + d cover it
+_ROUNDED: Final = 2  # a coefficient is within 1.5 units of roundoff, so that two factors 1 + d cover it
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 from milpverify.acopf.asking import Clock, check_tolerance, deadline_of, is_power_of_two, why_ended
-from milpverify.acopf.candidates import Judged, in_common, judge, start_of, with_existence
+from milpverify.acopf.candidates import Judged, QuestionTuning, in_common, judge, start_of, with_existence
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.points import local
+from milpverify.acopf.points.existence import ExistenceTuning
+from milpverify.acopf.points.polish import PointTuning
 from milpverify.acopf.proving.proof import Statement
 from milpverify.acopf.proving.prover import Proved, Prover, claim
 from milpverify.acopf.result import Feasibility, Reason, Verdict
+from milpverify.config import SearchOptions
 from milpverify.errors import Contradiction, InvalidInput
 from milpverify.result import Trust
 
@@ -19,12 +22,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.point import Point
-    from milpverify.config import Deadline
-
-LESS, MUCH = (0.1, 1e-2, 1e-3, 1e-4), (0.9, 0.5)
-"""The shares of the least violation found that are tried as a bound of it, and larger ones once one of them is proved."""
-LARGEST_VIOLATION = 0.3  # p.u. and rad: no proof is looked for that everything is violated by more
-MORE = 0.5  # seconds for a proof that it is by more
+    from milpverify.config import Deadline, Tuning
 
 
 def check_feasibility(
@@ -37,6 +35,7 @@ def check_feasibility(
     solver: str = "highs",
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
+    tuning: tuple[Tuning, ...] = (),
 ) -> Feasibility:
     """Whether the network has an operating point at the loads: within all limits, all balances met.
 
@@ -55,6 +54,8 @@ def check_feasibility(
             voltages, too, on trust. Where one is missing or its licence does not do, the search goes on without it, and says so.
         deadline: the time limit of a larger run, instead of `timeout`.
         on_event: told of the progress.
+        tuning: numbers other than the defaults, one dataclass per theme: `QuestionTuning`, `PointTuning`, `ExistenceTuning`,
+            `ProverTuning`, `TighteningTuning`.
 
     Raises:
         InvalidInput: a box of loads without its quantifier, a tolerance or a time limit out of range.
@@ -64,7 +65,8 @@ def check_feasibility(
     loads = loads or Loads()
     _check_quantifier(loads, quantifier)
     check_tolerance(tolerance)
-    deadline, clock = deadline_of(timeout, deadline), Clock()
+    deadline, clock, options = deadline_of(timeout, deadline), Clock(), SearchOptions(tuning=tuning)
+    looking = options.tuned(PointTuning)
     found: Judged | None = None
     nearest: Point | None = None
     statement = claim(Statement.INFEASIBLE, loads.ranges(case), 2 * tolerance, 0.0)
@@ -75,11 +77,11 @@ def check_feasibility(
         if point is not None and (nearest is None or point.violation < nearest.violation):
             nearest = point
 
-    with Prover(case, statement, deadline, on_event, solver) as prover:
+    with Prover(case, statement, deadline, on_event, solver, options=options) as prover:
         with clock.phase("point"):
-            look(local.cheapest(case, loads, attempts=1, deadline=deadline))
+            look(local.cheapest(case, loads, attempts=1, deadline=deadline, tuning=looking))
             if found is None:
-                look(local.least_violation(case, loads, attempts=2, deadline=deadline))
+                look(local.least_violation(case, loads, attempts=2, deadline=deadline, tuning=looking))
         if found is None:
             with clock.phase("relaxation"):
                 prover.root()
@@ -88,7 +90,7 @@ def check_feasibility(
                 def on_point(solution: Array, boxes: int) -> None:
                     if is_power_of_two(boxes) and not (prover.refuted or deadline.expired()):
                         start = start_of(case, prover.relaxation, solution)
-                        look(local.least_violation(case, loads, start=start, attempts=1, deadline=deadline))
+                        look(local.least_violation(case, loads, start=start, attempts=1, deadline=deadline, tuning=looking))
 
                 prover.search(lambda: math.inf if found is None else -math.inf, on_point)
         with clock.phase("recheck"):
@@ -98,11 +100,11 @@ def check_feasibility(
                 told = f"{case.name}: no point violates as little as {2 * tolerance:g} p.u. was proved ({proved.trust.value})"
                 raise Contradiction(f"{told}, but one violates {found.point.violation:.3g} p.u.")
             with clock.phase("existence"):
-                found = with_existence(found, deadline)
+                found = with_existence(found, deadline, options.tuned(ExistenceTuning))
             verdict, reason = Verdict.FEASIBLE, Reason.POINT
         elif proved.refuted:
             with clock.phase("violation"):
-                proved = _stronger(prover, proved, nearest, deadline)
+                proved = _stronger(prover, proved, nearest, deadline, options)
             verdict, reason = Verdict.INFEASIBLE, Reason.PROVED
         else:
             verdict, reason = Verdict.UNKNOWN, why_ended(deadline, prover.out_of_time)
@@ -130,23 +132,25 @@ def _check_quantifier(loads: Loads, quantifier: str | None) -> None:
         raise InvalidInput("a box holds many loads: say quantifier='exists' to ask whether any of them has an operating point")
 
 
-def _stronger(prover: Prover, proved: Proved, nearest: Point | None, deadline: Deadline) -> Proved:
+def _stronger(prover: Prover, proved: Proved, nearest: Point | None, deadline: Deadline, options: SearchOptions) -> Proved:
     """A proof that points violate something by even more, where the relaxation itself shows it at once."""
     if proved.proof is None or nearest is None or not math.isfinite(nearest.violation):
         return proved
-    quick, loads = deadline.within(MORE), proved.proof.loads
+    tuning, loads = options.tuned(QuestionTuning), proved.proof.loads
+    quick = deadline.within(tuning.more)
 
     def attempt(share: float) -> Proved | None:
         tolerance = share * nearest.violation
-        if not proved.proof or not proved.proof.tolerance < tolerance <= LARGEST_VIOLATION or quick.expired():
+        if not proved.proof or not proved.proof.tolerance < tolerance <= tuning.largest_violation or quick.expired():
             return None
-        with Prover(prover.case, claim(Statement.INFEASIBLE, loads, tolerance, 0.0), quick, process=prover.process) as other:
+        statement = claim(Statement.INFEASIBLE, loads, tolerance, 0.0)
+        with Prover(prover.case, statement, quick, process=prover.process, options=options) as other:
             other.root()
             return other.proved() if other.refuted else None
 
-    for share in LESS:
+    for share in tuning.shares:
         if (found := attempt(share)) is not None and found.proof is not None:
-            for larger in MUCH:
+            for larger in tuning.larger:
                 if larger > share and (better := attempt(larger)) is not None and better.proof is not None:
                     return better
             return found

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ from milpverify.errors import InvalidInput
 
 Mask = NDArray[np.bool_]
 
-ISOLATED, REFERENCE = 4, 3  # bus types
-PIECEWISE, POLYNOMIAL = 1, 2  # cost models
-_SHOWN = 10  # buses that a message names at most
+ISOLATED: Final = 4  # a bus type
+REFERENCE: Final = 3  # likewise
+PIECEWISE: Final = 1  # a cost model
+POLYNOMIAL: Final = 2  # likewise
+_SHOWN: Final = 10  # buses that a message names at most
 
 
 def load_case(source: str | Path | Mapping[str, Any] | Any) -> Case:

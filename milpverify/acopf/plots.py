@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.judgement import Constraint
     from milpverify.acopf.points.point import Point
 
-BINDING = 1e-4
+BINDING: Final = 1e-4
 """A limit is called binding where the margin is less than that (p.u., rad)."""
 
 RED, ORANGE, INK, GREY, BLUE, GREEN = "#d62728", "#ff9f1c", "#2b2d42", "#9aa0a6", "#2a6fdb", "#3a9d5d"

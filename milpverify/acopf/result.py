@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from milpverify.result import Trust, json_number, json_text
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.point import Point
     from milpverify.acopf.proving.proof import Proof
 
-TOLERANCE = 1e-6
+TOLERANCE: Final = 1e-6
 """The violation (p.u., rad) that a point may have where a question names no other."""
 
 

@@ -11,12 +11,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.balls.norm import Norm
+from milpverify.config import Tuning
 from milpverify.errors import InvalidProperty
 
-PULLS = (0.0, 2.0**-52, 2.0**-50, 2.0**-46, 2.0**-40, 2.0**-30, 2.0**-20)
-"""By which shares points are moved further inwards until, with all that was rounded, they lie inside."""
-
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BallTuning(Tuning):
+    """How points of balls are found, and multipliers for bounds over balls and half-spaces."""
+
+    pulls: tuple[float, ...] = (0.0, 2.0**-52, 2.0**-50, 2.0**-46, 2.0**-40, 2.0**-30, 2.0**-20)
+    """By which shares points are moved further inwards until, with all that was rounded, they lie inside."""
+    sparse: float = 0.1
+    """Steps in an L1 ball change the features whose derivatives are so large a share of the largest one at least, less and less of them."""
+    newton: int = 12
+    """Steps for the multiplier of an L2 ball at most, which stay where it is known to lie; most rows need one or two."""
+    close: float = 2.0**-20
+    """Steps that change it by less than this share end them: an error in it is felt squared."""
+    sweeps: int = 2
+    """How often the multiplier of every half-space has its turn where there are several."""
+    steps: int = 14
+    centring: float = 0.1
+    most: int = 1 << 32
+    """Steps of the interior point method, by what each shall shrink the gap, and the multiplications of all systems that it may solve."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +118,13 @@ class Ball:
         away = self._away(x)
         return math.inf if away is None else rounded_up(self.norm.total(away), root=self.norm is Norm.L2)
 
-    def pulled(self, x: Array) -> Array:
+    def pulled(self, x: Array, tuning: BallTuning = BallTuning()) -> Array:
         """x, or where it lies outside, the point on the way to the centre at which the ball begins, as closely as float64 tells."""
         if self.contains(x):
             return x
         x = np.where(self.weight > 0, x, self.centre)
         share = self.radius / far if (far := self.distance(x)) < math.inf else 0.0
-        for less in PULLS:
+        for less in tuning.pulls:
             inner: Array = self.centre + min(share, 1.0) * (1.0 - less) * (x - self.centre)
             if self.contains(inner):
                 return inner

@@ -12,33 +12,30 @@ Newton's method.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
+from milpverify.balls.ball import BallTuning
 from milpverify.balls.norm import Norm
 
 if TYPE_CHECKING:
     from milpverify.balls.ball import Ball
 
-NEWTON = 12
-"""Steps for the multiplier of an L2 ball at most, which stay where it is known to lie; most rows need one or two."""
-TINY = 1e-30
+TINY: Final = 1e-30
 """Divisors are no smaller."""
-HUGE = 2.0**160
+HUGE: Final = 2.0**160
 """Multipliers and boxes are no larger where a ball counts, and slopes no smaller than its fourth power's inverse."""
-CLOSE = 2.0**-20
-"""Steps that change it by less than this share end them: an error in it is felt squared."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
     """A ball and a batch of boxes: ends of d = x - centre, (batch, nx) each, and what every coordinate costs of the ball.
 
-    `inverse` (nx,) is 1 / weight, 0 for inputs that do not change; `budget` is R, rounded up.
+    `inverse` (nx,) is 1 / weight, 0 for inputs that do not change; `budget` is R, rounded up; `tuning` says how multipliers are found.
     """
 
     norm: Norm
@@ -47,24 +44,23 @@ class Region:
     low: Tensor
     high: Tensor
     shift: Tensor  # centre - reference
+    tuning: BallTuning
 
     @staticmethod
-    def of(ball: Ball, lower: Tensor, upper: Tensor, reference: Tensor) -> Region:
+    def of(ball: Ball, lower: Tensor, upper: Tensor, reference: Tensor, tuning: BallTuning = BallTuning()) -> Region:
         """The ball with boxes (batch, nx) float64, for deviations from reference values (batch, nx)."""
         centre, weight = (torch.from_numpy(t).to(lower.device) for t in (ball.centre, ball.weight))
         budget = ball.radius if ball.norm is Norm.L1 else ball.radius * ball.radius * (1 + 4 * U64) + 2.0**-1000
         inverse = torch.where(weight > 0, 1.0 / weight.clamp(min=TINY), 0.0)
-        return Region(ball.norm, inverse, budget, lower - centre, upper - centre, centre - reference)
+        return Region(ball.norm, inverse, budget, lower - centre, upper - centre, centre - reference, tuning)
 
     def take(self, owner: Tensor | None) -> Region:
         """With the boxes `owner` (n,) as the batch."""
-        if owner is None:
-            return self
-        return Region(self.norm, self.inverse, self.budget, self.low[owner], self.high[owner], self.shift[owner])
+        return self if owner is None else replace(self, low=self.low[owner], high=self.high[owner], shift=self.shift[owner])
 
     def to(self, dtype: torch.dtype) -> Region:
         """In another precision, in which nothing is proved."""
-        return Region(self.norm, self.inverse.to(dtype), self.budget, *(t.to(dtype) for t in (self.low, self.high, self.shift)))
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in ("inverse", "low", "high", "shift")})
 
     @property
     def nearest(self) -> Tensor:
@@ -106,7 +102,7 @@ class Region:
         if self.norm is not Norm.L1:
             return d
         end = torch.where(rows > 0, self.low.unsqueeze(1), self.high.unsqueeze(1))
-        d = torch.where(rows.abs() > multiplier.unsqueeze(2) * self.inverse * (1 + CLOSE), d, self.nearest.unsqueeze(1))
+        d = torch.where(rows.abs() > multiplier.unsqueeze(2) * self.inverse * (1 + self.tuning.close), d, self.nearest.unsqueeze(1))
         left = (self.budget - self.cost(d).sum(2, keepdim=True)).clamp(min=0.0)
         worth = torch.where((d == end) | (self.inverse == 0), -1.0, rows.abs() / self.inverse.clamp(min=TINY))
         chosen = worth.argmax(2, keepdim=True)
@@ -150,7 +146,8 @@ class Region:
         total = gain.sum(2)
         square = torch.where(total > 0, self.budget / total.clamp(min=TINY), torch.inf)
         known, excluded = torch.zeros_like(square), torch.full_like(square, torch.inf)  # where the cost is within R, and above it
-        for _ in range(NEWTON):
+        close = self.tuning.close
+        for _ in range(self.tuning.newton):
             free = -pull * square.sqrt().unsqueeze(2)
             clipped = (free <= low) | (free >= high)
             held = torch.where(clipped, self.cost(torch.minimum(torch.maximum(free.nan_to_num(0.0), low), high)), 0.0).sum(2)
@@ -159,9 +156,9 @@ class Region:
             known, excluded = torch.where(over, known, square), torch.where(over, square, excluded)
             new = torch.where(slope > 0, (self.budget - held) / slope.clamp(min=TINY), torch.nan)
             between = torch.where(known > 0, (known * excluded).sqrt(), excluded / 16).clamp(max=16 * square)
-            near = (new >= known * (1 - CLOSE)) & (new <= excluded * (1 + CLOSE))  # ends that rounding put on the wrong side are met again
+            near = (new >= known * (1 - close)) & (new <= excluded * (1 + close))  # ends that rounding put on the wrong side are met again
             new = torch.where(near, new, between)
-            done = ((new - square).abs() <= CLOSE * square) | ~torch.isfinite(square)
+            done = ((new - square).abs() <= close * square) | ~torch.isfinite(square)
             square = new
             if bool(done.all()):
                 break
@@ -189,11 +186,11 @@ class Region:
         return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
-def lowest(ball: Ball | None, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+def lowest(ball: Ball | None, rows: Tensor, lower: Tensor, upper: Tensor, tuning: BallTuning = BallTuning()) -> Tensor:
     """Points (N, r, nx) where rows (N, r, nx) are least over boxes (N, nx): corners, or near to points of the ball; nothing is proved."""
     corner = torch.where(rows > 0, lower.unsqueeze(1), upper.unsqueeze(1))
     if ball is None:
         return corner
     centre = torch.from_numpy(ball.centre).to(lower.device)
-    region = Region.of(ball, lower, upper, centre.expand_as(lower))
+    region = Region.of(ball, lower, upper, centre.expand_as(lower), tuning)
     return centre + region.filled(rows.double()) if region.cuts() else corner

@@ -14,22 +14,19 @@ chapter 5) comes to, and the better one counts: kinks are hit exactly, so that w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
+from milpverify.balls.ball import BallTuning
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SWEEPS = 2
-"""How often every multiplier has its turn where there are several."""
-STEPS, CENTRING, MOST = 14, 0.1, 1 << 32
-"""Steps of the interior point method, by what each shall shrink the gap, and the multiplications of all systems that it may solve."""
-HUGE = 2.0**300
+HUGE: Final = 2.0**300
 """Multipliers and boxes are no larger where inequalities count."""
 
 
@@ -51,20 +48,24 @@ class Halfspaces:
 
 @dataclass(frozen=True, eq=False)
 class Polytopes:
-    """Half-spaces and a batch of boxes: ends of d = x - reference, (batch, nx) each, and `room` e, (batch, q), rounded up."""
+    """Half-spaces and a batch of boxes: ends of d = x - reference, (batch, nx) each, and `room` e, (batch, q), rounded up.
+
+    `tuning` says how multipliers are found.
+    """
 
     rows: Tensor
     low: Tensor
     high: Tensor
     room: Tensor
+    tuning: BallTuning
 
     @staticmethod
-    def of(halfspaces: Halfspaces, lower: Tensor, upper: Tensor, reference: Tensor) -> Polytopes:
+    def of(halfspaces: Halfspaces, lower: Tensor, upper: Tensor, reference: Tensor, tuning: BallTuning = BallTuning()) -> Polytopes:
         """Half-spaces with boxes (batch, nx) float64, for deviations from reference values (batch, nx)."""
         rows, rhs = (torch.from_numpy(t).to(lower.device) for t in (halfspaces.rows, halfspaces.rhs))
         size = rhs.abs() + reference.abs() @ rows.abs().T
         room = rhs - reference @ rows.T + 2 * (rows.shape[1] + 8) * U64 * size + 2.0**-1000
-        return Polytopes(rows, lower - reference, upper - reference, room)
+        return Polytopes(rows, lower - reference, upper - reference, room, tuning)
 
     def take(self, owner: Tensor | None) -> Polytopes:
         """With the boxes `owner` (n,) as the batch."""
@@ -107,7 +108,7 @@ class Polytopes:
         """Multipliers (n, q) for one row (n, nx) on each box."""
         count = len(self.rows)
         best = self._turns(a, a.new_zeros(len(a), count))
-        if count > 1 and len(a) * count**3 * STEPS <= MOST:
+        if count > 1 and len(a) * count**3 * self.tuning.steps <= self.tuning.most:
             other = self._turns(a, self._interior(a))
             value, now = (self.value(a.unsqueeze(1), mu.unsqueeze(1)) for mu in (best, other))
             best = torch.where(now > value, other, best)
@@ -116,7 +117,7 @@ class Polytopes:
     def _turns(self, a: Tensor, mu: Tensor) -> Tensor:
         """Better multipliers, one after the other."""
         mu, width = mu.clone(), self.high - self.low
-        for _ in range(1 if len(self.rows) == 1 else SWEEPS):
+        for _ in range(1 if len(self.rows) == 1 else self.tuning.sweeps):
             for k in range(len(self.rows)):
                 there = a + mu @ self.rows - mu[:, k : k + 1] * self.rows[k]
                 mu[:, k] = self._along(there, self.rows[k], self.room[:, k], width)
@@ -132,10 +133,10 @@ class Polytopes:
         d, a = d / unit.unsqueeze(2), a * radius / size
         v, s, mu = torch.zeros_like(a), e.clamp(min=0.1), torch.full_like(e, 0.5)
         below, above = torch.full_like(a, 0.5), torch.full_like(a, 0.5)
-        for _ in range(STEPS):
+        for _ in range(self.tuning.steps):
             p, t = 1 + v, 1 - v
             gap = ((s * mu).sum(1) + (p * below + t * above).sum(1)) / (e.shape[1] + 2 * a.shape[1])
-            gap = CENTRING * gap.unsqueeze(1)
+            gap = self.tuning.centring * gap.unsqueeze(1)
             weight = 1 / (below / p + above / t)
             dual = a + (mu.unsqueeze(1) @ d).squeeze(1) - gap / p + gap / t
             primal = (d @ v.unsqueeze(2)).squeeze(2) + s - e
@@ -198,9 +199,9 @@ def _within(*pairs: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack(ratios).amin(0).clamp(0.0, 1.0)
 
 
-def least_within(rows: Tensor, lower: Tensor, upper: Tensor, halfspaces: Halfspaces | None) -> Tensor:
+def least_within(rows: Tensor, lower: Tensor, upper: Tensor, halfspaces: Halfspaces | None, tuning: BallTuning = BallTuning()) -> Tensor:
     """Proved lower bounds (r,) of rows . x, rows (r, nx) float64, over a box (nx,) float64 and half-spaces, if there are any."""
     if halfspaces is None:
         halfspaces = Halfspaces(np.zeros((0, len(lower))), np.zeros(0))
-    region = Polytopes.of(halfspaces, lower[None], upper[None], torch.zeros_like(lower)[None])
+    region = Polytopes.of(halfspaces, lower[None], upper[None], torch.zeros_like(lower)[None], tuning)
     return region.least(rows[None])[0]

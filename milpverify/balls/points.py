@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.balls.ball import BallTuning
 from milpverify.balls.norm import Norm
 
 if TYPE_CHECKING:
     from milpverify.balls.ball import Ball
-
-SPARSE = 0.1
-"""Steps in an L1 ball change the features whose derivatives are so large a share of the largest one at least, less and less of them."""
 
 
 def _parts(ball: Ball, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,12 +50,12 @@ def project(ball: Ball, x: Tensor) -> Tensor:
     return centre + d.sign() * (size - t * inverse).clamp(min=0.0)
 
 
-def steepest(ball: Ball, gradient: Tensor) -> Tensor:
+def steepest(ball: Ball, gradient: Tensor, tuning: BallTuning = BallTuning()) -> Tensor:
     """Ascents (N, nx) as long as the radius, along which functions with these gradients rise most (for L1, sparse ones near to that)."""
     _, weight = _parts(ball, gradient)
     pull = gradient * weight
     if ball.norm is Norm.L2:
         return ball.radius * weight * pull / pull.square().sum(1, keepdim=True).sqrt().clamp(min=1e-30)
     largest = pull.abs().amax(1, keepdim=True)
-    kept = torch.where(pull.abs() >= (1.0 - SPARSE) * largest, pull, 0.0)
+    kept = torch.where(pull.abs() >= (1.0 - tuning.sparse) * largest, pull, 0.0)
     return ball.radius * weight * kept / kept.abs().sum(1, keepdim=True).clamp(min=1e-30)

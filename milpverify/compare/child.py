@@ -1,9 +1,9 @@
 """The process of methods on problems: `python -m milpverify.compare.child PARENT_PID`.
 
-From the parent come messages: the parent's module path, and the pickle of (instance, method, limit). To the parent go ("begun", pid),
-("told", Answer, seconds) for what is proved on the way, and ("ended", Answer, Usage). The clock runs from when the problem is loaded and
-all is imported until the answer: a method is not charged for the start of Python. A tool is charged for its whole process, and for nothing
-else.
+From the parent come messages: the parent's module path, and the pickle of (instance, method, limit, tuning). To the parent go
+("begun", pid), ("told", Answer, seconds) for what is proved on the way, and ("ended", Answer, Usage). The clock runs from when the
+problem is loaded and all is imported until the answer: a method is not charged for the start of Python. A tool is charged for its whole
+process, and for nothing else.
 
 On Linux every run is a fork of this process, which has imported everything and done nothing; one that dies takes this process along, in
 the same way. Elsewhere, where forks are less safe, this process does one run and ends.
@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from milpverify.compare.rows import Answer, Usage, Witness, Word
-from milpverify.compare.tools import Tool
+from milpverify.compare.tools import RunTuning, Tool
 from milpverify.config import Deadline
 from milpverify.errors import InvalidInput, MilpverifyError
 from milpverify.solvers.worker import die_with, receive, send
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from milpverify.compare.methods import Method
     from milpverify.compare.sources import Instance
     from milpverify.spec import Problem
-
-POINTS, BOXES = 4, 8
-"""So many points of a box, its centre and random ones, are what a bound is confronted with, for so many boxes."""
 
 
 def main() -> None:
@@ -47,26 +44,26 @@ def main() -> None:
         except EOFError:
             return
         sys.path += [entry for entry in path if entry not in sys.path]
-        instance, method, limit = pickle.loads(job)
+        instance, method, limit, tuning = pickle.loads(job)
         if sys.platform != "linux":
-            _run(instance, method, limit, out)
+            _run(instance, method, limit, tuning, out)
             return
         if not isinstance(method, Tool):
             import_all()
         me = os.getpid()
         if (pid := os.fork()) == 0:
             die_with(me)
-            _run(instance, method, limit, out)  # where that raises, the run ends with the traceback
+            _run(instance, method, limit, tuning, out)  # where that raises, the run ends with the traceback
             os._exit(0)
         _outlive(pid)
 
 
-def _run(instance: Instance, method: Method | Tool, limit: float, out: IO[bytes]) -> None:
+def _run(instance: Instance, method: Method | Tool, limit: float, tuning: RunTuning, out: IO[bytes]) -> None:
     if isinstance(method, Tool):
         send(out, ("begun", os.getpid()))
-        send(out, ("ended", *method.run(instance, limit)))
+        send(out, ("ended", *method.run(instance, limit, tuning)))
     else:
-        _work(instance, method, limit, out)
+        _work(instance, method, limit, tuning, out)
 
 
 def _outlive(pid: int) -> None:
@@ -95,7 +92,7 @@ def import_all() -> None:
     importlib.import_module("milpverify.frontends.load")
 
 
-def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> None:
+def _work(instance: Instance, method: Method, limit: float, tuning: RunTuning, out: IO[bytes]) -> None:
     try:
         problem = instance.load()
     except InvalidInput as error:
@@ -122,21 +119,21 @@ def _work(instance: Instance, method: Method, limit: float, out: IO[bytes]) -> N
         answer = Answer(Word.ERROR, message="the memory limit was reached")
     usage = Usage(time.perf_counter() - began, _cpu() - spent, _peak())
     if answer.witness is None and answer.verdict is not Word.ERROR:
-        answer = replace(answer, witness=sampled(problem))
+        answer = replace(answer, witness=sampled(problem, tuning))
     send(out, ("ended", answer, usage))
 
 
-def sampled(problem: Problem) -> Witness | None:
+def sampled(problem: Problem, tuning: RunTuning = RunTuning()) -> Witness | None:
     """The best of some points of the input set, judged in real arithmetic: no proved bound may lie above it."""
     import numpy as np
 
     from milpverify.margin import in_reals, margin_at
 
     generator = np.random.default_rng(0)
-    boxes = list({id(d.box): d.box for d in problem.disjuncts}.values())[:BOXES]
+    boxes = list({id(d.box): d.box for d in problem.disjuncts}.values())[: tuning.boxes]
     found: Witness | None = None
     for box in boxes:
-        shares = np.vstack([np.full((1, box.size), 0.5), generator.uniform(size=(POINTS - 1, box.size))])
+        shares = np.vstack([np.full((1, box.size), 0.5), generator.uniform(size=(tuning.points - 1, box.size))])
         for x in np.clip(box.lower + shares * (box.upper - box.lower), box.lower, box.upper):
             margin = margin_at(in_reals(problem), x)
             if margin < (float("inf") if found is None else found.margin):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = room()
 
-PATIENCE = 2.0
+PATIENCE: Final = 2.0
 """Seconds after a signal that a comparison may take to end its processes, and to show what is complete."""
 DEFAULT = "ibp,forward,crown,alpha-crown,lp,auto"
 

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from milpverify.compare.checks import breaks, optimum_of, refute
 from milpverify.compare.comparison import Comparison
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from milpverify.compare.sources import Instance, Source
     from milpverify.compare.tools import Tool
 
-TIMEOUT = 60.0
-"""Seconds per method where neither the caller nor the list of problems says otherwise."""
+TIMEOUT: Final = 60.0
+"""Seconds per method where neither the caller nor the list of problems says otherwise: what is asked, not how it is answered."""
 
 
 def compare(

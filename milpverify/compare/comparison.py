@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from milpverify.compare.rows import COLUMNS, Row, Word, short
 from milpverify.errors import MilpverifyError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from milpverify.compare.sources import Instance
 
 TITLES = ("problem", "method", "lower bound", "gap", "verdict", "trust", "seconds", "CPU s", "MB")
-WIDTH = 200
+WIDTH: Final = 200
 """Columns of a text that no terminal limits."""
 
 

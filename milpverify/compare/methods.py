@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from milpverify.compare.tools import Tool
 from milpverify.config import Deadline, Milp, SearchMethod
@@ -24,8 +24,9 @@ DEFAULT = ("ibp", "forward", "crown", "alpha-crown", "lp", "auto")
 ASCENDING = ("ibp", "crown", "alpha-crown", "lp", "lp+obbt")
 """Methods each of which takes the meet of its predecessor's bounds."""
 EXACT = "exact"
-SPLITS, GAP = 200, 1e-3
-"""The subproblems of beta-CROWN, and the gap of the exact margin, unless their names say others."""
+SPLITS: Final = 200
+GAP: Final = 1e-3
+"""What the names "beta-crown" and "exact" mean, which may say others: subproblems, and the gap of the margin."""
 
 
 @dataclass(frozen=True)

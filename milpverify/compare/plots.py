@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from milpverify import pictures
 from milpverify.compare.methods import EXACT
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS, COLUMNS = 9, 3
+PANELS: Final = 9
+COLUMNS: Final = 3
 """The most problems whose bounds are drawn, and how many side by side."""
-INSTANT = 1e-3
+INSTANT: Final = 1e-3
 """Seconds below which times are not told apart."""
-SPREAD = 8.0
+SPREAD: Final = 8.0
 """Bounds so many times as large as most others have a logarithmic axis."""
 
 

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from milpverify.compare.child import own_peak
 from milpverify.compare.rows import Answer, Usage, Word
+from milpverify.compare.tools import RunTuning
 from milpverify.errors import InvalidInput
 from milpverify.outside import children
 from milpverify.outside.starting import started
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from milpverify.compare.sources import Instance
     from milpverify.compare.tools import Tool
     from milpverify.config import Deadline
-
-LOADING = 600.0  # seconds that a process may take to load a problem
-GRACE = 2.0  # seconds that a method may overrun its limit, to conclude, before it is killed
-FAREWELL = 1.0  # seconds between the request to end and the kill, for a tool's group to be ended first
-POLL = 0.05
-STEPS = 400  # so many bounds are kept of those proved on the way
 
 
 class Interrupted(Exception):
@@ -46,7 +41,8 @@ class Processes:
     Every thread has its own: on Linux a process dies with the thread that has started it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: RunTuning = RunTuning()) -> None:
+        self._tuning = tuning
         self._idle: dict[int, _Child] = {}
 
     def __enter__(self) -> Processes:
@@ -62,7 +58,7 @@ class Processes:
         Raises:
             Interrupted: the deadline of the comparison was cancelled.
         """
-        child, well = self._idle.pop(threading.get_ident(), None) or _Child(), False
+        child, well = self._idle.pop(threading.get_ident(), None) or _Child(self._tuning), False
         try:
             answer, usage, well = child.awaited(instance, method, limit, deadline)
             return answer, usage
@@ -76,7 +72,8 @@ class Processes:
 class _Child:
     """A process, what it complains of and what it tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: RunTuning) -> None:
+        self.tuning = tuning
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `end`)
         self.process = started("milpverify.compare.child", complaints=self.complaints)
         self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -87,24 +84,25 @@ class _Child:
     def awaited(self, instance: Instance, method: Method | Tool, limit: float, deadline: Deadline) -> tuple[Answer, Usage, bool]:
         """What a run comes to, and whether the process can be used again."""
         assert self.process.stdin is not None
+        tuning = self.tuning
         said = os.fstat(self.complaints.fileno()).st_size
         with suppress(BrokenPipeError):
-            send(self.process.stdin, (sys.path, pickle.dumps((instance, method, limit))))
-        best, began, spent, until = Answer(Word.TIMEOUT), time.monotonic(), 0.0, time.monotonic() + LOADING
+            send(self.process.stdin, (sys.path, pickle.dumps((instance, method, limit, tuning))))
+        best, began, spent, until = Answer(Word.TIMEOUT), time.monotonic(), 0.0, time.monotonic() + tuning.loading
         pid, steps = 0, list[tuple[float, float]]()
         while True:
             if deadline.cancelled:
                 raise Interrupted
             try:
-                message = self.inbox.get(timeout=POLL)
+                message = self.inbox.get(timeout=tuning.poll)
             except queue.Empty:
                 message = ()
             match message:
                 case ("begun", int(pid)):
                     began, spent = time.monotonic(), _cpu_of(pid)
-                    until = began + limit + GRACE
+                    until = began + limit + tuning.grace
                 case ("told", Answer() as told, float(seconds)):
-                    steps = thinned([*steps, (seconds, told.lower_bound)])
+                    steps = thinned([*steps, (seconds, told.lower_bound)], tuning.steps)
                     best = told if told.lower_bound >= best.lower_bound else best
                 case ("ended", Answer() as answer, Usage() as usage):
                     return replace(answer, steps=tuple(steps)), usage, sys.platform == "linux"
@@ -118,7 +116,7 @@ class _Child:
             if time.monotonic() > until:
                 if not pid:
                     usage = Usage(time.monotonic() - began, 0.0, 0.0)
-                    return Answer(Word.ERROR, message=f"the problem was not loaded within {LOADING:g} s"), usage, False
+                    return Answer(Word.ERROR, message=f"the problem was not loaded within {tuning.loading:g} s"), usage, False
                 usage = Usage(time.monotonic() - began, max(0.0, _cpu_of(pid) - spent), own_peak(pid))
                 return replace(best, verdict=Word.TIMEOUT, message="killed at the limit", steps=tuple(steps)), usage, False
 
@@ -131,12 +129,12 @@ class _Child:
         if process.poll() is None:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(FAREWELL)
+                process.wait(self.tuning.farewell)
         if process.returncode is None:
             children.kill(process)
             process.wait()
         children.gone(process)
-        self.listener.join(FAREWELL)
+        self.listener.join(self.tuning.farewell)
         self.complaints.close()
 
     def _last_line(self, since: int) -> str:
@@ -151,9 +149,9 @@ def measured(instance: Instance, method: Method | Tool, limit: float, deadline: 
         return processes.measured(instance, method, limit, deadline)
 
 
-def thinned(steps: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Every second step where there are many, the first and the last always."""
-    return steps if len(steps) <= STEPS else steps[:-1:2] + steps[-1:]
+def thinned(steps: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Every second step where there are more than so many, the first and the last always."""
+    return steps if len(steps) <= most else steps[:-1:2] + steps[-1:]
 
 
 def _listen(source: IO[bytes], inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:

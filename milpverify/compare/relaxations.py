@@ -27,11 +27,12 @@ from milpverify.linear_relaxation import margin_bound, output_bounds
 from milpverify.propagation.interval import propagate
 from milpverify.propagation.optimised.alpha import AlphaOptions, Slopes, alpha_crown, optimise
 from milpverify.propagation.relevance import refinable
+from milpverify.propagation.request import BoundRequest, Method
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import Bounds, State
 from milpverify.result import Trust
 from milpverify.run_info import threads
-from milpverify.search.bounding import BatchBounds, Method, Prepared, bound_batch
+from milpverify.search.bounding import BatchBounds, Prepared, bound_batch
 from milpverify.search.groups import Group, groups
 from milpverify.search.tightening.tighten import up_to
 from milpverify.solvers.process import SolverProcess
@@ -96,12 +97,10 @@ class Root:
 
     def alpha_crown(self) -> None:
         """Slopes optimised, of intermediate bounds first, then of the rows."""
-        graph, group, needed = self.graph, self.group, self.prepared.needed
-        self.state, table = alpha_crown(graph, self.state, torch.float64, OPTIONS, self.deadline, needed=needed)
+        graph, group, request = self.graph, self.group, BoundRequest(needed=self.prepared.needed, deadline=self.deadline)
+        self.state, table = alpha_crown(graph, self.state, torch.float64, OPTIONS, request)
         x_rows = None if group.x_rows is None else group.x_rows[None]
-        rows, self.slopes = optimise(
-            graph, self.state, table, group.y_rows[None], None, OPTIONS, self.deadline, x_rows=x_rows, needed=needed
-        )
+        rows, self.slopes = optimise(graph, self.state, table, group.y_rows[None], OPTIONS, request, x_rows=x_rows)
         self._raise(group.margins(torch.maximum(rows.lower, self.prepared.ranges.lower(self.state))))
 
     def linear_program(self) -> None:
@@ -132,9 +131,8 @@ class Root:
     def _bounded(self, method: Method, tighter: dict[int, Bounds] | None = None) -> None:
         known = {i: s.bounds for i, s in self.state.items()}
         known |= {i: bounds.meet(known[i]) for i, bounds in (tighter or {}).items()}
-        found: BatchBounds = bound_batch(
-            self.graph, self.group, self.lower, self.upper, torch.float64, known, self.deadline, method, prepared=self.prepared
-        )
+        request = BoundRequest(known, deadline=self.deadline, method=method)
+        found: BatchBounds = bound_batch(self.graph, self.group, self.lower, self.upper, torch.float64, request, self.prepared)
         self.state = found.state
         self._raise(found.margins)
 

@@ -15,7 +15,6 @@ from milpverify.run_info import working
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.outcome import SearchOutcome, together
-from milpverify.search.strategy import WHOLE_BOX
 from milpverify.solvers.process import SolverProcess
 from milpverify.verify import verify
 
@@ -82,7 +81,7 @@ def _searched(context: SearchContext, root: Root, budget: int) -> tuple[SearchOu
     if bool(closed.all()):
         return SearchOutcome(True, known, Trust.ROUNDED), 0
     group = root.group.select((~closed).nonzero(as_tuple=True)[0].tolist())
-    space = NeuronSpace(context, group, root.state, WHOLE_BOX)
+    space = NeuronSpace(context, group, root.state)
     tree = branch_and_bound(space.tree(), space, Budget(context.deadline, budget))
     outcome = tree.outcome({})
     return replace(outcome, lower_bound=min(known, max(outcome.lower_bound, float(margins[~closed].amin())))), tree.counts.bounded

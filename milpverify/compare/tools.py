@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milpverify.compare.rows import Answer, Usage, Witness, Word
+from milpverify.config import Tuning
 from milpverify.errors import InvalidInput
 from milpverify.result import Trust
 from milpverify.solvers.worker import die_with
@@ -29,14 +30,36 @@ if TYPE_CHECKING:
     from milpverify.compare.sources import Instance
     from milpverify.spec import Problem
 
-POLL = 0.01
-REAP = 5.0  # seconds that what was killed may take to die
-TAIL = 4000
-"""Bytes of what a tool complains of that are looked at."""
-GRACE = 1.0  # seconds that a tool which keeps the limit itself may overrun it, to say so
 _WORDS = {**{word.value: word for word in Word}, "holds": Word.UNSAT, "violated": Word.SAT, "timed-out": Word.TIMEOUT}
 _VERDICT = re.compile(rf"\s*({'|'.join(_WORDS)})\s*(?:,\s*[\d.]+\s*)?", re.IGNORECASE)
 _ENTRY = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
+
+
+@dataclass(frozen=True)
+class RunTuning(Tuning):
+    """How long processes are waited for, and what is kept of what they say."""
+
+    loading: float = 600.0
+    """Seconds that a process may take to load a problem."""
+    grace: float = 2.0
+    """Seconds that a method may overrun its limit, to conclude, before it is killed."""
+    farewell: float = 1.0
+    """Seconds between the request to end and the kill, for a tool's group to be ended first."""
+    poll: float = 0.05
+    """Seconds between looks at limits."""
+    steps: int = 400
+    """So many bounds are kept of those proved on the way."""
+    points: int = 4
+    boxes: int = 8
+    """So many points of a box, its centre and random ones, are what a bound is confronted with, for so many boxes."""
+    tool_grace: float = 1.0
+    """Seconds that a tool which keeps the limit itself may overrun it, to say so."""
+    tool_poll: float = 0.01
+    """Seconds between looks at a tool."""
+    reap: float = 5.0
+    """Seconds that what was killed may take to die."""
+    tail: int = 4000
+    """Characters of what a tool complains of that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +90,8 @@ class Tool:
             raise InvalidInput(f"the command {self.command!r} needs a name: NAME={self.command}")
         object.__setattr__(self, "words", words)
 
-    def run(self, instance: Instance, limit: float) -> tuple[Answer, Usage]:
-        """Run it and judge what it says; killed with its process group at the limit."""
+    def run(self, instance: Instance, limit: float, tuning: RunTuning = RunTuning()) -> tuple[Answer, Usage]:
+        """Run it and judge what it says; killed with its process group at the limit (seconds)."""
         if instance.onnx is None or instance.vnnlib is None:
             message = "a tool needs files, and this problem was stated in Python"
             return Answer(Word.ERROR, message=message, invalid=True), Usage(0.0, 0.0, 0.0)
@@ -78,11 +101,11 @@ class Tool:
             names |= {"timeout": f"{limit:g}", "out": str(place / "out.txt")}
             words = [re.sub(r"\{(onnx|vnnlib|timeout|out)\}", lambda m: names[m[1]], word) for word in self.words]
             try:
-                ended = _run(words, place, limit)
+                ended = _run(words, place, limit, tuning)
             except OSError as error:
                 return Answer(Word.ERROR, message=f"{words[0]} cannot be started: {error.strerror}"), Usage(0.0, 0.0, 0.0)
             text = _text(place / "out.txt") if "{out}" in self.command else _text(place / "stdout")
-            complaint = _text(place / "stderr")[-TAIL:].strip().splitlines()
+            complaint = _text(place / "stderr")[-tuning.tail :].strip().splitlines()
         if ended.killed:
             return Answer(Word.TIMEOUT, message="killed at the limit"), ended.usage
         verdict, rest = read_verdict(text)
@@ -101,7 +124,7 @@ class _Ended:
     usage: Usage
 
 
-def _run(words: list[str], place: Path, limit: float) -> _Ended:
+def _run(words: list[str], place: Path, limit: float, tuning: RunTuning) -> _Ended:
     """Run a command in a process group of its own until it ends or the limit comes; nothing that it started is left."""
     adopt_orphans()
     with (place / "stdout").open("wb") as out, (place / "stderr").open("wb") as err:
@@ -123,20 +146,20 @@ def _run(words: list[str], place: Path, limit: float) -> _Ended:
     killed = False
     # It is reaped last: until then its number, and its group's, is its own.
     while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if time.monotonic() - began > limit + GRACE:
+        if time.monotonic() - began > limit + tuning.tool_grace:
             killed = True
             break
-        time.sleep(POLL)
+        time.sleep(tuning.tool_poll)
     seconds = time.monotonic() - began
     _kill(child.pid)
-    child.returncode, usage = _reaped(child.pid, seconds)
+    child.returncode, usage = _reaped(child.pid, seconds, tuning)
     signal.signal(signal.SIGTERM, before)
     return _Ended(killed, child.returncode, usage)
 
 
-def _reaped(leader: int, seconds: float) -> tuple[int, Usage]:
+def _reaped(leader: int, seconds: float, tuning: RunTuning) -> tuple[int, Usage]:
     """Wait for a killed group and for all orphans of it; the leader's exit status, and what all of them took."""
-    code, cpu, peak, end = 0, 0.0, 0.0, time.monotonic() + REAP
+    code, cpu, peak, end = 0, 0.0, 0.0, time.monotonic() + tuning.reap
     unit = 2**20 if sys.platform == "darwin" else 2**10
     while time.monotonic() < end:
         try:
@@ -147,7 +170,7 @@ def _reaped(leader: int, seconds: float) -> tuple[int, Usage]:
             for stray in _children():
                 with suppress(ProcessLookupError):
                     os.kill(stray, signal.SIGKILL)
-            time.sleep(POLL)
+            time.sleep(tuning.tool_poll)
             continue
         code = os.waitstatus_to_exitcode(status) if pid == leader else code
         cpu, peak = cpu + usage.ru_utime + usage.ru_stime, max(peak, usage.ru_maxrss / unit)

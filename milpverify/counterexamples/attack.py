@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from milpverify.balls.points import distances, steepest
 from milpverify.balls.points import project as project_on_ball
-from milpverify.config import check_time
+from milpverify.config import Tuning, check_time
 from milpverify.counterexamples.polish import polish, restore
 from milpverify.counterexamples.surrogate import Surrogate, has_jumps
 from milpverify.counterexamples.validate import Validation, Validity, validate
@@ -36,18 +36,37 @@ if TYPE_CHECKING:
     from milpverify.result import Counterexample
     from milpverify.spec import Array, Disjunct, Problem
 
-STEPS = 24
-"""Of a descent, unless told otherwise."""
-_MAX_DISJUNCTS = 128  # attacked in one batch
-_MAX_STARTS = 512  # in one batch
-_MAX_ENTRIES = 30_000_000  # of all node values and rows of a batch
-_MAX_PRODUCTS = 100_000_000  # of one evaluation of a batch, so that a round takes a fraction of a second
-_MAX_JUDGEMENTS = 16  # per batch: a runtime that denies this many points would deny the next
-_FIRST_STEP, _LATER_STEP, _LAST_STEP = 0.25, 0.08, 0.003  # of the box width; the second begins the later rounds
-_SCOUTS = 8  # random points of which the best becomes a start
-LARGEST = float(np.finfo(np.float32).max)
-_DOMAIN_TOLERANCE = 1e-4  # within which a constraint between inputs counts as met, until the judge decides
-_NEAR = 0.01  # of the spread of the margins: near enough for a local search
+LARGEST: Final = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class AttackTuning(Tuning):
+    """How far an attack goes, and what it computes at a time."""
+
+    starts: int = 128
+    """Per disjunct and round, fewer where disjuncts are many or the network is large."""
+    rounds: int = 6
+    steps: int = 24
+    """Rounds, and steps of a descent."""
+    disjuncts: int = 128
+    all_starts: int = 512
+    """Of one batch, at most."""
+    entries: int = 30_000_000
+    """Of all node values and rows of a batch."""
+    products: int = 100_000_000
+    """Of one evaluation of a batch, so that a round takes a fraction of a second."""
+    judgements: int = 16
+    """Per batch: a runtime that denies this many points would deny the next."""
+    first_step: float = 0.25
+    later_step: float = 0.08
+    last_step: float = 0.003
+    """Of the box width, geometrically from the first to the last; the second begins the later rounds."""
+    scouts: int = 8
+    """Random points of which the best becomes a start."""
+    domain_tolerance: float = 1e-4
+    """Within which a constraint between inputs counts as met, until the judge decides."""
+    near: float = 0.01
+    """Of the spread of the margins: near enough for a local search."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +90,7 @@ def attack(
     deadline: Deadline,
     seed: int = 0,
     *,
-    starts: int = 128,
-    steps: int = STEPS,
-    rounds: int = 6,
+    tuning: AttackTuning = AttackTuning(),
     points: Sequence[Array] = (),
     until: Deadline | None = None,
 ) -> AttackOutcome:
@@ -89,28 +106,27 @@ def attack(
         graph: `problem.graph` in the precision and on the device to search in.
         points: the best (nx,) known per disjunct, of an attack before, which this one then goes on from: all rounds are later ones.
         until: further rounds follow for so long.
-        starts: per disjunct and round, fewer where disjuncts are many or the network is large.
     """
     generator = torch.Generator(graph.device).manual_seed(seed)
     known = np.array(points) if len(points) else _centres(disjuncts, graph.nx)
-    affordable = _MAX_PRODUCTS // (_products(graph) + 1) + 1
-    together = min(_MAX_DISJUNCTS, _MAX_ENTRIES // graph.entries + 1, affordable)
+    affordable = tuning.products // (_products(graph) + 1) + 1
+    together = min(tuning.disjuncts, tuning.entries // graph.entries + 1, affordable)
     # Where an evaluation is dear, and time may not do for all, the nearest come first.
-    order = _nearest_first(graph, disjuncts, known) if together < min(len(disjuncts), _MAX_DISJUNCTS) else np.arange(len(disjuncts))
+    order = _nearest_first(graph, disjuncts, known) if together < min(len(disjuncts), tuning.disjuncts) else np.arange(len(disjuncts))
     batches: list[_Batch] = []
     later = int(len(points) > 0)
     for first in range(0, len(disjuncts), together):
         chosen = order[first : first + together]
-        batches.append(_Batch(problem, graph, [disjuncts[k] for k in chosen], known[chosen], generator))
-        for number in range(later, rounds + later):
-            batches[-1].descend(deadline, starts, steps, number)
+        batches.append(_Batch(problem, graph, [disjuncts[k] for k in chosen], known[chosen], generator, tuning))
+        for number in range(later, tuning.rounds + later):
+            batches[-1].descend(deadline, number)
         batches[-1].refine(deadline)
         if batches[-1].counterexample is not None or deadline.expired():
             break
-    number = rounds + later
+    number = tuning.rounds + later
     while until is not None and batches and not until.expired():
         for batch in batches:
-            batch.descend(until, starts, steps, number)
+            batch.descend(until, number)
         number += 1
         if any(batch.counterexample is not None for batch in batches):
             break
@@ -130,9 +146,15 @@ class _Batch:
     """Some disjuncts under attack, with the best point of each, to begin with those given."""
 
     def __init__(
-        self, problem: Problem, graph: Graph, disjuncts: Sequence[Disjunct], points: Array, generator: torch.Generator
-    ) -> None:  # fmt: skip
-        self.problem, self.graph, self.disjuncts, self.generator = problem, graph, disjuncts, generator
+        self,
+        problem: Problem,
+        graph: Graph,
+        disjuncts: Sequence[Disjunct],
+        points: Array,
+        generator: torch.Generator,
+        tuning: AttackTuning,
+    ) -> None:
+        self.problem, self.graph, self.disjuncts, self.generator, self.tuning = problem, graph, disjuncts, generator, tuning
         self.lower, self.upper = (_tensor(side, graph) for side in _inner_boxes(disjuncts, graph.dtype))
         self.unsafe = _Table.pad([d.unsafe for d in disjuncts], graph)
         self.domain = _Table.pad([d.domain for d in disjuncts], graph) if any(d.domain.mentions_x.any() for d in disjuncts) else None
@@ -144,14 +166,14 @@ class _Batch:
         self.counterexample: Counterexample | None = None
         self.disagreement: Validation | None = None
 
-    def descend(self, deadline: Deadline, starts: int, steps: int, number: int) -> None:
+    def descend(self, deadline: Deadline, number: int) -> None:
         """Round `number` of projected sign-gradient descent."""
         if self.counterexample is not None or deadline.expired():
             return
         count = len(self.disjuncts)
         entries = self.graph.entries + self.unsafe.entries + (self.domain.entries if self.domain else 0)
-        dear = _MAX_PRODUCTS // (_products(self.graph) * count + 1)
-        each = max(1, min(starts, _MAX_STARTS // count, _MAX_ENTRIES // (entries * count), dear))
+        dear = self.tuning.products // (_products(self.graph) * count + 1)
+        each = max(1, min(self.tuning.starts, self.tuning.all_starts // count, self.tuning.entries // (entries * count), dear))
         owner = torch.arange(count, device=self.graph.device).repeat_interleave(each)
         diversify = number > 0
         # Where there are few starts, their kinds take turns from round to round.
@@ -174,24 +196,26 @@ class _Batch:
             direction = torch.randn(len(owner), self.graph.ny, generator=self.generator, device=x.device, dtype=x.dtype)
             for _ in range(2):
                 gradient, _ = _gradient(network, x, lambda _, y: (direction * y).sum(1, keepdim=True), kind >= 0)
-                x = torch.where((kind % 2 == 0)[:, None], x, project(x + _FIRST_STEP * width * self.ascent(gradient)))
+                x = torch.where((kind % 2 == 0)[:, None], x, project(x + self.tuning.first_step * width * self.ascent(gradient)))
             with torch.no_grad():
                 margin = unsafe.residual(x, evaluate(self.graph, x)).amax(1)
-                for _ in range(_SCOUTS):
+                for _ in range(self.tuning.scouts):
                     other = project(self.start(owner, kind, lower, width, diversify))
                     other_margin = unsafe.residual(other, evaluate(self.graph, other)).amax(1)
                     better = (other_margin < margin) & (kind % 2 == 0)
                     x, margin = torch.where(better[:, None], other, x), torch.where(better, other_margin, margin)
         best, best_margin = x, x.new_full((len(owner),), math.inf)
-        for step in range(steps):
+        for step in range(self.tuning.steps):
             gradient, margin = _gradient(network, x, unsafe.residual, kind % 2 == 0)
             if step == 0 and not network.temperatures and not bool(gradient.any()):
                 network = self.network = network.softened(x)
                 gradient, margin = _gradient(network, x, unsafe.residual, kind % 2 == 0)
             if self.graph.ball is not None:
-                margin = margin.masked_fill(distances(self.graph.ball, x) > self.graph.ball.radius * (1.0 + _DOMAIN_TOLERANCE), math.inf)
+                margin = margin.masked_fill(
+                    distances(self.graph.ball, x) > self.graph.ball.radius * (1.0 + self.tuning.domain_tolerance), math.inf
+                )
             if domain is not None:
-                margin = margin.masked_fill(domain.distance(x).amax(1) > _DOMAIN_TOLERANCE, math.inf)
+                margin = margin.masked_fill(domain.distance(x).amax(1) > self.tuning.domain_tolerance, math.inf)
             if step == 0 and (finite := margin[margin.isfinite()]).numel():
                 self.spread = max(self.spread, float(finite.max() - finite.min()))
             better = margin < best_margin
@@ -205,8 +229,8 @@ class _Batch:
                 return
             if deadline.expired():
                 break
-            first = _LATER_STEP if diversify else _FIRST_STEP
-            size = first * (_LAST_STEP / first) ** (step / max(1, steps - 1)) * width
+            first = self.tuning.later_step if diversify else self.tuning.first_step
+            size = first * (self.tuning.last_step / first) ** (step / max(1, self.tuning.steps - 1)) * width
             if step == 0 and not diversify:
                 size = torch.where((kind == 1)[:, None], width, size)  # to the corner
             x = project(x - size * self.ascent(gradient))
@@ -220,7 +244,7 @@ class _Batch:
         """The network as gradients shall see it."""
         if not has_jumps(self.graph):
             return Surrogate(self.graph)
-        unit = torch.rand(_SCOUTS, self.graph.nx, generator=self.generator, device=self.graph.device, dtype=self.graph.dtype)
+        unit = torch.rand(self.tuning.scouts, self.graph.nx, generator=self.generator, device=self.graph.device, dtype=self.graph.dtype)
         return Surrogate.across_jumps(self.graph, self.lower[:1] + unit * (self.upper - self.lower)[:1])
 
     def start(self, owner: Tensor, kind: Tensor, lower: Tensor, width: Tensor, diversify: bool) -> Tensor:
@@ -242,7 +266,7 @@ class _Batch:
 
     def found(self, index: int, x: Tensor, margin: float) -> bool:
         """Judge a point of one disjunct; whether it is a counterexample."""
-        if self.validations == _MAX_JUDGEMENTS:
+        if self.validations == self.tuning.judgements:
             return False
         self.validations += 1
         disjunct = self.disjuncts[index]
@@ -258,7 +282,7 @@ class _Batch:
         if deadline.expired():
             return
         for index in np.argsort(self.margins, kind="stable")[:2].tolist():
-            if self.counterexample is None and self.margins[index] <= _NEAR * self.spread:
+            if self.counterexample is None and self.margins[index] <= self.tuning.near * self.spread:
                 self.counterexample = polish(self.problem, self.disjuncts[index], self.points[index])
 
 

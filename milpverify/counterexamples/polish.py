@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from milpverify.balls.points import project
+from milpverify.config import Tuning
 from milpverify.counterexamples.validate import exact_residuals, holds, representable, rounded, validate
 from milpverify.graph import evaluate
 from milpverify.spec import Rows
@@ -19,10 +21,17 @@ if TYPE_CHECKING:
     from milpverify.result import Counterexample
     from milpverify.spec import Array, Disjunct, Problem
 
-_RIDGE = 4  # rows that may meet at a minimum of the margin
 
+@dataclass(frozen=True)
+class PolishTuning(Tuning):
+    """How a local search goes."""
 
-_TIE = 1e-6  # a margin above this in float64 is taken to be positive in the reals
+    iterations: int = 12
+    """Of steps, at most."""
+    ridge: int = 4
+    """Rows that may meet at a minimum of the margin."""
+    tie: float = 1e-6
+    """A margin above this in float64 is taken to be positive in the reals where the search begins, and is not judged."""
 
 
 def restore(disjunct: Disjunct, x: Array) -> Array:
@@ -68,7 +77,7 @@ def _repair(disjunct: Disjunct, point: Array) -> bool:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # values beyond the largest float lead nowhere, and nothing follows from them
-def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12) -> Counterexample | None:
+def polish(problem: Problem, disjunct: Disjunct, x: Array, tuning: PolishTuning = PolishTuning()) -> Counterexample | None:
     """A counterexample near x (nx,), such as the point of a solver whose tolerances let it miss by a little, or None.
 
     Each iteration evaluates, in float64, geometric sequences of steps and moves to the best point; what may have a margin <= 0 is
@@ -81,9 +90,12 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
         return validate(problem, disjunct, x).counterexample
     width = box.upper - box.lower
     scales = 0.5 ** np.arange(0.0, 40.0, min(8.0, 2.0 + graph.entries / 20_000))[:, None]
-    for left in range(iterations, -1, -1):
-        gradients, margin = _row_gradients(graph, rows, x)
-        if margin <= (_TIE if left == iterations else 0.0) and (example := validate(problem, disjunct, x).counterexample) is not None:
+    for left in range(tuning.iterations, -1, -1):
+        gradients, margin = _row_gradients(graph, rows, x, tuning.ridge)
+        if (
+            margin <= (tuning.tie if left == tuning.iterations else 0.0)
+            and (example := validate(problem, disjunct, x).counterexample) is not None
+        ):
             return example
         if not left:
             break
@@ -115,11 +127,11 @@ def polish(problem: Problem, disjunct: Disjunct, x: Array, iterations: int = 12)
 
 
 @torch.enable_grad()
-def _row_gradients(graph: Graph, rows: Rows, x: Array) -> tuple[Array, float]:
-    """The gradients (k, nx) in float64 of the largest residuals, the largest first, and the margin at x (nx,)."""
+def _row_gradients(graph: Graph, rows: Rows, x: Array, most: int) -> tuple[Array, float]:
+    """The gradients (k, nx) in float64 of the largest residuals, at most so many, the largest first, and the margin at x (nx,)."""
     with torch.no_grad():
         residual = rows.residual(x, evaluate(graph, torch.from_numpy(x)[None])[0].numpy())
-    largest = np.argsort(-residual, kind="stable")[:_RIDGE]
+    largest = np.argsort(-residual, kind="stable")[:most]
     points = torch.from_numpy(np.repeat(x[None], len(largest), axis=0)).requires_grad_()
     weights = torch.from_numpy(rows.y_rows[largest])
     (gradients,) = torch.autograd.grad((weights * evaluate(graph, points)).sum(), points)

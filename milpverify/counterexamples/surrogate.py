@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.graph import evaluate_all, nonlinear_value
-from milpverify.operators import Elementwise
+from milpverify.graph import evaluate_all
+from milpverify.operators import Elementwise, Nonlinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from milpverify.functions.catalogue import Function
+    from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
-
-_SATURATED = 20.0
-"""The size that the largest argument of a saturated function is brought to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +47,12 @@ class Surrogate:
             values = evaluate_all(graph, x)
         return Surrogate(graph, {n.id: _spread(values[n.inputs[0]]) for n in graph.nodes if _jumping(n)})
 
-    def softened(self, x: Tensor) -> Surrogate:
-        """With temperatures for those functions whose derivative vanishes at all points x (N, nx) and at almost all entries."""
+    def softened(self, x: Tensor, saturated: float = 20.0) -> Surrogate:
+        """With temperatures for those functions whose derivative vanishes at all points x (N, nx) and at almost all entries.
+
+        Args:
+            saturated: the size that the largest argument of such a function is brought to.
+        """
         found: dict[int, float] = {}
         with torch.no_grad():
             values = evaluate_all(self.graph, x)
@@ -60,8 +62,8 @@ class Surrogate:
                 z = values[node.inputs[0]]
                 flat = node.op.function.derivative(z).abs()
                 largest = float(z.abs().amax())
-                if float(((flat > 0) & flat.isfinite()).double().mean()) < 0.5 and _SATURATED < largest < math.inf:
-                    found[node.id] = largest / _SATURATED
+                if float(((flat > 0) & flat.isfinite()).double().mean()) < 0.5 and saturated < largest < math.inf:
+                    found[node.id] = largest / saturated
         return Surrogate(self.graph, self.spreads, found)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -74,9 +76,10 @@ class Surrogate:
             return true.detach() + slope - slope.detach()
         if node.id in self.temperatures:
             args = [args[0] / self.temperatures[node.id]]
-        if isinstance(node.op, Elementwise) and node.op.function.name == "exp":
-            args = [args[0].clamp(max=math.log(torch.finfo(args[0].dtype).max) - 1)]
-        return nonlinear_value(node.op, args)
+        assert isinstance(node.op, Nonlinear)
+        if isinstance(node.op, Elementwise) and (factor := abs(node.op.function.exponential)):
+            args = [args[0].clamp(max=math.log(torch.finfo(args[0].dtype).max) - max(0.0, math.log(factor)) - 1)]
+        return node.op.value(args)
 
 
 def has_jumps(graph: Graph) -> bool:
@@ -85,12 +88,11 @@ def has_jumps(graph: Graph) -> bool:
 
 
 def _jumping(node: Node) -> bool:
-    return isinstance(node.op, Elementwise) and (node.op.function.staircase or bool(_jumps(node.op.function)))
+    return isinstance(node.op, Nonlinear) and (node.op.staircase or bool(_jumps(node.op.pieces)))
 
 
-def _jumps(function: Function) -> list[tuple[float, float]]:
+def _jumps(pieces: Pieces | None) -> list[tuple[float, float]]:
     """The places of jumps of a piecewise-linear function, and their heights."""
-    pieces = function.pieces
     if pieces is None:
         return []
     left = [k * p + c for k, c, p in zip(pieces.slopes, pieces.intercepts, pieces.breakpoints, strict=False)]
@@ -108,6 +110,6 @@ def _smoothed(function: Function, z: Tensor, spread: float) -> Tensor:
     if function.staircase:
         return z
     total = function(z)
-    for place, height in _jumps(function):
+    for place, height in _jumps(function.pieces):
         total = total + height / math.pi * torch.atan((z - place) / spread)
     return total

@@ -133,17 +133,19 @@ def _narrow(dtype: str) -> type[Any] | None:
     return _NARROW.get(dtype)
 
 
-PULLS = (0.0, 2.0**-40, 2.0**-23, 2.0**-20, 2.0**-16)
-"""By which shares points at the rim of a ball are moved inwards, until their rounding to the network's numbers lies inside."""
+def _candidates(
+    graph: Graph, box: Box, x: Array, pulls: Sequence[float] = (0.0, 2.0**-40, 2.0**-23, 2.0**-20, 2.0**-16)
+) -> Iterator[Array]:
+    """x on the network's numbers; only clipped; and where inputs are confined to a ball, further and further inside that.
 
-
-def _candidates(graph: Graph, box: Box, x: Array) -> Iterator[Array]:
-    """x on the network's numbers; only clipped; and where inputs are confined to a ball, further and further inside that."""
+    Args:
+        pulls: by which shares points at the rim of a ball are moved inwards, until their rounding to the network's numbers lies inside.
+    """
     yield representable(graph, box, x)
     yield np.clip(x, box.lower, box.upper)
     if (ball := graph.ball) is not None:
         inner = ball.pulled(np.clip(x, box.lower, box.upper))
-        for share in PULLS:
+        for share in pulls:
             yield representable(graph, box, ball.centre + (1.0 - share) * (inner - ball.centre))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.embed.deviation import sizes
+from milpverify.embed.deviation import EmbedTuning, sizes
 from milpverify.embed.embedding import Choices, Embedding, node_ranges
 from milpverify.embed.inputs import box_of, read, variables_of
 from milpverify.errors import InvalidInput, InvalidModel
@@ -40,6 +40,7 @@ def embed(
     name: str | None = None,
     shape: Sequence[int] | None = None,
     outputs: Sequence[str] | None = None,
+    tuning: EmbedTuning = EmbedTuning(),
 ) -> Embedding:
     """Add a network to an optimisation model of the user's own; returns its outputs, as variables of the model.
 
@@ -62,6 +63,7 @@ def embed(
         name: what the names of variables and constraints begin with: "net", "net2", ... unless given.
         shape: of a torch module's input, with its batch axis, where the inputs' shape does not tell.
         outputs: of an ONNX file, the names of those that are added, as for `load`.
+        tuning: numbers other than the defaults.
 
     Raises:
         InvalidInput: an input is unbounded, not the model's own, or one too many; bounds cross; an option is unknown; the name is taken.
@@ -83,11 +85,11 @@ def embed(
     graph = loaded.graph
     if graph.nx != box.size:
         raise InvalidInput(f"{box.size} inputs were given, but the network takes {graph.nx}")
-    choices = Choices(bounds, encoding, int(pieces), _prefix(host, name))
+    choices = Choices(bounds, encoding, int(pieces), _prefix(host, name), tuning)
     ranges = node_ranges(graph, box, bounds)
     host.begin()
     variables, added = variables_of(host, given, box, lambda _, i: f"{choices.prefix}_x{i}")
-    made = Embedding(host, loaded, choices, variables, [], box, sizes(graph, box), ranges, [added])
+    made = Embedding(host, loaded, choices, variables, [], box, sizes(graph, box, tuning.samples), ranges, [added])
     try:
         made.add_outputs()
         made.write(choices.attempts(host, graph))

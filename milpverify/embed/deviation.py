@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from milpverify.bounding import bounds
+from milpverify.config import Tuning
 from milpverify.graph import evaluate_all
 from milpverify.spec import Array, Box
 
@@ -16,7 +17,23 @@ if TYPE_CHECKING:
     from milpverify.frontends.network import Loaded
     from milpverify.graph import Graph
 
-SAMPLES = 256
+
+@dataclass(frozen=True)
+class EmbedTuning(Tuning):
+    """Where curved neurons in pieces get breakpoints, and how a network in a user's model is made truer."""
+
+    exact: float = 1e-9
+    """A neuron that strays no further from its lines, relative to its values, needs no breakpoints."""
+    narrowest: float = 1.0 / 16.0
+    widest: float = 1.0 / 4.0
+    """A piece around a solution has at least and at most so much of the width of the piece that it parts."""
+    outputs: int = 8
+    """Of so many outputs, those with the largest errors, the neurons' shares are computed."""
+    sharper: float = 8.0
+    sharpest: float = 512.0
+    """Rows that a solver's tolerance leaves too far off are multiplied by the one, up to the other."""
+    samples: int = 256
+    """Random inputs that tell the sizes of outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +76,10 @@ def deviation(loaded: Loaded, x: Array, outputs: Array, scale: Array) -> Deviati
     return Deviation(x, outputs, network, absolute, scale, None if runtime is None else runtime.run(x))
 
 
-def sizes(graph: Graph, box: Box) -> Array:
-    """The largest size of every output (ny,) at random points of a box; 1 where an output is always 0."""
+def sizes(graph: Graph, box: Box, samples: int) -> Array:
+    """The largest size of every output (ny,) at so many random points of a box; 1 where an output is always 0."""
     generator = np.random.default_rng(0)
-    points = box.lower + (box.upper - box.lower) * generator.random((SAMPLES, box.size))
-    values = evaluate_all(graph, torch.from_numpy(points))[graph.output].reshape(SAMPLES, -1).abs().amax(0).numpy()
+    points = box.lower + (box.upper - box.lower) * generator.random((samples, box.size))
+    values = evaluate_all(graph, torch.from_numpy(points))[graph.output].reshape(samples, -1).abs().amax(0).numpy()
     found: Array = np.where(np.isfinite(values) & (values > 0), values, 1.0)
     return found

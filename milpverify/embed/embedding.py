@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.bounding import bounds
-from milpverify.embed.deviation import Deviation, deviation
-from milpverify.embed.pieces import first_cuts, more_cuts
+from milpverify.embed.deviation import Deviation, EmbedTuning, deviation
+from milpverify.embed.pieces import Parting
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.outputs import encode_outputs, is_left
 from milpverify.errors import InvalidInput, SolverUnavailable
-from milpverify.operators import Elementwise
-from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Capability
 from milpverify.solvers.expressions import takes
 from milpverify.solvers.hosts.base import Added
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from milpverify.solvers.hosts.base import Host
     from milpverify.spec import Array
 
-SHARPER, SHARPEST = 8.0, 512.0
-"""Rows that a solver's tolerance leaves too far off are multiplied by the one, up to the other."""
-
 
 @dataclass(frozen=True)
 class Choices:
@@ -44,13 +40,13 @@ class Choices:
     encoding: str
     pieces: int
     prefix: str
+    tuning: EmbedTuning = field(default_factory=EmbedTuning)
 
     def attempts(self, host: Host, graph: Graph) -> list[frozenset[Capability]]:
         """What of a network's curved neurons is left to a solver, to be tried in this order."""
-        curved = [graph.nodes[i].op for i in graph.nonlinear]
-        curved = [op for op in curved if not (isinstance(op, Elementwise) and op.function.pieces is not None)]
-        products = {Capability.QUADRATIC} if any(rule_of(op).bilinear for op in curved) else set()
-        functions = {Capability.FUNCTIONS} if any(not rule_of(op).bilinear for op in curved) else set()
+        curved = [op for op in graph.nonlinearities.values() if op.pieces is None]
+        products = {Capability.QUADRATIC} if any(op.bilinear for op in curved) else set()
+        functions = {Capability.FUNCTIONS} if any(op.term is not None and not op.bilinear for op in curved) else set()
         wanted = {"native": [products | functions], "pieces": [products, set()], "auto": [products | functions, products, set()]}
         return list(dict.fromkeys(frozenset(one) & host.capabilities for one in wanted[self.encoding]))
 
@@ -136,12 +132,11 @@ class Embedding:
         columns = self._columns(written.encoding) | written.added.variables
         point = self.host.values([columns[j] for j in range(written.encoding.model.num_variables)])
         narrower = self._narrower()
-        left = functools.partial(self._left, written.native)
-        cuts = more_cuts(self.graph, self.ranges, written.cuts, left, written.encoding, written.encoding.quantities(point), found, to)
+        cuts = self._parting(written.native).more_cuts(written.cuts, written.encoding, written.encoding.quantities(point), found, to)
         if cuts == written.cuts and not narrower:
-            if self.sharpness >= SHARPEST:
+            if self.sharpness >= self.choices.tuning.sharpest:
                 return False
-            self.sharpness *= SHARPER
+            self.sharpness *= self.choices.tuning.sharper
         self.host.begin()
         if narrower:
             self._bound_anew()
@@ -183,10 +178,9 @@ class Embedding:
         """
         refusal: Exception | None = None
         for native in attempts:
-            left = functools.partial(self._left, native)
             try:
-                parted = first_cuts(self.graph, self.ranges, self.choices.pieces, left) if cuts is None else cuts
-                encoding = encode_outputs(self.graph, self.ranges, self.box, parted, native, self._takes)
+                parted = self._parting(native).first_cuts(self.choices.pieces) if cuts is None else cuts
+                encoding = encode_outputs(self.graph, self.ranges, self.box, ModelForm(parted, native), self._takes)
                 added = self.host.add(encoding.model.sharpened(self.sharpness), self._columns(encoding), self._named)
             except (NumericallyUnfit, SolverUnavailable) as error:
                 refusal = error
@@ -221,6 +215,10 @@ class Embedding:
     @functools.cached_property
     def _takes(self) -> Any:
         return functools.partial(takes, self.host.functions)
+
+    def _parting(self, native: frozenset[Capability]) -> Parting:
+        """What parts the neurons that the solver does not get as they are."""
+        return Parting(self.graph, self.ranges, functools.partial(self._left, native), self.choices.tuning)
 
     def _left(self, native: frozenset[Capability], node: Any, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
         return is_left(node, native, self._takes, lower, upper)

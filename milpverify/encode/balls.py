@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.balls.norm import Norm
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.solvers.model import Array, Model
 
 if TYPE_CHECKING:
@@ -22,31 +23,34 @@ if TYPE_CHECKING:
     from milpverify.encode.model import ModelBuilder
     from milpverify.solvers.model import Index
 
-RATIO = 1.75
-"""Of one tangent's place to that of the next: they miss at most ((RATIO - 1) / (RATIO + 1))^2 = 7.4 % of a square, so 3.6 % of a radius."""
-LEAST = 0.2
-"""Of r w / sqrt(n), the smallest place of a tangent."""
 
-
-def tangent_places(ball: Ball, low: float, high: float, weight: float) -> list[float]:
+def tangent_places(ball: Ball, low: float, high: float, weight: float, tuning: EncodingTuning = EncodingTuning()) -> list[float]:
     """Where parabolas t^2 with t within [low, high] get tangents: 0, both ends, and a geometric progression between."""
     moving = max(1, int((ball.weight > 0).sum()))
     reach = max(-low, high)
-    step = LEAST * ball.radius * weight / math.sqrt(moving)
+    step = tuning.nearest * ball.radius * weight / math.sqrt(moving)
     places = {0.0, low, high}
     while 0.0 < step < reach:
         places |= {c for c in (step, -step) if low < c < high}
-        step *= RATIO
+        step *= tuning.ratio
     return sorted(c for c in places if low <= c <= high)
 
 
-def add_ball(builder: ModelBuilder, ball: Ball, columns: Index, lower: Array, upper: Array, quadratic: bool) -> None:
+def add_ball(
+    builder: ModelBuilder,
+    ball: Ball,
+    columns: Index,
+    ends: tuple[Array, Array],
+    quadratic: bool,
+    tuning: EncodingTuning = EncodingTuning(),
+) -> None:
     """Rows that hold for every input in the ball.
 
     Args:
-        columns: those of the inputs (nx,), with their ranges `lower`, `upper`; inputs that do not change need none.
+        columns: those of the inputs (nx,), with the lower and upper `ends` (nx,) of their ranges; inputs that do not change need none.
         quadratic: whether the solver takes quadratic rows, one of which an L2 ball then is, too.
     """
+    lower, upper = ends
     moving = np.flatnonzero(ball.weight > 0)
     budget = ball.radius if ball.norm is Norm.L1 else math.nextafter(ball.radius * ball.radius, math.inf)
     owners, shares = [], []
@@ -63,7 +67,7 @@ def add_ball(builder: ModelBuilder, ball: Ball, columns: Index, lower: Array, up
             share = math.nextafter(share * share, 0.0)
             reach = max(-low, high)
             e = int(builder.variables(0.0, math.nextafter(reach * reach, math.inf))[0])
-            for c in tangent_places(ball, low, high, w):
+            for c in tangent_places(ball, low, high, w, tuning):
                 # s >= 2 c (x - p) - c^2
                 builder.row([e, x], [1.0, -2.0 * c], lower=-(2.0 * c * p + c * c), error=2.0**-51 * (abs(2.0 * c * p) + c * c))
             if quadratic:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from milpverify.relaxations.rule import PerInput, Rule
     from milpverify.solvers.model import Array, Index
 
-ROUNDING = 2.0**-50
+ROUNDING: Final = 2.0**-50
 """More than what a few operations on numbers of some size lose, relative to it."""
 
 

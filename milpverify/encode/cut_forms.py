@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.model import OutOfTime
 from milpverify.graph import affine_form
 from milpverify.operators import Affine
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 Split = tuple[int, int, float, float]
 """A split decision side * (z - point) >= 0 as (node of z, flat index of z, side, point)."""
-
-_CHUNK = 2**22  # entries of the dense rows that are formed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +61,15 @@ class Line:
 class Composer:
     """Composes rows of nodes from the cut nodes, whose bounds are given; `needed` collects the entries of cut nodes that rows use."""
 
-    def __init__(self, graph: Graph, lower: Mapping[int, Array], upper: Mapping[int, Array], deadline: Deadline | None) -> None:
-        self.graph, self.lower, self.upper, self.deadline = graph, lower, upper, deadline
+    def __init__(
+        self,
+        graph: Graph,
+        lower: Mapping[int, Array],
+        upper: Mapping[int, Array],
+        deadline: Deadline | None,
+        tuning: EncodingTuning = EncodingTuning(),
+    ) -> None:
+        self.graph, self.lower, self.upper, self.deadline, self.tuning = graph, lower, upper, deadline, tuning
         self.needed = {i: np.zeros(graph.nodes[i].size, dtype=bool) for i in (0, *graph.nonlinear)}
         self.reach = self._reaches()
 
@@ -92,10 +98,10 @@ class Composer:
         return CutForms(entries, form.constant.numpy(), error)
 
     def units(self, node: int, index: Index) -> list[CutForms]:
-        """The forms of some entries of a node, in chunks."""
+        """The forms of some entries of a node, in chunks of at most `tuning.entries` entries of dense rows, and one row at least."""
         size = self.graph.nodes[node].size
         width = max(size, *(self.graph.nodes[i].size for i in self.graph.ancestors[node]))
-        step = max(1, _CHUNK // width)
+        step = max(1, self.tuning.entries // width)
         forms = []
         for offset in range(0, len(index), step):
             part = index[offset : offset + step]

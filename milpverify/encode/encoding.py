@@ -4,14 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from milpverify.config import Tuning
 from milpverify.solvers.model import Array, Index, Model
+
+if TYPE_CHECKING:
+    from milpverify.encode.curves import Cuts, Relaxed
+    from milpverify.solvers.base import Capability
 
 NodeRanges = Sequence[tuple[Tensor, Tensor]]
 """Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
+
+
+@dataclass(frozen=True)
+class EncodingTuning(Tuning):
+    """How closely models enclose what they do not hold as it is, and how much of one is formed at a time."""
+
+    ratio: float = 1.75
+    """Of one tangent's place on a square to that of the next: they miss at most ((ratio - 1) / (ratio + 1))^2 = 7.4 % of a square, so
+    3.6 % of the radius of an L2 ball."""
+    nearest: float = 0.2
+    """Of r w / sqrt(n), the smallest place of a tangent of a ball with the radius r and weights w that n inputs move in."""
+    entries: int = 2**22
+    """Entries of the dense rows that are formed at a time."""
+    range_bits: int = 53
+    row_bits: int = 20
+    """Bits of the ends of ranges in scripts for SMT solvers, and of the numbers in rows that only prune, both rounded outwards."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelForm:
+    """How a model holds the neurons of a network.
+
+    Attributes:
+        cuts: where curved neurons are parted; their relaxation is linear elsewhere.
+        native: what is left to the solver: QUADRATIC products and squares, FUNCTIONS smooth functions.
+        relaxed: enclose every unstable neuron by lines, whatever its function, with which more: a linear program.
+    """
+
+    cuts: Cuts = field(default_factory=dict)
+    native: frozenset[Capability] = frozenset()
+    relaxed: Relaxed | None = None
+    tuning: EncodingTuning = EncodingTuning()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,20 +21,30 @@ if TYPE_CHECKING:
     from milpverify.functions.pieces import Pieces
 
 
-def add_pieces(builder: ModelBuilder, pieces: Pieces, first: int, last: int, low: float, high: float, x: int, y: int, at: float) -> None:
-    """y = f(x) on the pieces from `first` to `last`, which [low, high] touches; `at` is a value of x to start from, or NaN."""
+class Argument(NamedTuple):
+    """What a neuron reads: the column of x, the bounds of x, and a value of x to start from (NaN: none)."""
+
+    x: int
+    low: float
+    high: float
+    at: float
+
+
+def add_pieces(builder: ModelBuilder, pieces: Pieces, first: int, last: int, argument: Argument, y: int) -> None:
+    """y = f(x) on the pieces from `first` to `last`, which the bounds of x touch; bounds of rows are rounded outwards."""
     if last == first + 1 and is_continuous(pieces, first):
-        _add_kink(builder, pieces, first, low, high, x, y, at)
+        _add_kink(builder, pieces, first, argument, y)
     else:
-        _add_choice(builder, segments(pieces, first, last, low, high), x, y, at)
+        _add_choice(builder, segments(pieces, first, last, argument.low, argument.high), argument.x, y, argument.at)
 
 
-def _add_kink(builder: ModelBuilder, pieces: Pieces, k: int, low: float, high: float, x: int, y: int, at: float) -> None:
+def _add_kink(builder: ModelBuilder, pieces: Pieces, k: int, argument: Argument, y: int) -> None:
     """Two pieces that meet at p, with slopes a, b, s = 1 if convex and -1 if concave, and z = 1 right of p.
 
     s y >= s (a x + c_a), s y <= s (a x + c_a) + |b - a| (u - p) z,
     s y >= s (b x + c_b), s y <= s (b x + c_b) + |b - a| (p - l) (1 - z).
     """
+    x, low, high, at = argument
     p, (a, b), (ca, cb) = pieces.breakpoints[k], pieces.slopes[k : k + 2], pieces.intercepts[k : k + 2]
     sign = 1.0 if b > a else -1.0
     grow = (1.0 + 2.0**-50) * abs(b - a)

@@ -7,21 +7,20 @@ dual bound alone decides. How the network itself is written stands in `neurons`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.encode.curves import Cuts, Relaxed
-from milpverify.encode.cut_forms import CutForms, Split
-from milpverify.encode.encoding import Encoding, Layer, NodeRanges, Origins
+from milpverify.encode.encoding import Encoding, Layer, ModelForm, NodeRanges, Origins
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.neurons import NetworkEncoder
-from milpverify.solvers.base import Capability
 from milpverify.solvers.model import Array, Index
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milpverify.config import Deadline
+    from milpverify.encode.cut_forms import CutForms, Split
     from milpverify.graph import Graph
     from milpverify.spec import Box, Disjunct, Rows
 
@@ -30,63 +29,56 @@ def encode(
     graph: Graph,
     bounds: NodeRanges,
     disjunct: Disjunct,
-    objective: Rows | None = None,
     start: Array | None = None,
-    constraints: Rows | None = None,
     decisions: Sequence[Split] = (),
     deadline: Deadline | None = None,
-    cuts: Cuts | None = None,
-    native: frozenset[Capability] = frozenset(),
-    relaxed: Relaxed | None = None,
+    form: ModelForm = ModelForm(),
 ) -> Encoding:
-    """The model whose minimum is the smallest margin of a disjunct, or with `objective` the smallest max of other rows.
+    """The model whose minimum is the smallest margin of a disjunct: of the largest residual x_rows x + y_rows y - rhs of its unsafe rows.
+
+    One unsafe row with rhs 0 minimises a linear function of (x, y); negate it to maximise. No unsafe row at all: a feasibility model.
+    Rows and bounds are rounded outwards, so that the minimum is at most the smallest margin in the reals; it is that margin, up to
+    rounding, where the network is piecewise linear, nothing is `form.relaxed`, and no L2 ball is left to tangents.
 
     Args:
         graph: in float64 on the CPU.
         bounds: of every node, proved over the disjunct's box.
-        objective: the rows whose largest residual x_rows x + y_rows y - rhs is minimised; the disjunct's unsafe rows unless given. One row
-            with rhs 0 minimises a linear function of (x, y); negate the row to maximise. No row at all: a feasibility model.
         start: (nx,) an input to start from.
-        constraints: rows over x and y to hold besides the domain rows; none unless given.
         decisions: split decisions to hold; the bounds may then be those of the subproblem that they make.
         deadline: when to give up; large networks take seconds.
-        cuts: where curved neurons are parted; their relaxation is linear elsewhere.
-        native: what is left to the solver: QUADRATIC products and squares, FUNCTIONS smooth functions.
-        relaxed: enclose every unstable neuron by lines, whatever its function, with which more: a linear program.
+        form: how the network's neurons are held.
 
     Raises:
-        NumericallyUnfit: bounds that are not finite.
+        NumericallyUnfit: bounds that are not finite, or numbers that no solver's tolerance carries.
         OutOfTime: the deadline came first.
     """
-    rows = disjunct.unsafe if objective is None else objective
-    encoder = _MarginEncoder(graph, bounds, disjunct.box, start, deadline, cuts or {}, native, relaxed)
-    return encoder.encode(rows, disjunct.domain, constraints, decisions)
+    return _MarginEncoder(graph, bounds, disjunct.box, start, deadline, form).encode(disjunct, decisions)
 
 
 def encode_layer(
-    graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None, relaxed: Relaxed | None = None
+    graph: Graph, bounds: NodeRanges, box: Box, node: int, index: Index, deadline: Deadline | None = None, form: ModelForm = ModelForm()
 ) -> Layer:
     """The model of what lies before some pre-activations, for bounds of each (optimisation-based bound tightening).
 
     Args:
-        graph, bounds, deadline, relaxed: as for `encode`.
+        graph, bounds, deadline, form: as for `encode`.
         node: a pre-activation.
         index: (R,) flat entries of it.
 
     Raises:
         see `encode`.
     """
-    return _MarginEncoder(graph, bounds, box, None, deadline, relaxed=relaxed).encode_layer(node, index)
+    return _MarginEncoder(graph, bounds, box, None, deadline, form).encode_layer(node, index)
 
 
 class _MarginEncoder(NetworkEncoder):
     """The network with the rows of a disjunct, or what lies before a layer."""
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as NumericallyUnfit
-    def encode(self, objective: Rows, domain: Rows, constraints: Rows | None, decisions: Sequence[Split]) -> Encoding:
-        top = self.compose.rows(objective)
+    def encode(self, disjunct: Disjunct, decisions: Sequence[Split]) -> Encoding:
+        domain, unsafe = disjunct.domain, disjunct.unsafe
+        top = self.compose.rows(unsafe)
         split = self.compose.splits(decisions)
-        extra = [] if constraints is None else [self.compose.rows(constraints)]
         self.compose.needed[0] |= domain.x_rows.any(axis=0)
         self.add_network()
         used = np.flatnonzero(self.compose.needed[0])
@@ -94,18 +86,14 @@ class _MarginEncoder(NetworkEncoder):
         for row, rhs in zip(domain.x_rows, domain.rhs, strict=True):
             self.builder.row(self.column[0][used], row[used], upper=float(rhs))
         starts.append(self.builder.num_rows)
-        for rows, forms in zip([constraints] if constraints is not None else [], extra, strict=True):
-            for line, rhs in zip(self.lines(forms), rows.rhs.tolist(), strict=True):
-                self.builder.row(line.columns, line.values, upper=rhs - line.constant, error=line.error)
-        starts.append(self.builder.num_rows)
         for forms, sides, points in split:
             for line, side, point in zip(self.lines(forms), sides, points, strict=True):
                 low, high = (point, math.inf) if side > 0 else (-math.inf, point)
                 self.builder.row(line.columns, line.values, low - line.constant, high - line.constant, error=line.error)
         starts.append(self.builder.num_rows)
-        costs = self._add_margin(top, objective) if len(objective) else {}
+        costs = self._add_margin(top, unsafe) if len(unsafe) else {}
         model = self.builder.build(costs)
-        domain_rows, _, decision_rows, margin_rows = map(range, starts, [*starts[1:], self.builder.num_rows])
+        domain_rows, decision_rows, margin_rows = map(range, starts, [*starts[1:], self.builder.num_rows])
         origins = self._origins(domain_rows, decision_rows, margin_rows)
         centre, unit = self.builder.centre.copy(), self.builder.unit.copy()
         margin = next(iter(costs), -1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,9 +21,12 @@ from milpverify.functions.terms import Term
 from milpverify.solvers.expressions import WIDEST
 from milpverify.solvers.model import THIN, Array, FunctionTerm, Index, Model, Quadratic, power_of_two
 
-SMALLEST_COEFFICIENT = 2.0**-27  # relative to the largest of the row; solvers drop entries below 1e-9, silently
-VISIBLE = 2.0**-28  # a few times what solvers take for equal, relative to the largest term of a row
-FAR = 16.0  # a quantity this many half-widths of its range away from 0 is centred
+SMALLEST_COEFFICIENT: Final = 2.0**-27
+"""Relative to the largest of the row; solvers drop entries below 1e-9, silently."""
+VISIBLE: Final = 2.0**-28
+"""A few times what solvers take for equal, relative to the largest term of a row."""
+FAR: Final = 16.0
+"""A quantity this many half-widths of its range away from 0 is centred: solvers' tolerances are in units of what is left."""
 
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_PRODUCTS = Quadratic(_NONE, _NONE, _NONE, np.zeros(0))

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
 from milpverify.encode.balls import add_ball
-from milpverify.encode.curves import Cuts, Relaxed, add_incremental, add_lines, add_parted, lines_of
+from milpverify.encode.curves import add_incremental, add_lines, add_parted, lines_of
 from milpverify.encode.cut_forms import Composer, CutForms, Line
-from milpverify.encode.encoding import Neurons, NodeRanges
-from milpverify.encode.kinks import add_pieces
+from milpverify.encode.encoding import ModelForm, Neurons, NodeRanges
+from milpverify.encode.kinks import Argument, add_pieces
 from milpverify.encode.model import ModelBuilder, NumericallyUnfit
-from milpverify.encode.segments import own_pieces, touched_pieces
+from milpverify.encode.segments import touched_pieces
 from milpverify.graph import evaluate_all
-from milpverify.operators import Elementwise
 from milpverify.relaxations.registry import rule_of
 from milpverify.solvers.base import Capability
 from milpverify.solvers.model import Array, Index
@@ -33,9 +32,11 @@ if TYPE_CHECKING:
 
     from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
+    from milpverify.operators import Nonlinear
     from milpverify.spec import Box
 
-_CONDITION = 2.0**-13  # a pre-activation's unit is never smaller than this multiple of its largest term
+_CONDITION: Final = 2.0**-13
+"""A pre-activation's unit is never smaller than this multiple of its largest term: solvers' tolerances are in units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +67,9 @@ class NetworkEncoder:
         box: Box,
         start: Array | None,
         deadline: Deadline | None,
-        cuts: Cuts | None = None,
-        native: frozenset[Capability] = frozenset(),
-        relaxed: Relaxed | None = None,
+        form: ModelForm,
     ) -> None:
-        self.graph = graph
-        self.box = box
-        self.cuts, self.native, self.relaxed = cuts or {}, native, relaxed
+        self.graph, self.box, self.form = graph, box, form
         self.lower: dict[int, Array] = {0: self.box.lower}
         self.upper: dict[int, Array] = {0: self.box.upper}
         for node in graph.nonlinear:
@@ -80,9 +77,10 @@ class NetworkEncoder:
             for i in {node, *graph.nodes[node].inputs, *read} - {0}:
                 a, b = (t.detach().reshape(-1).numpy().astype(np.float64) for t in bounds[i])
                 if not (np.isfinite(a).all() and np.isfinite(b).all()):
-                    raise NumericallyUnfit(f"{_named(graph.nodes[node])} has no finite bounds, or its input leaves its domain")
+                    what = f"{graph.nonlinearities[node]} ({graph.nodes[node].name or f'node {node}'})"
+                    raise NumericallyUnfit(f"{what} has no finite bounds, or its input leaves its domain")
                 self.lower[i], self.upper[i] = np.minimum(a, b), np.maximum(a, b)
-        self.compose = Composer(graph, self.lower, self.upper, deadline)
+        self.compose = Composer(graph, self.lower, self.upper, deadline, form.tuning)
         nodes = (0, *graph.nonlinear)
         self.column = {i: np.full(graph.nodes[i].size, -1, dtype=np.int64) for i in nodes}
         self.fixed = {i: np.zeros(graph.nodes[i].size) for i in nodes}  # the values of constant neurons
@@ -101,7 +99,8 @@ class NetworkEncoder:
             self.compose.needed[0] |= ball.weight > 0
         self._add_values(0, np.flatnonzero(self.compose.needed[0]))
         if ball is not None:
-            add_ball(self.builder, ball, self.column[0], self.lower[0], self.upper[0], Capability.QUADRATIC in self.native)
+            quadratic = Capability.QUADRATIC in self.form.native
+            add_ball(self.builder, ball, self.column[0], (self.lower[0], self.upper[0]), quadratic, self.form.tuning)
         for block in reversed(blocks):
             self._add_block(block)
 
@@ -109,7 +108,7 @@ class NetworkEncoder:
 
     def is_native(self, node: Node, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
         """Whether a curved node is left to the solver as it is, whose neurons read what lies within some bounds, (R,) each."""
-        return (Capability.QUADRATIC if rule_of(node.op).bilinear else Capability.FUNCTIONS) in self.native
+        return is_taken(self.graph.nonlinearities[node.id], self.form.native)
 
     def units(self, cut: int) -> tuple[float, bool]:
         """The least unit of a node's quantities, and whether they may have another centre than 0."""
@@ -123,7 +122,7 @@ class NetworkEncoder:
         if not need.size:
             return None
         none = need[:0]
-        if (pieces := own_pieces(node.op)) is None:
+        if (pieces := self.graph.nonlinearities[node.id].pieces) is None:
             read = [self._read(node, place, need) for place in range(len(node.inputs))]
             free = np.any([low < high for _, _, low, high in read], axis=0)
             forms = tuple(self._forms(source, entry[free]) for source, entry, _, _ in read)
@@ -190,10 +189,11 @@ class NetworkEncoder:
         if block.first is None or block.last is None:
             self._add_curved(block)
             return
-        pieces, (source,) = own_pieces(node.op), node.inputs
+        pieces, (source,) = self.graph.nonlinearities[node.id].pieces, node.inputs
         assert pieces is not None
-        more, none = None if self.relaxed is None else self.relaxed.at(node.id, block.index), [None] * len(block.index)
-        whole = lines_of(rule_of(node.op), block.lower, block.upper, list(none), more).whole if self.relaxed else None
+        relaxed, none = self.form.relaxed, [None] * len(block.index)
+        more = None if relaxed is None else relaxed.at(node.id, block.index)
+        whole = lines_of(rule_of(node.op), block.lower, block.upper, list(none), more).whole if relaxed else None
         between, inputs = [], []
         for i, line in self._lines_of(block.forms[0]):
             first, last, y = int(block.first[i]), int(block.last[i]), int(self.column[node.id][block.index[i]])
@@ -204,7 +204,7 @@ class NetworkEncoder:
             x, at = self._argument(source, int(block.index[i]), line, low, high)
             if whole is None:
                 self.unstable += 1
-                add_pieces(self.builder, pieces, first, last, low, high, x, y, at)
+                add_pieces(self.builder, pieces, first, last, Argument(x, low, high, at), y)
             else:
                 add_lines(self.builder, (node.id, int(block.index[i])), whole[i], [x], y)
             between.append(i)
@@ -233,8 +233,8 @@ class NetworkEncoder:
         """Lines, and either binaries where the neurons are parted or what the solver takes as it is."""
         node, builder, count = block.node, self.builder, len(block.index)
         native = self.is_native(node, block.lower, block.upper)
-        cuts = [None if native else self.cuts.get((node.id, i)) for i in block.index.tolist()]
-        more = None if self.relaxed is None else self.relaxed.at(node.id, block.index)
+        cuts = [None if native else self.form.cuts.get((node.id, i)) for i in block.index.tolist()]
+        more = None if self.form.relaxed is None else self.form.relaxed.at(node.id, block.index)
         found = lines_of(rule_of(node.op), block.lower, block.upper, cuts, more)
         inputs, starts = np.zeros((len(node.inputs), count), dtype=np.int64), np.zeros((len(node.inputs), count))
         for place, chunks in enumerate(block.forms):
@@ -249,11 +249,11 @@ class NetworkEncoder:
         for r, (y, ends) in enumerate(zip(outputs.tolist(), found.ends, strict=True)):
             xs, cut = inputs[:, r].tolist(), cuts[r]
             add_lines(builder, (node.id, int(block.index[r])), found.whole[r], xs, y)
-            if self.relaxed:
+            if self.form.relaxed:
                 continue
             if native:
-                self._add_native(node, xs, y)
-            elif isinstance(node.op, Elementwise) and node.op.function.staircase:
+                self._add_native(self.graph.nonlinearities[node.id], xs, y)
+            elif self.graph.nonlinearities[node.id].staircase:
                 whole = builder.integers(self.lower[node.id][block.index[r]], self.upper[node.id][block.index[r]])
                 builder.row([int(whole[0]), y], [1.0, -1.0], 0.0, 0.0)
             elif ends is not None and cut is not None:
@@ -265,13 +265,13 @@ class NetworkEncoder:
                     add_parted(builder, ends, found.pieces[r], box, xs, cut.place, y, starts[:, r].tolist())
         self.neurons.append(Neurons(node.id, block.index, tuple(inputs), outputs, curved=True))
 
-    def _add_native(self, node: Node, xs: list[int], y: int) -> None:
+    def _add_native(self, op: Nonlinear, xs: list[int], y: int) -> None:
         """The operator as it is."""
-        if rule_of(node.op).bilinear:
+        if op.bilinear:
             self.builder.row([y], [1.0], 0.0, 0.0, products=[(xs[0], xs[-1], -1.0)])
         else:
-            assert isinstance(node.op, Elementwise)
-            self.builder.function(y, xs[0], node.op.function.name, node.op.function.term)
+            assert op.term is not None
+            self.builder.function(y, xs[0], op.name, op.term)
 
     def equal(self, column: int, line: Line) -> None:
         """The quantity of a column is the line."""
@@ -279,7 +279,6 @@ class NetworkEncoder:
         self.builder.row(*row, lower=-line.constant, upper=-line.constant, error=line.error)
 
 
-def _named(node: Node) -> str:
-    """A nonlinear node for messages: its function, and where it stands."""
-    what = str(node.op.function) if isinstance(node.op, Elementwise) else "a product"
-    return f"{what} ({node.name or f'node {node.id}'})"
+def is_taken(op: Nonlinear, native: frozenset[Capability]) -> bool:
+    """Whether a solver that is left QUADRATIC products and squares, or FUNCTIONS, takes a curved operator as it is."""
+    return Capability.QUADRATIC in native if op.bilinear else Capability.FUNCTIONS in native and op.term is not None

@@ -8,22 +8,20 @@ and encloses it within the proved lines elsewhere.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
-from milpverify.encode.encoding import Encoding
+from milpverify.encode.encoding import Encoding, ModelForm
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.encode.neurons import NetworkEncoder
-from milpverify.operators import Elementwise
-from milpverify.relaxations.registry import rule_of
+from milpverify.operators import Nonlinear
 from milpverify.solvers.base import Capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from milpverify.encode.curves import Cuts
     from milpverify.encode.encoding import NodeRanges
     from milpverify.functions.terms import Term
     from milpverify.graph import Graph, Node
@@ -33,54 +31,54 @@ if TYPE_CHECKING:
     Takes = Callable[[Term, float, float], bool]
     """Whether a solver takes a function over a range as it is."""
 
-FURTHEST = 12
+FURTHEST: Final = 12
 """Beyond so many powers of two the network's own units are no coefficients: solvers drop small ones."""
-SMALLEST, LARGEST = 2.0**-40, 2.0**44
+SMALLEST: Final = 2.0**-40
+LARGEST: Final = 2.0**44
 """The least unit of an input or output, and the largest one that solvers' numbers carry."""
-LEAST = 2.0**-13
+LEAST: Final = 2.0**-13
 """A function's argument and result have units of so much of their size at least, for `FunctionTerm`s of smaller ones are refused."""
 
 
-def encode_outputs(
-    graph: Graph, bounds: NodeRanges, box: Box, cuts: Cuts, native: frozenset[Capability] = frozenset(), takes: Takes | None = None
-) -> Encoding:
+def encode_outputs(graph: Graph, bounds: NodeRanges, box: Box, form: ModelForm, takes: Takes | None = None) -> Encoding:
     """The model of a network over a box, whose `columns` are inputs (-1 where nothing depends on one) and whose `outputs` are y.
 
     Args:
         graph: in float64 on the CPU.
         bounds: of every node, proved over the box.
-        cuts: where curved neurons that the solver does not get as they are have their breakpoints.
-        native: what is left to the solver: QUADRATIC products and squares, FUNCTIONS smooth functions.
-        takes: which functions; all unless given.
+        form: how the network's neurons are held; `cuts` are those of curved neurons that the solver does not get as they are.
+        takes: which functions are left to it, of those that `form.native` allows; all unless given.
 
     Raises:
         NumericallyUnfit: bounds are not finite, or numbers are beyond what a solver's tolerance carries.
     """
-    return _OutputEncoder(graph, bounds, box, cuts, native, takes).encode(bounds[graph.output])
+    return _OutputEncoder(graph, bounds, box, form, takes).encode(bounds[graph.output])
 
 
 def is_left(node: Node, native: frozenset[Capability], takes: Takes | None, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
     """Whether a curved node is left to a solver, whose neurons read what lies within some bounds, (R,) each."""
-    if rule_of(node.op).bilinear:
+    op = node.op
+    assert isinstance(op, Nonlinear)
+    if op.bilinear:
         return Capability.QUADRATIC in native
-    if Capability.FUNCTIONS not in native or not isinstance(node.op, Elementwise) or node.op.function.staircase:
+    if Capability.FUNCTIONS not in native or op.term is None or op.staircase:
         return False
-    term = node.op.function.term
+    term = op.term
     return takes is None or all(takes(term, low, high) for low, high in zip(lower[0].tolist(), upper[0].tolist(), strict=True))
 
 
 class _OutputEncoder(NetworkEncoder):
-    def __init__(self, graph: Graph, bounds: NodeRanges, box: Box, cuts: Cuts, native: frozenset[Capability], takes: Takes | None) -> None:
-        super().__init__(graph, bounds, box, None, None, cuts, native)
+    def __init__(self, graph: Graph, bounds: NodeRanges, box: Box, form: ModelForm, takes: Takes | None) -> None:
+        super().__init__(graph, bounds, box, None, None, form)
         self._takes = takes
 
     def is_native(self, node: Node, lower: tuple[Array, ...], upper: tuple[Array, ...]) -> bool:
-        return is_left(node, self.native, self._takes, lower, upper)
+        return is_left(node, self.form.native, self._takes, lower, upper)
 
     def units(self, cut: int) -> tuple[float, bool]:
-        nodes = self.graph.nodes
-        curved = [i for i in (cut, *self.graph.consumers[cut]) if i in self.graph.nonlinear and not rule_of(nodes[i].op).bilinear]
-        if cut == 0 or not curved or Capability.FUNCTIONS not in self.native:
+        known = self.graph.nonlinearities
+        curved = [i for i in (cut, *self.graph.consumers[cut]) if i in known and not known[i].bilinear]
+        if cut == 0 or not curved or Capability.FUNCTIONS not in self.form.native:
             return (SMALLEST if cut == 0 else 0.0), cut != 0
         return LEAST * max(1.0, *(float(np.abs(side[cut]).max()) for side in (self.lower, self.upper))), True
 

@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.errors import UnsupportedOperator
-from milpverify.operators import Elementwise
-
 if TYPE_CHECKING:
     from milpverify.functions.pieces import Pieces
-    from milpverify.graph import Node
-    from milpverify.operators import Operator
     from milpverify.solvers.model import Array, Index
 
 
@@ -28,11 +23,6 @@ class Segment:
     upper: float
     slope: float
     intercept: float
-
-
-def own_pieces(op: Operator) -> Pieces | None:
-    """The pieces of a nonlinear operator, None where it is curved."""
-    return op.function.pieces if isinstance(op, Elementwise) else None
 
 
 def touched_pieces(pieces: Pieces, lower: Array, upper: Array) -> tuple[Index, Index]:
@@ -68,15 +58,3 @@ def is_continuous(pieces: Pieces, k: int) -> bool:
     """Whether breakpoint k is a kink, not a jump."""
     left, right = _limits(pieces, k)
     return left == right == Fraction(pieces.values[k])
-
-
-def pieces_of(node: Node) -> Pieces:
-    """The pieces of a nonlinear node; raises UnsupportedOperator where its function is curved."""
-    if isinstance(node.op, Elementwise):
-        pieces = node.op.function.pieces
-        if pieces is not None:
-            return pieces
-    what = node.op.function.name if isinstance(node.op, Elementwise) else type(node.op).__name__
-    raise UnsupportedOperator(
-        f"{what} ({node.name or f'node {node.id}'}) is not piecewise linear, so it has no mixed-integer linear form; use method bab"
-    )

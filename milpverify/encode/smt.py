@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
+from milpverify.arithmetic.interval import Interval
 from milpverify.arithmetic.rational_range import Number, Range, add, between, floats, mul, point
 from milpverify.balls.norm import Norm
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.segments import is_continuous, touched_pieces
 from milpverify.encode.smt_terms import ScriptWriter, Value, logic_of, number
 from milpverify.errors import SolverUnavailable, UnsupportedOperator
-from milpverify.operators import Affine, Elementwise, Product
+from milpverify.operators import Affine
 from milpverify.solvers.model import Logic, SmtScript
 
 if TYPE_CHECKING:
@@ -29,19 +31,26 @@ if TYPE_CHECKING:
 
     from milpverify.balls.ball import Ball
     from milpverify.encode.encoding import NodeRanges
-    from milpverify.functions.catalogue import Function
     from milpverify.functions.pieces import Pieces
+    from milpverify.functions.terms import Term
     from milpverify.graph import Graph, Node
+    from milpverify.operators import Nonlinear
     from milpverify.spec import Disjunct, Rows
 
-LARGEST = 200_000  # coefficients; beyond that no SMT solver answers in time
-RANGE_BITS = 53  # of the ends of ranges
+LARGEST: Final = 200_000
+"""Coefficients of a network; a larger one is refused, for no SMT solver answers in time."""
 
 _Key = tuple[int, int]  # cut node, flat index
 _Form = tuple[dict[_Key, Fraction], Fraction]  # coefficients over cut entries, constant
 
 
-def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = None, transcendental: bool = False) -> SmtScript:
+def smt_script(
+    graph: Graph,
+    disjunct: Disjunct,
+    bounds: NodeRanges | None = None,
+    transcendental: bool = False,
+    tuning: EncodingTuning = EncodingTuning(),
+) -> SmtScript:
     """The script of one disjunct.
 
     Args:
@@ -54,11 +63,11 @@ def smt_script(graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None = Non
         UnsupportedOperator: a function that is transcendental, or has no form at all.
         SolverUnavailable: the network is too large for an SMT solver.
     """
-    return _Writer(graph, disjunct, bounds, transcendental).script()
+    return _Writer(graph, disjunct, bounds, transcendental, tuning).script()
 
 
 class _Writer:
-    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None, transcendental: bool) -> None:
+    def __init__(self, graph: Graph, disjunct: Disjunct, bounds: NodeRanges | None, transcendental: bool, tuning: EncodingTuning) -> None:
         self.graph = graph
         self.disjunct = disjunct
         self.bounds = bounds
@@ -70,7 +79,8 @@ class _Writer:
         }
         self.fixed: dict[_Key, Fraction] = {}
         self.names: dict[_Key, str] = {(0, i): f"x_{i}" for i in range(graph.nx)}
-        self.write = ScriptWriter(ranges=transcendental)
+        self.bits = tuning.range_bits
+        self.write = ScriptWriter(transcendental, tuning.row_bits)
         self.count = 0
 
     def script(self) -> SmtScript:
@@ -172,7 +182,7 @@ class _Writer:
             for end, relation in zip(error, (">=", "<="), strict=True):
                 if isinstance(end, Fraction):
                     self.write.require(relation, name, self._sum((form[0], form[1] + end)))
-            self.ranges[node, i] = add(self._range(form), error).rounded(RANGE_BITS)
+            self.ranges[node, i] = add(self._range(form), error).rounded(self.bits)
 
     def _define(self, needed: dict[int, list[int]]) -> None:
         for node, entries in sorted(needed.items()):
@@ -180,20 +190,18 @@ class _Writer:
             if isinstance(op, Affine):
                 self._define_rounded(node, entries, op)
                 continue
+            op = self.graph.nonlinearities[node]
             for i in entries:
                 forms = [self._resolve(source, [i])[i] for source in arguments]
                 found = [self._clipped(source, i, self._range(form)) for source, form in zip(arguments, forms, strict=True)]
-                match op:
-                    case Elementwise(function) if function.pieces is not None:
-                        self._define_neuron((node, i), function.pieces, forms[0], found[0])
-                    case Elementwise(function):
-                        self._need(logic_of(function.term), function.name, self.graph.nodes[node])
-                        self._define_curved((node, i), function, self._argument(forms[0], found[0]))
-                    case Product():
-                        self._need(Logic.POLYNOMIAL, "Product", self.graph.nodes[node])
-                        self._name_result((node, i), self.write.product(*map(self._argument, forms, found)))
-                    case _:
-                        self._need(None, type(op).__name__, self.graph.nodes[node])
+                if op.pieces is not None:
+                    self._define_neuron((node, i), op.pieces, forms[0], found[0])
+                elif op.term is not None:
+                    self._need(logic_of(op.term), op.name, self.graph.nodes[node])
+                    self._define_curved((node, i), op, op.term, self._argument(forms[0], found[0]))
+                else:
+                    self._need(Logic.POLYNOMIAL if op.bilinear else None, op.name, self.graph.nodes[node])
+                    self._name_result((node, i), self.write.product(*map(self._argument, forms, found)))
 
     def _need(self, logic: Logic | None, name: str, node: Node) -> None:
         """Let the script speak a logic, as a node has to.
@@ -218,11 +226,11 @@ class _Writer:
     def _argument(self, form: _Form, found: Range) -> Value:
         return self.write.name(Value(self._sum(form), found))
 
-    def _define_curved(self, key: _Key, function: Function, x: Value) -> None:
-        value = self.write.evaluate(function.term, x)
+    def _define_curved(self, key: _Key, op: Nonlinear, term: Term, x: Value) -> None:
+        value = self.write.evaluate(term, x)
         if self.logic is Logic.TRANSCENDENTAL:  # where no `unsat` decides, ranges may come from floats, which know extrema
             ends = (torch.tensor([end], dtype=torch.float64) for end in floats(x.range))
-            known = between(*(float(end) for end in function.interval(*ends)))
+            known = between(*(float(end) for end in op.interval([Interval(*ends)])))
             value = Value(value.text, known.meet(value.range))
         self._name_result(key, value)
 
@@ -233,7 +241,7 @@ class _Writer:
             self.fixed[key] = Fraction(named.range.lower)
         else:
             self.write.within(named.text, named.range)
-        self.names[key], self.ranges[key] = named.text, named.range.rounded(RANGE_BITS)
+        self.names[key], self.ranges[key] = named.text, named.range.rounded(self.bits)
 
     def _define_neuron(self, key: _Key, pieces: Pieces, form: _Form, found: Range) -> None:
         touched = touched_pieces(pieces, *(np.array([end]) for end in floats(found)))
@@ -262,7 +270,7 @@ class _Writer:
         values = [_at(slopes[k], intercepts[k], e) for k, e in ((first, found.lower), (last, found.upper))]
         values += [slopes[k + d] * p + intercepts[k + d] for k, p in zip(range(first, last), inner, strict=True) for d in (0, 1)]
         values += [Fraction(v) for v in pieces.values[first:last]]
-        self.ranges[key] = Range(min(values), max(values)).rounded(RANGE_BITS)
+        self.ranges[key] = Range(min(values), max(values)).rounded(self.bits)
 
     def _relax(self, name: str, pieces: Pieces, k: int, found: Range) -> None:
         """The convex hull of a kink, implied by it: both lines on one side, a line over the ends on the other. It prunes much."""
@@ -275,7 +283,7 @@ class _Writer:
         near, far, rest = (">=", "<=", max(rests)) if convex else ("<=", ">=", min(rests))
         for line in lines:
             self.write.require(near, name, _line(*line, f"p{name}"))
-        outward = point(rest).rounded(RANGE_BITS)
+        outward = point(rest).rounded(self.bits)
         self.write.require(far, name, _line(chord, Fraction(outward.upper if convex else outward.lower), f"p{name}"))
 
     def _declare(self, key: _Key) -> str:
@@ -286,7 +294,7 @@ class _Writer:
         total = point(form[1])
         for key, c in form[0].items():
             total = add(total, mul(point(c), self.ranges[key]))
-        return total.rounded(RANGE_BITS)
+        return total.rounded(self.bits)
 
     def _sum(self, form: _Form) -> str:
         constant, terms = form[1], []

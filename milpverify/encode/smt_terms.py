@@ -26,7 +26,6 @@ from milpverify.solvers.model import Logic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIGITS = 20  # bits of the numbers in rows that only prune
 _ARC = Range(Fraction(-8, 5), Fraction(8, 5))  # around (-pi/2, pi/2)
 _REWRITES = {
     "expm1": parse("(- (exp a) 1)"),
@@ -59,11 +58,11 @@ def logic_of(term: Term) -> Logic | None:
 
 
 class ScriptWriter:
-    """The commands of a script as they are written; `ranges` says whether variables' ranges are."""
+    """The commands of a script as they are written; `ranges` says whether variables' ranges are, with so many bits."""
 
-    def __init__(self, ranges: bool) -> None:
+    def __init__(self, ranges: bool, bits: int) -> None:
         self.lines: list[str] = []
-        self._ranges = ranges
+        self._ranges, self._bits = ranges, bits
         self._fresh = 0
         self._known: dict[str, Range] = {}
         table: dict[str, Callable[..., Value]] = {
@@ -103,7 +102,7 @@ class ScriptWriter:
 
     def within(self, name: str, found: Range, implicit: bool = False) -> Value:
         """A variable with its range, which is asserted with few digits: where all are, and where an equation alone defines the variable."""
-        short = found.rounded(DIGITS)
+        short = found.rounded(self._bits)
         if (self._ranges or implicit) and self._known.get(name) != short:
             self._known[name] = short
             if isinstance(short.lower, Fraction):

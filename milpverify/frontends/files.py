@@ -19,7 +19,6 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 """What `read` raises."""
 
 _MAGIC = b"\x1f\x8b"
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ def _contents(source: BinaryIO, most: int, packed: bool) -> Contents:
     return Contents(data, hashlib.sha256(data).hexdigest())
 
 
-def _at_most(source: BinaryIO | gzip.GzipFile, most: int) -> bytes:
-    """All of a source, in pieces: how much there is it need not know, or say truly."""
+def _at_most(source: BinaryIO | gzip.GzipFile, most: int, at_a_time: int = 2**20) -> bytes:
+    """All of a source, in pieces of so many bytes at most: how much there is it need not know, or say truly."""
     held = io.BytesIO()
-    while piece := source.read(min(_CHUNK, most + 1 - held.tell())):
+    while piece := source.read(min(at_a_time, most + 1 - held.tell())):
         held.write(piece)
         if held.tell() > most:
             raise ValueError(f"it holds more than {most} bytes; if that is meant, raise the limit (max_bytes, --max-bytes)")

@@ -7,17 +7,20 @@ import re
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force
+from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force, tuned
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.lowering.builder import at_most
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.network import is_onnx, opened
 from milpverify.frontends.problem import Problem
+from milpverify.frontends.vnnlib.alternatives import PropertyTuning
 from milpverify.frontends.vnnlib.reader import parse_property, read_hashed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from milpverify.config import Tuning
     from milpverify.frontends.network import Network, Opened, Shapes
 
 _INPUTS = re.compile(r"\bdeclare-(?:const|fun)\s+\|?X_\d")
@@ -34,6 +37,7 @@ def load(
     deadline: Deadline | None = None,
     max_bytes: int = MOST_BYTES,
     max_entries: int = MOST_ENTRIES,
+    tuning: Sequence[Tuning] = (),
 ) -> Problem:
     """The problem of an ONNX network and a VNN-LIB 1.0 property (either may be compressed with gzip).
 
@@ -51,6 +55,7 @@ def load(
         deadline: in place of `timeout`, a deadline that the caller can cancel, and hand on to `verify`.
         max_bytes: the most that a file may hold, unpacked, and all weights in files of their own together.
         max_entries: the most that a tensor of the network may have, whatever computes it.
+        tuning: numbers other than the defaults, of `LoweringTuning` and `PropertyTuning`.
 
     Raises:
         InvalidInput: what is no path, or no output of real numbers; it is not clear which outputs are numbered.
@@ -60,7 +65,7 @@ def load(
         OutOfTime: the time is over.
     """
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
-    return Loader(max_bytes, max_entries, outputs, shape).load(network_path, property_path, limit)
+    return Loader(max_bytes, max_entries, outputs, shape, tuning).load(network_path, property_path, limit)
 
 
 class Loader:
@@ -72,7 +77,9 @@ class Loader:
         max_entries: int = MOST_ENTRIES,
         outputs: Sequence[str] | None = None,
         shape: Shapes | None = None,
+        tuning: Sequence[Tuning] = (),
     ) -> None:
+        self.tuning = tuning
         self.max_bytes, self.max_entries, self.outputs, self.shape = max_bytes, max_entries, outputs, shape
         self._asked: Network | None = None
         self._network: Opened | None = None
@@ -92,7 +99,8 @@ class Loader:
             check_time()
             graph, note = network.graph, network.note
             try:
-                disjuncts, notes = parse_property(text, graph.nx, graph.ny, str(property_path), check_time)
+                numbers = tuned(self.tuning, PropertyTuning)
+                disjuncts, notes = parse_property(text, graph.nx, graph.ny, str(property_path), check_time, numbers)
             except InvalidProperty as error:
                 raise InvalidProperty(f"{error} ({note})") if note else error from error
             if disjuncts:
@@ -106,6 +114,6 @@ class Loader:
             self._network = None  # two of them may not fit into memory
             given = () if is_onnx(network) else [(len(_INPUTS.findall(text)),)]
             with at_most(self.max_entries):
-                self._network = opened(network, given, self.shape, self.outputs, self.max_bytes)
+                self._network = opened(network, given, self.shape, self.outputs, self.max_bytes, tuned(self.tuning, LoweringTuning))
             self._asked = network
         return self._network

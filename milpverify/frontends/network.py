@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidInput, InvalidModel, InvalidProperty
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.graph import Graph
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ class Opened:
     files: Mapping[str, str]
     note: str
     check: Callable[[Box], None]
+    tuning: LoweringTuning = field(default_factory=LoweringTuning)
 
     @cached_property
     def merged(self) -> Graph:
         """The graph without what it computes twice."""
         from milpverify.frontends.lowering.redundancy import without_repeats
 
-        return self.graph if self.runtime is None else without_repeats(self.graph)
+        return self.graph if self.runtime is None else without_repeats(self.graph, self.tuning)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -67,7 +69,13 @@ class Opened:
         return (self.note,) if self.note else ()
 
 
-def load_network(network: Network, box: Box, shape: Shapes | None = None, outputs: Sequence[str] | None = None) -> Loaded:
+def load_network(
+    network: Network,
+    box: Box,
+    shape: Shapes | None = None,
+    outputs: Sequence[str] | None = None,
+    tuning: LoweringTuning = LoweringTuning(),
+) -> Loaded:
     """Lower a network, and compare it with its runtime on points of a box.
 
     Args:
@@ -77,6 +85,7 @@ def load_network(network: Network, box: Box, shape: Shapes | None = None, output
         shape: of a torch module's input, with its batch axis of 1, or the shapes of its inputs. Without it the box's bounds say it: as they
             are shaped, with a batch axis in front; only where the module refuses that, and they begin with an axis of length 1, without.
         outputs: the names of those that are kept; None for all of real numbers.
+        tuning: which of several equal forms it is lowered to.
 
     Raises:
         InvalidInput: there is no such output, or it is not clear which there are to be.
@@ -84,7 +93,7 @@ def load_network(network: Network, box: Box, shape: Shapes | None = None, output
         UnsupportedOperator: an operation of the network has no rule.
         InvalidProperty: the box has other inputs than the network.
     """
-    found = opened(network, box.shapes, shape, outputs)
+    found = opened(network, box.shapes, shape, outputs, tuning=tuning)
     fits(found.graph, box)
     found.check(box)
     return Loaded(found.merged, found.runtime, found.files, found.notes)
@@ -96,11 +105,14 @@ def opened(
     shape: Shapes | None = None,
     outputs: Sequence[str] | None = None,
     max_bytes: int = MOST_BYTES,
+    tuning: LoweringTuning = LoweringTuning(),
 ) -> Opened:
     """Lower a network.
 
     Args:
         given: the shapes in which bounds of its inputs are given.
+        shape, outputs, tuning: as for `load_network`.
+        max_bytes: the most that an ONNX network may hold, unpacked, and all weights in files of their own together.
 
     Raises:
         InvalidInput, InvalidModel, UnsupportedOperator: as `load_network`.
@@ -110,7 +122,7 @@ def opened(
             raise InvalidInput("outputs=... chooses among the outputs of an ONNX file or a module; those of a graph are all meant")
         return Opened(network, None, {}, "", lambda box: None)
     if is_onnx(network):
-        return _onnx(network, outputs, max_bytes)
+        return _onnx(network, outputs, max_bytes, tuning)
     from milpverify.frontends.torch.programs import as_module
     from milpverify.frontends.torch.runtime import check
     from milpverify.frontends.torch.trace import lower_module
@@ -123,9 +135,9 @@ def opened(
         )
     runtime = _runtime(module, given, shape, outputs)
     assert runtime.returned is not None  # it has run
-    graph = lower_module(runtime.module, runtime.shapes, runtime.dtype, runtime.returned.kept)
+    graph = lower_module(runtime.module, runtime.shapes, runtime.dtype, runtime.returned.kept, tuning)
     note = runtime.returned.note(graph.outputs)
-    return Opened(graph, runtime, {}, note, lambda box: check(graph, runtime, box))
+    return Opened(graph, runtime, {}, note, lambda box: check(graph, runtime, box, tuning=tuning), tuning)
 
 
 def is_onnx(network: object) -> TypeGuard[str | Path | bytes | onnx.ModelProto]:
@@ -148,12 +160,13 @@ def fits(graph: Graph, box: Box) -> None:
         raise InvalidProperty(f"the boxes have {', '.join(map(str, sizes))} entries; the network's inputs are {known}")
 
 
-def _onnx(network: str | Path | bytes | onnx.ModelProto, outputs: Sequence[str] | None, max_bytes: int) -> Opened:
+def _onnx(network: str | Path | bytes | onnx.ModelProto, outputs: Sequence[str] | None, max_bytes: int, tuning: LoweringTuning) -> Opened:
     from milpverify.frontends.onnx.check import Check
     from milpverify.frontends.onnx.reading import read_network
 
-    graph, source = read_network(network, max_bytes, outputs)
-    return Opened(graph, source.runtime(), source.files, source.outputs.note(graph.outputs), Check(graph, source))
+    graph, source = read_network(network, max_bytes, outputs, tuning)
+    note = source.outputs.note(graph.outputs)
+    return Opened(graph, source.runtime(), source.files, note, Check(graph, source, tuning), tuning)
 
 
 def _runtime(module: nn.Module, given: Sequence[tuple[int, ...]], shape: Shapes | None, outputs: Sequence[str] | None) -> TorchRuntime:

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph, TensorSpec
 
 
-REACH = 1000.0
-"""How far from 0 inputs are tried that have no bounds."""
-
-
 @dataclass(frozen=True, eq=False)
 class LoadedQuery:
     """A query with its networks.
@@ -59,11 +55,16 @@ def load_query(
     deadline: Deadline | None = None,
     max_bytes: int = MOST_BYTES,
     max_entries: int = MOST_ENTRIES,
+    reach: float = 1000.0,
 ) -> LoadedQuery:
     """The problem of a query and its networks (all of them may be compressed with gzip).
 
     Args:
         networks: for each network that is declared, and not equal to another one, its ONNX file.
+        deadline: none unless given.
+        max_bytes: the most that a file may hold, unpacked.
+        max_entries: the most that a tensor of a network may have, whatever computes it.
+        reach: how far from 0 inputs are tried where the query leaves some without bounds.
 
     Raises:
         InvalidInput: files are missing or too many.
@@ -87,11 +88,11 @@ def load_query(
             if declaration.isomorphic_to and declaration.isomorphic_to in found:
                 _check_isomorphic(declaration, *(found[n][1] for n in (name, declaration.isomorphic_to)))
         each = tuple(found[declaration.equal_to or declaration.name] for declaration in query.networks)
-        reach, notes = None, list[str]()
+        tried, notes = None, list[str]()
         try:
             disjuncts = disjuncts_of(query, check_time)
         except Unbounded as error:
-            reach = REACH
+            tried = reach
             disjuncts = disjuncts_of(query, check_time, reach=reach)
             notes = [f"{error}: inputs are tried up to {reach:g} from 0, and none there proves nothing"]
         assert disjuncts is not None
@@ -106,7 +107,7 @@ def load_query(
         runtime = JointRuntime(tuple(runtimes[id(source)] for _, source in each), tuple(graph.nx for graph in graphs))
         files = {name: value for _, source in each for name, value in source.files.items()} | {str(path): sha256}
         merged = _named(without_repeats(side_by_side(graphs)), query)
-        return LoadedQuery(query, Problem(merged, disjuncts, runtime, files, notes=notes), each, reach)
+        return LoadedQuery(query, Problem(merged, disjuncts, runtime, files, notes=notes), each, tried)
 
 
 def _named(graph: Graph, query: Query) -> Graph:

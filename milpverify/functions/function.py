@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.functions.algebras import ball_algebra, interval_algebra, running_algebra, tensor_algebra
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from milpverify.arithmetic.running_error import Near
     from milpverify.functions.ranges import Shape
 
-_PRECISION = 128  # bits, of the balls around constants
+_PRECISION: Final = 128  # bits, of the balls around constants
+_X = Symbol("x")
+_SQUARE = Apply("pow", (_X, Constant(Fraction(2))))
+_FLOOR, _ROUND = Apply("floor", (_X,)), Apply("round", (_X,))
 
 
 class Curvature(Enum):
@@ -195,7 +198,24 @@ class Function:
     @cached_property
     def staircase(self) -> bool:
         """Whether this is floor or round, whose jumps are too many to be pieces."""
-        return self.term in (Apply("floor", (Symbol("x"),)), Apply("round", (Symbol("x"),)))
+        return self.term in (_FLOOR, _ROUND)
+
+    @cached_property
+    def drop(self) -> float:
+        """By how much a jump of a staircase lies above the limit from its left: by 1 for floor, by a half for round."""
+        return 0.5 if self.term == _ROUND else 1.0
+
+    @cached_property
+    def is_square(self) -> bool:
+        """Whether this is x * x."""
+        return self.term == _SQUARE
+
+    @cached_property
+    def exponential(self) -> float:
+        """c where this is c exp(x), as functions with f' = f are, which floats cannot hold at arguments of a few hundred; 0 elsewhere."""
+        import torch
+
+        return float(self(torch.zeros((), dtype=torch.float64))) if self.derivative_term == Symbol("y") else 0.0
 
     def _enclosures(self, numbers: tuple[Enclosure, ...]) -> tuple[tuple[float, float], ...]:
         return tuple((_enclose(self._bound(a))[0], _enclose(self._bound(b))[1]) for a, b in numbers)

@@ -7,6 +7,7 @@ sampled and nothing is declared twice.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,6 +30,17 @@ class Pieces:
     slopes: tuple[float, ...]  # K + 1
     intercepts: tuple[float, ...]  # K + 1
     values: tuple[float, ...]  # K
+
+    def value(self, x: Fraction) -> Fraction:
+        """f(x), exactly."""
+        k = bisect_left(self.breakpoints, x)
+        if k < len(self.breakpoints) and self.breakpoints[k] == x:
+            return Fraction(self.values[k])
+        return Fraction(self.slopes[k]) * x + Fraction(self.intercepts[k])
+
+
+RELU = Pieces((0.0,), (0.0, 1.0), (0.0, 0.0), (0.0,))
+"""max(x, 0), whatever it is called."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ class Inquiry(ABC):
         """The dual bound at which raising it further is idle: what clears the safety margin twice over is closed."""
         return 2.0 * safety_margin(question.model if isinstance(question, Sweep) else question)
 
+    def share(self, question: Question) -> float:
+        """The share of the time left that a question may take."""
+        return 1.0
+
 
 def proof_of_emptiness(model: Model) -> Generator[Question, SolveOutcome | SweepOutcome, float]:
     """What a model that a solver calls infeasible proves, not taken at its word: inf if its emptiness model shows it, else -inf."""

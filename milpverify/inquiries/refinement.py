@@ -24,13 +24,14 @@ import numpy as np
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.config import CurveEncoding
+from milpverify.config import CurveEncoding, Tuning
 from milpverify.encode.curves import Cut
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
-from milpverify.graph import evaluate_all, nonlinear_value
+from milpverify.encode.neurons import is_taken
+from milpverify.graph import evaluate_all
 from milpverify.inquiries.inquiry import Inquiry, Question, Questions, proof_of_emptiness
-from milpverify.operators import Elementwise
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.state import Bounds, NodeState
 from milpverify.relaxations.registry import rule_of
@@ -46,33 +47,36 @@ if TYPE_CHECKING:
     from milpverify.encode.encoding import Encoding, NodeRanges
     from milpverify.graph import Graph
     from milpverify.inquiries.judging import Judging
-    from milpverify.operators import Operator
+    from milpverify.operators import Nonlinear
     from milpverify.propagation.state import State
     from milpverify.solvers.base import Progress
     from milpverify.solvers.model import Index
     from milpverify.spec import Array, Disjunct
 
-PARTED, SHARE = 6, 0.1
-"""At most so many neurons are parted in a round: those whose worth is at least such a share of the greatest."""
-EDGE = 0.1
-"""A breakpoint stays so far from the ends of the piece that it parts, in units of it."""
-SHRUNK = 0.95
-"""Sweeps go on as long as they leave less than so much of the widths; at most"""
-SWEEPS = 5
-"""in a row."""
-INPUTS = 64
-"""Of so many inputs the box is tightened, too."""
-EXACT = 1e-9
-"""An error of a neuron, relative to its values, that no breakpoint mends."""
 
+@dataclass(frozen=True)
+class RefinementTuning(Tuning):
+    """What is refined in a round, and how long ranges are tightened before."""
 
-SWEEP_SHARE = 0.3
-"""The share of the time left that one sweep may take."""
+    parted: int = 6
+    share: float = 0.1
+    """At most so many neurons are parted in a round: those whose worth is at least such a share of the greatest."""
+    edge: float = 0.1
+    """A breakpoint stays so far from the ends of the piece that it parts, in units of it."""
+    exact: float = 1e-9
+    """An error of a neuron, relative to its values, that no breakpoint mends."""
+    shrunk: float = 0.95
+    sweeps: int = 5
+    """Sweeps go on as long as they leave less than so much of the widths; at most so many in a row."""
+    sweep_share: float = 0.3
+    """The share of the time left that one sweep may take."""
+    inputs: int = 64
+    """Of so many inputs the box is tightened, too."""
 
 
 def native_to(solver: str, graph: Graph, options: Options) -> frozenset[Capability]:
     """What of a network a solver gets as it is: products and balls always, functions where the options say so; if it takes them."""
-    products = (graph.ball is not None and graph.ball.norm is Norm.L2) or any(rule_of(graph.nodes[i].op).bilinear for i in graph.nonlinear)
+    products = (graph.ball is not None and graph.ball.norm is Norm.L2) or any(op.bilinear for op in graph.nonlinearities.values())
     wanted = {Capability.QUADRATIC: products, Capability.FUNCTIONS: options.encoding is CurveEncoding.NATIVE}
     return load(solver).capabilities & {what for what, asked in wanted.items() if asked}
 
@@ -82,8 +86,7 @@ class Refinement(Inquiry):
     """A disjunct under refinement.
 
     `ranges` hold at every point that the split decisions allow whose margin is at most `cutoff`. `bound` is a proved lower bound of the
-    margin (trust SOLVER), `least` the least margin of a point seen, at `x`; `exhausted` says that nothing is left to refine,
-    `asked` is the mixed-integer model under way.
+    margin (trust SOLVER), `least` the least margin of a point seen, at `x`; `asked` is the mixed-integer model under way.
     """
 
     graph: Graph
@@ -100,8 +103,8 @@ class Refinement(Inquiry):
     cutoff: float = math.inf
     rounds: int = 0
     asked: Model | None = None
-    exhausted: bool = False
     conditional: bool = False
+    tuning: RefinementTuning = RefinementTuning()
 
     def under_the_rows(self) -> Refinement:
         """The same where the ranges that it begins with hold at unsafe points only: all that can be shown is that there are none."""
@@ -125,8 +128,7 @@ class Refinement(Inquiry):
         Raises:
             NumericallyUnfit, OutOfTime: no model can be made.
         """
-        self.exhausted = False
-        while not self.decided and not self.exhausted:
+        while not self.decided:
             self.rounds += 1
             linear = yield from self._tightened()
             if linear is None or self.decided:
@@ -142,10 +144,13 @@ class Refinement(Inquiry):
                 if self.decided:
                     return
                 if reply.point is None or reply.status not in (SolverStatus.OPTIMAL, SolverStatus.TARGET):
-                    self.exhausted = True
                     return
                 point = reply.point
-            self.exhausted = not self._refine(encoding, point)
+            if not self._refine(encoding, point):
+                return
+
+    def share(self, question: Question) -> float:
+        return self.tuning.sweep_share if isinstance(question, Sweep) else super().share(question)
 
     @property
     def decided(self) -> bool:
@@ -157,9 +162,7 @@ class Refinement(Inquiry):
         within = replace(self.disjunct, box=self._box())
         native, cuts = (self.native, self.cuts) if whole else (frozenset[Capability](), {})
         start = self.x if whole else None
-        return encode(
-            self.graph, self.ranges, within, start=start, decisions=self.decisions, deadline=self.deadline, cuts=cuts, native=native
-        )
+        return encode(self.graph, self.ranges, within, start, self.decisions, self.deadline, ModelForm(cuts, native))
 
     def _whole(self) -> Encoding:
         """The model with binaries; products whose ranges a solver's tolerance does not carry have pieces."""
@@ -206,7 +209,7 @@ class Refinement(Inquiry):
     def _tightened(self) -> Generator[Question, SolveOutcome | SweepOutcome, tuple[Encoding, Array] | None]:
         """Tighten ranges as long as that is worth it; the last linear relaxation with its solution, None where there is none."""
         solution = None
-        for _ in range(SWEEPS):
+        for _ in range(self.tuning.sweeps):
             encoding = self._encode()
             model = replace(encoding.model, integer=np.zeros_like(encoding.model.integer))
             if self.cutoff == math.inf:
@@ -240,7 +243,7 @@ class Refinement(Inquiry):
                 for column, h in zip(columns.tolist(), height.tolist(), strict=True):
                     worth[keys[column]] += h
         targets = sorted(encoding.arguments.items(), key=lambda item: -worth[item[0]])
-        if len(encoding.columns) <= INPUTS:
+        if len(encoding.columns) <= self.tuning.inputs:
             known = set(encoding.arguments.values())
             targets = [
                 ((0, i), column) for i, column in enumerate(encoding.columns.tolist()) if column >= 0 and column not in known
@@ -269,7 +272,7 @@ class Refinement(Inquiry):
         self.ranges = propagated(self.graph, [(a, b) for a, b in known])
         if any(bool((a > b).any()) for a, b in self.ranges):
             self.bound = max(self.bound, self.cutoff)  # nothing is left
-        return after < SHRUNK * before
+        return after < self.tuning.shrunk * before
 
     # -- cuts ---------------------------------------------------------------------------------------------------------------
 
@@ -278,26 +281,24 @@ class Refinement(Inquiry):
         quantities, weights = encoding.quantities(point), self._weights(encoding.x_of(point))
         found = []
         for neurons in encoding.neurons:
-            op = self.graph.nodes[neurons.node].op
+            op = self.graph.nonlinearities[neurons.node]
             if not neurons.curved or self._is_whole(op):
                 continue
             inputs = [quantities[columns] for columns in neurons.inputs]
             outputs = quantities[neurons.outputs]
-            true = nonlinear_value(op, [torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]).numpy()
+            true = op.value([torch.from_numpy(np.ascontiguousarray(z)) for z in inputs]).numpy()
             error = np.abs(outputs - true)
             weight = weights[neurons.node][neurons.index]
-            for r in np.flatnonzero(error > EXACT * (1.0 + np.abs(true))).tolist():
+            for r in np.flatnonzero(error > self.tuning.exact * (1.0 + np.abs(true))).tolist():
                 found.append((error[r] * weight[r], neurons.node, int(neurons.index[r]), [float(z[r]) for z in inputs]))
         found.sort(key=lambda entry: -entry[0])
-        worth = [entry for entry in found[:PARTED] if entry[0] >= SHARE * found[0][0]]
+        worth = [entry for entry in found[: self.tuning.parted] if entry[0] >= self.tuning.share * found[0][0]]
         parted = [self._part(node, index, at) for _, node, index, at in worth]
         return any(parted)
 
-    def _is_whole(self, op: Operator) -> bool:
+    def _is_whole(self, op: Nonlinear) -> bool:
         """Whether the model has an operator as it is, so that no breakpoint would change it."""
-        if isinstance(op, Elementwise) and op.function.staircase:
-            return True
-        return (Capability.QUADRATIC if rule_of(op).bilinear else Capability.FUNCTIONS) in self.native
+        return op.staircase or is_taken(op, self.native)
 
     def _weights(self, x: Array) -> dict[int, Array]:
         """Per nonlinear node, how the margin changes with its values, in size; nothing is taken for irrelevant."""
@@ -328,7 +329,8 @@ class Refinement(Inquiry):
         ends = np.array([low, *inner, high])
         k = min(max(int(np.searchsorted(ends, at[place])), 1), len(ends) - 1)
         a, b = float(ends[k - 1]), float(ends[k])
-        p = min(max(at[place], a + EDGE * (b - a)), b - EDGE * (b - a))
+        edge = self.tuning.edge * (b - a)
+        p = min(max(at[place], a + edge), b - edge)
         if not a < p < b:
             return False
         self.cuts[node, index] = Cut(place, tuple(sorted({*inner, p})))

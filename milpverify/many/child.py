@@ -1,9 +1,9 @@
 """A process that decides problems, one after the other: `python -m milpverify.many.child PARENT_PID`.
 
-From the parent come ("settings", its module path, keyword arguments of `verify`, limits of files), ("network", graph, runtime) and
-("verify", seconds, problem), where the problem is a pair of files, or disjuncts, files and notes of a problem of the network that came
-last. To the parent go ("ready",), ("told", bound, trust) for what is proved on the way, and ("ended", Result). SIGTERM asks the run under
-way to conclude. A network that is named again at once is not read again.
+From the parent come ("settings", its module path, keyword arguments of `verify`, limits of files, seconds between reports),
+("network", graph, runtime) and ("verify", seconds, problem), where the problem is a pair of files, or disjuncts, files and notes of a
+problem of the network that came last. To the parent go ("ready",), ("told", bound, trust) for what is proved on the way, and
+("ended", Result). SIGTERM asks the run under way to conclude. A network that is named again at once is not read again.
 """
 
 from __future__ import annotations
@@ -28,18 +28,15 @@ if TYPE_CHECKING:
     Stated = tuple[tuple[Any, ...], dict[str, str], tuple[str, ...]]
     """Disjuncts, files and notes of a problem whose network is known."""
 
-OFTEN = 0.2
-"""Seconds between two reports of what is proved."""
-
 
 def main() -> None:
     """Receive problems, decide them."""
     die_with(int(sys.argv[1]))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no message
-    _, path, settings, limits = receive(sys.stdin.buffer)
+    _, path, settings, limits, often = receive(sys.stdin.buffer)
     sys.path += [entry for entry in path if entry not in sys.path]
-    worker = _Worker(out, pickle.loads(settings), limits)
+    worker = _Worker(out, pickle.loads(settings), limits, often)
     signal.signal(signal.SIGTERM, lambda signum, frame: worker.deadline.cancel())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when it is over
     send(out, ("ready",))
@@ -57,10 +54,10 @@ def main() -> None:
 class _Worker:
     """What the process keeps between problems."""
 
-    def __init__(self, out: IO[bytes], settings: dict[str, Any], limits: dict[str, Any]) -> None:
+    def __init__(self, out: IO[bytes], settings: dict[str, Any], limits: dict[str, Any], often: float) -> None:
         from milpverify.frontends.load import Loader
 
-        self.out, self.settings = out, settings
+        self.out, self.settings, self.often = out, settings, often
         self.loader = Loader(**limits)
         self.network: tuple[Any, object] | None = None
         self.why = "there is none"
@@ -104,7 +101,7 @@ class _Worker:
         def hear(event: Event) -> None:
             nonlocal best, said
             bound = event.data.get("lower_bound")
-            if isinstance(bound, float) and bound > best and time.monotonic() > said + OFTEN:
+            if isinstance(bound, float) and bound > best and time.monotonic() > said + self.often:
                 best, said = bound, time.monotonic()
                 send(self.out, ("told", bound, event.data["bound_trust"]))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, Options
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.many.child import failed
-from milpverify.many.workers import Asked, Inbox, Worker
+from milpverify.many.workers import Asked, Inbox, Worker, WorkerTuning
 from milpverify.result import Reason
 from milpverify.run_info import settings_of
 from milpverify.spec import Problem
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from milpverify.frontends.load import Loader
     from milpverify.frontends.network import Network
     from milpverify.result import Result
-
-POLL = 0.05
-"""Seconds between looks at limits."""
 
 
 def verify_many(
@@ -65,17 +62,23 @@ def verify_many(
         outputs, max_bytes, max_entries: as of `load`.
 
     Raises:
-        InvalidInput: what is neither a problem nor a pair of paths, an unknown method, a number of workers below 1.
+        InvalidInput: what is neither a problem nor a pair of paths, an unknown method, a number of workers below 1, a heuristic's class
+            that processes cannot import.
     """
     count = workers if workers is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if count < 1:
         raise InvalidInput(f"workers is how many processes decide problems, at least 1, not {count}")
     Deadline(math.inf if timeout is None else timeout)  # refused now, not in every process
-    settings = {"options": settings_of(options or Options(), method), "margin": margin, "gap": gap}
+    given = settings_of(options or Options(), method)
+    own = given.search.branching
+    if isinstance(own, type) and (own.__module__ == "__main__" or "<locals>" in own.__qualname__):
+        raise InvalidInput(f"the heuristic {own.__name__} cannot be read in another process: define it in a module of its own")
+    settings = {"options": given, "margin": margin, "gap": gap}
     limits = {"outputs": outputs, "max_bytes": max_bytes, "max_entries": max_entries}
     if isinstance(problems, Sized):
         count = min(count, len(problems))
-    work = _Work(problems, math.inf if timeout is None else timeout, count, deadline or Deadline(), settings, limits)
+    seconds, tuning = math.inf if timeout is None else timeout, given.search.tuned(WorkerTuning)
+    work = _Work(problems, seconds, count, deadline or Deadline(), settings, limits, tuning)
     return work.results()
 
 
@@ -83,10 +86,18 @@ class _Work:
     """What is to be decided, and by whom."""
 
     def __init__(
-        self, problems: Iterable[Any], seconds: float, count: int, deadline: Deadline, settings: dict[str, Any], limits: dict[str, Any]
+        self,
+        problems: Iterable[Any],
+        seconds: float,
+        count: int,
+        deadline: Deadline,
+        settings: dict[str, Any],
+        limits: dict[str, Any],
+        tuning: WorkerTuning = WorkerTuning(),
     ) -> None:
         self.waiting = enumerate(problems)
         self.seconds, self.count, self.deadline, self.settings, self.limits = seconds, count, deadline, settings, limits
+        self.tuning = tuning
         self.inbox: Inbox = queue.SimpleQueue()
         self.workers: list[Worker] = []
         self.next: tuple[int, Asked | Pair] | None = None
@@ -103,7 +114,7 @@ class _Work:
         try:
             self.take()
             if self.next is not None:
-                self.workers += [Worker(self.inbox, self.settings, self.limits) for _ in range(self.count)]
+                self.workers += [Worker(self.inbox, self.settings, self.limits, self.tuning) for _ in range(self.count)]
             concluding = False
             while self.next is not None or any(w.number >= 0 for w in self.workers):
                 if not concluding and self.deadline.expired():
@@ -126,7 +137,7 @@ class _Work:
     def hand_out(self) -> Iterator[tuple[int, Result]]:
         """The next problems to idle processes, and to new ones in place of those that are gone; what cannot be sent has its result."""
         if self.next is not None and len(self.workers) < self.count and all(w.number >= 0 for w in self.workers):
-            self.workers.append(Worker(self.inbox, self.settings, self.limits))
+            self.workers.append(Worker(self.inbox, self.settings, self.limits, self.tuning))
         for worker in self.workers:
             if self.next is not None and not worker.busy:
                 number, asked = self.next
@@ -146,7 +157,7 @@ class _Work:
     def heard(self) -> Iterator[tuple[int, Result]]:
         """What one process says next, if any does so soon."""
         try:
-            worker, message = self.inbox.get(timeout=POLL)
+            worker, message = self.inbox.get(timeout=self.tuning.poll)
         except queue.Empty:
             return
         if worker not in self.workers:  # it was ended: its problem has its result

@@ -11,8 +11,10 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from milpverify.config import Tuning
 from milpverify.errors import InvalidInput
 from milpverify.many.child import failed
 from milpverify.outside import children
@@ -24,15 +26,24 @@ from milpverify.spec import Problem
 if TYPE_CHECKING:
     from milpverify.graph import Graph
 
-GRACE = 2.0
-"""Seconds that a run may overrun its limit, to conclude, before its process is killed."""
-FAREWELL = 1.0
-"""Seconds that a run has to conclude once it is asked to, and its process to end."""
-
 Asked = Problem | tuple[str, str]
 """A problem, or the paths of its network and its property."""
 Inbox = queue.SimpleQueue[tuple["Worker", tuple[Any, ...]]]
 """What processes say, and which."""
+
+
+@dataclass(frozen=True)
+class WorkerTuning(Tuning):
+    """How long processes are waited for, and how often they report."""
+
+    grace: float = 2.0
+    """Seconds that a run may overrun its limit, to conclude, before its process is killed."""
+    farewell: float = 1.0
+    """Seconds that a run has to conclude once it is asked to, and its process to end."""
+    poll: float = 0.05
+    """Seconds between looks at limits."""
+    often: float = 0.2
+    """Seconds between two reports of what is proved."""
 
 
 class Worker:
@@ -42,10 +53,11 @@ class Worker:
         inbox: where it says what it has to say; ("gone", why) is its last word.
         settings: keyword arguments of `verify`.
         limits: of `Loader`.
+        tuning: how long it is waited for.
     """
 
-    def __init__(self, inbox: Inbox, settings: dict[str, Any], limits: dict[str, Any]) -> None:
-        self.number = -1
+    def __init__(self, inbox: Inbox, settings: dict[str, Any], limits: dict[str, Any], tuning: WorkerTuning = WorkerTuning()) -> None:
+        self.number, self._tuning = -1, tuning
         self.busy = True  # until it says that it is ready
         self.until = math.inf
         self._graph: Graph | None = None
@@ -54,7 +66,7 @@ class Worker:
         self._process = started("milpverify.many.child", complaints=self._complaints)
         assert self._process.stdout is not None
         threading.Thread(target=self._listen, args=(self._process.stdout, inbox), daemon=True).start()
-        self._send(("settings", sys.path, pickle.dumps(settings), limits))
+        self._send(("settings", sys.path, pickle.dumps(settings), limits, tuning.often))
 
     def ask(self, number: int, asked: Asked, seconds: float) -> None:
         """Have a problem decided; the network is sent along where it is another than the last one's.
@@ -70,7 +82,7 @@ class Worker:
                 self._graph = asked.graph
         self.number, self.busy = number, True
         self._began, self._best, self._trust = time.monotonic(), -math.inf, Trust.ROUNDED
-        self.until = self._began + seconds + GRACE
+        self.until = self._began + seconds + self._tuning.grace
         for message in messages:
             self._send(message)
 
@@ -80,7 +92,7 @@ class Worker:
 
     def conclude(self) -> None:
         """Ask the run under way to end with what it has."""
-        self.until = min(self.until, time.monotonic() + FAREWELL)
+        self.until = min(self.until, time.monotonic() + self._tuning.farewell)
         if self._process.poll() is None:
             self._process.terminate()
 
@@ -92,7 +104,7 @@ class Worker:
     def crashed(self, why: str) -> Result:
         """The result of a run whose process is gone."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(FAREWELL)
+            self._process.wait(self._tuning.farewell)
         children.kill(self._process)
         code = self._process.wait()
         end = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -104,7 +116,7 @@ class Worker:
         """End the process and what it has started."""
         children.kill(self._process)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(FAREWELL)
+            self._process.wait(self._tuning.farewell)
         children.gone(self._process)
         with suppress(OSError):  # what was never sent
             if self._process.stdin is not None:

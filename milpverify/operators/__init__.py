@@ -1,7 +1,7 @@
 """The core operators that every network is lowered to: affine maps with their adjoints, elementwise nonlinearities and products."""
 
 from milpverify.operators.convolution import Conv, Transposed
-from milpverify.operators.core import Affine, Elementwise, Input, Norm, Operator, Product, Shape
+from milpverify.operators.core import Affine, Elementwise, Input, Nonlinear, Norm, Operator, Product, Shape
 from milpverify.operators.maps import Linear, Scale, SparseLinear
 from milpverify.operators.moves import Concat, Permute, ReduceSum, Reshape, Select, Sum
 from milpverify.operators.window import Window
@@ -13,6 +13,7 @@ __all__ = [
     "Elementwise",
     "Input",
     "Linear",
+    "Nonlinear",
     "Norm",
     "Operator",
     "Permute",

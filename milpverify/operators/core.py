@@ -2,7 +2,8 @@
 
 Algorithms know no operator by name. An affine operator offers `linear` (the map without its bias), `adjoint` (its transpose, all that
 backward bound propagation needs), `absolute` (the map with |W|, all that intervals and rounding-error bounds need) and `terms` (how many
-roundings a product may suffer). Tensors carry one leading batch axis N that static shapes do not mention: (N, *shape).
+roundings a product may suffer). A nonlinear one offers its values in floats, intervals and rationals, and says what encodings may make of
+it; how it is relaxed is a rule of `relaxations/`. Tensors carry one leading batch axis N that static shapes do not mention: (N, *shape).
 """
 
 from __future__ import annotations
@@ -16,15 +17,37 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from milpverify.arithmetic.interval import Interval, mul
+from milpverify.config import Tuning
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from fractions import Fraction
 
     from milpverify.balls.ball import Ball
     from milpverify.balls.halfspaces import Halfspaces
     from milpverify.functions.catalogue import Function
+    from milpverify.functions.pieces import Pieces
+    from milpverify.functions.terms import Term
     from milpverify.operators.window import Window
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OperatorTuning(Tuning):
+    """Which form of a product is faster, by shape."""
+
+    few_out: int = 16
+    few_in: int = 12
+    """In float32 a flipped kernel is faster than a transposed convolution for fewer output channels where there is no stride, and for at
+    most so many input channels (with their share of the zeros that fill up strides) where there is: 1.4 to 5 times, on one core with
+    AVX-512."""
+    more: int = 2
+    """In float64, where so many times more channels result from a flipped kernel than enter it: 1.2 to 7 times."""
+    sparse: float = 0.05
+    fewest: int = 1 << 14
+    """Matrices with so small a share of entries other than 0, and so many entries, are multiplied as sparse ones."""
 
 
 def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -40,7 +63,7 @@ def units(index: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
 
 
 class Operator(ABC):
-    """A core operator. Immutable; `to` returns a copy in another precision or on another device."""
+    """A core operator: the `Input`, an `Affine` or a `Nonlinear` one. Immutable; `to` returns a copy in another precision or elsewhere."""
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Operator:
         """The same operator with its floating-point tensors converted (index tensors only moved)."""
@@ -62,11 +85,88 @@ class Input(Operator):
     halfspaces: Halfspaces | None = None
 
 
+class Nonlinear(Operator):
+    """y = f(a, b, ...), entry by entry: inputs and output have one shape. Subclasses answer all that is asked here, or cannot be made."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its entries are called where neurons are counted."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """What messages call one of them, parameters included."""
+
+    @abstractmethod
+    def value(self, xs: Sequence[Tensor]) -> Tensor:
+        """f entry by entry: inputs (N, *shape) each -> (N, *shape), in their precision, differentiable; its rounding is not bounded."""
+
+    @abstractmethod
+    def interval(self, xs: Sequence[Interval]) -> Interval:
+        """A range that contains f of all reals in intervals of any one shape, float64; (-inf, inf) where they leave the domain."""
+
+    @abstractmethod
+    def exact(self, xs: Sequence[Fraction]) -> Fraction | None:
+        """f of one rational number per input; None where no rational is known to be the value."""
+
+    @property
+    @abstractmethod
+    def pieces(self) -> Pieces | None:
+        """The lines that it is made of, as a function of its one input; None where it is curved, or reads more than one."""
+
+    @property
+    @abstractmethod
+    def staircase(self) -> bool:
+        """Whether its values are integers and its jumps too many to be pieces."""
+
+    @property
+    @abstractmethod
+    def bilinear(self) -> bool:
+        """Whether it is the product of its first and its last input, which may be the same one."""
+
+    @property
+    @abstractmethod
+    def term(self) -> Term | None:
+        """The function in x that it applies to its one input, for solvers that take functions; None where it is none."""
+
+
 @dataclass(frozen=True, eq=False)
-class Elementwise(Operator):
+class Elementwise(Nonlinear):
     """y = f(x), elementwise, with a function of the catalogue."""
 
     function: Function
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+    def __str__(self) -> str:
+        return str(self.function)
+
+    def value(self, xs: Sequence[Tensor]) -> Tensor:
+        return self.function(xs[0])
+
+    def interval(self, xs: Sequence[Interval]) -> Interval:
+        return Interval(*self.function.interval(*xs[0]))
+
+    def exact(self, xs: Sequence[Fraction]) -> Fraction | None:
+        return None if self.function.pieces is None else self.function.pieces.value(xs[0])
+
+    @property
+    def pieces(self) -> Pieces | None:
+        return self.function.pieces
+
+    @property
+    def staircase(self) -> bool:
+        return self.function.staircase
+
+    @property
+    def bilinear(self) -> bool:
+        return self.function.is_square
+
+    @property
+    def term(self) -> Term:
+        return self.function.term
 
 
 @dataclass(frozen=True)
@@ -81,10 +181,42 @@ class Norm:
 
 
 @dataclass(frozen=True, eq=False)
-class Product(Operator):
+class Product(Nonlinear):
     """y = a * b, elementwise, of two nodes of one shape. A square is an `Elementwise`, which knows that both factors are one."""
 
     norm: Norm | None = None
+
+    @property
+    def name(self) -> str:
+        return "product"
+
+    def __str__(self) -> str:
+        return "a product"
+
+    def value(self, xs: Sequence[Tensor]) -> Tensor:
+        return xs[0] * xs[1]
+
+    def interval(self, xs: Sequence[Interval]) -> Interval:
+        return mul(xs[0], xs[1])
+
+    def exact(self, xs: Sequence[Fraction]) -> Fraction:
+        return xs[0] * xs[1]
+
+    @property
+    def pieces(self) -> None:
+        return None
+
+    @property
+    def staircase(self) -> bool:
+        return False
+
+    @property
+    def bilinear(self) -> bool:
+        return True
+
+    @property
+    def term(self) -> None:
+        return None
 
 
 class Affine(Operator):

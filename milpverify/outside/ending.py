@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from milpverify.outside import children
 
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
     LastWords = Callable[[Callable[[int, str], None]], None]
     """Says what there is to say, by a function that writes to a stream (1 or 2) and does not wait. Nothing may be imported there."""
 
-LATE = 0.25
+# What users are promised of the end of a process: no run is faster or slower for it.
+LATE: Final = 0.25
 """Seconds after the limit, and"""
-PATIENCE = 0.5
+PATIENCE: Final = 0.5
 """after a signal, that the run is given to end in order."""
-WRITING = 0.15
+WRITING: Final = 0.15
 """Seconds after its answer that the process has in any case, for what it writes besides."""
-MOMENT = 0.05
+MOMENT: Final = 0.05
 """Seconds to wait for whoever is writing."""
-INCOMPLETE = 2
+INCOMPLETE: Final = 2
 """The exit status of a process that had to end between its answer and what it writes besides."""
-STARTING = 5.0
-"""Seconds that Python is thought to take to start at most."""
-LONGEST = 3600.0
-"""Seconds that the watchdog sleeps at a time."""
+STARTING: Final = 5.0
+"""Seconds that Python takes to start at most: a process that is older was another program's before."""
+LONGEST: Final = 3600.0
+"""Seconds that the watchdog sleeps at a time, which every platform's `select` can."""
 
 
 class Limit(Protocol):

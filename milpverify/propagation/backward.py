@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from milpverify.balls.confined import confining
 from milpverify.config import check_time
 from milpverify.operators import Affine, Input, Window
 from milpverify.operators.window import filled
-from milpverify.propagation.state import Lines, SplitConstraints, State
+from milpverify.propagation.request import CostTuning
+from milpverify.propagation.state import Lines, Passage, SplitConstraints, State
 from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.rule import PerInput
 
@@ -38,10 +39,7 @@ LineTable = dict[int, Lines]
 SplitTable = dict[int, SplitConstraints]
 """Node id -> the split constraints on its entries."""
 
-Intervals = dict[int, tuple[Tensor | None, Tensor]]
-"""Node id -> the interval of its deviation, as middle (None if zero) and radius, (batch, *shape) in the precision of the matrices."""
-
-UNDERFLOW = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
+UNDERFLOW: Final = {torch.float32: 2.0**6 * 2.0**-126 * LARGEST_DEVIATION, torch.float64: 2.0**6 * 2.0**-1022 * LARGEST_DEVIATION}
 """Per entry of the graph: what products that underflow can cost a bound (flushed to zero too, as many as 64 in a sum)."""
 
 
@@ -154,39 +152,27 @@ def ends_of(graph: Graph, node: int, state: State) -> tuple[PerInput, PerInput]:
     return tuple(b.lower for b in known), tuple(b.upper for b in known)
 
 
-LARGE_SHARE = 0.6
-"""Of a node, what a window may hold to be worth its while."""
-
-
 class Backward:
     """A pass under way: multipliers waiting at nodes, and what has been accumulated.
 
     Args:
         graph: in the precision of the matrices.
+        through: the boxes that it is for.
+        groups, rows: how many groups of rows there are, and rows in each.
+        owner: (groups,) the boxes that the groups are of; None where they are the boxes.
         parallel: the lines have one slope for both sides, so that upper bounds come along.
-        splits: split constraints that hold on the boxes, for passes whose groups are the boxes (`owner` None).
-        intervals: of the nodes where passes on this state ended, filled here; passes that share it need not form them again.
+        share: of a node, what a window may hold to be worth its while (`CostTuning.share`).
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        state: State,
-        table: LineTable,
-        groups: int,
-        rows: int,
-        owner: Tensor | None,
-        parallel: bool,
-        splits: SplitTable | None = None,
-        intervals: Intervals | None = None,
+        self, graph: Graph, through: Passage, groups: int, rows: int, owner: Tensor | None, parallel: bool, share: float = CostTuning.share
     ) -> None:
-        self.graph, self.state, self.table, self.owner, self.parallel = graph, state, table, owner, parallel
-        self.intervals = {} if intervals is None else intervals
-        self.splits = splits or {}
+        self.graph, self.state, self.table, self.owner, self.parallel = graph, through.state, through.table, owner, parallel
+        self.splits, self.intervals, self.share = through.splits, through.intervals, share
         self.seen: dict[int, Tensor] | None = None  # set to {} to record the multipliers that arrive at nonlinear nodes
         self.waiting: dict[int, Tensor] = {}
         self.windows: dict[int, Window] = {}  # of nodes where rows wait that are zero outside
-        device = state[0].center.device
+        device = self.state[0].center.device
         self.lower = torch.zeros(groups, rows, dtype=torch.float64, device=device)
         self.upper = torch.zeros_like(self.lower) if parallel else self.lower
         self.size = torch.zeros_like(self.lower)
@@ -206,7 +192,7 @@ class Backward:
         self.waiting[node] = rows
         self.windows.pop(node, None)
         if window is not None:
-            if window.share > LARGE_SHARE:
+            if window.share > self.share:
                 self.waiting[node] = self._whole(node, rows, window)
             else:
                 self.windows[node] = window

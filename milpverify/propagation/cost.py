@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from milpverify.operators import Affine
-from milpverify.propagation.patches import ENTRY, pass_for
+from milpverify.propagation.patches import pass_for
 from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
+from milpverify.propagation.request import CostTuning
 from milpverify.propagation.screening import undecided
 
 if TYPE_CHECKING:
@@ -15,51 +16,39 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import State
 
 
-def multiplications(graph: Graph) -> list[float]:
+def multiplications(graph: Graph, tuning: CostTuning = CostTuning()) -> list[float]:
     """Per node, those of its operator on one point, or of its adjoint on one row, and the equivalent for its entries."""
-    return [ENTRY * node.size + (node.op.products(node.shape) if isinstance(node.op, Affine) else 0) for node in graph.nodes]
+    return [tuning.entry * node.size + (node.op.products(node.shape) if isinstance(node.op, Affine) else 0) for node in graph.nodes]
 
 
-BACKWARD_RATE, FORWARD_RATE = 3e10, 1e9
-"""Multiplications a second of backward passes in float32 and of forward forms, on one core: rates of the kind, whatever the machine."""
-
-
-def undecided_backward(graph: Graph) -> float:
+def undecided_backward(graph: Graph, tuning: CostTuning = CostTuning()) -> float:
     """As `backward_passes`, where nothing is known and every pre-activation may be undecided, and rows are whole."""
-    own = multiplications(graph)
+    own = multiplications(graph, tuning)
     return sum(2.0 * node.size * sum(own[i] for i in graph.ancestors[node.id] if i != node.id) for node in refinable(graph))
 
 
-def forward_pass(graph: Graph, varying: int) -> float:
+def forward_pass(graph: Graph, varying: int, tuning: CostTuning = CostTuning()) -> float:
     """Multiplications of forward linear forms over so many inputs that vary, for one box."""
-    return sum(multiplications(graph)) * (varying + 2)
+    return sum(multiplications(graph, tuning)) * (varying + 2)
 
 
-def backward_passes(graph: Graph, state: State, needed: Needed = EVERYTHING) -> float:
+def backward_passes(graph: Graph, state: State, needed: Needed = EVERYTHING, tuning: CostTuning = CostTuning()) -> float:
     """Multiplications of backward passes for all pre-activations that a state leaves undecided, both sides, for one box on average."""
     total, batch = 0.0, len(state[0].center)
     for node in refinable(graph):
         low, high = (t.flatten(1) for t in (state[node.id].bounds.lower, state[node.id].bounds.upper))
         left = wanted(graph, node.id, undecided(graph, node.id, state, low, high), low, high, needed.get(node.id))
         if rows := int(left.sum()):
-            total += pass_for(graph, node, 2.0 * rows / batch)
+            total += pass_for(graph, node, 2.0 * rows / batch, tuning)
     return total
 
 
-CHEAP = 3e9
-"""Multiplications that all backward passes may take to need nothing before them: a tenth of a second."""
-FEW = 64
-"""Inputs that may vary for forward forms, which carry a column for each."""
-ORDER = 3.0
-"""The power of the width of a box, at most, that what forward forms lose falls with."""
-
-
-def is_dear(graph: Graph) -> bool:
+def is_dear(graph: Graph, tuning: CostTuning = CostTuning()) -> bool:
     """Whether backward passes for all pre-activations may take so long that cheaper things come first."""
-    return undecided_backward(graph) > CHEAP
+    return undecided_backward(graph, tuning) > tuning.cheap
 
 
-def forward_suffices(forward: float, backward: float, varying: int, missing: float, left: float) -> bool:
+def forward_suffices(forward: float, backward: float, varying: int, missing: float, left: float, tuning: CostTuning = CostTuning()) -> bool:
     """Whether boxes are bisected with forward forms sooner until these are as good as backward passes, than those are made.
 
     Args:
@@ -67,5 +56,5 @@ def forward_suffices(forward: float, backward: float, varying: int, missing: flo
         varying: inputs that vary.
         missing, left: how far below 0 the margin of that box is by either, > 0.
     """
-    boxes = float((missing / left) ** (varying / ORDER))
+    boxes = float((missing / left) ** (varying / tuning.order))
     return boxes * forward <= backward

@@ -17,26 +17,22 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNIT_ROUNDOFF
-from milpverify.propagation.backward import Backward, Intervals, LineTable, SplitTable, default_lines, lines, parallel_lines
+from milpverify.propagation.backward import Backward, LineTable, SplitTable, default_lines, lines, parallel_lines
 from milpverify.propagation.interval import charged, input_state, step
 from milpverify.propagation.memory import rows_that_fit
 from milpverify.propagation.passes import Known, finite, parts, passes
-from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
+from milpverify.propagation.relevance import refinable, wanted
+from milpverify.propagation.request import BoundRequest, BoundTuning
 from milpverify.propagation.screening import Gram, functions_of, inexact, screen, undecided
-from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, State, rows_of_lines
-from milpverify.relaxations.registry import univariate
+from milpverify.propagation.state import Bounds, LinearBound, Lines, NodeState, Passage, State, rows_of_lines
+from milpverify.relaxations.registry import rule_of
 from milpverify.relaxations.smooth import Smooth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
     from milpverify.propagation.forward import Carried
-    from milpverify.propagation.relevance import Needed
-
-WORTHWHILE = 0.005
-"""Of a neuron's width, what a two-sided pass should gain after one with a slope for both sides."""
 
 
 def crown(
@@ -44,13 +40,9 @@ def crown(
     lower: Tensor,
     upper: Tensor,
     dtype: torch.dtype = torch.float32,
-    known: dict[int, Bounds] | None = None,
-    deadline: Deadline | None = None,
-    inner: torch.dtype | None = None,
+    request: BoundRequest = BoundRequest(),
     carried: Carried | None = None,
     sharpen: Callable[[Node, State, LineTable], Bounds] | None = None,
-    needed: Needed = EVERYTHING,
-    screened_before: bool = True,
 ) -> tuple[State, LineTable]:
     """Bounds of every node, and the lines that they give.
 
@@ -58,39 +50,36 @@ def crown(
         graph: in float64.
         lower, upper: boxes, (batch, nx) float64.
         dtype: the precision of the matrix products; the bounds are rigorous in either.
-        known: bounds of nodes that are known to hold on these boxes (from a parent subproblem, say), met with the new ones.
-        deadline: past it the remaining neurons keep their interval bounds.
-        inner: the precision of the two-sided passes behind the first nonlinear nodes (`Graph.to`), where it is not `dtype`. The
-            state is then for passes on that copy of the graph. Rounding charges grow with the depth: in float64 they vanish where
-            they would be felt, while screening and the dearest step, onto the input, stay as fast as `dtype`.
+        request: what is asked for, by backward passes whatever its method. With an inner precision the state is for passes on that copy
+            of the graph. Rounding charges grow with the depth: in float64 they vanish where they would be felt, while screening and
+            the dearest step, onto the input, stay as fast as `dtype`.
         carried: forward linear forms on these boxes, not yet begun, whose bounds are met with the others.
         sharpen: better bounds of a variable, from the state and the lines of what is before it.
-        needed: the entries that matter; the others keep their interval bounds.
-        screened_before: what is known comes from passes like these: what it leaves undecided, parallel slopes rarely decide.
 
     Returns:
         the state of every node, (batch, *node.shape) float64, and the lines around every nonlinear one, in the precision of the passes
         behind it.
     """
+    known, inner = request.known, request.inner
     fast, wide = graph.to(dtype, graph.device), graph.to(dtype, graph.device, inner)
     state: State = {}
     coarse: State = state if wide is fast else {}
     table: LineTable = {}
     parallel: LineTable = {}
-    intervals: Intervals = {}
-    coarse_intervals: Intervals = intervals if wide is fast else {}
+    through = Passage(state, table)
+    screening = Passage(coarse, parallel, intervals=through.intervals if wide is fast else {})
     targets = {node.id for node in refinable(graph)}
     functions = {i: functions_of(graph, i) for i in targets}
-    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(univariate(f), Smooth) for f in read)}
+    smooth = {i for i, read in functions.items() if read is not None and all(isinstance(rule_of(f), Smooth) for f in read)}
     level: Level = {}
     screened = {i for i, read in functions.items() if read is not None and all(f.pieces for f in read)}
-    screened -= set(known or ()) if screened_before else set()
+    screened -= set(known or ()) if request.screened_before else set()
     # What a ball or half-spaces exclude the box's ranges do not tell.
     useful = screened and len(lower) and graph.boxed
     gram = Gram.of(graph, fast, input_state(lower, upper).deviation.amax(0)) if useful else None
     sampled = carried is not None
     for node in graph.nodes:
-        now = step(graph, node, state, lower, upper, wide)
+        now = step(graph, node, state, lower, upper, wide, request.tuning)
         if known is not None and node.id in known:
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now
@@ -104,14 +93,14 @@ def crown(
                 level[node.id] = _level(graph, node.id, state, around)
             if screened:
                 parallel[node.id] = parallel_lines(graph, node.id, coarse, dtype)
-        if node.id in targets and not (deadline and deadline.expired()):
-            mine, quick = needed.get(node.id), fast.nodes[node.id]
+        if node.id in targets and not request.expired:
+            quick, broad = fast.nodes[node.id], wide.nodes[node.id]
             if node.id in screened:
-                _improve(state, coarse, node.id, _screened(fast, quick, coarse, parallel, coarse_intervals, gram, mine, deadline, sampled))
+                _improve(state, coarse, node.id, _screened(fast, quick, screening, gram, sampled, request))
             if node.id in smooth:
-                bounds = _levelled(wide, wide.nodes[node.id], state, table, level, intervals, mine, deadline)
+                bounds = _levelled(wide, broad, through, level, request)
             else:
-                bounds = _refined(wide, wide.nodes[node.id], state, table, intervals, mine, deadline, sampled)
+                bounds = _refined(wide, broad, through, sampled, request)
             _improve(state, coarse, node.id, bounds)
             if sharpen is not None:
                 _improve(state, coarse, node.id, sharpen(node, state, table))
@@ -132,8 +121,7 @@ def bound_rows(
     node: int | None = None,
     x_rows: Tensor | None = None,
     splits: SplitTable | None = None,
-    seen: dict[int, Tensor] | None = None,
-    also: dict[int, Tensor] | None = None,
+    tuning: BoundTuning = BoundTuning(),
 ) -> LinearBound:
     """Lower bounds of `rows . value(node) + x_rows . x` on every box; in parts where memory does not hold all rows.
 
@@ -143,32 +131,47 @@ def bound_rows(
         node: the output by default.
         x_rows: (batch, r, nx) float64, zero by default.
         splits: split constraints that hold on the boxes; the bounds then hold where they do.
-        also: rows on further nodes (batch, r, size of the node) float64, whose values are added.
-        seen: filled with the multipliers that arrive at each nonlinear node, (batch, r, *shape), where given.
 
     Returns:
         linear functions of the input below the rows, (batch, r, nx), and their rigorous minima, (batch, r) float64.
     """
-    node = graph.output if node is None else node
+    on = [(graph.output if node is None else node, rows), *([] if x_rows is None else [(0, x_rows)])]
+    return bound_sum(graph, state, table, on, splits, tuning=tuning)
+
+
+def bound_sum(
+    graph: Graph,
+    state: State,
+    table: LineTable,
+    on: Sequence[tuple[int, Tensor]],
+    splits: SplitTable | None = None,
+    seen: dict[int, Tensor] | None = None,
+    tuning: BoundTuning = BoundTuning(),
+) -> LinearBound:
+    """As `bound_rows`, of the sum of rows on several nodes.
+
+    Args:
+        on: the nodes, and the rows on each, (batch, r, size of the node) float64.
+        seen: filled with the multipliers that arrive at each nonlinear node, (batch, r, *shape), where given.
+    """
+    node, rows = on[0]
     batch, count = rows.shape[:2]
-    most = max(1, rows_that_fit(graph) // max(1, batch))
+    most = max(1, rows_that_fit(graph, tuning=tuning) // max(1, batch))
     if count > most and seen is None and not rows.requires_grad:
         parts = []
         for part in (slice(first, first + most) for first in range(0, count, most)):
             own = {i: rows_of_lines(around, len(graph.nodes[i].shape), part) for i, around in table.items()}
             held = {i: replace(split, beta=split.beta[:, part]) for i, split in (splits or {}).items()}
-            beside = None if also is None else {i: matrix[:, part] for i, matrix in also.items()}
-            moved = None if x_rows is None else x_rows[:, part]
-            parts.append(bound_rows(graph, state, own, rows[:, part], node, moved, held, None, beside))
+            parts.append(bound_sum(graph, state, own, [(i, matrix[:, part]) for i, matrix in on], held, tuning=tuning))
         joined = ([getattr(p, name) for p in parts] for name in ("coefficients", "constant", "lower", "over_box"))
         return LinearBound(*(torch.cat(each, dim=1) for each in joined))
     start = state[node]
     flat = rows.to(graph.inner or graph.dtype)
-    sweep = Backward(graph, state, table, batch, count, None, parallel=False, splits=splits)
+    sweep = Backward(graph, Passage(state, table, splits or {}), batch, count, None, parallel=False)
     sweep.seen = seen
     sweep.add(node, flat.reshape(batch, count, *graph.nodes[node].shape))
     base, pad = _base(graph, node, start, rows, flat)
-    for other, other_rows in [*([] if x_rows is None else [(0, x_rows)]), *(also or {}).items()]:
+    for other, other_rows in on[1:]:
         sent = other_rows.to(graph.dtype)
         sweep.add(other, sent.reshape(batch, count, *graph.nodes[other].shape))
         more, more_pad = _base(graph, other, state[other], other_rows, sent)
@@ -205,58 +208,32 @@ def _against(sizes: Tensor, charge: Tensor) -> Tensor:
     return found.masked_fill(((sizes > 0) & unknown.unsqueeze(1)).any(2), torch.inf)
 
 
-def _screened(
-    graph: Graph,
-    node: Node,
-    state: State,
-    parallel: LineTable,
-    intervals: Intervals,
-    gram: Gram | None,
-    needed: Tensor | None,
-    deadline: Deadline | None,
-    sampled: bool,
-) -> Bounds:
+def _screened(graph: Graph, node: Node, through: Passage, gram: Gram | None, sampled: bool, request: BoundRequest) -> Bounds:
     """Bounds of a pre-activation node, improved where a pass with parallel slopes may decide its function."""
     functions = functions_of(graph, node.id)
-    known = Known(state[node.id])
+    known = Known(through.state[node.id])
     if functions is not None and all(f.pieces is not None for f in functions):
-        left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, needed)
-        for part in parts(graph, node, state, left, known, sampled):
-            for sweep, _, index in passes(graph, node, state, parallel, part, intervals, deadline, parallel=True):
-                screen(sweep, functions, gram, index, known.improve)
+        left = wanted(graph, node.id, inexact(functions, known.low, known.high), known.low, known.high, request.needed.get(node.id))
+        for part in parts(graph, node, through.state, left, known, sampled, request):
+            for sweep, _, index in passes(graph, node, through, part, request, parallel=True):
+                screen(sweep, functions, gram, index, known.improve, request.tuning)
     return known.bounds
 
 
-def _refined(
-    graph: Graph,
-    node: Node,
-    state: State,
-    table: LineTable,
-    intervals: Intervals,
-    needed: Tensor | None,
-    deadline: Deadline | None,
-    sampled: bool,
-) -> Bounds:
+def _refined(graph: Graph, node: Node, through: Passage, sampled: bool, request: BoundRequest) -> Bounds:
     """Bounds of a variable, improved by a pass for both sides of every undecided entry."""
+    state = through.state
     known = Known(state[node.id])
-    left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    for part in parts(graph, node, state, left, known, sampled):
-        _two_sided(graph, node, state, table, part, known, intervals, deadline)
+    undone = undecided(graph, node.id, state, known.low, known.high)
+    left = wanted(graph, node.id, undone, known.low, known.high, request.needed.get(node.id))
+    for part in parts(graph, node, state, left, known, sampled, request):
+        _two_sided(graph, node, through, part, known, request)
     return known.bounds
 
 
-def _two_sided(
-    graph: Graph,
-    node: Node,
-    state: State,
-    table: LineTable,
-    chosen: tuple[Tensor, Tensor],
-    known: Known,
-    intervals: Intervals,
-    deadline: Deadline | None,
-) -> None:
+def _two_sided(graph: Graph, node: Node, through: Passage, chosen: tuple[Tensor, Tensor], known: Known, request: BoundRequest) -> None:
     """A pass for both sides of the chosen neurons: boxes, ascending, and places."""
-    for sweep, box, index in passes(graph, node, state, table, chosen, intervals, deadline, parallel=False):
+    for sweep, box, index in passes(graph, node, through, chosen, request, parallel=False):
         while sweep.step():
             pass
         below, above = sweep.concretise()[0].chunk(2, dim=1)
@@ -285,21 +262,14 @@ def _level(graph: Graph, node: int, state: State, around: Lines) -> tuple[Lines,
     return found, (0.5 * (gap - own)).nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0).to(slopes[0].dtype)
 
 
-def _levelled(
-    graph: Graph,
-    node: Node,
-    state: State,
-    table: LineTable,
-    level: Level,
-    intervals: Intervals,
-    needed: Tensor | None,
-    deadline: Deadline | None,
-) -> Bounds:
+def _levelled(graph: Graph, node: Node, through: Passage, level: Level, request: BoundRequest) -> Bounds:
     """Bounds of a pre-activation node by a pass with one slope for both sides, and by a two-sided one where that should gain much."""
+    state = through.state
     known = Known(state[node.id])
-    shared = {i: around for i, (around, _) in level.items()}
-    left = wanted(graph, node.id, undecided(graph, node.id, state, known.low, known.high), known.low, known.high, needed)
-    for sweep, box, index in passes(graph, node, state, shared, _places(left), intervals, deadline, parallel=True):
+    undone = undecided(graph, node.id, state, known.low, known.high)
+    left = wanted(graph, node.id, undone, known.low, known.high, request.needed.get(node.id))
+    shared = replace(through, table={i: around for i, (around, _) in level.items()})
+    for sweep, box, index in passes(graph, node, shared, _places(left), request, parallel=True):
         sweep.seen = {}
         while sweep.step():
             pass
@@ -308,9 +278,9 @@ def _levelled(
         for i, rows in sweep.seen.items():
             lost = level[i][1].flatten(1)[box]
             gained = gained + (rows.flatten(2).abs() @ lost.to(rows.dtype).unsqueeze(2)).squeeze(2)
-        still = ~(2 * gained <= WORTHWHILE * (high - low))
+        still = ~(2 * gained <= request.tuning.gain * (high - low))
         left[box.unsqueeze(1), index] = still
         if bool(still.all()):  # the others may be expected to need it too
             break
-    _two_sided(graph, node, state, table, _places(left), known, intervals, deadline)
+    _two_sided(graph, node, through, _places(left), known, request)
     return known.bounds

@@ -32,6 +32,7 @@ from milpverify.operators import Affine
 from milpverify.propagation.backward import LineTable, default_lines
 from milpverify.propagation.interval import step
 from milpverify.propagation.relevance import refinable
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import Bounds, Lines, NodeState, State
 
 if TYPE_CHECKING:
@@ -150,7 +151,12 @@ class Carried:
 
 
 def forward(
-    graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = torch.float32, known: dict[int, Bounds] | None = None
+    graph: Graph,
+    lower: Tensor,
+    upper: Tensor,
+    dtype: torch.dtype = torch.float32,
+    known: dict[int, Bounds] | None = None,
+    tuning: BoundTuning = BoundTuning(),
 ) -> tuple[State, LineTable]:
     """Bounds of every node by forward linear forms and intervals, and the lines that they give.
 
@@ -164,7 +170,7 @@ def forward(
     table: LineTable = {}
     carried = Carried(graph, lower, upper, dtype)
     for node in graph.nodes:
-        now = step(graph, node, state, lower, upper, carried.fast)
+        now = step(graph, node, state, lower, upper, carried.fast, tuning)
         if known is not None and node.id in known:
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now

@@ -6,15 +6,16 @@ Everything holds for real arithmetic on the stored weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, UNDERFLOW, UNIT_ROUNDOFF, down, gamma, up
 from milpverify.config import check_time
-from milpverify.operators import Affine, Elementwise, Input, Product
+from milpverify.operators import Affine, Input, Nonlinear
 from milpverify.propagation.lookup import lookups
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import Bounds, NodeState, State
 from milpverify.relaxations.registry import rule_of
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
 
-_FARTHEST = 2.0**512
+_FARTHEST: Final = 2.0**512
 """Reference values of functions are no larger."""
-_ENOUGH = 2.0**960
+_ENOUGH: Final = 2.0**960
 """A lower end need not be larger."""
 
 
@@ -43,7 +44,9 @@ def propagate(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype = t
     return state
 
 
-def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, fast: Graph) -> NodeState:
+def step(
+    graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, fast: Graph, tuning: BoundTuning = BoundTuning()
+) -> NodeState:
     """The state of one node from those of its inputs.
 
     Args:
@@ -56,21 +59,17 @@ def step(graph: Graph, node: Node, state: State, lower: Tensor, upper: Tensor, f
         case Input():
             return input_state(lower, upper)
         case Affine():
-            found, table = _affine(graph, node, state, fast), lookups(graph).get(node.id)
+            found, table = _affine(graph, node, state, fast), lookups(graph, tuning).get(node.id)
             if table is None:
                 return found
             ends = state[table.source].bounds
             bounds = table.bounds(Bounds(ends.lower.flatten(1), ends.upper.flatten(1)))
             return _met(found, bounds.lower.reshape(found.center.shape), bounds.upper.reshape(found.center.shape))
-        case Elementwise(function):
-            source = state[node.inputs[0]]
-            low, high = function.interval(source.bounds.lower, source.bounds.upper)
-            center = function(source.center)
-            return NodeState(Bounds(low, high), center if function.pieces else _number(center), None)
-        case Product():
-            a, b = (state[i] for i in node.inputs)
-            reach = rule_of(node.op).range((a.bounds.lower, b.bounds.lower), (a.bounds.upper, b.bounds.upper))
-            return NodeState(Bounds(*reach), _number(a.center * b.center), None)
+        case Nonlinear() as op:
+            sources = [state[i] for i in node.inputs]
+            reach = rule_of(op).range(tuple(s.bounds.lower for s in sources), tuple(s.bounds.upper for s in sources))
+            center = op.value([s.center for s in sources])
+            return NodeState(Bounds(*reach), center if op.pieces is not None else _number(center), None)
         case _:
             raise NotImplementedError(f"no interval rule for {type(node.op).__name__} ({node.name})")
 

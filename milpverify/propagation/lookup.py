@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import UNDERFLOW, down, gamma, up
-from milpverify.operators import Elementwise, Linear, Scale, Select
+from milpverify.functions.pieces import RELU
+from milpverify.operators import Linear, Nonlinear, Scale, Select
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import Bounds
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
-
-LARGEST = 2**12
-"""Entries of W."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,27 +79,28 @@ class Lookup:
         return down(below - moved).T, up(above + moved).T, enclosed
 
 
-_KNOWN: WeakKeyDictionary[Graph, dict[int, Lookup]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Graph, dict[int, dict[int, Lookup]]] = WeakKeyDictionary()
 
 
-def lookups(graph: Graph) -> dict[int, Lookup]:
+def lookups(graph: Graph, tuning: BoundTuning = BoundTuning()) -> dict[int, Lookup]:
     """The graph's lookup tables by the nodes that hold their values; looked for once."""
-    if graph not in _KNOWN:
-        _KNOWN[graph] = {node.id: found for node in graph.nodes if (found := _lookup(graph, node)) is not None}
-    return _KNOWN[graph]
+    known, largest = _KNOWN.setdefault(graph, {}), tuning.lookup
+    if largest not in known:
+        known[largest] = {node.id: found for node in graph.nodes if (found := _lookup(graph, node, largest)) is not None}
+    return known[largest]
 
 
-def _lookup(graph: Graph, node: Node) -> Lookup | None:
+def _lookup(graph: Graph, node: Node, largest: int) -> Lookup | None:
     if not isinstance(node.op, Linear) or node.op.weight.dtype != torch.float64:  # the errors are float64's
         return None
     relu = graph.nodes[node.inputs[0]]
-    if not (isinstance(relu.op, Elementwise) and relu.op.function.name == "relu" and len(graph.consumers[relu.id]) == 1):
+    if not (isinstance(relu.op, Nonlinear) and relu.op.pieces == RELU and len(graph.consumers[relu.id]) == 1):
         return None
     line = graph.nodes[relu.inputs[0]]
     if not (isinstance(line.op, Scale) and (k := line.shape[-1]) > 1):
         return None
     spread = graph.nodes[line.inputs[0]]
-    if not isinstance(spread.op, Select) or spread.op.bias is not None or node.op.weight.numel() > LARGEST:
+    if not isinstance(spread.op, Select) or spread.op.bias is not None or node.op.weight.numel() > largest:
         return None
     index = spread.op.index.reshape(-1, k)
     given = (line.op.weight, 1.0), (line.op.bias, 0.0)

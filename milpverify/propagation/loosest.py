@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.crown import bound_sum
 from milpverify.propagation.patches import pass_for
 from milpverify.propagation.relevance import refinable, wanted
 from milpverify.propagation.screening import undecided
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.propagation.backward import LineTable
     from milpverify.propagation.relevance import Needed
+    from milpverify.propagation.request import BoundRequest
     from milpverify.propagation.state import State
 
 
 def loosest(
-    graph: Graph, state: State, table: LineTable, rows: Tensor, needed: Needed, most: float, done: Needed, dtype: torch.dtype
+    graph: Graph, state: State, table: LineTable, rows: Tensor, request: BoundRequest, most: float, done: Needed, dtype: torch.dtype
 ) -> tuple[dict[int, Tensor], float]:
     """Entries of variables on one box, (size,) bool by node, whose passes take at most so many multiplications, and what they take.
 
@@ -33,18 +34,18 @@ def loosest(
         graph: in float64.
         state, table: of one box, for passes in `dtype`.
         rows: of the output, (r, ny) float64.
-        needed: the entries that the rows depend on.
+        request: the entries that the rows depend on, and what passes cost.
         done: entries not to be chosen again.
     """
     worth = _losses(graph.to(dtype, graph.device), state, table, rows)
     nodes, owners, places, scores, costs = refinable(graph), [], [], [], []
     for node in nodes:
         low, high = (side.flatten(1) for side in (state[node.id].bounds.lower, state[node.id].bounds.upper))
-        left = wanted(graph, node.id, undecided(graph, node.id, state, low, high), low, high, needed.get(node.id))[0]
+        left = wanted(graph, node.id, undecided(graph, node.id, state, low, high), low, high, request.needed.get(node.id))[0]
         if node.id in done:
             left = left & ~done[node.id]
         count = max(1, int(left.sum()))
-        each = pass_for(graph, node, 2.0 * count) / count
+        each = pass_for(graph, node, 2.0 * count, request.cost) / count
         # Those that are infinite get a pass in any case.
         forced = wanted(graph, node.id, left[None], low, high, torch.zeros_like(left))[0]
         score = worth.get(node.id, torch.zeros_like(low[0])) / max(1.0, each)
@@ -65,7 +66,7 @@ def loosest(
 def _losses(graph: Graph, state: State, table: LineTable, rows: Tensor) -> dict[int, Tensor]:
     """Per variable, the shares of its entries in what the rows lose, (size,) float64, summed over the rows."""
     seen: dict[int, Tensor] = {}
-    bound_rows(graph, state, table, rows.unsqueeze(0), seen=seen)
+    bound_sum(graph, state, table, [(graph.output, rows.unsqueeze(0))], seen=seen)
     lost = {
         i: (multipliers.abs() * table[i].centred[-1].unsqueeze(1))[0].flatten(1).double().nan_to_num(0.0, 0.0, 0.0)
         for i, multipliers in seen.items()

@@ -11,27 +11,23 @@ from torch import Tensor
 from milpverify.arithmetic.rounding import U64
 from milpverify.operators import Affine, Window
 from milpverify.operators.core import units
-from milpverify.propagation.backward import Backward, Intervals, LineTable
-from milpverify.propagation.cost import CHEAP
+from milpverify.propagation.backward import Backward
 from milpverify.propagation.memory import rows_that_fit
 from milpverify.propagation.patches import pass_for, tiling
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.screening import grouped, undecided
-from milpverify.propagation.state import Bounds, NodeState, State
+from milpverify.propagation.state import Bounds, NodeState, Passage, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
-
-CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""How large a matrix of multipliers may grow at a node of mean size: on a CPU it should stay within the caches."""
-SAMPLE, DEAR, GAINS = 32, 1e6, 0.5
-"""Entries of a layer whose rows take so many multiplications each are tried first where forward forms have bounded them: the others
-follow if the sample gains so much of its width (an entry that is decided, all of it)."""
+    from milpverify.propagation.request import BoundRequest
 
 
-def parts(graph: Graph, node: Node, state: State, chosen: Tensor, known: Known, sampled: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def parts(
+    graph: Graph, node: Node, state: State, chosen: Tensor, known: Known, sampled: bool, request: BoundRequest
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Chosen entries (batch, size) bool as boxes and places: all, or where they are dear a sample, and the others if that gained much.
 
     Args:
@@ -39,20 +35,30 @@ def parts(graph: Graph, node: Node, state: State, chosen: Tensor, known: Known, 
         sampled: whether the entries have been bounded by something other than intervals, so that a pass may gain next to nothing.
     """
     owner, index = chosen.nonzero(as_tuple=True)
-    rows = len(owner) / len(chosen)
-    if not sampled or len(owner) < 4 * SAMPLE or (all_rows := pass_for(graph, node, rows)) < DEAR * rows or len(chosen) * all_rows < CHEAP:
+    if not (sampled and _dear(graph, node, len(owner), len(chosen), request)):
         yield owner, index
         return
+    tuning = request.tuning
     first = torch.zeros_like(owner, dtype=torch.bool)
-    first[:: len(owner) // SAMPLE] = True
+    first[:: len(owner) // tuning.sample] = True
     at = owner[first], index[first]
     before = known.high[at] - known.low[at]
     yield at
     low, high = known.low, known.high
     left = undecided(graph, node.id, state, low, high)[at]
     gained = 1.0 - ((high[at] - low[at]) / before).nan_to_num(1.0, 0.0, 0.0)
-    if float(torch.where(left, gained, 1.0).mean()) >= GAINS:
+    if float(torch.where(left, gained, 1.0).mean()) >= tuning.gains:
         yield owner[~first], index[~first]
+
+
+def _dear(graph: Graph, node: Node, entries: int, boxes: int, request: BoundRequest) -> bool:
+    """Whether passes for so many entries of a node, of so many boxes together, are to be tried on a sample first."""
+    tuning, cost = request.tuning, request.cost
+    if entries < 4 * tuning.sample:
+        return False
+    rows = entries / boxes
+    all_rows = pass_for(graph, node, rows, cost)
+    return not (all_rows < tuning.dear * rows or boxes * all_rows < cost.cheap)
 
 
 class Known:
@@ -88,14 +94,7 @@ class Known:
 
 
 def passes(
-    graph: Graph,
-    node: Node,
-    state: State,
-    table: LineTable,
-    chosen: tuple[Tensor, Tensor],
-    intervals: Intervals,
-    deadline: Deadline | None,
-    parallel: bool,
+    graph: Graph, node: Node, through: Passage, chosen: tuple[Tensor, Tensor], request: BoundRequest, parallel: bool
 ) -> Iterator[tuple[Backward, Tensor, Tensor]]:
     """Passes for chosen entries of a node, just started, with their boxes (groups,) and entries (groups, rows).
 
@@ -105,14 +104,14 @@ def passes(
         chosen: boxes, ascending, and places in the node.
     """
     owner, index = chosen
-    tiles = tiling(graph, node, len(owner) / len(state[0].center))
-    most = rows_at_once(graph, None if tiles is None else tiles.cost.entries)
+    tiles = tiling(graph, node, len(owner) / len(through.state[0].center), request.cost)
+    most = rows_at_once(graph, None if tiles is None else tiles.cost.entries, request.tuning)
     if tiles is not None:
         owner = owner * tiles.count + tiles.of(index)
         order = owner.argsort(stable=True)
         owner, index = owner[order], index[order]
     for group, place in grouped(owner, most if parallel else most // 2):
-        if deadline is not None and deadline.expired():
+        if request.expired:
             return
         entries = local = index[place]
         box, window = group, None
@@ -120,7 +119,7 @@ def passes(
             box, window = group // tiles.count, tiles.window(group % tiles.count)
             local = tiles.local(entries, window)
         count, rows = entries.shape
-        sweep = Backward(graph, state, table, count, rows if parallel else 2 * rows, box, parallel, None, intervals)
+        sweep = Backward(graph, through, count, rows if parallel else 2 * rows, box, parallel, request.cost.share)
         for source, part, there in _first(graph, node, local, window):
             sweep.add(source, part if parallel else torch.cat([part, -part], dim=1), there)
         yield sweep, box, entries
@@ -142,11 +141,11 @@ def finite(bound: Tensor) -> Tensor:
     return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
-def rows_at_once(graph: Graph, entries: float | None = None) -> int:
+def rows_at_once(graph: Graph, entries: float | None = None, tuning: BoundTuning = BoundTuning()) -> int:
     """How many rows of multipliers make one matrix of the size that suits the device, of so many entries at a node or of all."""
     mean = -(-graph.entries // len(graph.nodes)) if entries is None else math.ceil(entries)
-    fit = rows_that_fit(graph, None if entries is None else 4 * entries)
+    fit = rows_that_fit(graph, None if entries is None else 4 * entries, tuning)
     # Where there are several inputs there are as many matrices at once, and broadcasts make these nodes far larger than the others.
     several = max((3 * graph.nodes[i].size // 4 for i, r in graph.readings.items() if len(r) > 1 and entries is None), default=0)
-    suits = max(16, CHUNK_BYTES[graph.device.type] // (max(mean, several) * torch.finfo(graph.dtype).bits // 8))
+    suits = max(16, tuning.chunk(graph.device) // (max(mean, several) * torch.finfo(graph.dtype).bits // 8))
     return max(2, min(suits, fit) // 2 * 2)

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from milpverify.graph import Pullback
 from milpverify.operators import Affine, Window
-from milpverify.propagation.backward import LARGE_SHARE
+from milpverify.propagation.request import CostTuning
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
-
-ENTRY, CUT = 60.0, 400.0
-"""What an entry of a row costs at a node, and one of a window that lines are cut out for, in multiplications of a matrix product."""
-WORTHWHILE, SMALL = 1.2, 2e7
-"""So many times cheaper rows in windows must be estimated; passes of so few multiplications are made before tiles are compared."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +83,16 @@ def places_of(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(reversed(places))
 
 
-_KNOWN: WeakKeyDictionary[Graph, dict[tuple[int, tuple[int, ...], tuple[int, ...]], Cost]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Graph, dict[tuple[Any, ...], Cost]] = WeakKeyDictionary()
 
 
-def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
+def tiling(graph: Graph, node: Node, rows: float, tuning: CostTuning = CostTuning()) -> Tiling | None:
     """The tiles that make so many rows of a node, of one box and equally spread, cheapest; None where whole rows are about as cheap."""
     shape = _view(graph, node)
     if len(shape) < 3 or not rows:
         return None
-    best, least = None, cost(graph, node, shape, (), ()).row * rows / WORTHWHILE
-    if least < SMALL:
+    best, least = None, cost(graph, node, shape, (), (), tuning).row * rows / tuning.cheaper
+    if least < tuning.small:
         return None
     channels_first, channels_last = tuple(range(2, len(shape))), tuple(range(1, len(shape) - 1))
     for axes in (channels_first, channels_last) if len(shape) > 3 else (channels_first,):
@@ -104,7 +100,7 @@ def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
         size = 1
         while size < max(space):
             tile = tuple(min(size, n) for n in space)
-            found = Tiling(shape, axes, tile, cost(graph, node, shape, axes, tile))
+            found = Tiling(shape, axes, tile, cost(graph, node, shape, axes, tile, tuning))
             total = rows * found.cost.row + min(rows, found.count) * found.cost.group
             if total < least:
                 best, least = found, total
@@ -112,11 +108,11 @@ def tiling(graph: Graph, node: Node, rows: float) -> Tiling | None:
     return best
 
 
-def pass_for(graph: Graph, node: Node, rows: float) -> float:
+def pass_for(graph: Graph, node: Node, rows: float, tuning: CostTuning = CostTuning()) -> float:
     """Multiplications of a pass for so many rows of a node, of one box, in windows where these are cheaper."""
-    found = tiling(graph, node, rows)
+    found = tiling(graph, node, rows, tuning)
     if found is None:
-        return rows * cost(graph, node, node.shape, (), ()).row
+        return rows * cost(graph, node, node.shape, (), (), tuning).row
     return rows * found.cost.row + min(rows, found.count) * found.cost.group
 
 
@@ -129,36 +125,35 @@ def _view(graph: Graph, node: Node) -> tuple[int, ...]:
     return shape if len(shape) >= 3 else node.shape
 
 
-def cost(graph: Graph, node: Node, shape: tuple[int, ...], axes: tuple[int, ...], tile: tuple[int, ...]) -> Cost:
+def cost(
+    graph: Graph, node: Node, shape: tuple[int, ...], axes: tuple[int, ...], tile: tuple[int, ...], tuning: CostTuning = CostTuning()
+) -> Cost:
     """What rows cost behind a tile of a node that is seen in a shape; without axes they are whole."""
     known = _KNOWN.setdefault(graph, {})
-    key = node.id, axes, tile
+    key = node.id, axes, tile, tuning.entry, tuning.cut, tuning.share
     if key not in known:
         start = Window(shape, axes, torch.zeros(1, len(axes), dtype=torch.int64, device="cpu"), tile) if axes else None
-        known[key] = _cost(graph, node, start)
+        known[key] = _cost(graph, node, start, tuning)
     return known[key]
 
 
-def _cost(graph: Graph, node: Node, start: Window | None) -> Cost:
-    waiting: dict[int, Window | None] = {node.id: start}
+def _cost(graph: Graph, node: Node, start: Window | None, tuning: CostTuning) -> Cost:
     row = group = entries = 0.0
+    entry, cut, share = tuning.entry, tuning.cut, tuning.share
     passed = 0
-    while waiting:
-        last = max(waiting)
-        now, window = graph.nodes[last], waiting.pop(last)
+    walk: Pullback[Window | None] = Pullback(graph, {node.id: start}, lambda a, b: None if a is None or b is None else a.joined(b))
+    for now, window in walk:
+        if now.id != node.id and window is not None and window.share > share:
+            window = None
         size = now.size if window is None else math.prod(window.within)
-        row, entries, passed = row + ENTRY * size, entries + size, passed + 1
+        row, entries, passed = row + entry * size, entries + size, passed + 1
         behind: tuple[Window | None, ...] = (window,) * len(now.inputs)
         if isinstance(now.op, Affine):
             found = None if window is None else now.op.behind(window, now.shape)
-            if last != node.id:  # the first step reads rows
+            if now.id != node.id:  # the first step reads rows
                 row += now.op.products(now.shape if window is None or found is None else window.within)
             behind = found or (None,) * len(now.inputs)
         else:
-            group += CUT * size
-        for source, there in zip(now.inputs, behind, strict=True):
-            if source in waiting:
-                other = waiting[source]
-                there = None if there is None or other is None else other.joined(there)
-            waiting[source] = None if there is None or there.share > LARGE_SHARE else there
+            group += cut * size
+        walk.send(now, behind)
     return Cost(row, group, entries / passed)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.graph import Pullback
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,17 +27,15 @@ def path_weights(graph: Graph, table: LineTable, rows: Tensor) -> Tensor:
         (batch, r, nx).
     """
     batch, count = rows.shape[:2]
-    waiting = {graph.output: rows.abs().to(graph.dtype).reshape(batch, count, *graph.nodes[graph.output].shape)}
-    for node in reversed(graph.nodes):
-        if node.id not in waiting or node.id == 0:
-            continue
-        weight = waiting.pop(node.id)
+    walk = Pullback(graph, {graph.output: rows.abs().to(graph.dtype).reshape(batch, count, *graph.nodes[graph.output].shape)})
+    for node, weight in walk:
+        if node.id == 0:
+            return weight
         if node.id in table:
             both = zip(table[node.id].k_lower, table[node.id].k_upper, strict=True)
             parts: tuple[Tensor, ...] = tuple(weight * torch.maximum(low.abs(), high.abs()).unsqueeze(1) for low, high in both)
         else:
             parts = graph.absolutes[node.id].adjoint(weight.reshape(-1, *node.shape))
-        for source, part in zip(node.inputs, parts, strict=True):
-            part = part.reshape(batch, count, *graph.nodes[source].shape)
-            waiting[source] = waiting[source] + part if source in waiting else part
-    return waiting[0]
+        shapes = (graph.nodes[source].shape for source in node.inputs)
+        walk.send(node, (part.reshape(batch, count, *shape) for part, shape in zip(parts, shapes, strict=True)))
+    raise ValueError("no path joins the output to the input")

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.operators import Affine, Elementwise
+from milpverify.arithmetic.interval import Interval
+from milpverify.graph import Pullback
+from milpverify.operators import Affine
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
@@ -30,24 +32,19 @@ def needed(graph: Graph, rows: Tensor) -> Needed:
     Args:
         rows: (r, ny).
     """
-    waiting = {graph.output: (rows != 0).any(0).reshape(1, *graph.nodes[graph.output].shape)}
     found: dict[int, Tensor] = {}
-    for node in reversed(graph.nodes):
-        reached = waiting.pop(node.id, None)
-        if reached is None:
-            found[node.id] = torch.zeros(node.size, dtype=torch.bool, device=graph.device)
-            continue
+    unread = set(range(len(graph.nodes)))
+    walk = Pullback(graph, {graph.output: (rows != 0).any(0).reshape(1, *graph.nodes[graph.output].shape)}, torch.logical_or)
+    for node, reached in walk:
+        unread.remove(node.id)
         if not bool(reached.all()):
             found[node.id] = reached.flatten()
-        if not node.inputs:
-            continue
         parts: tuple[Tensor, ...] = (reached,) * len(node.inputs)
         if isinstance(node.op, Affine):
             parts = graph.absolutes[node.id].adjoint(reached.to(graph.precision(node.id)))
-        for source, part in zip(node.inputs, parts, strict=True):
-            part = (part != 0).reshape(1, *graph.nodes[source].shape)
-            waiting[source] = waiting[source] | part if source in waiting else part
-    return found
+        shapes = (graph.nodes[source].shape for source in node.inputs)
+        walk.send(node, ((part != 0).reshape(1, *shape) for part, shape in zip(parts, shapes, strict=True)))
+    return found | {i: torch.zeros(graph.nodes[i].size, dtype=torch.bool, device=graph.device) for i in unread}
 
 
 def wanted(graph: Graph, node: int, chosen: Tensor, lower: Tensor, upper: Tensor, needed: Tensor | None) -> Tensor:
@@ -63,9 +60,8 @@ def wanted(graph: Graph, node: int, chosen: Tensor, lower: Tensor, upper: Tensor
         return chosen
     infinite = torch.isinf(lower) | torch.isinf(upper)
     for reading in graph.readers[node]:
-        op = graph.nodes[reading.reader].op
-        if isinstance(op, Elementwise):
-            low, high = op.function.interval(lower, upper)
+        if len(graph.readings[reading.reader]) == 1:
+            low, high = graph.nonlinearities[reading.reader].interval([Interval(lower, upper)])
             infinite |= torch.isinf(low) | torch.isinf(high)
     return chosen & (needed | infinite)
 

@@ -19,12 +19,17 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import TINY, gamma
+from milpverify.graph import Pullback
 from milpverify.operators import Affine
 from milpverify.propagation.lookup import lookups
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.propagation.state import State
+
+
+_Arrived = tuple[Tensor, Tensor, Tensor]
+"""At a node: rows (r, *shape) with what their errors are multiples of, and the entries that paths lead to, bool."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,37 +63,28 @@ class RowIntervals:
         count = len(y_rows)
         # Several values of one table are better bounded together.
         whole = {i for i, table in lookups(graph).items() if len(table.last.weight) == 1} if tables else set()
-        waiting: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-        def arrive(node: int, rows: Tensor, size: Tensor, reached: Tensor) -> None:
-            rows, size, reached = (t.reshape(count, *graph.nodes[node].shape) for t in (rows, size, reached != 0))
-            known = waiting.get(node)
-            waiting[node] = (rows, size + TINY, reached) if known is None else (known[0] + rows, known[1] + size, known[2] | reached)
-
-        arrive(graph.output, y_rows, y_rows.abs(), y_rows)
+        start = {graph.output: _arriving(graph, graph.output, y_rows, y_rows.abs(), y_rows)}
         if x_rows is not None:
-            arrive(0, x_rows, x_rows.abs(), x_rows)
+            start[0] = _arriving(graph, 0, x_rows, x_rows.abs(), x_rows)
+        walk = Pullback(graph, start, _together)
         constant, constant_size = y_rows.new_zeros(count), y_rows.new_full((count,), TINY)
         terms = 8
-        cuts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        while waiting:
-            last = max(waiting)
-            node, (rows, size, reached) = graph.nodes[last], waiting.pop(last)
-            op = node.op
-            terms += 2 * len(graph.consumers[last]) + 2
-            if not isinstance(op, Affine) or last in whole:
-                cuts[last] = rows.flatten(1), size.flatten(1), reached.flatten(1)
+        cuts: dict[int, _Arrived] = {}
+        for node, (rows, size, reached) in walk:
+            op, size = node.op, size + TINY
+            terms += 2 * len(graph.consumers[node.id]) + 2
+            if not isinstance(op, Affine) or node.id in whole:
+                cuts[node.id] = rows.flatten(1), size.flatten(1), reached.flatten(1)
                 terms += node.size
                 continue
-            absolute = graph.absolutes[last]
+            absolute = graph.absolutes[node.id]
             if op.bias is not None and absolute.bias is not None:
                 constant = constant + (rows * op.bias).flatten(1).sum(1)
                 constant_size = constant_size + (size * absolute.bias).flatten(1).sum(1)
                 terms += node.size
             terms += op.adjoint_terms
             parts = op.adjoint(rows), absolute.adjoint(size), absolute.adjoint(reached.double())
-            for source, *part in zip(node.inputs, *parts, strict=True):
-                arrive(source, *part)
+            walk.send(node, (_arriving(graph, source, *part) for source, *part in zip(node.inputs, *parts, strict=True)))
         # Sizes are rounded too, and enter with the ends of intervals: twice their own loss covers both.
         return RowIntervals(
             {i: rows for i, (rows, _, _) in cuts.items()},
@@ -121,3 +117,13 @@ class RowIntervals:
         falls, rises = (self.reached[node] & side for side in (rows - lost <= 0, rows + lost >= 0))
         needs = (~end.isfinite() for end in (low, high))
         return torch.stack([end.double() @ used.double().T for end, used in zip(needs, (rises, falls), strict=True)]).gt(0).any(0)
+
+
+def _arriving(graph: Graph, node: int, rows: Tensor, size: Tensor, reached: Tensor) -> _Arrived:
+    """What arrives at a node, in its shape; `reached` is 0 where no path leads."""
+    rows, size, reached = (t.reshape(len(t), *graph.nodes[node].shape) for t in (rows, size, reached != 0))
+    return rows, size, reached
+
+
+def _together(known: _Arrived, more: _Arrived) -> _Arrived:
+    return known[0] + more[0], known[1] + more[1], known[2] | more[2]

@@ -15,23 +15,21 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import gamma
 from milpverify.graph import affine_form
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine
 from milpverify.propagation.backward import Backward
 from milpverify.propagation.relevance import summing_maps
-from milpverify.relaxations.registry import rule_of, univariate
+from milpverify.propagation.request import BoundTuning
+from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milpverify.functions.catalogue import Function
     from milpverify.graph import Graph
+    from milpverify.operators import Nonlinear
     from milpverify.propagation.state import State
 
 Improve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes boxes (groups,), entries, and bounds of their deviations (groups, rows); returns the entries' bounds as then known."""
-
-HOPELESS = 0.75
-"""Of the norm inequality's value, what a row's true reach is expected to exceed: 0.8 for Gaussian coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +111,26 @@ def undecided(graph: Graph, node: int, state: State, lower: Tensor, upper: Tenso
     return loose
 
 
-def functions_of(graph: Graph, node: int) -> list[Function] | None:
-    """The functions that read a variable; None where operators of several inputs do, too."""
-    ops = [graph.nodes[reading.reader].op for reading in graph.readers[node]]
-    functions = [op.function for op in ops if isinstance(op, Elementwise)]
-    return functions if len(functions) == len(ops) else None
+def functions_of(graph: Graph, node: int) -> list[Nonlinear] | None:
+    """The functions of one input that read a variable; None where operators of several inputs do, too."""
+    readers = [reading.reader for reading in graph.readers[node]]
+    return [graph.nonlinearities[i] for i in readers] if all(len(graph.readings[i]) == 1 for i in readers) else None
 
 
-def inexact(functions: Sequence[Function], lower: Tensor, upper: Tensor) -> Tensor:
-    """Where the relaxation of some of the functions on [lower, upper], float64 of any one shape, is not exact: bool, of that shape."""
-    exact = [univariate(f).is_affine(lower, upper) for f in functions]
+def inexact(functions: Sequence[Nonlinear], lower: Tensor, upper: Tensor) -> Tensor:
+    """Where a relaxation of functions of one input on [lower, upper], float64 of any one shape, is not exact: bool, of that shape."""
+    exact = [rule_of(f).is_exact((lower,), (upper,)) for f in functions]
     return ~(exact[0] if len(exact) == 1 else torch.stack(exact).all(0))
 
 
-def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, place: Tensor, improve: Improve) -> None:
+def screen(
+    sweep: Backward,
+    functions: Sequence[Nonlinear],
+    gram: Gram | None,
+    place: Tensor,
+    improve: Improve,
+    tuning: BoundTuning = BoundTuning(),
+) -> None:
     """Run one pass with parallel slopes; rows leave it as soon as they are decided, or as it cannot be expected any more.
 
     Args:
@@ -154,7 +158,7 @@ def screen(sweep: Backward, functions: Sequence[Function], gram: Gram | None, pl
         alive &= inexact(functions, low, high)
         alive[:, 1:] &= place[:, 1:] != place[:, :-1]
         if at_gram:
-            centre, half = 0.5 * (low + high), HOPELESS * 0.5 * (high - low)
+            centre, half = 0.5 * (low + high), tuning.hopeless * 0.5 * (high - low)
             alive &= ~inexact(functions, centre - half, centre + half)
         kept = alive.flatten().nonzero(as_tuple=True)[0]
         if not len(kept):

@@ -22,36 +22,33 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import TINY, U64, down, gamma
 from milpverify.propagation.backward import LineTable, lines, parallel_lines
-from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.crown import bound_sum
 from milpverify.propagation.forward import Carried
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.state import LinearBound, Lines, select, select_lines
-from milpverify.relaxations.registry import rule_of
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.propagation.state import State
 
-MOST_INPUTS = 8
-"""With more inputs that vary the quadratic forms are dear, and boxes are not bisected to where second order counts."""
-ROUNDS = 3
-"""Of coordinate descent, for the point where the plane touches."""
-LARGEST = 2.0**300
+LARGEST: Final = 2.0**300
+"""Nothing is made of larger coefficients, whose products might overflow."""
 
 
-def applies(graph: Graph, lower: Tensor, upper: Tensor) -> bool:
+def applies(graph: Graph, lower: Tensor, upper: Tensor, tuning: BoundTuning = BoundTuning()) -> bool:
     """Whether boxes (batch, nx) vary in few enough inputs, and there are products for second-order bounds to differ from linear ones."""
-    return bool(_products(graph)) and int((upper > lower).any(0).sum()) <= MOST_INPUTS
+    return bool(_products(graph)) and int((upper > lower).any(0).sum()) <= tuning.quadratic_inputs
 
 
 def _products(graph: Graph) -> list[int]:
-    return [i for i in graph.nonlinear if rule_of(graph.nodes[i].op).bilinear]
+    return [i for i, op in graph.nonlinearities.items() if op.bilinear]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +80,8 @@ class SecondOrder:
         dtype: the precision of the matrices.
     """
 
-    def __init__(self, graph: Graph, state: State, table: LineTable, dtype: torch.dtype) -> None:
+    def __init__(self, graph: Graph, state: State, table: LineTable, dtype: torch.dtype, tuning: BoundTuning = BoundTuning()) -> None:
+        self.tuning = tuning
         self.fast, self.state, self.table = graph.to(dtype, graph.device), state, dict(table)
         self.products = _products(graph)
         factors = {i for p in self.products for i in graph.nodes[p].inputs}
@@ -143,7 +141,8 @@ class SecondOrder:
             x_rows: (batch, r, nx) float64, zero by default.
         """
         seen: dict[int, Tensor] = {}
-        straight = bound_rows(self.fast, self.state, self.table, rows, x_rows=x_rows, seen=seen)
+        on = [(self.fast.output, rows), *([] if x_rows is None else [(0, x_rows)])]
+        straight = bound_sum(self.fast, self.state, self.table, on, seen=seen, tuning=self.tuning)
         batch, count = rows.shape[:2]
         p = len(self.varying)
         form = rows.new_zeros(batch, count, p, p)
@@ -170,43 +169,41 @@ class SecondOrder:
         known = (form.abs() <= LARGEST).all(3).all(2) & straight.over_box.isfinite() & lost.isfinite()
         form = torch.where(known[..., None, None], form, 0.0)
         shift = _convexifying(form)
-        found = _least(straight, self.state[0].deviation, self.varying, form, shift, lost)
+        found = self._least(straight, form, shift, lost)
         lower = torch.where(known & ~torch.isnan(found.lower), found.lower, -torch.inf)
         found = LinearBound(found.coefficients, found.constant, lower, lower)
         losses = rows.new_zeros(batch, count, straight.coefficients.shape[2])
         losses[..., self.varying] = (shares + shift).nan_to_num(0.0, 0.0, 0.0)
         return found, losses
 
+    def _least(self, straight: LinearBound, form: Tensor, shift: Tensor, lost: Tensor) -> LinearBound:
+        """A linear bound of straight + u' T u - lost where u, in [-1, 1]^p, is the deviation of the varying inputs over the radius.
 
-def _least(straight: LinearBound, radius: Tensor, varying: Tensor, form: Tensor, shift: Tensor, lost: Tensor) -> LinearBound:
-    """A linear bound of straight + u' T u - lost where u, in [-1, 1]^p, is the deviation of the varying inputs over the radius.
-
-    Args:
-        radius: (batch, nx).
-        form: T (batch, r, p, p), symmetric.
-        shift: (batch, r, p) of its diagonal, that make it positive semidefinite.
-        lost: (batch, r).
-    """
-    p = form.shape[2]
-    convex = form + torch.diag_embed(shift)
-    wide = radius[:, varying].unsqueeze(1)
-    own = straight.coefficients[..., varying].double()
-    slope = own * wide
-    point = _minimiser(slope, convex)
-    tangent = slope + 2 * (convex @ point.unsqueeze(3)).squeeze(3)
-    coefficients = torch.where(wide > 0, tangent / wide, own).to(straight.coefficients.dtype)
-    coefficients = torch.where(coefficients.isfinite(), coefficients, 0.0)
-    # What is bounded from below: straight.over_box + sum of |own| radius + tangent . u - t' P t - sum of the shifts - lost.
-    kept = coefficients.double() * wide
-    level = (point * (convex @ point.unsqueeze(3)).squeeze(3)).sum(2)
-    size = convex.abs().sum((2, 3)) + slope.abs().sum(2) + kept.abs().sum(2)
-    change = slope.abs().sum(2) - kept.abs().sum(2) - (kept - tangent).abs().sum(2) - level - shift.sum(2) - lost
-    pad = 8 * gamma(p * p + 8) * (size + shift.sum(2) + lost) + TINY
-    lower = down(straight.over_box + (change - pad))
-    everywhere = straight.coefficients.clone()
-    everywhere[..., varying] = coefficients
-    constant = straight.constant - level - shift.sum(2) - lost
-    return LinearBound(everywhere, constant, lower, lower)
+        Args:
+            form: T (batch, r, p, p), symmetric.
+            shift: (batch, r, p) of its diagonal, that make it positive semidefinite.
+            lost: (batch, r).
+        """
+        p, varying = form.shape[2], self.varying
+        convex = form + torch.diag_embed(shift)
+        wide = self.state[0].deviation[:, varying].unsqueeze(1)
+        own = straight.coefficients[..., varying].double()
+        slope = own * wide
+        point = _minimiser(slope, convex, self.tuning.tangent_rounds)
+        tangent = slope + 2 * (convex @ point.unsqueeze(3)).squeeze(3)
+        coefficients = torch.where(wide > 0, tangent / wide, own).to(straight.coefficients.dtype)
+        coefficients = torch.where(coefficients.isfinite(), coefficients, 0.0)
+        # What is bounded from below: straight.over_box + sum of |own| radius + tangent . u - t' P t - sum of the shifts - lost.
+        kept = coefficients.double() * wide
+        level = (point * (convex @ point.unsqueeze(3)).squeeze(3)).sum(2)
+        size = convex.abs().sum((2, 3)) + slope.abs().sum(2) + kept.abs().sum(2)
+        change = slope.abs().sum(2) - kept.abs().sum(2) - (kept - tangent).abs().sum(2) - level - shift.sum(2) - lost
+        pad = 8 * gamma(p * p + 8) * (size + shift.sum(2) + lost) + TINY
+        lower = down(straight.over_box + (change - pad))
+        everywhere = straight.coefficients.clone()
+        everywhere[..., varying] = coefficients
+        constant = straight.constant - level - shift.sum(2) - lost
+        return LinearBound(everywhere, constant, lower, lower)
 
 
 def _convexifying(form: Tensor) -> Tensor:
@@ -222,11 +219,11 @@ def _convexifying(form: Tensor) -> Tensor:
     return ((negative.abs() + 2 * gamma(p + 4) * (magnitude + form.abs())).sum(3) + TINY) * (1 + 2 * gamma(p))
 
 
-def _minimiser(slope: Tensor, form: Tensor) -> Tensor:
+def _minimiser(slope: Tensor, form: Tensor, rounds: int) -> Tensor:
     """Where slope . u + u' P u is about least over [-1, 1]^p, by coordinate descent: (batch, r, p). Any point is sound."""
     point = -slope.sign()
     diagonal = form.diagonal(dim1=2, dim2=3)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for i in range(point.shape[2]):
             ascent = slope[..., i] + 2 * ((form[..., i, :] * point).sum(2) - diagonal[..., i] * point[..., i])
             point[..., i] = torch.where(diagonal[..., i] > 0, -0.5 * ascent / diagonal[..., i], -ascent.sign()).clamp(-1.0, 1.0)

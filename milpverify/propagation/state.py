@@ -7,7 +7,7 @@ rounding charges scale with the size of the box, not with the size of the values
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,20 @@ class SplitConstraints:
     side: Tensor
     point: Tensor
     beta: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """What backward passes over a batch of boxes go through: by node, its state, lines around it, and split constraints on its entries.
+
+    `intervals`: of the deviation of nodes where passes ended, as middle (None if zero) and radius, (batch, *shape) in the precision of
+    the matrices; filled by the passes, so that others that share it need not form them again.
+    """
+
+    state: State
+    table: dict[int, Lines]
+    splits: dict[int, SplitConstraints] = field(default_factory=dict)
+    intervals: dict[int, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

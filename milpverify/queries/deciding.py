@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milpverify.config import Deadline, in_force
+from milpverify.config import Deadline, Options, in_force
 from milpverify.counterexamples.validate import validate
 from milpverify.frontends.vnnlib.assertions import Slack, disjuncts_of, satisfied
 from milpverify.frontends.vnnlib.query import NUMBERS, REAL
-from milpverify.queries.rounding import errors
+from milpverify.queries.rounding import RoundingTuning, errors
 from milpverify.result import Reason, Verdict
 from milpverify.run import OnEvent
 from milpverify.verify import verify
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from milpverify.frontends.queries import LoadedQuery
     from milpverify.result import Counterexample, Result
     from milpverify.spec import Array, Disjunct, Problem
-
-_WIDER = 2.0**-8
-"""By which share of their width boxes are widened, in which errors are bounded: assertions on inputs are weakened, too."""
 
 
 def decide(loaded: LoadedQuery, *, deadline: Deadline | None = None, on_event: OnEvent | None = None, **settings: Any) -> Result:
@@ -57,7 +54,7 @@ def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
     if query.real:
         return verify(problem, **settings)
     with in_force(settings["deadline"] or Deadline()):
-        weakened = _weakened(loaded)
+        weakened = _weakened(loaded, (settings.get("options") or Options()).search.tuned(RoundingTuning))
     if weakened is not None:
         found = replace(verify(weakened, **settings), margins=())  # they would be those of other assertions
         if found.verdict is Verdict.VERIFIED:
@@ -78,7 +75,7 @@ def _decided(loaded: LoadedQuery, settings: dict[str, Any]) -> Result:
 
 
 def _in_both(loaded: LoadedQuery, x: Array) -> Counterexample | None:
-    """The point as a counterexample in the reals, in the runtimes and in the arithmetic of the types."""
+    """The point x (nx,) as a counterexample in the reals, in the runtimes and in the arithmetic of the types."""
     query = loaded.query
     for disjunct in loaded.problem.disjuncts:
         point = validate(loaded.problem, disjunct, x).counterexample
@@ -88,7 +85,7 @@ def _in_both(loaded: LoadedQuery, x: Array) -> Counterexample | None:
 
 
 def _of_types(loaded: LoadedQuery, x: Array) -> bool:
-    """Whether each input is a number of its type."""
+    """Whether each input of x (nx,) is a number of its type."""
     offset = 0
     for variable in loaded.query.inputs:
         part = x[offset : offset + variable.size]
@@ -98,7 +95,7 @@ def _of_types(loaded: LoadedQuery, x: Array) -> bool:
     return True
 
 
-def _weakened(loaded: LoadedQuery) -> Problem | None:
+def _weakened(loaded: LoadedQuery, tuning: RoundingTuning) -> Problem | None:
     """The problem with its assertions weakened by what rounding may cost; None where that is not known.
 
     No disjunct at all is left as it is only where nothing was rounded away: inputs that no assertion allows are none in any arithmetic.
@@ -111,7 +108,7 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
             else None
         )
     lower, upper = _hull(problem.disjuncts)
-    width = np.maximum(upper - lower, np.maximum(abs(lower), abs(upper))) * _WIDER
+    width = np.maximum(upper - lower, np.maximum(abs(lower), abs(upper))) * tuning.wider
     lower, upper = lower - width, upper + width
     largest, error = np.maximum(abs(lower), abs(upper)).tolist(), [0.0] * query.nx
     offset = 0
@@ -121,7 +118,7 @@ def _weakened(loaded: LoadedQuery) -> Problem | None:
         if all(v.dtype == REAL for v in (*declaration.inputs, *declaration.outputs)):
             largest, error = largest + [np.inf] * graph.ny, error + [0.0] * graph.ny
             continue
-        known = errors(graph, source, lower[part], upper[part])
+        known = errors(graph, source, lower[part], upper[part], tuning)
         if known is None:
             return None
         largest, error = largest + known[0], error + known[1]

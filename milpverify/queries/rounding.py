@@ -10,7 +10,8 @@ nothing is known.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval
 from milpverify.bounding import bounds
+from milpverify.config import Tuning
 from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
 from milpverify.functions.steepness import secants
+from milpverify.graph import Pullback
 from milpverify.operators import Affine, Concat, Elementwise, Input, Permute, Product, Reshape, Select
 from milpverify.spec import Box
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 Errors = tuple[list[float], list[float]]
 """Per output, what it may come to, and how far it may be from its value in the reals."""
+_Multipliers = tuple[Tensor, Tensor]
+"""Centres and radii, (ny, *shape)."""
 
 _OPERATORS = frozenset(
     "Abs Add And AveragePool BatchNormalization Cast Clip Concat Conv Div Dropout Equal Erf Exp Expand Flatten Gather Gemm "
@@ -45,17 +50,31 @@ _SOURCES = frozenset("Constant ConstantOfShape Shape".split())
 _EXACT = frozenset({"abs", "heaviside", "nonzero", "relu", "sign"})
 _LINES = frozenset({"clip", "hard_sigmoid", "hard_tanh", "leaky_relu", "prelu", "relu6"})
 _CURVES = frozenset({"cube", "erf", "exp", "log", "pow_even", "pow_odd", "reciprocal", "sigmoid", "sqrt", "square", "tanh"})
-_OUTWARD = 1 + 2.0**-30
+_OUTWARD: Final = 1 + 2.0**-30
 """What the rounding of these bounds themselves is covered by, amply: they are sums of at most 2^20 numbers >= 0 per node in float64."""
-_LONGEST, _MOST = 1 << 20, 1 << 26
-"""Terms of a sum, and entries of multipliers, at most."""
+_LONGEST: Final = 1 << 20
+"""Terms of a sum, at most."""
 
 
-def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors | None:
-    """Bounds over the box [lower, upper] (nx,), whose inputs are numbers of the network's type; None where nothing is known.
+@dataclass(frozen=True)
+class RoundingTuning(Tuning):
+    """How far what rounding costs is followed."""
+
+    most: int = 1 << 26
+    """Entries of multipliers with which errors are added up backwards, at most."""
+    wider: float = 2.0**-8
+    """By which share of their width boxes are widened, in which errors are bounded: assertions on inputs are weakened, too."""
+
+
+def errors(graph: Graph, source: Source, lower: Array, upper: Array, tuning: RoundingTuning = RoundingTuning()) -> Errors | None:
+    """Bounds over the box [lower, upper], whose inputs are numbers of the network's type; None where nothing is known.
 
     Args:
         graph: as it was lowered, in float64.
+        source: the network's file.
+        lower: (nx,).
+        upper: (nx,).
+        tuning: how far errors are followed.
     """
     kinds = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
     shifts = _shifts(source, *kinds) if len(kinds) == 1 else None
@@ -66,7 +85,7 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
     state = bounds(graph, Box(lower, upper))
     found: dict[int, Tensor] = {}
     sizes: dict[int, Tensor] = {}
-    slopes: dict[int, Interval] = {}
+    slopes: dict[int, tuple[Interval, ...]] = {}
     own: dict[int, Tensor] = {}
     for node in graph.nodes:
         known = state[node.id]
@@ -89,7 +108,7 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
                 inner, wrong = state[node.inputs[0]], found[node.inputs[0]]
                 ends = secants(function, inner.lower - wrong, inner.upper + wrong)
                 ends = Interval(*(torch.where(wrong > 0, end, 0.0) for end in (ends.lower, ends.upper)))
-                slopes[node.id] = ends
+                slopes[node.id] = (ends,)
                 moved = torch.where(wrong > 0, torch.maximum(ends.lower.abs(), ends.upper.abs()) * wrong, 0.0)
                 of_function = _local(function, reach + moved, unit)
                 if of_function is None:
@@ -98,6 +117,7 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
             case Product():
                 (a, b), (da, db) = ([part[i] for i in node.inputs] for part in (sizes, found))
                 moved, local = a * db + b * da, unit * a * b * 4 + tiny
+                slopes[node.id] = Interval(-b, b), Interval(-a, a)  # a b - a' b' = (a - a') b + a' (b - b')
             case _:
                 return None
         own[node.id] = local * _OUTWARD
@@ -107,47 +127,43 @@ def errors(graph: Graph, source: Source, lower: Array, upper: Array) -> Errors |
             return None
     if shifts:  # the map of a normalisation has become part of another
         return None
-    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes, sizes))
+    error = torch.minimum(found[graph.output][0], _backwards(graph, own, slopes, tuning.most))
     return sizes[graph.output][0].tolist(), error.tolist()
 
 
-def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, Interval], sizes: dict[int, Tensor]) -> Tensor:
+def _backwards(graph: Graph, own: dict[int, Tensor], slopes: dict[int, tuple[Interval, ...]], most: int) -> Tensor:
     """The errors of all nodes, each times the slope of every output in it, added up: (ny,); infinite where that is too dear.
 
     With z' - z = W (x' - x) + e and f(z') - f(z) = s (z' - z), s a slope of f between z and z', the difference of the outputs is the sum
     of what each e is multiplied with on its way. These multipliers are kept as centres and radii.
+
+    Args:
+        own: what every node's own operation is wrong by at most.
+        slopes: of the nonlinear nodes, one for each input.
     """
     ny = graph.ny
     total = torch.zeros(ny, dtype=torch.float64)
-    if ny * max(node.size for node in graph.nodes) > _MOST:
+    if ny * max(node.size for node in graph.nodes) > most:
         return total + torch.inf
     start = torch.eye(ny, dtype=torch.float64)
-    pending = {graph.output: (start, torch.zeros_like(start))}
-    for node in reversed(graph.nodes):
-        if node.id not in pending:
-            continue
-        centre, radius = pending.pop(node.id)
+    walk = Pullback(graph, {graph.output: (start, torch.zeros_like(start))}, _sum)
+    for node, (centre, radius) in walk:
         total = total + ((centre.abs() + radius) * own[node.id]).flatten(1).sum(1)
-        match node.op:
-            case Input():
-                continue
-            case Affine():
-                absolute = graph.absolutes[node.id]
-                apart = absolute.adjoint(radius * _OUTWARD + centre.abs() * (_OUTWARD - 1))
-                parts = list(zip(node.op.adjoint(centre), apart, strict=True))
-            case Elementwise():
-                parts = [_times(centre, radius, slopes[node.id].lower, slopes[node.id].upper)]
-            case _:  # a product: a b - a' b' = (a - a') b + a' (b - b')
-                a, b = (sizes[i] for i in node.inputs)
-                parts = [_times(centre, radius, -other, other) for other in (b, a)]
-        for source, (c, r) in zip(node.inputs, parts, strict=True):
-            known = pending.get(source)
-            pending[source] = (c, r) if known is None else (known[0] + c, (known[1] + r + (known[0] + c).abs() * 2.0**-50) * _OUTWARD)
+        if isinstance(node.op, Affine):
+            apart = graph.absolutes[node.id].adjoint(radius * _OUTWARD + centre.abs() * (_OUTWARD - 1))
+            walk.send(node, zip(node.op.adjoint(centre), apart, strict=True))
+        elif node.inputs:
+            walk.send(node, (_times(centre, radius, s.lower, s.upper) for s in slopes[node.id]))
     return torch.where(total.isnan(), torch.inf, total * _OUTWARD)
 
 
+def _sum(known: _Multipliers, more: _Multipliers) -> _Multipliers:
+    centre = known[0] + more[0]
+    return centre, (known[1] + more[1] + centre.abs() * 2.0**-50) * _OUTWARD
+
+
 def _times(centre: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Multipliers centre -+ radius times slopes between lower and upper."""
+    """Multipliers centre -+ radius (ny, *node) times slopes (1, *node) between lower and upper."""
     middle, half = 0.5 * (lower + upper), 0.5 * (upper - lower) * _OUTWARD
     moved = centre * middle
     steep = torch.maximum(lower.abs(), upper.abs())

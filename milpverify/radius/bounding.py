@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.ladder import LARGE
+from milpverify.config import Tuning
+from milpverify.ladder import precision
+from milpverify.propagation.request import BoundRequest
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups
 
@@ -19,32 +22,39 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.radius.question import Question
 
-RADII = 16
-"""In each of two grids: halvings of the largest, and then evenly between the two that the answer lies between;"""
-TOGETHER, TOGETHER_IF_LARGE = 16, 2
-"""and in a batch."""
+
+@dataclass(frozen=True)
+class GridTuning(Tuning):
+    """The radii that are bounded."""
+
+    radii: int = 16
+    """In each of two grids: halvings of the largest, and then evenly between the two that the answer lies between."""
+    together: int = 16
+    together_if_large: int = 2
+    """In a batch, and in one of a large network."""
 
 
-def proved_radius(question: Question, graph: Graph, largest: float, deadline: Deadline) -> float:
+def proved_radius(question: Question, graph: Graph, largest: float, deadline: Deadline, tuning: GridTuning = GridTuning()) -> float:
     """The largest radius of a grid that CROWN proves, 0 if there is none.
 
     Args:
         graph: the question's in float64, on the device to bound on.
         largest: of the radii.
     """
-    coarse = _largest(question, graph, [largest * 0.5**k for k in range(RADII)], deadline)
+    coarse = _largest(question, graph, [largest * 0.5**k for k in range(tuning.radii)], deadline, tuning)
     if coarse in (0.0, largest):
         return coarse
-    return max(coarse, _largest(question, graph, [coarse * (1.0 + k / RADII) for k in range(RADII - 1, 0, -1)], deadline))
+    finer = [coarse * (1.0 + k / tuning.radii) for k in range(tuning.radii - 1, 0, -1)]
+    return max(coarse, _largest(question, graph, finer, deadline, tuning))
 
 
-def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline) -> float:
+def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline: Deadline, tuning: GridTuning) -> float:
     """The first of falling radii that is proved, 0 if none is."""
     if question.around.norm is not Norm.LINF:
         return _bisected(question, graph, radii, deadline)
     (group,) = groups(question.problem(radii[0]), graph.device)
-    prepared, small = Prepared.of(graph, group), graph.entries <= LARGE
-    together = TOGETHER if small else TOGETHER_IF_LARGE
+    prepared, small = Prepared.of(graph, group), precision(graph) is torch.float64
+    together = tuning.together if small else tuning.together_if_large
     for first in range(0, len(radii), together):
         if deadline.expired():
             break
@@ -53,7 +63,7 @@ def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline:
         lower = torch.from_numpy(np.stack([b.lower for b in boxes])).to(graph.device)
         upper = torch.from_numpy(np.stack([b.upper for b in boxes])).to(graph.device)
         dtype = torch.float64 if small else torch.float32
-        margins = bound_batch(graph, group, lower, upper, dtype, deadline=deadline, prepared=prepared).margins
+        margins = bound_batch(graph, group, lower, upper, dtype, BoundRequest(deadline=deadline), prepared).margins
         proved = group.closed(margins).all(1).tolist()
         if any(proved):
             return some[proved.index(True)]
@@ -68,7 +78,7 @@ def _bisected(question: Question, graph: Graph, radii: Sequence[float], deadline
         problem = question.problem(radii[middle])
         (group,) = groups(problem, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-        dtype = torch.float64 if graph.entries <= LARGE else torch.float32
-        margins = bound_batch(graph.confined(problem.graph.ball), group, lower, upper, dtype, deadline=deadline).margins
+        dtype = precision(graph)
+        margins = bound_batch(graph.confined(problem.graph.ball), group, lower, upper, dtype, BoundRequest(deadline=deadline)).margins
         low, high = (low, middle) if bool(group.closed(margins).all()) else (middle + 1, high)
     return radii[high] if high < len(radii) else 0.0

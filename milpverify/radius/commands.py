@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -27,7 +27,7 @@ _Inputs = Annotated[
 
 app = room()
 
-PATIENCE = 2.0
+PATIENCE: Final = 2.0
 """Seconds after a signal that the run may take to end the input under way, and to write what is known."""
 
 

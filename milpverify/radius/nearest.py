@@ -6,13 +6,15 @@ Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack (a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from milpverify.balls.norm import Norm
 from milpverify.balls.points import distances
+from milpverify.config import Tuning
 from milpverify.graph import evaluate
 
 if TYPE_CHECKING:
@@ -22,23 +24,32 @@ if TYPE_CHECKING:
     from milpverify.radius.question import Question
     from milpverify.spec import Array
 
-SCALES = (0.7, 0.85, 0.93, 0.97, 0.99, 1.0, 1.01, 1.03, 1.1, 1.3)
-"""Where on the ray from the centre through a projection a misclassified point is looked for."""
-STEPS, TARGETS = 10, 16
-"""Projections of every point, and targets that are aimed at."""
-HALVINGS = 40
-"""Of the logarithm of a radius, and half as many of a segment to the centre."""
-BEYOND, TINY = 2.0**10, 1e-30
-"""How much further than to the end of the clip rays go, of which parts are clipped; and what is not divided by."""
-ENTRIES = 30_000_000
-"""Of all node values of a batch."""
+TINY: Final = 1e-30
+"""What is not divided by."""
+
+
+@dataclass(frozen=True)
+class NearestTuning(Tuning):
+    """How points are moved towards the centre."""
+
+    scales: tuple[float, ...] = (0.7, 0.85, 0.93, 0.97, 0.99, 1.0, 1.01, 1.03, 1.1, 1.3)
+    """Where on the ray from the centre through a projection a misclassified point is looked for."""
+    steps: int = 10
+    targets: int = 16
+    """Projections of every point, and targets that are aimed at."""
+    halvings: int = 40
+    """Of the logarithm of a radius, and half as many of a segment to the centre."""
+    beyond: float = 2.0**10
+    """How much further than to the end of the clip rays go, of which parts are clipped."""
+    entries: int = 30_000_000
+    """Of all node values of a batch."""
 
 
 class Descent:
     """Points on their way towards the centre, each misclassified as its own target; `best` (N, nx) are the nearest, at `distance` (N,)."""
 
-    def __init__(self, graph: Graph, around: Neighbourhood, rows: Tensor, x: Tensor) -> None:
-        self.graph, self.around, self.rows, self.x = graph, around, rows, x
+    def __init__(self, graph: Graph, around: Neighbourhood, rows: Tensor, x: Tensor, tuning: NearestTuning) -> None:
+        self.tuning, self.graph, self.around, self.rows, self.x = tuning, graph, around, rows, x
         parts = (around.centre, around.weight, around.low, around.high)
         self.centre, self.weight, self.low, self.high = (torch.from_numpy(t).to(x.device, x.dtype) for t in parts)
         self.best, self.distance = x.clone(), x.new_full((len(x),), torch.inf)
@@ -47,7 +58,7 @@ class Descent:
         """Project the centre onto every point's linearised boundary, and keep what is misclassified nearest to it."""
         gradient, margin = self._linearised()
         projected = self._projected(gradient, (gradient * self.x).sum(1) - margin)
-        scales = self.x.new_tensor(SCALES)
+        scales = self.x.new_tensor(self.tuning.scales)
         ray = self._clipped(self.centre + scales[:, None, None] * (projected - self.centre))  # (S, N, nx)
         margins = self._margins(ray)
         inside = margins < 0
@@ -61,7 +72,7 @@ class Descent:
         """Bisect the segments between the nearest points and the centre."""
         low, high = torch.zeros_like(self.distance), torch.ones_like(self.distance)
         direction = self.best - self.centre
-        for _ in range(HALVINGS // 2):
+        for _ in range(self.tuning.halvings // 2):
             middle = 0.5 * (low + high)
             inside = self._margins((self.centre + middle[:, None] * direction)[None])[0] < 0
             low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
@@ -98,11 +109,11 @@ class Descent:
                 return self._filled(gradient, pull, level)
             case Norm.L2:
                 pull = pull / pull.square().sum(1, keepdim=True).sqrt().clamp(min=TINY)
-                away, furthest = self.weight * pull, BEYOND * self.around.reach
+                away, furthest = self.weight * pull, self.tuning.beyond * self.around.reach
             case Norm.LINF:
                 away, furthest = self.weight * pull.sign(), self.around.reach
         low, high = torch.zeros_like(level), torch.full_like(level, furthest)
-        for _ in range(HALVINGS):
+        for _ in range(self.tuning.halvings):
             middle = torch.where(low > 0, (low * high).sqrt(), high * 2.0**-10)
             enough = (gradient * self._clipped(self.centre - middle[:, None] * away)).sum(1) <= level
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
@@ -121,20 +132,20 @@ class Descent:
 
 
 @torch.no_grad()
-def nearest(question: Question, graph: Graph, starts: Array, deadline: Deadline) -> list[Array]:
+def nearest(question: Question, graph: Graph, starts: Array, deadline: Deadline, tuning: NearestTuning = NearestTuning()) -> list[Array]:
     """Candidates (nx,) for counterexamples, the nearest first, one per start and target at most.
 
     Args:
         graph: that of the question, in the precision and on the device to search in.
         starts: (S, nx), the most valuable first, each for the targets that are largest at the first; fewer of both for large networks.
     """
-    most = max(1, ENTRIES // (len(SCALES) * graph.entries))
+    most = max(1, tuning.entries // (len(tuning.scales) * graph.entries))
     x = torch.from_numpy(starts).to(graph.device, graph.dtype)
     rows = torch.from_numpy(question.rows).to(graph.device, graph.dtype)
-    rows = rows[torch.argsort(rows @ evaluate(graph, x[:1])[0])[: min(TARGETS, most)]]
+    rows = rows[torch.argsort(rows @ evaluate(graph, x[:1])[0])[: min(tuning.targets, most)]]
     x = x[: max(1, most // len(rows))]
-    descent = Descent(graph, question.around, rows.repeat(len(x), 1), x.repeat_interleave(len(rows), 0))
-    for _ in range(STEPS):
+    descent = Descent(graph, question.around, rows.repeat(len(x), 1), x.repeat_interleave(len(rows), 0), tuning)
+    for _ in range(tuning.steps):
         if deadline.expired():
             break
         descent.step()

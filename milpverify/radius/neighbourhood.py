@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Clip = tuple[ArrayLike, ArrayLike]
     """The ends of the range that inputs have anyway: numbers, or one per feature."""
 
-FAR = 2.0**20
+FAR: Final = 2.0**20
 """Without a clip, inputs further away than so many times the largest entry of the centre (or 1) are not looked at."""
 
 

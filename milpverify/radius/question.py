@@ -16,14 +16,13 @@ from milpverify.graph import evaluate
 from milpverify.spec import Array, Disjunct, Problem, Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milpverify.frontends.network import Loaded
     from milpverify.graph import Graph
     from milpverify.radius.neighbourhood import Neighbourhood
     from milpverify.result import Counterexample
     from milpverify.spec import Box
-
-FURTHER = (1.0, 1.0 + 1e-6, 1.0 + 1e-5, 1.0 + 1e-4, 1.0 + 1e-3)
-"""Where the runtime does not show what float64 does, points so much further from the centre are tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +79,14 @@ class Question:
             margins = self.rows @ evaluate(self.graph, torch.from_numpy(x)[None])[0].numpy()
         return validate(problem, problem.disjuncts[int(np.argmin(np.nan_to_num(margins, nan=math.inf)))], x)
 
-    def witness(self, x: Array, below: float = math.inf) -> Witness | None:
-        """x as a counterexample nearer than `below`, or a point a little further out in the same direction that is one."""
-        for further in FURTHER:
-            found = self.judge(self.around.centre + further * (x - self.around.centre))
+    def witness(self, x: Array, below: float = math.inf, further: Sequence[float] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)) -> Witness | None:
+        """x (nx,) as a counterexample nearer than `below`, or a point a little further out in the same direction that is one.
+
+        Args:
+            further: where the runtime does not show what float64 does, points by such shares further from the centre are tried.
+        """
+        for share in further:
+            found = self.judge(self.around.centre + (1.0 + share) * (x - self.around.centre))
             if found.status is Validity.HOLDS and found.counterexample is not None:
                 distance = self.around.distance(found.counterexample.x)
                 return Witness(distance, found.counterexample) if distance < below else None

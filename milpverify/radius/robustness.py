@@ -77,7 +77,8 @@ def robustness_radius(
     """
     limit = deadline or Deadline(math.inf if timeout is None else timeout)
     x0, shape = _joined(x0, shape)
-    (question,) = _questions(net, [x0], None if label is None else [label], norm, clip, gap, targets, features, shape, outputs)
+    around = _neighbourhoods([x0], features, clip, norm)
+    (question,) = _questions(net, around, None if label is None else [label], gap, targets, shape, outputs)
     return find(question, gap, settings_of(options or Options(), method), limit, on_event)
 
 
@@ -108,7 +109,8 @@ def robustness_radii(
     overall = deadline or Deadline()
     joined = [_joined(x, shape) for x in inputs]
     shape = joined[0][1] if joined else shape
-    questions = _questions(net, [x for x, _ in joined], labels, norm, clip, gap, targets, features, shape, outputs)
+    around = _neighbourhoods([x for x, _ in joined], features, clip, norm)
+    questions = _questions(net, around, labels, gap, targets, shape, outputs)
 
     def work() -> Iterator[Radius]:
         for question in questions:
@@ -127,27 +129,29 @@ def _joined(x0: Any, shape: Shapes | None) -> tuple[Array, Shapes | None]:
     return np.concatenate([part.reshape(-1) for part in arrays]), shape or [(1, *part.shape) for part in arrays]
 
 
+def _neighbourhoods(inputs: Sequence[Array], features: Any, clip: Clip | None, norm: str | Norm) -> list[Neighbourhood]:
+    """The balls around every input (nx,), checked: there is one, and all have one shape."""
+    if not inputs:
+        raise InvalidInput("there is no input")
+    around = [Neighbourhood.around(x, features, clip, norm) for x in inputs]
+    if any(other.shape != around[0].shape for other in around):
+        raise InvalidInput("the inputs have different shapes")
+    return around
+
+
 def _questions(
     net: Network,
-    inputs: list[Array],
+    neighbourhoods: list[Neighbourhood],
     labels: Iterable[SupportsIndex] | None,
-    norm: str | Norm,
-    clip: Clip | None,
     gap: float,
     targets: SupportsIndex | Iterable[SupportsIndex] | None,
-    features: Any,
     shape: Shapes | None,
     outputs: Sequence[str] | None = None,
 ) -> list[Question]:
     """What is asked about every input, checked."""
     if not 0.0 < gap < 1.0:
         raise InvalidInput(f"the gap must be a number between 0 and 1, not {gap}")
-    if not inputs:
-        raise InvalidInput("there is no input")
-    neighbourhoods = [Neighbourhood.around(x, features, clip, norm) for x in inputs]
     first = neighbourhoods[0]
-    if any(around.shape != first.shape for around in neighbourhoods):
-        raise InvalidInput("the inputs have different shapes")
     # Compared with its runtime where inputs are, at least near the first one where they have no ends.
     network = load_network(net, first.box(first.reach if first.bounded else 1.0), shape, outputs)
     nx, ny = network.graph.nx, network.graph.ny
@@ -156,8 +160,8 @@ def _questions(
     if ny < 2:
         raise InvalidInput("the network has one output, hence no labels to tell apart")
     own = [_predicted(network, around.centre) for around in neighbourhoods] if labels is None else list(labels)
-    if len(own) != len(inputs):
-        raise InvalidInput(f"there are {len(inputs)} inputs and {len(own)} labels")
+    if len(own) != len(neighbourhoods):
+        raise InvalidInput(f"there are {len(neighbourhoods)} inputs and {len(own)} labels")
     own = [label_of(label, ny) for label in own]
     aimed = range(ny) if targets is None else [label_of(t, ny) for t in _several(targets)]
     questions = []

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.counterexamples.attack import attack
-from milpverify.ladder import LARGE
-from milpverify.radius.bounding import proved_radius
+from milpverify.config import Tuning
+from milpverify.counterexamples.attack import AttackTuning, attack
+from milpverify.ladder import LadderTuning, precision
+from milpverify.radius.bounding import GridTuning, proved_radius
 from milpverify.radius.bracket import Bracket
-from milpverify.radius.nearest import nearest
+from milpverify.radius.nearest import NearestTuning, nearest
 from milpverify.radius.question import Witness
 from milpverify.radius.result import Radius
 from milpverify.result import Reason, Trust, Verdict
@@ -37,18 +38,29 @@ if TYPE_CHECKING:
     from milpverify.run import OnEvent
     from milpverify.spec import Array
 
-STARTS, JUDGED = 8, 4
-"""Where an attack starts: at a point and around it; and how many of the nearest points that it finds are judged."""
-AROUND = 0.1
-"""How far around, of the radius that is known to be too large."""
-SECONDS, SHARE, GROWTH = 2.0, 0.25, 4.0
-"""What the first search may take, at least, and of the time left; and by how much more the next one that asks the same."""
-BELOW, KEPT = 0.5, 0.25
-"""How much of that goes to smaller radii after it, and what of the time left is kept for them."""
-NEAR = 0.05
-"""Where a search took too long, radii smaller by less than this share are not tried in its place."""
-TINY = 2.0**-20
-"""Nothing is proved, and not even at so small a share of the radius that was aimed at: that is enough."""
+
+@dataclass(frozen=True)
+class RadiusTuning(Tuning):
+    """How a radius is looked for."""
+
+    starts: int = 8
+    judged: int = 4
+    """Where an attack starts: at a point and around it; and how many of the nearest points that it finds are judged."""
+    around: float = 0.1
+    """How far around, of the radius that is known to be too large."""
+    shrinking: tuple[int, int] = (32, 2)
+    """Starts and rounds of an attack in a ball that is smaller than what is known to be too large."""
+    seconds: float = 2.0
+    share: float = 0.25
+    growth: float = 4.0
+    """What the first search may take, at least, and of the time left; and by how much more the next one that asks the same."""
+    below: float = 0.5
+    kept: float = 0.25
+    """How much of that goes to smaller radii after it, and what of the time left is kept for them."""
+    near: float = 0.05
+    """Where a search took too long, radii smaller by less than this share are not tried in its place."""
+    tiny: float = 2.0**-20
+    """Nothing is proved, and not even at so small a share of the radius that was aimed at: that is enough."""
 
 
 def find(question: Question, gap: float, options: Options, deadline: Deadline, on_event: OnEvent | None = None) -> Radius:
@@ -89,21 +101,24 @@ class Search:
     stuck: float = math.inf
     given_up: tuple[Reason, str] = (Reason.UNDECIDED, "")
 
+    def __post_init__(self) -> None:
+        self.tuning = self.options.search.tuned(RadiusTuning)
+
     def run(self) -> None:
         """Go on until the gap is closed, nothing more can be decided, or the time is over."""
         bracket, deadline = self.bracket, self.deadline
         if self.options.attack:
-            self._attack(bracket.question.around.centre, STARTS)
+            self._attack(bracket.question.around.centre, self.tuning.starts)
         self._bound()
         left = deadline.remaining()
-        seconds = max(SECONDS, SHARE * left if left < math.inf else 0.0)
+        seconds = max(self.tuning.seconds, self.tuning.share * left if left < math.inf else 0.0)
         if self.options.search.deterministic:
             seconds = math.inf
         while not (bracket.closed or self._is_stuck() or deadline.expired()):
             high = min(bracket.top, self.stuck)
-            if high == self.stuck or not self._ask(high, deadline.within(min(seconds, (1.0 - KEPT) * deadline.remaining()))):
-                self._ask_below(min(high, self.stuck), deadline.within(BELOW * seconds))
-                seconds *= GROWTH
+            if high == self.stuck or not self._ask(high, deadline.within(min(seconds, (1.0 - self.tuning.kept) * deadline.remaining()))):
+                self._ask_below(min(high, self.stuck), deadline.within(self.tuning.below * seconds))
+                seconds *= self.tuning.growth
 
     def ending(self) -> tuple[Reason, str]:
         """Why the search ended, and more in words."""
@@ -124,7 +139,7 @@ class Search:
     def _is_stuck(self) -> bool:
         """Whether no radius is left that is worth asking about."""
         bracket = self.bracket
-        return self.stuck <= bracket.top and self.stuck - bracket.lower <= max(bracket.gap * self.stuck, TINY * bracket.top)
+        return self.stuck <= bracket.top and self.stuck - bracket.lower <= max(bracket.gap * self.stuck, self.tuning.tiny * bracket.top)
 
     # -- one step each --------------------------------------------------------------------------------------------------------
 
@@ -132,24 +147,28 @@ class Search:
         """Descend from x (nx,) and points around it to near counterexamples."""
         question = self.bracket.question
         around, graph = question.around, question.graph
-        size = AROUND * min(self.bracket.upper, around.reach, float(np.abs(around.centre).max()) or 1.0)
+        size = self.tuning.around * min(self.bracket.upper, around.reach, float(np.abs(around.centre).max()) or 1.0)
         shifts = np.random.default_rng(self.options.seed).uniform(-size, size, (starts - 1, len(x))) * around.weight
         points = np.concatenate([x[None], np.clip(x + shifts, around.low, around.high)])
-        dtype = torch.float64 if graph.entries <= LARGE else torch.float32
+        dtype = precision(graph, self.options.search.tuned(LadderTuning))
         with working(self.options):
-            found = nearest(question, graph.to(dtype, device_of(self.options.device)), points, self.deadline)
-            for candidate in found[:JUDGED]:
+            found = nearest(
+                question, graph.to(dtype, device_of(self.options.device)), points, self.deadline, self.options.search.tuned(NearestTuning)
+            )
+            for candidate in found[: self.tuning.judged]:
                 self.bracket.refute(candidate)
 
     def _shrink(self) -> None:
         """Attack in smaller and smaller balls: projections do not get on where kinks of the network meet."""
         question, share = self.bracket.question, 2.0 * self.bracket.gap
         graph = question.graph.to(torch.float32, device_of(self.options.device))
+        starts, rounds = self.tuning.shrinking
+        tuning = replace(self.options.search.tuned(AttackTuning), starts=starts, rounds=rounds)
         while share >= self.bracket.gap:
             problem = question.problem(self.bracket.upper * (1.0 - share), strict=True)
             found = None
             with working(self.options):
-                found = attack(problem, graph, problem.disjuncts, self.deadline, self.options.seed, starts=32, rounds=2).counterexample
+                found = attack(problem, graph, problem.disjuncts, self.deadline, self.options.seed, tuning=tuning).counterexample
             if self.deadline.expired():
                 return
             if found is not None and self.bracket.refute(found.x):
@@ -164,7 +183,9 @@ class Search:
         bracket = self.bracket
         with working(self.options):
             graph = bracket.question.graph.to(torch.float64, device_of(self.options.device))
-            bracket.prove(proved_radius(bracket.question, graph, bracket.top, self.deadline), Trust.ROUNDED)
+            bracket.prove(
+                proved_radius(bracket.question, graph, bracket.top, self.deadline, self.options.search.tuned(GridTuning)), Trust.ROUNDED
+            )
 
     def _ask(self, radius: float, limit: Deadline) -> bool:
         """Ask `verify` about a radius; whether that changed what is known."""
@@ -192,8 +213,8 @@ class Search:
         """Bisect between what is proved and a radius that was not decided, up to a limit of time."""
         bracket = self.bracket
         top = bracket.top
-        near = bracket.gap if high == self.stuck else max(NEAR, bracket.gap)
-        while bracket.top == top and high - bracket.lower > max(near * high, TINY * top) and not limit.expired():
+        near = bracket.gap if high == self.stuck else max(self.tuning.near, bracket.gap)
+        while bracket.top == top and high - bracket.lower > max(near * high, self.tuning.tiny * top) and not limit.expired():
             radius = _between(bracket.lower, high)
             if not self._ask(radius, limit):
                 high = radius

@@ -22,32 +22,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milpverify.reduction.suspects import ReductionTuning
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from milpverify.config import Deadline
+    from milpverify.reduction.suspects import Suspect
     from milpverify.solvers.base import SolveOutcome
     from milpverify.solvers.model import Model
     from milpverify.spec import Array, Disjunct, Rows
 
-    Suspect = tuple[int, NDArray[np.int64]]
-    """A disjunct, by its place, and those of its `unsafe` rows that may have a part in it."""
 
-MOST = 1 << 22
-"""Coefficients that are compared, or sent to HiGHS, at once."""
-HARD = 1024.0
-"""What a violation of a row that is not strict costs, in units of one of a strict row: weights may differ by so much."""
-NEAR = 1e-7
-"""What counts as 0 for numbers of HiGHS, before rationals decide."""
-SWEEPS, INSIDE = 24, 1e-9
-"""Projections on every row in search of a point that satisfies all, and by how much it shall satisfy the strict ones."""
-
-
-def excluded(disjuncts: Sequence[Disjunct], suspects: Iterable[Suspect], deadline: Deadline) -> dict[int, float]:
+def excluded(
+    disjuncts: Sequence[Disjunct], suspects: Iterable[Suspect], deadline: Deadline, tuning: ReductionTuning = ReductionTuning()
+) -> dict[int, float]:
     """The suspects that no network has a point of, by place, each with a proved lower bound of its margin >= 0: inf without any input."""
-    left = [(k, _System.of(disjuncts[k], rows)) for k, rows in suspects]
+    left = [(k, _System.of(disjuncts[k], rows, tuning)) for k, rows in suspects]
     found: dict[int, float] = {}
     hard: list[tuple[int, _System]] = []
     for k, system in left:
@@ -56,7 +49,7 @@ def excluded(disjuncts: Sequence[Disjunct], suspects: Iterable[Suspect], deadlin
             found[k] = bound
         elif len(system.rhs) and not system.satisfied():
             hard.append((k, system))
-    return {**found, **_proposed(hard, deadline)}
+    return {**found, **_proposed(hard, deadline, tuning.at_once)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +65,10 @@ class _System:
     unsafe: int
     lower: Array
     upper: Array
+    tuning: ReductionTuning
 
     @staticmethod
-    def of(disjunct: Disjunct, chosen: NDArray[np.int64]) -> _System:
+    def of(disjunct: Disjunct, chosen: NDArray[np.int64], tuning: ReductionTuning = ReductionTuning()) -> _System:
         """Some of the unsafe rows of a disjunct, and those on inputs alone."""
         parts = _part(disjunct.unsafe, chosen), _part(disjunct.domain, np.arange(len(disjunct.domain)))
         x_rows, y_rows, rhs, strict = (np.concatenate(both) for both in zip(*parts, strict=True))
@@ -82,7 +76,7 @@ class _System:
         free = np.full(int(outputs.sum()), math.inf)
         rows = np.concatenate([x_rows[:, inputs], y_rows[:, outputs]], 1)
         ends = np.append(box.lower[inputs], -free), np.append(box.upper[inputs], free)
-        return _System(rows, rhs, strict, len(parts[0][2]), *ends)
+        return _System(rows, rhs, strict, len(parts[0][2]), *ends, tuning)
 
     def obvious(self) -> float | None:
         """The bound that one row proves against the box, or two of opposite coefficients."""
@@ -92,8 +86,8 @@ class _System:
                 return bound
         largest = np.abs(self.rows).max(1, initial=0.0)
         unit = self.rows / np.where(largest > 0, largest, 1.0)[:, None]
-        for i in range(len(unit) if self.rows.size <= MOST else 0):
-            for j in (i + 1 + np.flatnonzero((np.abs(unit[i + 1 :] + unit[i]) <= INSIDE).all(1))).tolist():
+        for i in range(len(unit) if self.rows.size <= self.tuning.at_once else 0):
+            for j in (i + 1 + np.flatnonzero((np.abs(unit[i + 1 :] + unit[i]) <= self.tuning.inside).all(1))).tolist():
                 ratio = Fraction(largest[i]) / Fraction(largest[j]) if largest[j] else Fraction(1)
                 if (bound := self.proved({i: Fraction(1), j: ratio})) is not None:
                     return bound
@@ -116,29 +110,30 @@ class _System:
 
     def satisfied(self) -> bool:
         """Whether some point is found that satisfies all rows, the strict ones by a little: nothing is to be proved then."""
-        fixed = self.lower == self.upper
+        fixed, inside = self.lower == self.upper, self.tuning.inside
         a = np.where(fixed, 0.0, self.rows)
         v = np.where(np.isfinite(self.upper), 0.5 * (np.nan_to_num(self.lower, neginf=0.0) + np.nan_to_num(self.upper, posinf=0.0)), 0.0)
         size = (a * a).sum(1)
         reach = np.abs(self.rows).sum(1)
-        for _ in range(SWEEPS):
+        for _ in range(self.tuning.sweeps):
             excess = self.rows @ v - self.rhs
-            if (excess <= np.where(self.strict, -INSIDE, 1e-3 * INSIDE) * reach).all():
+            if (excess <= np.where(self.strict, -inside, 1e-3 * inside) * reach).all():
                 return True
             for i in range(len(a)):
-                over = self.rows[i] @ v - self.rhs[i] + (2 * INSIDE * reach[i] if self.strict[i] else 0.0)
+                over = self.rows[i] @ v - self.rhs[i] + (2 * inside * reach[i] if self.strict[i] else 0.0)
                 if over > 0 and size[i] > 0:
                     v = np.clip(v - 1.5 * over / size[i] * a[i], self.lower, self.upper)
         return False
 
     def weighed(self, guess: Array) -> float | None:
         """The bound that weights (m,) prove once they are solved for in rationals."""
-        chosen = np.flatnonzero(guess > NEAR * guess.max(initial=0.0))
+        near = self.tuning.near
+        chosen = np.flatnonzero(guess > near * guess.max(initial=0.0))
         if not len(chosen):
             return None
         a, w = self.rows[chosen], guess[chosen]
         outputs = ~np.isfinite(self.upper)
-        cancelled = np.abs(w @ a) <= NEAR * (w @ np.abs(a))
+        cancelled = np.abs(w @ a) <= near * (w @ np.abs(a))
         for columns in (cancelled | outputs, outputs):
             exact = _cancelling(a[:, columns & (a != 0).any(0)], w)
             if exact is not None:
@@ -176,7 +171,7 @@ def _cancelling(a: Array, guess: Array) -> list[Fraction] | None:
     return [found[j] for j in np.argsort(order).tolist()]
 
 
-def _proposed(systems: Sequence[tuple[int, _System]], deadline: Deadline) -> dict[int, float]:
+def _proposed(systems: Sequence[tuple[int, _System]], deadline: Deadline, at_once: int) -> dict[int, float]:
     """What weights that HiGHS proposes prove, by place."""
     from milpverify.solvers.base import Limits
     from milpverify.solvers.process import SolverProcess
@@ -189,7 +184,7 @@ def _proposed(systems: Sequence[tuple[int, _System]], deadline: Deadline) -> dic
         while waiting and not deadline.expired():
             part = [waiting.pop(0)]
             size = part[0][1].rows.size
-            while waiting and (size := size + waiting[0][1].rows.size) <= MOST:
+            while waiting and (size := size + waiting[0][1].rows.size) <= at_once:
                 part.append(waiting.pop(0))
             outcome = process.solve(_model([system for _, system in part]), Limits(), deadline)
             for (k, system), guess in zip(part, _weights([s for _, s in part], outcome), strict=True):
@@ -207,7 +202,7 @@ def _scales(system: _System) -> Array:
 
 
 def _model(systems: Sequence[_System]) -> Model:
-    """Systems side by side: t + HARD s is least, where strict rows may exceed their right-hand sides by t + s, the others by s >= 0."""
+    """Systems side by side: t + `hard` s is least, where strict rows may exceed their right-hand sides by t + s, the others by s >= 0."""
     from milpverify.solvers.model import Model
 
     parts: list[tuple[NDArray[Any], ...]] = []
@@ -217,7 +212,7 @@ def _model(systems: Sequence[_System]) -> Model:
         rows = np.concatenate([-system.rows * scale[:, None], system.strict[:, None], np.ones((len(scale), 1))], 1)
         row, where = np.nonzero(rows)
         least, most = np.append(system.lower, [-1.0, 0.0]), np.append(system.upper, [math.inf, math.inf])
-        objective, length = np.append(np.zeros(n), [1.0, HARD]), np.bincount(row, minlength=len(scale))
+        objective, length = np.append(np.zeros(n), [1.0, system.tuning.hard]), np.bincount(row, minlength=len(scale))
         parts.append((least, most, objective, first + where, rows[row, where], length, -system.rhs * scale))
         first += n + 2
     least, most, objective, column, value, length, right = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -233,8 +228,8 @@ def _weights(systems: Sequence[_System], outcome: SolveOutcome) -> Iterable[Arra
         m, n = system.rows.shape
         mine = slice(row, row + m)
         row, column = row + m, column + n + 2
-        least = None if outcome.point is None else outcome.point[column - 2 : column]
-        if outcome.multipliers is None or least is None or (system.strict.any() and least[0] < -NEAR and least[1] <= NEAR):
+        least, near = None if outcome.point is None else outcome.point[column - 2 : column], system.tuning.near
+        if outcome.multipliers is None or least is None or (system.strict.any() and least[0] < -near and least[1] <= near):
             yield None
         else:
             yield np.maximum(np.nan_to_num(outcome.multipliers[mine]), 0.0) * _scales(system)

@@ -19,6 +19,7 @@ import torch
 from milpverify.graph import Graph, Node, TensorSpec
 from milpverify.operators import Input, Linear, Select, SparseLinear
 from milpverify.reduction.inequalities import Inequality, NotHeld, held, inequalities, narrowed, shared
+from milpverify.reduction.suspects import ReductionTuning
 from milpverify.spec import Disjunct, Problem, Rows, Substitution
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Expression:
         return all(map(held, (*self.terms.values(), self.constant)))
 
 
-def without_equations(problem: Problem) -> Problem:
+def without_equations(problem: Problem, tuning: ReductionTuning = ReductionTuning()) -> Problem:
     """The problem with as many inputs fewer as equations between inputs, which all disjuncts have in common, can be solved for exactly.
 
     The same one where there are none, or where inputs are confined to a ball.
@@ -67,7 +68,7 @@ def without_equations(problem: Problem) -> Problem:
     if not known:
         return problem
     try:
-        return _substituted(problem, known)
+        return _substituted(problem, known, tuning)
     except NotHeld:
         return problem
 
@@ -113,7 +114,7 @@ def _solved(equations: Sequence[Expression], nx: int) -> dict[int, Expression]:
     return known
 
 
-def _substituted(problem: Problem, known: dict[int, Expression]) -> Problem:
+def _substituted(problem: Problem, known: dict[int, Expression], tuning: ReductionTuning) -> Problem:
     nx = problem.graph.nx
     kept = [i for i in range(nx) if i not in known]
     place = {i: k for k, i in enumerate(kept)}
@@ -136,7 +137,7 @@ def _substituted(problem: Problem, known: dict[int, Expression]) -> Problem:
         if key not in inputs:
             limits = [Inequality(terms, rhs, False) for i in known for terms, rhs in _limits(d.box, i)]
             rows = map(moved, [*inequalities(d.domain), *limits])
-            inputs[key] = narrowed(d.box.lower[kept], d.box.upper[kept], rows, graph.ny)
+            inputs[key] = narrowed(d.box.lower[kept], d.box.upper[kept], rows, graph.ny, tuning)
         if (found := inputs[key]) is not None:  # None: no input satisfies its bounds
             disjuncts.append(Disjunct(found[0], _unsafe(d.unsafe, matrix, offset, tables), found[1]))
     return Problem(graph, tuple(disjuncts), problem.runtime, problem.files, Substitution(problem, matrix, offset), problem.notes)

@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from milpverify.reduction.suspects import ReductionTuning
 from milpverify.spec import Box, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from milpverify.spec import Array
-
-ROUNDS = 8
-"""How often every row may narrow a box."""
-LEAST = 1e-3
-"""Of an input's width, what a row has to cut off to be worth another round."""
 
 
 class NotHeld(Exception):
@@ -90,7 +86,9 @@ def rows_of(found: Sequence[Inequality], nx: int, ny: int) -> Rows:
     return Rows(x_rows, np.zeros((len(found), ny)), rhs, np.array([row.strict for row in found], dtype=bool))
 
 
-def narrowed(lower: Array, upper: Array, rows: Iterable[Inequality], ny: int) -> tuple[Box, Rows] | None:
+def narrowed(
+    lower: Array, upper: Array, rows: Iterable[Inequality], ny: int, tuning: ReductionTuning = ReductionTuning()
+) -> tuple[Box, Rows] | None:
     """The box (nx,) that inequalities leave of one, rounded outwards, and those that it does not imply; None where nothing is left.
 
     Raises:
@@ -98,14 +96,14 @@ def narrowed(lower: Array, upper: Array, rows: Iterable[Inequality], ny: int) ->
     """
     low, high = lower.copy(), upper.copy()
     left = list({row.name: row for row in rows}.values())
-    for _ in range(ROUNDS):
+    for _ in range(tuning.rounds):
         before = low.copy(), high.copy()
         for row in left:
             if not _narrow(row, low, high):
                 return None
         with np.errstate(over="ignore", invalid="ignore"):  # of widths beyond float64
             cut = (low - before[0]) + (before[1] - high)
-            if not (cut > LEAST * (before[1] - before[0])).any():
+            if not (cut > tuning.least * (before[1] - before[0])).any():
                 break
     exact = [row for row in left if not _implied(row, low, high)]
     return Box(low, high), rows_of(exact, len(low), ny)

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from milpverify.config import Tuning
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from milpverify.config import Deadline
-    from milpverify.reduction.contradictions import Suspect
     from milpverify.spec import Array, Disjunct
 
-MOST = 1 << 22
-"""Coefficients that are looked at at once."""
+    Suspect = tuple[int, NDArray[np.int64]]
+    """A disjunct, by its place, and those of its `unsafe` rows that may have a part in it."""
 
 
-def contradictory(disjuncts: Sequence[Disjunct], deadline: Deadline) -> dict[int, float]:
-    """The disjuncts that no network has a point of, by place, each with a proved lower bound of its margin >= 0: inf without any input."""
-    suspects = list(_suspects(disjuncts))
-    if not suspects:
-        return {}
-    from milpverify.reduction.contradictions import excluded
+@dataclass(frozen=True)
+class ReductionTuning(Tuning):
+    """What is worth trying to make a problem smaller by its rows alone."""
 
-    return excluded(disjuncts, suspects, deadline)
+    at_once: int = 1 << 22
+    """Coefficients that are looked at, compared, or sent to HiGHS at once."""
+    hard: float = 1024.0
+    """What a violation of a row that is not strict costs, in units of one of a strict row: weights may differ by so much."""
+    near: float = 1e-7
+    """What counts as 0 for numbers of HiGHS, before rationals decide."""
+    sweeps: int = 24
+    inside: float = 1e-9
+    """Projections on every row in search of a point that satisfies all, and by how much it shall satisfy the strict ones."""
+    most: int = 20_000
+    """Coefficients of inequalities between inputs that rationals are worth."""
+    rounds: int = 8
+    least: float = 1e-3
+    """How often every row may narrow a box, and the share of an input's width that one has to cut off to be worth another round."""
 
 
-def _suspects(disjuncts: Sequence[Disjunct]) -> Iterable[Suspect]:
+def suspected(disjuncts: Sequence[Disjunct], tuning: ReductionTuning = ReductionTuning()) -> Iterator[Suspect]:
     """The disjuncts that may be contradictory, by place, with the `unsafe` rows that may have a part in it."""
     by_count: dict[int, list[int]] = {}
     for k, d in enumerate(disjuncts):
         by_count.setdefault(len(d.unsafe), []).append(k)
     for count, members in by_count.items():
         size = max(1, count * disjuncts[members[0]].unsafe.y_rows.shape[1])
-        for first in range(0, len(members), per := max(1, MOST // size)):
+        for first in range(0, len(members), per := max(1, tuning.at_once // size)):
             part = members[first : first + per]
             if count <= 1:  # a single row contradicts nothing but itself or the box
                 kept = np.array([[not row.any() for row in disjuncts[k].unsafe.y_rows] for k in part], dtype=bool).reshape(len(part), count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from milpverify.arithmetic.interval import Interval, mul
 from milpverify.arithmetic.rounding import U64
 from milpverify.relaxations.rule import PerInput, Rule, Side, finite
 
-_NOTHING = 2.0**-44
+_NOTHING: Final = 2.0**-44
 """A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
-_TINY = 2.0**-1000
+_TINY: Final = 2.0**-1000
 """More than what underflow costs."""
 
 
@@ -37,10 +38,6 @@ class McCormick(Rule):
     def spans(self, lower: PerInput, upper: PerInput) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(lower[0])
         return torch.zeros_like(one), one, one
-
-    @property
-    def bilinear(self) -> bool:
-        return True
 
     def is_exact(self, lower: PerInput, upper: PerInput) -> Tensor:
         (l_a, l_b), (u_a, u_b) = lower, upper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milpverify.operators import Elementwise, Product
 from milpverify.relaxations.mccormick import McCormick
@@ -11,9 +11,30 @@ from milpverify.relaxations.smooth import Smooth
 from milpverify.relaxations.staircase import Staircase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from milpverify.functions.catalogue import Function
     from milpverify.operators import Operator
     from milpverify.relaxations.rule import Rule, Univariate
+
+
+def univariate(function: Function) -> Univariate:
+    """The relaxation of a function of the catalogue."""
+    if function.pieces:
+        return PiecewiseLinear(function)
+    return Staircase(function) if function.staircase else Smooth(function)
+
+
+def _product(op: Product) -> Rule:
+    if op.norm is None:
+        return McCormick()
+    from milpverify.relaxations.normalised import Normalised
+
+    return Normalised(op.norm)
+
+
+RULES: dict[type[Operator], Callable[[Any], Rule]] = {Elementwise: lambda op: univariate(op.function), Product: _product}
+"""By the kind of a nonlinear operator, what makes the rule for one."""
 
 
 def rule_of(op: Operator) -> Rule:
@@ -22,21 +43,7 @@ def rule_of(op: Operator) -> Rule:
     Raises:
         NotImplementedError: there is none.
     """
-    match op:
-        case Elementwise(function):
-            return univariate(function)
-        case Product(norm):
-            if norm is None:
-                return McCormick()
-            from milpverify.relaxations.normalised import Normalised
-
-            return Normalised(norm)
-        case _:
-            raise NotImplementedError(f"no relaxation of {type(op).__name__}")
-
-
-def univariate(function: Function) -> Univariate:
-    """The relaxation of a function of the catalogue."""
-    if function.pieces:
-        return PiecewiseLinear(function)
-    return Staircase(function) if function.staircase else Smooth(function)
+    made = RULES.get(type(op))
+    if made is None:
+        raise NotImplementedError(f"no relaxation of {type(op).__name__}")
+    return made(op)

@@ -30,8 +30,7 @@ class Staircase(Univariate):
 
     @property
     def drop(self) -> float:
-        """By how much a jump lies above the limit from its left."""
-        return 0.5 if self.function.name == "round" else 1.0
+        return self.function.drop
 
     def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
         return self._value(lower) == self._value(upper)

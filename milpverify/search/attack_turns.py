@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.counterexamples.attack import attack
+from milpverify.config import Tuning
+from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.search.gap import gap_closed
 from milpverify.search.ledger import Part
 
@@ -22,12 +23,19 @@ if TYPE_CHECKING:
     from milpverify.search.ledger import Reporter
     from milpverify.spec import Array, Problem
 
-SHARE, LARGE_SHARE = 0.02, 0.15
-"""Of a search's time, what attacks may take; the larger one where after"""
-PATIENCE, HEADWAY = 10.0, 0.25
-"""seconds no more than so much of the root's gap to 0 is closed."""
-SECONDS, STARTS = 0.5, 16
-"""Of one attack, and its starts per disjunct."""
+
+@dataclass(frozen=True)
+class AttackTurnTuning(Tuning):
+    """How much of a search's time attacks between its batches may take."""
+
+    share: float = 0.02
+    large_share: float = 0.15
+    patience: float = 10.0
+    headway: float = 0.25
+    """What attacks may take; the larger share where after `patience` seconds no more than `headway` of the root's gap to 0 is closed."""
+    seconds: float = 0.5
+    starts: int = 16
+    """Of one attack, and its starts per disjunct."""
 
 
 @dataclass(eq=False)
@@ -47,9 +55,10 @@ class AttackTurns:
     spent: float = 0.0
     turns: int = 0
     began: float = field(init=False)
+    tuning: AttackTurnTuning = field(init=False)
 
     def __post_init__(self) -> None:
-        self.began = self.clock()
+        self.began, self.tuning = self.clock(), self.options.search.tuned(AttackTurnTuning)
 
     def due(self, bound: float, estimated: float) -> bool:
         """Whether attacks have had less than their share by one attack.
@@ -58,10 +67,11 @@ class AttackTurns:
             bound: the tree's.
             estimated: seconds that its subproblems were estimated to take.
         """
-        counted = self.options.search.deterministic
+        counted, tuning = self.options.search.deterministic, self.tuning
         passed = estimated if counted else self.clock() - self.began
-        stuck = passed > PATIENCE and gap_closed(self.reporter.floor, bound) < HEADWAY
-        return (LARGE_SHARE if stuck else SHARE) * passed >= (self.turns * SECONDS if counted else self.spent) + SECONDS
+        stuck = passed > tuning.patience and gap_closed(self.reporter.floor, bound) < tuning.headway
+        spent = self.turns * tuning.seconds if counted else self.spent
+        return (tuning.large_share if stuck else tuning.share) * passed >= spent + tuning.seconds
 
     def take(self, group: Group, places: Sequence[int], best: Mapping[int, Array]) -> AttackOutcome:
         """Attack the disjuncts at some places in the group, from the best points known, with other random numbers every time."""
@@ -73,10 +83,9 @@ class AttackTurns:
                 self.problem,
                 self.graph.to(torch.float32, self.graph.device),
                 [group.disjuncts[k] for k in places],
-                self.deadline.within(SECONDS if paced else math.inf),
+                self.deadline.within(self.tuning.seconds if paced else math.inf),
                 self.options.seed + self.turns,
-                starts=STARTS,
-                rounds=1,
+                tuning=replace(self.options.search.tuned(AttackTuning), starts=self.tuning.starts, rounds=1),
                 points=known,
             )
         self.spent += self.clock() - began

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LARGEST = {"cpu": 4096, "cuda": 1 << 17}
-PAYS = 1.04
-"""How much faster the larger of two neighbouring sizes must be to be kept: it makes the search less choosy, and costs memory."""
-ROUNDS = 3
-"""Full batches of one size before it is judged, by the fastest: what else the machine does only slows."""
-PLAIN = 1.25
-"""A gain over half the size that needs no second look."""
-SLOWEST = 2.0
-"""Seconds that a batch should not exceed: a run heeds its deadline between the steps of one."""
-AGAIN = 64
-"""Batches after which a settled size is compared with its neighbours anew, for subproblems change as the search goes on."""
+from milpverify.search.effort import EffortTuning
 
 
 @dataclass(eq=False)
@@ -27,36 +17,37 @@ class BatchSize:
 
     size: int = 32
     smallest: int = 16
-    largest: int = LARGEST["cpu"]
+    largest: int = EffortTuning.largest_cpu
     fixed: int | None = None
-    memory: int = LARGEST["cpu"]
+    memory: int = EffortTuning.largest_cpu
     rates: dict[int, float] = field(default_factory=dict)  # subproblems per second by size, the best seen
     settled: bool = False
+    tuning: EffortTuning = field(default_factory=EffortTuning)
     _rounds: int = 0
 
     def expect(self, seconds: float) -> None:
         """Begin with no more than can be bounded in time, where one is estimated to take so long."""
-        while self.size > 1 and self.size * seconds > SLOWEST:
+        while self.size > 1 and self.size * seconds > self.tuning.slowest:
             self.size //= 2
         self.smallest = min(self.smallest, self.size)
         if self.fixed is not None:
-            self.fixed = max(1, min(self.fixed, int(SLOWEST / seconds)))
+            self.fixed = max(1, min(self.fixed, int(self.tuning.slowest / seconds)))
 
     def took(self, count: int, seconds: float) -> None:
         """Learn that a batch of `count` took so long, and choose the size of the next."""
         if self.fixed is not None:
             self.size = min(2 * self.size, self.fixed)
             return
-        if seconds > SLOWEST and count > self.smallest:
+        if seconds > self.tuning.slowest and count > self.smallest:
             self.at_most(max(self.smallest, count // 2))
             return
         if 4 * count < 3 * self.size:  # too few were left: it says nothing of the size
             return
         self.rates[self.size] = here = max(self.rates.get(self.size, 0.0), count / max(seconds, 1e-9))
         self._rounds += 1
-        if self.settled and self._rounds >= AGAIN:
+        if self.settled and self._rounds >= self.tuning.again:
             self.rates, self.settled, self._rounds = {}, False, 0
-        elif not self.settled and (self._rounds >= ROUNDS or here > PLAIN * self.rates.get(self.size // 2, here)):
+        elif not self.settled and (self._rounds >= self.tuning.rounds or here > self.tuning.plain * self.rates.get(self.size // 2, here)):
             self._rounds = 0
             self._move(here)
 
@@ -72,10 +63,10 @@ class BatchSize:
         self.at_most(max(2, count))
 
     def _move(self, here: float) -> None:
-        below, above = self.rates.get(self.size // 2), self.rates.get(2 * self.size)
-        if below is not None and here <= PAYS * below:
+        below, above, pays = self.rates.get(self.size // 2), self.rates.get(2 * self.size), self.tuning.pays
+        if below is not None and here <= pays * below:
             self.size //= 2
-        elif (above is None and 2 * self.size <= self.largest) or (above is not None and above > PAYS * here):
+        elif (above is None and 2 * self.size <= self.largest) or (above is not None and above > pays * here):
             self.size *= 2
         elif below is None and self.size // 2 >= self.smallest:
             self.size //= 2

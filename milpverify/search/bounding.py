@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.propagation.relevance import needed
+from milpverify.propagation.request import BoundRequest, Method
 from milpverify.propagation.row_intervals import RowIntervals
 from milpverify.propagation.second_order import SecondOrder, applies, better
 from milpverify.propagation.state import LinearBound, NodeState
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 
 REFINE = AlphaOptions(iterations=15)
 """How the slopes of a root are optimised."""
-
-
-class Method(Enum):
-    """How pre-activations are bounded."""
-
-    INTERVALS = "intervals"  # one after the other
-    BACKWARD = "backward"  # a pass for every undecided one
-    FORWARD = "forward"  # linear forms carried along, and inherited bounds
-    BOTH = "both"  # linear forms first, then a pass for what they leave undecided
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +76,8 @@ def bound_batch(
     lower: Tensor,
     upper: Tensor,
     dtype: torch.dtype,
-    known: dict[int, Bounds] | None = None,
-    deadline: Deadline | None = None,
-    method: Method = Method.BACKWARD,
-    second_order: bool = False,
+    request: BoundRequest = BoundRequest(),
     prepared: Prepared | None = None,
-    screened_before: bool = True,
 ) -> BatchBounds:
     """Bound the margins over a batch of boxes.
 
@@ -98,27 +85,25 @@ def bound_batch(
         graph: in float64.
         lower, upper: (batch, nx) float64.
         dtype: the precision of the matrix products; the margins are rigorous in either.
-        known: inherited bounds of pre-activations.
-        method: how the pre-activations are bounded; the rows get a backward pass in any case.
-        second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
+        request: what is known of the pre-activations and how they are bounded; what is needed of them is the group's. The rows get a
+            backward pass in any case.
         prepared: the group's, where many batches are to be bounded.
-        screened_before: as in `crown`.
     """
-    prepared = prepared or Prepared.of(graph, group)
+    prepared, method, tuning = prepared or Prepared.of(graph, group), request.method, request.tuning
     if method is Method.INTERVALS:
-        state, table = intervals(graph, lower, upper, dtype, known)
+        state, table = intervals(graph, lower, upper, dtype, request.known)
     elif method is Method.FORWARD:
-        state, table = forward(graph, lower, upper, dtype, known)
+        state, table = forward(graph, lower, upper, dtype, request.known, tuning)
     else:
         carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
-        state, table = crown(graph, lower, upper, dtype, known, deadline, None, carried, None, prepared.needed, screened_before)
+        state, table = crown(graph, lower, upper, dtype, replace(request, needed=prepared.needed), carried)
     batch = lower.shape[0]
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
-    rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows)
+    rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows, tuning=tuning)
     forms = losses = None
-    if second_order and applies(graph, lower, upper):
-        forms = SecondOrder(graph, state, table, dtype)
+    if request.second_order and applies(graph, lower, upper, tuning):
+        forms = SecondOrder(graph, state, table, dtype, tuning)
         curved, losses = forms.bound(y_rows, x_rows)
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.
@@ -160,7 +145,8 @@ def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions
         paced: as in `alpha_crown`.
     """
     prepared = Prepared.of(graph, group)
-    state, table = alpha_crown(graph, found.state, torch.float32, options, deadline, paced, prepared.needed)
+    request = BoundRequest(needed=prepared.needed, deadline=deadline)
+    state, table = alpha_crown(graph, found.state, torch.float32, options, request, paced)
     if paced and deadline.expired():  # what is over is over: a step for the rows may be as dear as all before it
         return BatchBounds(state, table, found.rows, found.margins)
     batch = state[0].bounds.lower.shape[0]
@@ -168,7 +154,7 @@ def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions
     fast = graph.to(torch.float32, graph.device)
     threshold = group.rhs.expand(batch, -1)
     y_rows = group.y_rows.expand(batch, -1, -1)
-    rows, _ = optimise(fast, state, table, y_rows, None, options, deadline, threshold, x_rows, prepared.needed)
+    rows, _ = optimise(fast, state, table, y_rows, options, request, threshold, x_rows)
     least = torch.maximum(rows.lower, prepared.ranges.lower(state))
     return BatchBounds(state, table, rows, torch.maximum(found.margins, group.margins(least)))
 

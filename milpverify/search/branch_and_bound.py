@@ -16,6 +16,7 @@ import torch
 from milpverify.errors import OutOfTime
 from milpverify.events import Event
 from milpverify.search.bounding import is_out_of_memory
+from milpverify.search.context import SearchTuning
 from milpverify.search.frontier import B
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from milpverify.search.batch_size import BatchSize
     from milpverify.search.context import SearchContext
     from milpverify.search.effort import Effort
-    from milpverify.search.ledger import Reporter
     from milpverify.search.sharing import Sharing
     from milpverify.search.tree import Tree
 
@@ -174,7 +174,7 @@ def branch_and_bound(tree: Tree[B], space: Space[B, F], budget: Budget, sharing:
             if sharing is not None:
                 sharing.share(tree)
             _attack(tree, space)
-            report(tree, space.context.reporter)
+            report(tree, space.context)
         if not tree.unfinished and not tree.decided and not deadline.expired():
             space.finish(tree, deadline)
     except (MemoryError, RuntimeError) as error:
@@ -208,9 +208,10 @@ def _attack(tree: Tree[B], space: Space[B, F]) -> None:
         points.note(outcome.disagreement)
 
 
-def report(tree: Tree[B], reporter: Reporter) -> None:
+def report(tree: Tree[B], context: SearchContext) -> None:
     """Tell the bound of a tree, which is proved, and whoever watches how far it is."""
-    if not reporter.due():
+    reporter = context.reporter
+    if not reporter.due(context.tuned(SearchTuning).reports):
         return
     reporter.prove(tree.lower_bound, tree.trust_of_bound)
     count, bounded = len(tree.frontier), tree.counts.bounded

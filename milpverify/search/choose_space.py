@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.config import Tuning
 from milpverify.result import Trust
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.gap import doublings
@@ -35,21 +36,32 @@ if TYPE_CHECKING:
     from milpverify.search.sharing import Sharing
     from milpverify.search.tree import Tree
 
-FEW, MANY = 6.0, 40.0
-"""Where at most so many inputs move the rows bisection begins, where more than so many do it is hopeless."""
-ROUNDS = 4
-SECONDS, SHARE = 0.2, 0.01
-"""What either has in the first round, and the share of the time left that this may be at most; it doubles from round to round."""
-BOXES, SPLITS = 1024, 512
-"""In place of seconds, the subproblems of the first round, or as many fewer as are estimated to take so long."""
-AHEAD = 1.0
-"""Who needs so many doublings fewer than the other is ahead."""
-FIRST, FAR, NEAR = 96, 3.0, 1.0
-"""After so many boxes bisection that needs more than `FAR` doublings is on its way nowhere; with `NEAR` to go it is left alone."""
-HEAD, TRIAL = 1.0, 0.05
-"""Seconds of bisection before neurons are tried beside it, and the share of its time that they have."""
-LEAST = 16
-"""Subproblems after which the bound of a tree of split neurons says something."""
+
+@dataclass(frozen=True)
+class SpaceTuning(Tuning):
+    """How long inputs and neurons are tried, and when either is ahead."""
+
+    few: float = 6.0
+    many: float = 40.0
+    """Where at most so many inputs move the rows bisection begins, where more than so many do it is hopeless."""
+    rounds: int = 4
+    seconds: float = 0.2
+    share: float = 0.01
+    """What either has in the first round, and the share of the time left that this may be at most; it doubles from round to round."""
+    boxes: int = 1024
+    splits: int = 512
+    """In place of seconds, the subproblems of the first round, or as many fewer as are estimated to take so long."""
+    ahead: float = 1.0
+    """Who needs so many doublings fewer than the other is ahead."""
+    first: int = 96
+    far: float = 3.0
+    near: float = 1.0
+    """After so many boxes bisection that needs more than `far` doublings is on its way nowhere; with `near` to go it is left alone."""
+    head: float = 1.0
+    trial: float = 0.05
+    """Seconds of bisection before neurons are tried beside it, and the share of its time that they have."""
+    least: int = 16
+    """Subproblems after which the bound of a tree of split neurons says something."""
 
 
 class SplitSpace(Enum):
@@ -93,7 +105,7 @@ def bisect_first(
 ) -> SplitSpace | None:
     """Bisect until that ends the search, or neurons, tried beside it, are ahead or end it; None where both are to be tried in turns.
 
-    Neurons are tried after `HEAD` seconds, then whenever bisection's time has doubled, for `TRIAL` of it; where choices go by counts these
+    Neurons are tried after `head` seconds, then whenever bisection's time has doubled, for `trial` of it; where choices go by counts these
     are seconds as estimated. The deadline is looked at after every batch; where it is over, what is open stays open in `boxes`.
 
     Args:
@@ -103,20 +115,20 @@ def bisect_first(
         sharing: both ways between the boxes and the solver.
     """
     context = box_space.context
-    deadline, clock, counted = context.deadline, context.clock, context.switches.deterministic
-    spent, tried, first, limit = 0.0, 0.0, -math.inf, float(FIRST)
+    deadline, clock, counted, tuning = context.deadline, context.clock, context.switches.deterministic, context.tuned(SpaceTuning)
+    spent, tried, first, limit = 0.0, 0.0, -math.inf, float(tuning.first)
     while True:
-        began, before, turn = clock(), boxes.counts.bounded, max(HEAD, spent)
+        began, before, turn = clock(), boxes.counts.bounded, max(tuning.head, spent)
         with context.ledger.spent(Part.BISECTION):
             branch_and_bound(boxes, box_space, Budget(deadline, limit, math.inf if counted else turn), sharing)
         spent += (boxes.counts.bounded - before) * box_space.effort.each if counted else clock() - began
         if boxes.closed or boxes.decided or not boxes.unfinished or deadline.expired():
             return SplitSpace.INPUTS
-        needs = doublings(root_bound, boxes.lower_bound, boxes.counts.bounded)
-        if boxes.out_of_memory or (limit == FIRST and needs > FAR):
+        needs = _needs(root_bound, boxes)
+        if boxes.out_of_memory or (limit == tuning.first and needs > tuning.far):
             return None
-        limit = boxes.counts.bounded + max(HEAD, spent) / box_space.effort.each if counted else math.inf
-        if needs <= NEAR or spent < HEAD:
+        limit = boxes.counts.bounded + max(tuning.head, spent) / box_space.effort.each if counted else math.inf
+        if needs <= tuning.near or spent < tuning.head:
             continue
         neuron_space, neurons = begin()
         began, before = clock(), neurons.counts.bounded
@@ -124,15 +136,15 @@ def bisect_first(
             if neurons.unbounded is not None:
                 branch_and_bound(neurons, neuron_space, Budget(deadline, 0))
                 first = neurons.lower_bound
-            most = neurons.counts.bounded + (TRIAL * spent - tried) / neuron_space.effort.each if counted else math.inf
-            branch_and_bound(neurons, neuron_space, Budget(deadline, most, math.inf if counted else TRIAL * spent - tried))
+            most = neurons.counts.bounded + (tuning.trial * spent - tried) / neuron_space.effort.each if counted else math.inf
+            branch_and_bound(neurons, neuron_space, Budget(deadline, most, math.inf if counted else tuning.trial * spent - tried))
         tried += (neurons.counts.bounded - before) * neuron_space.effort.each if counted else clock() - began
         if neurons.closed or neurons.decided:
             return _chosen(SplitSpace.NEURONS, boxes, neurons, []).space
         _tell_boxes(neurons, boxes)
         _tell_neurons(boxes, neurons)
-        left = math.log2(tried) + doublings(first, neurons.lower_bound, neurons.counts.bounded)
-        if neurons.counts.bounded >= LEAST and left + AHEAD < math.log2(spent) + needs:
+        left = math.log2(tried) + _needs(first, neurons)
+        if neurons.counts.bounded >= tuning.least and left + tuning.ahead < math.log2(spent) + needs:
             return _chosen(SplitSpace.NEURONS, boxes, neurons, []).space
 
 
@@ -153,37 +165,38 @@ def choose_space(
         box_sharing, neuron_sharing: both ways between each and the solver.
     """
     context = box_space.context
-    deadline, counted = context.deadline, context.switches.deterministic
-    seconds = min(SECONDS, SHARE * deadline.remaining())
-    splits, boxed = min(SPLITS, neuron_space.effort.subproblems(SECONDS)), min(BOXES, box_space.effort.subproblems(SECONDS))
+    deadline, counted, tuning = context.deadline, context.switches.deterministic, context.tuned(SpaceTuning)
+    seconds = min(tuning.seconds, tuning.share * deadline.remaining())
+    splits = min(tuning.splits, neuron_space.effort.subproblems(tuning.seconds))
+    boxed = min(tuning.boxes, box_space.effort.subproblems(tuning.seconds))
     rounds: list[tuple[float, float]] = []
     with context.ledger.spent(Part.NEURON_SPLITS):
         branch_and_bound(neurons, neuron_space, Budget(deadline, 0))  # the root takes what it takes
-    for k in range(ROUNDS):
-        turn = deadline if counted else deadline.within(seconds * 2**k)
-        limit = neurons.counts.bounded + splits * 2**k if counted else math.inf
+    for k in range(tuning.rounds):
+        budget = Budget(deadline, neurons.counts.bounded + splits * 2**k) if counted else Budget(deadline.within(seconds * 2**k))
         with context.ledger.spent(Part.NEURON_SPLITS):
-            branch_and_bound(neurons, neuron_space, Budget(turn, limit), neuron_sharing)
+            branch_and_bound(neurons, neuron_space, budget, neuron_sharing)
         if neurons.closed or neurons.decided or deadline.expired():
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
         _tell_boxes(neurons, boxes)
-        turn = deadline if counted else deadline.within(seconds * 2**k)
-        limit = boxes.counts.bounded + boxed * 2**k if counted else math.inf
+        budget = Budget(deadline, boxes.counts.bounded + boxed * 2**k) if counted else Budget(deadline.within(seconds * 2**k))
         with context.ledger.spent(Part.BISECTION):
-            branch_and_bound(boxes, box_space, Budget(turn, limit), box_sharing)
+            branch_and_bound(boxes, box_space, budget, box_sharing)
         if boxes.closed or boxes.decided or (neurons.out_of_memory and not boxes.out_of_memory):
             return _chosen(SplitSpace.INPUTS, boxes, neurons, rounds)
         _tell_neurons(boxes, neurons)
         if boxes.out_of_memory:
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
-        needs = (
-            doublings(root_bound, boxes.lower_bound, boxes.counts.bounded),
-            doublings(root_bound, neurons.lower_bound, neurons.counts.bounded),
-        )
+        needs = _needs(root_bound, boxes), _needs(root_bound, neurons)
         rounds.append(needs)
-        if abs(needs[0] - needs[1]) > AHEAD and (k or needs[1] < math.inf):
+        if abs(needs[0] - needs[1]) > tuning.ahead and (k or needs[1] < math.inf):
             break
     return _chosen(SplitSpace.INPUTS if needs[0] < needs[1] else SplitSpace.NEURONS, boxes, neurons, rounds)
+
+
+def _needs(before: float, tree: Tree[Boxes] | Tree[Subproblems]) -> float:
+    """How often a tree that began with a bound has to double until nothing is open, at the rate seen so far."""
+    return doublings(before, tree.lower_bound, tree.counts.bounded)
 
 
 def _chosen(space: SplitSpace, boxes: Tree[Boxes], neurons: Tree[Subproblems], rounds: list[tuple[float, float]]) -> Choice:

@@ -11,19 +11,31 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.config import Options
+from milpverify.config import Options, Tuning
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
 from milpverify.search.ledger import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from milpverify.config import Deadline, SearchOptions
+    from milpverify.config import AnyTuning, Deadline, SearchOptions
     from milpverify.graph import Graph
+    from milpverify.propagation.state import Bounds
     from milpverify.search.attack_turns import AttackTurns
     from milpverify.search.ledger import Ledger
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.solver.oracle import Oracle
     from milpverify.spec import Array, Problem
+
+
+@dataclass(frozen=True)
+class SearchTuning(Tuning):
+    """How every search goes."""
+
+    reports: float = 0.2
+    """Seconds between two reports of a search."""
+    frontier_bytes: int = 1 << 30
+    """Beyond this much a search dives: it takes the subproblems nearest to being closed, so that the frontier stops growing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +61,15 @@ class SearchContext:
     def switches(self) -> SearchOptions:
         """Which parts of the search are on."""
         return self.options.search
+
+    def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
+        """The tuning numbers of a kind."""
+        return self.options.search.tuned(kind)
+
+    def request(self, known: dict[int, Bounds] | None = None, method: Method = Method.BACKWARD, second_order: bool = False) -> BoundRequest:
+        """What bounds of boxes are asked for until the deadline, by the numbers of the search."""
+        made = BoundRequest(known, deadline=self.deadline, method=method, second_order=second_order)
+        return replace(made, tuning=self.tuned(BoundTuning), cost=self.tuned(CostTuning))
 
     @property
     def ledger(self) -> Ledger:

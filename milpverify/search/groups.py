@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, sub
+from milpverify.config import Tuning
 from milpverify.spec import Rows, closes
 
 if TYPE_CHECKING:
@@ -144,13 +145,17 @@ class Group:
         return closes(bound, self.strict[disjunct])
 
 
-FEW_INPUTS = 8
-"""With at most so many inputs that vary bisecting inputs mostly beats what takes long on a whole box."""
+@dataclass(frozen=True)
+class GroupTuning(Tuning):
+    """When inputs are few."""
+
+    few_inputs: int = 8
+    """With at most so many inputs that vary bisecting inputs mostly beats what takes long on a whole box."""
 
 
-def few_inputs(group: Group) -> bool:
+def few_inputs(group: Group, tuning: GroupTuning) -> bool:
     """Whether the group's box varies in so few inputs that smaller boxes are a better investment than dear bounds of it."""
-    return int((group.box.upper > group.box.lower).sum()) <= FEW_INPUTS
+    return int((group.box.upper > group.box.lower).sum()) <= tuning.few_inputs
 
 
 def groups(problem: Problem, device: torch.device | str = "cpu") -> list[Group]:

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-REPORTS = 0.2
-"""Seconds between two reports of a search."""
-
-
 class Part(Enum):
     """The parts of a run. The values are their names in results and events."""
 
@@ -109,10 +105,10 @@ class Reporter:
     floor: float = -math.inf
     told: float = 0.0
 
-    def due(self) -> bool:
-        """Whether a search is to report again: every 0.2 seconds."""
+    def due(self, seconds: float) -> bool:
+        """Whether a search is to report again: its last report was so many seconds ago."""
         now = time.monotonic()
-        if now - self.told < REPORTS:
+        if now - self.told < seconds:
             return False
         self.told = now
         return True

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
+from milpverify.config import Tuning
 from milpverify.errors import Contradiction
 from milpverify.result import Trust
 from milpverify.search.frontier import B
@@ -26,13 +27,21 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle
     from milpverify.search.tree import Tree
 
-LARGEST = 20_000
-"""The largest model that is worth making, in unstable neurons."""
-WHOLE_SHARE, PART_SHARE, LEAST_TASK = 0.7, 0.1, 2.0
-"""The shares of the time left that a whole disjunct and a single subproblem get, and the seconds that either gets at least."""
-NODES = 50
-"""In deterministic mode, the solver's nodes in its first turn; they double from turn to turn."""
 TOO_LARGE = "the network has too many unstable neurons for a solver's model"
+
+
+@dataclass(frozen=True)
+class SharingTuning(Tuning):
+    """What a solver beside the tree is given, and for how long."""
+
+    largest: int = 20_000
+    """The largest model that is worth making, in unstable neurons."""
+    whole: float = 0.7
+    part: float = 0.1
+    least: float = 2.0
+    """The shares of the time left that a whole disjunct and a single subproblem get, and the seconds that either gets at least."""
+    nodes: int = 50
+    """In deterministic mode, the solver's nodes in its first turn; they double from turn to turn."""
 
 
 class Tasks(ABC, Generic[B]):

@@ -13,17 +13,18 @@ from milpverify.result import Trust, Verdict
 from milpverify.search.attack_turns import AttackTurns
 from milpverify.search.bounding import choose
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.choose_space import FEW, MANY, SplitSpace, bisect_first, choose_space, moving_inputs
-from milpverify.search.groups import few_inputs
+from milpverify.search.choose_space import SpaceTuning, SplitSpace, bisect_first, choose_space, moving_inputs
+from milpverify.search.groups import GroupTuning, few_inputs
 from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.input_split.tasks import BoxTasks
 from milpverify.search.ledger import Part
-from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.outcome import together
 from milpverify.search.sharing import Sharing
 from milpverify.search.solver.leaves import Leaves
 from milpverify.search.solver.oracle import Oracle
+from milpverify.search.solver.pace import Pace, ProgramTuning
 from milpverify.search.tightening.restarts import search_with_restarts
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.outcome import SearchOutcome
     from milpverify.search.tree import Tree
-
-WHOLE_BOX = NeuronTuning(candidates=8, iterations=8)
-"""Bounds of whole boxes are dear, and splits must count."""
 
 
 def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBounds]]) -> SearchOutcome:
@@ -61,7 +59,8 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
         reporter.others = min(reporter.others, parts[0].lower_bound)
         reporter.trust_of_others = Trust.weakest(reporter.trust_of_others, parts[0].trust)
     before, trust_before, bare_parts = reporter.others, reporter.trust_of_others, len(parts)
-    with Oracle(context.problem, options, context.deadline, reporter) as oracle, Leaves(context.problem, context.deadline) as leaves:
+    programs = Leaves(context.problem, context.deadline, pace=Pace(tuning=context.tuned(ProgramTuning)))
+    with Oracle(context.problem, options, context.deadline, reporter) as oracle, programs as leaves:
         context = replace(
             context,
             oracle=oracle if options.method is SearchMethod.AUTO and context.switches.oracle else None,
@@ -71,7 +70,7 @@ def decide(context: SearchContext, open_groups: Sequence[tuple[Group, BatchBound
             done, untouched = parts[bare_parts:], [float(found.margins.amin()) for _, found in bounded[k + 1 :]]
             reporter.others, reporter.floor = min([before, *(p.lower_bound for p in done), *untouched]), float(root.margins.amin())
             reporter.trust_of_others = Trust.weakest(trust_before, *(p.trust for p in done))
-            whole = few_inputs(group) or context.switches.deterministic
+            whole = few_inputs(group, context.tuned(GroupTuning)) or context.switches.deterministic
             share = context.deadline if whole else context.deadline.within(context.deadline.remaining() / (len(bounded) - k))
             parts.append(search_group(_attacked(context.until(share)), group, root))
             if oracle.task is not None:
@@ -100,16 +99,16 @@ def search_group(context: SearchContext, group: Group, root: BatchBounds) -> Sea
 
     @cache
     def neurons() -> tuple[NeuronSpace, Tree[Subproblems]]:
-        space = NeuronSpace(context, group, root.state, WHOLE_BOX)
+        space = NeuronSpace(context, group, root.state)
         return space, space.tree()
 
-    moving = moving_inputs(group, root)
-    if moving > MANY:
+    moving, tuning = moving_inputs(group, root), context.tuned(SpaceTuning)
+    if moving > tuning.many:
         chosen: SplitSpace | None = SplitSpace.NEURONS
     else:
         space = BoxSpace(context, group, root)
         boxes, sharing = space.tree(), None if oracle is None else Sharing(oracle, BoxTasks(space, oracle))
-        chosen = bisect_first(space, boxes, neurons, bound, sharing) if moving <= FEW else None
+        chosen = bisect_first(space, boxes, neurons, bound, sharing) if moving <= tuning.few else None
         if chosen is None:
             beside = None if oracle is None else Sharing(oracle, NeuronTasks(neurons()[0], oracle))
             chosen = choose_space(space, boxes, *neurons(), bound, sharing, beside).space

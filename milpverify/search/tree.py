@@ -14,6 +14,7 @@ from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validity, validate
 from milpverify.graph import evaluate
 from milpverify.result import Reason, Trust
+from milpverify.search.context import SearchTuning
 from milpverify.search.frontier import B, Frontier
 from milpverify.search.outcome import SearchOutcome
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from milpverify.search.groups import Group
     from milpverify.search.ledger import Part
     from milpverify.spec import Array
-
-FRONTIER_BYTES = 1 << 30
-"""Beyond this much the search dives: it takes the subproblems nearest to being closed, so that the frontier stops growing."""
 
 
 @dataclass(eq=False)
@@ -191,7 +189,8 @@ class Tree(Generic[B]):
 
     def pop(self, count: int) -> B:
         """Take subproblems out of the frontier; until `push` has their children they stay open."""
-        self.in_progress = self.frontier.pop(count, nearest=self.frontier.bytes > FRONTIER_BYTES)
+        most = self.incumbents.context.tuned(SearchTuning).frontier_bytes
+        self.in_progress = self.frontier.pop(count, nearest=self.frontier.bytes > most)
         return self.in_progress
 
     def push(self, batch: B) -> None:

@@ -49,12 +49,28 @@ class SolverStatus(Enum):
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How adapters go about a solve, whatever its limits; no bound rests on it. Part of `process.SolverTuning`."""
+
+    report: float = 0.1
+    """Seconds between two reports, but for those of a new point or a target that is reached."""
+    attained: float = 1e-3
+    """In sweeps, a bound of which less than this share of the range can be taken off is left."""
+    first_order: float = 30.0
+    """z3 tries polynomials in the order of their definitions for so many seconds at most, and half of its time: where that order is good,
+    it is good at once."""
+    decimals: int = 20
+    """Of an algebraic number that z3 returns."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """What bounds a solve: wall-clock seconds, MiB of memory, threads; a minimisation may also stop once it is decided.
 
     The solve ends with TARGET when the dual bound rises to `dual_target` or a point of value <= `primal_target` is found. `nodes`
     of a MILP solver's own tree are a limit that repeats exactly, where seconds do not. `plain` asks for a dual bound of a small model
-    and nothing else: no search for points and no cuts, which take longer there than the branching that they save.
+    and nothing else: no search for points and no cuts, which take longer there than the branching that they save. `manner` is how the
+    adapter goes about it.
     """
 
     seconds: float = math.inf
@@ -65,6 +81,7 @@ class Limits:
     primal_target: float = -math.inf
     nodes: int | None = None
     plain: bool = False
+    manner: Manner = Manner()
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +200,6 @@ class Solver(ABC, Generic[M, R]):
         """What it may be used for, in words; raises SolverUnavailable where it cannot be used at all."""
 
 
-REPORT_EVERY = 0.1  # seconds
 EMPTY_HANDED = frozenset({SolverStatus.INFEASIBLE, SolverStatus.UNBOUNDED})
 """What solvers say of a model without an optimum: a word only, whatever bound they call it by (SCIP: +inf)."""
 
@@ -208,9 +224,9 @@ class Minimisation:
         return max(0.0, self.limits.seconds - self.seconds)
 
     def due(self, dual_bound: float, primal: float, found: bool = False) -> bool:
-        """Whether it is time for a report: at once of a point found and of a target reached, else every REPORT_EVERY seconds."""
+        """Whether it is time for a report: at once of a point found and of a target reached, else every `Manner.report` seconds."""
         now = time.monotonic()
-        if not found and now - self._reported < REPORT_EVERY and not self.decided(dual_bound, primal):
+        if not found and now - self._reported < self.limits.manner.report and not self.decided(dual_bound, primal):
             return False
         self._reported = now
         return True

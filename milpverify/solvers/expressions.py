@@ -11,12 +11,12 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from milpverify.errors import SolverUnavailable
 from milpverify.functions.terms import ONE, RATIONAL, UNARY, Algebra, Apply, Term, evaluate
 
-WIDEST = 1e4
+WIDEST: Final = 1e4
 """The largest value that a product, a function, or what is computed on the way to it may have in a model."""
 
 _FLOATS: Mapping[str, Callable[..., Any]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,7 @@ from milpverify.solvers.base import (
 )
 from milpverify.solvers.model import TOLERANCE, Model, Sweep
 
-ATTAINED = 1e-3
-"""A bound of which less than this share of the range can be taken off is left."""
-
-PRIMAL = 4
+PRIMAL: Final = 4
 """HiGHS's number of the primal simplex method: another objective leaves a basis primal feasible. Networks' sweeps take half of the time."""
 
 _STATUS = {
@@ -168,7 +165,7 @@ def _sweep(sweep: Sweep, limits: Limits, on_progress: OnProgress) -> SweepOutcom
     attained = {side: side * first for side in ends}
     for k, (j, side) in enumerate(zip(sweep.column.tolist(), sweep.side.tolist(), strict=True)):
         bounds[k] = ends[side][j]
-        if attained[side][j] <= bounds[k] + ATTAINED * (model.upper[j] - model.lower[j]):
+        if attained[side][j] <= bounds[k] + limits.manner.attained * (model.upper[j] - model.lower[j]):
             continue
         if solve.left <= 0.0 or (solve.due(-math.inf, math.inf) and solve.report(-math.inf, math.inf, k)):
             bounds[k:], status = -math.inf, SolverStatus.INTERRUPTED if solve.requested else SolverStatus.TIME_LIMIT

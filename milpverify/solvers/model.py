@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,9 +17,9 @@ from milpverify.solvers.expressions import value_of
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-TOLERANCE = 1e-9
+TOLERANCE: Final = 1e-9
 """The feasibility, integrality and optimality tolerance asked of every MILP solver, in units of the scaled model."""
-THIN = 2.0**-33
+THIN: Final = 2.0**-33
 """A row this thin, a tenth of that, is made an equality, which presolve can substitute."""
 
 

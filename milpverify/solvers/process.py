@@ -20,9 +20,10 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from milpverify.config import Tuning
 from milpverify.outside import children
 from milpverify.outside.starting import started
-from milpverify.solvers.base import Answer, Limits, Progress, SmtOutcome, SolveOutcome, SolverStatus, SweepOutcome
+from milpverify.solvers.base import Answer, Limits, Manner, Progress, SmtOutcome, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, SmtScript, Sweep
 from milpverify.solvers.registry import SWEEPS
 from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
@@ -30,10 +31,22 @@ from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
 if TYPE_CHECKING:
     from milpverify.config import Deadline
 
-GRACE = 0.5  # seconds that a solver may overrun its time limit before it is killed
-EARLY = 0.1  # seconds before the deadline, when it is killed, that it is to end by itself
-POLL = 0.02  # seconds between looks at the deadline
-REAP = 5.0  # seconds that a killed worker may take to die; one that is stuck in the kernel is left to it
+
+@dataclass(frozen=True)
+class SolverTuning(Tuning):
+    """How long a solver's process is waited for, and how its adapter goes about a solve."""
+
+    grace: float = 0.5
+    """Seconds that a solver may overrun its time limit before it is killed."""
+    early: float = 0.1
+    """Seconds before the deadline, when it is killed, that it is to end by itself."""
+    poll: float = 0.02
+    """Seconds between looks at the deadline."""
+    reap: float = 5.0
+    """Seconds that a killed worker may take to die; one that is stuck in the kernel is left to it."""
+    manner: Manner = field(default_factory=Manner)
+    """What the adapter is told."""
+
 
 _Message = tuple[Any, ...]
 Question = Model | Sweep | SmtScript
@@ -50,12 +63,14 @@ class SolverProcess:
         solver: one of `names.SOLVERS`.
         memory_mb: MiB of address space that the worker may take.
         niceness: how far the worker stands back for others, where the platform knows that (POSIX).
+        tuning: how long it is waited for; its `manner` is that of all solves, whatever their limits say.
     """
 
-    def __init__(self, solver: str, memory_mb: int = 8192, niceness: int = 0) -> None:
+    def __init__(self, solver: str, memory_mb: int = 8192, niceness: int = 0, tuning: SolverTuning = SolverTuning()) -> None:
         self.solver = solver
         self.memory_mb = memory_mb
         self.niceness = niceness
+        self.tuning = tuning
         self._task: _Task | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
@@ -96,13 +111,14 @@ class SolverProcess:
         deadline: Deadline,
         on_progress: Callable[[Progress], bool] | None = None,
     ) -> Reply:
-        """Solve in the worker and wait, at most until the deadline, or the limit plus GRACE; a true return of `on_progress` ends the solve.
+        """Solve in the worker and wait, at most until the deadline, or the limit plus `tuning.grace`.
 
-        The limits' seconds and the deadline both hold. Never raises for what the worker does: see `SolverStatus`.
+        The limits' seconds and the deadline both hold. A true return of `on_progress` ends the solve. Never raises for what the worker
+        does: see `SolverStatus`.
         """
         try:
             self.start(model, limits, deadline, on_progress)
-            while (outcome := self.poll(POLL)) is None:
+            while (outcome := self.poll(self.tuning.poll)) is None:
                 pass
             return outcome
         except BaseException:  # Ctrl-C above all, and errors of the callback: leave no child behind, then pass it on
@@ -114,14 +130,13 @@ class SolverProcess:
         if self._task is not None:
             self.kill()
         left = deadline.remaining()
-        seconds = min(limits.seconds, left - min(EARLY, left / 10) if left < math.inf else left)
+        seconds = min(limits.seconds, left - min(self.tuning.early, left / 10) if left < math.inf else left)
         self._task = _Task(model, deadline, on_progress, seconds)
         if seconds > 0.0:
             self._start()
             self._number += 1
-            self._outbox.put(
-                ("solve", SWEEPS if isinstance(model, Sweep) else self.solver, model, replace(limits, seconds=seconds), self._number)
-            )
+            told = replace(limits, seconds=seconds, manner=self.tuning.manner)
+            self._outbox.put(("solve", SWEEPS if isinstance(model, Sweep) else self.solver, model, told, self._number))
 
     def poll(self, wait: float = 0.0) -> Reply | None:
         """Pass on what the worker reported; its outcome once there is one, None while the solve goes on.
@@ -141,9 +156,9 @@ class SolverProcess:
         return outcome
 
     def stop(self) -> None:
-        """Ask for the end of the solve under way; `poll` still has its outcome, within GRACE."""
+        """Ask for the end of the solve under way; `poll` still has its outcome, within `tuning.grace`."""
         if self._task is not None and self._task.stopping == math.inf:
-            self._task.stopping = time.monotonic() + GRACE
+            self._task.stopping = time.monotonic() + self.tuning.grace
             self._outbox.put(("stop", self._number))
 
     def _next(self, task: _Task, wait: float) -> Reply | None:
@@ -160,7 +175,7 @@ class SolverProcess:
             if task.deadline.cancelled or now > task.stopping:
                 self.kill()
                 return task.failed(SolverStatus.INTERRUPTED, f"{self.solver}: interrupted")
-            if now > task.began + task.seconds + GRACE or task.deadline.expired():
+            if now > task.began + task.seconds + self.tuning.grace or task.deadline.expired():
                 self.kill()
                 return task.failed(SolverStatus.TIME_LIMIT, f"{self.solver}: killed at the deadline")
             if message is None:
@@ -206,7 +221,7 @@ class SolverProcess:
             children.kill(child)
         children.gone(child)
         try:
-            child.wait(timeout=REAP)
+            child.wait(timeout=self.tuning.reap)
         except subprocess.TimeoutExpired:
             return  # its pipes are still open at the other end: closing ours could wait for it
 
@@ -227,9 +242,9 @@ class SolverProcess:
     def _burial(self) -> int:
         """Reap a worker that is dead or talks garbage; returns its exit status, 0 for one that was still alive."""
         assert self._child is not None
-        child, end = self._child, time.monotonic() + GRACE
+        child, end = self._child, time.monotonic() + self.tuning.grace
         while not _ended(child) and time.monotonic() < end:
-            time.sleep(POLL / 4)
+            time.sleep(self.tuning.poll / 4)
         dead = _ended(child)
         self.kill()
         return child.returncode if dead and child.returncode is not None else 0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 
 from milpverify.solvers.base import SolveOutcome, SweepOutcome
 from milpverify.solvers.model import TOLERANCE, Array, Model, Sweep
 
-SAFETY = 16.0  # the multiple of the tolerance that a dual bound must clear
+SAFETY: Final = 16.0
+"""The multiple of the tolerance that a dual bound must clear."""
 
 
 def safety_margin(model: Model, dual_bound: float = 0.0) -> float:

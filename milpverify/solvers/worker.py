@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 from dataclasses import replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from milpverify.errors import SolverUnavailable
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from milpverify.solvers.model import Model, SmtScript, Sweep
 
 MAGIC = b"mvwk"
-LARGEST = 2**40  # bytes of a message; a longer one is garbage
-NO_MEMORY = 86  # the exit status of a worker that cannot hold what it was sent
+LARGEST: Final = 2**40
+"""Bytes of a message; a longer one is garbage."""
+NO_MEMORY: Final = 86
+"""The exit status of a worker that cannot hold what it was sent."""
 _HEADER = struct.Struct("<4sQ")
 
 

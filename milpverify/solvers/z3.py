@@ -11,8 +11,6 @@ from typing import Any
 from milpverify.solvers.base import Answer, Capability, Limits, OnProgress, SmtOutcome, Solver, SolverStatus
 from milpverify.solvers.model import Logic, SmtScript
 
-DIGITS = 20  # decimals of an algebraic number
-FIRST_ORDER = 30.0  # seconds at most, and half of the time: where that order is good, it is good at once
 _STATUS = {"timeout": SolverStatus.TIME_LIMIT, "canceled": SolverStatus.TIME_LIMIT, "memory": SolverStatus.MEMORY_LIMIT}
 
 
@@ -34,7 +32,7 @@ class Z3(Solver[SmtScript, SmtOutcome]):
         """Polynomials in the order of their definitions first, which is good for networks, and then in z3's own."""
         began = time.monotonic()
         if model.logic is Logic.POLYNOMIAL:
-            first = replace(limits, seconds=min(FIRST_ORDER, limits.seconds / 2.0))
+            first = replace(limits, seconds=min(limits.manner.first_order, limits.seconds / 2.0))
             outcome = _solve(model, first, reorder=False)
             if outcome.status is not SolverStatus.TIME_LIMIT:
                 return outcome
@@ -64,5 +62,5 @@ def _solve(model: SmtScript, limits: Limits, reorder: bool) -> SmtOutcome:
         why = solver.reason_unknown()
         return SmtOutcome(Answer.UNKNOWN, (), status_of(why), seconds, f"z3: {why}")
     values = (solver.model().eval(z3.Real(name), model_completion=True) for name in model.inputs)
-    point = tuple(str((v.approx(DIGITS) if z3.is_algebraic_value(v) else v).as_fraction()) for v in values)
+    point = tuple(str((v.approx(limits.manner.decimals) if z3.is_algebraic_value(v) else v).as_fraction()) for v in values)
     return SmtOutcome(Answer.SAT, point, SolverStatus.OPTIMAL, seconds, "z3: sat")

@@ -12,6 +12,9 @@ from milpverify.acopf.case import Case
 from milpverify.acopf.cost import certify_cost
 from milpverify.acopf.loads import box, scaled
 from milpverify.acopf.matpower import load_case
+from milpverify.acopf.points.polish import PointTuning
+from milpverify.acopf.proving.branching import ProverTuning
+from milpverify.acopf.proving.programs import TighteningTuning
 from milpverify.acopf.proving.recheck import recheck
 from milpverify.acopf.result import Cost, Reason
 from milpverify.config import Deadline
@@ -47,6 +50,18 @@ def test_gaps(gap: float) -> None:
 @pytest.mark.parametrize(("name", "optimum", "gap"), [("case9", 5296.6862, 1e-4), ("case14", 8081.5260, 2e-3)])
 def test_optima_of_pypower(name: str, optimum: float, gap: float) -> None:
     check(certify_cost(load_case(getattr(pypower, name)()), gap=gap, timeout=WITHIN), optimum, gap)
+
+
+def test_other_numbers() -> None:
+    """They are handed in, and change how far a proof goes, not that it holds; what is no tuning is refused."""
+    case = load_case(pypower.case9())
+    short = (TighteningTuning(planes=1), ProverTuning(root_rounds=0, narrow=math.inf))
+    found = certify_cost(case, tuning=short, timeout=WITHIN)
+    assert found.reason is Reason.UNDECIDED and found.proof is not None and recheck(case, found.proof)
+    assert found.lower < certify_cost(case, timeout=WITHIN).lower
+    assert certify_cost(TWO, tuning=(PointTuning(iterations=1, close=0.0), *short), timeout=WITHIN).point is None
+    with pytest.raises(InvalidInput, match="int is none"):
+        certify_cost(TWO, tuning=(3,))  # type: ignore[arg-type]
 
 
 STRANGE: dict[str, tuple[Case, float]] = {

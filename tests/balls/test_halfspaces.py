@@ -113,5 +113,5 @@ def test_bounds_of_networks_hold_where_the_inequalities_do(seed: int, dtype: tor
     plain = bound_rows(graph.confined(None).to(dtype), state, table, rows)
     assert (found.lower[0] <= least).all() and (found.lower >= plain.lower).all() and (found.lower > plain.lower + 1e-3).any()
     assert (found.over_box <= found.lower).all()
-    climbed, _ = optimise(fast, state, table, rows, None, AlphaOptions(iterations=8))
+    climbed, _ = optimise(fast, state, table, rows, AlphaOptions(iterations=8))
     assert (climbed.lower[0] <= least).all() and (climbed.lower >= down(found.lower)).all()

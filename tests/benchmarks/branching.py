@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ablation import Row, Runs, command, families_of, instances, load, save
 
+from milpverify.config import Branching
+
 PROGRAM = f"runpy.run_path({str(Path(__file__).with_name('by_cpu.py'))!r}, None, '__main__')"
 PREFIX = "digits_"
 SEARCH = ["--method", "bab", "--without", "filtering"]
@@ -33,6 +35,9 @@ VARIANTS = {
     "first order, midpoint": [*SEARCH, "--branching", "first-order", "--points", "midpoint"],
     "first order, optimised": [*SEARCH, "--branching", "first-order", "--points", "optimised"],
 }
+for heuristic in Branching:  # all others that there are, but for chance
+    if heuristic is not Branching.RANDOM and not any(heuristic.value in variant for variant in VARIANTS.values()):
+        VARIANTS[f"{heuristic.value}, midpoint"] = [*SEARCH, "--branching", heuristic.value, "--points", "midpoint"]
 
 
 def table(rows: Sequence[Row], variants: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from milpverify.propagation.backward import LineTable
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.interval import propagate
 from milpverify.propagation.optimised.alpha import optimise
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.state import State
 
 SIZES, BOXES, RADIUS = (784, *[100] * 6, 10), 64, 0.005
@@ -76,7 +77,7 @@ def main() -> None:
     margins = (unit[:1] - unit[1:]).expand(BOXES, -1, -1)
 
     def whole() -> tuple[State, LineTable, Tensor]:
-        state, table = crown(graph, lower, upper, torch.float32, inner=torch.float64)
+        state, table = crown(graph, lower, upper, torch.float32, BoundRequest(inner=torch.float64))
         return state, table, bound_rows(wide, state, table, sides).lower
 
     with torch.no_grad():
@@ -84,7 +85,9 @@ def main() -> None:
         interval = clock(lambda: propagate(graph, lower, upper, torch.float32), options.repeats, options.device)
         print(f"interval bounds          {interval:8.1f} ms")
         print(f"CROWN with outputs       {clock(whole, options.repeats, options.device):8.1f} ms")
-        one = clock(lambda: crown(graph, lower[:1], upper[:1], torch.float32, inner=torch.float64), options.repeats, options.device)
+        one = clock(
+            lambda: crown(graph, lower[:1], upper[:1], torch.float32, BoundRequest(inner=torch.float64)), options.repeats, options.device
+        )
         print(f"CROWN, one box           {one:8.1f} ms")
         state, table = crown(graph, lower, upper, torch.float32)
         alpha = clock(lambda: optimise(fast, state, table, margins), max(1, options.repeats // 5), options.device)
@@ -93,7 +96,7 @@ def main() -> None:
         print(f"mean margin bound        {float(plain.mean()):8.5f} CROWN, {float(best.mean()):.5f} alpha-CROWN")
 
         for dtype, looser in LOOSER.items():
-            state, table = crown(graph, lower, upper, dtype, inner=torch.float64)
+            state, table = crown(graph, lower, upper, dtype, BoundRequest(inner=torch.float64))
             found = bound_rows(graph.to(dtype, options.device, torch.float64), state, table, sides).lower
             compare(graph, state, found, reference, looser)
 

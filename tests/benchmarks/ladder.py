@@ -32,6 +32,7 @@ from milpverify.operators import Affine
 from milpverify.propagation.crown import crown
 from milpverify.propagation.interval import propagate
 from milpverify.propagation.relevance import refinable
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.screening import undecided
 
 SIZES = {5: (32, 8), 20: (32, 32), 80: (64, 32), 320: (128, 32)}
@@ -97,7 +98,7 @@ def passes(problem: mv.Problem, timeout: float) -> dict[str, Any]:
     with torch.no_grad():
         deadline = Deadline(timeout, time.process_time)
         began = time.process_time()
-        state, _ = crown(graph, lower, upper, torch.float32, deadline=deadline)
+        state, _ = crown(graph, lower, upper, torch.float32, BoundRequest(deadline=deadline))
         seconds = time.process_time() - began
         plain = propagate(graph, lower, upper)
         rows = 0

@@ -23,8 +23,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout is enough
 
 import milpverify as mv
-from milpverify.encode import milp
+from milpverify.encode import encoding, neurons
 from milpverify.encode.curves import ROUNDING, Cut, Sides, add_incremental
+from milpverify.encode.milp import encode
 from milpverify.encode.model import ModelBuilder
 from milpverify.frontends.network import load_network
 from milpverify.graph import Graph
@@ -95,11 +96,11 @@ def main(solvers: list[str], divisions: list[int], seconds: float) -> None:
                 cuts |= {(i, k): Cut(0, tuple(np.linspace(low[k], high[k], m + 1)[1:-1].tolist())) for k in range(graph.nodes[i].size)}
             cells = []
             for form in FORMS.values():
-                milp.add_incremental = form  # type: ignore[assignment]
-                model = milp.encode(graph, ranges, disjunct, cuts=cuts).model
+                neurons.add_incremental = form  # type: ignore[assignment]
+                model = encode(graph, ranges, disjunct, form=encoding.ModelForm(cuts)).model
                 outcome = load(solver).solve(model, Limits(seconds), lambda _: False)
                 cells.append(f"{outcome.dual_bound:9.5f} {outcome.seconds:5.1f} s {outcome.nodes:5d}")
-            milp.add_incremental = add_incremental
+            neurons.add_incremental = add_incremental
             print(f"{name:18s} {m:6d} {solver:>7s}  " + "  ".join(f"{cell:>22s}" for cell in cells), flush=True)
 
 

@@ -26,7 +26,7 @@ from smooth_graphs import Bounds, Case, Form, by_search  # noqa: E402
 
 import milpverify as mv  # noqa: E402
 from milpverify.encode.curves import Cut  # noqa: E402
-from milpverify.encode.encoding import Encoding  # noqa: E402
+from milpverify.encode.encoding import Encoding, ModelForm  # noqa: E402
 from milpverify.encode.milp import encode  # noqa: E402
 from milpverify.frontends.lowering.builder import Builder  # noqa: E402
 from milpverify.solvers.base import Limits  # noqa: E402
@@ -67,7 +67,7 @@ def divided(case: Case, pieces: int) -> Encoding:
         low, high = (t.reshape(-1).numpy() for t in ranges[case.graph.nodes[i].inputs[0]])
         for k in range(case.graph.nodes[i].size):
             cuts[i, k] = Cut(0, tuple(np.linspace(low[k], high[k], pieces + 1)[1:-1].tolist()))
-    return encode(case.graph, ranges, case.disjunct(), cuts=cuts)
+    return encode(case.graph, ranges, case.disjunct(), form=ModelForm(cuts))
 
 
 def equal(pieces: int, solver: str) -> Form:

@@ -25,6 +25,7 @@ from milpverify.graph import Graph, Node
 from milpverify.operators import Elementwise, Input, Linear
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, optimise
+from milpverify.propagation.request import BoundRequest
 
 SIZES, BOXES, RADIUS = (784, *[100] * 4, 10), 64, 0.005
 FUNCTIONS = "sigmoid,tanh,sin,gelu"
@@ -51,7 +52,7 @@ def whole(graph: Graph, lower: Tensor, upper: Tensor) -> Callable[[], object]:
     sides = torch.cat([unit, -unit]).expand(len(lower), -1, -1)
 
     def task() -> object:
-        state, table = crown(graph, lower, upper, torch.float32, inner=torch.float64)
+        state, table = crown(graph, lower, upper, torch.float32, BoundRequest(inner=torch.float64))
         return bound_rows(wide, state, table, sides).lower
 
     return task

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from milpverify.config import Deadline
-from milpverify.counterexamples.attack import attack
+from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.counterexamples.surrogate import Surrogate, has_jumps
 from milpverify.frontends.problem import robustness
 from milpverify.graph import Graph, evaluate
@@ -62,7 +62,12 @@ def test_a_network_of_signs_is_attacked() -> None:
         rarest = int(torch.bincount(evaluate(graph, x).argmax(1), minlength=3).argmin())
         rows = np.eye(3)[[k for k in range(3) if k != rarest]] - np.eye(3)[rarest]
         problem = Problem(graph, (Disjunct(box, Rows.on_outputs(rows, [0.0, 0.0], 20), Rows.none(20, 3)),))
-        assert attack(problem, graph.to(torch.float32), problem.disjuncts, Deadline(20.0), starts=8, rounds=2).counterexample is not None
+        assert (
+            attack(
+                problem, graph.to(torch.float32), problem.disjuncts, Deadline(20.0), tuning=AttackTuning(starts=8, rounds=2)
+            ).counterexample
+            is not None
+        )
 
 
 class Masked(torch.nn.Module):

@@ -21,7 +21,7 @@ def added(ball: Ball, quadratic: bool) -> tuple[ModelBuilder, np.ndarray]:
     """A builder with a variable per input, and the ball's rows."""
     builder, (low, high) = ModelBuilder(), ball.ends
     columns = np.concatenate([builder.variables(a, b) for a, b in zip(low, high, strict=True)])
-    add_ball(builder, ball, columns, low, high, quadratic)
+    add_ball(builder, ball, columns, (low, high), quadratic)
     return builder, columns
 
 

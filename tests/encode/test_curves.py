@@ -12,7 +12,7 @@ from random_graphs import Builder, dense_network
 from random_nets import disjunct_of, proved_bounds
 
 from milpverify.encode.curves import Cut, Cuts
-from milpverify.encode.encoding import Encoding
+from milpverify.encode.encoding import Encoding, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.frontends.lowering.builder import Builder as Lowering
@@ -97,7 +97,7 @@ def test_every_point_of_the_network_is_one_of_the_model(kind: str, pieces: int) 
     for x in points(box, 20):
         if kind in ("floor", "round"):
             continue  # an integer variable has no start
-        model = encode(graph, bounds, first_output(graph, box), start=x, cuts=cuts).model
+        model = encode(graph, bounds, first_output(graph, box), start=x, form=ModelForm(cuts)).model
         assert model.start is not None
         assert model.violation(model.start) <= 1e-12
 
@@ -111,13 +111,13 @@ def test_pieces_come_close_to_the_least_value(kind: str, sign: float) -> None:
     if kind.startswith("net of"):  # on small boxes few pieces are decided soon
         box = Box(0.3 * box.lower, 0.3 * box.upper)
     bounds, truth = proved_bounds(graph, box, "crown"), minimum(graph, box, sign)
-    found = [least(encode(graph, bounds, first_output(graph, box, sign), cuts=parted(graph, bounds, n)).model) for n in (1, 2)]
+    found = [least(encode(graph, bounds, first_output(graph, box, sign), form=ModelForm(parted(graph, bounds, n))).model) for n in (1, 2)]
     small = encode(graph, bounds, first_output(graph, box, sign))
     assert found[0] <= truth + 1e-6 and found[1] <= truth + 1e-6
     assert found[0] <= found[1] + 1e-6 * (1 + abs(truth))
     assert not small.model.integer.any() or kind in ("floor", "round") or any(not n.curved for n in small.neurons)
     if graph.nx == 1:
-        fine = least(encode(graph, bounds, first_output(graph, box, sign), cuts=parted(graph, bounds, 60)).model)
+        fine = least(encode(graph, bounds, first_output(graph, box, sign), form=ModelForm(parted(graph, bounds, 60))).model)
         size = float(max(1.0, np.abs(evaluate(graph, torch.from_numpy(points(box, 100))).numpy()).max()))
         assert truth - 0.02 * size <= fine <= truth + 1e-6
 
@@ -131,7 +131,7 @@ def test_what_a_solver_takes_as_it_is_has_no_binaries() -> None:
     bounds = proved_bounds(graph, box, "crown")
     cuts = parted(graph, bounds, 3)
     encoding = encode(
-        graph, bounds, first_output(graph, box), start=np.zeros(graph.nx), cuts=cuts, native=frozenset({Capability.QUADRATIC})
+        graph, bounds, first_output(graph, box), start=np.zeros(graph.nx), form=ModelForm(cuts, frozenset({Capability.QUADRATIC}))
     )
     model = encoding.model
     assert model.quadratic is not None and model.start is not None and model.violation(model.start) <= 1e-12
@@ -144,7 +144,7 @@ def test_functions_stay_what_they_are_for_solvers_that_take_them(name: str) -> N
     bounds = proved_bounds(graph, box, "crown")
     native = frozenset({Capability.QUADRATIC, Capability.FUNCTIONS})
     for x in points(box, 5):
-        model = encode(graph, bounds, first_output(graph, box), start=x, native=native).model
+        model = encode(graph, bounds, first_output(graph, box), start=x, form=ModelForm(native=native)).model
         assert model.functions or model.quadratic is not None
         assert model.start is not None and model.violation(model.start) <= 1e-7
 
@@ -199,7 +199,9 @@ def test_a_function_whose_range_no_tolerance_carries_is_refused_by_name() -> Non
     build.apply("tanh")
     graph, box = build.graph(), Box(np.array([0.3]), np.array([0.3 + 1e-6]))
     with pytest.raises(NumericallyUnfit, match="tanh has a range"):
-        encode(graph, proved_bounds(graph, box, "crown"), first_output(graph, box), native=frozenset({Capability.FUNCTIONS}))
+        encode(
+            graph, proved_bounds(graph, box, "crown"), first_output(graph, box), form=ModelForm(native=frozenset({Capability.FUNCTIONS}))
+        )
 
 
 @pytest.mark.parametrize("name", ["square", "sigmoid", "tanh"])
@@ -226,7 +228,7 @@ def test_factors_that_are_one_variable_have_one_column() -> None:
     box = Box(-np.ones(3), np.ones(3))
     bounds = proved_bounds(graph, box, "crown")
     for pieces in (1, 3):
-        model = encode(graph, bounds, first_output(graph, box), start=np.full(3, 0.3), cuts=parted(graph, bounds, pieces)).model
+        model = encode(graph, bounds, first_output(graph, box), start=np.full(3, 0.3), form=ModelForm(parted(graph, bounds, pieces))).model
         assert all(len(set(model.row(i)[0].tolist())) == len(model.row(i)[0]) for i in range(model.num_rows))
         assert model.start is not None and model.violation(model.start) <= 1e-12
         assert -np.inf < least(model) <= minimum(graph, box) + 1e-6

@@ -81,27 +81,18 @@ def test_rows_are_well_scaled_whatever_the_weights() -> None:
 
 def test_a_linear_objective_is_bounded_in_both_directions() -> None:
     graph, box = relu_network([3, 6, 6, 2], 5), Box([-1, -1, -1], [1, 0.5, 1])
-    disjunct = Disjunct(box, Rows.none(3, 2), Rows.none(3, 2))
     x = torch.from_numpy(np.random.default_rng(0).uniform(box.lower, box.upper, (20_000, 3)))
     seen = (x[:, 0] + evaluate(graph, x) @ torch.tensor([1.0, -2.0], dtype=torch.float64)).numpy()
     ends = []
     for sign in (1.0, -1.0):
         row = Rows(np.array([[sign, 0, 0]]), sign * np.array([[1.0, -2.0]]), np.zeros(1), np.array([False]))
-        outcome = load("scip").solve(encode(graph, proved_bounds(graph, box), disjunct, objective=row).model, Limits(60), lambda _: False)
+        model = encode(graph, proved_bounds(graph, box), Disjunct(box, row, Rows.none(3, 2))).model
+        outcome = load("scip").solve(model, Limits(60), lambda _: False)
         ends.append(sign * outcome.dual_bound)
     assert ends[0] <= seen.min() + 1e-8
     assert ends[1] >= seen.max() - 1e-8
     assert ends[0] == pytest.approx(seen.min(), abs=0.2)
     assert ends[1] == pytest.approx(seen.max(), abs=0.2)
-
-
-def test_further_constraints_on_outputs_hold() -> None:
-    graph, box = relu_network([2, 5, 2], 3), Box([-1, -1], [1, 1])
-    disjunct = Disjunct(box, Rows.on_outputs([[1.0, 0.0]], [0.0], 2), Rows.none(2, 2))
-    free = load("highs").solve(encode(graph, proved_bounds(graph, box), disjunct).model, Limits(60), lambda _: False)
-    limit = free.dual_bound + 0.1
-    held = encode(graph, proved_bounds(graph, box), disjunct, constraints=Rows.on_outputs([[-1.0, 0.0]], [-limit], 2))
-    assert load("highs").solve(held.model, Limits(60), lambda _: False).dual_bound == pytest.approx(limit, abs=1e-7)
 
 
 def test_neurons_without_influence_are_left_out() -> None:

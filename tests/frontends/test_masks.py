@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_cases import Lambda
 
 from milpverify.errors import InvalidModel
-from milpverify.frontends.lowering import composites
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.frontends.torch.runtime import TorchRuntime, check
 from milpverify.frontends.torch.trace import lower_module
@@ -114,10 +114,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], T
 }
 
 
-def agrees(module: nn.Module) -> None:
+def agrees(module: nn.Module, tuning: LoweringTuning = LoweringTuning()) -> None:
     """The graph computes what the module does, which may be no number nowhere, and passes the comparison at load."""
     runtime = TorchRuntime(module.eval(), (1, LENGTH, WIDTH))
-    graph = lower_module(runtime.module, runtime.shape, runtime.dtype)
+    graph = lower_module(runtime.module, runtime.shape, runtime.dtype, tuning=tuning)
     check(graph, runtime, Box(-np.ones((LENGTH, WIDTH)), np.ones((LENGTH, WIDTH))))
     points = torch.randn(4, graph.nx, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
@@ -126,11 +126,10 @@ def agrees(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("pairs", [composites.PAIRS, 0], ids=["pairs", "shared"])
-def test_scores_that_are_masked(name: str, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composites, "PAIRS", pairs)
+@pytest.mark.parametrize("tuning", [LoweringTuning(), LoweringTuning(pairs=0)], ids=["pairs", "shared"])
+def test_scores_that_are_masked(name: str, tuning: LoweringTuning) -> None:
     torch.manual_seed(0)
-    agrees(Attention(SCORES[name]))
+    agrees(Attention(SCORES[name]), tuning)
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -10,10 +10,10 @@ from random_graphs import FUNCTIONS, boxes, crown_in_float64, dense_network, mix
 from milpverify.arithmetic.rounding import ieee
 from milpverify.graph import Graph, affine_form, evaluate_all
 from milpverify.operators import Affine
-from milpverify.propagation import passes
 from milpverify.propagation.backward import lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.interval import input_state, propagate
+from milpverify.propagation.request import BoundRequest, BoundTuning
 from milpverify.propagation.screening import Gram, grouped
 from milpverify.relaxations.registry import univariate
 
@@ -36,7 +36,7 @@ def test_samples_lie_within_the_bounds_of_every_node(graph: Graph, dtype: torch.
     values = evaluate_all(graph, points.flatten(0, 1))
     slack = 1e-12  # of the evaluation itself, which rounds too
     interval = propagate(graph, lower, upper, dtype)
-    state, table = crown(graph, lower, upper, dtype, inner=inner)
+    state, table = crown(graph, lower, upper, dtype, BoundRequest(inner=inner))
     for known in (interval, state):
         for i, value in enumerate(values):
             value = value.reshape(*points.shape[:2], *value.shape[1:])
@@ -57,7 +57,7 @@ def test_undecided_neurons_get_the_bounds_of_the_plain_algorithm(sizes: tuple[in
     lower, upper = boxes(graph, 9, radius, 5)
     plain = crown_in_float64(graph, lower, upper)
     for (dtype, inner), charge in zip(COPIES, (2e-3, 1e-4, 1e-9), strict=True):
-        state, _ = crown(graph, lower, upper, dtype, inner=inner)
+        state, _ = crown(graph, lower, upper, dtype, BoundRequest(inner=inner))
         undecided = 0
         for i, (low, high) in zip(graph.nonlinear, plain[:-1], strict=True):
             bounds = state[graph.nodes[i].inputs[0]].bounds
@@ -71,12 +71,11 @@ def test_undecided_neurons_get_the_bounds_of_the_plain_algorithm(sizes: tuple[in
 
 
 @pytest.mark.parametrize("graph", [GRAPHS[0], GRAPHS[6], dense_network((90, 20, 20, 20, 5), "relu", 3)], ids=["dense", "mixed", "Gram"])
-def test_the_size_of_the_chunks_does_not_matter(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_chunks_does_not_matter(graph: Graph) -> None:
     lower, upper = boxes(graph, 7, 0.1, 2)
     found = []
     for size in (16, 1 << 14, 1 << 26):
-        monkeypatch.setitem(passes.CHUNK_BYTES, "cpu", size)
-        found.append(crown(graph, lower, upper, torch.float64)[0])
+        found.append(crown(graph, lower, upper, torch.float64, BoundRequest(tuning=BoundTuning(chunk_cpu=size)))[0])
     for other in found[1:]:
         for i, known in found[0].items():
             for mine, theirs in ((known.bounds.lower, other[i].bounds.lower), (known.bounds.upper, other[i].bounds.upper)):
@@ -88,7 +87,7 @@ def test_inherited_bounds_are_kept_and_never_lost() -> None:
     lower, upper = boxes(graph, 4, 0.3, 2)
     state, _ = crown(graph, lower, upper, torch.float64)
     middle = 0.5 * (lower + upper)
-    again, _ = crown(graph, lower, middle, torch.float32, {i: s.bounds for i, s in state.items()})
+    again, _ = crown(graph, lower, middle, torch.float32, BoundRequest({i: s.bounds for i, s in state.items()}))
     for i, known in state.items():
         assert (again[i].bounds.lower >= known.bounds.lower).all()
         assert (again[i].bounds.upper <= known.bounds.upper).all()

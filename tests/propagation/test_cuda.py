@@ -20,13 +20,13 @@ from milpverify.config import Deadline
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.state import State
-from milpverify.search import groups as margin
-from milpverify.search import strategy
 from milpverify.search.bounding import bound_batch, refine
-from milpverify.search.groups import Group, groups
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import Group, GroupTuning, groups
 from milpverify.search.input_split.space import BoxSpace
-from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import children
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.spec import Box, Disjunct, Problem, Rows
@@ -83,8 +83,8 @@ def test_crown_and_alpha_agree_and_hold(graph: Graph, dtype: torch.dtype) -> Non
     mine, theirs = crown(graph, lower, upper, dtype), crown(there, *ends, dtype)
     assert apart(mine[0], theirs[0]) < CLOSE[dtype]
     options = AlphaOptions(5)
-    refined = alpha_crown(graph, mine[0], dtype, options, Deadline())
-    again = alpha_crown(there, theirs[0], dtype, options, Deadline())
+    refined = alpha_crown(graph, mine[0], dtype, options, BoundRequest(deadline=Deadline()))
+    again = alpha_crown(there, theirs[0], dtype, options, BoundRequest(deadline=Deadline()))
     # A gradient step may turn on the last bit: optimised bounds agree less, and must still hold.
     assert apart(refined[0], again[0]) < 0.05
     points = sample(lower, upper, 200)
@@ -102,7 +102,9 @@ def test_beta_agrees_and_holds() -> None:
     bounds = []
     for device in ("cpu", "cuda"):
         graph, group, lower, upper = on(device, made)
-        bounder = Bounder(graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), 1)
+        bounder = Bounder(
+            graph, group, bound_batch(graph, group, lower, upper, torch.float64).state, Deadline(), NeuronTuning(candidates=1)
+        )
         root, domain, _ = bounder.bound(bounder.first(), 0)
         if device == "cpu":
             widest = (domain.high - domain.low).argmax(1)
@@ -115,13 +117,11 @@ def test_beta_agrees_and_holds() -> None:
 @gpu
 @pytest.mark.parametrize("kind", ["inputs", "neurons", "trial"])
 @pytest.mark.parametrize("slack", [0.3, -0.05])
-def test_whole_searches_agree(kind: str, slack: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_searches_agree(kind: str, slack: float) -> None:
     few, many = {"inputs": (99, 99), "neurons": (-1, -1), "trial": (-1, 99)}[kind]
-    monkeypatch.setattr(margin, "FEW_INPUTS", few)
-    monkeypatch.setattr(strategy, "FEW", few)
-    monkeypatch.setattr(strategy, "MANY", many)
+    search = mv.SearchOptions(tuning=(GroupTuning(few_inputs=few), SpaceTuning(few=few, many=many)))
     made = problem(slack=slack)
-    results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False)) for device in ("cpu", "cuda")]
+    results = [mv.verify(made, 120, options=mv.Options(device=device, attack=False, search=search)) for device in ("cpu", "cuda")]
     assert {r.verdict for r in results} == {mv.Verdict.VERIFIED if slack > 0 else mv.Verdict.FALSIFIED}
     for result in results:
         assert math.isfinite(result.lower_bound) and result.lower_bound <= abs(slack) + 1e-6
@@ -138,7 +138,7 @@ def test_bounds_make_their_tensors_where_the_graph_is(graph: Graph, dtype: torch
     rows = torch.randn(5, 4, graph.ny, dtype=torch.float64)
     with torch.device("meta"):
         state, table = crown(graph, lower, upper, dtype)
-        state, table = alpha_crown(graph, state, dtype, AlphaOptions(3), Deadline())
+        state, table = alpha_crown(graph, state, dtype, AlphaOptions(3), BoundRequest(deadline=Deadline()))
         found = bound_rows(graph.to(dtype), state, table, rows)
     assert {t.device.type for t in (found.lower, found.coefficients, found.constant)} == {"cpu"}
 

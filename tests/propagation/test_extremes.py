@@ -15,6 +15,7 @@ from milpverify.graph import Graph
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import charged, propagate
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.state import Lines, SplitConstraints, State
 
 COPIES = ((torch.float32, None), (torch.float32, torch.float64), (torch.float64, None))
@@ -39,7 +40,7 @@ def ends(graph: Graph, low: float, high: float, dtype: torch.dtype, inner: torch
     fast = graph.to(dtype, inner=inner)
     rows = torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64)
     with torch.no_grad():
-        state, table = crown(graph, lower, upper, dtype, inner=inner)
+        state, table = crown(graph, lower, upper, dtype, BoundRequest(inner=inner))
         known = forward(graph, lower, upper, dtype)[0][graph.output].bounds
         again: State = {}
         for node in graph.nodes:

@@ -19,6 +19,7 @@ from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.forward import Carried, Forms, forward
 from milpverify.propagation.interval import propagate, step
 from milpverify.propagation.relevance import refinable
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.state import Bounds
 from milpverify.relaxations.registry import univariate
 
@@ -136,7 +137,7 @@ def test_forms_hold_at_every_sample(graph: Graph, dtype: torch.dtype) -> None:
 def test_forms_in_another_precision_than_the_backward_passes_hold(graph: Graph, inner: torch.dtype | None, forms: torch.dtype) -> None:
     lower, upper = boxes(graph, 5, 0.2, 7)
     points = sample(lower, upper, 500)
-    state, _ = crown(graph, lower, upper, torch.float32, inner=inner, carried=Carried(graph, lower, upper, forms))
+    state, _ = crown(graph, lower, upper, torch.float32, BoundRequest(inner=inner), carried=Carried(graph, lower, upper, forms))
     wide, _ = crown(graph, lower, upper, torch.float64, carried=Carried(graph, lower, upper, torch.float64))
     for i, value in enumerate(evaluate_all(graph, points.flatten(0, 1))):
         value = value.reshape(*points.shape[:2], *value.shape[1:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from random_graphs import Builder, boxes, sample
@@ -9,10 +11,11 @@ from random_graphs import Builder, boxes, sample
 from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import Conv, Permute, Reshape, Scale, Sum, Window
 from milpverify.operators.window import filled
-from milpverify.propagation import memory
 from milpverify.propagation import passes as passes_module
 from milpverify.propagation.crown import bound_rows, crown
+from milpverify.propagation.memory import boxes_that_fit
 from milpverify.propagation.patches import Tiling, cost, tiling
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning
 from milpverify.propagation.screening import Gram
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -62,18 +65,18 @@ def test_windows_come_to_the_bounds_of_whole_rows(size: int, inner: torch.dtype 
     dtype = torch.float64 if inner is None else torch.float32
     used = set()
 
-    def tiled(graph: Graph, node: Node, rows: float) -> Tiling | None:
+    def tiled(graph: Graph, node: Node, rows: float, tuning: CostTuning) -> Tiling | None:
         if len(node.shape) < 4:
             return None
         axes = (2, 3) if node.shape[-1] > 3 else (1, 2)
         tile = tuple(min(size, node.shape[a]) for a in axes)
         used.add(node.id)
-        return Tiling(node.shape, axes, tile, cost(graph, node, node.shape, axes, tile))
+        return Tiling(node.shape, axes, tile, cost(graph, node, node.shape, axes, tile, tuning))
 
     monkeypatch.setattr(passes_module, "tiling", lambda *_: None)
-    plain, _ = crown(graph, lower, upper, dtype, inner=inner)
+    plain, _ = crown(graph, lower, upper, dtype, BoundRequest(inner=inner))
     monkeypatch.setattr(passes_module, "tiling", tiled)
-    found, _ = crown(graph, lower, upper, dtype, inner=inner)
+    found, _ = crown(graph, lower, upper, dtype, BoundRequest(inner=inner))
     assert len(used) >= 3
     close = {"rtol": 0.0, "atol": 1e-10 if inner is None else 1e-4}
     for i, known in plain.items():
@@ -124,32 +127,32 @@ def test_small_nodes_go_whole_and_large_ones_in_tiles() -> None:
     assert (found.local(index.T, window) < torch.tensor(window.within).prod()).all()
 
 
-def test_rows_that_do_not_fit_go_back_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_do_not_fit_go_back_in_parts() -> None:
     graph = network()
     lower, upper = boxes(graph, 3, 0.2, 5)
     state, table = crown(graph, lower, upper, torch.float64)
     rows, x_rows = torch.randn(3, 7, graph.ny, dtype=torch.float64), torch.randn(3, 7, graph.nx, dtype=torch.float64)
     whole = bound_rows(graph, state, table, rows, x_rows=x_rows)
     largest = max(node.size for node in graph.nodes)
-    monkeypatch.setitem(memory.BUDGET, "cpu", 6 * largest * 8 * memory.COPIES)  # two rows of three boxes
-    parts = bound_rows(graph, state, table, rows, x_rows=x_rows)
+    tuning = BoundTuning()
+    small = replace(tuning, memory_cpu=6 * largest * 8 * tuning.copies)  # two rows of three boxes
+    parts = bound_rows(graph, state, table, rows, x_rows=x_rows, tuning=small)
     torch.testing.assert_close(parts.coefficients, whole.coefficients)
     torch.testing.assert_close(parts.lower, whole.lower)
-    monkeypatch.setitem(memory.BUDGET, "cpu", 1)
-    again, _ = crown(graph, lower, upper, torch.float64)
-    assert passes_module.rows_at_once(graph) == 2
+    none = BoundTuning(memory_cpu=1)
+    again, _ = crown(graph, lower, upper, torch.float64, BoundRequest(tuning=none))
+    assert passes_module.rows_at_once(graph, tuning=none) == 2
     for i, known in state.items():
         torch.testing.assert_close(again[i].bounds.lower, known.bounds.lower, rtol=0.0, atol=1e-10)
 
 
-def test_boxes_that_do_not_fit_are_not_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_that_do_not_fit_are_not_bounded_together() -> None:
     graph = network()
-    many = memory.boxes_that_fit(graph)
-    assert memory.boxes_that_fit(graph, varying=40) < many
-    monkeypatch.setitem(memory.BUDGET, "cpu", memory.BUDGET["cpu"] // 2)
-    assert many // 2 - 1 <= memory.boxes_that_fit(graph) <= many // 2 + 1
-    monkeypatch.setitem(memory.BUDGET, "cpu", 1)
-    assert memory.boxes_that_fit(graph) == 1
+    many = boxes_that_fit(graph)
+    assert boxes_that_fit(graph, varying=40) < many
+    half = BoundTuning(memory_cpu=BoundTuning().memory_cpu // 2)
+    assert many // 2 - 1 <= boxes_that_fit(graph, tuning=half) <= many // 2 + 1
+    assert boxes_that_fit(graph, tuning=BoundTuning(memory_cpu=1)) == 1
 
 
 def test_a_convolution_has_no_dense_matrix_for_the_norm_inequality() -> None:

@@ -22,9 +22,10 @@ from milpverify.propagation.interval import propagate
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
 from milpverify.propagation.optimised.beta import Relaxations
 from milpverify.propagation.relevance import EVERYTHING, Needed, needed
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import State
-from milpverify.search.neuron_split.space import NeuronTuning
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 DTYPES = [torch.float32, torch.float64]
@@ -103,10 +104,10 @@ def test_halves_need_half() -> None:
 
 
 def bounded(graph: Graph, ends: tuple[Tensor, Tensor], rows: Tensor, dtype: torch.dtype, parts: Needed) -> tuple[State, Tensor, Tensor]:
-    state, table = crown(graph, *ends, dtype, needed=parts)
+    state, table = crown(graph, *ends, dtype, BoundRequest(needed=parts))
     plain = bound_rows(graph.to(dtype), state, table, rows).lower
-    state, table = alpha_crown(graph, state, dtype, AlphaOptions(iterations=4), needed=parts)
-    return state, plain, optimise(graph.to(dtype), state, table, rows, options=AlphaOptions(iterations=4), needed=parts)[0].lower
+    state, table = alpha_crown(graph, state, dtype, AlphaOptions(iterations=4), BoundRequest(needed=parts))
+    return state, plain, optimise(graph.to(dtype), state, table, rows, AlphaOptions(iterations=4), BoundRequest(needed=parts))[0].lower
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -151,7 +152,7 @@ def test_what_has_infinite_bounds_is_bounded_though_nothing_needs_it() -> None:
     assert bool(torch.isinf(propagate(graph, *ends)[graph.output].bounds.upper[0, 1]))
     parts = needed(graph, FIRST)
     assert not bool(parts[graph.output][1])
-    state, table = crown(graph, *ends, torch.float64, needed=parts)
+    state, table = crown(graph, *ends, torch.float64, BoundRequest(needed=parts))
     assert float(state[5].bounds.upper[0, 1]) < 1.0
     found = bound_rows(graph, state, table, FIRST.expand(1, 1, 2)).lower
     assert bool(found.isfinite().all())

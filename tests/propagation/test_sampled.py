@@ -8,23 +8,20 @@ import torch
 from random_nets import relu_network
 
 from milpverify.graph import evaluate_all
-from milpverify.propagation import passes
 from milpverify.propagation.crown import crown
 from milpverify.propagation.forward import Carried, forward
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning
 
 DTYPE = torch.float32
 
 
 @pytest.mark.parametrize("gains", [0.0, 2.0])
-def test_a_sample_decides_about_the_rest(gains: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "DEAR", 0.0)
-    monkeypatch.setattr(passes, "CHEAP", 0.0)
-    monkeypatch.setattr(passes, "SAMPLE", 4)
-    monkeypatch.setattr(passes, "GAINS", gains)
+def test_a_sample_decides_about_the_rest(gains: float) -> None:
+    request = BoundRequest(tuning=BoundTuning(sample=4, dear=0.0, gains=gains), cost=CostTuning(cheap=0.0))
     graph = relu_network([3, 40, 40, 40, 2], seed=1)
     lower, upper = torch.full((2, 3), -1.0, dtype=torch.float64), torch.tensor([[1.0] * 3, [0.5] * 3], dtype=torch.float64)
     cheap, _ = forward(graph, lower, upper, DTYPE)
-    whole, _ = crown(graph, lower, upper, DTYPE, carried=Carried(graph, lower, upper, DTYPE))
+    whole, _ = crown(graph, lower, upper, DTYPE, request, Carried(graph, lower, upper, DTYPE))
     points = lower.unsqueeze(1) + torch.rand(2, 500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * (
         upper - lower
     ).unsqueeze(1)

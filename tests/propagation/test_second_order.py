@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milpverify.graph import Graph, evaluate
 from milpverify.propagation import crown, forward, second_order
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.second_order import SecondOrder, applies, better
 
 DTYPES = [torch.float32, torch.float64]
@@ -30,9 +31,11 @@ def quadratic(matrix: np.ndarray) -> Graph:
     return g.finished(g.reduce_sum(g.product(x, g.matmul(x, matrix.T)), [0]))
 
 
-def forms_of(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, by_forms: bool = False) -> SecondOrder:
+def forms_of(
+    graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, by_forms: bool = False, tuning: BoundTuning = BoundTuning()
+) -> SecondOrder:
     state, table = (forward.forward if by_forms else crown.crown)(graph, lower, upper, dtype)
-    return SecondOrder(graph, state, table, dtype)
+    return SecondOrder(graph, state, table, dtype, tuning)
 
 
 def rows_of(graph: Graph, batch: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -78,8 +81,8 @@ def test_rows_stay_above_their_linear_bounds(name: str, width: float, dtype: tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_convex_quadratic_forms_lose_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(second_order, "ROUNDS", 30)  # until the point of tangency has converged
+def test_convex_quadratic_forms_lose_nothing(dtype: torch.dtype) -> None:
+    tuning = BoundTuning(tangent_rounds=30)  # until the point of tangency has converged
     # (x + y)^2 + (x - 2 y)^2 + 4 x y, whose products are not convex one by one, but together they are.
     graph = quadratic(np.array([[2.0, 5.0], [-3.0, 5.0]]))
     lower = torch.tensor([[-1.0, -2.0], [1.0, 1.0], [-1.0, 2.0]], dtype=torch.float64)
@@ -87,7 +90,7 @@ def test_convex_quadratic_forms_lose_nothing(dtype: torch.dtype, monkeypatch: py
     # 2 x^2 + 2 x y + 5 y^2: 0 inside; 9 at a corner; at y = 2 it is 2 x^2 + 4 x + 20, least at x = -1: 18.
     exact = torch.tensor([0.0, 9.0, 18.0], dtype=torch.float64)
     row = torch.ones(3, 1, 1, dtype=torch.float64)
-    found, _ = forms_of(graph, lower, upper, dtype).bound(row)
+    found, _ = forms_of(graph, lower, upper, dtype, tuning=tuning).bound(row)
     state, table = crown.crown(graph, lower, upper, dtype)
     planes = crown.bound_rows(graph.to(dtype), state, table, row)
     tolerance = 5e-4 if dtype == torch.float32 else 1e-10
@@ -133,7 +136,7 @@ def test_any_point_of_tangency_is_sound(monkeypatch: pytest.MonkeyPatch) -> None
     row = torch.ones(6, 1, 1, dtype=torch.float64)
     forms = forms_of(graph, lower, upper, torch.float64)
     best = forms.bound(row)[0].lower
-    monkeypatch.setattr(second_order, "_minimiser", lambda slope, form: 0.3 + 0.0 * slope)
+    monkeypatch.setattr(second_order, "_minimiser", lambda slope, form, rounds: 0.3 + 0.0 * slope)
     other = forms.bound(row)[0].lower
     x = lower.unsqueeze(1) + (upper - lower).unsqueeze(1) * torch.rand(6, 4000, nx, dtype=torch.float64)
     least = evaluate(graph, x.flatten(0, 1)).reshape(6, 4000).amin(1, keepdim=True)

@@ -16,7 +16,9 @@ from milpverify.enclosure import enclose
 from milpverify.frontends.onnx.reading import read_network
 from milpverify.frontends.vnnlib.assertions import Slack, _computed, _Reader, satisfied
 from milpverify.frontends.vnnlib.query import Query
-from milpverify.queries.rounding import errors
+from milpverify.functions.catalogue import catalogue
+from milpverify.queries import rounding
+from milpverify.queries.rounding import RoundingTuning, errors
 
 
 def weights(rng: np.random.Generator, **shapes: Sequence[int]) -> list[TensorProto]:
@@ -94,6 +96,14 @@ def test_no_run_errs_by_more(tmp_path: Path, name: str, width: float) -> None:
     assert (worst <= error).all()
     assert (abs(runs) <= largest).all()
     assert worst.max() > error.max() / 1000 or width < 1 or name == "deep"
+    forward = errors(graph, source, lower, upper, RoundingTuning(most=0))
+    assert forward is not None and (np.array(forward[1]) >= error).all() and forward[0] == known[0]
+
+
+def test_functions_that_are_known_are_of_the_catalogue() -> None:
+    made_of_lines, curves = (*rounding._EXACT, *rounding._LINES), rounding._CURVES
+    assert len({*made_of_lines, *curves}) == len(made_of_lines) + len(curves)
+    assert all(not catalogue()[name].domain for name in made_of_lines) and all(catalogue()[name].domain for name in curves)
 
 
 def test_what_is_not_known(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from milpverify.radius.bracket import Bracket
 from milpverify.radius.nearest import nearest
 from milpverify.radius.neighbourhood import Neighbourhood
 from milpverify.radius.question import Question
-from milpverify.radius.robustness import _questions
+from milpverify.radius.robustness import _neighbourhoods, _questions
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
@@ -308,7 +308,7 @@ def test_what_may_not_be_trusted_proves_nothing() -> None:
 
 def test_what_contradicts_itself_is_said() -> None:
     net, x0 = module(spike(0.7, 0.02)), np.array([0.25, 0.5])
-    (question,) = _questions(net, [x0], [0], "linf", CLIP, 0.01, None, None, None, None)
+    (question,) = _questions(net, _neighbourhoods([x0], None, CLIP, "linf"), [0], 0.01, None, None)
     bracket = Bracket(question, 0.01)
     bracket.prove(0.5, mv.Trust.SOLVER)
     with pytest.raises(mv.Contradiction, match=r"radius 0.5 was proved \(trust solver\), but a counterexample"):
@@ -344,7 +344,7 @@ def test_the_attack_finds_the_nearest_of_a_linear_network() -> None:
     rng = np.random.default_rng(0)
     w = rng.normal(size=(2, 6)).astype(np.float32).astype(float)
     net, x0 = module([(w, np.array([5.0, 0.0]))]), np.full(6, 0.5)
-    (question,) = _questions(net, [x0], [0], "linf", (-10, 10), 0.01, None, None, None, None)
+    (question,) = _questions(net, _neighbourhoods([x0], None, (-10, 10), "linf"), [0], 0.01, None, None)
     exact = (5.0 + (w[0] - w[1]) @ x0) / np.abs(w[0] - w[1]).sum()
     found = nearest(question, question.graph, x0[None], mv.Deadline())
     assert np.abs(found[0] - x0).max() == pytest.approx(exact, rel=1e-5)
@@ -408,4 +408,5 @@ def test_a_result_as_json_and_in_words() -> None:
     assert told["lower_bound"] == found.lower_bound and told["other"] == 1 and told["trust"] == found.trust.value
     assert told["counterexample"]["x"] == found.counterexample.x.tolist()  # type: ignore[union-attr]
     assert str(found).startswith("radius within [0.4") and "output 1 is larger than 0" in str(found)
-    assert isinstance(_questions(constant(1.0, 0.0), [np.zeros(2)], None, "linf", None, 0.1, None, None, None, None)[0], Question)
+    around = _neighbourhoods([np.zeros(2)], None, None, "linf")
+    assert isinstance(_questions(constant(1.0, 0.0), around, None, 0.1, None, None)[0], Question)

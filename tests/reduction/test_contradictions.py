@@ -12,7 +12,7 @@ from random_nets import relu_network
 
 from milpverify.config import Deadline
 from milpverify.reduction import contradictions
-from milpverify.reduction.suspects import contradictory
+from milpverify.reduction.reducing import contradictory
 from milpverify.result import Reason, Trust, Verdict
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
@@ -49,7 +49,7 @@ def closed(*found: Disjunct) -> dict[int, float]:
     ],
 )
 def test_pairs_and_single_rows_are_seen_at_once(unsafe: Rows, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contradictions, "_proposed", lambda systems, _: {k: math.nan for k, _ in systems})
+    monkeypatch.setattr(contradictions, "_proposed", lambda systems, *_: {k: math.nan for k, _ in systems})
     assert closed(disjunct(unsafe)) == {0: bound}
 
 

@@ -8,13 +8,12 @@ import torch
 from random_nets import disjunct_of, relu_network
 from trees import boxes_of, context_of
 
-from milpverify.config import Options, SearchOptions
+from milpverify.config import Options, SearchOptions, Tuning
 from milpverify.graph import evaluate
-from milpverify.search import attack_turns
-from milpverify.search.attack_turns import AttackTurns
+from milpverify.search.attack_turns import AttackTurns, AttackTurnTuning
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.context import SearchContext
-from milpverify.search.effort import LEAST_BOX, LEAST_SPLIT, Effort
+from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.ledger import Part
 from milpverify.spec import Box, Problem
 
@@ -24,37 +23,35 @@ def turns_of(context: SearchContext, clock: list[float]) -> AttackTurns:
     return AttackTurns(problem, graph, options, context.deadline, context.reporter, lambda: clock[0], context.points)
 
 
-def hidden(deterministic: bool) -> tuple[SearchContext, float]:
+def hidden(deterministic: bool, *tuning: Tuning) -> tuple[SearchContext, float]:
     """A problem whose counterexamples are rare, with nothing known of where they are."""
     graph, box = relu_network([4, 30, 30, 3], 7), Box(-np.ones(4), np.ones(4))
     x = torch.rand(4000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     y = evaluate(graph, x).numpy()
     least = float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
     problem = Problem(graph, (disjunct_of(box, least + 0.02),))
-    context = context_of(problem, 60.0, SearchOptions(deterministic=deterministic))
+    context = context_of(problem, 60.0, SearchOptions(deterministic=deterministic, tuning=tuning))
     return replace(context, points={}), least
 
 
 def test_attacks_have_their_share_of_the_time() -> None:
     context, _ = hidden(deterministic=False)
     context.reporter.floor, clock = -1.0, [0.0]
-    turns = turns_of(context, clock)
-    first, large = attack_turns.SECONDS / attack_turns.SHARE, attack_turns.SECONDS / attack_turns.LARGE_SHARE
+    turns, tuning = turns_of(context, clock), AttackTurnTuning()
+    first, large = tuning.seconds / tuning.share, tuning.seconds / tuning.large_share
     assert not turns.due(-1.0, 1e9)
-    clock[0] = max(large, attack_turns.PATIENCE) + 0.1
+    clock[0] = max(large, tuning.patience) + 0.1
     assert turns.due(-1.0, 0.0) and not turns.due(-0.5, 0.0)  # half of the gap is closed
     clock[0] = first + 0.1
     assert turns.due(-0.5, 0.0)
-    turns.spent = attack_turns.SECONDS
+    turns.spent = tuning.seconds
     assert not turns.due(-0.5, 0.0) and turns.due(-0.9, 0.0)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_turn_finds_what_the_search_has_not_come_to(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bounds alone, and no points tried, the tree does not find it as long as it is small."""
-    context, _ = hidden(deterministic)
-    monkeypatch.setattr(attack_turns, "SECONDS", 0.2 if not deterministic else 1e-6)
-    monkeypatch.setattr(attack_turns, "SHARE", 1e9)
+    context, _ = hidden(deterministic, AttackTurnTuning(seconds=0.2 if not deterministic else 1e-6, share=1e9))
     results = []
     for _ in range(2):
         attacked = replace(context, attacks=turns_of(context, [0.0]))
@@ -84,5 +81,6 @@ def test_trials_begin_the_earlier_the_dearer_subproblems_are() -> None:
     for of in (Effort.of_boxes, lambda graph: Effort.of_splits(graph, 18)):
         cheap, dear = of(small), of(large)
         assert cheap.subproblems(0.6) > 20 * dear.subproblems(0.6) >= 20
-    assert Effort.of_boxes(small).each == LEAST_BOX and Effort.of_splits(small, 18).each == LEAST_SPLIT
+    tuning = EffortTuning()
+    assert Effort.of_boxes(small).each == tuning.box and Effort.of_splits(small, 18).each == tuning.split
     assert Effort.of_boxes(large, 2.0).subproblems(0.6) == 1.0

@@ -17,7 +17,7 @@ from milpverify.config import Deadline
 from milpverify.graph import evaluate
 from milpverify.search import choose_space, strategy
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.choose_space import Choice, SplitSpace
+from milpverify.search.choose_space import Choice, SpaceTuning, SplitSpace
 from milpverify.search.gap import doublings, gap_closed
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.input_split.space import BoxSpace
@@ -28,20 +28,21 @@ from milpverify.search.solver.leaves import Leaves
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
-COUNTED = SearchOptions(deterministic=True)
+TRIED = SpaceTuning(few=-1, boxes=3, splits=2)
+"""Everything is tried."""
+ONCE = replace(TRIED, rounds=1)
+BESIDE = replace(TRIED, head=0.02, far=math.inf, near=-math.inf, least=1)
+"""Neurons are tried early beside bisection, whatever the first boxes tell."""
 
 
-@pytest.fixture(autouse=True)
-def everything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategy, "FEW", -1)
-    monkeypatch.setattr(choose_space, "BOXES", 3)
-    monkeypatch.setattr(choose_space, "SPLITS", 2)
+def counted(tuning: SpaceTuning = TRIED) -> SearchOptions:
+    return SearchOptions(deterministic=True, tuning=(tuning,))
 
 
-def decided(problem: Problem, leaves: Leaves) -> SearchOutcome:
+def decided(problem: Problem, leaves: Leaves, tuning: SpaceTuning = TRIED) -> SearchOutcome:
     leaves.problem = problem
     with torch.no_grad():
-        return strategy.search_group(context_of(problem, options=COUNTED, leaves=leaves), *root_of(problem))
+        return strategy.search_group(context_of(problem, options=counted(tuning), leaves=leaves), *root_of(problem))
 
 
 def several(seed: int) -> tuple[Problem, float]:
@@ -71,13 +72,9 @@ def test_whoever_goes_on_the_answer_is_the_one_of_enumeration(seed: int, leaves:
 
 @pytest.mark.parametrize(("boxes", "splits"), [(64, 16), (8, 1), (512, 1)])
 @pytest.mark.parametrize(("nx", "width", "share", "winner"), [(5, 60, 0.2, SplitSpace.INPUTS), (24, 16, 0.4, SplitSpace.NEURONS)])
-def test_who_goes_on_depends_on_the_problem(
-    nx: int, width: int, share: float, winner: SplitSpace, boxes: int, splits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_goes_on_depends_on_the_problem(nx: int, width: int, share: float, winner: SplitSpace, boxes: int, splits: int) -> None:
     """And little on how long a first round is, or on what either has closed in it: cheap boxes gain more at first."""
-    monkeypatch.setattr(choose_space, "BOXES", boxes)
-    monkeypatch.setattr(choose_space, "SPLITS", splits)
-    choice, _, _, _ = tried(part_way(nx, width, share))
+    choice, _, _, _ = tried(part_way(nx, width, share), replace(TRIED, boxes=boxes, splits=splits))
     assert choice.space is winner
     assert choice.rounds or boxes == 512  # many boxes are closed in the first round
     assert not choice.rounds or (choice.rounds[-1][0] < choice.rounds[-1][1]) == (winner is SplitSpace.INPUTS)
@@ -102,9 +99,9 @@ def part_way(nx: int, width: int = 16, share: float = 0.5, seed: int = 3) -> Pro
 Both = tuple[BoxSpace, Tree[Boxes], NeuronSpace, Tree[Subproblems]]
 
 
-def both_of(problem: Problem, delta: float | None = None) -> Both:
+def both_of(problem: Problem, delta: float | None = None, tuning: SpaceTuning = TRIED) -> Both:
     """Both spaces with their trees, over one context that goes by counts."""
-    context = context_of(problem, options=COUNTED)
+    context = context_of(problem, options=counted(tuning))
     if delta is not None:
         context = replace(context, options=replace(context.options, delta=delta))
     return *boxes_of(context, root_of(problem)[1]), *neurons_of(context)
@@ -115,9 +112,9 @@ def chosen(both: Both) -> Choice:
         return choose_space.choose_space(*both, float(both[0].root.margins.amin()))
 
 
-def tried(problem: Problem) -> tuple[Choice, Tree[Boxes], Tree[Subproblems], float]:
+def tried(problem: Problem, tuning: SpaceTuning) -> tuple[Choice, Tree[Boxes], Tree[Subproblems], float]:
     """The choice, by counts, with both trees as it leaves them, and the bound that they began with."""
-    both = both_of(problem)
+    both = both_of(problem, tuning=tuning)
     return chosen(both), both[1], both[3], float(both[0].root.margins.amin())
 
 
@@ -141,14 +138,10 @@ def places(boxes: Tree[Boxes], neurons: Tree[Subproblems]) -> tuple[set[int], se
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("nx", "width", "boxes", "splits"), [(6, 24, 64, 1), (12, 16, 4, 8)])
-def test_what_one_closed_is_closed_for_the_other(
-    nx: int, width: int, boxes: int, splits: int, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_one_closed_is_closed_for_the_other(nx: int, width: int, boxes: int, splits: int, seed: int) -> None:
     """After a round either has open what both would have open alone, and its bound is below every margin still."""
-    for name, value in (("ROUNDS", 1), ("BOXES", boxes), ("SPLITS", splits)):
-        monkeypatch.setattr(choose_space, name, value)
     problem, margin = graded(nx, width, seed)
-    context, (_, root) = context_of(problem, options=COUNTED), root_of(problem)
+    context, (_, root) = context_of(problem, options=counted()), root_of(problem)
     box_space, box_tree = boxes_of(context, root)
     neuron_space, neuron_tree = neurons_of(context)
     with torch.no_grad():
@@ -156,7 +149,7 @@ def test_what_one_closed_is_closed_for_the_other(
         branch_and_bound(neuron_tree, neuron_space, Budget(context.deadline, neuron_tree.counts.bounded + splits))
         branch_and_bound(box_tree, box_space, Budget(context.deadline, box_tree.counts.bounded + boxes))
     alone = places(box_tree, neuron_tree)
-    choice, *both, _ = tried(problem)
+    choice, *both, _ = tried(problem, replace(ONCE, boxes=boxes, splits=splits))
     of_boxes, of_neurons = places(*both)
     assert choice.rounds and of_boxes == of_neurons == set.intersection(*alone) < set.union(*alone)
     assert all(tree.proved <= margin and tree.lower_bound <= margin for tree in both)
@@ -172,22 +165,20 @@ def test_a_box_that_was_never_bounded_is_no_box_that_is_closed(short: str, monke
         tree.out_of_memory = isinstance(space, BoxSpace) and short == "memory"
 
     monkeypatch.setattr(choose_space, "branch_and_bound", ends)
-    monkeypatch.setattr(choose_space, "ROUNDS", 1)
-    choice, boxes, neurons, _ = tried(part_way(10))
+    choice, boxes, neurons, _ = tried(part_way(10), ONCE)
     assert boxes.unbounded is not None and choice.space is SplitSpace.NEURONS
     assert not neurons.closed and len(neurons.left)
 
 
 @pytest.fixture
 def nothing_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both only tell each other once what they have."""
+    """Both only tell each other what they have."""
     monkeypatch.setattr(choose_space, "branch_and_bound", lambda *_: None)
-    monkeypatch.setattr(choose_space, "ROUNDS", 1)
 
 
 @pytest.mark.parametrize("where", ["frontier", "unsplittable"])
 def test_boxes_count_with_what_they_closed_where_neurons_close_the_rest(where: str, nothing_grows: None) -> None:
-    both = _, boxes, _, neurons = both_of(several(0)[0])
+    both = _, boxes, _, neurons = both_of(several(0)[0], tuning=ONCE)
     count, roots, whole = boxes.group.count, neurons.unbounded, boxes.unbounded
     assert count == 3 and roots is not None and whole is not None
     one = replace(whole, margins=torch.tensor([[0.3, -0.2, -0.1]], dtype=torch.float64))
@@ -224,7 +215,7 @@ def test_a_search_that_memory_ended_closes_nothing_for_boxes() -> None:
 
 
 def test_boxes_of_which_nothing_is_left_close_nothing_for_neurons(nothing_grows: None) -> None:
-    both = _, boxes, _, neurons = both_of(several(0)[0])
+    both = _, boxes, _, neurons = both_of(several(0)[0], tuning=ONCE)
     boxes.push(both[0].whole.none)
     boxes.out_of_memory = True  # otherwise it had ended there
     choice = chosen(both)
@@ -232,7 +223,7 @@ def test_boxes_of_which_nothing_is_left_close_nothing_for_neurons(nothing_grows:
 
 
 @pytest.mark.parametrize("by", SplitSpace)
-def test_what_is_known_up_to_delta_ends_the_choice(by: SplitSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_up_to_delta_ends_the_choice(by: SplitSpace) -> None:
     """And its point is known to both."""
     g = Grower(3, 0)
     graph = g.finished(g.layer(g.call("tanh", g.layer(g.nodes[0], 6)), 1))
@@ -250,7 +241,7 @@ def test_what_is_known_up_to_delta_ends_the_choice(by: SplitSpace, monkeypatch: 
 
 @pytest.mark.parametrize("by", SplitSpace)
 def test_what_either_found_is_known_to_who_goes_on(by: SplitSpace, nothing_grows: None) -> None:
-    both = _, boxes, _, neurons = both_of(part_way(10))
+    both = _, boxes, _, neurons = both_of(part_way(10), tuning=ONCE)
     (neurons if by is SplitSpace.INPUTS else boxes).incumbents.disagreement = "a point"
     (neurons if by is SplitSpace.INPUTS else boxes).out_of_memory = True
     assert chosen(both).space is by
@@ -258,7 +249,7 @@ def test_what_either_found_is_known_to_who_goes_on(by: SplitSpace, nothing_grows
 
 
 def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:
-    context = context_of(part_way(10), options=COUNTED)
+    context = context_of(part_way(10), options=counted())
     (space, whole), (again, parts) = (boxes_of(context) for _ in range(2))
     seen = [-math.inf]
     with torch.no_grad():
@@ -272,7 +263,7 @@ def test_a_search_in_instalments_bounds_what_one_in_a_piece_does() -> None:
 
 
 def test_groups_in_between_are_tried_and_the_ledger_says_so() -> None:
-    options = Options(search=SearchOptions(deterministic=True), attack=False)
+    options = Options(search=counted(), attack=False)
     result = verify(part_way(10), 60, "bab", options=options)
     search = next(p for p in result.phases if p.name == "search")
     assert result.verdict is Verdict.VERIFIED and search.detail["trial"] > 0
@@ -284,8 +275,8 @@ def test_groups_in_between_are_tried_and_the_ledger_says_so() -> None:
 class First:
     """Bisection first, by counts; whether neurons were begun."""
 
-    def __init__(self, problem: Problem, seconds: float = 60.0) -> None:
-        context = context_of(problem, seconds, COUNTED)
+    def __init__(self, problem: Problem, tuning: SpaceTuning = TRIED, seconds: float = 60.0) -> None:
+        context = context_of(problem, seconds, counted(tuning))
         (self.box_space, self.boxes), self.begun = boxes_of(context, root_of(problem)[1]), False
         self.neurons = neurons_of(context)
         with torch.no_grad():
@@ -296,12 +287,6 @@ class First:
         return self.neurons
 
 
-def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons are tried early and whatever the first boxes tell."""
-    for name, value in (("HEAD", 0.02), ("FAR", math.inf), ("NEAR", -math.inf), ("LEAST", 1)):
-        monkeypatch.setattr(choose_space, name, value)
-
-
 def test_what_bisection_closes_at_once_is_tried_on_no_neurons() -> None:
     found = First(part_way(2, 8, 0.9))
     assert found.space is SplitSpace.INPUTS and found.boxes.closed and not found.begun
@@ -310,42 +295,37 @@ def test_what_bisection_closes_at_once_is_tried_on_no_neurons() -> None:
 def test_what_is_far_after_the_first_boxes_is_tried_in_turns() -> None:
     found = First(part_way(24, 16, 0.4))
     assert found.space is None and not found.begun
-    assert not found.boxes.closed and found.boxes.counts.bounded >= choose_space.FIRST
+    assert not found.boxes.closed and found.boxes.counts.bounded >= TRIED.first
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_time_that_is_over_closes_nothing_and_begins_nothing(share: float) -> None:
-    found = First(part_way(10, 16, share), 0.0)
+    found = First(part_way(10, 16, share), seconds=0.0)
     assert found.space is SplitSpace.INPUTS and not found.begun and not found.boxes.closed
 
 
-def test_neurons_that_are_ahead_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neurons_that_are_ahead_go_on() -> None:
     """And what they have proved is the boxes' too."""
-    beside(monkeypatch)
-    found = First(part_way(24, 16, 0.4))
+    found = First(part_way(24, 16, 0.4), BESIDE)
     assert found.space is SplitSpace.NEURONS and found.begun
     assert found.boxes.proved == found.neurons[1].proved
 
 
-def test_neurons_have_a_small_share_of_the_boxes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neurons_have_a_small_share_of_the_boxes_time() -> None:
     """Where they are never ahead they get no more than that, and whoever closes the rest, the answer is right."""
-    beside(monkeypatch)
-    monkeypatch.setattr(choose_space, "AHEAD", math.inf)
-    found = First(part_way(5, 24, 0.3))
+    found = First(part_way(5, 24, 0.3), replace(BESIDE, ahead=math.inf))
     space, tree = found.neurons
     assert found.begun and found.boxes.closed is (found.space is SplitSpace.INPUTS)
-    allowed = choose_space.TRIAL * found.boxes.counts.bounded * found.box_space.effort.each / space.effort.each
+    allowed = BESIDE.trial * found.boxes.counts.bounded * found.box_space.effort.each / space.effort.each
     assert tree.counts.bounded <= 2 * allowed + 64  # the last batch is not cut
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_with_neurons_beside_the_answer_is_the_one_of_enumeration(seed: int, leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside(monkeypatch)
-    monkeypatch.setattr(choose_space, "FIRST", 2)
-    monkeypatch.setattr(strategy, "FEW", math.inf)
+def test_with_neurons_beside_the_answer_is_the_one_of_enumeration(seed: int, leaves: Leaves) -> None:
+    tuning = replace(BESIDE, few=math.inf, first=2)
     problem, size = several(seed)
     for by, safe in ((-size, True), (size, False)):
         near = replace(problem, disjuncts=(shifted(problem.disjuncts[0], by), *problem.disjuncts[1:]))
-        found = decided(near, leaves)
+        found = decided(near, leaves, tuning)
         assert found.lower_bound <= -by + 1e-4 * size
         assert found.closed == safe and (found.counterexample is not None) == (not safe)

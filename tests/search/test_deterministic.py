@@ -12,9 +12,12 @@ from random_nets import relu_network
 from support import detail
 
 import milpverify as mv
+from milpverify.config import Tuning
 from milpverify.graph import Graph
-from milpverify.search import choose_space, groups, strategy
-from milpverify.search.neuron_split import tasks
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import GroupTuning
+from milpverify.search.neuron_split.tasks import NeuronTaskTuning
+from milpverify.search.sharing import SharingTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
@@ -32,47 +35,35 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.fixture
-def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons are split however few inputs there are, and the oracle's turns come early."""
-    monkeypatch.setattr(groups, "FEW_INPUTS", -1)
-    monkeypatch.setattr(strategy, "MANY", 0)
-    monkeypatch.setattr(tasks, "TURN", 20)
-    monkeypatch.setattr(tasks, "NODES", 5)
+MANY = (GroupTuning(few_inputs=-1), SpaceTuning(many=0), NeuronTaskTuning(turn=20), SharingTuning(nodes=5))
+"""Neurons are split however few inputs there are, and the oracle's turns come early and are short."""
+BETWEEN = (GroupTuning(few_inputs=-1), SpaceTuning(few=-1, boxes=64, splits=16))
+"""Both are tried, and nothing is decided at once."""
 
 
-@pytest.fixture
-def between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are tried, and nothing is decided at once."""
-    monkeypatch.setattr(groups, "FEW_INPUTS", -1)
-    monkeypatch.setattr(strategy, "FEW", -1)
-    monkeypatch.setattr(choose_space, "BOXES", 64)
-    monkeypatch.setattr(choose_space, "SPLITS", 16)
-
-
-def twice(made: Problem, method: str = "auto", **parts: bool) -> mv.Result:
-    options = mv.Options(attack=False, search=mv.SearchOptions(deterministic=True, **parts))
+def twice(made: Problem, method: str = "auto", tuning: tuple[Tuning, ...] = ()) -> mv.Result:
+    options = mv.Options(attack=False, search=mv.SearchOptions(deterministic=True, tuning=tuning))
     first, second = (mv.verify(made, None, method, options=options) for _ in range(2))
     assert timeless(first.to_dict()) == timeless(second.to_dict())
     return first
 
 
-def test_with_a_solver_beside_the_tree(many: None) -> None:
-    result = twice(problem(8, 16, 0.6, -2.3))
+def test_with_a_solver_beside_the_tree() -> None:
+    result = twice(problem(8, 16, 0.6, -2.3), tuning=MANY)
     found = detail(result)
     assert result.verdict is mv.Verdict.VERIFIED
     assert found["method"] == "neuron split" and found["oracle_tasks"] > 0
 
 
-def test_a_counterexample_is_the_same_one(many: None) -> None:
-    result = twice(problem(8, 20, 0.6, -2.05))
+def test_a_counterexample_is_the_same_one() -> None:
+    result = twice(problem(8, 20, 0.6, -2.05), tuning=MANY)
     assert result.verdict is mv.Verdict.FALSIFIED and result.counterexample is not None
     assert detail(result)["method"] == "neuron split"
 
 
 @pytest.mark.parametrize("method", ["auto", "bab"])
-def test_where_both_searches_are_tried(between: None, method: str) -> None:
-    result = twice(problem(8, 16, 0.6, -2.6), method)
+def test_where_both_searches_are_tried(method: str) -> None:
+    result = twice(problem(8, 16, 0.6, -2.6), method, BETWEEN)
     assert result.verdict is mv.Verdict.VERIFIED and "trial" in detail(result)
 
 
@@ -86,10 +77,10 @@ def test_whole_models(method: str) -> None:
     twice(problem(2, 4, 1.0, -0.5), method)
 
 
-def test_no_choice_looks_at_the_clock(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_choice_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, with clocks that jump."""
     made = problem(8, 16, 0.6, -2.3)
-    first = twice(made)
+    first = twice(made, tuning=MANY)
     now = [0.0]
 
     class Clock:
@@ -108,4 +99,4 @@ def test_no_choice_looks_at_the_clock(many: None, monkeypatch: pytest.MonkeyPatc
     assert len(timed) > 4
     for module in timed:
         monkeypatch.setattr(module, "time", Clock)
-    assert timeless(first.to_dict()) == timeless(twice(made).to_dict())
+    assert timeless(first.to_dict()) == timeless(twice(made, tuning=MANY).to_dict())

@@ -33,6 +33,11 @@ def test_an_event_proves_nothing() -> None:
     assert told[-1] == Event("search", "two", {"bound": 3.0, "lower_bound": -2.0, "bound_trust": "rounded", "closed": {}})
 
 
+def test_the_manual_names_every_part() -> None:
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `ledger`"))
+    assert [part.value for part in Part if f"`{part.value}`" not in line] == []
+
+
 def test_what_is_proved_of_a_group_counts_with_what_is_proved_of_the_others() -> None:
     reporter = Reporter(None)
     reporter.prove(-5.0, Trust.ROUNDED)

@@ -12,9 +12,8 @@ import milpverify as mv
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual
 from milpverify.result import Verdict
-from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import children
-from milpverify.search.neuron_split.space import NeuronTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 

@@ -20,7 +20,7 @@ from random_graphs import dense_network
 from random_nets import disjunct_of, proved_bounds
 from trees import PLAIN, begun, box_sharing, boxes_of, context_of, grown, split
 
-from milpverify.config import Deadline, Options, SearchOptions
+from milpverify.config import Deadline, Options, SearchOptions, Tuning
 from milpverify.errors import Contradiction
 from milpverify.events import Event
 from milpverify.functions.catalogue import catalogue
@@ -29,23 +29,32 @@ from milpverify.operators import Elementwise
 from milpverify.result import Trust
 from milpverify.search.frontier import B
 from milpverify.search.ledger import Reporter
-from milpverify.search.neuron_split import tasks
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.branching import children
-from milpverify.search.neuron_split.space import NeuronTuning
+from milpverify.search.neuron_split.tasks import NeuronTaskTuning
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.sharing import Sharing
 from milpverify.search.solver.oracle import Finding, Oracle, Task
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
-DEFAULT = Options()
+NEVER = (NeuronTaskTuning(head_start=math.inf),)
+"""The solver gets no task by itself."""
+
+
+def without(*parts: str, tuning: tuple[Tuning, ...] = (NeuronTaskTuning(head_start=0.0),)) -> Options:
+    """Options with some parts off, by default without a head start for the tree."""
+    return Options(search=SearchOptions(tuning=tuning).without(*parts))
+
+
+AT_ONCE = without()
 
 
 def run(
     graph: Graph,
     disjunct: Disjunct,
     seconds: float,
-    options: Options = DEFAULT,
+    options: Options = AT_ONCE,
     on_event: Callable[[Oracle], Callable[[Event], None]] | None = None,
 ) -> tuple[SearchOutcome, Oracle]:
     """A tree that is slow, so that the oracle decides, or nobody; without a head start for the tree."""
@@ -56,17 +65,6 @@ def run(
         return split(context, NeuronTuning(batch=2)), oracle
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "HEAD_START", 0.0)
-
-
-@pytest.fixture
-def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The solver gets no task by itself."""
-    monkeypatch.setattr(tasks, "HEAD_START", math.inf)
-
-
 def hears(sharing: Sharing[B], tree: Tree[B], finding: Finding) -> None:
     """The tree hears what a solver is said to have found."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
@@ -74,7 +72,7 @@ def hears(sharing: Sharing[B], tree: Tree[B], finding: Finding) -> None:
         sharing.share(tree)
 
 
-def test_a_solver_closes_what_the_tree_would_take_long_for(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_a_solver_closes_what_the_tree_would_take_long_for(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60)
     assert outcome.closed and outcome.trust is Trust.SOLVER and oracle.counts["oracle_closed"] >= 1
@@ -82,14 +80,14 @@ def test_a_solver_closes_what_the_tree_would_take_long_for(network: tuple[Graph,
     assert oracle.pid is None
 
 
-def test_a_point_of_the_solver_ends_the_run(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_a_point_of_the_solver_ends_the_run(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     outcome, _ = run(graph, disjunct_of(box, least + 0.01), 60)
     assert not outcome.closed
     assert outcome.counterexample is not None and outcome.counterexample.margin_real <= 0
 
 
-def test_a_solver_closes_what_is_smooth(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_a_solver_closes_what_is_smooth(network: tuple[Graph, Box, float]) -> None:
     """By models of linear pieces that are refined, over ranges that are tightened."""
     graph, box, _ = network
     tanh = Elementwise(catalogue()["tanh"].bind())
@@ -104,11 +102,7 @@ def test_a_solver_closes_what_is_smooth(network: tuple[Graph, Box, float], at_on
     assert outcome.counterexample is not None and not oracle.counts["oracle_closed"]
 
 
-def without(*parts: str) -> Options:
-    return Options(search=SearchOptions().without(*parts))
-
-
-def test_a_race_is_won_by_whole_disjuncts_alone(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_a_race_is_won_by_whole_disjuncts_alone(network: tuple[Graph, Box, float]) -> None:
     """A tree that is not told what the oracle closes is ended where that is all that is open; and the oracle gets nothing else."""
     graph, box, least = network
     outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60, without("oracle_to_tree"))
@@ -116,17 +110,17 @@ def test_a_race_is_won_by_whole_disjuncts_alone(network: tuple[Graph, Box, float
     assert oracle.counts["oracle_tasks"] == 1
 
 
-def test_without_the_tree_the_oracle_gets_every_disjunct_once(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_without_the_tree_the_oracle_gets_every_disjunct_once(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 60, without("tree_to_oracle"))
     assert outcome.closed and oracle.counts == {"oracle_tasks": 1, "oracle_closed": 1}
 
 
-def test_a_finding_on_a_part_reaches_the_tree_or_not(network: tuple[Graph, Box, float], never: None) -> None:
+def test_a_finding_on_a_part_reaches_the_tree_or_not(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3),))
     for parts, left in (((), 1), (("oracle_to_tree",), 2)):
-        with torch.no_grad(), Oracle(problem, without(*parts), Deadline(60)) as oracle:
+        with torch.no_grad(), Oracle(problem, without(*parts, tuning=NEVER), Deadline(60)) as oracle:
             space, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle))
             root = tree.pop(1)
             tree.push(children(space.bounder, root, root.best[:, 0]))
@@ -139,11 +133,11 @@ def test_a_finding_on_a_part_reaches_the_tree_or_not(network: tuple[Graph, Box, 
             assert not len(tree.frontier) and oracle.proved == ({0: 1.0} if parts else {})
 
 
-def test_a_tree_that_is_not_told_goes_on_until_the_rest_is_closed(network: tuple[Graph, Box, float], never: None) -> None:
+def test_a_tree_that_is_not_told_goes_on_until_the_rest_is_closed(network: tuple[Graph, Box, float]) -> None:
     """What the oracle closed stays open in the tree, and ends the run once the tree has closed everything else."""
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.4)))
-    with torch.no_grad(), Oracle(problem, without("oracle_to_tree"), Deadline(60)) as oracle:
+    with torch.no_grad(), Oracle(problem, without("oracle_to_tree", tuning=NEVER), Deadline(60)) as oracle:
         _, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle))
         hears(sharing, tree, Finding(Task(1), 0.25, True))
         assert len(tree.frontier) == 2 and tree.trust is Trust.ROUNDED
@@ -152,12 +146,12 @@ def test_a_tree_that_is_not_told_goes_on_until_the_rest_is_closed(network: tuple
         assert not len(tree.frontier) and tree.trust is Trust.SOLVER and tree.closed_bound == 0.25
 
 
-def test_a_solver_that_is_caught_lying_in_a_race_ends_the_run(network: tuple[Graph, Box, float], never: None) -> None:
+def test_a_solver_that_is_caught_lying_in_a_race_ends_the_run(network: tuple[Graph, Box, float]) -> None:
     """What it proved before is worth nothing then; what it proved before it became unusable for another reason is."""
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.4)))
     for lies in (True, False):
-        with torch.no_grad(), Oracle(problem, without("oracle_to_tree"), Deadline(60)) as oracle:
+        with torch.no_grad(), Oracle(problem, without("oracle_to_tree", tuning=NEVER), Deadline(60)) as oracle:
             _, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle))
             hears(sharing, tree, Finding(Task(0), 0.25, True))
             tree.incumbents.remember(1, (box.lower + box.upper) / 2)
@@ -171,11 +165,11 @@ def test_a_solver_that_is_caught_lying_in_a_race_ends_the_run(network: tuple[Gra
             assert not len(tree.frontier) and tree.trust is Trust.SOLVER
 
 
-def test_a_bound_that_a_point_contradicts_after_closures_stops_everything(network: tuple[Graph, Box, float], never: None) -> None:
+def test_a_bound_that_a_point_contradicts_after_closures_stops_everything(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3),))
     for closed in (True, False):
-        with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+        with torch.no_grad(), Oracle(problem, without(tuning=NEVER), Deadline(60)) as oracle:
             _, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle, points={0: np.zeros(graph.nx)}))
             oracle.counts["oracle_closed"] = int(closed)
             if closed:
@@ -186,7 +180,7 @@ def test_a_bound_that_a_point_contradicts_after_closures_stops_everything(networ
             assert not oracle.usable and len(tree.frontier) == 1 and tree.trust_of_bound is Trust.ROUNDED
 
 
-def test_a_bound_on_a_part_of_the_box_may_be_above_the_best_point_of_the_whole(network: tuple[Graph, Box, float], never: None) -> None:
+def test_a_bound_on_a_part_of_the_box_may_be_above_the_best_point_of_the_whole(network: tuple[Graph, Box, float]) -> None:
     """Over a part of the box the least margin may be more than at a point elsewhere; over all of it, it may not."""
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3),))
@@ -204,14 +198,14 @@ def test_a_bound_on_a_part_of_the_box_may_be_above_the_best_point_of_the_whole(n
             hears(sharing, tree, Finding(Task(0), best + 1.0, True))
 
 
-def test_trust_that_forbids_solvers_gets_points_only(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_trust_that_forbids_solvers_gets_points_only(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
-    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 4, Options(trust="rounded"))
+    outcome, oracle = run(graph, disjunct_of(box, least - 0.3), 4, Options(trust="rounded", search=AT_ONCE.search))
     assert oracle.counts == {"oracle_tasks": oracle.counts["oracle_tasks"], "oracle_closed": 0} and oracle.counts["oracle_tasks"] >= 1
     assert outcome.trust is Trust.ROUNDED
 
 
-def test_a_solver_that_is_killed_costs_nothing_but_time(network: tuple[Graph, Box, float], at_once: None) -> None:
+def test_a_solver_that_is_killed_costs_nothing_but_time(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
     killed: list[int] = []
 
@@ -257,7 +251,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("kind", NONSENSE)
 def test_nonsense_from_the_solver_never_makes_a_verdict(
-    kind: str, network: tuple[Graph, Box, float], at_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, network: tuple[Graph, Box, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, box, least = network
     fake, spoke = tmp_path / "python", tmp_path / "spoke"
@@ -265,7 +259,7 @@ def test_nonsense_from_the_solver_never_makes_a_verdict(
     fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(fake))
     problem = Problem(graph, (disjunct_of(box, least + 0.01),))
-    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+    with torch.no_grad(), Oracle(problem, AT_ONCE, Deadline(60)) as oracle:
         space, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle, points={0: np.zeros(graph.nx)}))
         sharing.share(tree)
         while oracle.task is not None and oracle.counts["oracle_tasks"] < 5:  # the tree waits: a fast one has no need of a solver
@@ -279,14 +273,14 @@ def test_nonsense_from_the_solver_never_makes_a_verdict(
     assert oracle.counterexample is None
 
 
-def test_a_conditional_task_shows_at_most_that_no_point_is_unsafe(never: None) -> None:
+def test_a_conditional_task_shows_at_most_that_no_point_is_unsafe() -> None:
     """Its ranges hold at unsafe points; how far the margin is above 0 elsewhere they do not say."""
     graph, box = dense_network((3, 8, 8, 1), "tanh", 0), Box(-np.ones(3), np.ones(3))
     points = sampled(box, 20_000, 0)
     values = evaluate(graph, points).flatten()
     least, far = float(values.min()), points[int(values.argmax())].numpy()
     disjunct = Disjunct(box, Rows.on_outputs([[1.0]], [least - 0.5], 3), Rows.none(3, 1))
-    problem, options = Problem(graph, (disjunct,)), SearchOptions(oracle_to_tree=False, clipping=False)
+    problem, options = Problem(graph, (disjunct,)), SearchOptions(oracle_to_tree=False, clipping=False, tuning=NEVER)
     # There are no unsafe points, so that what holds on any box holds at all of them.
     elsewhere = proved_bounds(graph, Box(np.clip(far - 0.05, -1.0, 1.0), np.clip(far + 0.05, -1.0, 1.0)))
     with torch.no_grad(), Oracle(problem, Options(search=options), Deadline(60)) as oracle:

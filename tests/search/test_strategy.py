@@ -77,7 +77,7 @@ def test_inputs_that_move_nothing_do_not_count() -> None:
     linear = root.rows.coefficients[0].clone()
     linear[:, 3:] = 0.0
     only = replace(root, rows=replace(root.rows, coefficients=(linear, *root.rows.coefficients[1:])))
-    assert many > choose_space.MANY
+    assert many > choose_space.SpaceTuning().many
     assert 1.0 <= choose_space.moving_inputs(group, only) <= 3.0 + 1e-9
     nothing = replace(root, rows=replace(root.rows, coefficients=(torch.zeros_like(linear), *root.rows.coefficients[1:])))
     assert choose_space.moving_inputs(group, nothing) == nx

@@ -18,10 +18,10 @@ from random_nets import hard_model, proved_bounds, relu_network
 from milpverify.config import Deadline
 from milpverify.encode.milp import encode
 from milpverify.encode.smt import smt_script
-from milpverify.solvers.base import Answer, Limits, Progress, SolverStatus
+from milpverify.solvers.base import Answer, Limits, Manner, Progress, SolverStatus
 from milpverify.solvers.model import Model, SmtScript
 from milpverify.solvers.names import MILP_SOLVERS
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.solvers.worker import receive, send
 from milpverify.spec import Box, Disjunct, Rows
@@ -328,6 +328,16 @@ def test_z3_answers_with_exact_points() -> None:
         assert 2 * value <= 1
         contradiction = SmtScript(EASY.text + "(assert (< x_0 (/ 1.0 3.0)))", EASY.inputs)
         assert process.solve(contradiction, Limits(), Deadline(30)).answer is Answer.UNSAT
+
+
+def test_the_worker_is_told_the_numbers_of_the_process() -> None:
+    root = SmtScript("(declare-const x_0 Real)(assert (= (* x_0 x_0) 2.0))(assert (> x_0 0.0))", ("x_0",))
+    errors = []
+    for decimals in (3, 20):
+        with SolverProcess("z3", tuning=SolverTuning(manner=Manner(decimals=decimals))) as process:
+            (value,) = process.solve(root, Limits(), Deadline(30)).values()
+        errors.append(abs(value * value - 2))
+    assert errors[1] < 1e-19 < errors[0] < 1e-2
 
 
 @pytest.mark.parametrize("solver", [*MILP_SOLVERS, "z3"])

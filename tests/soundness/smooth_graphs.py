@@ -21,7 +21,7 @@ from product_networks import Grower
 
 import milpverify as mv
 from milpverify.enclosure import enclose
-from milpverify.encode.encoding import NodeRanges
+from milpverify.encode.encoding import ModelForm, NodeRanges
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit
 from milpverify.functions.catalogue import Function, catalogue
@@ -389,7 +389,8 @@ def by_model(solver: str) -> Form:
 
     def form(case: Case, seconds: float) -> Bounds:
         try:
-            encoding = encode(case.graph, case.ranges, case.disjunct(), native=frozenset({Capability.QUADRATIC, Capability.FUNCTIONS}))
+            native = frozenset({Capability.QUADRATIC, Capability.FUNCTIONS})
+            encoding = encode(case.graph, case.ranges, case.disjunct(), form=ModelForm(native=native))
         except NumericallyUnfit as error:
             return Bounds(-math.inf, note=str(error))
         found = Lasting(solver).solve(encoding.model, Limits(seconds), mv.Deadline(seconds + 5.0))

@@ -17,11 +17,14 @@ from random_networks import Builder, Case, spec_text
 
 import milpverify as mv
 from milpverify import ladder, run
-from milpverify.search import groups as margin
-from milpverify.search import ledger, strategy
+from milpverify.config import Tuning
+from milpverify.search import strategy
 from milpverify.search.bounding import is_out_of_memory
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.context import SearchTuning
+from milpverify.search.groups import GroupTuning
 
-METHODS = [("inputs", 99, 99), ("neurons", -1, -1), ("trial", -1, 99)]
+METHODS = ["inputs", "neurons", "trial"]
 
 
 def case(seed: int, nx: int = 3, width: int = 7, slack: float = 0.05) -> tuple[Case, float]:
@@ -44,22 +47,23 @@ def case(seed: int, nx: int = 3, width: int = 7, slack: float = 0.05) -> tuple[C
     return Case(b.network, disjuncts, model, spec_text(nx, 2, disjuncts)), exact.as_float(found)
 
 
-@pytest.fixture(params=METHODS, ids=lambda m: m[0])
-def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every kind of search on the same problems."""
-    name, few, many = request.param
-    monkeypatch.setattr(margin, "FEW_INPUTS", few)
-    monkeypatch.setattr(strategy, "FEW", few)
-    monkeypatch.setattr(strategy, "MANY", many)
-    return str(name)
+def tuned(kind: str) -> tuple[Tuning, ...]:
+    """Numbers by which a kind of search is chosen, however many inputs there are."""
+    few, many = {"inputs": (99, 99), "neurons": (-1, -1), "trial": (-1, 99)}[kind]
+    return GroupTuning(few_inputs=few), SpaceTuning(few=few, many=many)
 
 
+every_search = pytest.mark.parametrize("searched", METHODS)
+"""Every kind of search on the same problems."""
+
+
+@every_search
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("slack", [0.02, -0.02])
 def test_bounds_rise_and_are_true_whenever_a_run_stops(seed: int, slack: float, searched: str, tmp_path: Path) -> None:
     made, infimum = case(seed, slack=slack)
     problem = mv.load(*made.write(tmp_path))
-    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False))
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False, tuning=tuned(searched)))
     for stop_after in (3, 5, math.inf):
         deadline, bounds = mv.Deadline(20), [-math.inf]
 
@@ -77,14 +81,13 @@ def test_bounds_rise_and_are_true_whenever_a_run_stops(seed: int, slack: float, 
     assert result.verdict is (mv.Verdict.VERIFIED if slack > 0 else mv.Verdict.FALSIFIED)
 
 
-@pytest.mark.parametrize("searched", METHODS[:2], indirect=True, ids=lambda m: m[0])
-def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("searched", METHODS[:2])
+def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path) -> None:
     """Reports after every batch: the bound rises step by step."""
-    monkeypatch.setattr(ledger, "REPORTS", 0.0)
     made, infimum = case(5, nx=3, width=8)
     bounds: list[float] = []
     events = []
-    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False))
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False, tuning=(*tuned(searched), SearchTuning(reports=0.0))))
 
     def watch(event: mv.Event) -> None:
         events.append(event)
@@ -98,9 +101,10 @@ def test_every_report_of_a_search_is_true(searched: str, tmp_path: Path, monkeyp
     assert isinstance(steps[-1].data["closed"], dict) and steps[-1].data["closed"]
 
 
+@every_search
 def test_the_ledger_says_who_closed_what(searched: str, tmp_path: Path) -> None:
     made, _ = case(1)
-    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False))
+    options = mv.Options(attack=False, search=mv.SearchOptions(oracle=False, tuning=tuned(searched)))
     result = mv.verify(mv.load(*made.write(tmp_path)), 30, options=options)
     assert result.verdict is mv.Verdict.VERIFIED
     assert result.ledger["presolve bounds"]["bounded"] == 1
@@ -111,10 +115,11 @@ def test_the_ledger_says_who_closed_what(searched: str, tmp_path: Path) -> None:
     assert all(numbers["seconds"] >= 0 for numbers in result.ledger.values()) and spent <= result.seconds
 
 
+@every_search
 def test_a_run_may_end_between_any_two_steps(searched: str, tmp_path: Path) -> None:
     """The clock is the number of times that it was asked: loading and the run end where it is asked for the 7th, 71st, 200th ... time."""
     made, infimum = case(1, slack=0.02)
-    files, options = made.write(tmp_path), mv.Options(search=mv.SearchOptions(oracle=False))
+    files, options = made.write(tmp_path), mv.Options(search=mv.SearchOptions(oracle=False, tuning=tuned(searched)))
 
     def ended(after: float) -> mv.Result | None:
         ticks = itertools.count()
@@ -135,9 +140,6 @@ def test_a_run_may_end_between_any_two_steps(searched: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("phase", ["presolve", "refine", "search"])
 def test_memory_that_runs_out_is_unknown_with_the_bound_so_far(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever an allocation fails, the run says so and keeps what was proved."""
-    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(strategy, "FEW", -1)
-    monkeypatch.setattr(strategy, "MANY", -1)
     made, infimum = case(2)
     problem = mv.load(*made.write(tmp_path))
 
@@ -146,13 +148,15 @@ def test_memory_that_runs_out_is_unknown_with_the_bound_so_far(phase: str, tmp_p
 
     where = {"presolve": (ladder, "bound_batch"), "refine": (run, "refine"), "search": (strategy, "decide")}
     monkeypatch.setattr(*where[phase], fails)
-    result = mv.verify(problem, 20, options=mv.Options(attack=False))
+    options = mv.Options(attack=False, search=mv.SearchOptions(tuning=tuned("neurons")))
+    result = mv.verify(problem, 20, options=options)
     assert (result.verdict, result.reason) == (mv.Verdict.UNKNOWN, mv.Reason.MEMORY)
     assert result.lower_bound <= infimum
     assert (result.lower_bound == -math.inf) == (phase == "presolve")
     assert is_out_of_memory(MemoryError())
 
 
+@every_search
 def test_the_memory_limit_ends_a_run(searched: str, tmp_path: Path) -> None:
     made, infimum = case(5, slack=0.005)
     if not Path("/proc/self/statm").exists():
@@ -163,7 +167,7 @@ def test_the_memory_limit_ends_a_run(searched: str, tmp_path: Path) -> None:
         if event.phase == "search" and not held:
             held.append(np.ones(2**26 // 8))  # 64 MiB
 
-    parts = mv.SearchOptions(oracle=False, output_constraints=False)  # so that there is something to search
+    parts = mv.SearchOptions(oracle=False, output_constraints=False, tuning=tuned(searched))  # so that there is something to search
     options = mv.Options(attack=False, memory_mb=32, search=parts)
     result = mv.verify(mv.load(*made.write(tmp_path)), 20, options=options, on_event=watch)
     assert held and result.lower_bound <= infimum

@@ -12,32 +12,30 @@ from random_nets import relu_network
 from milpverify import margin as margin_module
 from milpverify import optimize as optimize_module
 from milpverify.config import Options, SearchOptions
+from milpverify.counterexamples.attack import AttackTuning
 from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.inquiries import inquiry
 from milpverify.optimize import minimize
 from milpverify.result import Result, Trust, Verdict
-from milpverify.search import groups as margin
-from milpverify.search import strategy
+from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.frontier import Frontier
-from milpverify.search.neuron_split import space, tasks
+from milpverify.search.groups import GroupTuning
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.conflicts import Conflicts
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.search.neuron_split.tasks import NeuronTaskTuning
+from milpverify.search.sharing import SharingTuning
 from milpverify.search.tightening import restarts
+from milpverify.search.tightening.restarts import RestartTuning
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 from milpverify.verify import verify
 
-QUIET = SearchOptions(refining=False, tightening=False)
-
-
-@pytest.fixture(autouse=True)
-def _neurons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neuron splits on these networks too, which stand for larger ones."""
-    monkeypatch.setattr(margin, "FEW_INPUTS", 0)
-    monkeypatch.setattr(strategy, "FEW", 0)
-    monkeypatch.setattr(strategy, "MANY", 0)
+NEURONS = (GroupTuning(few_inputs=0), SpaceTuning(few=0, many=0))
+"""Neuron splits on these networks too, which stand for larger ones."""
+QUIET = SearchOptions(refining=False, tightening=False, tuning=NEURONS)
 
 
 def sampled(graph: Graph, box: Box) -> torch.Tensor:
@@ -78,9 +76,6 @@ def test_what_memory_cannot_hold_stays_open(owner: tuple[type, str], call: int, 
 
 
 def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 6), ("TARGETS", 256)):
-        monkeypatch.setattr(restarts, name, value)
-    monkeypatch.setattr(space, "FIXED_BATCH", 8)
     genuine, begun = restarts.begin_anew, list[float]()
 
     def watched(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -90,8 +85,10 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", watched)
+    tuning = (*NEURONS, NeuronTuning(counted=8), RestartTuning(least=-1.0, ahead=0.0, splits=6, targets=256))
     off = dict.fromkeys(("refining", "clipping", "output_constraints", "no_goods", "filtering"), False)
-    options = Options(method="bab", attack=False, search=SearchOptions(deterministic=True, **off))
+    search = SearchOptions(deterministic=True, tuning=tuning, **off)
+    options = Options(method="bab", attack=False, search=search)
     events = list[Event]()
     for seed in range(300, 312):
         graph, box = relu_network([3, 6, 6, 2], seed), Box(-0.7 * np.ones(3), 0.7 * np.ones(3))
@@ -109,6 +106,7 @@ def test_a_search_that_begins_anew_remembers_what_was_closed(monkeypatch: pytest
 
 
 def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
+    options = Options(attack=False, search=SearchOptions(tuning=NEURONS))
     for seed in range(5, 9):
         graph, box = relu_network([3, 10, 10, 2], seed), Box(-np.ones(3), np.ones(3))
         within = Rows(np.ones((1, 3)), np.zeros((1, 2)), np.array([2.9]), np.array([False]))
@@ -116,7 +114,7 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
         events = list[Event]()
         for bare, verdict in ((within, Verdict.FALSIFIED), (Rows(within.x_rows, within.y_rows, np.array([-3.1]), within.strict), None)):
             problem = Problem(graph, (Disjunct(box, Rows.none(3, 2), bare), unsafe))
-            result = verify(problem, timeout=20, options=Options(attack=False), on_event=events.append)
+            result = verify(problem, timeout=20, options=options, on_event=events.append)
             if verdict is None:
                 assert result.verdict is Verdict.VERIFIED
             else:
@@ -128,11 +126,6 @@ def test_a_disjunct_without_rows_has_no_finite_bound_while_it_is_open() -> None:
 def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = -0.01234567  # stands for a solver's bound: whoever reports it must say so
     monkeypatch.setattr(inquiry, "safe_dual_bound", lambda outcome, model: claim)
-    monkeypatch.setattr(tasks, "TURN", 16)
-    monkeypatch.setattr(tasks, "NODES", 1)
-    for name, value in (("LEAST", -1.0), ("AHEAD", 0.0), ("SPLITS", 24), ("TARGETS", 8)):
-        monkeypatch.setattr(restarts, name, value)
-    monkeypatch.setattr(space, "FIXED_BATCH", 4)
     genuine, outlived = restarts.begin_anew, 0
 
     def ending(old: NeuronSpace, tree: Tree[Subproblems], *rest: Any) -> tuple[NeuronSpace, Tree[Subproblems]]:
@@ -144,7 +137,9 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
         return young, again
 
     monkeypatch.setattr(restarts, "begin_anew", ending)
-    options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True))
+    turns, outlives = NeuronTaskTuning(turn=16), RestartTuning(least=-1.0, ahead=0.0, splits=24, targets=8)
+    tuning = (*NEURONS, NeuronTuning(counted=4), turns, SharingTuning(nodes=1), outlives)
+    options = Options(attack=False, search=SearchOptions(refining=False, deterministic=True, tuning=tuning))
     for seed in (700, 701):
         graph, box = relu_network([8, 16, 16, 16, 2], seed), Box(-np.ones(8), np.ones(8))
         unsafe = at_most(graph, box, [1.0, 0.0], float(sampled(graph, box)[:, 0].min()) - 1.0)
@@ -160,13 +155,15 @@ def test_a_bound_that_outlives_its_search_says_what_it_rests_on(monkeypatch: pyt
 
 def test_a_minimum_that_rests_on_a_solver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     weak, judged, runs = margin_module.attack, optimize_module.verify, list[Result]()
-    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: weak(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
+    least = AttackTuning(starts=1, steps=1, rounds=1)
+    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: weak(*a, tuning=least, **k))  # type: ignore[arg-type]
     monkeypatch.setattr(optimize_module, "verify", lambda *a, **k: runs.append(judged(*a, **k)) or runs[-1])
+    options = Options(method="milp", attack=False, search=SearchOptions(tuning=NEURONS))
     falsified = 0
     for seed in range(904, 908):
         runs.clear()
         graph, box = relu_network([3, 8, 8, 1], seed), Box(-np.ones(3), np.ones(3))
-        found = minimize(graph, box, [1.0], gap=1e-3, timeout=20, options=Options(method="milp", attack=False))
+        found = minimize(graph, box, [1.0], gap=1e-3, timeout=20, options=options)
         assert not runs or found.trust is Trust.SOLVER
         falsified += len(runs) == 1 and runs[0].verdict is Verdict.FALSIFIED
     assert falsified > 0

@@ -19,6 +19,7 @@ import milpverify as mv
 import milpverify.margin as margin_module
 import milpverify.optimize as optimize_module
 from milpverify.config import SearchMethod
+from milpverify.counterexamples.attack import AttackTuning
 from milpverify.graph import evaluate
 from milpverify.optimize import Optimum, maximize, minimize
 from milpverify.result import Reason, Trust, Verdict
@@ -155,7 +156,8 @@ def test_models_find_the_optimum_of_smooth_networks(seed: int) -> None:
 def _weak_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first incumbent that is far from the optimum."""
     attack = margin_module.attack
-    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: attack(*a, starts=1, steps=1, rounds=1, **k))  # type: ignore[arg-type]
+    weak = AttackTuning(starts=1, steps=1, rounds=1)
+    monkeypatch.setattr(margin_module, "attack", lambda *a, **k: attack(*a, tuning=weak, **k))  # type: ignore[arg-type]
 
 
 def test_the_ledger_counts_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:

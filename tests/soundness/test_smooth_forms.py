@@ -14,6 +14,7 @@ from product_networks import Grower
 from smooth_graphs import CURVED, FORMS, Bounds, Case, by_model, contradictions, image, smooth_case, truth
 
 import milpverify as mv
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import TensorSpec
@@ -102,7 +103,8 @@ def test_images_contain_samples(name: str) -> None:
 
 def test_who_needs_a_second_solver() -> None:
     case = smooth_case(2)
-    model = encode(case.graph, case.ranges, case.disjunct(), native=frozenset({Capability.QUADRATIC, Capability.FUNCTIONS})).model
+    native = frozenset({Capability.QUADRATIC, Capability.FUNCTIONS})
+    model = encode(case.graph, case.ranges, case.disjunct(), form=ModelForm(native=native)).model
     assert load("gurobi").needs_second(model) and not load("scip").needs_second(model)
     plain = encode(case.graph, case.ranges, case.disjunct()).model
     assert not load("gurobi").needs_second(plain)

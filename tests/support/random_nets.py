@@ -18,7 +18,7 @@ from milpverify.functions.catalogue import Function, catalogue
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Concat, Elementwise, Input, Linear, ReduceSum, Scale, Select, Sum
 from milpverify.solvers.model import Model
-from milpverify.spec import Box, Disjunct, Rows
+from milpverify.spec import Box, Disjunct, Problem, Rows
 
 CONTINUOUS = ("relu", "abs", "leaky_relu", "relu6", "hard_tanh", "clip")
 _BOUND = {"leaky_relu": {"alpha": 0.25}, "clip": {"min": -0.5, "max": 0.75}}
@@ -202,6 +202,25 @@ def shifted(disjunct: Disjunct, by: float) -> Disjunct:
 def disjunct_of(box: Box, threshold: float) -> Disjunct:
     """Of three outputs each but the last is at most the next one and the threshold."""
     return Disjunct(box, Rows.on_outputs([[1, -1, 0], [0, 1, -1]], [threshold, threshold], box.size), Rows.none(box.size, 3))
+
+
+def sampled_problem(name: str, seed: int, by: float, inputs: int = 48) -> Problem:
+    """Whether the output of a small network stays above a threshold; where inputs are many, neurons are split.
+
+    Args:
+        name: of a function of the catalogue.
+        by: the share of the range of a sample by which the threshold lies below it.
+    """
+    rng, sizes = np.random.default_rng(seed), [inputs, 12, 12, 1]
+    stack = Stack(inputs)
+    for m, n in pairwise(sizes):
+        last = stack.add(dense(rng, n, m, 1.2), len(stack.nodes) - 1, size=n)
+        if n > 1:
+            stack.add(Elementwise(function(name)), last, size=n)
+    graph, box = stack.graph(), Box(np.full(inputs, -0.3), np.full(inputs, 0.3))
+    least, most = (float(end) for end in evaluate(graph, torch.tensor(rng.uniform(-0.3, 0.3, (4096, inputs)))).aminmax())
+    unsafe = Rows.on_outputs([[1.0]], [least - by * (most - least)], inputs)
+    return Problem(graph, (Disjunct(box, unsafe, Rows.none(inputs, 1)),))
 
 
 def hard_model(sizes: Sequence[int] = (8, 40, 40, 40, 3)) -> Model:

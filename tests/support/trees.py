@@ -20,8 +20,9 @@ from milpverify.search.input_split.finish import PLAIN
 from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.input_split.tasks import BoxTasks
 from milpverify.search.ledger import Reporter
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.clip import Clipper
-from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.outcome import SearchOutcome

@@ -6,12 +6,14 @@ but the admittances.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from milpverify.acopf.dispatch.newton import follow, jacobian, many
+from milpverify.config import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
@@ -21,22 +23,46 @@ if TYPE_CHECKING:
     from milpverify.acopf.dispatch.policy import Box, Policy
     from milpverify.config import Deadline
 
-CHUNK = 256  # power flows at once
-FOLLOWED = 10  # limits whose gradients are followed
-STEPS = 4  # gradients of each
-NEAR = 1e-7  # p.u. and rad: what float64 may lie outside of an enclosure
-LOST = 8  # power flows that one inverse did not find and that are looked for one by one
+
+@dataclass(frozen=True)
+class LoadTuning(Tuning):
+    """How loads are attacked, and how far boxes of them are cut."""
+
+    chunk: int = 256
+    """Power flows at once."""
+    followed: int = 10
+    steps: int = 4
+    """Limits whose gradients are followed, and how many gradients of each."""
+    near: float = 1e-7
+    """p.u. and rad: what float64 may lie outside of an enclosure."""
+    lost: int = 8
+    """Power flows that one inverse did not find and that are looked for one by one."""
+    boxes: int = 20000
+    """Boxes of loads with which the search gives up."""
+    nearer: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25)
+    """Shares of the way to loads that violate a limit, where the proofs are tried."""
+    few: int = 3
+    """Limits that are attacked further once one is known to be violated."""
 
 
 class Attack:
     """The least margin found of every limit over a box, and where.
 
-    `margin` (K,), `loads` (K, 2n) and `flow` (K, 2n): the power flow there. `lost` are loads whose power flow was not found. With an
-    enclosure over the box, power flows outside of it are not the base case's, and do not count.
+    `margin` (K,), `loads` (K, 2n) p.u. and `flow` (K, 2n) rad and p.u.: the power flow there. `lost` are loads whose power flow was not
+    found. With an enclosure over the box, power flows outside of it are not the base case's, and do not count; `x` (2n,) is that.
     """
 
-    def __init__(self, grid: Grid, limits: Limits, policy: Policy, box: Box, x: Array, enclosure: Enclosure | None = None) -> None:
-        self.enclosure = enclosure
+    def __init__(
+        self,
+        grid: Grid,
+        limits: Limits,
+        policy: Policy,
+        box: Box,
+        x: Array,
+        enclosure: Enclosure | None = None,
+        tuning: LoadTuning = LoadTuning(),
+    ) -> None:
+        self.enclosure, self._tuning = enclosure, tuning
         self.grid, self.limits, self.policy, self.box, self.x = grid, limits, policy, box, x
         count, width = len(limits.entries), 2 * grid.case.num_buses
         self.margin, self.value = np.full(count, np.inf), np.full(count, np.nan)
@@ -46,19 +72,20 @@ class Attack:
         assert width == len(x)
 
     def parameters(self, loads: Array) -> tuple[Array, Array]:
-        """p (samples, 3n) and pg (samples, g)."""
+        """p (samples, 3n) and pg (samples, g), p.u., at loads (samples, 2n)."""
         n = self.grid.case.num_buses
         pg, vm = self.policy.set_points(loads)
         return self.grid.parameters(pg, vm, loads[:, :n], loads[:, n:]), pg
 
     def look(self, loads: Array, start: tuple[Array, Array] | None = None) -> None:
-        """Solve at loads (samples, 2n) and keep what is worst. `start` is a power flow near by, and the Jacobian's inverse there."""
-        for part in np.split(loads, range(CHUNK, len(loads), CHUNK)):
+        """Solve at loads (samples, 2n) and keep what is worst. `start` is a power flow (2n,) near by, and the Jacobian's inverse there."""
+        tuning = self._tuning
+        for part in np.split(loads, range(tuning.chunk, len(loads), tuning.chunk)):
             p, pg = self.parameters(part)
             x, good = many(self.grid, p, *(start or (self.x, self._inverse)))
             if self.enclosure is not None:
-                good = np.logical_and(good, self.enclosure.near(x, NEAR))
-            for k in np.flatnonzero(np.logical_not(good))[:LOST].tolist():
+                good = np.logical_and(good, self.enclosure.near(x, tuning.near))
+            for k in np.flatnonzero(np.logical_not(good))[: tuning.lost].tolist():
                 found = follow(self.grid, self._base, self.x, p[k])
                 if found is None:
                     self.lost = part[k] if self.lost is None else self.lost
@@ -98,11 +125,16 @@ class Attack:
         self.look(self.box.at(share))
 
     def follow_gradients(self, deadline: Deadline, only: Index | None = None) -> None:
-        """From the worst loads of the limits that are closest to being violated to the corner where their margin falls, again and again."""
+        """From the worst loads of the limits that are closest to being violated to the corner where their margin falls, again and again.
+
+        Args:
+            deadline: ends it.
+            only: (k,) places of these limits alone.
+        """
         closest = np.argsort(self.margin, kind="stable")
         order = closest[np.logical_not(self.limits.given[closest])] if only is None else only
-        for k in order[:FOLLOWED].tolist():
-            for _ in range(STEPS):
+        for k in order[: self._tuning.followed].tolist():
+            for _ in range(self._tuning.steps):
                 before = self.margin[k]
                 if deadline.expired() or not np.isfinite(before):
                     break

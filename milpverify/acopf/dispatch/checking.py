@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 
 from milpverify.acopf.asking import Clock, check_tolerance, deadline_of, why_ended
-from milpverify.acopf.dispatch.grid import Grid
+from milpverify.acopf.dispatch.attack import LoadTuning
+from milpverify.acopf.dispatch.grid import FlowTuning, Grid
 from milpverify.acopf.dispatch.limits import limits_of
 from milpverify.acopf.dispatch.outages import Record, chosen, fingerprint, one_by_one
 from milpverify.acopf.dispatch.policy import Fixed, box_of
@@ -18,6 +19,7 @@ from milpverify.acopf.dispatch.search import Found, Search
 from milpverify.acopf.dispatch.witness import point_of
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.result import TOLERANCE, Reason, Verdict
+from milpverify.config import SearchOptions
 from milpverify.errors import Contradiction, InvalidInput
 from milpverify.events import Event
 from milpverify.result import Trust
@@ -30,10 +32,9 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.dispatch.policy import Policy
     from milpverify.acopf.points.judgement import Constraint
-    from milpverify.config import Deadline
+    from milpverify.config import Deadline, Tuning
 
-SAMPLES = 1000
-NOISE = 1e-7  # p.u. and rad: how far margins in plain float64 may be off
+NOISE: Final = 1e-7  # p.u. and rad: how far margins in plain float64 may be off
 
 
 def vector(values: Any, names: Sequence[int], what: str) -> Array:
@@ -68,10 +69,11 @@ def check_dispatch(
     record: str | Path | None = None,
     va: Any = None,
     tolerance: float = TOLERANCE,
-    samples: int = SAMPLES,
+    samples: int = ...,
     seed: int = 0,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
+    tuning: tuple[Tuning, ...] = (),
 ) -> Dispatched: ...
 
 
@@ -87,10 +89,11 @@ def check_dispatch(
     record: str | Path | None = None,
     va: Any = None,
     tolerance: float = TOLERANCE,
-    samples: int = SAMPLES,
+    samples: int = ...,
     seed: int = 0,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
+    tuning: tuple[Tuning, ...] = (),
 ) -> Outages: ...
 
 
@@ -105,10 +108,11 @@ def check_dispatch(
     record: str | Path | None = None,
     va: Any = None,
     tolerance: float = TOLERANCE,
-    samples: int = SAMPLES,
+    samples: int = 1000,
     seed: int = 0,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
+    tuning: tuple[Tuning, ...] = (),
 ) -> Dispatched | Outages:
     """Whether a dispatch holds for every load of a box: whether the power flow exists and satisfies every limit of the case.
 
@@ -133,14 +137,16 @@ def check_dispatch(
         seed: of these.
         deadline: the time limit of a larger run, instead of `timeout`.
         on_event: told of the progress.
+        tuning: numbers other than the defaults, one dataclass per theme: `LoadTuning`, `FlowTuning`.
 
     Raises:
         InvalidInput: something has the wrong size or is not finite, a magnitude is not above 0, or a tolerance or time is out of range.
         SolverUnavailable: pypower is missing.
         Contradiction: loads were found where a margin is below what was proved of all.
     """
-    grid, policy, start = dispatch_of(case, pg, vm, va)
-    question = Question(loads or Loads(), tolerance, samples, seed)
+    options = SearchOptions(tuning=tuning)
+    grid, policy, start = dispatch_of(case, pg, vm, va, options.tuned(FlowTuning))
+    question = Question(loads or Loads(), tolerance, samples, seed, options)
     if outages is None:
         if record is not None:
             raise InvalidInput("record: only outages have a table of rows")
@@ -153,19 +159,19 @@ def check_dispatch(
     voltages = start if intact.flow is None else intact.flow
 
     def ask(reduced: Case, name: str) -> Dispatched:
-        smaller = Grid(reduced)
+        smaller = Grid(reduced, grid.tuning)
         return question.ask(smaller, Fixed(smaller, policy.pg, policy.vm), voltages, _share(whole, timeout), None, name)
 
     return Outages(intact, *one_by_one(case, branches, ask, table, on_event))
 
 
-def dispatch_of(case: Case, pg: Any, vm: Any, va: Any) -> tuple[Grid, Fixed, Array]:
-    """The network, the dispatch, and where Newton's method begins (2n,).
+def dispatch_of(case: Case, pg: Any, vm: Any, va: Any, tuning: FlowTuning) -> tuple[Grid, Fixed, Array]:
+    """The network, the dispatch, and where Newton's method begins (2n,), rad and p.u.
 
     Raises:
         InvalidInput: something has the wrong size or is not finite, or a magnitude is not above 0.
     """
-    grid = Grid(case)
+    grid = Grid(case, tuning)
     pg, vm = vector(pg, range(len(case.generators)), "pg"), vector(vm, case.buses.number.tolist(), "vm")
     if not (vm > 0).all():
         raise InvalidInput("vm: voltage magnitudes must be above 0")
@@ -178,23 +184,24 @@ def _share(whole: Deadline, timeout: float | None) -> Deadline:
 
 
 class Question:
-    """What all checks share."""
+    """What all checks share; `options` hold the tuning numbers."""
 
-    def __init__(self, loads: Loads, tolerance: float, samples: int, seed: int) -> None:
+    def __init__(self, loads: Loads, tolerance: float, samples: int, seed: int, options: SearchOptions = SearchOptions()) -> None:
         check_tolerance(tolerance)
         if samples < 0:
             raise InvalidInput(f"samples: must be at least 0, not {samples}")
-        self.loads, self.tolerance, self.samples, self.seed = loads, tolerance, samples, seed
+        self.loads, self.tolerance, self.samples, self.seed, self.options = loads, tolerance, samples, seed, options
 
     def ask(
         self, grid: Grid, policy: Policy, start: Array | None, deadline: Deadline, on_event: OnEvent | None, outage: str = ""
     ) -> Dispatched:
-        """The answer for one network and one policy."""
+        """The answer for one network and one policy; Newton's method begins at `start` (2n,), rad and p.u."""
         case, clock = grid.case, Clock()
         limits = limits_of(grid)
         tell = _teller(on_event)
         with clock.phase("search"):
-            search = Search(grid, limits, policy, box_of(grid, self.loads), self.tolerance, deadline, tell)
+            box, numbers = box_of(grid, self.loads), self.options.tuned(LoadTuning)
+            search = Search(grid, limits, policy, box, self.tolerance, deadline, tell, numbers)
             found = search.run(start, self.samples, self.seed)
         verdict, reason = _verdict(found, deadline)
         attack, violation = found.attack, found.violation

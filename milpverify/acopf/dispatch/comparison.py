@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.asking import deadline_of
-from milpverify.acopf.dispatch.attack import Attack
-from milpverify.acopf.dispatch.checking import NOISE, SAMPLES, dispatch_of
+from milpverify.acopf.dispatch.attack import Attack, LoadTuning
+from milpverify.acopf.dispatch.checking import NOISE, dispatch_of
+from milpverify.acopf.dispatch.grid import FlowTuning
 from milpverify.acopf.dispatch.limits import Limit, limits_of
 from milpverify.acopf.dispatch.linking import over, parameters
 from milpverify.acopf.dispatch.newton import base
@@ -19,6 +20,7 @@ from milpverify.acopf.dispatch.policy import box_of
 from milpverify.acopf.dispatch.search import Search
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.result import TOLERANCE
+from milpverify.config import SearchOptions
 from milpverify.errors import Contradiction, InvalidInput
 from milpverify.result import csv_text
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.acopf.case import Case
+    from milpverify.config import Tuning
 
-GAP = 1e-4  # p.u. and rad
 COLUMNS = ("limit", "unit", "sampled", "relaxation", "lower", "upper")
 
 
@@ -78,19 +80,29 @@ class MarginComparison:
 
 
 def compare_dispatch(
-    case: Case, pg: Any, vm: Any, loads: Loads, timeout: float | None = None, *, gap: float = GAP, samples: int = SAMPLES, seed: int = 0
+    case: Case,
+    pg: Any,
+    vm: Any,
+    loads: Loads,
+    timeout: float | None = None,
+    *,
+    gap: float = 1e-4,
+    samples: int = 1000,
+    seed: int = 0,
+    tuning: tuple[Tuning, ...] = (),
 ) -> MarginComparison:
     """The least margin of every limit over a box of loads, by sampling, by one relaxation, and by branch and bound to within a gap.
 
     Args:
         case: the network.
-        pg: as of `check_dispatch`.
-        vm: likewise.
+        pg: (g,) p.u., as of `check_dispatch`.
+        vm: (n,) p.u., likewise.
         loads: a box of them.
         timeout: seconds of wall clock for the branch and bound; what is open then is wider than the gap.
         gap: p.u. and rad.
         samples: random loads.
         seed: of these.
+        tuning: as of `check_dispatch`.
 
     Raises:
         InvalidInput: as `check_dispatch`, or no power flow is found at the loads in the middle.
@@ -98,13 +110,14 @@ def compare_dispatch(
     """
     if not 0.0 < gap < math.inf:
         raise InvalidInput(f"gap: must be above 0, not {gap}")
-    grid, policy, start = dispatch_of(case, pg, vm, None)
+    options = SearchOptions(tuning=tuning)
+    grid, policy, start = dispatch_of(case, pg, vm, None, options.tuned(FlowTuning))
     limits, box, seconds = limits_of(grid), box_of(grid, loads), {}
     x = base(grid, parameters(grid, policy, box.middle), start)
     if x is None:
         raise InvalidInput(f"{case.name}: Newton's method finds no power flow at the loads in the middle")
     began = time.monotonic()
-    attack = Attack(grid, limits, policy, box, x)
+    attack = Attack(grid, limits, policy, box, x, tuning=options.tuned(LoadTuning))
     attack.sample(samples, seed)
     seconds["sampling"] = time.monotonic() - began
     began = time.monotonic()
@@ -113,7 +126,7 @@ def compare_dispatch(
     seconds["relaxation"] = time.monotonic() - began
     began = time.monotonic()
     deadline = deadline_of(timeout, None)
-    search = Search(grid, limits, policy, box, TOLERANCE, deadline)
+    search = Search(grid, limits, policy, box, TOLERANCE, deadline, tuning=options.tuned(LoadTuning))
     search.run(start, samples, seed, decide=False)
     search.close(gap)
     seconds["branch and bound"] = time.monotonic() - began

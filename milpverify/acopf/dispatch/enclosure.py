@@ -21,7 +21,7 @@ D. Lee et al., arXiv 1803.00818. Everything is float64 with radii that contain a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -33,11 +33,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.dispatch.grid import Grid, Rows
 
-ROUNDS = 60
-INFLATION = 1 + 2.0**-10  # of what is tried to be mapped into itself
-LEAST, ROOM = 1e-12, 1e-9  # p.u. and rad: no change is taken to be smaller, of one power flow and of many, which have room for that one
-WIDEST = 1.0  # p.u. and rad: where changes are larger nothing is enclosed any more
-CONTRACTION = 0.999
+CONTRACTION: Final = 0.999  # below 1, or more than one power flow may lie near by
 
 
 class NotEnclosed(Exception):
@@ -72,7 +68,7 @@ class Affine:
         return self.constant + self.linear @ ones + self.noise @ noise + Balls(np.zeros_like(self.rest), self.rest)
 
     def of(self, index: Index | slice) -> Affine:
-        """Some of them."""
+        """Some of them, by their places (k,)."""
         return Affine(self.constant[index], self.linear[index], self.noise[index], self.rest[index])
 
 
@@ -86,8 +82,8 @@ class Enclosure:
 
     grid: Grid
     region: Region
-    x: Array
-    radius: Array
+    x: Array  # (2n,) rad and p.u.
+    radius: Array  # (n + m,) p.u. and rad
     change: Affine
     noise: Balls
     _rotation: tuple[Balls, Balls]
@@ -127,19 +123,20 @@ class Enclosure:
         return Affine(constant, linear, turned + slope @ change.noise, rest)
 
 
-def enclose(grid: Grid, region: Region, x: Array, least: float = ROOM) -> Enclosure:
+def enclose(grid: Grid, region: Region, x: Array, least: float | None = None) -> Enclosure:
     """The power flows of a region, around one in its middle.
 
     Args:
         grid: what is held.
-        region: of parameters.
-        x: (2n,) a power flow at its middle.
-        least: no change is taken to be smaller.
+        region: of parameters, p.u.
+        x: (2n,) a power flow at its middle, rad and p.u.
+        least: p.u. and rad: no change is taken to be smaller; by default `tuning.room`, which suits many power flows.
 
     Raises:
         NotEnclosed: nothing is proved.
     """
-    n, rows = grid.case.num_buses, grid.unknown
+    n, rows, tuning = grid.case.num_buses, grid.unknown, grid.tuning
+    least = tuning.room if least is None else least
     held = 2 * n + grid.held
     x = x.copy()
     x[n + grid.held] = region.center.middle[held]
@@ -184,13 +181,13 @@ def enclose(grid: Grid, region: Region, x: Array, least: float = ROOM) -> Enclos
     def image(radius: Array) -> Array:
         return (fixed + (across.noise @ _noise(grid, x, radius)).size + _across(grid, rest(radius))) * SPARE
 
-    radius = fixed * INFLATION + least
-    for _ in range(ROUNDS):
+    radius = fixed * tuning.inflation + least
+    for _ in range(tuning.rounds):
         mapped = image(radius)
         if (mapped <= radius).all():
             break
-        radius = np.maximum(radius, mapped * INFLATION + least)
-        if not radius.max() < WIDEST:
+        radius = np.maximum(radius, mapped * tuning.inflation + least)
+        if not radius.max() < tuning.widest:
             raise NotEnclosed("no set of power flows is mapped into itself: the region is too wide, or the network too close to its limit")
     else:
         raise NotEnclosed("no set of power flows is mapped into itself: the region is too wide, or the network too close to its limit")

@@ -8,7 +8,7 @@ magnitudes first, then vm_f vm_t cos and sin of every branch, flows and what the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,35 @@ import numpy as np
 from milpverify.acopf.admittance import admittances
 from milpverify.acopf.points.power_flow import slack_bus
 from milpverify.arithmetic.midpoint_radius import Balls, exactly, stacked
+from milpverify.config import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
+
+
+@dataclass(frozen=True)
+class FlowTuning(Tuning):
+    """How power flows are looked for, and enclosed; an enclosure is proved by what it maps into itself, whatever these numbers are."""
+
+    iterations: int = 30
+    chords: int = 40
+    """Iterations of Newton's method, and of that with one inverse for many power flows."""
+    converged: float = 1e-10
+    """p.u.: of a balance."""
+    shortest: float = 1e-3
+    """Of the way between two power flows: a step that Newton's method must manage."""
+    rounds: int = 60
+    inflation: float = 1 + 2.0**-10
+    """How many sets are tried to be mapped into themselves, and by what the images of those before are widened."""
+    least: float = 1e-12
+    room: float = 1e-9
+    """p.u. and rad: no change is taken to be smaller, of one power flow and of many, which have room for that one."""
+    widest: float = 1.0
+    """p.u. and rad: where changes are larger nothing is enclosed any more."""
+    deepest: int = 14
+    """Halvings of a way between two loads along which a power flow is followed by proof."""
+    batch: int = 4096
+    """Loads at which a network's set points are evaluated at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +71,10 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The power flow of a case with its generators' magnitudes and active powers given."""
+    """The power flow of a case with its generators' magnitudes and active powers given, and how it is looked for."""
 
     case: Case
+    tuning: FlowTuning = field(default_factory=FlowTuning)
 
     @cached_property
     def slack(self) -> int:
@@ -101,7 +128,7 @@ class Grid:
         return exactly(gather) @ self.flows + exactly(shunts)
 
     def parameters(self, pg: Array, vm: Array, pd: Array, qd: Array) -> Array:
-        """p (..., 3n) of generation (..., g), magnitudes (..., n) and loads (..., n), in plain float64."""
+        """p (..., 3n) of generation (..., g), magnitudes (..., n) and loads (..., n), all in p.u., in plain float64."""
         given = np.zeros((len(self.case.generators), self.case.num_buses))
         given[self.dispatched, self.case.generators.bus[self.dispatched]] = 1.0
         magnitudes = np.zeros(np.broadcast(vm, pd).shape)
@@ -109,7 +136,7 @@ class Grid:
         return np.concatenate(np.broadcast_arrays(pg @ given - pd, -qd, magnitudes), -1)
 
     def products(self, x: Array) -> Array:
-        """z (..., n + 2m) at x (..., 2n), in plain float64."""
+        """z (..., n + 2m) at x (..., 2n), angles in rad and magnitudes in p.u., in plain float64."""
         n, br = self.case.num_buses, self.case.branches
         va, vm = x[..., :n], x[..., n:]
         vv, angle = vm[..., br.f] * vm[..., br.t], va[..., br.f] - va[..., br.t]

@@ -70,14 +70,14 @@ class Limits:
         return slice(n, n + len(self.grid.dispatched))
 
     def values(self, x: Array, p: Array, pg: Array) -> Array:
-        """(samples, K) in plain float64, of power flows (samples, 2n), parameters (samples, 3n) and generation (samples, g)."""
+        """(samples, K), p.u. and rad, in plain float64, of power flows (samples, 2n), parameters (samples, 3n) and pg (samples, g)."""
         z, n = self.grid.products(x), self.grid.case.num_buses
         linear = self.rows.values(z, x, p)
         flow = np.hypot(z @ self.active.z.middle.T, z @ self.reactive.z.middle.T)
         return np.concatenate([linear[:, :n], pg[:, self.grid.dispatched], linear[:, n:], flow], 1)
 
     def margins(self, values: Array) -> Array:
-        """(samples, K): the distance to the nearer limit, negative beyond it."""
+        """(samples, K), p.u. and rad: the distance to the nearer limit, negative beyond it, of values (samples, K)."""
         return np.minimum(values - self.lower, self.upper - values)
 
     def slopes(self, x: Array, inverse: Array, moved: Array, powers: Array, only: int | None = None) -> Array:
@@ -137,7 +137,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Enclosed:
-    """Ranges (K,), margins (K,) rounded down, and the linear functions that they are of."""
+    """Ranges (K,), margins (K,) rounded down, in p.u. and rad, and the linear functions that they are of."""
 
     lower: Array
     upper: Array
@@ -156,13 +156,13 @@ class Enclosed:
 
 
 def _down(difference: Array) -> Array:
-    """At most the real difference of two float64 numbers; 0 and the distance of no limit are exact."""
+    """At most the real differences (K,) of two float64 numbers each; 0 and the distance of no limit are exact."""
     found: Array = np.where((difference == 0) | (difference == np.inf), difference, np.nextafter(difference, -np.inf))
     return np.where(np.isnan(found), -np.inf, found)
 
 
 def _combined(ends: Affine, k: int, cos: Array, sin: Array) -> Affine:
-    """cos times the first k functions and sin times the others."""
+    """cos (k,) times the first k functions and sin (k,) times the others."""
     from milpverify.acopf.dispatch.enclosure import Affine
 
     def of(part: Balls) -> Balls:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from milpverify.acopf.dispatch.enclosure import LEAST, ROOM, Enclosure, NotEnclosed, Region, enclose
+from milpverify.acopf.dispatch.enclosure import Enclosure, NotEnclosed, Region, enclose
 from milpverify.acopf.dispatch.newton import follow, solve
 from milpverify.acopf.dispatch.policy import Box
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from milpverify.acopf.dispatch.policy import Policy
     from milpverify.config import Deadline
 
-DEEPEST = 14  # halvings of a way between two loads
-
 
 def parameters(grid: Grid, policy: Policy, loads: Array) -> Array:
     """p (3n,) at loads (2n,), in float64."""
@@ -34,17 +32,17 @@ def parameters(grid: Grid, policy: Policy, loads: Array) -> Array:
 
 
 def at_loads(grid: Grid, policy: Policy, loads: Array, x: Array) -> Enclosure | None:
-    """The power flow at one load, from one near by."""
+    """The power flow at one load (2n,), from one near by (2n,)."""
     found = solve(grid, parameters(grid, policy, loads), x)
-    return None if found is None else over(grid, policy, Box(loads, loads), found, LEAST)
+    return None if found is None else over(grid, policy, Box(loads, loads), found, grid.tuning.least)
 
 
-def over(grid: Grid, policy: Policy, box: Box, x: Array, least: float = ROOM) -> Enclosure | None:
-    """The power flows over a box, around one in its middle; None where nothing is proved."""
+def over(grid: Grid, policy: Policy, box: Box, x: Array, least: float | None = None) -> Enclosure | None:
+    """The power flows over a box, around one (2n,) in its middle; None where nothing is proved."""
     return _enclosed(grid, policy.region(box), x, least)
 
 
-def _enclosed(grid: Grid, region: Region, x: Array, least: float) -> Enclosure | None:
+def _enclosed(grid: Grid, region: Region, x: Array, least: float | None = None) -> Enclosure | None:
     try:
         return enclose(grid, region, x, least)
     except NotEnclosed:
@@ -52,7 +50,7 @@ def _enclosed(grid: Grid, region: Region, x: Array, least: float) -> Enclosure |
 
 
 def agree(grid: Grid, policy: Policy, one: Enclosure, other: Enclosure, loads: Array, x: Array) -> bool:
-    """Whether two enclosures over boxes that hold these loads are of the same power flow there, which is near x."""
+    """Whether two enclosures over boxes that hold these loads (2n,) are of the same power flow there, which is near x (2n,)."""
     between = at_loads(grid, policy, loads, x)
     return between is not None and one.contains(between) and other.contains(between)
 
@@ -71,7 +69,7 @@ def all_one(grid: Grid, policy: Policy, parts: Sequence[tuple[Box, Enclosure]]) 
 
 
 def leads_to(grid: Grid, policy: Policy, first: Enclosure, last: Enclosure, ends: tuple[Array, Array], deadline: Deadline) -> bool:
-    """Whether the power flow at the first of two loads, followed along the way straight to the other, is proved to become the last."""
+    """Whether the power flow at the first of two loads (2n,), followed straight to the other, is proved to become the last."""
 
     def way(a: Array, at_a: Enclosure, b: Array, at_b: Enclosure, depth: int) -> bool:
         if deadline.expired():
@@ -80,9 +78,9 @@ def leads_to(grid: Grid, policy: Policy, first: Enclosure, last: Enclosure, ends
         between = at_loads(grid, policy, middle, at_a.x / 2 + at_b.x / 2)
         if between is None:
             return False
-        whole = _enclosed(grid, policy.way(a, b), between.x, ROOM)
+        whole = _enclosed(grid, policy.way(a, b), between.x)
         if whole is not None and whole.contains(at_a) and whole.contains(at_b):
             return True
-        return depth < DEEPEST and way(a, at_a, middle, between, depth + 1) and way(middle, between, b, at_b, depth + 1)
+        return depth < grid.tuning.deepest and way(a, at_a, middle, between, depth + 1) and way(middle, between, b, at_b, depth + 1)
 
     return way(ends[0], first, ends[1], last, 0)

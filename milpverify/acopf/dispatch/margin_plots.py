@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.dispatch.result import Checked, Margin
 
 RED, GREEN, INK, PALE, BLUE = "#d62728", "#3a9d5d", "#2b2d42", "#bcd0ee", "#2a6fdb"
-LINEAR = 1e-3  # p.u. and rad: margins below it are drawn to scale, others logarithmically
+LINEAR: Final = 1e-3  # p.u. and rad: margins below it are drawn to scale, others logarithmically
 
 
 def plot_certified(of: Checked, path: str | Path | None = None) -> Figure:

@@ -10,26 +10,21 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array
     from milpverify.acopf.dispatch.grid import Grid
 
-ITERATIONS = 30
-CHORDS = 40  # iterations with one inverse
-CONVERGED = 1e-10  # p.u.: of a balance
-SHORTEST = 1e-3  # of the way: a step that Newton's method must manage
-
 
 def mismatch(grid: Grid, x: Array, p: Array) -> Array:
-    """(..., k): what is given less what is drawn, of the balances that are solved."""
+    """(..., k) p.u.: what is given less what is drawn, of the balances that are solved, at x (..., 2n) and parameters p (..., 3n)."""
     found: Array = (p[..., : 2 * grid.case.num_buses] - grid.products(x) @ grid.balances.middle.T)[..., grid.unknown]
     return found
 
 
 def jacobian(grid: Grid, x: Array) -> Array:
-    """(k, k): of what is drawn, in the unknowns."""
+    """(k, k): of what is drawn, in the unknowns, at x (2n,)."""
     found: Array = (grid.balances.middle[grid.unknown] @ grid.slope(x))[:, grid.unknown]
     return found
 
 
 def flat(grid: Grid, p: Array, vm: Array | None = None, va: Array | None = None) -> Array:
-    """(2n,) where Newton's method begins: angles of 0 and magnitudes of 1 unless others are given, and those that are held."""
+    """(2n,) where Newton's method begins at parameters p (3n,): angles of 0 and magnitudes of 1, or those given (n,), and those held."""
     n = grid.case.num_buses
     x = np.concatenate([np.zeros(n) if va is None else va - va[grid.slack], np.ones(n) if vm is None else vm])
     x[n + grid.held] = p[2 * n + grid.held]
@@ -38,28 +33,28 @@ def flat(grid: Grid, p: Array, vm: Array | None = None, va: Array | None = None)
 
 def solve(grid: Grid, p: Array, start: Array) -> Array | None:
     """The power flow (2n,) at parameters (3n,) that Newton's method finds from a start; None where it finds none."""
-    n = grid.case.num_buses
+    n, tuning = grid.case.num_buses, grid.tuning
     x = start.copy()
     x[n + grid.held] = p[2 * n + grid.held]
     last = np.inf
     with np.errstate(all="ignore"):
-        for _ in range(ITERATIONS):
+        for _ in range(tuning.iterations):
             gap = mismatch(grid, x, p)
             size = float(np.abs(gap).max(initial=0.0))
             if not np.isfinite(size):
                 return None
-            if size < CONVERGED and size >= last / 4:  # as good as float64 makes it
+            if size < tuning.converged and size >= last / 4:  # as good as float64 makes it
                 break
             last = size
             try:
                 x[grid.unknown] += np.linalg.solve(jacobian(grid, x), gap)
             except np.linalg.LinAlgError:
                 return None
-    return x if last < CONVERGED and (x[n:] > 0).all() else None
+    return x if last < tuning.converged and (x[n:] > 0).all() else None
 
 
 def base(grid: Grid, p: Array, start: Array) -> Array | None:
-    """The power flow of a base case: from the start, and where that fails along growing injections."""
+    """The power flow (2n,) of a base case (3n,): from the start (2n,), and where that fails along growing injections."""
     found = solve(grid, p, start)
     if found is not None:
         return found
@@ -70,14 +65,14 @@ def base(grid: Grid, p: Array, start: Array) -> Array | None:
 
 
 def follow(grid: Grid, p: Array, x: Array, target: Array) -> Array | None:
-    """The power flow at `target` on the way straight from `p`, where x is one; None where Newton's method is lost on the way."""
+    """The power flow (2n,) at `target` (3n,) on the way straight from p (3n,), where x (2n,) is one; None where Newton's method is lost."""
     done, step = 0.0, 1.0
     while done < 1.0:
         share = min(1.0, done + step)
         found = solve(grid, p + share * (target - p), x)
         if found is not None and np.abs(found - x).max() < 0.3:
             x, done, step = found, share, 2 * step
-        elif step < SHORTEST:
+        elif step < grid.tuning.shortest:
             return None
         else:
             step /= 4
@@ -86,17 +81,17 @@ def follow(grid: Grid, p: Array, x: Array, target: Array) -> Array | None:
 
 def many(grid: Grid, p: Array, x: Array, inverse: Array) -> tuple[Array, Array]:
     """Power flows (samples, 2n) at parameters (samples, 3n) from one (2n,) with the Jacobian's inverse there, and which converged."""
-    n = grid.case.num_buses
+    n, converged = grid.case.num_buses, grid.tuning.converged
     found = np.tile(x, (len(p), 1))
     found[:, n + grid.held] = p[:, 2 * n + grid.held]
     good = np.zeros(len(p), dtype=bool)
     left = np.arange(len(p))
     with np.errstate(all="ignore"):
-        for _ in range(CHORDS):
+        for _ in range(grid.tuning.chords):
             gap = mismatch(grid, found[left], p[left])
             size = np.abs(gap).max(1, initial=0.0)
-            good[left[size < CONVERGED]] = True
-            left, gap = left[size >= CONVERGED], gap[size >= CONVERGED]
+            good[left[size < converged]] = True
+            left, gap = left[size >= converged], gap[size >= converged]
             if not len(left):
                 break
             found[left[:, None], grid.unknown] += gap @ inverse.T

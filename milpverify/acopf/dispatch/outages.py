@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.dispatch.result import Dispatched
 
 ALL = "all"
-BAR = 24  # characters
+BAR: Final = 24  # characters
 
 
 def chosen(case: Case, outages: Sequence[Any]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.dispatch.attack import Attack
+from milpverify.acopf.dispatch.attack import Attack, LoadTuning
 from milpverify.acopf.dispatch.linking import agree, all_one, at_loads, over, parameters
 from milpverify.acopf.dispatch.newton import base, flat, follow
 from milpverify.acopf.dispatch.witness import Violation, reached, witness
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.dispatch.policy import Box, Policy
     from milpverify.config import Deadline
 
-BOXES = 20000  # where the search gives up
-NEARER = (1.0, 0.7, 0.5, 0.35, 0.25)  # shares of the way to loads that violate a limit, where the proofs are tried
 LOST = "Newton's method, followed from the base case, finds no power flow at some loads of the box"
-FEW = 3  # limits that are attacked further once one is known to be violated
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +32,10 @@ class Node:
     """A box of loads with the power flow in its middle, margins and ranges that hold in it, and the innermost enclosure around it."""
 
     box: Box
-    x: Array
-    margin: Array  # (K,)
+    x: Array  # (2n,) rad and p.u.
+    margin: Array  # (K,) p.u. and rad
     lower: Array  # (K,)
-    upper: Array
+    upper: Array  # (K,)
     enclosure: Enclosure | None
     around: Enclosure | None
     enclosed: Enclosed | None = None
@@ -49,9 +46,9 @@ class Found:
     """What a search has to say."""
 
     message: str = ""
-    x: Array | None = None  # the base case's power flow
+    x: Array | None = None  # (2n,) the base case's power flow, rad and p.u.
     attack: Attack | None = None
-    margin: Array = field(default_factory=lambda: np.empty(0))
+    margin: Array = field(default_factory=lambda: np.empty(0))  # (K,) p.u. and rad; as are the ends of the ranges
     lower: Array = field(default_factory=lambda: np.empty(0))
     upper: Array = field(default_factory=lambda: np.empty(0))
     holds: bool = False
@@ -72,9 +69,10 @@ class Search:
         tolerance: float,
         deadline: Deadline,
         tell: Callable[[str, int, float], None] = lambda message, boxes, margin: None,
+        tuning: LoadTuning = LoadTuning(),
     ) -> None:
         self.grid, self.limits, self.policy, self.box = grid, limits, policy, box
-        self.tolerance, self.deadline, self.tell = tolerance, deadline, tell
+        self.tolerance, self.deadline, self.tell, self.tuning = tolerance, deadline, tell, tuning
         self.needed = np.where(limits.given, -tolerance, 0.0)
         self.gap = math.inf
         self.tops: list[tuple[Box, Enclosure]] = []  # the largest boxes that were enclosed
@@ -85,7 +83,8 @@ class Search:
         """Base case, attack, enclosure, branch and bound.
 
         Args:
-            start: (2n,) voltages from which Newton's method finds the base case's power flow; flat where none are given.
+            start: (2n,) angles (rad) and magnitudes (p.u.) from which Newton's method finds the base case's power flow; flat where none
+                are given.
             samples: random loads of the attack.
             seed: of these.
             decide: whether limits are violated, or hold, is looked for beyond the root.
@@ -100,11 +99,11 @@ class Search:
             return found
         self.root = self._node(self.box, found.x, None)
         self._keep([self.root])
-        found.attack = Attack(self.grid, self.limits, self.policy, self.box, found.x, self.root.enclosure)
+        found.attack = Attack(self.grid, self.limits, self.policy, self.box, found.x, self.root.enclosure, self.tuning)
         found.attack.corners()
         found.attack.sample(samples, seed)
-        broken = found.attack.margin < -self.tolerance
-        found.attack.follow_gradients(self.deadline, np.argsort(found.attack.margin)[:FEW] if broken.any() and decide else None)
+        broken, few = found.attack.margin < -self.tolerance, self.tuning.few
+        found.attack.follow_gradients(self.deadline, np.argsort(found.attack.margin)[:few] if broken.any() and decide else None)
         if not decide:
             return found
         if not self._broken():
@@ -114,7 +113,7 @@ class Search:
         return found
 
     def close(self, gap: float) -> None:
-        """After `run`: go on until every margin is within a gap of what the attack found, whether limits hold or not."""
+        """After `run`: go on until every margin is within a gap (p.u. and rad) of what the attack found, whether limits hold or not."""
         found = self.found
         if found.attack is None or self.root is None:
             return
@@ -133,7 +132,7 @@ class Search:
         while heap:
             found.out_of_time = self.deadline.expired()
             found.message = self._hopeless() or f"{len(heap)} boxes of loads are left open after {found.boxes}"
-            if found.out_of_time or found.boxes >= BOXES or self._hopeless():
+            if found.out_of_time or found.boxes >= self.tuning.boxes or self._hopeless():
                 self._keep([*closed, *(node for *_, node in heap)])
                 return
             _, _, node = heapq.heappop(heap)
@@ -177,7 +176,7 @@ class Search:
         return start is not None and any(one.contains(start) for one in around)
 
     def _node(self, box: Box, x: Array, parent: Node | None) -> Node:
-        """Enclose a box around the power flow in its middle."""
+        """Enclose a box around the power flow x (2n,) in its middle."""
         self.found.boxes += 1
         around = None if parent is None else parent.around
         enclosure = over(self.grid, self.policy, box, x)
@@ -234,10 +233,10 @@ class Search:
         """Whether the attack found what violates a limit, and that is proved or reproduced."""
         found, attack = self.found, self.found.attack
         assert attack is not None
-        for k in np.argsort(attack.margin)[:FEW].tolist():
+        for k in np.argsort(attack.margin)[: self.tuning.few].tolist():
             if not attack.margin[k] < -self.tolerance:
                 break
-            for share in NEARER:
+            for share in self.tuning.nearer:
                 one = self._witness(k, share)
                 if one is not None and (found.violation is None or (one.proved and one.continuous)):
                     found.violation = one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.power_flow import PowerFlow
     from milpverify.config import Deadline
 
-SAME = 1e-6  # p.u.: how far pypower's voltages may be from ours
-WAY, FARTHEST = 100, 0.05  # steps on the way from the base case, and how far voltages (p.u., rad) may move in one
+# What counts as the same power flow: a violation that is not proved rests on it.
+SAME: Final = 1e-6  # p.u.: how far pypower's voltages may be from ours
+WAY: Final = 100  # steps on the way from the base case
+FARTHEST: Final = 0.05  # p.u. and rad: how far voltages may move in one of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,14 @@ class Violation:
 
 
 def point_of(grid: Grid, x: Array, pg: Array, loads: Array) -> Point:
-    """A power flow as a point: what a bus with several generators has to generate goes to them by their ranges."""
+    """A power flow x (2n,) as a point: what a bus with several generators has to generate goes to them by their ranges.
+
+    Args:
+        grid: what is held.
+        x: (2n,) angles, rad, and magnitudes, p.u.
+        pg: (g,) p.u.; that of the slack bus is not used.
+        loads: (2n,) pd and qd, p.u.
+    """
     case, n = grid.case, grid.case.num_buses
     gens = case.generators
     drawn = grid.products(x) @ grid.balances.middle.T + loads
@@ -108,10 +117,10 @@ def witness(
         grid: what is held.
         limits: all of them.
         policy: the set points.
-        loads: (2n,).
-        found: the limit and the power flow (2n,) there.
-        base: the loads that all is followed from, the enclosure of their power flow, and one over all loads that holds it, or None.
-        tolerance: what is violated by no more does not count.
+        loads: (2n,) p.u.
+        found: the limit and the power flow (2n,) there, rad and p.u.
+        base: the loads (2n,) that all is followed from, the enclosure of their power flow, and one over all loads that holds it, or None.
+        tolerance: p.u. and rad: what is violated by no more does not count.
         deadline: ends the proof of continuity.
     """
     k, x = found
@@ -147,7 +156,16 @@ def witness(
 
 
 def reached(grid: Grid, policy: Policy, start: Array, x: Array, loads: Array, target: Array) -> bool:
-    """Whether small steps of Newton's method lead from the base case's power flow to this one."""
+    """Whether small steps of Newton's method lead from the base case's power flow to this one.
+
+    Args:
+        grid: what is held.
+        policy: the set points.
+        start: (2n,) the base case's loads, p.u.
+        x: (2n,) its power flow, rad and p.u.
+        loads: (2n,) those of the other power flow.
+        target: (2n,) that power flow.
+    """
     for share in np.linspace(0.0, 1.0, WAY + 1)[1:]:
         found = solve(grid, parameters(grid, policy, start + share * (loads - start)), x)
         if found is None or np.abs(found - x).max() > FARTHEST:

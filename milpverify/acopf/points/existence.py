@@ -31,15 +31,25 @@ from milpverify.acopf.points.judgement import (
 )
 from milpverify.acopf.points.rectangular import Rectangular, balance_slope
 from milpverify.acopf.points.rectangular import limits as ranges
+from milpverify.config import Tuning
 from milpverify.result import json_number
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
     from milpverify.acopf.points.judgement import Candidate
 
-RADIUS = 1e-6  # p.u. and rad
-INFLATIONS = 5  # how many boxes are tried, each twice as wide as the image of the one before
-LEAST_ROOM = 1e-12  # p.u.: the weight of variables at their limits, which are left free where nothing else can be
+
+@dataclass(frozen=True)
+class ExistenceTuning(Tuning):
+    """How an exact solution is looked for beside a point."""
+
+    inflations: int = 5
+    """How many boxes are tried, each twice as wide as the image of the one before."""
+    least_room: float = 1e-12
+    """p.u.: the weight of variables at their limits, which are left free where nothing else can be."""
+    seconds: float = 1.0
+    """About what the test takes for 118 buses, and more than that; it inverts a matrix, and cannot be interrupted, so that nobody begins it
+    with less time left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +93,17 @@ class Existence:
         }
 
 
-def prove_existence(point: Candidate, radius: float = RADIUS, free: tuple[Index, Index] | None = None) -> Existence:
+def prove_existence(
+    point: Candidate, radius: float = 1e-6, free: tuple[Index, Index] | None = None, tuning: ExistenceTuning = ExistenceTuning()
+) -> Existence:
     """Try to prove that an exact solution of the power flow equations lies within a radius of a point (p.u. and rad).
 
     Args:
         point: where to look.
-        radius: how far the solution may be.
+        radius: how far the solution may be, p.u. and rad.
         free: which k of vm and which n + 1 - k of (pg, qg) to solve for, beside all angles but the reference's; otherwise those that
             `unknowns` chooses. All others, and the loads, are held.
+        tuning: how it is looked for.
     """
     import flint
 
@@ -98,13 +111,13 @@ def prove_existence(point: Candidate, radius: float = RADIUS, free: tuple[Index,
     if not (np.isfinite(parts).all() and (point.vm > 0).all()):
         return Existence(False, "the point is not finite, or has a voltage of 0")
     with flint.ctx.workprec(PRECISION):
-        system = _System(point, unknowns(point) if free is None else free)
-        moved, message = system.krawczyk(radius)
+        system = _System(point, unknowns(point, tuning) if free is None else free)
+        moved, message = system.krawczyk(radius, tuning.inflations)
         return Existence(False, message) if moved is None else _judge(system, moved, radius)
 
 
-def unknowns(point: Candidate) -> tuple[Index, Index]:
-    """Which vm (k of them) and which of (pg, qg) (n + 1 - k) to solve for, beside all angles but the reference's.
+def unknowns(point: Candidate, tuning: ExistenceTuning = ExistenceTuning()) -> tuple[Index, Index]:
+    """Which vm (k,) and which of (pg, qg) (n + 1 - k,) to solve for, by their places, beside all angles but the reference's.
 
     They are the columns that a QR factorisation with pivoting takes of the balances' Jacobian, when each is scaled by the variable's
     room within its limits: what is at a limit is held there.
@@ -114,7 +127,7 @@ def unknowns(point: Candidate) -> tuple[Index, Index]:
     case, n = point.case, point.case.num_buses
     lower, upper = ranges(case)
     x = np.concatenate([point.va, point.vm, point.pg, point.qg])
-    room = np.clip(np.minimum(x - lower, upper - x), LEAST_ROOM, 1.0)[n:]
+    room = np.clip(np.minimum(x - lower, upper - x), tuning.least_room, 1.0)[n:]
     slope = balance_slope(case, point.va, point.vm).toarray()
     angles = np.delete(slope[:, :n], case.reference, axis=1)
     complement = qr(angles)[0][:, n - 1 :]
@@ -177,8 +190,8 @@ class _System:
         v = _objects(d[: 2 * n])
         return _column([*_sum(self.network.balances, v, v), 0, *[v[i] * v[i] + v[n + i] * v[n + i] for i in self.held.tolist()]])
 
-    def krawczyk(self, radius: float) -> tuple[list[Any] | None, str]:
-        """Balls that contain the d of an exact solution; or none, and why."""
+    def krawczyk(self, radius: float, inflations: int) -> tuple[list[Any] | None, str]:
+        """Balls that contain the d of an exact solution, (size,); or none, and why. So many boxes are tried."""
         import flint
 
         slope = self.jacobian()
@@ -195,7 +208,7 @@ class _System:
         if not far <= 2 * radius:
             return None, f"a Newton step from here is {far:.2g} p.u. long: the balances are not met closely enough"
         image = (-step).entries()
-        for _ in range(INFLATIONS):
+        for _ in range(inflations):
             width = [2 * entry.abs_upper() for entry in image]
             least = max(width, key=float) / 1024 + flint.arb(2) ** (-PRECISION // 2)
             box = [flint.arb(0, entry + least) for entry in width]

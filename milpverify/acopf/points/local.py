@@ -10,7 +10,7 @@ import numpy as np
 
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.points.nonlinear_program import Goal, Program
-from milpverify.acopf.points.polish import polish
+from milpverify.acopf.points.polish import PointTuning, polish
 from milpverify.config import Deadline
 from milpverify.errors import SolverUnavailable
 
@@ -18,21 +18,17 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.point import Point
 
-TOLERANCE = 1e-9  # of the interior point method
-ITERATIONS = 150
-CLOSE = 1e-5  # what does not converge is a candidate still if its residuals are this small
-NARROW = 4  # limits closer than this many times the shrinkage are left as they are
-
 
 def cheapest(
     case: Case,
-    loads: Loads = Loads(),  # noqa: B008 -- a frozen value
+    loads: Loads = Loads(),
     *,
     shrink: float = 0.0,
     start: Point | None = None,
     attempts: int = 3,
     seed: int = 0,
     deadline: Deadline | None = None,
+    tuning: PointTuning = PointTuning(),
 ) -> Point | None:
     """A point of least cost, at one of the loads.
 
@@ -44,49 +40,58 @@ def cheapest(
         attempts: how many starts are tried, the later ones random, until the method converges from one.
         seed: of the random starts.
         deadline: the time limit.
+        tuning: how it is looked for.
     """
-    found = _found(case, loads, Goal.COST, shrink, start, attempts, seed, deadline)
+    found = _found(Program(shrunk(case, shrink, tuning), loads, Goal.COST, tuning), case, start, attempts, seed, deadline)
     return None if found is None else found[0]
 
 
 def highest_load(
-    case: Case, *, shrink: float = 0.0, start: Point | None = None, attempts: int = 3, seed: int = 0, deadline: Deadline | None = None
-) -> tuple[float, Point] | None:
-    """The largest common factor of all loads that is found, and its point (arguments as of `cheapest`)."""
-    found = _found(case, Loads(), Goal.LOAD, shrink, start, attempts, seed, deadline)
-    return None if found is None else (found[1], found[0])
-
-
-def least_violation(
     case: Case,
-    loads: Loads = Loads(),  # noqa: B008 -- a frozen value
     *,
     shrink: float = 0.0,
     start: Point | None = None,
     attempts: int = 3,
     seed: int = 0,
     deadline: Deadline | None = None,
+    tuning: PointTuning = PointTuning(),
+) -> tuple[float, Point] | None:
+    """The largest common factor of all loads that is found, and its point (arguments as of `cheapest`)."""
+    found = _found(Program(shrunk(case, shrink, tuning), Loads(), Goal.LOAD, tuning), case, start, attempts, seed, deadline)
+    return None if found is None else (found[1], found[0])
+
+
+def least_violation(
+    case: Case,
+    loads: Loads = Loads(),
+    *,
+    shrink: float = 0.0,
+    start: Point | None = None,
+    attempts: int = 3,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+    tuning: PointTuning = PointTuning(),
 ) -> Point | None:
     """A point whose largest violation of any balance or limit is least, p.u. and rad (arguments as of `cheapest`)."""
-    found = _found(case, loads, Goal.VIOLATION, shrink, start, attempts, seed, deadline)
+    found = _found(Program(shrunk(case, shrink, tuning), loads, Goal.VIOLATION, tuning), case, start, attempts, seed, deadline)
     return None if found is None else found[0]
 
 
 def _found(
-    case: Case, loads: Loads, goal: Goal, shrink: float, start: Point | None, attempts: int, seed: int, deadline: Deadline | None
+    program: Program, case: Case, start: Point | None, attempts: int, seed: int, deadline: Deadline | None
 ) -> tuple[Point, float] | None:
-    """The polished point of a goal, and the last variable's value there."""
-    found = _solve(Program(shrunk(case, shrink), loads, goal), start, attempts, seed, deadline or Deadline())
-    return None if found is None else (replace(polish(found[0]), case=case), found[1])
+    """The polished point of a program, as one of the case whose limits it may have shrunk, and the last variable's value there."""
+    found = _solve(program, start, attempts, seed, deadline or Deadline())
+    return None if found is None else (replace(polish(found[0], program.tuning), case=case), found[1])
 
 
-def shrunk(case: Case, by: float) -> Case:
-    """The case with its limits moved inwards, except where the range is narrow."""
+def shrunk(case: Case, by: float, tuning: PointTuning = PointTuning()) -> Case:
+    """The case with its limits moved inwards by so much (p.u. and rad), except where the range is narrow."""
     if by == 0.0:
         return case
 
     def inwards(lower: Array, upper: Array) -> tuple[Array, Array]:
-        moved = np.where(upper - lower > NARROW * by, by, 0.0)
+        moved = np.where(upper - lower > tuning.narrow * by, by, 0.0)
         return lower + moved, upper - moved
 
     buses, br, gen = case.buses, case.branches, case.generators
@@ -127,7 +132,7 @@ def _solve(program: Program, start: Point | None, attempts: int, seed: int, dead
 
 
 def _interior_point(program: Program, start: Array, deadline: Deadline) -> tuple[Array, bool] | None:
-    """The last iterate and whether the method converged; none where nothing came of it."""
+    """The last iterate (width,) and whether the method converged, from a start (width,); none where nothing came of it."""
     try:
         from pypower.pips import pips
     except ImportError as e:
@@ -140,8 +145,8 @@ def _interior_point(program: Program, start: Array, deadline: Deadline) -> tuple
 
     lower, upper = program.bounds
     relaxed = program.relaxed if program.t is not None else (None, None, None)
-    tolerances = dict.fromkeys(("feastol", "gradtol", "comptol", "costtol"), TOLERANCE)
-    options = {**tolerances, "max_it": ITERATIONS, "cost_mult": 1.0}
+    tolerances = dict.fromkeys(("feastol", "gradtol", "comptol", "costtol"), program.tuning.tolerance)
+    options = {**tolerances, "max_it": program.tuning.iterations, "cost_mult": 1.0}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of singular matrices: the method says itself that it failed
         try:
@@ -149,7 +154,7 @@ def _interior_point(program: Program, start: Array, deadline: Deadline) -> tuple
         except RuntimeError:  # SuperLU gives up on a matrix
             return None
     x, last = found["x"], found["output"]["hist"][-1]
-    converged, close = bool(found["eflag"]), bool(last["feascond"] < CLOSE)
+    converged, close = bool(found["eflag"]), bool(last["feascond"] < program.tuning.close)
     if not np.isfinite(x).all() or not (converged or close):
         return None
     return x, converged or (close and program.goal is Goal.VIOLATION)

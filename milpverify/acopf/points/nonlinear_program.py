@@ -7,7 +7,7 @@ loads, or the violation t. All constraints are quadratic, but for |S|^2 = p^2 + 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.acopf.points.point import Point
+from milpverify.acopf.points.polish import PointTuning
 from milpverify.acopf.points.rectangular import Quadratics, angles_along, generation, rectangular, stacked, unwound, voltages
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
     from milpverify.acopf.loads import Loads
-
-ANGLES = 0.03  # rad: the spread of random starts' angles
-EQUAL = 1e-12  # limits closer than this are one value
 
 
 class Goal(Enum):
@@ -31,11 +29,6 @@ class Goal(Enum):
     COST = "the cost"
     LOAD = "the factor of all loads, negated"
     VIOLATION = "the largest violation"
-
-
-# Weights of the squared distance from the middles of all ranges: they make the best point unique; without that the method may not converge.
-# The cost has it in its Hessian only, so that the cheapest point stays where it is.
-UNIQUE = {Goal.COST: 1e-7, Goal.LOAD: 1e-6, Goal.VIOLATION: 1e-5}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +49,12 @@ class Rows:
         return self.forms.jacobian(x) + self.linear
 
     def times(self, sign: float, constant: Array | float = 0.0) -> Rows:
-        """Sign times these rows + constant."""
+        """Sign times these rows + constant (count,)."""
         forms = replace(self.forms, coefficient=sign * self.forms.coefficient)
         return Rows(forms, sign * self.linear, sign * self.constant + constant)
 
     def less(self, t: int | None, slope: Array, square: Array) -> Rows:
-        """These rows - slope x[t] - square x[t]^2, where there is a t."""
+        """These rows - slope x[t] - square x[t]^2, (count,) each, where there is a t."""
         from scipy.sparse import csr_matrix
 
         if t is None:
@@ -74,15 +67,16 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Minimise `goal` over the operating points of a case (its own limits) at some loads."""
+    """Minimise `goal` over the operating points of a case (its own limits) at some loads; x is (width,), p.u., all over."""
 
     case: Case
     loads: Loads
     goal: Goal
+    tuning: PointTuning = field(default_factory=PointTuning)
 
     @property
     def others(self) -> int:
-        """Where y begins."""
+        """Where y begins in x."""
         return 2 * (self.case.num_buses + len(self.case.generators))
 
     @cached_property
@@ -91,7 +85,7 @@ class Program:
         if not self.loads.is_box or self.goal is Goal.LOAD:
             return np.empty(0, dtype=np.int64)
         plo, phi, qlo, qhi = self.loads.ranges(self.case)
-        return np.flatnonzero(np.concatenate([phi - plo, qhi - qlo]) > EQUAL)
+        return np.flatnonzero(np.concatenate([phi - plo, qhi - qlo]) > self.tuning.equal)
 
     @property
     def t(self) -> int | None:
@@ -130,7 +124,7 @@ class Program:
         """Voltage limits, as equations and as rows <= 0: vm <= vmax + t as vm^2 <= vmax^2 + 2 vmax t + t^2."""
         buses, t = self.case.buses, self.t
         rows = self._plain(rectangular(self.case).squares)
-        same = np.flatnonzero(buses.vmax - buses.vmin <= EQUAL) if t is None else np.empty(0, dtype=np.int64)
+        same = np.flatnonzero(buses.vmax - buses.vmin <= self.tuning.equal) if t is None else np.empty(0, dtype=np.int64)
         other = np.setdiff1d(np.arange(len(buses)), same)
         equal, found = _pick(rows.times(1.0, -buses.vmax * buses.vmin), same), []
         for sign, limit in ((1.0, buses.vmax), (-1.0, buses.vmin)):
@@ -210,7 +204,7 @@ class Program:
         return a, np.concatenate([-none, lower]), np.concatenate([upper, none])
 
     def objective(self, x: Array) -> tuple[float, Array]:
-        """The value and its gradient; the cost in units that make the marginal cost about 1."""
+        """The value and its gradient (width,); the cost in units that make the marginal cost about 1."""
         gen, where = self.case.generators, self._active
         if self.goal is Goal.COST:
             gradient, pg = np.zeros(self.width), x[where]
@@ -219,14 +213,20 @@ class Program:
         away = x - self.centre
         away[-1] = 0.0
         sign = -1.0 if self.goal is Goal.LOAD else 1.0
-        gradient = UNIQUE[self.goal] * away
+        gradient = self._unique * away
         gradient[-1] = sign
-        return sign * float(x[-1]) + UNIQUE[self.goal] / 2.0 * float(away @ away), gradient
+        return sign * float(x[-1]) + self._unique / 2.0 * float(away @ away), gradient
 
     @cached_property
     def centre(self) -> Array:
         """The middle of all ranges, near which one of many equally good points is chosen."""
         return self.middle()
+
+    @property
+    def _unique(self) -> float:
+        """The weight of the squared distance from the middles of all ranges."""
+        cost, load, violation = self.tuning.unique
+        return {Goal.COST: cost, Goal.LOAD: load, Goal.VIOLATION: violation}[self.goal]
 
     @property
     def _active(self) -> slice:
@@ -238,7 +238,7 @@ class Program:
         return max(1.0, float(np.max(np.abs(2.0 * gen.c2 * np.clip(0.0, gen.pmin, gen.pmax) + gen.c1))))
 
     def constraints(self, x: Array) -> tuple[Array, Array, Any, Any]:
-        """h(x) <= 0, g(x) = 0, and their Jacobians transposed."""
+        """h(x) <= 0 (inequalities,), g(x) = 0 (equations,), and their Jacobians transposed, (width, ...) sparse."""
         from scipy.sparse import vstack
 
         flow, slope = self.flows.values(x), self.flows.jacobian(x)
@@ -262,7 +262,7 @@ class Program:
         return room, csr_matrix((2.0 * room / rate, (np.arange(k), np.full(k, self.t))), (k, self.width))
 
     def hessian(self, x: Array, multipliers: dict[str, Array], scale: float) -> Any:
-        """Of the Lagrangian."""
+        """(width, width) sparse: of the Lagrangian, by the multipliers of the inequalities and of the equations, the objective's scaled."""
         from scipy.sparse import csr_matrix, diags
 
         mu, split = multipliers["ineqnonlin"], self.inequalities.forms.count
@@ -270,7 +270,7 @@ class Program:
         flow, slope = self.flows.values(x), self.flows.jacobian(x)
         total = self.equations.forms.hessian(multipliers["eqnonlin"]) + self.inequalities.forms.hessian(mu[:split])
         total = total + self.flows.forms.hessian(twice * flow) + slope.T @ diags(twice) @ slope
-        own = np.full(self.width, UNIQUE[self.goal] * scale)
+        own = np.full(self.width, self._unique * scale)
         if self.goal is Goal.COST:
             own[self._active] = 2.0 * self.case.generators.c2 / self._unit * scale
         else:
@@ -295,17 +295,17 @@ class Program:
         return angles_along(self.case, np.clip(br.shift, br.angmin, br.angmax))
 
     def random(self, generator: np.random.Generator) -> Array:
-        """Where another attempt begins: magnitudes and powers in the middle thirds of their ranges, small angles."""
+        """Where another attempt begins (width,): magnitudes and powers in the middle thirds of their ranges, small angles."""
         case, gen, n, x = self.case, self.case.generators, self.case.num_buses, self.middle()
         third = np.concatenate([case.buses.vmax - case.buses.vmin, gen.pmax - gen.pmin, gen.qmax - gen.qmin]) / 3.0
         moved = generator.uniform(-0.5, 0.5, len(third)) * np.where(np.isfinite(third), third, 1.0)
-        vm, va = np.hypot(x[:n], x[n : 2 * n]) + moved[:n], self._flat + generator.normal(0.0, ANGLES, n)
+        vm, va = np.hypot(x[:n], x[n : 2 * n]) + moved[:n], self._flat + generator.normal(0.0, self.tuning.angles, n)
         va[case.reference] = 0.0
         x[: 2 * n], x[2 * n : self.others] = voltages(va, vm), x[2 * n : self.others] + moved[n:]
         return x
 
     def at(self, point: Point) -> Array:
-        """The variables at a point, t and the factor of the loads at their middles."""
+        """The variables (width,) at a point, t and the factor of the loads at their middles."""
         x = self.middle()
         x[: self.others] = np.concatenate([voltages(point.va, point.vm), point.pg, point.qg])
         x[self.others : self.others + len(self.moving)] = np.concatenate([point.pd, point.qd])[self.moving]

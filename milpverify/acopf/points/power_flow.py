@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.judgement import Candidate
 
-TOLERANCE = 1e-6
-_NEWTON = 1e-10  # p.u.: where pypower's iterations end
-_UNLIMITED = 1e9  # MW and MVAr that stand for an infinite limit, which pypower would multiply by zero
-_ZERO = 1e-300  # degrees that stand for 0, which pypower takes for no limit
+_UNLIMITED: Final = 1e9  # MW and MVAr that stand for an infinite limit, which pypower would multiply by zero
+_ZERO: Final = 1e-300  # degrees that stand for 0, which pypower takes for no limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +55,18 @@ class PowerFlow:
         }
 
 
-def power_flow(point: Candidate, tolerance: float = TOLERANCE, flat: bool = False) -> PowerFlow:
+def power_flow(point: Candidate, tolerance: float = 1e-6, flat: bool = False, converged: float = 1e-10) -> PowerFlow:
     """Run pypower's power flow at a point's set points.
 
     Where several generators share a bus, pypower's total is theirs: what it adds to the point's goes to the first one that has room for
     all of it, or to the first of them.
 
     Args:
-        tolerance: of |dV| and of the violation, for `reproduces`.
+        point: what is set, in p.u. and rad, and what the result is compared with.
+        tolerance: p.u.: of |dV| and of the violation, for `reproduces`.
         flat: begin at angles of 0 and magnitudes of 1 where none are set. By default it begins at the point: near the limit of what
             a network can carry there are two solutions, and a flat start may lead to the other one.
+        converged: p.u.: where pypower's iterations end.
 
     Raises:
         SolverUnavailable: pypower is not installed.
@@ -80,7 +80,7 @@ def power_flow(point: Candidate, tolerance: float = TOLERANCE, flat: bool = Fals
     start = replace(point, vm=vm, va=va)
     # pypower's tables are as long as the largest number of a bus.
     numbered = replace(case, buses=replace(case.buses, number=np.arange(1, len(case.buses) + 1)))
-    found, converged = _newton(pypower_case(numbered, start, slack))
+    found, success = _newton(pypower_case(numbered, start, slack), converged)
     vm, va = found["bus"][:, 7], np.deg2rad(found["bus"][:, 8])
     va = va + 2 * np.pi * np.round((point.va - va) / (2 * np.pi))  # pypower's are principal values
     difference = float(np.max(np.abs(vm * np.exp(1j * va) - point.vm * np.exp(1j * point.va))))
@@ -92,7 +92,7 @@ def power_flow(point: Candidate, tolerance: float = TOLERANCE, flat: bool = Fals
             _give(pg, at, found["gen"][at, 1].sum() / case.base_mva, gens.pmin, gens.pmax)
     slack_pg = float(pg[gens.bus == slack].sum())
     result = replace(point, vm=vm, va=va, pg=pg, qg=qg)
-    return PowerFlow(converged, slack, slack_pg, difference if np.isfinite(difference) else np.inf, result, tolerance)
+    return PowerFlow(success, slack, slack_pg, difference if np.isfinite(difference) else np.inf, result, tolerance)
 
 
 def pypower_case(case: Case, point: Candidate | None = None, slack: int | None = None) -> dict[str, Any]:
@@ -152,12 +152,12 @@ def _give(values: Array, at: Any, total: float, lower: Array, upper: Array) -> N
     values[at[int(np.argmax(room))]] += more
 
 
-def _newton(tables: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _newton(tables: dict[str, Any], converged: float) -> tuple[dict[str, Any], bool]:
     try:
         from pypower.api import ppoption, runpf
     except ImportError as e:
         raise SolverUnavailable(f"the power flow needs pypower: pip install 'milpverify[acopf]' ({e})") from e
-    options = ppoption(VERBOSE=0, OUT_ALL=0, PF_ALG=1, PF_TOL=_NEWTON, PF_MAX_IT=20, ENFORCE_Q_LIMS=0)
+    options = ppoption(VERBOSE=0, OUT_ALL=0, PF_ALG=1, PF_TOL=converged, PF_MAX_IT=20, ENFORCE_Q_LIMS=0)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         found, success = runpf(tables, options)

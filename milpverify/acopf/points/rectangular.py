@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from milpverify.acopf.case import Array, Case, Index
 
-REAL, IMAGINARY = 0, 1  # P or Q of a bus
-
 
 @dataclass(frozen=True, eq=False)
 class Quadratics:
@@ -52,7 +50,7 @@ class Quadratics:
         return replace(self, width=width)
 
     def with_terms(self, row: Index, i: Index, j: Index, coefficient: Array) -> Quadratics:
-        """The same forms with more terms."""
+        """The same forms with more terms, (k,) each."""
         parts = zip((self.row, self.i, self.j, self.coefficient), (row, i, j, coefficient), strict=True)
         return Quadratics(self.count, self.width, *(np.concatenate(pair) for pair in parts))
 
@@ -120,7 +118,13 @@ class Rectangular:
         return Quadratics(2 * n, 2 * n, np.concatenate(row), i, j, np.concatenate([self.flows.coefficient, *drawn]))
 
     def angles(self, limit: Array, sign: float, branches: Index) -> Quadratics:
-        """sign vm_f vm_t sin(va_f - va_t - limit) of some branches, which is <= 0 where the difference is on the right side of a limit."""
+        """sign vm_f vm_t sin(va_f - va_t - limit), which is <= 0 where the difference is on the right side of a limit.
+
+        Args:
+            limit: (k,) rad.
+            sign: 1 of an upper limit, -1 of a lower one.
+            branches: (k,) indices.
+        """
         n, br = self.case.num_buses, self.case.branches
         f, t = br.f[branches], br.t[branches]
         cos, sin = sign * np.cos(limit), -sign * np.sin(limit)
@@ -160,12 +164,12 @@ def limits(case: Case) -> tuple[Array, Array]:
 
 
 def voltages(va: Array, vm: Array) -> Array:
-    """(e, f), (2n,)."""
+    """(e, f), (2n,) p.u., of angles (n,) rad and magnitudes (n,) p.u."""
     return np.concatenate([vm * np.cos(va), vm * np.sin(va)])
 
 
 def angles_along(case: Case, difference: Array) -> Array:
-    """va (n,) with va[f] - va[t] = difference (m,) of the branches of a spanning tree of least depth, 0 at the reference bus."""
+    """va (n,) rad with va[f] - va[t] = difference (m,) of the branches of a spanning tree of least depth, 0 at the reference bus."""
     neighbours: list[list[tuple[int, float]]] = [[] for _ in range(case.num_buses)]
     for f, t, d in zip(case.branches.f.tolist(), case.branches.t.tolist(), difference.tolist(), strict=True):
         neighbours[f].append((t, -d))
@@ -180,7 +184,7 @@ def angles_along(case: Case, difference: Array) -> Array:
 
 
 def unwound(case: Case, va: Array) -> Array:
-    """The angles plus multiples of 2 pi, so that differences along a spanning tree are principal values."""
+    """The angles (n,) rad plus multiples of 2 pi, so that differences along a spanning tree are principal values."""
     across = va[case.branches.f] - va[case.branches.t]
     turns = np.round((angles_along(case, np.angle(np.exp(1j * across))) - va + va[case.reference]) / (2 * np.pi))
     return np.where(turns == 0, va, va + 2 * np.pi * turns)
@@ -195,7 +199,7 @@ def polar_slope(va: Array, vm: Array) -> Any:
 
 
 def balance_residual(case: Case, va: Array, vm: Array, injected: Array, drawn: Array) -> Array:
-    """(2n,): what the network draws and the loads (pd, qd), less what generators inject (pg, qg)."""
+    """(2n,) p.u.: what the network draws and the loads (pd, qd) (2n,), less what generators inject (pg, qg) (2g,); va, vm are (n,)."""
     residual: Array = rectangular(case).balances.values(voltages(va, vm)) + drawn - generation(case) @ injected
     return residual
 

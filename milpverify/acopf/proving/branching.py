@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,23 +13,41 @@ import numpy as np
 from milpverify.acopf.proving.programs import Box
 from milpverify.acopf.proving.proof import Node
 from milpverify.acopf.proving.tightening import Region, Tightening, errors_of
+from milpverify.config import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
     from milpverify.acopf.relaxation.cuts import Cuts
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
-ROOT_ROUNDS = 12
-ROUNDS = 3
-NARROW = 1e-9  # p.u. and rad: ranges that are left
-EDGE = 0.2  # the share of a range that is left on either side of a split, at least
+
+@dataclass(frozen=True)
+class ProverTuning(Tuning):
+    """How boxes are split, and how a prover divides its time."""
+
+    root_rounds: int = 12
+    rounds: int = 3
+    """Rounds of tightening of the root, and of every other box."""
+    narrow: float = 1e-9
+    """p.u. and rad: narrower ranges are not split."""
+    edge: float = 0.2
+    """The share of a range that is left on either side of a split, at least."""
+    touching: float = 1e-6
+    """p.u.: the root begins with the planes of cones that are this close to tight at a point that is known."""
+    native_share: float = 0.5
+    """Of the time that is left, what a solver for products has."""
+    recheck_share: float = 0.15
+    recheck_most: float = 30.0
+    """Of the time that is left, what the search leaves to the recheck, and how many seconds at most."""
+    least_check: float = 1.0
+    """Seconds for a recheck, whatever time it is."""
 
 
 class Tree:
     """Regions that are open, best first, and the proof that they belong to."""
 
-    def __init__(self, tightening: Tightening, box: Box, cuts: Cuts) -> None:
-        self.tightening = tightening
+    def __init__(self, tightening: Tightening, box: Box, cuts: Cuts, tuning: ProverTuning = ProverTuning()) -> None:
+        self.tightening, self._tuning = tightening, tuning
         self.root = Region(box, cuts)
         self._open: list[tuple[float, int, Region]] = []
         self._order = itertools.count()
@@ -51,22 +70,22 @@ class Tree:
     def grow(self, target: Callable[[], float], on_box: Callable[[Array | None], None]) -> None:
         """Until nothing is open below the target, or time is over. `target` is asked again, since better points lower it.
 
-        `on_box` is told a solution of the relaxation after every step.
+        `on_box` is told a solution (columns,) of the relaxation after every step.
         """
         tightening, deadline = self.tightening, self.tightening.deadline
         if not self.root.refuted:
-            self._examine(self.root, target(), ROOT_ROUNDS)
+            self._examine(self.root, target(), self._tuning.root_rounds)
         on_box(self.root.point)
         while self._open and self._open[0][0] < target() and not deadline.expired():
             _, _, region = heapq.heappop(self._open)
             if region.point is None:
                 break
-            split = split_of(tightening.relaxation, region)
+            split = split_of(tightening.relaxation, region, self._tuning)
             if split is None:
                 break
             children = self._split(region, *split)
             for child in children:
-                self._examine(child, target(), ROUNDS)
+                self._examine(child, target(), self._tuning.rounds)
                 self.boxes += 1
             on_box(min(children, key=lambda child: child.bound).point)
 
@@ -88,7 +107,7 @@ class Tree:
         )
 
 
-def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float] | None:
+def split_of(relaxation: Relaxation, region: Region, tuning: ProverTuning = ProverTuning()) -> tuple[int, float] | None:
     """The column to split and where: of the pair of buses at which the solution is furthest from any voltages, what adds most to that.
 
     The relaxation's error there is of the order of the squares of half the angles' range and of half the voltages' ranges. None where these
@@ -106,7 +125,7 @@ def split_of(relaxation: Relaxation, region: Region) -> tuple[int, float] | None
     worth[columns.d[p]] = (width[columns.d[p]] / 2) ** 2
     worth[columns.w[list(ends)]] = voltage[list(ends)] ** 2
     column = int(np.argmax(worth))
-    if worth[column] < NARROW**2:
+    if worth[column] < tuning.narrow**2:
         return None
-    low, high = box.lower[column], box.upper[column]
-    return column, float(np.clip(point[column], low + EDGE * (high - low), high - EDGE * (high - low)))
+    low, high, edge = box.lower[column], box.upper[column], tuning.edge
+    return column, float(np.clip(point[column], low + edge * (high - low), high - edge * (high - low)))

@@ -101,7 +101,7 @@ class _Rows:
         lower: Array | float,
         upper: Array | float,
     ) -> None:
-        """Rows lower <= sum of value v[column] + sum of value v[a] v[b] <= upper."""
+        """Rows lower <= sum of value v[column] + sum of value v[a] v[b] <= upper: (rows,) or one number for all, each of them."""
         count = len(linear[0][0] if linear else products[0][0])
         rows = self.count + np.arange(count)
         self._linear += [(rows, column, np.broadcast_to(value, count)) for column, value in linear]
@@ -110,7 +110,7 @@ class _Rows:
         self.count += count
 
     def onto(self, model: Model, lower: Array, upper: Array) -> Model:
-        """The model with these rows, and with further columns in these ranges."""
+        """The model with these rows, and with further columns (k,) in these ranges."""
         rows, columns, values = (np.concatenate(part) for part in zip(*self._linear, strict=True))
         used = values != 0
         order = np.argsort(rows[used], kind="stable")

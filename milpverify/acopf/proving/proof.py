@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from milpverify.result import json_number
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
 
-VERSION = 1
+VERSION: Final = 1
 
 
 @dataclass(frozen=True, eq=False)

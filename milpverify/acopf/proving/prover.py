@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.proving.branching import ROOT_ROUNDS, Tree
+from milpverify.acopf.proving.branching import ProverTuning, Tree
 from milpverify.acopf.proving.native import native_bound
-from milpverify.acopf.proving.programs import Box, Programs
+from milpverify.acopf.proving.programs import Box, Programs, TighteningTuning
 from milpverify.acopf.proving.proof import Proof, Statement
 from milpverify.acopf.proving.recheck import question_of, recheck
 from milpverify.acopf.proving.tightening import Goal, Tightening
 from milpverify.acopf.relaxation.ranges import Ranges
 from milpverify.acopf.relaxation.relaxation import Relaxation
 from milpverify.acopf.relaxation.separation import at_point, separate, tangents
-from milpverify.config import Deadline
+from milpverify.config import Deadline, SearchOptions
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
 from milpverify.result import Trust
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from milpverify.acopf.points.judgement import Candidate
     from milpverify.acopf.proving.proof import Node
 
-RECHECK_SHARE = 0.15  # of the time that is left, which the search leaves to the recheck
-RECHECK_MOST = 30.0  # seconds
-LEAST_CHECK = 1.0  # seconds for a recheck, whatever time it is
-NATIVE_SHARE = 0.5
-TOUCHING = 1e-6  # p.u.: planes of cones that are this close to tight
 SOLVERS = ("highs", "scip", "gurobi")
 
 
@@ -65,7 +60,7 @@ class Prover:
     """Bounds the least objective of a statement from below: nothing for INFEASIBLE, the cost, or minus the growth.
 
     A context manager: it holds a solver process, unless one is lent to it. A `solver` other than HiGHS is asked about products once the
-    root has been tightened (`native.py`), for half of the time; what it leaves open goes to the tree.
+    root has been tightened (`native.py`), for a share of the time; what it leaves open goes to the tree. `options` hold the tuning numbers.
     """
 
     def __init__(
@@ -76,11 +71,13 @@ class Prover:
         on_event: Callable[[Event], None] | None = None,
         solver: str = "highs",
         process: SolverProcess | None = None,
+        options: SearchOptions = SearchOptions(),
     ) -> None:
         if solver not in SOLVERS:
             raise InvalidInput(f"there is no solver {solver!r} for power networks: choose one of {', '.join(SOLVERS)}")
         self.case, self.deadline, self._on_event, self._solver = case, deadline, on_event, solver
         self._native, self._warnings = -math.inf, list[str]()
+        self._tuning, tightening = options.tuned(ProverTuning), options.tuned(TighteningTuning)
         self._claim = statement
         self.relaxation = Relaxation(question_of(case, statement))
         self.process, self._lent = process or SolverProcess("highs"), process is not None
@@ -97,11 +94,12 @@ class Prover:
             case Statement.GROWTH:
                 objective[columns.growth] = -1.0
                 goal = Goal(objective, int(columns.growth[0]), upper=True)
-        searching = deadline.within(max(0.0, deadline.remaining() - min(RECHECK_MOST, RECHECK_SHARE * deadline.remaining())))
-        self._programs = Programs(self.relaxation, self.process, searching)
-        tightening = Tightening(self.relaxation, self._programs, goal, searching)
+        kept = min(self._tuning.recheck_most, self._tuning.recheck_share * deadline.remaining())
+        searching = deadline.within(max(0.0, deadline.remaining() - kept))
+        self._programs = Programs(self.relaxation, self.process, searching, tightening)
         self._limits = Box(*Ranges(self.relaxation).limits())
-        self.tree = Tree(tightening, self._limits, tangents(self.relaxation))
+        examining = Tightening(self.relaxation, self._programs, goal, searching, tightening)
+        self.tree = Tree(examining, self._limits, tangents(self.relaxation), self._tuning)
         self._cut(statement.cutoff)
 
     def __enter__(self) -> Prover:
@@ -128,7 +126,7 @@ class Prover:
 
     def touch(self, point: Candidate) -> None:
         """Begin with the planes that touch the cones at a point: where a good one lies, solutions of the relaxation are near."""
-        self.tree.root.add(separate(self.relaxation, at_point(self.relaxation, point)[None], -TOUCHING))
+        self.tree.root.add(separate(self.relaxation, at_point(self.relaxation, point)[None], -self._tuning.touching))
 
     def root(self, target: float = math.inf) -> None:
         """The relaxation without any tightening: a handful of linear programs, until the bound is at the target."""
@@ -136,7 +134,7 @@ class Prover:
         self._tell()
 
     def search(self, target: Callable[[], float], on_point: Callable[[Array, int], None]) -> None:
-        """Tighten and branch until the bound is at `target()` or time is over; `on_point` sees the solutions of relaxations.
+        """Tighten and branch until the bound is at `target()` or time is over; `on_point` sees the solutions (columns,) of relaxations.
 
         `target` is in the question's unit, and asked again after every box.
         """
@@ -154,11 +152,12 @@ class Prover:
     def _ask_native(self, target: float) -> None:
         """Tighten the root, and have it solved with its products."""
         tree, tightening = self.tree, self.tree.tightening
-        tree.examine_root(target / self._unit, ROOT_ROUNDS)
+        tree.examine_root(target / self._unit, self._tuning.root_rounds)
         if self.bound >= target or tree.root.box.empty or self.deadline.expired():
             return
         model = self._programs.model(tree.root.box, tree.root.cuts, tightening.goal.objective)
-        refute, within = self._claim.statement is Statement.INFEASIBLE, self.deadline.within(NATIVE_SHARE * self.deadline.remaining())
+        refute = self._claim.statement is Statement.INFEASIBLE
+        within = self.deadline.within(self._tuning.native_share * self.deadline.remaining())
         bound, message = native_bound(self._solver, self.relaxation, model, refute, target / self._unit, within)
         self._native = max(self._native, bound)
         if message:
@@ -193,7 +192,7 @@ class Prover:
         if self._native > self.tree.bound:
             return Proved(bound, claimed, None, Trust.SOLVER, ranges, f"{method}, {self._solver}", tuple(self._warnings))
         proof = replace(self._claim, bound=claimed, root=root)
-        checking = Deadline(max(LEAST_CHECK, self.deadline.remaining()))
+        checking = Deadline(max(self._tuning.least_check, self.deadline.remaining()))
         checked = recheck(self.case, proof, stop=lambda: checking.expired() or self.deadline.cancelled)
         if checked.accepted:
             return Proved(bound, claimed, proof, Trust.EXACT, ranges, method, tuple(self._warnings))
@@ -222,7 +221,15 @@ class Prover:
 def claim(
     statement: Statement, loads: tuple[Array, Array, Array, Array], tolerance: float, cutoff: float, root: Node | None = None
 ) -> Proof:
-    """A proof to be made."""
+    """A proof to be made.
+
+    Args:
+        statement: what is claimed.
+        loads: pd from, to, qd from, to, (n,) p.u. each.
+        tolerance: p.u. and rad.
+        cutoff: $/h, or a factor of all loads.
+        root: the tree of the proof, where there is one.
+    """
     from milpverify.acopf.proving.proof import Node
 
     return Proof(statement, loads, tolerance, cutoff, 0.0, root or Node())

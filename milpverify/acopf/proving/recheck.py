@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.loads import Loads
     from milpverify.acopf.relaxation.cuts import Cuts
 
-LARGEST = 2.0**100  # p.u., rad or $/h
+LARGEST: Final = 2.0**100  # p.u., rad or $/h: numbers beyond it are refused
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def _programs(node: Node) -> int:
 
 
 class _Checker:
+    """The check of one proof; `lower` and `upper` are ranges of all columns, (columns,) rationals each."""
+
     def __init__(self, case: Case, proof: Proof, stop: Callable[[], bool]) -> None:
         self.proof, self._stop = proof, stop
         n = case.num_buses

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.acopf.proving.programs import Basis, Box, Programs, Solution
+from milpverify.acopf.proving.programs import Basis, Box, Programs, Solution, TighteningTuning
 from milpverify.acopf.proving.proof import Deduction, Leaf, Multipliers, Node, Step
 from milpverify.acopf.relaxation.cuts import Cuts, no_cuts
 from milpverify.acopf.relaxation.ranges import Ranges
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from milpverify.acopf.relaxation.relaxation import Relaxation
     from milpverify.config import Deadline
 
-PLANES = 30  # rounds of tangent planes for one linear program
-STALLED = 1e-6  # relative gain of a round, from the sixth on, below which planes are left,
-SLOW = 0.01  # and the share of what is missing to the target
-TIGHT = 1e-2  # planes further than this from a solution are dropped
-LOOSE = 1e-3  # planes violated by less than this by the solutions of a sweep are left to later
-WORTHWHILE = 2e-3  # share of its range that a deduction takes off
-GAIN = 0.05  # of what is missing to the target: rounds that gain less are left to branching,
-NARROWED = 0.2  # and so are those that take less than this share off the ranges
-SETTLED = 1e-7  # p.u. or rad: narrower ranges are left
-
 
 @dataclass(frozen=True, eq=False)
 class Goal:
@@ -43,7 +33,7 @@ class Goal:
     Of a network that is to be refuted nothing is bounded: `column` is None, and the objective is there to find plausible solutions.
     """
 
-    objective: Array
+    objective: Array  # (columns,)
     column: int | None = None
     upper: bool = False
 
@@ -66,8 +56,8 @@ class Region:
     cuts: Cuts = field(default_factory=no_cuts)
     node: Node = field(default_factory=Node)
     bound: float = -math.inf
-    point: Array | None = None
-    basic: NDArray[np.bool_] | None = None  # of the columns and the rows of the point's linear program
+    point: Array | None = None  # (columns,) a solution of its relaxation
+    basic: NDArray[np.bool_] | None = None  # (columns + rows,) of that linear program
     begun: bool = False
     bounded: bool = False
 
@@ -87,7 +77,7 @@ class Region:
         self.cuts = self.cuts + cuts
 
     def keep(self, which: NDArray[np.bool_]) -> None:
-        """Some of the planes."""
+        """Some of the planes (planes,)."""
         if self.basic is not None:
             first = len(self.basic) - len(self.cuts)
             whole = bool(self.basic[first:][~which].all())
@@ -108,27 +98,29 @@ class Region:
 class Tightening:
     """Examines regions of one relaxation."""
 
-    def __init__(self, relaxation: Relaxation, programs: Programs, goal: Goal, deadline: Deadline) -> None:
-        self.relaxation, self.programs, self.goal, self.deadline = relaxation, programs, goal, deadline
+    def __init__(
+        self, relaxation: Relaxation, programs: Programs, goal: Goal, deadline: Deadline, tuning: TighteningTuning = TighteningTuning()
+    ) -> None:
+        self.relaxation, self.programs, self.goal, self.deadline, self._tuning = relaxation, programs, goal, deadline, tuning
         self._ranges = Ranges(relaxation)
         self._ranged = np.concatenate([relaxation.columns.w, relaxation.columns.d])
 
     def examine(self, region: Region, target: float, rounds: int) -> None:
         """Raise a region's bound, at most to `target`, by so many rounds of tightening at most."""
         self.begin(region)
-        narrowed = 0.0
+        tuning, narrowed = self._tuning, 0.0
         for k in range(rounds + 1):
             before = region.bound
             if region.refuted or not (region.bounded or self._bound(region, target)) or region.refuted:
                 return
             region.bounded = True
-            gains = narrowed >= NARROWED or (math.isfinite(target) and region.bound - before >= GAIN * (target - before))
+            gains = narrowed >= tuning.narrowed or (math.isfinite(target) and region.bound - before >= tuning.gain * (target - before))
             if region.bound >= target or k == rounds or (k > 0 and not gains) or self.deadline.expired():
                 return
             widths = self._widths(region.box)
             if not self._tighten(region):
                 return
-            narrowed = 1.0 - float(np.mean(self._widths(region.box) / np.maximum(widths, SETTLED)))
+            narrowed = 1.0 - float(np.mean(self._widths(region.box) / np.maximum(widths, tuning.settled)))
 
     def _widths(self, box: Box) -> Array:
         """Of the ranges that are tightened."""
@@ -149,8 +141,8 @@ class Tightening:
 
     def _bound(self, region: Region, target: float) -> bool:
         """The relaxation's least objective, planes added where its solution violates them; whether there is anything more to do."""
-        last, best = -math.inf, None
-        for k in range(PLANES):
+        tuning, last, best = self._tuning, -math.inf, None
+        for k in range(tuning.planes):
             solution = self.programs.least(region.box, region.cuts, self.goal.objective, region.basis)
             if solution is None:
                 self._conclude(region, best)
@@ -158,9 +150,9 @@ class Tightening:
             region.point, region.basic = solution.point, solution.basic
             if best is None or solution.bound > best[0].bound:
                 best = solution, region.cuts
-            new = separate(self.relaxation, solution.point[None])
+            new = separate(self.relaxation, solution.point[None], tuning.violated)
             missing = target - solution.bound if math.isfinite(target) else 0.0
-            stalled = k > 5 and solution.bound - last < max(STALLED * abs(last), SLOW * missing)
+            stalled = k > 5 and solution.bound - last < max(tuning.stalled * abs(last), tuning.slow * missing)
             if not len(new) or stalled or missing < 0.0 or self.deadline.expired():
                 break
             last = solution.bound
@@ -191,18 +183,18 @@ class Tightening:
 
     def _tighten(self, region: Region) -> bool:
         """One sweep over voltages and angles; returns whether it took anything off."""
-        columns, box = self.relaxation.columns, region.box
+        columns, box, tuning = self.relaxation.columns, region.box, self._tuning
         error = errors_of(self.relaxation, region.point)
         at_bus = np.zeros(len(columns.w))
         for end in (columns.pairs.i, columns.pairs.j):
             np.maximum.at(at_bus, end, error)
         parts = []  # where the relaxation errs most comes first, since time may end
         for part, weight in ((columns.w, at_bus), (columns.d, error)):
-            wide = (box.upper - box.lower)[part] > SETTLED
+            wide = (box.upper - box.lower)[part] > tuning.settled
             parts.append(part[wide][np.argsort(-weight[wide], kind="stable")])
         which = np.concatenate([part for part in parts for _ in range(2)])  # all least values, then all largest: bases change least
         sides = np.concatenate([np.full(len(part), side) for part in parts for side in (1.0, -1.0)])
-        self._drop(region, TIGHT)
+        self._drop(region, tuning.tight)
         found, empty = self.programs.sweep(box, region.cuts, which, sides, region.basis)
         if empty:
             self._refute(region)
@@ -211,7 +203,7 @@ class Tightening:
         for k, solution in found:
             j, up = int(which[k]), bool(sides[k] < 0)
             old, new = (box.upper[j], -solution.bound) if up else (box.lower[j], solution.bound)
-            if abs(new - old) < WORTHWHILE * (box.upper[j] - box.lower[j]) or (new >= old if up else new <= old):
+            if abs(new - old) < tuning.worthwhile * (box.upper[j] - box.lower[j]) or (new >= old if up else new <= old):
                 continue
             (upper if up else lower)[j] = new
             deductions.append((j, up, new, solution.multipliers))
@@ -220,7 +212,7 @@ class Tightening:
         region.node.steps.append(self._step(region.cuts, deductions))
         self._settle(region, Box(lower, upper))
         points = np.stack([solution.point for _, solution in found])
-        region.add(separate(self.relaxation, points, LOOSE))
+        region.add(separate(self.relaxation, points, tuning.loose))
         return True
 
     def _drop(self, region: Region, distance: float) -> None:

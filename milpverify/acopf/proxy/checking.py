@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from milpverify import spec
 from milpverify.acopf.asking import deadline_of
-from milpverify.acopf.dispatch.checking import SAMPLES, Question
-from milpverify.acopf.dispatch.grid import Grid
+from milpverify.acopf.dispatch.checking import Question
+from milpverify.acopf.dispatch.grid import FlowTuning, Grid
 from milpverify.acopf.dispatch.policy import box_of
 from milpverify.acopf.loads import Loads
 from milpverify.acopf.proxy.mapping import places, reads_of, writes_of
 from milpverify.acopf.result import TOLERANCE
+from milpverify.config import SearchOptions
 from milpverify.errors import InvalidInput
 
 if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Case
     from milpverify.acopf.dispatch.result import Checked
-    from milpverify.config import Deadline
+    from milpverify.config import Deadline, Tuning
     from milpverify.frontends.network import Network
 
 PREDICTED, AFTER_POWER_FLOW = "predicted", "after_power_flow"
@@ -37,10 +38,11 @@ def check_proxy(
     only: Sequence[str] | None = None,
     allowed: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE,
-    samples: int = SAMPLES,
+    samples: int = 1000,
     seed: int = 0,
     deadline: Deadline | None = None,
     on_event: OnEvent | None = None,
+    tuning: tuple[Tuning, ...] = (),
 ) -> Checked:
     """Whether what a proxy says, or what it does, is within all limits for every load of a box.
 
@@ -67,6 +69,8 @@ def check_proxy(
         seed: of these.
         deadline: the time limit of a larger run, instead of `timeout`.
         on_event: told of the progress.
+        tuning: numbers other than the defaults, one dataclass per theme: those of `check_dispatch` after the power flow, of what is
+            predicted those of `verify`.
 
     Raises:
         InvalidInput: inputs or outputs do not fit the network or the case, or an argument is out of range.
@@ -77,8 +81,8 @@ def check_proxy(
         raise InvalidInput(f"limits: {PREDICTED!r} or {AFTER_POWER_FLOW!r}, not {limits!r}")
     if limits == AFTER_POWER_FLOW and (only is not None or allowed is not None):
         raise InvalidInput("only and allowed are about what is predicted")
-    question = Question(loads or Loads(), tolerance, samples, seed)
-    grid, end = Grid(case), deadline_of(timeout, deadline)
+    question = Question(loads or Loads(), tolerance, samples, seed, SearchOptions(tuning=tuning))
+    grid, end = Grid(case, question.options.tuned(FlowTuning)), deadline_of(timeout, deadline)
     box = box_of(grid, question.loads)
 
     from milpverify.acopf.proxy.learned import Learned

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
     from milpverify.acopf.dispatch.grid import Grid
 
-CHARGE = 2.0**-41
+CHARGE: Final = 2.0**-41
 """More than the relative rounding of a slope times a radius, of the scaling of an output, and of a sum over all inputs."""
-LARGEST_INPUT = 2**11  # entries of an input for which the charge suffices
-LARGEST_BATCH = 4096
+LARGEST_INPUT: Final = 2**11  # entries of an input for which the charge suffices
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,8 @@ class Learned:
     def outputs(self, x: Array) -> Array:
         """y (samples, ny) at inputs (samples, nx) in float64."""
         with torch.no_grad():
-            parts = [evaluate(self.graph, torch.from_numpy(part.copy())).numpy() for part in np.array_split(x, 1 + len(x) // LARGEST_BATCH)]
+            split = np.array_split(x, 1 + len(x) // self.grid.tuning.batch)
+            parts = [evaluate(self.graph, torch.from_numpy(part.copy())).numpy() for part in split]
         found: Array = np.concatenate(parts)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from milpverify.acopf.points.judgement import (
 from milpverify.acopf.proxy.mapping import Places
 from milpverify.acopf.result import Reason, Verdict
 from milpverify.bounding import bounds
+from milpverify.config import Options
 from milpverify.errors import InvalidInput
 from milpverify.events import Event
 from milpverify.graph import Graph, Node, evaluate
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from milpverify.result import Result
 
 STATE = ("pg", "qg", "vm", "va")
-BALANCE = 1e-3  # p.u.: how far predicted balances may be off by default
+BALANCE: Final = 1e-3  # p.u.: how far predicted balances may be off by default
 SQUARED = "p.u.^2"
 KINDS = {
     "vm": VOLTAGE, "pg": ACTIVE_GENERATION, "qg": REACTIVE_GENERATION, "p_balance": ACTIVE_BALANCE, "q_balance": REACTIVE_BALANCE,
@@ -195,7 +196,7 @@ class Predictions:
                 if deadline.expired():
                     reason, message = why_ended(deadline, True), f"{len(order) - done} limits are left open"
                     break
-                result = verify(self._problem(k, inputs, question.tolerance), deadline=deadline)
+                result = verify(self._problem(k, inputs, question.tolerance), deadline=deadline, options=Options(search=question.options))
                 if result.verdict is Answer.VERIFIED:
                     trusts.append(result.trust)
                     certified[k] = max(certified[k], needed, result.lower_bound - question.tolerance)

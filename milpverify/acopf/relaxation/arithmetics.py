@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 Values = NDArray[Any]
 """float64, or object arrays of `flint.fmpq`."""
 
-NUDGE = 2.0**-49  # relative: 8 units in the last place; numpy's functions are good to 4 in the worst case
-ENDLESS = 2.0**1000
+NUDGE: Final = 2.0**-49  # relative: 8 units in the last place; numpy's functions are good to 4 in the worst case
+ENDLESS: Final = 2.0**1000
 """What stands for infinity among rationals, which have none: whatever is as large is no bound."""
-WIDE = 1.5
+WIDE: Final = 1.5
 """rad: half a range of angles that is wider than this has no tangent worth speaking of."""
 
 
@@ -46,7 +46,10 @@ class Sector:
 
 
 class Numbers(ABC):
-    """An arithmetic: how float64 data enter it, how functions are rounded, and the share `slack` of its terms by which a row is widened."""
+    """An arithmetic: how float64 data enter it, how functions are rounded, and the share `slack` of its terms by which a row is widened.
+
+    Functions act entry by entry, on arrays of any one shape.
+    """
 
     slack: float
 

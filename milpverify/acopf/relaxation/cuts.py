@@ -36,13 +36,13 @@ class Cuts:
         return Cuts(**{name: np.concatenate([mine, getattr(other, name)]) for name, mine in vars(self).items()})
 
     def joined(self, mine: NDArray[np.bool_], others: Cuts, theirs: bool) -> NDArray[np.bool_]:
-        """What flags of these planes are among those of `self + others`, the flags of the others being all the same."""
+        """What flags (planes,) of these planes are among those of `self + others`, the flags of the others being all the same."""
         ends = np.cumsum([len(self.pair), len(self.flow)])
         parts = zip(np.split(mine, ends), (others.pair, others.flow, others.price), strict=True)
         return np.concatenate([part for flags, more in parts for part in (flags, np.full(len(more), theirs))])
 
     def keep(self, which: NDArray[np.bool_]) -> Cuts:
-        """Those flagged, in the order of rows."""
+        """Those flagged (planes,), in the order of rows."""
         a, b = len(self.pair), len(self.pair) + len(self.flow)
         pairs, flows, prices = which[:a], which[a:b], which[b:]
         return Cuts(

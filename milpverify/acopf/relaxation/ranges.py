@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from milpverify.acopf.relaxation.arithmetics import Values
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
-ANGLE = 3.1415926535897936
+ANGLE: Final = 3.1415926535897936
 """At least pi."""
-HALF_TURN = 3.1415
+HALF_TURN: Final = 3.1415
 """rad: a difference of angles up to this is the principal one; limits that are wider say nothing of that."""
 
 
 class Ranges:
-    """The ranges of a relaxation's columns, in its arithmetic."""
+    """The ranges of a relaxation's columns, in its arithmetic: `lower` and `upper` are (columns,), p.u., rad or units of cost."""
 
     def __init__(self, relaxation: Relaxation) -> None:
         self.relaxation, self.question = relaxation, relaxation.question

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,11 +31,14 @@ from milpverify.acopf.relaxation.rows import Assembly, Rows
 if TYPE_CHECKING:
     from milpverify.acopf.case import Index
 
-LARGEST_UNIT = 100  # exponent
+LARGEST_UNIT: Final = 100  # exponent
 
 
 class Relaxation:
-    """The rows of a question over boxes of its columns, in one of the two arithmetics."""
+    """The rows of a question over boxes of its columns, in one of the two arithmetics.
+
+    `lower` and `upper` are ranges of all columns, (columns,) each: p.u., rad, and units of cost.
+    """
 
     def __init__(self, question: Question, numbers: Numbers = FLOATS, columns: Columns | None = None) -> None:
         self.question, self.numbers, self.columns = question, numbers, columns or Columns(question)
@@ -69,7 +72,7 @@ class Relaxation:
         return self._flows, self._radii
 
     def voltages(self, lower: Values, upper: Values) -> tuple[Values, Values]:
-        """vm of every bus, rounded outwards, but not below 0."""
+        """vm (n,) p.u. of every bus, from and to, rounded outwards, but not below 0."""
         w, zero = self.columns.w, self.numbers.of(np.zeros(len(self.columns.w)))
         low, high = (self.numbers.apply("sqrt", np.maximum(end[w], zero), up) for end, up in ((lower, False), (upper, True)))
         return np.maximum(low, zero), high

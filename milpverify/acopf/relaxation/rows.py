@@ -26,12 +26,12 @@ class Rows:
 
 
 def bounded(values: Values) -> NDArray[np.bool_]:
-    """Which ends of ranges are ends at all."""
+    """Which ends of ranges are ends at all, of an array of any shape."""
     return np.array(np.abs(values) < (int(ENDLESS) if values.dtype == object else ENDLESS), dtype=bool)
 
 
 def contradictory(lower: Values, upper: Values) -> bool:
-    """Whether a range has no number in it; what stands for infinity is no end of a range, on either side."""
+    """Whether one of the ranges (columns,) has no number in it; what stands for infinity is no end of a range, on either side."""
     return bool((np.array(lower > upper, dtype=bool) & bounded(lower) & bounded(upper)).any())
 
 
@@ -45,13 +45,13 @@ class Assembly:
         self._upper: list[Values] = []
 
     def open(self, lower: Values, upper: Values) -> None:
-        """New rows without entries."""
+        """New rows (r,) without entries."""
         self._lower.append(lower)
         self._upper.append(upper)
         self.count += len(lower)
 
     def put(self, row: Index, column: Index, value: Values, radius: Values | None = None) -> None:
-        """Entries, one each."""
+        """Entries (k,): row, column, value, and its radius."""
         self._entries.append((row, column, self.numbers.of(value), radius))
 
     def rows(
@@ -62,7 +62,7 @@ class Assembly:
         upper: Values | float = np.inf,
         where: NDArray[np.bool_] | None = None,
     ) -> None:
-        """As many new rows as `columns` (r, p) has; those not in `where` are empty."""
+        """As many new rows as `columns` and `values` (r, p) have, between ends (r,); those not in `where` (r,) are empty."""
         first, count = self.count, len(columns)
         low, high = (self.numbers.of(np.full(count, end)) if isinstance(end, float) else end for end in (lower, upper))
         if where is None:
@@ -73,7 +73,7 @@ class Assembly:
             self.put(first + np.flatnonzero(where), columns[where, k], values[where, k])
 
     def finish(self, lower: Values, upper: Values) -> Rows:
-        """Entries of one place added up, rows widened."""
+        """Entries of one place added up, rows widened over ranges (columns,)."""
         numbers, n = self.numbers, self._columns
         row = np.concatenate([entry[0] for entry in self._entries])
         column = np.concatenate([entry[1] for entry in self._entries])

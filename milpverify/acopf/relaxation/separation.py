@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from milpverify.acopf.relaxation.columns import Columns
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
-INWARDS = 1 - 2.0**-50
+INWARDS: Final = 1 - 2.0**-50
 """A direction of length 1 in float64 times this is no longer than 1 in real arithmetic."""
-VIOLATED = 1e-7  # p.u., or units of cost
 
 
-def separate(relaxation: Relaxation, points: Array, violated: float = VIOLATED) -> Cuts:
-    """The tangent planes that solutions (K, columns) of the relaxation violate, without near repetitions."""
+def separate(relaxation: Relaxation, points: Array, violated: float) -> Cuts:
+    """The tangent planes that solutions (K, columns) of the relaxation violate, without near repetitions.
+
+    Args:
+        relaxation: whose columns and cones are meant.
+        points: (K, columns).
+        violated: p.u., or units of cost: by how much more than this a plane is violated; below 0 also planes that nearly touch.
+    """
     columns, gen = relaxation.columns, relaxation.question.case.generators
     cone = _cone(columns, points)
     length = np.linalg.norm(cone, axis=2)
@@ -51,7 +56,7 @@ def tangents(relaxation: Relaxation) -> Cuts:
 
 
 def at_point(relaxation: Relaxation, point: Candidate) -> Array:
-    """What the columns are at a point; growth, which a point does not tell, is 0."""
+    """What the columns (columns,) are at a point; growth, which a point does not tell, is 0."""
     columns, case = relaxation.columns, relaxation.question.case
     values = np.zeros(len(columns))
     i, j = columns.pairs.i, columns.pairs.j

@@ -21,6 +21,7 @@ from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering import masks
 from milpverify.frontends.lowering.constants import Array, Constant, weights
 from milpverify.frontends.lowering.masks import Mask
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.lowering.tidy import tidy
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
@@ -69,8 +70,8 @@ class Builder:
     a node stand for -inf, as in `masks`.
     """
 
-    def __init__(self, nx: int) -> None:
-        self.name = ""
+    def __init__(self, nx: int, tuning: LoweringTuning = LoweringTuning()) -> None:
+        self.name, self.tuning = "", tuning
         self.nodes = [Node(0, Input(), (), (nx,), "x")]
         self.means: set[int] = set()  # the nodes whose coefficient means the reciprocal of a count, however it is rounded
         self.masked: dict[int, Mask] = {}

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -26,15 +26,17 @@ from torch import Tensor
 from milpverify.config import check_time
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.constants import Array, all_finite
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.functions.catalogue import Function
 from milpverify.functions.piecewise import PIECEWISE
-from milpverify.graph import Graph, Node, evaluate_all, nonlinear_value
+from milpverify.graph import Graph, Node, evaluate_all
 from milpverify.operators import (
     Affine,
     Conv,
     Elementwise,
     Input,
     Linear,
+    Nonlinear,
     Operator,
     Permute,
     Product,
@@ -45,20 +47,16 @@ from milpverify.operators import (
 )
 from milpverify.spec import Box
 
-SLACK_TERMS = 16
+SLACK_TERMS: Final = 16
 """Operations around an inner product that the graph computes otherwise: a quotient, a folded constant, a bias."""
-FUNCTION_ULPS = 32
+FUNCTION_ULPS: Final = 32
 """A float32 function of a runtime is good to this many units roundoff of max(1, |f|); piecewise-linear ones are far better."""
-TINY = 2.0**-126
+TINY: Final = 2.0**-126
 """What underflow can cost an operation, amply."""
-TINY_HALF = 2.0**-24
+TINY_HALF: Final = 2.0**-24
 """The same in float16, whose smallest number it is."""
-LONG = 256
-"""Terms of a sum that is formed in part first."""
-WORK, FEWEST = 5e7, 2
-"""Multiplications of runs at all points together, and how many points there are at least."""
-TOGETHER = 2**27
-"""Entries of all nodes, at the points that are compared at a time."""
+FEWEST: Final = 2
+"""Points that a network is compared at, at least: all that is proved rests on it."""
 
 Run = Mapping[str, NDArray[Any]]
 """The tensors that a runtime computed at a point, by the names of nodes and of all outputs."""
@@ -67,13 +65,13 @@ Value = tuple[Tensor, Callable[[], Tensor] | None]
 MOVES = Reshape | Permute | Select
 
 
-def comparable_points(graph: Graph, box: Box, seed: int) -> tuple[Array, float]:
+def comparable_points(graph: Graph, box: Box, seed: int, tuning: LoweringTuning = LoweringTuning()) -> tuple[Array, float]:
     """Points of the box that the inputs' type holds, (2 to 6, nx), so that the rounding of x is no difference; and its largest number."""
     kinds = [getattr(torch, spec.dtype) for spec in graph.inputs] or [torch.float64]
     kind = min(kinds, key=lambda dtype: torch.finfo(dtype).max)  # of which the others hold all numbers, but of bfloat16
     largest = float(torch.finfo(kind).max)
     work = sum(_products(node) for node in graph.nodes)
-    points = _points(box, seed)[: max(FEWEST, int(WORK / work))]
+    points = _points(box, seed)[: max(FEWEST, int(tuning.work / work))]
     held = torch.from_numpy(np.clip(points, -largest, largest))
     for dtype in dict.fromkeys(kinds):
         held = held.to(dtype).double()
@@ -115,8 +113,15 @@ class Comparison:
         roundoff: of the type that it computes in, where what it hands out is of a wider one.
     """
 
-    def __init__(self, graph: Graph, runtime: str, describe: Callable[[str], str], roundoff: float = 0.0) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: Graph,
+        runtime: str,
+        describe: Callable[[str], str],
+        roundoff: float = 0.0,
+        tuning: LoweringTuning = LoweringTuning(),
+    ) -> None:
+        self.graph, self.tuning = graph, tuning
         self.runtime = runtime
         self.describe = describe
         self.least, self.tiny = roundoff, TINY
@@ -127,7 +132,7 @@ class Comparison:
         Raises:
             InvalidModel: they differ beyond rounding, or numbers above `largest` occur at every point.
         """
-        together = max(1, TOGETHER // self.graph.entries)
+        together = max(1, self.tuning.together // self.graph.entries)
         if not sum(self.compare_at(points[i : i + together], run, largest) for i in range(0, len(points), together)):
             raise InvalidModel(f"the network cannot be compared with {self.runtime}: it overflows everywhere in the box")
 
@@ -184,7 +189,7 @@ class Comparison:
                 terms = SLACK_TERMS + (1 + op.rounded if isinstance(op, MOVES) else op.terms)
                 gamma = terms * self.roundoff
                 reach = [x.abs() if e is None else x.abs() + (1 + 1 / gamma) * e for x, e in zip(xs, errors, strict=True)]
-                size, some = _part(op, reach) if in_part else (op, reach)
+                size, some = _part(op, reach, self.tuning.long) if in_part else (op, reach)
                 return gamma * _forward(size.absolute(), some).expand(value.shape) + terms * self.tiny
             case Elementwise(function):
                 own = FUNCTION_ULPS * self.roundoff * (value.abs() if function.pieces is not None else value.abs().clamp(min=1.0))
@@ -257,7 +262,10 @@ def _wide(args: Sequence[Value]) -> list[Value]:
 def _value(op: Operator, args: Sequence[Value], shape: Sequence[int]) -> Tensor:
     """An operator's values, (N, *shape)."""
     xs = [x for x, _ in args]
-    return _forward(op, xs).expand(-1, *shape) if isinstance(op, Affine) else nonlinear_value(op, xs)
+    if isinstance(op, Affine):
+        return _forward(op, xs).expand(-1, *shape)
+    assert isinstance(op, Nonlinear)
+    return op.value(xs)
 
 
 def _forward(op: Affine, xs: Sequence[Tensor]) -> Tensor:
@@ -271,13 +279,13 @@ def _forward(op: Affine, xs: Sequence[Tensor]) -> Tensor:
     return op.forward(xs)
 
 
-def _part(op: Affine, xs: Sequence[Tensor]) -> tuple[Affine, Sequence[Tensor]]:
-    """The map of the first channels alone, where it sums over many: of numbers >= 0 no sum is larger.
+def _part(op: Affine, xs: Sequence[Tensor], long: int) -> tuple[Affine, Sequence[Tensor]]:
+    """The map of the first channels alone, where it sums over `long` entries or more: of numbers >= 0 no sum is larger.
 
     Of n terms sqrt(n) / 4 as many will do, as rounding errors mostly add up to sqrt(n) u.
     """
     match op:
-        case Conv(weight=weight, groups=1) | Linear(weight=weight) if op.length >= LONG:
+        case Conv(weight=weight, groups=1) | Linear(weight=weight) if op.length >= long:
             kept = max(1, 4 * weight.shape[1] // math.isqrt(op.length))
             if isinstance(op, Linear):
                 return replace(op, weight=weight[:, :kept]), [x[..., :kept] for x in xs]

@@ -11,7 +11,7 @@ Of several forms that are equal in the reals the one is taken whose relaxation i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
     from milpverify.operators import Shape
 
-DEGREE = 1024
+DEGREE: Final = 1024
 """The largest exponent."""
-PAIRS = 200_000
-"""Softmax compares every two entries of a row while that takes no more exponentials than this; a longer one shares them."""
 
 
 # Products, quotients and powers
@@ -238,7 +236,7 @@ def _softmax(g: Builder, x: Node) -> Node:
         return g.constant(np.ones(x.shape))
     if n == 2:  # of two entries, each is a sigmoid of the difference
         return g.function("sigmoid", g.matmul(x, np.array([[1.0, -1.0], [-1.0, 1.0]])))
-    if rows * n * (n - 1) > PAIRS:
+    if rows * n * (n - 1) > g.tuning.pairs:
         first = g.select(x, entries(x.shape)[:, :1])
         powers = g.function("exp", g.sum([x, first], [1, -1]))
         return g.product(powers, reciprocal(g, g.reduce_sum(powers, [1])))
@@ -285,7 +283,7 @@ def _ragged_softmax(g: Builder, x: Node, visible: Mask, leading: Index) -> Node:
     size, widest, n = int(visible.sum()), int(visible.sum(1).max()), x.shape[1]
     own = np.flatnonzero(visible)
     rows = [np.flatnonzero(row) + n * r for r, row in enumerate(visible)]
-    if size * (widest - 1) > PAIRS:
+    if size * (widest - 1) > g.tuning.pairs:
         powers = g.function("exp", g.sum([g.select(x, own), g.select(x, leading[own // n, 0])], [1, -1]))
         sums, first = np.full((len(rows), widest), -1, dtype=np.int64), 0
         for r, row in enumerate(rows):
@@ -310,7 +308,7 @@ def _ragged_softmax(g: Builder, x: Node, visible: Mask, leading: Index) -> Node:
 def _log_softmax(g: Builder, x: Node) -> Node:
     """-log(1 + sum_{j != i} exp(x_j - x_i)) = -softplus(log(sum_{j != i} exp(x_j - x_i))): <= 0 whatever the relaxation."""
     rows, n = x.shape
-    if x.id in g.masked or rows * n * (n - 1) > PAIRS:
+    if x.id in g.masked or rows * n * (n - 1) > g.tuning.pairs:
         return g.sum([x, _log_of_sum(g, x)], [1, -1])
     if n == 1:
         return g.constant(np.zeros(x.shape))

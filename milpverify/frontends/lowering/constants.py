@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_SPLIT = 2.0**27 + 1.0
-_SAFE = 2.0**-900
+_SPLIT: Final = 2.0**27 + 1.0
+"""What splits a float64 number into halves of 26 bits."""
+_SAFE: Final = 2.0**-900
 """Products below are not told exact: what is lost might underflow."""
-_MOST = 2**20
+_MOST: Final = 2**20
+"""Units of the last place that a sum of computed constants may be off by; one that cancels more is refused."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ read them is refused, so that nothing of a finished graph depends on what such a
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 
-_LIMITS = {"exp": 0.0, "sigmoid": 0.0, "softplus": 0.0, "tanh": -1.0, "erf": -1.0}
+_LIMITS: Final = {"exp": 0.0, "sigmoid": 0.0, "softplus": 0.0, "tanh": -1.0, "erf": -1.0}
 _READERS = "entries that are -inf may be moved, added to, and read by softmax, log-sum-exp, maxima and functions with a limit there"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Index = NDArray[np.int64]
 
-_SMALL = 1e-100
+_SMALL: Final = 1e-100
 """An offset below counts as none."""
 
 
@@ -84,8 +84,7 @@ class _Search:
         check_time()
         (squares,) = self.nodes[below.total].inputs
         *_, lowest = self._copies(squares, factors=False)
-        function = self.nodes[lowest.source].op
-        if not (isinstance(function, Elementwise) and function.function.name == "square"):
+        if not self.nodes[lowest.source].applies("square"):
             return None
         group = self._groups(below.total)[np.argsort(lowest.index, kind="stable")] if _is_order(lowest.index) else None
         if group is None:
@@ -146,7 +145,7 @@ class _Search:
         if not isinstance(rest.op, Scale) or uniform(rest.op.weight, 1) != -1 or uniform(rest.op.bias, 0) != 1 or rest.op.rounded:
             return False
         sign = self.nodes[rest.inputs[0]]
-        return isinstance(sign.op, Elementwise) and sign.op.function.name == "sign" and sign.inputs == (first,)
+        return sign.applies("sign") and sign.inputs == (first,)
 
     def _copies(self, i: int, factors: bool = True) -> Iterator[_Copy]:
         """A node as a copy of itself, of what it copies, and so on; with factors, as multiples."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
     from milpverify.graph import Node
 
-_POWERS = {"square": 2, "cube": 3}
-_CANCELS = 2**20
-"""A square whose constants exceed those of the product that it stands for by more than this factor is left a product."""
+_POWERS: Final = {"square": 2, "cube": 3}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Line:
 
     def of(self, name: str) -> bool:
         """Whether the node is this function of something."""
-        return isinstance(self.node.op, Elementwise) and self.node.op.function.name == name
+        return self.node.applies(name)
 
 
 def scaled(g: Builder, x: Node, slope: Fraction, offset: Fraction = Fraction(0), rounded: int = 0) -> Node:
@@ -118,7 +116,7 @@ def _quadratic(g: Builder, a: Line, b: Line) -> Node | None:
         offsets = a.offset or b.offset
         return None if offsets else scaled(g, g.function("square", a.node), factor, rounded=a.rounded + b.rounded)
     coefficients = factor, a.slope * b.offset + b.slope * a.offset, a.offset * b.offset
-    if abs(factor) * max(middle**2, half**2) > _CANCELS * max(map(abs, coefficients)):
+    if abs(factor) * max(middle**2, half**2) > g.tuning.cancelling * max(map(abs, coefficients)):
         return None
     square = g.function("square", scaled(g, a.node, Fraction(1), middle))
     return scaled(g, square, factor, -factor * half**2)
@@ -314,7 +312,7 @@ def _exponent(g: Builder, node: Node) -> Node | None:
     outer = node.op
     if isinstance(outer, Select):
         node = argument(g, argument(g, node))
-    if not isinstance(node.op, Elementwise) or node.op.function.name != "exp":
+    if not node.applies("exp"):
         return None
     x = argument(g, node)
     if not isinstance(outer, Select):

@@ -7,7 +7,7 @@ Sequences are nodes (steps, batch, features), states (batch, hidden); a state of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,34 +31,37 @@ def activation(name: str, **parameters: float) -> Activation:
 SIGMOID, TANH = activation("sigmoid"), activation("tanh")
 
 
-def lstm(
-    g: Builder,
-    x: Node,
-    w: Array,
-    r: Array,
-    bias: Array | Constant | None,
-    h: Node | None,
-    c: Node | None,
-    backwards: bool = False,
-    *,
-    peepholes: Array | None = None,
-    coupled: bool = False,
-    functions: Sequence[Activation] = (SIGMOID, TANH, TANH),
-) -> tuple[list[Node], list[Node]]:
+class LstmCell(NamedTuple):
     """c' = s(f) c + s(i) t(g), h' = s(o) u(c') for the gates i, f, o, g = x w^T + h r^T + bias and functions s, t, u.
 
-    Args:
-        x: (steps, batch, features).
+    Attributes:
         w, r, bias: (4 hidden, features), (4 hidden, hidden), (4 hidden,), the gates in the order i, f, o, g.
-        h, c: the initial state.
-        backwards: begin at the last step.
         peepholes: (3, hidden), what c adds to i and f and c' adds to o, each by so much (Gers and Schmidhuber, Recurrent nets that time
             and count, IJCNN 2000).
         coupled: s(f) is 1 - s(i).
+        functions: s, t and u.
+    """
+
+    w: Array
+    r: Array
+    bias: Array | Constant | None
+    peepholes: Array | None = None
+    coupled: bool = False
+    functions: Sequence[Activation] = (SIGMOID, TANH, TANH)
+
+
+def lstm(g: Builder, x: Node, cell: LstmCell, h: Node | None, c: Node | None, backwards: bool = False) -> tuple[list[Node], list[Node]]:
+    """An LSTM over a sequence.
+
+    Args:
+        x: (steps, batch, features).
+        h, c: the initial state, (batch, hidden).
+        backwards: begin at the last step.
 
     Returns:
         h and c after every step, in the order of x.
     """
+    w, r, bias, peepholes, coupled, functions = cell
     size, states, cells = r.shape[1], {}, {}
     opened, written, shown = functions
     inner, later = (2 * size, 3 * size) if peepholes is not None else (3 * size, 3 * size)
@@ -80,30 +83,35 @@ def lstm(
     return [states[step] for step in sorted(states)], [cells[step] for step in sorted(cells)]
 
 
-def gru(
-    g: Builder,
-    x: Node,
-    w: Array,
-    r: Array,
-    bias: tuple[Array, Array] | None,
-    h: Node | None,
-    backwards: bool = False,
-    reset_after: bool = True,
-    functions: Sequence[Activation] = (SIGMOID, TANH),
-) -> list[Node]:
+class GruCell(NamedTuple):
     """h' = n + s(z) (h - n) with n = t(x w_n^T + b_n + s(r) (h r_n^T + c_n)) for functions s, t; one product for the two of z.
+
+    Attributes:
+        w, r: (3 hidden, features) and (3 hidden, hidden), the gates in the order z, r, n.
+        bias: (3 hidden,) beside w and beside r.
+        reset_after: whether the reset gate acts behind the product with r_n, as above; else on h itself.
+        functions: s and t.
+    """
+
+    w: Array
+    r: Array
+    bias: tuple[Array, Array] | None
+    reset_after: bool = True
+    functions: Sequence[Activation] = (SIGMOID, TANH)
+
+
+def gru(g: Builder, x: Node, cell: GruCell, h: Node | None, backwards: bool = False) -> list[Node]:
+    """A GRU over a sequence.
 
     Args:
         x: (steps, batch, features).
-        w, r: (3 hidden, features) and (3 hidden, hidden), the gates in the order z, r, n.
-        bias: (3 hidden,) beside w and beside r.
-        h: the initial state.
+        h: the initial state, (batch, hidden).
         backwards: begin at the last step.
-        reset_after: whether the reset gate acts behind the product with r_n, as above; else on h itself.
 
     Returns:
         h after every step, in the order of x.
     """
+    w, r, bias, reset_after, functions = cell
     size, states = r.shape[1], {}
     outer = None if bias is None else Constant(bias[0]) + np.where(np.arange(3 * size) < 2 * size, bias[1], 0.0)
     shift = np.zeros(size) if bias is None else bias[1][2 * size :]

@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.graph import Graph, Node
 from milpverify.operators import Elementwise, Linear, Operator, Reshape, Select, SparseLinear, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-MOST = 1 << 18
-"""Coefficients of all matrices together, beyond which nothing is tried: what would be found is rarely worth the time."""
 
 Entry = tuple[int, int]
 """A node of the graph that grows, and a place in it."""
@@ -51,17 +49,17 @@ class _Inexact(Exception):
     """A coefficient that float64 does not hold."""
 
 
-def without_repeats(graph: Graph) -> Graph:
+def without_repeats(graph: Graph, tuning: LoweringTuning = LoweringTuning()) -> Graph:
     """The same function in fewer entries; the graph itself where there is nothing to merge.
 
     Args:
         graph: in float64.
     """
     maps = {node.id: op for node in graph.nodes if (op := _map_of(node)) is not None}
-    if any(op.rounded for op in maps.values()) or sum(_coefficients(op).numel() for op in maps.values()) > MOST:
+    if any(op.rounded for op in maps.values()) or sum(_coefficients(op).numel() for op in maps.values()) > tuning.coefficients:
         return graph
     readers = (node for node in graph.nodes if isinstance(node.op, Elementwise) and node.inputs[0] in maps)
-    if not any(_repeats(maps[node.inputs[0]], node.size, _is_relu(node)) for node in readers):
+    if not any(_repeats(maps[node.inputs[0]], node.size, node.applies("relu")) for node in readers):
         return graph
     try:
         return _Merging(graph).run()
@@ -99,7 +97,7 @@ class _Merging:
     def _map(self, node: Node, op: Linear | SparseLinear) -> None:
         rows = self._rows(node, op)
         readers = self.graph.consumers[node.id]
-        if len(readers) == 1 and _is_relu(self.graph.nodes[readers[0]]):
+        if len(readers) == 1 and self.graph.nodes[readers[0]].applies("relu"):
             after = self.graph.consumers[readers[0]]
             if len(after) == 1 and _map_of(self.graph.nodes[after[0]]):
                 self.waiting[readers[0]] = rows
@@ -196,10 +194,6 @@ class _Merging:
         if index == list(range(self.nodes[new].size)):
             return new
         return self._add(Select(torch.tensor(index).reshape(node.shape), self.nodes[new].shape), (new,), node.shape, node.name)
-
-
-def _is_relu(node: Node) -> bool:
-    return isinstance(node.op, Elementwise) and node.op.function.name == "relu"
 
 
 def _map_of(node: Node) -> Linear | SparseLinear | None:

@@ -15,9 +15,6 @@ from milpverify.graph import Node
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_ROOM = 16
-"""Entries of a sum for each that is added or added to, for which all updates are added at once."""
-
 
 def scattered(g: Builder, data: Node, updates: Node, places: Index, reduction: str) -> Node:
     """The data with every update taken to its place, one after the other.
@@ -45,7 +42,7 @@ def scattered(g: Builder, data: Node, updates: Node, places: Index, reduction: s
     turns = np.empty(len(targets), dtype=np.int64)
     turns[order] = np.arange(len(targets)) - first
     count = int(turns.max(initial=-1)) + 1
-    if reduction == "add" and count * data.size <= _ROOM * (data.size + updates.size):
+    if reduction == "add" and count * data.size <= g.tuning.room * (data.size + updates.size):
         rows = np.full((data.size, count), -1, dtype=np.int64)
         rows[targets, turns] = np.arange(len(targets))
         return g.reshape(g.sum([y, g.reduce_sum(g.select(update, rows), [1], keepdims=False)]), data.shape)

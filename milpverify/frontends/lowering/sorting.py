@@ -6,7 +6,7 @@ alone takes a comparator per entry. Values only: which entries they come from ju
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from milpverify.frontends.lowering.builder import Builder
     from milpverify.graph import Node
 
-COMPARATORS = 4096
+COMPARATORS: Final = 4096
 """The most of one sorting network: those of 256 entries. Bounds behind more would say little."""
 
 

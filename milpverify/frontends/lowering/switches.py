@@ -12,7 +12,7 @@ without the jump where J is exactly 0. All of it is exact in the reals.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from milpverify.functions.pieces import IDENTITY, RationalPieces, derive
 from milpverify.functions.piecewise import function_of
 from milpverify.functions.terms import parse
 from milpverify.graph import Node
-from milpverify.operators import Elementwise, Product, Reshape, Scale, Sum
+from milpverify.operators import Elementwise, Nonlinear, Product, Reshape, Scale, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,13 +35,7 @@ if TYPE_CHECKING:
     Value = Node | Array
     Views = dict[int, RationalPieces]
 
-_DEPTH = 12
-"""Nodes on the way to a tensor that others may be functions of."""
-_PIECES = 32
-"""Breakpoints of a function that is found."""
-_LINES = 4096
-"""Different lines of a tensor's entries."""
-_ANY = -1
+_ANY: Final = -1
 """In place of a node's number: of a constant, which is a function of every tensor."""
 
 
@@ -124,9 +118,8 @@ def gated(g: Builder, a: Node, b: Node) -> Node | None:
 def _is_step(g: Builder, x: Node) -> bool:
     """Whether a node is a mask, or one with a few affine functions around it."""
     for _ in range(4):
-        if isinstance(x.op, Elementwise):
-            pieces = x.op.function.pieces
-            return pieces is not None and not any(pieces.slopes)
+        if isinstance(x.op, Nonlinear):
+            return x.op.pieces is not None and not any(x.op.pieces.slopes)
         if not isinstance(x.op, Scale | Reshape):
             return False
         x = g.nodes[x.inputs[0]]
@@ -150,7 +143,7 @@ class _Seen:
 
     def function(self, combine: Callable[..., RationalPieces | None], values: Sequence[Value]) -> Node | None:
         """What is combined of values, as a function of the latest node that they all depend on; None where there is none."""
-        found = _combined([self.views(v) for v in values], combine)
+        found = self._combined([self.views(v) for v in values], combine)
         found.pop(_ANY, None)
         for base in sorted(found, reverse=True):
             if (function := function_of(found[base])) is not None:
@@ -163,7 +156,7 @@ class _Seen:
             flat = np.asarray(value).reshape(-1)
             return {_ANY: _constant(flat[0])} if flat.size and (flat == flat[0]).all() else {}
         if value.id not in self.known:
-            found = self._derived(value, depth) if depth < _DEPTH else {}
+            found = self._derived(value, depth) if depth < self.g.tuning.depth else {}
             self.known[value.id] = {**found, value.id: IDENTITY}
         return self.known[value.id]
 
@@ -174,35 +167,34 @@ class _Seen:
         match node.op:
             case Elementwise(function) if function.pieces is not None:
                 term = function.term
-                return _combined([self.views(sources[0], depth + 1)], lambda x: derive(term, x=x))
+                return self._combined([self.views(sources[0], depth + 1)], lambda x: derive(term, x=x))
             case Scale(rounded=0) as op:
                 parts = [_uniform(op.weight, 1.0), _uniform(op.bias, 0.0)]
                 if None in parts:
                     return {}
                 affine = parse("(+ (* a x) b)")
                 given = [self.views(sources[0], depth + 1), *({_ANY: _constant(p)} for p in parts if p is not None)]
-                return _combined(given, lambda x, a, b: derive(affine, x=x, a=a, b=b))
+                return self._combined(given, lambda x, a, b: derive(affine, x=x, a=a, b=b))
             case Sum(signs):
                 terms = parse(f"(+ {' '.join(f'(* {s} v{i})' for i, s in enumerate(signs))} 0)")
                 given = [self.views(s, depth + 1) for s in sources]
-                return _combined(given, lambda *xs: derive(terms, **{f"v{i}": x for i, x in enumerate(xs)}))
+                return self._combined(given, lambda *xs: derive(terms, **{f"v{i}": x for i, x in enumerate(xs)}))
             case Product():
-                return _combined([self.views(s, depth + 1) for s in sources], lambda x, y: derive(_TIMES, a=x, b=y))
+                return self._combined([self.views(s, depth + 1) for s in sources], lambda x, y: derive(_TIMES, a=x, b=y))
             case Reshape():
                 return self.views(sources[0], depth + 1)
         return {}
 
-
-def _combined(parts: Sequence[Views], combine: Callable[..., RationalPieces | None]) -> Views:
-    """What is made of functions, for every node that all are functions of."""
-    found: Views = {}
-    for base in set().union(*parts):
-        chosen = [p.get(base, p.get(_ANY)) for p in parts]
-        if all(c is not None for c in chosen):
-            made = combine(*chosen)
-            if made is not None and len(made.breakpoints) <= _PIECES:
-                found[base] = made
-    return found
+    def _combined(self, parts: Sequence[Views], combine: Callable[..., RationalPieces | None]) -> Views:
+        """What is made of functions, for every node that all are functions of."""
+        found: Views = {}
+        for base in set().union(*parts):
+            chosen = [p.get(base, p.get(_ANY)) for p in parts]
+            if all(c is not None for c in chosen):
+                made = combine(*chosen)
+                if made is not None and len(made.breakpoints) <= self.g.tuning.breakpoints:
+                    found[base] = made
+        return found
 
 
 def _constant(value: float) -> RationalPieces:
@@ -227,7 +219,7 @@ def _choice_of_lines(g: Builder, condition: Node, a: Value, b: Value) -> Node | 
         if (weight, bias) != (-1.0, 1.0):
             return None
         condition, a, b = g.nodes[condition.inputs[0]], b, a
-    if not isinstance(condition.op, Elementwise) or condition.op.function.name != "heaviside":
+    if not condition.applies("heaviside"):
         return None
     z = g.nodes[condition.inputs[0]]
     found = [_lines(g, v, z.shape) for v in (a, b, z)]
@@ -238,7 +230,7 @@ def _choice_of_lines(g: Builder, condition: Node, a: Value, b: Value) -> Node | 
         return None
     (p, q), (r, s), (k, m) = (lines.get(max(bases), lines.get(_ANY)) for lines in found)  # type: ignore[misc]
     rows, place = np.unique(np.stack([v.reshape(-1) for v in (p, q, r, s, k, m)], 1), axis=0, return_inverse=True)
-    if len(rows) > _LINES or not rows[:, 4].all():
+    if len(rows) > g.tuning.lines or not rows[:, 4].all():
         return None
     gains, jumps = [], []
     for row in rows.tolist():
@@ -261,7 +253,7 @@ def _lines(g: Builder, value: Value, shape: tuple[int, ...]) -> dict[int, tuple[
     if not isinstance(value, Node):
         return {_ANY: (np.zeros(shape), np.broadcast_to(np.asarray(value, dtype=np.float64), shape))}
     slope, offset, found = Constant(np.ones(shape)), Constant(np.zeros(shape)), {}
-    for _ in range(_DEPTH):
+    for _ in range(g.tuning.depth):
         found[value.id] = slope.value, offset.value
         op = value.op
         if not isinstance(op, Scale) or op.rounded:

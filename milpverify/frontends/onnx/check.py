@@ -9,6 +9,7 @@ import onnx
 from milpverify.config import check_time
 from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
 from milpverify.frontends.lowering.constants import Array
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.onnx.reading import Source
 from milpverify.frontends.onnx.runtime import OnnxRuntime
 from milpverify.graph import Graph
@@ -18,8 +19,8 @@ from milpverify.spec import Box
 class Check:
     """Compares a graph with ONNX Runtime, with one session however often."""
 
-    def __init__(self, graph: Graph, source: Source) -> None:
-        self.graph, self.source = graph, source
+    def __init__(self, graph: Graph, source: Source, tuning: LoweringTuning = LoweringTuning()) -> None:
+        self.graph, self.source, self.tuning = graph, source, tuning
 
     @cached_property
     def _compared(self) -> tuple[list[str], OnnxRuntime]:
@@ -39,7 +40,7 @@ class Check:
             OutOfTime: the time is over.
         """
         names, runtime = self._compared
-        points, largest = comparable_points(self.graph, box, seed)
+        points, largest = comparable_points(self.graph, box, seed, self.tuning)
 
         def run(x: Array) -> Run:
             check_time()
@@ -50,7 +51,7 @@ class Check:
         def describe(name: str) -> str:
             return f"{self.source.tensors.get(name, 'the input')}, tensor '{name}'"
 
-        Comparison(self.graph, "ONNX Runtime", describe).judge_runs(points, run, largest)
+        Comparison(self.graph, "ONNX Runtime", describe, tuning=self.tuning).judge_runs(points, run, largest)
 
 
 def check(graph: Graph, source: Source, box: Box, seed: int = 0) -> None:

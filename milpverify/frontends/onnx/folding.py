@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from milpverify.frontends.lowering.constants import ARITHMETIC, Constant
 from milpverify.frontends.onnx.node import RULES, Operation
 from milpverify.graph import Node
 
-_SHORT = 1024
+_SHORT: Final = 1024
 """Entries of an input that may say how large a result is."""
 _NO_LARGER = ("NonZero", "Unique", "Compress", "MeanVarianceNormalization")
 """Operators whose results have no more entries than their inputs (NonZero: for each dimension), though nothing is inferred of that."""

@@ -8,7 +8,7 @@ products, quotients and roots what is lost is known and kept as a mark (`constan
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from milpverify.config import check_time
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
 from milpverify.frontends.lowering.builder import Builder, check_size, entries
 from milpverify.frontends.lowering.constants import Constant, all_finite, in_float64
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.onnx import (  # noqa: F401 (register their rules)
     attention,
     classical,
@@ -38,7 +39,7 @@ from milpverify.frontends.onnx.outputs import Kept, Outputs, choose
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, Node, TensorSpec
 
-OLDEST_OPSET = 7
+OLDEST_OPSET: Final = 7
 WIDE = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -79,7 +80,7 @@ def spec_of(info: onnx.ValueInfoProto, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(info.name, shape, FLOATS[kind])
 
 
-def lower(model: onnx.ModelProto, outputs: Outputs | None = None) -> Graph:
+def lower(model: onnx.ModelProto, outputs: Outputs | None = None, tuning: LoweringTuning = LoweringTuning()) -> Graph:
     """Lower a network to the core operators.
 
     Node 0 is the flat x (nx,), the network's inputs one after the other; the last node is the flat y (ny,). A node is called
@@ -93,7 +94,7 @@ def lower(model: onnx.ModelProto, outputs: Outputs | None = None) -> Graph:
         UnsupportedOperator: an operator, or an attribute of it, has no rule.
         InvalidInput: no outputs are given, and which they are is not clear (`choose`).
     """
-    return _Lowering(inlined(model), outputs or choose(model.graph)).run()
+    return _Lowering(inlined(model), outputs or choose(model.graph), tuning).run()
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -109,8 +110,8 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Lowering:
     """The state of one lowering: what every ONNX tensor has become."""
 
-    def __init__(self, model: onnx.ModelProto, outputs: Outputs) -> None:
-        self.proto = model.graph
+    def __init__(self, model: onnx.ModelProto, outputs: Outputs, tuning: LoweringTuning) -> None:
+        self.proto, self.tuning = model.graph, tuning
         self.outputs = outputs.kept
         self.versions = {o.domain: o.version for o in model.opset_import}
         self.opset = self.versions.get("", self.versions.get("ai.onnx", 0))
@@ -141,7 +142,7 @@ class _Lowering:
                 self.define(tensor.name, _weight(tensor), "initializer")
         weights = {tensor.name for tensor in self.proto.initializer}
         inputs = tuple(spec_of(info, static_shape(info)) for info in self.proto.input if info.name not in weights)
-        self.builder = Builder(sum(spec.size for spec in inputs))
+        self.builder = Builder(sum(spec.size for spec in inputs), self.tuning)
         x, offset = self.builder.nodes[0], 0
         for spec in inputs:
             self.builder.name = spec.name

@@ -14,7 +14,7 @@ from milpverify.frontends.onnx.lowering import inlined, lower, needed, operator_
 from milpverify.frontends.onnx.node import RULES
 from milpverify.frontends.onnx.outputs import ZIP_MAP, Ambiguous, choose, lowered, numbered
 from milpverify.functions.catalogue import catalogue
-from milpverify.operators import Elementwise, Product
+from milpverify.operators import Nonlinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,10 +65,8 @@ def overview(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Ov
             variables |= {(kind, spec.name): span for spec, span in numbered(letter, specs)}
         variables |= {("output", name): f"left out: {why}" for name, why in kept.left}
         for node in graph.nodes:
-            if isinstance(node.op, Elementwise):
-                neurons[node.op.function.name] += node.size
-            elif isinstance(node.op, Product):
-                neurons["product"] += node.size
+            if isinstance(node.op, Nonlinear):
+                neurons[node.op.name] += node.size
     ends = [(kind, info) for kind, infos in (("input", inputs), ("output", model.graph.output)) for info in infos]
     return Overview(
         tuple((kind, info.name, *_type(info), variables.get((kind, info.name), "")) for kind, info in ends),

@@ -7,7 +7,7 @@ neighbour, within what the type holds; it jumps, and at a jump both sides count.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.constants import Constant
 from milpverify.frontends.onnx.node import Operation, Value, rule
 
-_RANGES = {
+_RANGES: Final = {
     "uint8": (0, 255),
     "int8": (-128, 127),
     "uint16": (0, 65535),

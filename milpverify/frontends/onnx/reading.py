@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidModel
 from milpverify.frontends.files import UNREADABLE, held, read
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.onnx.lowering import lower
 from milpverify.frontends.onnx.node import describe
 from milpverify.frontends.onnx.outputs import Outputs, choose, lowered
@@ -51,7 +52,9 @@ class Source:
         return OnnxRuntime(self.data, self.outputs.keys)
 
 
-def read_network(path: Model, max_bytes: int = MOST_BYTES, outputs: Sequence[str] | None = None) -> tuple[Graph, Source]:
+def read_network(
+    path: Model, max_bytes: int = MOST_BYTES, outputs: Sequence[str] | None = None, tuning: LoweringTuning = LoweringTuning()
+) -> tuple[Graph, Source]:
     """The graph of a network file, and its source. The model, which holds the weights once more, is gone then.
 
     Args:
@@ -63,7 +66,7 @@ def read_network(path: Model, max_bytes: int = MOST_BYTES, outputs: Sequence[str
         InvalidInput: as `choose`.
     """
     model, data, files = _read(path, max_bytes)
-    graph, kept = lowered(choose(model.graph, outputs), outputs is not None, partial(lower, model))
+    graph, kept = lowered(choose(model.graph, outputs), outputs is not None, partial(lower, model, tuning=tuning))
     return graph, Source.of(model, data, files, kept)
 
 

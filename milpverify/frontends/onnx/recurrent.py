@@ -171,10 +171,9 @@ def _lstm(g: Builder, op: Operation) -> Sequence[Value]:
         bias = _bias(None if b is None else b[d])
         bias = None if bias is None else bias.moved(_reordered(bias.value, order))
         peepholes = None if p is None else np.stack([np.split(p[d], 3)[i] for i in (0, 2, 1)])  # ONNX has i, o, f here, too
-        weights = _reordered(w[d], order), _reordered(r[d], order), bias
-        state = _state(g, op, 5, d), _state(g, op, 6, d)
-        coupled = bool(op.attributes["input_forget"])
-        return recurrent.lstm(g, x, *weights, *state, backwards, peepholes=peepholes, coupled=coupled, functions=functions[d])
+        weights, coupled = (_reordered(w[d], order), _reordered(r[d], order), bias), bool(op.attributes["input_forget"])
+        cell = recurrent.LstmCell(*weights, peepholes, coupled, functions[d])
+        return recurrent.lstm(g, x, cell, _state(g, op, 5, d), _state(g, op, 6, d), backwards)
 
     return _worked(g, op, run)
 
@@ -188,7 +187,8 @@ def _gru(g: Builder, op: Operation) -> Sequence[Value]:
     def run(d: int, x: Node, backwards: bool) -> tuple[list[Node], ...]:
         first, second = (None, None) if b is None else np.split(b[d], 2)
         bias = None if first is None or second is None else (first, second)
-        return (recurrent.gru(g, x, w[d], r[d], bias, _state(g, op, 5, d), backwards, after, functions[d]),)
+        cell = recurrent.GruCell(w[d], r[d], bias, after, functions[d])
+        return (recurrent.gru(g, x, cell, _state(g, op, 5, d), backwards),)
 
     return _worked(g, op, run)
 

@@ -72,7 +72,8 @@ def _conv(
     return unbatched(call, convolve(call.g, x, kernels, axes, groups, call.optional(bias)), added)
 
 
-def transposed(
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", linear_in_constants=True)
+def _transposed(
     call: Call,
     x: Node,
     weight: Any,
@@ -83,7 +84,6 @@ def transposed(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Node:
-    """A transposed convolution with torch's arguments."""
     kernels = call.array(weight)  # (in, out / groups, *kernel)
     n = kernels.ndim - 2
     x, added = batched(call, x, n)
@@ -92,17 +92,12 @@ def transposed(
     return unbatched(call, convolve_transposed(call.g, x, kernels, strides, dilations, crops, groups, call.optional(bias)), added)
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", linear_in_constants=True)
-def _conv_transpose(call: Call, x: Node, weight: Any, *args: Any, **kwargs: Any) -> Node:
-    return transposed(call, x, weight, *args, **kwargs)
-
-
 @rule("convolution", linear_in_constants=True)
 def _convolution(
     call: Call, x: Node, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, flipped: bool, output_padding: Any, groups: int
 ) -> Node:
     if flipped:
-        return transposed(call, x, weight, bias, stride, padding, output_padding, groups, dilation)
+        return _transposed(call, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return _conv(call, x, weight, bias, stride, padding, dilation, groups)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from milpverify.errors import InvalidModel, MilpverifyError
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.frontends.lowering.constants import ARITHMETIC, Constant
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.torch import attention, data, functions, layers, moves, norms, ops, placing  # noqa: F401 (register their rules)
 from milpverify.frontends.torch.activation import Activation
 from milpverify.frontends.torch.call import RULES, Call, Places, execute, leaves, name_of, qualified_name, replaced
@@ -49,11 +50,17 @@ class Lowering:
         names: of the inputs.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]],
+        dtype: torch.dtype,
+        names: Sequence[str],
+        tuning: LoweringTuning = LoweringTuning(),
+    ) -> None:
         self.dtype = dtype
         kind = str(dtype).removeprefix("torch.")
         self.specs = tuple(TensorSpec(name, tuple(shape), kind) for name, shape in zip(names, shapes, strict=True))
-        self.builder = Builder(sum(spec.size for spec in self.specs))
+        self.builder = Builder(sum(spec.size for spec in self.specs), tuning)
         self.builder.name = "x"
         self.rounded: dict[int, tuple[Tensor, int]] = {}  # by their identity, constants that are not exact: see `constants.Constant`
         self.inputs = self._cut()

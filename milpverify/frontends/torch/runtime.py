@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.torch.programs import FAILURES, Program, Script, Shapes, program_of, refuse_training
 from milpverify.frontends.torch.returned import Returned, choose, named
 from milpverify.frontends.torch.trace import several
@@ -174,7 +175,7 @@ def packed(module: nn.Module, shapes: Shapes, dtype: torch.dtype, device: torch.
         ) from error
 
 
-def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
+def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0, tuning: LoweringTuning = LoweringTuning()) -> None:
     """Compare the graph with the module at the centre, at corners and at random points of the box.
 
     The output of every submodule that a node is called after is recomputed from those that the module itself computed before.
@@ -184,7 +185,7 @@ def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
     """
     # Outputs are told from submodules of the same name.
     graph = replace(graph, outputs=tuple(replace(spec, name=f"output {spec.name}") for spec in graph.outputs))
-    points, largest = comparable_points(graph, box, seed)
+    points, largest = comparable_points(graph, box, seed, tuning)
     wanted = {node.name for node in graph.nodes if not isinstance(node.op, Input)}
     modules = dict(runtime.module.named_modules())
 
@@ -197,4 +198,4 @@ def check(graph: Graph, runtime: TorchRuntime, box: Box, seed: int = 0) -> None:
         return f"submodule '{name}' ({type(modules[name]).__name__})" if name in modules else name
 
     roundoff = torch.finfo(runtime.dtype).eps / 2
-    Comparison(graph, "the torch module", describe, roundoff).judge_runs(points, run, largest)
+    Comparison(graph, "the torch module", describe, roundoff, tuning).judge_runs(points, run, largest)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from milpverify.errors import InvalidModel, MilpverifyError, UnsupportedOperator
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.frontends.torch.activation import Activation
 from milpverify.frontends.torch.call import RULES, in_place, name_of, qualified_name, replaced
 from milpverify.frontends.torch.lowering import MISFITS, Lowering, entry_of
@@ -32,7 +33,13 @@ _ATTRIBUTES = (
 )
 
 
-def lower_module(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: Sequence[str] | None = None) -> Graph:
+def lower_module(
+    module: nn.Module,
+    shapes: Sequence[Any],
+    dtype: torch.dtype,
+    kept: Sequence[str] | None = None,
+    tuning: LoweringTuning = LoweringTuning(),
+) -> Graph:
     """Lower a module in evaluation mode to the core operators.
 
     Node 0 is the flat x (nx,), the inputs one after the other, the last node the flat y (ny,). A node is called after the submodule whose
@@ -50,9 +57,9 @@ def lower_module(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, k
     refuse_training(module)
     shapes = several(shapes)
     if isinstance(module, Program | Script) or of_a_program(module):  # operators of aten, which torch.fx would take for its own
-        return _of_program(module, shapes, dtype, kept)
+        return _of_program(module, shapes, dtype, kept, tuning)
     try:
-        return _trace(module, shapes, dtype, kept)
+        return _trace(module, shapes, dtype, kept, tuning)
     except UnsupportedOperator as error:
         first: Exception = error
     except InvalidModel:
@@ -60,7 +67,7 @@ def lower_module(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, k
     except _FAILURES as error:
         first = error
     try:
-        return _export(module, shapes, dtype, kept)
+        return _export(module, shapes, dtype, kept, tuning)
     except UnsupportedOperator as error:
         # The first names what the module's author wrote, the second what torch made of it.
         both = isinstance(first, UnsupportedOperator) and str(first) != str(error)
@@ -241,9 +248,15 @@ def _own_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType]]:
     return tuple(functions), homes
 
 
-def _trace(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: Sequence[str] | None = None) -> Graph:
+def _trace(
+    module: nn.Module,
+    shapes: Sequence[Any],
+    dtype: torch.dtype,
+    kept: Sequence[str] | None = None,
+    tuning: LoweringTuning = LoweringTuning(),
+) -> Graph:
     shapes = several(shapes)
-    tracer = _Tracer(Lowering(shapes, dtype, input_names(module, len(shapes))))
+    tracer = _Tracer(Lowering(shapes, dtype, input_names(module, len(shapes)), tuning))
     with torch.no_grad():
         tracer.trace(_Root(module, lambda: [tracer.wrapped(node) for node in tracer.lowering.inputs]))
     return tracer.lowering.graph(tracer.result, kept)
@@ -252,23 +265,29 @@ def _trace(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: S
 # torch.export
 
 
-def _of_program(module: nn.Module, shapes: Shapes, dtype: torch.dtype, kept: Sequence[str] | None) -> Graph:
+def _of_program(module: nn.Module, shapes: Shapes, dtype: torch.dtype, kept: Sequence[str] | None, tuning: LoweringTuning) -> Graph:
     """A network that is a program already."""
     try:
-        return _export(module, shapes, dtype, kept)
+        return _export(module, shapes, dtype, kept, tuning)
     except MilpverifyError:
         raise
     except _FAILURES as error:
         raise InvalidModel(f"the program cannot be read: {_line(error)}") from error
 
 
-def _export(module: nn.Module, shapes: Sequence[Any], dtype: torch.dtype, kept: Sequence[str] | None = None) -> Graph:
+def _export(
+    module: nn.Module,
+    shapes: Sequence[Any],
+    dtype: torch.dtype,
+    kept: Sequence[str] | None = None,
+    tuning: LoweringTuning = LoweringTuning(),
+) -> Graph:
     shapes = several(shapes)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     exported = program_of(module, shapes, dtype, device)
     with quiet():
         exported = exported.run_decompositions(_decompositions())
-    lowering = Lowering(shapes, dtype, input_names(module, len(shapes)))
+    lowering = Lowering(shapes, dtype, input_names(module, len(shapes)), tuning)
     signature = exported.graph_signature
     weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
+from milpverify.config import Tuning
+
 Ceilings = dict[int, tuple[float | Fraction, bool]]
 """Bounds of single inputs: key 2 i is an upper bound of X_i, key 2 i + 1 one of -X_i. The pair (value, closed) is smaller where the bound
 is tighter; a value that no binary64 equals stays a fraction, and Python compares the two exactly."""
 
-MOST_COMPARISONS = 2**22
+
+@dataclass(frozen=True)
+class PropertyTuning(Tuning):
+    """How much is done to make a property's disjuncts few and their boxes small while it is read."""
+
+    comparisons: int = 2**22
+    """Of bounds and rows of alternatives, of which those within others are left out; where it takes more all stay."""
+    small: int = 2**7
+    most: int = 2**13
+    """Coefficients of a system of rows all of whose bounds of inputs are asked of linear programs, and of one that is sent to any."""
+    rounds: int = 4
+    """How often a row may tighten a bound that it gave already, beyond the number of its variables."""
+    pivots: int = 20
+    """Of a linear program in rationals, per row, before Bland's rule."""
+    part: int = 4096
+    """Commands, or conjunctions, between two looks at the time."""
 
 
 class Conjunction(NamedTuple):
@@ -65,16 +83,16 @@ class RowTable:
         return tuple(sorted(best.values()))
 
 
-def undominated(options: list[Conjunction], table: RowTable) -> list[Conjunction]:
+def undominated(options: list[Conjunction], table: RowTable, tuning: PropertyTuning = PropertyTuning()) -> list[Conjunction]:
     """The alternatives without those that lie within another: that have all its bounds and rows, or tighter ones of the same directions.
 
-    Where they are too many to compare all stay.
+    Where they take more than `tuning.comparisons` all stay.
     """
-    if not 1 < len(options) <= MOST_COMPARISONS**0.5:
+    if not 1 < len(options) <= tuning.comparisons**0.5:
         return options
     limits = [_limits(option, table) for option in options]
     keys = {key for limit in limits for key in limit}
-    if len(options) ** 2 * max(1, len(keys)) > MOST_COMPARISONS:
+    if len(options) ** 2 * max(1, len(keys)) > tuning.comparisons:
         return options
     ranks = np.empty((len(options), len(keys)), dtype=np.int64)
     for k, key in enumerate(keys):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Final
 
 import numpy as np
 
 from milpverify.errors import InvalidProperty
-from milpverify.frontends.vnnlib.alternatives import Ceilings, Conjunction, Row
+from milpverify.frontends.vnnlib.alternatives import Ceilings, Conjunction, PropertyTuning, Row
 from milpverify.spec import Array, Box, Disjunct, Rows
 
-MOST_ENTRIES = 2**27
-"""Coefficients of the inequalities of all disjuncts together, of which some gigabytes follow."""
+MOST_ENTRIES: Final = 2**27
+"""Coefficients of the inequalities of all disjuncts together, of which some gigabytes follow; a property of more is refused."""
 _LARGEST = Fraction(float(np.finfo(np.float64).max))
-_PART = 4096  # conjunctions between two calls of `pace`
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Arrays:
     nx: int
     ny: int
     where: str
+    tuning: PropertyTuning = field(default_factory=PropertyTuning)
 
     def disjuncts(self, conjunctions: list[Conjunction], pace: Callable[[], None]) -> tuple[Disjunct, ...]:
         """The conjunctions; `pace` is called from time to time, and may raise."""
@@ -43,7 +44,7 @@ class Arrays:
         parts: list[tuple[Box, tuple[int, ...], tuple[int, ...]]] = []
         on_outputs = [max(row.variables) >= self.nx for row in self.rows]
         for k, (ceilings, rows) in enumerate(conjunctions):
-            if k % _PART == 0:
+            if k % self.tuning.part == 0:
                 pace()
             if id(ceilings) not in bounds:
                 own = tops.copy()
@@ -74,7 +75,7 @@ class Arrays:
             if wanted[id(c.ceilings)] and (id(c.ceilings), c.rows) not in known:
                 stated = {**self.base, **c.ceilings}
                 try:
-                    found = implied(stated, [self.rows[r] for r in c.rows], wanted[id(c.ceilings)], pace)
+                    found = implied(stated, [self.rows[r] for r in c.rows], wanted[id(c.ceilings)], pace, self.tuning)
                 except Empty:
                     known[id(c.ceilings), c.rows] = None
                     continue

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milpverify.errors import InvalidProperty
+from milpverify.frontends.vnnlib.alternatives import PropertyTuning
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Junction, NormalForm, Term, compare, difference
 from milpverify.frontends.vnnlib.query import NUMBERS, REAL
 
@@ -77,7 +78,11 @@ class Slack:
 
 
 def disjuncts_of(
-    query: Query, pace: Callable[[], None] = lambda: None, slack: Slack | None = None, reach: float | None = None
+    query: Query,
+    pace: Callable[[], None] = lambda: None,
+    slack: Slack | None = None,
+    reach: float | None = None,
+    tuning: PropertyTuning = PropertyTuning(),
 ) -> tuple[Disjunct, ...] | None:
     """What a query asks for, as disjuncts over all inputs and outputs; weakened by some slack, None where that is not known.
 
@@ -94,7 +99,7 @@ def disjuncts_of(
         kind = _Empty if message.startswith("the box is empty") else InvalidProperty
         return kind(f"{query.where}, line {line}: {message}")
 
-    reader, form = _Reader(query, slack), NormalForm(query.nx, query.ny, query.where, error, pace)
+    reader, form = _Reader(query, slack), NormalForm(query.nx, query.ny, query.where, error, pace, tuning)
     try:
         for assertion in query.assertions:
             formula = reader.formula(assertion)

@@ -14,17 +14,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
-from milpverify.frontends.vnnlib.alternatives import Ceilings, Row
+from milpverify.frontends.vnnlib.alternatives import Ceilings, PropertyTuning, Row
 from milpverify.frontends.vnnlib.rational_program import ZERO, Unbounded, Vector, least
-
-SMALL = 2**7
-"""Coefficients of a system all of whose bounds are asked of linear programs."""
-MOST = 2**13
-"""Coefficients of a system that is sent to a linear program at all."""
-ROUNDS = 4
-"""How often a row may tighten a bound that it gave already."""
 
 
 class Empty(Exception):
@@ -38,7 +32,13 @@ class _Constraint(NamedTuple):
     rhs: Fraction
 
 
-def implied(ceilings: Ceilings, rows: Iterable[Row], missing: Sequence[int], pace: Callable[[], None]) -> dict[int, Fraction]:
+def implied(
+    ceilings: Ceilings,
+    rows: Iterable[Row],
+    missing: Sequence[int],
+    pace: Callable[[], None],
+    tuning: PropertyTuning = PropertyTuning(),
+) -> dict[int, Fraction]:
     """The bounds that rows imply, by key as in `Ceilings`, of those that are missing: X_i <= value, or -X_i <= value.
 
     Args:
@@ -52,7 +52,7 @@ def implied(ceilings: Ceilings, rows: Iterable[Row], missing: Sequence[int], pac
     stated = [_Constraint({v: Fraction(c) for v, c in zip(r.variables, r.coefficients, strict=True)}, Fraction(r.rhs)) for r in rows]
     system = _connected(stated, {key // 2 for key in missing})
     known = {key: Fraction(value) for key, (value, _) in ceilings.items()}
-    found = {key: value for key, value in _propagated(system, known, pace).items() if key in set(missing)}
+    found = {key: value for key, value in _propagated(system, known, pace, tuning.rounds).items() if key in set(missing)}
     variables = sorted({v for constraint in system for v in constraint.terms})
     for v in variables:
         for key in (2 * v, 2 * v + 1):
@@ -60,14 +60,15 @@ def implied(ceilings: Ceilings, rows: Iterable[Row], missing: Sequence[int], pac
                 system.append(_Constraint({v: Fraction(1 - 2 * (key % 2))}, known[key]))
     size = sum(len(constraint.terms) for constraint in system)
     place = {v: k for k, v in enumerate(variables)}
-    program = [{i: c.terms[v] for i, c in enumerate(system) if v in c.terms} for v in variables] if size <= MOST else []
+    program = [{i: c.terms[v] for i, c in enumerate(system) if v in c.terms} for v in variables] if size <= tuning.most else []
+    bound = partial(_bound, program, system, pace, tuning.pivots)
     for key in missing if program else ():
-        if key // 2 in place and (size <= SMALL or key not in found):
-            value = _bound(program, system, place[key // 2], Fraction(1 - 2 * (key % 2)), pace)
+        if key // 2 in place and (size <= tuning.small or key not in found):
+            value = bound(place[key // 2], Fraction(1 - 2 * (key % 2)))
             if value is not None:
                 found[key] = min(value, found.get(key, value))
     if program and any(key not in found for key in missing):
-        _bound(program, system, 0, ZERO, pace)  # rows that exclude each other imply everything
+        bound(0, ZERO)  # rows that exclude each other imply everything
     return found
 
 
@@ -87,8 +88,8 @@ def _connected(constraints: list[_Constraint], variables: set[int]) -> list[_Con
     return [constraints[i] for i in sorted(chosen)]
 
 
-def _propagated(system: list[_Constraint], known: dict[int, Fraction], pace: Callable[[], None]) -> dict[int, Fraction]:
-    """Bounds by key that constraints imply one at a time, beside those known, which stay as they are."""
+def _propagated(system: list[_Constraint], known: dict[int, Fraction], pace: Callable[[], None], most: int) -> dict[int, Fraction]:
+    """Bounds by key that constraints imply one at a time, beside those known, which stay; `most` as `PropertyTuning.rounds`."""
     tops, rounds = dict(known), [0] * len(system)
     users: dict[int, list[int]] = {}
     for i, constraint in enumerate(system):
@@ -99,7 +100,7 @@ def _propagated(system: list[_Constraint], known: dict[int, Fraction], pace: Cal
         pace()
         i = waiting.popleft()
         queued.discard(i)
-        if rounds[i] > ROUNDS + len(system[i].terms):
+        if rounds[i] > most + len(system[i].terms):
             continue
         rounds[i] += 1
         for key, value in _bounds(system[i], tops):
@@ -123,7 +124,9 @@ def _bounds(constraint: _Constraint, tops: dict[int, Fraction]) -> list[tuple[in
     return [(2 * v + (constraint.terms[v] < 0), (total + (least_of[v] or ZERO)) / abs(constraint.terms[v])) for v in targets]
 
 
-def _bound(program: list[Vector], system: list[_Constraint], place: int, sign: Fraction, pace: Callable[[], None]) -> Fraction | None:
+def _bound(
+    program: list[Vector], system: list[_Constraint], pace: Callable[[], None], pivots: int, place: int, sign: Fraction
+) -> Fraction | None:
     """The least that weights prove sign * v to be at most, for the variable at a place of the program; None where there is no bound.
 
     Raises:
@@ -131,7 +134,7 @@ def _bound(program: list[Vector], system: list[_Constraint], place: int, sign: F
     """
     target = [sign if k == place else ZERO for k in range(len(program))]
     try:
-        weights = least(program, target, [constraint.rhs for constraint in system], pace)
+        weights = least(program, target, [constraint.rhs for constraint in system], pace, pivots)
     except Unbounded as unbounded:
         value = _summed(program, system, unbounded.ray, [ZERO] * len(program))
         if value is not None and value < 0:

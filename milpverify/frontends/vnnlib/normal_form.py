@@ -15,14 +15,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final
 
 from milpverify.errors import InvalidProperty
-from milpverify.frontends.vnnlib.alternatives import Ceilings, Conjunction, Row, RowTable, undominated
+from milpverify.frontends.vnnlib.alternatives import Ceilings, Conjunction, PropertyTuning, Row, RowTable, undominated
 from milpverify.frontends.vnnlib.arrays import Arrays
 from milpverify.spec import Disjunct
 
-MOST_CONJUNCTIONS = 200_000
-_RANGE = 2**1000  # what a quotient may come to, for its numerator and denominator to be binary64 numbers
+MOST_CONJUNCTIONS: Final = 200_000
+"""A property that multiplies out to more is refused."""
+_RANGE: Final = 2**1000
+"""What a quotient may come to, for its numerator and denominator to be binary64 numbers."""
 ZERO, ONE = Fraction(0), Fraction(1)
 
 
@@ -74,8 +77,16 @@ class NormalForm:
     raise.
     """
 
-    def __init__(self, nx: int, ny: int, where: str, error: Callable[[int, str], InvalidProperty], pace: Callable[[], None]) -> None:
-        self.nx, self.ny, self.where, self.error, self.pace = nx, ny, where, error, pace
+    def __init__(
+        self,
+        nx: int,
+        ny: int,
+        where: str,
+        error: Callable[[int, str], InvalidProperty],
+        pace: Callable[[], None],
+        tuning: PropertyTuning = PropertyTuning(),
+    ) -> None:
+        self.nx, self.ny, self.where, self.error, self.pace, self.tuning = nx, ny, where, error, pace, tuning
         self.base: Ceilings = {}  # the bounds that every disjunct shares
         self.places: dict[int, int] = {}  # where they were read
         self.formulas: list[tuple[Formula, int]] = []
@@ -140,7 +151,7 @@ class NormalForm:
                 if not b.ceilings or self.absorb(ceilings, b.ceilings):
                     out.append(Conjunction(ceilings, self.table.tightest(a.rows, b.rows)))
             self.guard(out)
-        return undominated(out, self.table)
+        return undominated(out, self.table, self.tuning)
 
     def guard(self, conjunctions: list[Conjunction]) -> None:
         if len(conjunctions) > MOST_CONJUNCTIONS:
@@ -163,7 +174,7 @@ class NormalForm:
                     self.pace()
                     union += self.normal_form(part, place)
                     self.guard(union)
-                return undominated(union, self.table)
+                return undominated(union, self.table, self.tuning)
             case Junction(parts=parts):
                 # Single conjunctions are gathered in place: one that spells out a whole box costs its length, not the square.
                 ceilings: Ceilings = {}
@@ -215,7 +226,8 @@ class NormalForm:
         conjunctions = [Conjunction({}, self.table.tightest(tuple(shared)))] if possible else []
         for formula, place in choices:
             conjunctions = self.product(conjunctions, self.normal_form(formula, place))
-        return Arrays(self.base, self.table.rows, self.nx, self.ny, self.where).disjuncts(conjunctions, self.pace)
+        arrays = Arrays(self.base, self.table.rows, self.nx, self.ny, self.where, self.tuning)
+        return arrays.disjuncts(conjunctions, self.pace)
 
 
 def compare(relation: str, a: Term, b: Term) -> Formula:

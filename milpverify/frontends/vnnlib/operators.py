@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final
 
 from milpverify.errors import InvalidProperty
 from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequality, Junction, Term, compare, difference, negate
@@ -23,7 +24,7 @@ from milpverify.frontends.vnnlib.normal_form import ONE, ZERO, Formula, Inequali
 Value = Term | Formula
 Rule = Callable[[str, list[object], int], Value]
 
-LEAST_GROWTH = 2**16
+LEAST_GROWTH: Final = 2**16
 """Terms and inequalities that a property may come to in all beyond those it writes down; longer texts may more."""
 _LINEAR = "only linear terms are allowed"
 

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,7 +24,7 @@ NUMBERS: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": 
 """The element types, beside `real`, whose arithmetic is known here."""
 _SPELT = {"Real": REAL, "F16": "float16", "F32": "float32", "F64": "float64"}
 _LETTERS = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint", "C": "complex"}
-DEEPEST = 200
+DEEPEST: Final = 200
 """Brackets within each other: the parser is recursive."""
 
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 
 from flint import fmpq
 
-PATIENCE = 20
-"""Pivots per row before Bland's rule."""
+from milpverify.frontends.vnnlib.alternatives import PropertyTuning
+
 ZERO, _ZERO = Fraction(0), fmpq(0)
 Vector = dict[int, Fraction]
 """Numbers by place; none is 0."""
@@ -30,7 +30,13 @@ class Unbounded(Exception):
         self.ray = ray
 
 
-def least(rows: Sequence[Vector], right: Sequence[Fraction], costs: Sequence[Fraction], pace: Callable[[], None]) -> Vector | None:
+def least(
+    rows: Sequence[Vector],
+    right: Sequence[Fraction],
+    costs: Sequence[Fraction],
+    pace: Callable[[], None],
+    pivots: int = PropertyTuning.pivots,
+) -> Vector | None:
     """Weights y (n,) of the least costs b y; None where no y >= 0 satisfies A y = c.
 
     Args:
@@ -38,12 +44,13 @@ def least(rows: Sequence[Vector], right: Sequence[Fraction], costs: Sequence[Fra
         right: c (m,).
         costs: b (n,).
         pace: called before every pivot; what it raises ends the search.
+        pivots: per row, before Bland's rule.
 
     Raises:
         Unbounded: there is no least value.
     """
     n = len(costs)
-    table = _Table(list(map(_exact, rows)), [fmpq(*value.as_integer_ratio()) for value in right], pace)
+    table = _Table(list(map(_exact, rows)), [fmpq(*value.as_integer_ratio()) for value in right], pace, pivots * len(rows))
     for i, value in enumerate(table.right):
         if value < 0:
             table.rows[i] = {j: -a for j, a in table.rows[i].items()}
@@ -63,8 +70,8 @@ def least(rows: Sequence[Vector], right: Sequence[Fraction], costs: Sequence[Fra
 class _Table:
     """Equations solved for a basis: rows (m, n), the columns of `basis` unit vectors, right-hand sides >= 0."""
 
-    def __init__(self, rows: list[_Exact], right: list[fmpq], pace: Callable[[], None]) -> None:
-        self.rows, self.right, self.pace = rows, right, pace
+    def __init__(self, rows: list[_Exact], right: list[fmpq], pace: Callable[[], None], patience: int) -> None:
+        self.rows, self.right, self.pace, self.patience = rows, right, pace, patience  # pivots before Bland's rule
         self.basis: list[int] = []
 
     def descend(self, costs: _Exact, columns: int) -> None:
@@ -77,7 +84,7 @@ class _Table:
         for row, j in zip(self.rows, self.basis, strict=True):
             _subtract(reduced, row, costs.get(j, _ZERO))
         pivots = 0
-        while below := [(b if pivots < PATIENCE * len(self.rows) else 0, j) for j, b in reduced.items() if b < 0 and j < columns]:
+        while below := [(b if pivots < self.patience else 0, j) for j, b in reduced.items() if b < 0 and j < columns]:
             entering, pivots = min(below)[1], pivots + 1
             ratios = [(self.right[i] / a, self.basis[i], i) for i, row in enumerate(self.rows) if (a := row.get(entering, _ZERO)) > 0]
             if not ratios:

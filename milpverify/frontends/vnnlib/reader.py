@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from milpverify.config import MOST_BYTES
 from milpverify.errors import InvalidProperty
 from milpverify.frontends.files import UNREADABLE, read
+from milpverify.frontends.vnnlib.alternatives import PropertyTuning
 from milpverify.frontends.vnnlib.normal_form import Inequality, Junction, NormalForm
 from milpverify.frontends.vnnlib.terms import COMMANDS, Terms
 from milpverify.frontends.vnnlib.tokens import NUMERAL, Text, skip, symbol
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 _DECLARATION = re.compile(r"\(declare-const ([XY]_(?:0|[1-9][0-9]*)) Real\)\s*").match
 _BOUND = re.compile(rf"\(assert \((<=|>=) (X_(?:0|[1-9][0-9]*)) ({NUMERAL})\)\)\s*").match
 _IGNORED = ("set-logic", "set-info", "set-option", "echo")
-_PART = 4096  # commands between two calls of `pace`
 _FINAL = ("check-sat", "get-model", "get-value", "get-info", "exit")
 
 
@@ -67,7 +67,14 @@ def parse_vnnlib(text: str, nx: int, ny: int, where: str = "file", pace: Callabl
     return parse_property(text, nx, ny, where, pace).disjuncts
 
 
-def parse_property(text: str, nx: int, ny: int, where: str = "file", pace: Callable[[], None] = lambda: None) -> Property:
+def parse_property(
+    text: str,
+    nx: int,
+    ny: int,
+    where: str = "file",
+    pace: Callable[[], None] = lambda: None,
+    tuning: PropertyTuning = PropertyTuning(),
+) -> Property:
     """The unsafe set that a VNN-LIB text asserts, for a network with `nx` inputs and `ny` outputs.
 
     Args:
@@ -82,7 +89,7 @@ def parse_property(text: str, nx: int, ny: int, where: str = "file", pace: Calla
         InvalidProperty: a syntax error, an unknown variable, a nonlinear term, an input without a bound, an empty box;
             the message begins with `where` and the line.
     """
-    reader = _Reader(Text(text, where), nx, ny, pace)
+    reader = _Reader(Text(text, where), nx, ny, pace, tuning)
     note = ""
     try:
         reader.read()
@@ -97,21 +104,21 @@ def parse_property(text: str, nx: int, ny: int, where: str = "file", pace: Calla
 class _Reader:
     """One pass over the text, then the disjunctive normal form of what it asserts."""
 
-    def __init__(self, text: Text, nx: int, ny: int, pace: Callable[[], None]) -> None:
-        self.text = text
+    def __init__(self, text: Text, nx: int, ny: int, pace: Callable[[], None], tuning: PropertyTuning) -> None:
+        self.text, self.tuning = text, tuning
         self.variables = Variables(nx, ny)
         self.terms = Terms(text, self.variables)
-        self.form = NormalForm(nx, ny, text.where, text.error, pace)
+        self.form = NormalForm(nx, ny, text.where, text.error, pace, tuning)
         self.final = ""  # the command after which nothing may follow
 
     def read(self) -> None:
         """Read every form of the text."""
         text, size, numbers, bound = self.text.text, len(self.text.text), self.variables.numbers, self.form.bound
-        declared, bounded = _DECLARATION, _BOUND
+        declared, bounded, part = _DECLARATION, _BOUND, self.tuning.part
         declare, place, commands = self.variables.declare_numbered, skip(text, 0), 0
         while place < size:
             commands += 1
-            if commands % _PART == 0:
+            if commands % part == 0:
                 self.form.pace()
             if not self.final and (match := bounded(text, place)):
                 relation, name, numeral = match.groups()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from milpverify.errors import InvalidProperty
 
@@ -14,7 +14,8 @@ SPACE = r"\s*+(?:;[^\r\n]*+\s*+)*+"
 TOKEN = re.compile(SPACE + r"(?P<token>[()]|\|[^|]*\||\"[^\"]*\"|[^\s();|\"]+|[|\"])")
 _SPACE = re.compile(SPACE)
 _SIMPLE = re.compile(r"[^\s();|\"0-9:#+.-][^\s();|\"]*")
-_LONGEST = 80  # characters of a term that a message quotes
+_LONGEST: Final = 80
+"""Characters of a term that a message quotes."""
 
 
 class Token(NamedTuple):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Final
 
 VARIABLE = re.compile(r"([XY])_(0|[1-9][0-9]*)")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _NUMBERS = re.compile(r"[0-9]+")
 _INPUT_LIKE, _OUTPUT_LIKE = ("x", "in", "inp", "input", "inputs"), ("y", "out", "output", "outputs", "logit", "logits")
-_LONGEST = 10  # characters of a name that an input or output can have
-_SHOWN = 3  # names that a note lists before it leaves some out
+_LONGEST: Final = 10
+"""Characters of a name that an input or output can have."""
+_SHOWN: Final = 3
+"""Names that a note lists before it leaves some out."""
 
 
 class Unclear(Exception):

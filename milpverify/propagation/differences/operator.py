@@ -16,32 +16,71 @@ from torch import Tensor
 from milpverify.arithmetic.interval import Interval, mul, sub
 from milpverify.arithmetic.rounding import TINY, U64, up
 from milpverify.functions.steepness import secants
-from milpverify.operators import Operator
+from milpverify.operators import Nonlinear
 from milpverify.propagation.backward import lines
 from milpverify.propagation.state import Bounds, NodeState
 from milpverify.relaxations.registry import univariate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from fractions import Fraction
+
     from milpverify.functions.catalogue import Function
     from milpverify.graph import Graph, Node
     from milpverify.propagation.state import Lines, State
 
 
 @dataclass(frozen=True, eq=False)
-class Difference(Operator):
-    """y = f(a) - f(b), elementwise, of the three nodes a, b and d, where d = a - b on all inputs that count."""
+class Difference(Nonlinear):
+    """y = f(a) - f(b), elementwise, of the three nodes a, b and d, where d = a - b on all inputs that count.
+
+    It stands in graphs of differences only, whose bounds know its lines; there is no rule that relaxes it from its inputs' ranges alone.
+    """
 
     function: Function
+
+    @property
+    def name(self) -> str:
+        return f"difference of {self.function.name}"
+
+    def __str__(self) -> str:
+        return f"a difference of values of {self.function}"
+
+    def value(self, xs: Sequence[Tensor]) -> Tensor:
+        return self.function(xs[0]) - self.function(xs[1])
+
+    def interval(self, xs: Sequence[Interval]) -> Interval:
+        a, b, d = xs
+        apart = sub(*(Interval(*self.function.interval(*x)) for x in (a, b)))
+        along = mul(_steepness(self.function, a, b), d)
+        return Interval(torch.maximum(apart.lower, along.lower), torch.minimum(apart.upper, along.upper))
+
+    def exact(self, xs: Sequence[Fraction]) -> Fraction | None:
+        pieces = self.function.pieces
+        return None if pieces is None else pieces.value(xs[0]) - pieces.value(xs[1])
+
+    @property
+    def pieces(self) -> None:
+        return None
+
+    @property
+    def staircase(self) -> bool:
+        return False
+
+    @property
+    def bilinear(self) -> bool:
+        return False
+
+    @property
+    def term(self) -> None:
+        return None
 
 
 def difference_state(op: Difference, a: NodeState, b: NodeState, d: NodeState) -> NodeState:
     """The state of a difference of values from those of its inputs; exactly 0 where d is."""
-    steep = _steepness(op.function, a.bounds, b.bounds)
-    values = [Interval(*op.function.interval(s.bounds.lower, s.bounds.upper)) for s in (a, b)]
-    apart, along = sub(*values), mul(steep, Interval(d.bounds.lower, d.bounds.upper))
-    bounds = Bounds(apart.lower, apart.upper).meet(Bounds(along.lower, along.upper))
-    center = (op.function(a.center) - op.function(b.center)).nan_to_num(0.0, 0.0, 0.0)
-    return NodeState(bounds, center, None)
+    reach = op.interval([Interval(s.bounds.lower, s.bounds.upper) for s in (a, b, d)])
+    center = op.value([a.center, b.center, d.center]).nan_to_num(0.0, 0.0, 0.0)
+    return NodeState(Bounds(*reach), center, None)
 
 
 def difference_lines(graph: Graph, node: Node, state: State) -> Lines:
@@ -78,7 +117,7 @@ def difference_lines(graph: Graph, node: Node, state: State) -> Lines:
     return lines(graph, node.id, state, torch.float64, slopes[0], slopes[1], (intercepts[0], intercepts[1]))
 
 
-def _steepness(function: Function, a: Bounds, b: Bounds) -> Interval:
+def _steepness(function: Function, a: Bounds | Interval, b: Bounds | Interval) -> Interval:
     """How steep a function is between two entries, from their intervals."""
     return secants(function, torch.minimum(a.lower, b.lower), torch.maximum(a.upper, b.upper))
 

@@ -5,6 +5,7 @@ Every slope gives a sound bound (`relaxations.rule`), so nothing depends on the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,19 +14,17 @@ from torch import Tensor
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, Relaxations
 from milpverify.propagation.passes import rows_at_once
-from milpverify.propagation.relevance import EVERYTHING, refinable, wanted
+from milpverify.propagation.relevance import refinable, wanted
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.screening import grouped, undecided
 from milpverify.propagation.state import Bounds, LinearBound, State
 
 if TYPE_CHECKING:
-    from milpverify.config import Deadline
     from milpverify.graph import Graph, Node
     from milpverify.propagation.backward import LineTable
-    from milpverify.propagation.relevance import Needed
 
 __all__ = ["AlphaOptions", "Slopes", "alpha_crown", "optimise"]
 
-_DEFAULT = AlphaOptions()
 Slopes = dict[int, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 """Nonlinear node id -> slopes of its lower and upper lines, per input (batch, rows, *shape)."""
 
@@ -35,32 +34,29 @@ def optimise(
     state: State,
     table: LineTable,
     rows: Tensor,
-    node: int | None = None,
-    options: AlphaOptions = _DEFAULT,
-    deadline: Deadline | None = None,
+    options: AlphaOptions = AlphaOptions(),
+    request: BoundRequest = BoundRequest(),
     stop_above: Tensor | None = None,
     x_rows: Tensor | None = None,
-    needed: Needed = EVERYTHING,
 ) -> tuple[LinearBound, Slopes]:
-    """Lower bounds of `rows . value(node)` with slopes optimised per box and row, never worse than those of the lines given.
+    """Lower bounds of `rows . y` with slopes optimised per box and row, never worse than those of the lines given.
 
     Args:
         graph: in the precision of the matrices.
         table: lines to start from.
-        rows: (batch, r, size of the node) float64.
+        rows: (batch, r, ny) float64.
+        request: until when, and the entries that the rows depend on.
         stop_above: stop once in every box some row is above this, (batch, r).
         x_rows: as in `bound_rows`.
-        needed: the entries that the rows depend on.
 
     Returns:
         the bounds, (batch, r), and the slopes that they are by.
     """
-    node = graph.output if node is None else node
-    first = bound_rows(graph, state, table, rows, node, x_rows)
-    relaxations = Relaxations(graph, state, node, needed=needed)
+    first = bound_rows(graph, state, table, rows, x_rows=x_rows, tuning=request.tuning)
+    relaxations = Relaxations(graph, state, needed=request.needed)
     domain = relaxations.domain(torch.arange(len(rows), device=rows.device))
     start = relaxations.slopes(table, domain.box).unsqueeze(1).repeat(1, rows.shape[1], 1)
-    dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, x_rows, stop_above, deadline)
+    dual = relaxations.ascend(domain, rows, Dual(start, start[:, :, :0]), options, x_rows, stop_above, request.deadline)
     found = relaxations.certify(domain, rows, dual, x_rows)
     better = found.lower > first.lower
     best = LinearBound(
@@ -76,10 +72,9 @@ def alpha_crown(
     graph: Graph,
     state: State,
     dtype: torch.dtype,
-    options: AlphaOptions = _DEFAULT,
-    deadline: Deadline | None = None,
+    options: AlphaOptions = AlphaOptions(),
+    request: BoundRequest = BoundRequest(),
     paced: bool = False,
-    needed: Needed = EVERYTHING,
 ) -> tuple[State, LineTable]:
     """Intermediate bounds with slopes of their own for every undecided neuron: each layer sees what those before it gained.
 
@@ -87,10 +82,11 @@ def alpha_crown(
         graph: in float64.
         state: from `crown`.
         dtype: the precision of the passes, and what the state returned is for.
+        request: until when, and the entries that matter; the others keep their bounds.
         paced: share the time left among the layers, so that each gets some iterations: bounds that are loose in one layer spoil all
             that follow. What is found then depends on the speed of the machine.
-        needed: the entries that matter; the others keep their bounds.
     """
+    deadline, needed = request.deadline, request.needed
     fast = graph.to(dtype, graph.device)
     targets = refinable(graph)
     # What a layer costs: so many rows through so many relaxations. One more share is for what the caller does with the bounds.
@@ -111,7 +107,7 @@ def alpha_crown(
             return bounds
         relaxations = Relaxations(fast, state, node.id, table, needed)
         # Neurons of one box are rows of one subproblem, for what its relaxations need is made once.
-        for box, place in grouped(owner, max(1, rows_at_once(fast) // 8)):
+        for box, place in grouped(owner, max(1, rows_at_once(fast, tuning=request.tuning) // 8)):
             if deadline is not None and deadline.expired():
                 break
             chosen = index[place]
@@ -127,4 +123,4 @@ def alpha_crown(
 
     known = {node.id: state[node.id].bounds for node in targets}
     ends = state[0].bounds
-    return crown(graph, ends.lower, ends.upper, dtype, known=known, deadline=deadline, sharpen=sharpen, needed=needed)
+    return crown(graph, ends.lower, ends.upper, dtype, replace(request, known=known), sharpen=sharpen)

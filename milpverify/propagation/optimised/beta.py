@@ -15,7 +15,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
 from milpverify.propagation.backward import LineTable, SplitTable, default_lines, lines
-from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.crown import bound_rows, bound_sum
 from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Open, OutputConstraints, Passed, Primal
 from milpverify.propagation.optimised.layout import Layout
 from milpverify.propagation.optimised.objective import Adam, DualObjective
@@ -62,21 +62,20 @@ class Relaxations(Layout):
         stop_above: Tensor | None = None,
         deadline: Deadline | None = None,
         node: int | None = None,
-        given: OutputConstraints | None = None,
     ) -> Dual:
         """The best parameters that gradient ascent finds for `rows . value(node) + x_rows . x`.
 
         Args:
+            domain: with the constraints on the target that hold, whose multipliers are in `start.gamma`.
             rows: (n, r, size of the node) float64.
             x_rows: (n, r, nx) float64.
             stop_above: (n, r) float64: a subproblem with a row above it is left alone.
             node: the target by default.
-            given: constraints on the target that hold, with multipliers in `start.gamma`.
         """
         node = self.target if node is None else node
         if not options.iterations or not (self.width or start.beta.shape[2]):
             return start
-        goal = DualObjective(self, domain, rows, x_rows, node, given)
+        goal = DualObjective(self, domain, rows, x_rows, node)
         kept, value = start, torch.full(rows.shape[:2], -torch.inf, dtype=self.graph.dtype, device=rows.device)
         active = torch.arange(len(domain), device=rows.device)
         now, adam, step = start, Adam(), 0.0
@@ -106,8 +105,7 @@ class Relaxations(Layout):
                 if int(still.sum()) <= 0.7 * len(active):
                     active, now = active[still], now.take(still)
                     adam.take(still)
-                    own = None if given is None else given.take(active)
-                    goal = DualObjective(self, domain.take(active), rows[active], None if x_rows is None else x_rows[active], node, own)
+                    goal = DualObjective(self, domain.take(active), rows[active], None if x_rows is None else x_rows[active], node)
         return kept
 
     def value(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None) -> Tensor:
@@ -147,26 +145,18 @@ class Relaxations(Layout):
 
     # -- the rigorous pass --------------------------------------------------------------------------------------------------
 
-    def certify(
-        self,
-        domain: Domain,
-        rows: Tensor,
-        dual: Dual,
-        x_rows: Tensor | None = None,
-        node: int | None = None,
-        given: OutputConstraints | None = None,
-    ) -> LinearBound:
+    def certify(self, domain: Domain, rows: Tensor, dual: Dual, x_rows: Tensor | None = None, node: int | None = None) -> LinearBound:
         """Proved bounds of `rows . value(node) + x_rows . x` where the splits and the constraints given hold, with some parameters.
 
         Any slopes and any multipliers >= 0 will do (weak duality; arXiv 2103.06624), their rounding is charged for.
 
         Args:
+            domain: with constraints on the target that hold, if there are any, whose multipliers are `dual.gamma`.
             rows: (n, r, size of the node) float64.
             x_rows: (n, r, nx) float64.
             node: the target by default.
-            given: constraints on the target that hold, with multipliers in `dual.gamma`.
         """
-        node = self.target if node is None else node
+        node, given = self.target if node is None else node, domain.given
         table = self.relaxed(domain, dual.slopes)
         splits = self._splits(domain, dual.beta)
         state = self._state(domain.box, {0, node, self.target, *splits})
@@ -187,7 +177,9 @@ class Relaxations(Layout):
             also[0] = also[0] + x_rows if 0 in also else x_rows
         paid = (gamma * given.rhs.unsqueeze(1)).sum(2)
         lost = lost + 2 * (gamma.shape[2] + 4) * U64 * (gamma * given.rhs.abs().unsqueeze(1)).sum(2)
-        found = bound_rows(self.graph, state, table, also.pop(self.target), self.target, also.pop(0, None), splits, also=also)
+        first = [i for i in (self.target, 0) if i in also]
+        on = [(i, also[i]) for i in [*first, *(i for i in also if i not in first)]]
+        found = bound_sum(self.graph, state, table, on, splits)
         least = (part - paid - lost - 8 * U64 * (part.abs() + paid.abs()) for part in (found.lower, found.over_box))
         lower, over_box = (torch.where(torch.isnan(part), -torch.inf, part) for part in least)
         return LinearBound(found.coefficients, found.constant - paid, lower, over_box)

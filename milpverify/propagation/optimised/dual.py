@@ -35,6 +35,7 @@ class Domain:
 
     `box` (n,) the place in the root's batch; `low`, `high` (n, T) float64, the open entries' bounds; split constraints
     side * (z - point) >= 0: `column` (n, K) the open entry, `side` (n, K) +1, -1, or 0 where there is none, `point` (n, K) float64.
+    `given`: constraints on the target that hold, too.
     """
 
     box: Tensor
@@ -43,13 +44,15 @@ class Domain:
     column: Tensor
     side: Tensor
     point: Tensor
+    given: OutputConstraints | None = None
 
     def __len__(self) -> int:
         return len(self.box)
 
     def take(self, chosen: Tensor) -> Domain:
         """Some of them, by their places (m,) or by a mask (n,)."""
-        return Domain(*(t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point)))
+        box, low, high, column, side, point = (t[chosen] for t in (self.box, self.low, self.high, self.column, self.side, self.point))
+        return Domain(box, low, high, column, side, point, None if self.given is None else self.given.take(chosen))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, cast_down, gamma
+from milpverify.config import Tuning
 from milpverify.propagation.crown import bound_rows
 from milpverify.propagation.passes import rows_at_once
 from milpverify.propagation.state import select, select_lines
@@ -28,21 +29,29 @@ from milpverify.propagation.state import select, select_lines
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.beta import Relaxations
 
-TINY = torch.finfo(torch.float32).tiny
-MEMORY = 1 << 28
-"""Bytes of all forms at most."""
-ENTRIES = 256
-"""So many entries of a box get forms at most."""
-COORDINATES, SAMPLE = 1024, 32
-"""So many inputs, those that the constraint feels most, are summed over; the multiplier is found on a sample of them."""
-TRIED = 64
-"""Half-spaces to try before how deep they are says whether they pay."""
-STEPS = 7
-"""Bisections for the multiplier."""
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Entries of a matrix of terms."""
-WORTH = 0.01
-"""The least share of its width that an entry must be expected to lose on average."""
+TINY: Final = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class HalfspaceTuning(Tuning):
+    """How much of a constraint on the inputs is looked at, and when that pays."""
+
+    memory: int = 1 << 28
+    """Bytes of all forms at most."""
+    entries: int = 256
+    """So many entries of a box get forms at most."""
+    coordinates: int = 1024
+    sample: int = 32
+    """So many inputs, those that the constraint feels most, are summed over; the multiplier is found on a sample of them."""
+    tried: int = 64
+    """Half-spaces to try before how deep they are says whether they pay."""
+    bisections: int = 7
+    """For the multiplier."""
+    chunk_cpu: int = 1 << 20
+    chunk_cuda: int = 1 << 26
+    """Entries of a matrix of terms."""
+    worth: float = 0.01
+    """The least share of its width that an entry must be expected to lose on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +81,11 @@ class Depths:
     deepest: float = 0.0
     reach: float = math.inf
 
-    def learn(self, tried: Tensor, paid: Tensor) -> None:
-        """Note the depths that were tried, (n,), and those of them that paid, (m,)."""
+    def learn(self, tried: Tensor, paid: Tensor, enough: int) -> None:
+        """Note the depths that were tried, (n,), and those that paid, (m,); after `enough` tries the deepest says what is worth one."""
         self.tried += len(tried)
         self.deepest = max(self.deepest, float(paid.amax()) if len(paid) else 0.0)
-        if self.tried >= TRIED:
+        if self.tried >= enough:
             self.reach = 2 * self.deepest if self.deepest > 0 else min(self.reach, 0.5 * float(tried.amin()))
 
 
@@ -91,11 +100,11 @@ class HalfspaceForms:
     negatives'.
     """
 
-    def __init__(self, of: Relaxations, most: int = ENTRIES) -> None:
-        self.of = of
+    def __init__(self, of: Relaxations, tuning: HalfspaceTuning = HalfspaceTuning()) -> None:
+        self.of, self.tuning = of, tuning
         boxes, nx = of.state[0].center.shape
         bytes_each = 2 * nx * boxes * torch.finfo(of.graph.dtype).bits // 8
-        self.count = min(of.count, most, MEMORY // bytes_each)
+        self.count = min(of.count, tuning.entries, tuning.memory // bytes_each)
         ends = of.state[0].bounds
         self.width = cast_down(ends.width * (1 - 2.0**-50), of.graph.dtype).clamp(min=0.0)  # (B, nx)
         self.place = torch.full((boxes,), -1, dtype=torch.long, device=ends.lower.device)
@@ -166,10 +175,11 @@ class HalfspaceForms:
         self, box: Tensor, given: HalfSpace, depth: Tensor, total: Tensor, low: Tensor, high: Tensor, depths: Depths
     ) -> tuple[Tensor, Tensor]:
         """`raised` where the rows are finite."""
-        pull, order = given.pull.abs().topk(min(COORDINATES, given.pull.shape[1]), dim=1)  # (n, C), falling
+        tuning = self.tuning
+        pull, order = given.pull.abs().topk(min(tuning.coordinates, given.pull.shape[1]), dim=1)  # (n, C), falling
         turn = -torch.sign(given.pull.gather(1, order))
-        per = max(1, CHUNK[box.device.type] // (pull.shape[1] * 2 * self.count))
-        thin = max(1, pull.shape[1] // SAMPLE)
+        per = max(1, (tuning.chunk_cuda if box.device.type == "cuda" else tuning.chunk_cpu) // (pull.shape[1] * 2 * self.count))
+        thin = max(1, pull.shape[1] // tuning.sample)
         columns = self.columns[self.place[box]]
         known = torch.cat([low.gather(1, columns), -high.gather(1, columns)], 1)
         multipliers, chosen = [], []
@@ -179,7 +189,7 @@ class HalfspaceForms:
             multipliers.append(found[pays])
             chosen.append(n[pays])
         which, multiplier = torch.cat(chosen), torch.cat(multipliers)
-        depths.learn(depth, depth[which])
+        depths.learn(depth, depth[which], tuning.tried)
         for k in range(0, len(which), per):
             n = which[k : k + per]
             least = self._least(box[n], (pull[n], turn[n], order[n]), given.least[n], multiplier[k : k + per])
@@ -205,7 +215,7 @@ class HalfspaceForms:
         paid = (-least).to(pull.dtype).unsqueeze(1)
         high = ratio.amax(1)
         low = high * 2.0**-12
-        for _ in range(STEPS):
+        for _ in range(self.tuning.bisections):
             middle = (low * high).sqrt()
             rising = _weighted(pull, (ratio > middle.unsqueeze(1)).to(pull.dtype)) > paid * share
             low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
@@ -214,7 +224,7 @@ class HalfspaceForms:
         width = -known.unflatten(1, (2, -1)).sum(1)
         moved = (self.least[self.place[box]] + gain - known).clamp(min=0.0).unflatten(1, (2, -1)).sum(1)
         shares = torch.where(width > 0, moved / width, 0.0).clamp(max=1.0)
-        return multiplier, shares.mean(1) > WORTH
+        return multiplier, shares.mean(1) > self.tuning.worth
 
     def _least(self, box: Tensor, inputs: _Inputs, least: Tensor, multiplier: Tensor) -> Tensor:
         """Proved minima (n, 2E) with some multipliers."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from milpverify.balls.confined import confining
 from milpverify.config import check_time
+from milpverify.graph import Pullback
 from milpverify.operators import Affine
-from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, OutputConstraints, Passed
+from milpverify.propagation.optimised.dual import AlphaOptions, Domain, Dual, Kind, Passed
 
 if TYPE_CHECKING:
     from milpverify.balls.confined import Confined
@@ -72,14 +73,7 @@ class DualObjective:
     """The bound as a differentiable function of the parameters, for subproblems and rows that stay; perhaps to be called only once."""
 
     def __init__(
-        self,
-        of: Layout,
-        domain: Domain,
-        rows: Tensor,
-        x_rows: Tensor | None,
-        node: int | None = None,
-        given: OutputConstraints | None = None,
-        once: bool = False,
+        self, of: Layout, domain: Domain, rows: Tensor, x_rows: Tensor | None, node: int | None = None, once: bool = False
     ) -> None:
         node = of.target if node is None else node
         graph, dtype = of.graph, of.graph.dtype
@@ -97,7 +91,7 @@ class DualObjective:
             self.base = self.base + at_center(0, x_rows)
         self.base = self.base.to(dtype)
         self.given, self.excess = None, None
-        if given is not None:  # by how much the constraints' rows exceed their right-hand sides at the reference values
+        if (given := domain.given) is not None:  # by how much the constraints' rows exceed their right-hand sides at the reference values
             self.given = given.rows.to(dtype), None if given.x_rows is None else given.x_rows.to(dtype)
             excess = at_center(of.target, given.rows) - given.rhs
             self.excess = (excess if given.x_rows is None else excess + at_center(0, given.x_rows)).to(dtype)
@@ -164,17 +158,15 @@ class DualObjective:
         if beta.shape[2]:
             signed = alpha.new_zeros(n, r, of.count).scatter_add(2, self.where, beta * self.side)
             total = total + (beta * self.offset.unsqueeze(1)).sum(2)
-        waiting = dict(self.start)
+        walk = Pullback(graph, self.start)
         if gamma is not None and self.given is not None and self.excess is not None:
             total = total + (gamma * self.excess.unsqueeze(1)).sum(2)
             for node_id, matrix in ((of.target, self.given[0]), (0, self.given[1])):
                 if matrix is not None:
-                    sent = (gamma @ matrix).reshape(n, r, *graph.nodes[node_id].shape)
-                    waiting[node_id] = waiting[node_id] + sent if node_id in waiting else sent
-        while True:
+                    walk.arrive(node_id, (gamma @ matrix).reshape(n, r, *graph.nodes[node_id].shape))
+        for node, rows in walk:
             check_time()
-            last = max(waiting)
-            node, rows = graph.nodes[last], waiting.pop(last)
+            last = node.id
             # Split constraints are subtracted where the multipliers of the first function of a variable come back; if there is none, here.
             if signed is not None and last in of.entries and last not in of.first:
                 rows = rows.flatten(2).index_add(2, of.entries[last], -signed[:, :, of.columns[last]]).reshape(rows.shape)
@@ -198,6 +190,6 @@ class DualObjective:
                     if seen is not None:
                         seen[last] = Passed(free, (k_lower, b_lower), (k_upper, b_upper), back)
                     parts = tuple(part.index_add(2, o.index, more) for part, more in zip(parts, back, strict=True))
-            for source, part in zip(node.inputs, parts, strict=True):
-                part = part.reshape(n, r, *graph.nodes[source].shape)
-                waiting[source] = waiting[source] + part if source in waiting else part
+            shapes = (graph.nodes[source].shape for source in node.inputs)
+            walk.send(node, (part.reshape(n, r, *shape) for part, shape in zip(parts, shapes, strict=True)))
+        raise ValueError("nothing arrives at the input")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.config import Tuning
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints, Relaxations
 from milpverify.propagation.optimised.dual import accumulate
@@ -24,11 +25,22 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
 
-OPTIONS = AlphaOptions(iterations=12, step=0.1)
-GAMMA_STEP = 0.1
-"""The first step of a multiplier of an output constraint, in mean widths of the neurons bounded per unit of what the constraint lacks."""
-ROUNDS, LEAST_GAIN = 6, 0.005
-"""How often the layers are gone through, and the share of a layer's widths that must go for the ones before it to be tried."""
+
+@dataclass(frozen=True)
+class ConstraintTuning(Tuning):
+    """How long bounds under output constraints are optimised."""
+
+    iterations: int = 12
+    step: float = 0.1
+    """Of gradient ascent for neurons, and the first step of a slope."""
+    row_iterations: int = 40
+    row_step: float = 0.25
+    """The same for the constraints' own rows, which say what they lack and which neurons they feel."""
+    gamma_step: float = 0.1
+    """The first step of a constraint's multiplier, in mean widths of the neurons bounded per unit of what the constraint lacks."""
+    rounds: int = 6
+    least_gain: float = 0.005
+    """How often the layers are gone through, and the share of a layer's widths that must go for the ones before it to be tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +56,7 @@ def tightened(
     state: State,
     given: OutputConstraints,
     most: int,
-    options: AlphaOptions = OPTIONS,
+    tuning: ConstraintTuning = ConstraintTuning(),
     deadline: Deadline | None = None,
 ) -> Conditional:
     """The bounds of one box's open pre-activations where output constraints hold, from the last layer back.
@@ -60,7 +72,7 @@ def tightened(
     relaxations = Relaxations(graph, state, needed=parts)
     one = torch.zeros(1, dtype=torch.long, device=graph.device)
     start = relaxations.slopes(relaxations.lines, one).unsqueeze(1).repeat(1, given.rhs.shape[1], 1)
-    longer = replace(options, iterations=40, step=0.25)
+    longer = AlphaOptions(tuning.row_iterations, tuning.row_step)
     dual = relaxations.ascend(relaxations.domain(one), given.rows, Dual(start, start[:, :, :0]), longer, given.x_rows, deadline=deadline)
     primal = relaxations.primal(relaxations.domain(one), given.rows, dual, given.x_rows)
     lacking = float((given.rhs - primal.value).clamp(min=0.0).amax())
@@ -75,7 +87,7 @@ def tightened(
     # What is a function of another variable is bounded through that.
     chosen &= relaxations.split_for == torch.arange(relaxations.count, device=graph.device)
     wanted = {z: relaxations.entries[z][chosen[here]] for z, here in relaxations.columns.items() if z}
-    for _ in range(ROUNDS):
+    for _ in range(tuning.rounds):
         gained = False
         # Constraints are felt most by the last layers; what these gain helps the earlier ones, and themselves in the next round.
         for z, entries in reversed(wanted.items()):
@@ -84,7 +96,8 @@ def tightened(
                 continue
             low, high = (side.flatten(1).clone() for side in (state[z].bounds.lower, state[z].bounds.upper))
             width = (high - low)[0, entries]
-            mine = replace(options, gamma_step=GAMMA_STEP * float(width.mean()) / max(lacking, 1e-9))
+            gamma_step = tuning.gamma_step * float(width.mean()) / max(lacking, 1e-9)
+            mine = AlphaOptions(tuning.iterations, tuning.step, gamma_step=gamma_step)
             for part in entries.split(max(8, 4 * rows_at_once(graph))):
                 if deadline is not None and deadline.expired():
                     break
@@ -97,7 +110,7 @@ def tightened(
             state[z] = NodeState(Bounds(low.reshape(shape), high.reshape(shape)), state[z].center, state[z].charge)
             follow(graph, state)
             relaxations = Relaxations(graph, state, needed=parts)
-            if float((high - low)[0, entries].sum()) > (1 - LEAST_GAIN) * float(width.sum()):
+            if float((high - low)[0, entries].sum()) > (1 - tuning.least_gain) * float(width.sum()):
                 break
             gained = True
         if not gained:
@@ -114,8 +127,8 @@ def _bounds(
     rows = torch.zeros(n, 2, relaxations.graph.nodes[node].size, dtype=torch.float64, device=device)
     every = torch.arange(n, device=device)
     rows[every, 0, entries], rows[every, 1, entries] = 1.0, -1.0
-    domain, constraints = relaxations.domain(place), given.take(place)
+    domain = replace(relaxations.domain(place), given=given.take(place))
     slopes = relaxations.slopes(relaxations.lines, place).unsqueeze(1).repeat(1, 2, 1)
     start = Dual(slopes, slopes[:, :, :0], slopes.new_zeros(n, 2, given.rhs.shape[1]))
-    dual = relaxations.ascend(domain, rows, start, options, deadline=deadline, node=node, given=constraints)
-    return relaxations.certify(domain, rows, dual, node=node, given=constraints).lower
+    dual = relaxations.ascend(domain, rows, start, options, deadline=deadline, node=node)
+    return relaxations.certify(domain, rows, dual, node=node).lower

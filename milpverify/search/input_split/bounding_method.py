@@ -13,29 +13,45 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.propagation.cost import BACKWARD_RATE, FEW, FORWARD_RATE, backward_passes, forward_pass, forward_suffices, is_dear
-from milpverify.search.bounding import Method, bound_batch
+from milpverify.config import Tuning
+from milpverify.propagation.cost import backward_passes, forward_pass, forward_suffices, is_dear
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
+from milpverify.search.bounding import bound_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from milpverify.config import SearchOptions
     from milpverify.graph import Graph
     from milpverify.search.bounding import BatchBounds, Prepared
     from milpverify.search.groups import Group
 
-FIRST, AGAIN = 4000, 8
-"""Subproblems before the first comparison (easy problems end earlier), or as many fewer as are estimated to take
-`FIRST_SECONDS`; and the factor between one and the next."""
-FIRST_SECONDS = 1.2
-SAMPLE, SMALLEST = 256, 8
-"""Boxes that methods are compared on: fewer where they are dear, and then later."""
-SHARE = 0.1
-"""Of the time spent so far, what a comparison may take."""
-CLOSES, GAIN = 0.9, 1.2
-"""A method must close at least this share of what backward passes close, and this much more for its time."""
-CLOSES_BY_COUNTS = 0.98
-TIE = 1e-6
-"""Margins nearer to 0 than this count as this far below it, where it matters by what factor one is nearer than another."""
+
+@dataclass(frozen=True)
+class BoxTuning(Tuning):
+    """How boxes are bounded, and which method does it."""
+
+    batch: int = 1024
+    """How many at a time where choices go by counts."""
+    combining: int = 20
+    """Steps for the weights of rows that are combined."""
+    first: int = 4000
+    seconds: float = 1.2
+    again: int = 8
+    """Subproblems before methods are first compared (easy problems end earlier), or as many fewer as are estimated to take so many
+    seconds; and the factor between one comparison and the next."""
+    sample: int = 256
+    smallest: int = 8
+    """Boxes that methods are compared on: fewer where they are dear, and then later."""
+    share: float = 0.1
+    """Of the time spent so far, what a comparison may take."""
+    closes: float = 0.9
+    gain: float = 1.2
+    closes_by_counts: float = 0.98
+    """A method must close at least this share of what backward passes close, and this much more for its time; or this share alone, where
+    choices go by counts."""
+    tie: float = 1e-6
+    """Margins nearer to 0 than this count as this far below it, where it matters by what factor one is nearer than another."""
 
 
 @dataclass(eq=False)
@@ -45,35 +61,42 @@ class MethodChoice:
     Args:
         forward: whether forward forms may be used at all.
         deterministic: whether times must not matter.
+        tuning: when methods are compared, on how many boxes, and what they are preferred for.
         seconds: that backward passes take for a box, as estimated; 0 where they are cheap. `first`: what the method begun with takes.
     """
 
     forward: bool = True
     deterministic: bool = False
+    tuning: BoxTuning = BoxTuning()
     seconds: float = 0.0
     first: float = 0.0
     now: Method = Method.BACKWARD
     seen: dict[Method, tuple[int, int, float]] = field(default_factory=dict)
-    next: int = FIRST
+    next: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.next = self.tuning.first
 
     @staticmethod
-    def begun(graph: Graph, group: Group, root: BatchBounds, prepared: Prepared, forward: bool, deterministic: bool) -> MethodChoice:
+    def begun(graph: Graph, group: Group, root: BatchBounds, prepared: Prepared, search: SearchOptions) -> MethodChoice:
         """The method to begin with: where backward passes are dear, by what they take and gain on the whole box, against forward forms.
 
         Args:
             root: the bounds of the whole box, by the best method that was affordable.
         """
-        choice = MethodChoice(forward, deterministic)
-        if forward and is_dear(graph):
+        choice, cost = MethodChoice(search.forward, search.deterministic, search.tuned(BoxTuning)), search.tuned(CostTuning)
+        if choice.forward and is_dear(graph, cost):
             ends = root.state[0].bounds
             varying = int((ends.upper > ends.lower).sum())
-            backward = backward_passes(graph, root.state)
-            choice.seconds = choice.first = backward / BACKWARD_RATE
-            if varying <= FEW:
-                found = bound_batch(graph, group, ends.lower, ends.upper, torch.float32, method=Method.FORWARD, prepared=prepared)
-                missing = (max(TIE, -float(bounds.margins.amin())) for bounds in (found, root))
-                cheap = forward_pass(graph, varying) / FORWARD_RATE
-                choice.now = Method.FORWARD if forward_suffices(cheap, choice.seconds, varying, *missing) else Method.BOTH
+            backward = backward_passes(graph, root.state, tuning=cost)
+            choice.seconds = choice.first = backward / cost.backward_rate
+            if varying <= cost.few:
+                request = BoundRequest(method=Method.FORWARD, tuning=search.tuned(BoundTuning), cost=cost)
+                found = bound_batch(graph, group, ends.lower, ends.upper, torch.float32, request, prepared)
+                missing, left = (max(choice.tuning.tie, -float(bounds.margins.amin())) for bounds in (found, root))
+                cheap = forward_pass(graph, varying, cost) / cost.forward_rate
+                enough = forward_suffices(cheap, choice.seconds, varying, missing, left, cost)
+                choice.now = Method.FORWARD if enough else Method.BOTH
                 choice.first = cheap if choice.now is Method.FORWARD else choice.seconds
         return choice
 
@@ -85,7 +108,7 @@ class MethodChoice:
     def due(self, subproblems: int, batch: int, spent: float = math.inf) -> bool:
         """Whether to compare them on a batch, after so many subproblems and so many seconds."""
         size = self._size(spent)
-        return self.forward and subproblems >= self.next and 2 * batch >= size >= SMALLEST
+        return self.forward and subproblems >= self.next and 2 * batch >= size >= self.tuning.smallest
 
     def sample(self, count: int, device: torch.device, spent: float = math.inf) -> Tensor:
         """Places spread evenly over a batch of so many boxes, (n,) int64, as many as a comparison may cost after so many seconds."""
@@ -93,7 +116,8 @@ class MethodChoice:
         return torch.arange(0, count, max(1, count // size), device=device)[:size]
 
     def _size(self, spent: float) -> int:
-        return int(min(SAMPLE, SHARE * spent / self.seconds)) if self.seconds and not self.deterministic else SAMPLE
+        most = self.tuning.sample
+        return int(min(most, self.tuning.share * spent / self.seconds)) if self.seconds and not self.deterministic else most
 
     def took(self, method: Method, boxes: int, closed: int, seconds: float) -> None:
         """A method bounded so many boxes and closed so many of them."""
@@ -101,12 +125,13 @@ class MethodChoice:
 
     def choose(self) -> None:
         """Take the method that closes most for its time."""
-        self.next *= AGAIN
+        tuning = self.tuning
+        self.next *= tuning.again
         reference = self.seen[Method.BACKWARD]
         self.now = Method.BACKWARD
-        best = GAIN * self._worth(Method.BACKWARD)
+        best = tuning.gain * self._worth(Method.BACKWARD)
         for method in self.candidates[1:]:
-            enough = self.seen[method][1] >= (CLOSES_BY_COUNTS if self.deterministic else CLOSES) * max(1, reference[1])
+            enough = self.seen[method][1] >= (tuning.closes_by_counts if self.deterministic else tuning.closes) * max(1, reference[1])
             if enough and (self.deterministic or self._worth(method) > best):
                 self.now, best = method, self._worth(method)
 

@@ -16,16 +16,15 @@ from milpverify.arithmetic.rounding import gamma
 from milpverify.propagation.crown import bound_rows
 from milpverify.propagation.second_order import better
 from milpverify.propagation.state import select, select_lines
+from milpverify.search.input_split.bounding_method import BoxTuning
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.search.bounding import BatchBounds
     from milpverify.search.groups import Group
 
-ROUNDS = 20
 
-
-def weights(minima: Tensor, coefficients: Tensor, radius: Tensor, rounds: int = ROUNDS) -> Tensor:
+def weights(minima: Tensor, coefficients: Tensor, radius: Tensor, tuning: BoxTuning = BoxTuning()) -> Tensor:
     """Weights (batch, r) of the rows, >= 0 with sum about 1, that nearly maximise the combined minimum.
 
     Args:
@@ -36,7 +35,7 @@ def weights(minima: Tensor, coefficients: Tensor, radius: Tensor, rounds: int = 
     middle = minima + (coefficients.abs() * radius.unsqueeze(1)).sum(2)  # the linear bounds at the centre
     current = torch.full_like(minima, 1.0 / minima.shape[1])
     best, kept = torch.full_like(minima[:, 0], -torch.inf), current
-    for k in range(rounds):
+    for k in range(tuning.combining):
         slope = (current.unsqueeze(2) * coefficients).sum(1)
         value = (current * middle).sum(1) - (slope.abs() * radius).sum(1)
         kept = torch.where((value > best).unsqueeze(1), current, kept)
@@ -50,7 +49,14 @@ def weights(minima: Tensor, coefficients: Tensor, radius: Tensor, rounds: int = 
 
 
 def combined(
-    graph: Graph, group: Group, found: BatchBounds, box: Tensor, rows: Tensor, minima: Tensor, coefficients: Tensor
+    graph: Graph,
+    group: Group,
+    found: BatchBounds,
+    box: Tensor,
+    rows: Tensor,
+    minima: Tensor,
+    coefficients: Tensor,
+    tuning: BoxTuning = BoxTuning(),
 ) -> tuple[Tensor, Tensor]:
     """The linear bound of the best combination of some rows on some boxes.
 
@@ -65,7 +71,7 @@ def combined(
     """
     state = select(found.state, box)
     table = {i: select_lines(around, box) for i, around in found.table.items()}
-    weight = weights(minima, coefficients.double(), state[0].deviation).unsqueeze(2)
+    weight = weights(minima, coefficients.double(), state[0].deviation, tuning).unsqueeze(2)
     y_parts = weight * group.y_rows[rows]
     x_parts = None if group.x_rows is None else weight * group.x_rows[rows]
     y_row = y_parts.sum(1, keepdim=True)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from milpverify.config import Branching, Options, SearchOptions
+from milpverify.config import Branching, Options, SearchOptions, Tuning
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import bound_batch, is_out_of_memory
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.context import SearchContext
 from milpverify.search.ledger import Reporter
-from milpverify.search.neuron_split.space import NeuronSpace, NeuronTuning
+from milpverify.search.neuron_split.bounder import NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -33,20 +34,31 @@ if TYPE_CHECKING:
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.tree import Incumbents, Tree
 
-FIRST = 0.6
-"""Seconds of bisection before the first round, as estimated: easy problems end earlier."""
-ROUND = 256
-"""The most boxes a round takes, and four times the fewest; where they are dear, as many as bisection bounds in"""
-ROUND_SECONDS = 0.5
-"""as estimated."""
-BRANCHINGS = 5
-"""What a round may spend on a box: some need far more than a handful, and go back to bisection."""
-LEAVES, LEAF_SECONDS = 64, 0.3
-"""The most linear programs of a round, each of which takes as long as many bisections, and seconds after which none is begun."""
-SETTLED, SUBPROBLEMS = 32, 4096
-"""How many boxes that cannot be bisected are split into linear programs at a time, and the most subproblems that may take."""
 PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False, branching=Branching.FIRST_ORDER)
 """A search that derives nothing under "the point is unsafe"."""
+
+
+@dataclass(frozen=True)
+class FinishTuning(Tuning):
+    """When small boxes are finished by neuron splits, and what that may take."""
+
+    first: float = 0.6
+    """Seconds of bisection before the first round, as estimated: easy problems end earlier."""
+    boxes: int = 256
+    seconds: float = 0.5
+    """The most boxes a round takes, and four times the fewest; where they are dear, as many as bisection bounds in so many seconds, as
+    estimated."""
+    branchings: int = 5
+    """What a round may spend on a box: some need far more than a handful, and go back to bisection."""
+    leaves: int = 64
+    leaf_seconds: float = 0.3
+    """The most linear programs of a round, each of which takes as long as many bisections, and seconds after which none is begun."""
+    settled: int = 32
+    subproblems: int = 4096
+    """How many boxes that cannot be bisected are split into linear programs at a time, and the most subproblems that may take."""
+    small: int = 24
+    small_leaves: int = 256
+    """A network with so few unstable neurons is tried whole by neuron splits, with so many linear programs at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +84,12 @@ class Finisher:
 
     def __init__(self, context: SearchContext, group: Group, effort: Effort, prepared: Prepared | None = None) -> None:
         self.programs: Leaves | None = context.leaves if context.switches.leaves and context.graph.piecewise_linear else None
-        options = Options(search=PLAIN, delta=context.options.delta)
+        options = Options(search=replace(PLAIN, tuning=context.switches.tuning), delta=context.options.delta)
         alone = replace(context, oracle=None, attacks=None)
         self.context = replace(alone, options=options, reporter=Reporter(None), points={}, leaves=self.programs)
-        self.group, self.prepared = group, prepared
-        self.first, self.threshold, self.paced = effort.subproblems(FIRST), 24, not context.switches.deterministic
-        self.most = int(min(ROUND, effort.subproblems(ROUND_SECONDS)))
+        self.group, self.prepared, self.tuning = group, prepared, context.tuned(FinishTuning)
+        self.first, self.threshold, self.paced = effort.subproblems(self.tuning.first), 24, not context.switches.deterministic
+        self.most = int(min(self.tuning.boxes, effort.subproblems(self.tuning.seconds)))
         self.closed = self.bounded = 0
         self.note = ""
 
@@ -110,7 +122,7 @@ class Finisher:
     def run(self, boxes: Boxes, known: dict[int, Bounds], deadline: Deadline) -> Finished:
         """Split neurons on some boxes, a few times each. Where memory is short nothing is found, and fewer are tried in future."""
         try:
-            tree = self._split(boxes, known, torch.float32, BRANCHINGS, math.inf, LEAVES, deadline)
+            tree = self._split(boxes, known, torch.float32, self.tuning.branchings, math.inf, self.tuning.leaves, deadline)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -131,13 +143,13 @@ class Finisher:
         """Split the neurons of some boxes until linear programs are left, and solve these, at most `programs`; ties stay open."""
         proved = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.lower.device)
         tied, incumbents = torch.zeros_like(proved), None
-        for start in range(0, len(boxes), SETTLED):
+        for start in range(0, len(boxes), self.tuning.settled):
             if deadline.expired():
                 break
-            here = slice(start, start + SETTLED)
+            here = slice(start, start + self.tuning.settled)
             some = boxes.take(torch.arange(len(boxes), device=proved.device)[here])
             mine = {i: Bounds(b.lower[here], b.upper[here]) for i, b in known.items()}
-            tree = self._split(some, mine, torch.float64, None, SUBPROBLEMS, programs, deadline)
+            tree = self._split(some, mine, torch.float64, None, self.tuning.subproblems, programs, deadline)
             proved[here], _ = _left(tree, len(some))
             tied[[start + k for k in sorted(tree.ties)]] = True
             if tree.incumbents.counterexample is not None or tree.incumbents.disagreement:
@@ -152,10 +164,12 @@ class Finisher:
         deadline: Deadline,
     ) -> Tree[Subproblems]:  # fmt: skip
         context = self.context.until(deadline)
-        found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, known, deadline, prepared=self.prepared)
+        found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, context.request(known), self.prepared)
         box, disjunct = (~self.group.closed(torch.maximum(found.margins, boxes.margins))).nonzero(as_tuple=True)
-        space = NeuronSpace(context, self.group, found.state, NeuronTuning(4, 4, 4, per_box, 4 * ROUND))
-        seconds = math.inf if programs is None or not self.paced else LEAF_SECONDS * programs / LEAVES
+        few = dict.fromkeys(("candidates", "iterations", "root_iterations"), 4)
+        tuning = replace(context.tuned(NeuronTuning), **few, per_box=per_box, batch=4 * self.tuning.boxes)
+        space = NeuronSpace(context, self.group, found.state, tuning)
+        seconds = math.inf if programs is None or not self.paced else self.tuning.leaf_seconds * programs / self.tuning.leaves
         with nullcontext() if self.programs is None else self.programs.at_most(programs, seconds):
             return branch_and_bound(space.tree(space.bounder.first(box, disjunct)), space, Budget(deadline, limit))
 

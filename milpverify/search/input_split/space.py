@@ -13,13 +13,14 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.propagation.memory import boxes_that_fit
+from milpverify.propagation.request import BoundTuning, CostTuning
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import select
-from milpverify.search.batch_size import LARGEST, BatchSize
+from milpverify.search.batch_size import BatchSize
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch
 from milpverify.search.branch_and_bound import Space
-from milpverify.search.effort import Effort
-from milpverify.search.input_split.bounding_method import FIRST_SECONDS, MethodChoice
+from milpverify.search.effort import Effort, EffortTuning
+from milpverify.search.input_split.bounding_method import MethodChoice
 from milpverify.search.input_split.boxes import Boxes, Inheritance
 from milpverify.search.input_split.candidate_points import try_points
 from milpverify.search.input_split.clip import clip, least
@@ -31,13 +32,9 @@ from milpverify.search.tree import Tree
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
-    from milpverify.search.bounding import Method
+    from milpverify.propagation.request import Method
     from milpverify.search.context import SearchContext
     from milpverify.search.groups import Group
-
-FIXED_BATCH = 1024
-SMALL, SMALL_LEAVES = 24, 256
-"""A network with so few unstable neurons is tried whole by neuron splits, with so many linear programs at most."""
 
 
 class BoxSpace(Space[Boxes, BatchBounds]):
@@ -53,16 +50,17 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.context, self.group, self.dtype = context, group, dtype
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
         self.prepared = Prepared.of(graph, group)
-        self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=context.deadline, prepared=self.prepared)
+        self.root = root or bound_batch(graph, group, lower, upper, dtype, context.request(), self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
-        self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches.forward, switches.deterministic)
-        self.effort = Effort.of_boxes(graph, self.method.first)
+        self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches)
+        efforts = context.tuned(EffortTuning)
+        self.effort = Effort.of_boxes(graph, self.method.first, efforts, context.tuned(CostTuning))
         varying = int((upper > lower).sum()) if switches.forward else 0
-        largest = min(LARGEST[graph.device.type], boxes_that_fit(graph, varying))
-        fixed = min(FIXED_BATCH, largest) if switches.deterministic else None
-        self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest)
+        largest = min(efforts.largest(graph.device), boxes_that_fit(graph, varying, context.tuned(BoundTuning)))
+        fixed = min(self.method.tuning.batch, largest) if switches.deterministic else None
+        self.batch = BatchSize(min(32, largest), min(16, largest), largest, fixed, largest, tuning=efforts)
         self.batch.expect(self.effort.each)
-        self.method.next = int(min(self.method.next, self.effort.subproblems(FIRST_SECONDS)))
+        self.method.next = int(min(self.method.next, self.effort.subproblems(self.method.tuning.seconds)))
         self.began = context.clock()
         self.finisher = Finisher(context, group, self.effort, self.prepared)
         first = torch.zeros(1, dtype=torch.long, device=graph.device)
@@ -109,8 +107,8 @@ class BoxSpace(Space[Boxes, BatchBounds]):
     def _request(self, boxes: Boxes, method: Method) -> tuple[Any, ...]:
         """What `bound_batch` is told of some boxes."""
         context, known = self.context, self.inheritance.unpack(boxes.inherited)
-        ends, quadratic = (boxes.lower, boxes.upper), context.switches.second_order
-        return context.graph, self.group, *ends, self.dtype, known, context.deadline, method, quadratic, self.prepared
+        request = context.request(known, method, context.switches.second_order)
+        return context.graph, self.group, boxes.lower, boxes.upper, self.dtype, request, self.prepared
 
     def _compare(self, boxes: Boxes) -> None:
         """Bound a sample by every method, for the choice between them."""
@@ -174,7 +172,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
             coefficients = found.rows.coefficients[left[single].unsqueeze(1), rows]
             if rows.shape[1] > 1:
                 same = graph.to(found.rows.coefficients.dtype, graph.device)  # the precision that the state's charges are for
-                sums, slopes = combined(same, group, found, left[single], rows, minima, coefficients)
+                sums, slopes = combined(same, group, found, left[single], rows, minima, coefficients, self.method.tuning)
                 minima, coefficients = torch.cat([minima, sums], 1), torch.cat([coefficients, slopes], 1)
             minima, coefficients = torch.cat([minima, outside], 1), torch.cat([coefficients.double(), domain], 1)
             low, high, refuted = clip(low, high, minima, coefficients)
@@ -208,8 +206,8 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         """Small boxes, and once the whole box of a small network."""
         finisher, bounded = self.finisher, tree.counts.bounded
         if finisher.begins(bounded) and finisher.programs is not None and not bool(self.whole.tried):
-            small = int(self.whole.unstable) <= SMALL
-            proved = small and bool(self._settled(tree, self.whole, SMALL_LEAVES, deadline).all())
+            small = int(self.whole.unstable) <= finisher.tuning.small
+            proved = small and bool(self._settled(tree, self.whole, finisher.tuning.small_leaves, deadline).all())
             self.whole.tried[:] = not deadline.expired()
             if proved:
                 tree.frontier.remove(tree.frontier.alive.clone())

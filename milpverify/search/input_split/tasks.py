@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from milpverify.config import Tuning
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
 from milpverify.search.bounding import bound_batch
 from milpverify.search.gap import doublings
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.ledger import Part
-from milpverify.search.sharing import LARGEST, LEAST_TASK, NODES, PART_SHARE, TOO_LARGE, WHOLE_SHARE, Tasks
+from milpverify.search.sharing import TOO_LARGE, SharingTuning, Tasks
 from milpverify.search.solver.oracle import Task
 from milpverify.spec import Box
 
@@ -30,25 +32,35 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle
     from milpverify.search.tree import Tree
 
-FIRST = 6.0
-"""Seconds of bisection before the first task, as estimated: easy problems need no solver."""
-SMALL, EARLY = 150, 0.3
-"""With so few unstable neurons a solver often decides a piecewise-linear network at once: these seconds come before, or fewer where"""
-SOON, FAR, NEAR = 64, 3.0, 1.0
-"""after so many boxes more than so many doublings are needed; with no more than `NEAR` to go bisection is left alone as long as ever."""
-FAILURES = 3
-"""After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
-SHARE = 0.1
-"""The most of the time that may go into making models."""
+
+@dataclass(frozen=True)
+class BoxTaskTuning(Tuning):
+    """When bisection asks the solver beside it."""
+
+    first: float = 6.0
+    """Seconds of bisection before the first task, as estimated: easy problems need no solver."""
+    small: int = 150
+    early: float = 0.3
+    """With so few unstable neurons a solver often decides a piecewise-linear network at once: these seconds come before, or"""
+    soon: int = 64
+    far: float = 3.0
+    near: float = 1.0
+    """so many boxes, where more than `far` doublings are needed then; with no more than `near` to go bisection is left alone as usual."""
+    failures: int = 3
+    """After so many tasks in a row that closed nothing, the solver waits until the subproblems have doubled."""
+    share: float = 0.1
+    """The most of the time that may go into making models."""
 
 
 class BoxTasks(Tasks[Boxes]):
     """Boxes as tasks. `start`: so many subproblems come before the next; `given` are the disjuncts that were tasks over the whole box."""
 
     def __init__(self, space: BoxSpace, oracle: Oracle) -> None:
-        self.space, self.oracle = space, oracle
-        self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= SMALL
-        self.start, self.turns, self.failed = space.effort.subproblems(min(FIRST, EARLY) if self.small else FIRST), 0, 0
+        self.space, self.oracle, search = space, oracle, oracle.options.search
+        self.tuning, self.sharing = search.tuned(BoxTaskTuning), search.tuned(SharingTuning)
+        self.small = space.context.graph.piecewise_linear and int(space.whole.unstable[0]) <= self.tuning.small
+        seconds = min(self.tuning.first, self.tuning.early) if self.small else self.tuning.first
+        self.start, self.turns, self.failed = space.effort.subproblems(seconds), 0, 0
         kept = oracle.whole()
         self.given: set[int] = set() if kept is None else {kept}
         self.began, self.modelling = time.monotonic(), 0.0
@@ -57,10 +69,13 @@ class BoxTasks(Tasks[Boxes]):
         """Whether the bisection has gone on for long enough."""
         if not self.oracle.usable or not len(tree.frontier):
             return False
-        start, bounded = self.start, tree.counts.bounded
+        start, bounded, tuning = self.start, tree.counts.bounded, self.tuning
         if self.small and not self.turns:
             needs = doublings(float(self.space.root.margins.amin()), tree.lower_bound, bounded)
-            start = self.space.effort.subproblems(FIRST) if needs <= NEAR else SOON if needs > FAR and not self.given else start
+            if needs <= tuning.near:
+                start = self.space.effort.subproblems(tuning.first)
+            elif needs > tuning.far and not self.given:
+                start = tuning.soon
         return bounded >= start
 
     def alive(self, tree: Tree[Boxes], task: Task) -> bool:
@@ -102,7 +117,7 @@ class BoxTasks(Tasks[Boxes]):
             self.failed = 0
         elif finding.ended and self.oracle.options.search.both_ways and self._matters(tree, finding):
             self.failed += 1
-            if self.failed >= FAILURES:
+            if self.failed >= self.tuning.failures:
                 self.start, self.failed = 2 * tree.counts.bounded, 0
         if finding.ended or closed:
             tree.frontier.lent = None
@@ -115,9 +130,9 @@ class BoxTasks(Tasks[Boxes]):
         """The hardest box, or where only one side is told, the whole box with the next disjunct."""
         began, nodes = time.monotonic(), None
         if self.oracle.options.search.deterministic:
-            nodes = NODES * 2**self.turns
+            nodes = self.sharing.nodes * 2**self.turns
             self.turns, self.start = self.turns + 1, 2 * tree.counts.bounded
-        elif self.modelling > SHARE * (began - self.began):
+        elif self.modelling > self.tuning.share * (began - self.began):
             return
         self._give(tree, nodes)
         self.modelling += time.monotonic() - began
@@ -131,7 +146,7 @@ class BoxTasks(Tasks[Boxes]):
         if not parts and not rest:
             return
         box, place = _hardest(tree) if parts else (space.whole, None)
-        if int(box.unstable[0]) > LARGEST:
+        if int(box.unstable[0]) > self.sharing.largest:
             oracle.give_up(TOO_LARGE)
             return
         margins = torch.where(group.closed(box.margins), torch.inf, box.margins)[0]
@@ -140,12 +155,12 @@ class BoxTasks(Tasks[Boxes]):
         disjunct = int(margins.argmin())
         if margins[disjunct] == torch.inf:
             return
-        known, deadline = space.inheritance.unpack(box.inherited), space.context.deadline
-        found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, known, deadline, prepared=space.prepared)
+        request, deadline = space.context.request(space.inheritance.unpack(box.inherited)), space.context.deadline
+        found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, request, space.prepared)
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
         last = int((margins < torch.inf).sum()) == 1 and not self.small
-        share = PART_SHARE if parts else 1.0 if last else WHOLE_SHARE
-        seconds = max(LEAST_TASK, share * deadline.remaining()) if nodes is None else math.inf
+        share = self.sharing.part if parts else 1.0 if last else self.sharing.whole
+        seconds = max(self.sharing.least, share * deadline.remaining()) if nodes is None else math.inf
         oracle.give(Task(disjunct, (), seconds, nodes, ends if parts else None), group.disjuncts[disjunct], node_ranges(found.state))
         if oracle.task is not None:
             tree.frontier.lent = place

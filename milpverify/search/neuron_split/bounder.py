@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
+from milpverify.config import Tuning
 from milpverify.propagation.differences.asked import differences
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.optimised.beta import AlphaOptions, Domain, Dual, Relaxations
@@ -31,8 +32,32 @@ if TYPE_CHECKING:
     from milpverify.search.groups import Group
     from milpverify.search.ledger import Ledger
 
-ROOT_STEP, STEP = 0.25, 0.1
-"""The optimiser's step for slopes: at subproblems without splits, which start from default slopes, and below."""
+
+@dataclass(frozen=True)
+class NeuronTuning(Tuning):
+    """How neurons are split and subproblems bounded: of whole boxes, where bounds are dear and splits must count."""
+
+    candidates: int = 8
+    """How many splits of a subproblem are compared by the bounds of their children."""
+    iterations: int = 8
+    step: float = 0.1
+    """Steps of the optimiser that bound a subproblem, and how far each moves slopes."""
+    root_iterations: int = 20
+    root_step: float = 0.25
+    """The same of a subproblem without splits, which starts from default slopes."""
+    per_box: int | None = None
+    """A box of the root's batch that has branched so often is abandoned, and stays open."""
+    batch: int | None = None
+    """So many subproblems are bounded at a time, instead of as many as measurement shows to be best."""
+    counted: int = 512
+    """So many where choices go by counts, not measurement."""
+    entries: int = 1 << 22
+    """Of one matrix of multipliers, over a batch."""
+    points: int = 1024
+    """Points of an attack that a tree begins with: each costs an evaluation."""
+    largest_program: int = 200
+    """With more open neurons there are no linear programs of subproblems of smooth networks: with 400 (digits, 4x100) one takes as long as
+    the tree takes to close dozens of subproblems."""
 
 
 class Bounder:
@@ -41,7 +66,7 @@ class Bounder:
     Args:
         graph: in float64.
         root: the state of the boxes, from `crown` in float64 or float32.
-        candidates: how many splits a subproblem remembers.
+        tuning: among others, how many splits a subproblem remembers.
         inherits: whether subproblems have bounds of open entries of their own.
         optimised: whether smooth functions are split where their children are tightest, not in the middle.
         resets: whether slopes are reset where intervals become much narrower; only where there are curves.
@@ -53,12 +78,12 @@ class Bounder:
         group: Group,
         root: State,
         deadline: Deadline,
-        candidates: int,
+        tuning: NeuronTuning = NeuronTuning(),
         inherits: bool = False,
         optimised: bool = True,
         resets: bool = True,
     ) -> None:
-        self.graph, self.group, self.deadline, self.candidates, self.inherits = graph, group, deadline, candidates, inherits
+        self.graph, self.group, self.deadline, self.tuning, self.inherits = graph, group, deadline, tuning, inherits
         fast, lower, upper = graph.to(torch.float32, graph.device), root[0].bounds.lower, root[0].bounds.upper
         self.state: State = {}
         for node in graph.nodes:  # the charges of float32 passes, with the bounds that are known
@@ -98,6 +123,11 @@ class Bounder:
     def fast(self) -> Graph:
         """The network in float32."""
         return self.graph.to(torch.float32, self.graph.device)
+
+    @property
+    def candidates(self) -> int:
+        """How many splits a subproblem remembers."""
+        return self.tuning.candidates
 
     @property
     def slots(self) -> list[int]:
@@ -171,7 +201,7 @@ class Bounder:
         """Bound subproblems, with some iterations of the optimiser; the time of the rigorous pass goes to the ledger."""
         domain = self.domain_of(subs)
         rows, rhs, x_rows = self.rows_of(subs.disjunct)
-        options = AlphaOptions(iterations, STEP if subs.slot.shape[1] else ROOT_STEP)
+        options = AlphaOptions(iterations, self.tuning.step if subs.slot.shape[1] else self.tuning.root_step)
         dual = self.relaxations.ascend(domain, rows, Dual(subs.slopes, subs.beta), options, x_rows, rhs, self.deadline)
         with nullcontext() if ledger is None else ledger.spent(Part.RIGOROUS_PASS):
             found = self.relaxations.certify(domain, rows, dual, x_rows)

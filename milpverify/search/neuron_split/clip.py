@@ -20,6 +20,7 @@ from torch import Tensor
 from milpverify.arithmetic.rounding import cast_down, cast_up, down
 from milpverify.propagation.optimised.halfspaces import Depths, HalfSpace
 from milpverify.search.neuron_split.branching import ensure_forms
+from milpverify.search.neuron_split.conditional import ConditionalTuning
 
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.halfspaces import HalfspaceForms
@@ -27,17 +28,12 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.bounder import Bounder
     from milpverify.search.neuron_split.subproblems import Subproblems
 
-ROUNDS = 3
-"""How often a subproblem is clipped by the bounds that clipping gave it."""
-LEAST_GAIN = 0.1
-"""The share of what a bound lacks that a round must bring for another."""
-
 
 class Clipper:
     """Clips the subproblems of a search, whose bounder lets them inherit bounds."""
 
-    def __init__(self, bounder: Bounder, forms: HalfspaceForms) -> None:
-        self.bounder, self.forms = bounder, forms
+    def __init__(self, bounder: Bounder, forms: HalfspaceForms, tuning: ConditionalTuning = ConditionalTuning()) -> None:
+        self.bounder, self.forms, self.tuning = bounder, forms, tuning
         self.rows, self.splits = Depths(), Depths()
 
     def divided(self, subs: Subproblems) -> Subproblems:
@@ -97,7 +93,7 @@ class Clipping:
 
     def next(self) -> Subproblems | None:
         """Subproblems with tighter bounds of open entries, which are to be bounded anew; None where that is over."""
-        if self.rounds == ROUNDS or not len(self.left) or self.clipper.bounder.deadline.expired():
+        if self.rounds == self.clipper.tuning.clips or not len(self.left) or self.clipper.bounder.deadline.expired():
             return None
         self.rounds += 1
         clipped, moved = self.clipper.clipped(self.subs.take(self.left), self.coefficients, self.lower)
@@ -109,5 +105,5 @@ class Clipping:
         before = self.subs.bound[self.left]
         changed = {n: getattr(self.subs, n).index_put((self.left,), getattr(clipped, n)) for n in ("bound", "low", "high")}
         self.subs = replace(self.subs, **changed)
-        again = (clipped.bound > before * (1 - LEAST_GAIN)) & ~self.clipper.closed(clipped)
+        again = (clipped.bound > before * (1 - self.clipper.tuning.gain)) & ~self.clipper.closed(clipped)
         self.left, self.coefficients, self.lower = self.left[again], found.coefficients[again], found.over_box[again]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.operators import Elementwise
+from milpverify.config import Tuning
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import OutputConstraints
 from milpverify.propagation.optimised.output_constraints import tightened
@@ -20,14 +20,33 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
     from milpverify.search.neuron_split.bounder import Bounder
 
-DISJUNCTS = 12
-"""More disjuncts than this share the unconditional root."""
-NEURONS = 6000
-"""How many neurons, over all disjuncts, are bounded under output constraints in every round."""
-SHARE = 0.15
-"""Of the time left, what it may take."""
-NARROWER = 0.9
-"""A tree begins again from ranges that a solver swept where they leave less than so much of the widths, on average."""
+
+@dataclass(frozen=True)
+class ConditionalTuning(Tuning):
+    """How far it is pursued what "the point is unsafe" implies: at the root, in clipping, in conflicts."""
+
+    patience: float = 1.0
+    """Seconds, as estimated, before the root is bounded anew under output constraints: that takes as long as many subproblems, and clipping
+    closes most before."""
+    disjuncts: int = 12
+    """More disjuncts than this share the unconditional root."""
+    neurons: int = 6000
+    share: float = 0.15
+    """How many neurons, over all disjuncts, are bounded under output constraints in every round, and the share of the time left for it."""
+    narrower: float = 0.9
+    loses: float = 0.3
+    """A tree begins again from ranges that a solver swept where they leave less than so much of the widths, on average, and its root's
+    bound is no further below the tree's than such a share of that one."""
+    clips: int = 3
+    gain: float = 0.1
+    """How often a subproblem is clipped by the bounds that clipping gave it, and the share of what a bound lacks that one round must bring
+    for another."""
+    conflicts: int = 2048
+    """Conflicts kept; the newest replace the oldest."""
+    length: int = 40
+    """Decisions of a conflict at most: longer ones prune little."""
+    spent: float = 0.9
+    """Of a leaf's margin, what the decisions dropped may cost to first order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +58,9 @@ class ConditionalRoot:
     refuted: list[int]
 
 
-def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by_counts: bool = False) -> ConditionalRoot | None:
+def conditional_root(
+    bounder: Bounder, places: list[int], deadline: Deadline, by_counts: bool = False, tuning: ConditionalTuning = ConditionalTuning()
+) -> ConditionalRoot | None:
     """The root of one box under the unsafe set of every disjunct at some places in the group; None where it would not pay.
 
     The bounds hold at the unsafe points of a disjunct, so that a bound b of its margin below 0 is one of the margin everywhere, and a
@@ -49,7 +70,7 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
         by_counts: never look at the clock, but for the deadline itself.
     """
     count = len(places)
-    if count > DISJUNCTS or len(bounder.state[0].center) != 1 or not bounder.relaxations.count:
+    if count > tuning.disjuncts or len(bounder.state[0].center) != 1 or not bounder.relaxations.count:
         return None
     states: list[State] = []
     disjuncts: list[int] = []
@@ -57,12 +78,13 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
     for k, d in enumerate(places):
         one = torch.tensor([d], device=bounder.graph.device)
         rows, rhs, x_rows = bounder.rows_of(one)
-        share = deadline if by_counts else deadline.within(SHARE * deadline.remaining() / (count - k))
+        share = deadline if by_counts else deadline.within(tuning.share * deadline.remaining() / (count - k))
         if share.expired():  # what there is no time for keeps the bounds that hold everywhere
             disjuncts.append(d)
             states.append(bounder.state)
             continue
-        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), max(1, NEURONS // count), deadline=share)
+        most = max(1, tuning.neurons // count)
+        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), most, deadline=share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:
             states.append(found.state)
@@ -71,7 +93,7 @@ def conditional_root(bounder: Bounder, places: list[int], deadline: Deadline, by
     return replace(stacked(states, disjuncts), refuted=refuted)
 
 
-def swept_state(graph: Graph, state: State, ranges: NodeRanges) -> State | None:
+def swept_state(graph: Graph, state: State, ranges: NodeRanges, tuning: ConditionalTuning = ConditionalTuning()) -> State | None:
     """The state of one box met with ranges that a solver proved of a disjunct's unsafe points; None where these are no narrower by much."""
     found: State = {}
     for i, known in state.items():
@@ -82,7 +104,7 @@ def swept_state(graph: Graph, state: State, ranges: NodeRanges) -> State | None:
         return None  # nothing is left: for the solver to say
     widths = [torch.cat([s[z].bounds.width.flatten() for z in graph.readers]) for s in (state, found)]
     wide = widths[0] > 0
-    return found if float((widths[1][wide] / widths[0][wide]).mean()) < NARROWER else None
+    return found if float((widths[1][wide] / widths[0][wide]).mean()) < tuning.narrower else None
 
 
 def stacked(states: list[State], disjuncts: list[int]) -> ConditionalRoot:
@@ -99,13 +121,12 @@ def implied(graph: Graph, plain: State, conditional: State) -> tuple[Split, ...]
         plain, conditional: of the one subproblem, without and with the bounds that hold at unsafe points only.
     """
     found: dict[Split, None] = {}
-    for y in graph.nonlinear:
-        op = graph.nodes[y].op
-        if not isinstance(op, Elementwise) or op.function.pieces is None:
+    for y, op in graph.nonlinearities.items():
+        if op.pieces is None:
             continue
         (z,) = graph.nodes[y].inputs
         known, now = plain[z].bounds, conditional[z].bounds
-        for point in op.function.pieces.breakpoints:
+        for point in op.pieces.breakpoints:
             for side, news in ((1.0, (now.lower >= point) & (known.lower < point)), (-1.0, (now.upper <= point) & (known.upper > point))):
                 found |= dict.fromkeys((z, index, side, point) for index in news[0].flatten().nonzero().flatten().tolist())
     return tuple(found)

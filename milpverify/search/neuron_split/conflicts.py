@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.operators import Elementwise
 from milpverify.propagation.optimised.dual import Dual, accumulate
+from milpverify.search.neuron_split.conditional import ConditionalTuning
 
 if TYPE_CHECKING:
     from milpverify.search.neuron_split.bounder import Bounder
     from milpverify.search.neuron_split.subproblems import Subproblems
-
-CAPACITY = 2048
-"""No-goods kept; the newest replace the oldest."""
-LENGTH = 40
-"""Decisions of a no-good at most: longer ones prune little."""
-SHARE = 0.9
-"""Of a leaf's margin, what the decisions dropped may cost to first order."""
 
 
 class Conflicts:
@@ -34,13 +27,12 @@ class Conflicts:
     Only neurons with one breakpoint take part, so that a decision is a neuron and a side. `bound` is the least bound that made one.
     """
 
-    def __init__(self, bounder: Bounder) -> None:
-        self.bounder = bounder
+    def __init__(self, bounder: Bounder, tuning: ConditionalTuning = ConditionalTuning()) -> None:
+        self.bounder, self.tuning = bounder, tuning
         graph, device = bounder.graph, bounder.graph.device
         self.single = torch.zeros(bounder.relaxations.count, dtype=torch.bool, device=device)
         for z in bounder.slots:
-            ops = [graph.nodes[reading.reader].op for reading in graph.readers[z]]
-            pieces = [op.function.pieces if isinstance(op, Elementwise) else None for op in ops]
+            pieces = [graph.nonlinearities[reading.reader].pieces for reading in graph.readers[z]]
             self.single[bounder.relaxations.columns[z]] = len(pieces) == 1 and pieces[0] is not None and len(pieces[0].breakpoints) == 1
         for _, _, source in bounder.relaxations.derived:  # split for the sake of other readers, too
             self.single[source] = False
@@ -113,10 +105,10 @@ class Conflicts:
         column = self.bounder.domain_of(leaves).column
         cost = torch.where(leaves.side != 0, self._influence(leaves).gather(1, column), torch.inf)
         ascending, order = cost.sort(1)
-        dropped = (ascending.cumsum(1) <= SHARE * leaves.bound.unsqueeze(1)) & torch.isfinite(ascending)
+        dropped = (ascending.cumsum(1) <= self.tuning.spent * leaves.bound.unsqueeze(1)) & torch.isfinite(ascending)
         keep = ~torch.zeros_like(dropped).scatter(1, order, dropped) & (leaves.side != 0)
         shrunk = replace(leaves, side=torch.where(keep, leaves.side, 0.0), bound=torch.full_like(leaves.bound, -torch.inf))
-        fits = dropped.any(1) & (keep.sum(1) >= 1) & (keep.sum(1) <= LENGTH) & (self.single[column] | ~keep).all(1)
+        fits = dropped.any(1) & (keep.sum(1) >= 1) & (keep.sum(1) <= self.tuning.length) & (self.single[column] | ~keep).all(1)
         return shrunk.take(fits)
 
     def keep(self, proved: Subproblems) -> None:
@@ -125,7 +117,8 @@ class Conflicts:
         proved = proved.take(~self.subsumed(proved))
         signs, scope = torch.cat([self.signs, self._signs(proved)]), torch.cat([self.scope, torch.stack([proved.box, proved.disjunct], 1)])
         bounds, learned = torch.cat([self.bounds, proved.bound]), self.learned + len(proved)
-        self.signs, self.scope, self.bounds = signs[-CAPACITY:], scope[-CAPACITY:], bounds[-CAPACITY:]  # all, or none where memory ends
+        kept = slice(-self.tuning.conflicts, None)
+        self.signs, self.scope, self.bounds = signs[kept], scope[kept], bounds[kept]  # all, or none where memory ends
         self.learned = learned
 
     def subsumed(self, subs: Subproblems) -> Tensor:

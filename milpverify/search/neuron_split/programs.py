@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.search.ledger import Part
-from milpverify.search.solver.pace import EACH
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.subproblems import Subproblems
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.tree import Tree
-
-LARGEST_PROGRAM = 200
-"""With more open neurons there are none: with 400 (digits, 4x100) one takes as long as the tree takes to close dozens of subproblems."""
 
 _TREE = (Part.NEURON_SPLITS, Part.BRANCHING, Part.CLIPPING, Part.RIGOROUS_PASS, Part.NO_GOODS)
 
@@ -33,7 +29,7 @@ def close_by_programs(leaves: Leaves, bounder: Bounder, tree: Tree[Subproblems],
     context = tree.incumbents.context
     pace, by_counts, ledger = leaves.pace, context.switches.deterministic, context.ledger
     open_, bound = torch.ones_like(subs.bound, dtype=torch.bool), subs.bound.clone()
-    pace.first = EACH * bounder.relaxations.count
+    pace.first = pace.tuning.each * bounder.relaxations.count
     waiting = subs.bound.argsort(descending=True, stable=True).tolist()  # the nearest to being closed first
     while waiting and not tree.decided and not deadline.expired():
         seconds, limit = sum(ledger.seconds.get(part, 0.0) for part in _TREE), deadline

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,19 +17,20 @@ from torch import Tensor
 from milpverify.balls.dual import lowest
 from milpverify.config import SplitPoints
 from milpverify.graph import evaluate
-from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.propagation.optimised.halfspaces import HalfspaceForms, HalfspaceTuning
+from milpverify.propagation.request import CostTuning
 from milpverify.propagation.state import select
 from milpverify.result import Trust
-from milpverify.search.batch_size import LARGEST, BatchSize
+from milpverify.search.batch_size import BatchSize
 from milpverify.search.branch_and_bound import Chunks, Space
-from milpverify.search.effort import Effort
+from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.ledger import Part
-from milpverify.search.neuron_split.bounder import Bounder
-from milpverify.search.neuron_split.branching import Brancher, best_split, children, narrowed, reset_slopes, where_worse, with_those_of
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
+from milpverify.search.neuron_split.branching import Brancher, BranchingTuning, children, narrowed, reset_slopes, where_worse, with_those_of
 from milpverify.search.neuron_split.clip import Clipper
-from milpverify.search.neuron_split.conditional import DISJUNCTS, ConditionalRoot, conditional_root, implied, stacked, swept_state
+from milpverify.search.neuron_split.conditional import ConditionalRoot, ConditionalTuning, conditional_root, implied, stacked, swept_state
 from milpverify.search.neuron_split.conflicts import Conflicts
-from milpverify.search.neuron_split.programs import LARGEST_PROGRAM, close_by_programs
+from milpverify.search.neuron_split.programs import close_by_programs
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.tree import Tree
 
@@ -41,82 +42,62 @@ if TYPE_CHECKING:
     from milpverify.search.context import SearchContext
     from milpverify.search.groups import Group
 
-FIXED_BATCH = 512
-PATIENCE = 1.0
-"""Seconds, as estimated, before the root is bounded anew under output constraints: that takes as long as many subproblems, and clipping
-closes most before."""
-LOSES = 0.3
-"""A tree begins again from what a solver swept where its root's bound is no further below the tree's than such a share of that one."""
-ENTRIES = 1 << 22
-"""Of one matrix of multipliers, over a batch."""
-MOST_POINTS = 1024
-"""Points of an attack that a tree begins with: each costs an evaluation."""
-
-
-@dataclass(frozen=True)
-class NeuronTuning:
-    """How neurons are split.
-
-    `candidates`: how many splits of a subproblem are compared by the bounds of their children. `iterations` of the optimiser bound a
-    subproblem, `root_iterations` one without splits. `per_box`: a box of the root's batch that has branched so often is abandoned, and
-    stays open. `batch` subproblems are bounded at a time, instead of as many as measurement shows to be best.
-    """
-
-    candidates: int = 4
-    iterations: int = 10
-    root_iterations: int = 20
-    per_box: int | None = None
-    batch: int | None = None
-
 
 class NeuronSpace(Space[Subproblems, "LinearBound"]):
     """Split decisions over one group, on one box or on many at once.
 
     Args:
         root: the state of a batch of boxes within the group's, from `crown` in float64 or float32.
+        tuning: by default the context's.
     """
 
     def __init__(self, context: SearchContext, group: Group, root: State, tuning: NeuronTuning | None = None) -> None:
-        self.context, self.group, self.tuning = context, group, tuning or NeuronTuning()
+        self.context, self.group, self.tuning = context, group, tuning or context.tuned(NeuronTuning)
+        self.conditional = context.tuned(ConditionalTuning)
         switches, graph = context.switches, context.graph
         # Where relaxations are curves, bounding candidates takes as long as several subproblems, and saves few.
         filtered = switches.filtering and (graph.piecewise_linear or switches.filtering_smooth)
         self.plain = Bounder(
-            graph, group, root, context.deadline, self.tuning.candidates if filtered else 1,
+            graph, group, root, context.deadline, self.tuning if filtered else replace(self.tuning, candidates=1),
             optimised=switches.points is SplitPoints.OPTIMISED, resets=switches.fresh_lines,
         )  # fmt: skip
         # What subproblems inherit holds at unsafe points only, and so may what `bounder` comes to begin with.
         self.bounder = self.plain.inheriting() if switches.clipping else self.plain
         self.conflicts: Conflicts | None = None
         self.clipper, self.brancher = self._helpers(self.bounder)
-        self.effort = Effort.of_splits(graph, self.tuning.iterations + 2 * self.plain.candidates)
-        self.patience = self.effort.subproblems(PATIENCE) if switches.output_constraints else math.inf
+        efforts = context.tuned(EffortTuning)
+        passes = self.tuning.iterations + 2 * self.plain.candidates
+        self.effort = Effort.of_splits(graph, passes, efforts, context.tuned(CostTuning))
+        self.patience = self.effort.subproblems(self.conditional.patience) if switches.output_constraints else math.inf
         self.roots: dict[int, State] = {}  # by disjunct, where they are conditional
         self.swept: dict[int, NodeRanges] = {}  # by disjunct, what a solver proved of unsafe points since
         self.refuted = 0  # disjuncts that output constraints left without a point
         self.branchings = torch.zeros(len(root[0].center), dtype=torch.long, device=graph.device)  # of every box
-        memory, fixed = max(2, ENTRIES // self.bounder.entries_each), FIXED_BATCH if switches.deterministic else None
-        self.batch = BatchSize(size=16, largest=LARGEST[graph.device.type], fixed=fixed, memory=memory)
+        memory = max(2, self.tuning.entries // self.bounder.entries_each)
+        fixed = self.tuning.counted if switches.deterministic else None
+        self.batch = BatchSize(size=16, largest=efforts.largest(graph.device), fixed=fixed, memory=memory, tuning=efforts)
         if self.tuning.batch is not None:
-            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory)
+            self.batch = BatchSize(size=self.tuning.batch, fixed=self.tuning.batch, memory=memory, tuning=efforts)
         self.batch.expect(self.effort.each)
 
     def _helpers(self, bounder: Bounder) -> tuple[Clipper, Brancher]:
         """What works with a bounder."""
-        forms = HalfspaceForms(bounder.relaxations)
-        return Clipper(bounder, forms), Brancher(bounder, self.context.switches.branching, forms, self.context.options.seed)
+        context, heuristic = self.context, self.context.switches.branching
+        forms = HalfspaceForms(bounder.relaxations, context.tuned(HalfspaceTuning))
+        brancher = Brancher(bounder, heuristic, forms, context.options.seed, context.tuned(BranchingTuning))
+        return Clipper(bounder, forms, self.conditional), brancher
 
     def tree(self, roots: Subproblems | None = None) -> Tree[Subproblems]:
         """A tree to begin with: every disjunct on every box, or other roots, of which nothing is learned."""
         tree = Tree.of(self.context, self.group, self.bounder.first() if roots is None else roots)
         tree.conditional = self.bounder is not self.plain
         known = ((place, self.context.points[m]) for place, m in enumerate(self.group.members) if m in self.context.points)
-        for place, x in itertools.islice(known, MOST_POINTS):
+        for place, x in itertools.islice(known, self.tuning.points):
             tree.incumbents.remember(place, x)
         if roots is not None:
             self.patience = math.inf
         elif self.context.switches.no_goods:
-            self.conflicts = Conflicts(self.bounder)
+            self.conflicts = Conflicts(self.bounder, self.conditional)
         return tree
 
     def decisions(self, one: Subproblems) -> tuple[Split, ...]:
@@ -135,7 +116,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             chunks = Chunks(parents, self.batch, deadline, share=2 * self.bounder.candidates)
             for part in chunks:
                 with chunks:
-                    chosen.append(best_split(self.bounder, part))
+                    chosen.append(self.brancher.best_split(part))
             if not chunks.complete:
                 return None
             both = children(self.bounder, parents, torch.cat(chosen))
@@ -199,7 +180,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
                     again, _, better = bounder.bound(clipped, 0, ledger)
                     clipping.keep(again, better)
                 subs, domain = clipping.subs, bounder.domain_of(clipping.subs)
-                subs = narrowed(bounder, subs, before, domain)
+                subs = narrowed(bounder, subs, before, domain, self.brancher.tuning)
         with ledger.spent(Part.BRANCHING):
             return replace(subs, best=self.brancher.rank(subs, domain, found)), found
 
@@ -237,7 +218,7 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
 
     def leaves(self, tree: Tree[Subproblems], children: Subproblems, deadline: Deadline) -> Subproblems:
         """Decide subproblems without a split left by linear programs, or keep them; of others, close what is nearly closed."""
-        leaves, small = self.context.leaves, self.bounder.relaxations.count <= LARGEST_PROGRAM
+        leaves, small = self.context.leaves, self.bounder.relaxations.count <= self.tuning.largest_program
         if leaves is not None and small and not self.context.graph.piecewise_linear and self.tuning.per_box is None:
             children = close_by_programs(leaves, self.bounder, tree, children, deadline)
         final = children.best[:, 0] < 0
@@ -280,7 +261,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             return False
         known, plain, switches = tree.frontier.all(), self.plain, self.context.switches
         places = known.disjunct.unique().tolist()
-        root = conditional_root(plain, places, deadline, switches.deterministic) if due else self._swept_root(places)
+        by_counts, tuning = switches.deterministic, self.conditional
+        root = conditional_root(plain, places, deadline, by_counts, tuning) if due else self._swept_root(places)
         if root is None:
             return False
         if not root.disjuncts:
@@ -288,15 +270,15 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
             self._refuted_at_root(tree, root)
             return True
         ways = plain.points.optimised, plain.resets
-        bounder = Bounder(plain.graph, self.group, root.state, self.context.deadline, plain.candidates, switches.clipping, *ways)
+        bounder = Bounder(plain.graph, self.group, root.state, self.context.deadline, plain.tuning, switches.clipping, *ways)
         assert bounder.slots == plain.slots  # decisions and bounds of either are read by the other
-        conflicts, helpers = Conflicts(bounder) if switches.no_goods else None, self._helpers(bounder)
+        conflicts, helpers = Conflicts(bounder, tuning) if switches.no_goods else None, self._helpers(bounder)
         place = torch.tensor(root.disjuncts, device=known.disjunct.device)
         lowest = torch.stack([known.bound[known.disjunct == k].amin() for k in root.disjuncts])
         roots = replace(bounder.first(torch.arange(len(place), device=place.device), place), bound=lowest)
         if not due:
             fresh = bounder.bound(roots, self.tuning.root_iterations, self.context.ledger)[0].bound
-            if bool((fresh < (1.0 + LOSES) * lowest.clamp(max=0.0)).any()):
+            if bool((fresh < (1.0 + tuning.loses) * lowest.clamp(max=0.0)).any()):
                 return False
         conditional = {d: select(root.state, torch.tensor([k], device=place.device)) for k, d in enumerate(root.disjuncts)}
         # Only now that memory held everything: what is open belongs to one bounder at any time.
@@ -310,11 +292,11 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
     def _swept_root(self, places: list[int]) -> ConditionalRoot | None:
         """The roots met with what a solver swept, where that made much of one narrower."""
         swept, self.swept = self.swept, {}
-        if len(places) > DISJUNCTS or len(self.plain.state[0].center) != 1:
+        if len(places) > self.conditional.disjuncts or len(self.plain.state[0].center) != 1:
             return None
         states, better = [self.roots.get(d, self.plain.state) for d in places], False
         for k, d in enumerate(places):
-            found = swept_state(self.plain.graph, states[k], swept[d]) if d in swept else None
+            found = swept_state(self.plain.graph, states[k], swept[d], self.conditional) if d in swept else None
             if found is not None:
                 states[k], better = found, True
         return stacked(states, places) if better else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
     from milpverify.propagation.optimised.beta import Relaxations
 
-VOLUME = 1.0 / 6.0
+VOLUME: Final = 1.0 / 6.0
 """Between the McCormick envelopes of a product over a box of unit widths."""
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from milpverify.config import Tuning
 from milpverify.errors import Contradiction
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.sharing import LARGEST, LEAST_TASK, NODES, PART_SHARE, TOO_LARGE, WHOLE_SHARE, Tasks
+from milpverify.search.sharing import TOO_LARGE, SharingTuning, Tasks
 from milpverify.search.solver.oracle import Task
 
 if TYPE_CHECKING:
@@ -28,24 +29,33 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle, SolverTarget
     from milpverify.search.tree import Tree
 
-HEAD_START, LARGE_CURVED = 1.0, 5.0
-"""Seconds for the tree alone: easy problems need no solver. A curved network of more than"""
-CURVED = 100
-"""unstable neurons takes a solver long, and so it begins later; of more than"""
-MOST_CURVED = 1000
-"""it gets none: the tree would wait seconds for models whose linear programs take seconds each."""
-LARGE, MODELS = 3000, 0.3
-"""Making a larger model than this takes seconds, in which the tree waits: after the first, the share of the time that this may take."""
-SMALL, SMALL_TREE = 150, 200
-"""So few unstable neurons a solver often decides at once: its turn comes after so many subproblems of the tree, if that is earlier."""
-TARGET_SECONDS = 3.0
-"""What a bound of a pre-activation may take."""
-MIDDLING = 300
-"""With at most so many unstable neurons a last disjunct gets all of the time: a solver's bound says little of how near its end is."""
-TURN = 1000
-"""In deterministic mode, the subproblems before the solver's first turn, or as many fewer as are estimated to take the head start; they
-double from turn to turn."""
 NOTHING_MORE = "the solver has nothing more to say about what the tree cannot split"
+
+
+@dataclass(frozen=True)
+class NeuronTaskTuning(Tuning):
+    """When the search over neurons asks the solver beside it, and for what; sizes are counts of unstable neurons."""
+
+    head_start: float = 1.0
+    curved: int = 100
+    late: float = 5.0
+    """Seconds for the tree alone: easy problems need no solver. A larger curved network than this takes a solver long, and so it begins
+    later, after so many seconds."""
+    most_curved: int = 1000
+    """Of a larger curved network it gets nothing: the tree would wait seconds for models whose linear programs take seconds each."""
+    large: int = 3000
+    models: float = 0.3
+    """Making a larger model than this takes seconds, in which the tree waits: after the first, the share of the time that this may take."""
+    small: int = 150
+    small_tree: int = 200
+    """So small a network a solver often decides at once: its turn comes after so many subproblems of the tree, if that is earlier."""
+    target_seconds: float = 3.0
+    """What a bound of a pre-activation may take."""
+    middling: int = 300
+    """Of a network that is not larger a last disjunct gets all of the time: a solver's bound says little of how near its end is."""
+    turn: int = 1000
+    """In deterministic mode, the subproblems before the solver's first turn, or as many fewer as are estimated to take the head start; they
+    double from turn to turn."""
 
 
 class Targets(Protocol):
@@ -64,8 +74,9 @@ class NeuronTasks(Tasks[Subproblems]):
     waits = True
 
     def __init__(self, space: NeuronSpace, oracle: Oracle, targets: Targets | None = None) -> None:
-        self.space, self.oracle, self.targets = space, oracle, targets
+        self.space, self.oracle, self.targets, self.tuning = space, oracle, targets, oracle.options.search.tuned(NeuronTaskTuning)
         self.given: dict[int, int] = {}
+        self.sharing = oracle.options.search.tuned(SharingTuning)
 
     @property
     def unstable(self) -> int:
@@ -76,12 +87,13 @@ class NeuronTasks(Tasks[Subproblems]):
         """Whether anything is open, and the tree has had its head start, or in deterministic mode its turn."""
         if not len(tree.frontier) and not len(tree.unsplittable):
             return False
+        tuning = self.tuning
         if self.oracle.options.search.deterministic:
-            turn = min(TURN, self.space.effort.subproblems(HEAD_START))
+            turn = min(tuning.turn, self.space.effort.subproblems(tuning.head_start))
             return not len(tree.frontier) or tree.counts.bounded >= turn * 2 ** sum(self.given.values())
         piecewise = self.space.context.graph.piecewise_linear
-        alone = HEAD_START if piecewise or self.unstable <= CURVED else LARGE_CURVED
-        early = piecewise and self.unstable <= SMALL and tree.counts.bounded >= SMALL_TREE
+        alone = tuning.head_start if piecewise or self.unstable <= tuning.curved else tuning.late
+        early = piecewise and self.unstable <= tuning.small and tree.counts.bounded >= tuning.small_tree
         return early or time.monotonic() - tree.counts.began > alone
 
     # -- answers ------------------------------------------------------------------------------------------------------------
@@ -137,15 +149,15 @@ class NeuronTasks(Tasks[Subproblems]):
 
     def give(self, tree: Tree[Subproblems]) -> None:
         """The next task: the whole disjunct of the hardest subproblem, or that subproblem where the whole was tried."""
-        space, oracle, switches = self.space, self.oracle, self.oracle.options.search
-        if self.unstable > LARGEST:
+        space, oracle, switches, tuning = self.space, self.oracle, self.oracle.options.search, self.tuning
+        if self.unstable > self.sharing.largest:
             oracle.give_up(TOO_LARGE)
             return
-        if self.unstable > MOST_CURVED and not space.context.graph.piecewise_linear:
+        if self.unstable > tuning.most_curved and not space.context.graph.piecewise_linear:
             oracle.usable = False  # nothing is amiss: the tree goes on alone
             return
-        waiting = oracle.usage.modelling > MODELS * (time.monotonic() - oracle.usage.began)
-        if (self.unstable > LARGE and not switches.deterministic and waiting) or self._give_target(tree):
+        waiting = oracle.usage.modelling > tuning.models * (time.monotonic() - oracle.usage.began)
+        if (self.unstable > tuning.large and not switches.deterministic and waiting) or self._give_target(tree):
             return
         hardest = self._hardest(tree)
         if hardest is None:
@@ -166,15 +178,15 @@ class NeuronTasks(Tasks[Subproblems]):
             state, conditional = space.roots.get(place, space.plain.state), place in space.roots
         else:
             state, conditional = space.bounder.state_of(subproblem), tree.conditional
-        share = WHOLE_SHARE if whole else PART_SHARE
-        if whole and self.unstable <= MIDDLING and all(k in self.given for k in self._worth(tree)):
+        share = self.sharing.whole if whole else self.sharing.part
+        if whole and self.unstable <= tuning.middling and all(k in self.given for k in self._worth(tree)):
             share = 1.0
         best = tree.incumbents.best
         start = best[place][1] if whole and place in best else None
-        seconds = max(LEAST_TASK, share * space.context.deadline.remaining())
+        seconds = max(self.sharing.least, share * space.context.deadline.remaining())
         task = Task(place, space.decisions(subproblem), seconds, unstable=self.unstable, conditional=conditional)
         if switches.deterministic:
-            task = replace(task, seconds=math.inf, nodes=NODES * 2**turn)
+            task = replace(task, seconds=math.inf, nodes=self.sharing.nodes * 2**turn)
         oracle.give(task, tree.group.disjuncts[place], node_ranges(state), start)
 
     def _whole(self, tree: Tree[Subproblems], place: int) -> tuple[int, bool] | None:
@@ -210,13 +222,13 @@ class NeuronTasks(Tasks[Subproblems]):
         switches, deadline = self.oracle.options.search, self.space.context.deadline
         if self.targets is None or switches.deterministic or not switches.both_ways or self.oracle.options.trust is not Trust.SOLVER:
             return False
-        if self.unstable <= SMALL and any(k not in self.given and self.alive(tree, Task(k)) for k in range(tree.group.count)):
+        if self.unstable <= self.tuning.small and any(k not in self.given and self.alive(tree, Task(k)) for k in range(tree.group.count)):
             return False
         found = self.targets.next(deadline)
         if found is None:
             return False
         layer, target, place = found
-        self.oracle.give_target(Task(-1, seconds=min(TARGET_SECONDS, deadline.remaining()), target=target), layer, place)
+        self.oracle.give_target(Task(-1, seconds=min(self.tuning.target_seconds, deadline.remaining()), target=target), layer, place)
         return True
 
     def _hardest(self, tree: Tree[Subproblems]) -> Subproblems | None:

@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -27,11 +27,12 @@ from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.encode.balls import confined
 from milpverify.encode.segments import touched_pieces
+from milpverify.graph import Pullback
 from milpverify.linear_relaxation import margin_bound, settled, split_table, weighted_bound
-from milpverify.operators import Affine, Elementwise
+from milpverify.operators import Affine, Input
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows
-from milpverify.search.solver.pace import Pace
+from milpverify.search.solver.pace import Pace, ProgramTuning
 from milpverify.solvers.base import Limits, SolveOutcome, SolverStatus
 from milpverify.solvers.model import Model, power_of_two
 from milpverify.solvers.process import SolverProcess
@@ -45,9 +46,7 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import State
     from milpverify.spec import Array, Disjunct, Problem
 
-_TANGENTS, _OUTSIDE = 12, 1e-9  # points at most at which an L2 ball is touched, and by which share of the radius they lie outside
-_LARGEST = 2.0**400  # of what a row can come to: quotients of such numbers are numbers, too
-_DENSE = 4_000_000  # entries of all matrices of a network whose leaves are worth exact arithmetic
+_LARGEST: Final = 2.0**400  # of what a row can come to: quotients of such numbers are numbers, too
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Leaves:
     """Decides leaves; a context manager, for HiGHS runs in a process of its own.
 
     `left` is how many more may be solved (None: all), `until` when that ends, of `time.monotonic`.
-    `pace` says when relaxations of other subproblems pay.
+    `pace` says when relaxations of other subproblems pay, and has the numbers of all programs.
     """
 
     problem: Problem
@@ -112,14 +111,15 @@ class Leaves:
             return LeafOutcome(note="a leaf's linear program was not solved: as many were as may be")
         self.left = None if self.left is None else self.left - 1
         self.solved += 1
-        leaf = _Leaf(self.problem.graph, disjunct, bounds, decisions)
+        leaf, tuning = _Leaf(self.problem.graph, disjunct, bounds, decisions), self.pace.tuning
         if not leaf.fits:
             return LeafOutcome(note="a leaf's numbers are too large for a linear program")
         with torch.no_grad():
             outcome = self._solve(leaf.model(elastic=False))
             while outcome.status is SolverStatus.OPTIMAL and outcome.multipliers is not None:
                 found = self._optimal(leaf, outcome, outcome.multipliers)
-                if found.closed or (found.validation is not None and found.validation.status is Validity.HOLDS) or not leaf.touch(outcome):
+                falsified = found.validation is not None and found.validation.status is Validity.HOLDS
+                if found.closed or falsified or not leaf.touch(outcome, tuning):
                     return found
                 outcome = self._solve(leaf.model(elastic=False))
             first = outcome
@@ -129,7 +129,7 @@ class Leaves:
         weights = leaf.weights(outcome.multipliers, elastic=True)
         if leaf.bound(weights) > 0:
             return LeafOutcome.closing(math.inf)
-        exact = leaf.exact_bound(outcome, elastic=True)
+        exact = leaf.exact_bound(outcome, elastic=True, tuning=tuning)
         empty = exact is not None and exact > 0
         return LeafOutcome.closing(math.inf) if empty else LeafOutcome(note="a leaf that is empty but for rounding")
 
@@ -154,7 +154,7 @@ class Leaves:
             validation = replace(validation, status=Validity.HOLDS, counterexample=example)
         if validation.status is Validity.HOLDS:
             return LeafOutcome(bound, validation)
-        exact = leaf.exact_bound(outcome, elastic=False)
+        exact = leaf.exact_bound(outcome, elastic=False, tuning=self.pace.tuning)
         if exact is not None and leaf.disjunct.closes(exact):
             return LeafOutcome.closing(exact)
         least = outcome.primal * float(leaf.scale[0])
@@ -203,13 +203,13 @@ class _Leaf:
         x: Array = np.clip(self.centre + self.radius * point[1 : 1 + len(self.centre)], self.lower, self.upper)
         return x
 
-    def touch(self, outcome: SolveOutcome) -> bool:
+    def touch(self, outcome: SolveOutcome, tuning: ProgramTuning) -> bool:
         """Let an L2 ball exclude a solution that lies outside; False where it does not, or has excluded many."""
         ball, point = self.graph.ball, outcome.point
-        if ball is None or ball.norm is not Norm.L2 or point is None or len(self.tangents) >= _TANGENTS:
+        if ball is None or ball.norm is not Norm.L2 or point is None or len(self.tangents) >= tuning.tangents:
             return False
         x = self.x_of(point)
-        outside = ball.distance(x) > ball.radius * (1.0 + _OUTSIDE)
+        outside = ball.distance(x) > ball.radius * (1.0 + tuning.outside)
         if outside:
             self.tangents.append(x)
         return outside
@@ -255,13 +255,13 @@ class _Leaf:
 
     # -- exact ------------------------------------------------------------------------------------------------------------
 
-    def exact_bound(self, outcome: SolveOutcome, elastic: bool) -> float | None:
+    def exact_bound(self, outcome: SolveOutcome, elastic: bool, tuning: ProgramTuning = ProgramTuning()) -> float | None:
         """The bound at the solver's basis in rationals, rounded down.
 
-        None where there is no basis, the network is too large or has rounded weights, or a neuron that matters may be on several pieces;
-        and where inputs are confined to a ball, for which the pass finds a multiplier of its own.
+        None where there is no basis, the network's matrices have more than `tuning.dense` entries or rounded weights, or a neuron that
+        matters may be on several pieces; and where inputs are confined to a ball, for which the pass finds a multiplier of its own.
         """
-        if outcome.basic is None or self.graph.ball is not None or self.graph.rounded or self._dense_entries() > _DENSE:
+        if outcome.basic is None or self.graph.ball is not None or self.graph.rounded or self._dense_entries() > tuning.dense:
             return None
         import flint
 
@@ -322,30 +322,26 @@ class _Leaf:
                 z, index, side, point = self.decisions[i - count]
                 at(z)[k, index] = _rational(-side)
                 constants[k] = _rational(side * point)
-        for node in reversed(self.graph.nodes):
-            if node.id not in start:
-                continue
-            here = start.pop(node.id)
+        walk = Pullback(self.graph, start)
+        for node, here in walk:
             match node.op:
                 case Affine() as op:
                     if op.bias is not None:
                         bias = flint.fmpq_mat([[_rational(b)] for b in op.bias.expand(node.shape).flatten().tolist()])
                         constants = [c + s for c, s in zip(constants, (here * bias).entries(), strict=True)]
-                    for source, matrix in zip(node.inputs, self._matrices[node.id], strict=True):
-                        start[source] = at(source) + here * matrix
-                case Elementwise():
+                    walk.send(node, (here * matrix for matrix in self._matrices[node.id]))
+                case Input():
+                    forms = forms + here
+                case _:  # made of lines
                     slopes, intercepts, undecided = self._pieces[node.id]
                     if any(here[k, j] for j in undecided for k in range(len(active))):
                         return None
                     values = flint.fmpq_mat([[_rational(b)] for b in intercepts])
                     constants = [c + s for c, s in zip(constants, (here * values).entries(), strict=True)]
-                    source = at(node.inputs[0])
-                    for j, slope in enumerate(slopes):
-                        if slope:
-                            for k in range(len(active)):
-                                source[k, j] += here[k, j] * _rational(slope)
-                case _:
-                    forms = forms + here
+                    for j, slope in enumerate(map(_rational, slopes)):
+                        for k in range(len(active)):
+                            here[k, j] *= slope
+                    walk.send(node, [here])
         return forms, constants
 
     @cached_property
@@ -364,12 +360,11 @@ class _Leaf:
     def _pieces(self) -> dict[int, tuple[list[float], list[float], list[int]]]:
         """Per nonlinear node, the slopes and intercepts of the pieces that its neurons are on, and which may be on several."""
         found = {}
-        for i in self.graph.nonlinear:
-            op = self.graph.nodes[i].op
-            assert isinstance(op, Elementwise) and op.function.pieces is not None
+        for i, op in self.graph.nonlinearities.items():
+            assert op.pieces is not None
             bounds = self.state[self.graph.nodes[i].inputs[0]].bounds
-            first, last = touched_pieces(op.function.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
-            slopes, intercepts = ([values[k] for k in first] for values in (op.function.pieces.slopes, op.function.pieces.intercepts))
+            first, last = touched_pieces(op.pieces, *(t.flatten().numpy() for t in (bounds.lower, bounds.upper)))
+            slopes, intercepts = ([values[k] for k in first] for values in (op.pieces.slopes, op.pieces.intercepts))
             found[i] = (slopes, intercepts, np.nonzero(first != last)[0].tolist())
         return found
 

@@ -12,17 +12,18 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from milpverify.config import Tuning
 from milpverify.encode.cut_forms import Split
+from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.events import Event
 from milpverify.inquiries.inquiry import Inquiry, ModelInquiry, Question, Questions
 from milpverify.inquiries.judging import Judging
-from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
-from milpverify.solvers.model import Sweep
 from milpverify.solvers.names import takes_models
-from milpverify.solvers.process import POLL, SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
 
@@ -36,8 +37,18 @@ if TYPE_CHECKING:
 
 SolverTarget = tuple[int, int, int]
 """A bound of a pre-activation: node, flat index, side (+1 the lower bound, -1 the upper)."""
-NICENESS = 5  # on a single core the tree gets three quarters
-CRASHES = 3  # a solver that dies this often is left alone
+
+
+@dataclass(frozen=True)
+class SolvingTuning(Tuning):
+    """How solvers are run, beside a tree or on whole models."""
+
+    niceness: int = 5
+    """Of a solver beside a tree: on a single core the tree gets three quarters."""
+    crashes: int = 3
+    """A solver beside a tree that dies this often is left alone."""
+    retry: float = 1.0
+    """Seconds that are worth trying whole models again for, which ran out of their time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,9 +207,10 @@ class Oracle:
         if not graph.piecewise_linear:
             judging = Judging(self.problem, disjunct, 0.0)
             known, native = (graph, within, bounds, judging, self.deadline, task.decisions), native_to(self._solver, graph, self.options)
-            refinement = Refinement(*known, native, x=start)
+            refinement = Refinement(*known, native, x=start, tuning=self.options.search.tuned(RefinementTuning))
             return refinement.under_the_rows() if task.conditional else refinement
-        encoding = encode(graph, bounds, within, start=start, decisions=task.decisions, deadline=self.deadline)
+        form = ModelForm(tuning=self.options.search.tuned(EncodingTuning))
+        encoding = encode(graph, bounds, within, start, task.decisions, self.deadline, form)
         return ModelInquiry(encoding.model, Judging(self.problem, disjunct, safety_margin(encoding.model)), encoding)
 
     def give_target(self, task: Task, layer: Layer, place: int) -> None:
@@ -217,21 +229,28 @@ class Oracle:
         self._begin(_Work(task, inquiry, questions, next(questions)), self._started())
 
     @property
+    def _tuning(self) -> SolvingTuning:
+        return self.options.search.tuned(SolvingTuning)
+
+    @property
     def _solver(self) -> str:
         if self._process is not None:
             return self._process.solver
         return self.options.solver if takes_models(self.options.solver) else FALLBACK
 
+    def _process_of(self, solver: str) -> SolverProcess:
+        return SolverProcess(solver, self.options.memory_mb, self._tuning.niceness, self.options.search.tuned(SolverTuning))
+
     def _started(self) -> SolverProcess:
         if self._process is None:
-            self._process = SolverProcess(self._solver, self.options.memory_mb, NICENESS)
+            self._process = self._process_of(self._solver)
         return self._process
 
     def _begin(self, work: _Work, process: SolverProcess) -> None:
         self._work = work
         options, question, task = self.options, work.question, work.task
         plain = task.target is not None
-        seconds = SWEEP_SHARE * work.left if isinstance(question, Sweep) else work.left
+        seconds = work.inquiry.share(question) * work.left
         target = work.inquiry.target(question)
         limits = Limits(seconds, options.memory_mb, 1, options.seed, dual_target=target, nodes=task.nodes, plain=plain)
         # When a report arrives depends on the clock: where that must not matter, only outcomes count.
@@ -261,7 +280,7 @@ class Oracle:
         """Wait for the end of the task under way; what was found."""
         finding = None
         while self._work is not None and (finding is None or not finding.ended):
-            finding = self.poll(POLL)
+            finding = self.poll(self.options.search.tuned(SolverTuning).poll)
         return finding
 
     def poll(self, seconds: float = 0.0) -> Finding | None:
@@ -312,8 +331,8 @@ class Oracle:
             case SolverStatus.UNAVAILABLE:
                 self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
                 process.close()
-                self._process = SolverProcess(FALLBACK, self.options.memory_mb, NICENESS)
+                self._process = self._process_of(FALLBACK)
             case SolverStatus.CRASHED | SolverStatus.MEMORY_LIMIT:
                 self.usage.crashes += 1
-                if self.usage.crashes >= CRASHES:
+                if self.usage.crashes >= self._tuning.crashes:
                     self.give_up(outcome.message)

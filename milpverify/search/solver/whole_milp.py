@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.counterexamples.polish import polish
+from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
 from milpverify.events import Event
 from milpverify.inquiries.judging import Judging
-from milpverify.inquiries.refinement import SWEEP_SHARE, Refinement, native_to
+from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
 from milpverify.result import Counterexample, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
+from milpverify.search.solver.oracle import SolvingTuning
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, Sweep
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safe_dual_bound, safety_margin
 
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[Event], None]
 _REASONS = {SolverStatus.TIME_LIMIT: Reason.TIMEOUT, SolverStatus.INTERRUPTED: Reason.INTERRUPTED, SolverStatus.MEMORY_LIMIT: Reason.MEMORY}
-_LEAST_RETRY = 1.0  # seconds worth trying again for
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ def decide_by_milp(
                     return list(leaves.values()), runner.notes
                 if leaf.reason is Reason.TIMEOUT:
                     stuck.append(item)
-            waiting = stuck if deadline.remaining() > _LEAST_RETRY else []
+            waiting = stuck if deadline.remaining() > options.search.tuned(SolvingTuning).retry else []
         return list(leaves.values()), runner.notes
 
 
@@ -142,7 +143,7 @@ class _Runner:
         self.deadline = deadline
         self.on_event = on_event
         self.notes: list[str] = []
-        self.process = SolverProcess(options.solver, options.memory_mb)
+        self.process = SolverProcess(options.solver, options.memory_mb, tuning=options.search.tuned(SolverTuning))
         self.refinements: dict[int, Refinement] = {}  # by disjunct: who gets more time goes on from there
 
     def __enter__(self) -> _Runner:
@@ -160,9 +161,10 @@ class _Runner:
             return self._decide_input_set(item, unknown)
         if not self.problem.graph.piecewise_linear:
             return self._refine(item, seconds, unknown)
-        graph, native = self.problem.graph, native_to(self.process.solver, self.problem.graph, self.options)
+        graph, tuning = self.problem.graph, self.options.search.tuned(EncodingTuning)
+        form = ModelForm(native=native_to(self.process.solver, graph, self.options), tuning=tuning)
         try:
-            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, native=native)
+            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, form=form)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
         except OutOfTime:
@@ -176,7 +178,8 @@ class _Runner:
         if item.index not in self.refinements:
             judging, native = Judging(self.problem, item.disjunct, 0.0), native_to(self.process.solver, self.problem.graph, self.options)
             known = self.problem.graph, item.disjunct, item.bounds(), judging, self.deadline
-            self.refinements[item.index] = Refinement(*known, native=native, x=item.start)
+            tuning = self.options.search.tuned(RefinementTuning)
+            self.refinements[item.index] = Refinement(*known, native=native, x=item.start, tuning=tuning)
         refinement = self.refinements[item.index]
         limit, nodes, began, status, message = self.deadline.within(seconds), 0, time.monotonic(), SolverStatus.OPTIMAL, ""
         questions, reply = refinement.questions(), None
@@ -212,13 +215,13 @@ class _Runner:
         options, left = self.options, limit.remaining()
         limits = Limits(left, options.memory_mb, options.threads, options.seed, dual_target=refinement.target(question))
         if isinstance(question, Sweep):
-            return self.process.solve(question, replace(limits, seconds=SWEEP_SHARE * left), self.deadline, watch)
+            return self.process.solve(question, replace(limits, seconds=refinement.share(question) * left), self.deadline, watch)
         outcome = self.process.solve(question, limits, self.deadline, watch)
         if outcome.status is not SolverStatus.UNAVAILABLE or self.process.solver == FALLBACK:
             return outcome
         self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
         self.process.close()
-        self.process = SolverProcess(FALLBACK, options.memory_mb)
+        self.process = SolverProcess(FALLBACK, options.memory_mb, tuning=options.search.tuned(SolverTuning))
         return self.process.solve(question, limits, self.deadline, watch)
 
     def _refined(self, item: OpenDisjunct, leaf: Leaf, refinement: Refinement, status: SolverStatus, message: str) -> Leaf:
@@ -262,7 +265,7 @@ class _Runner:
                 raise SolverUnavailable(outcome.message)
             self.notes.append(f"{outcome.message}; {FALLBACK} is used instead")
             self.process.close()
-            self.process = SolverProcess(FALLBACK, self.options.memory_mb)
+            self.process = SolverProcess(FALLBACK, self.options.memory_mb, tuning=self.options.search.tuned(SolverTuning))
             outcome = self.process.solve(encoding.model, limits, self.deadline, watch)
         return replace(outcome, nodes=nodes[0]) if nodes else outcome
 
@@ -293,9 +296,10 @@ class _Runner:
     def _decide_input_set(self, item: OpenDisjunct, unknown: Leaf) -> Leaf:
         """A disjunct without unsafe rows, or one that a solver calls infeasible: is its input set empty, in exact arithmetic?"""
         bare = replace(item.disjunct, unsafe=type(item.disjunct.unsafe).none(self.problem.graph.nx, self.problem.graph.ny))
-        with SolverProcess("z3", self.options.memory_mb) as process:
+        with SolverProcess("z3", self.options.memory_mb, tuning=self.options.search.tuned(SolverTuning)) as process:
+            script = smt_script(self.problem.graph, bare, tuning=self.options.search.tuned(EncodingTuning))
             limits = Limits(memory_mb=self.options.memory_mb, seed=self.options.seed)
-            outcome = process.solve(smt_script(self.problem.graph, bare), limits, self.deadline)
+            outcome = process.solve(script, limits, self.deadline)
         if outcome.answer is Answer.UNSAT:
             closed = replace(unknown, verdict=Verdict.VERIFIED, reason=Reason.EMPTY_INPUT_SET, trust=Trust.EXACT)
             return replace(closed, lower_bound=math.inf)

@@ -16,6 +16,7 @@ import numpy as np
 
 from milpverify.counterexamples.polish import polish
 from milpverify.counterexamples.validate import Validity, validate
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.smt import smt_script
 from milpverify.errors import SolverUnavailable
 from milpverify.events import Event
@@ -24,7 +25,7 @@ from milpverify.search.solver.whole_milp import Leaf, OnEvent, OpenDisjunct, rea
 from milpverify.solvers.base import Answer, Capability, Limits, SolverStatus
 from milpverify.solvers.model import Logic
 from milpverify.solvers.names import SMT_SOLVERS
-from milpverify.solvers.process import SolverProcess
+from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import load
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def decide_by_smt(
     """
     leaves: list[Leaf] = []
     solver = options.solver if options.solver in SMT_SOLVERS else SMT_SOLVERS[0]
-    with SolverProcess(solver, options.memory_mb) as process:
+    with SolverProcess(solver, options.memory_mb, tuning=options.search.tuned(SolverTuning)) as process:
         for left, item in zip(range(len(disjuncts), 0, -1), disjuncts, strict=True):
             seconds = math.inf if options.search.deterministic else deadline.remaining() / left
             leaf = _decide(problem, item, options, deadline, seconds, process)
@@ -68,7 +69,7 @@ def _decide(problem: Problem, item: OpenDisjunct, options: Options, deadline: De
     if deadline.expired():
         return replace(leaf, reason=Reason.INTERRUPTED if deadline.cancelled else Reason.TIMEOUT)
     able = Capability.SMT_TRANSCENDENTAL in load(solver).capabilities
-    script = smt_script(problem.graph, item.disjunct, None if exact else item.bounds(), able)
+    script = smt_script(problem.graph, item.disjunct, None if exact else item.bounds(), able, options.search.tuned(EncodingTuning))
     outcome = process.solve(script, Limits(seconds, options.memory_mb, seed=options.seed), deadline)
     leaf = replace(leaf, seconds=outcome.seconds)
     if outcome.status is SolverStatus.UNAVAILABLE:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from milpverify.config import Tuning
 from milpverify.result import Trust
 from milpverify.search.bounding import choose
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
@@ -25,7 +26,7 @@ from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.sharing import Sharing
 from milpverify.search.tightening.solver_targets import SolverTargets
-from milpverify.search.tightening.tighten import Tightening
+from milpverify.search.tightening.tighten import RootTuning, Tightening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,19 +39,25 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Oracle
     from milpverify.search.tree import Tree
 
-SECONDS = 1.5
-"""What the tree and then tightening have in their first turns, both doubled from turn to turn."""
-SPLITS, TARGETS = 512, 4096
-"""In place of seconds, the subproblems of the first turns where choices go by counts, those of the tree as many fewer as are estimated to
-take so long; tightening's are of a part of the network."""
-LEAST = 0.03
-"""The share of the root's gap that a turn must close for the tree to begin anew, and"""
-AHEAD = 0.5
-"""how much of what the tree closed of it in its turn for that to be done at once: tighter bounds help the tree all along."""
-LEAST_BY_SOLVER = 0.05
-"""The share of the gap that a solver's bounds must close to be used."""
-SIMPLER = 0.88
-"""So much of the unstable neurons must be left for a solver to go on with the model of a looser root."""
+
+@dataclass(frozen=True)
+class RestartTuning(Tuning):
+    """How long the tree and tightening have their turns, and when a tighter root is worth beginning anew from."""
+
+    seconds: float = 1.5
+    """What the tree and then tightening have in their first turns, both doubled from turn to turn."""
+    splits: int = 512
+    targets: int = 4096
+    """In place of seconds, the subproblems of the first turns where choices go by counts, those of the tree as many fewer as are estimated
+    to take so long; tightening's are of a part of the network."""
+    least: float = 0.03
+    """The share of the root's gap that a turn must close for the tree to begin anew."""
+    ahead: float = 0.5
+    """How much of what the tree closed of it in its turn for that to be done at once: tighter bounds help the tree all along."""
+    by_solver: float = 0.05
+    """The share of the gap that a solver's bounds must close to be used."""
+    simpler: float = 0.88
+    """So much of the unstable neurons must be left for a solver to go on with the model of a looser root."""
 
 
 def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: BatchBounds) -> SearchOutcome:
@@ -61,8 +68,8 @@ def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: Batc
         root: of one box.
     """
     context = space.context
-    deadline, clock, counted = context.deadline, context.clock, context.switches.deterministic
-    tightening = Tightening(context.graph, space.group, root, clock)
+    deadline, clock, counted, tuning = context.deadline, context.clock, context.switches.deterministic, context.tuned(RestartTuning)
+    tightening = Tightening(context.graph, space.group, root, clock, context.tuned(RootTuning))
     targets = SolverTargets(tightening)
     tasks = _tasks(space, targets, None if context.oracle is None else context.oracle.whole())
     for turn in itertools.count():
@@ -81,18 +88,20 @@ def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: Batc
                 tightening.refine(deadline)
         else:
             # As long as the tree took, beginning included, but for a beginning that took very long.
-            seconds = math.inf if counted else SECONDS * scale * min(2.0, max(1.0, (clock() - began) / max(1e-9, SECONDS * scale)))
+            turn_of_tree = tuning.seconds * scale
+            seconds = math.inf if counted else turn_of_tree * min(2.0, max(1.0, (clock() - began) / max(1e-9, turn_of_tree)))
             between = None if counted or sharing is None else partial(sharing.share, tree)
-            by_solver = _tighten(context, targets, seconds, TARGETS * scale if counted else math.inf, between)
+            by_solver = _tighten(context, targets, seconds, tuning.targets * scale if counted else math.inf, between)
         gained, by_tree = gap_closed(worst, float(tightening.root.margins.amin())), gap_closed(worst, bound)
-        if gained < LEAST and refining:
+        if gained < tuning.least and refining:
             continue
-        if gained < LEAST:
+        if gained < tuning.least:
             if tasks is not None:
                 tasks.targets = None
             branch_and_bound(tree, space, Budget(deadline), sharing)
             break
-        if gained < AHEAD * by_tree and not refining:  # it may be about to end; if not, what is left may be what a tighter root is for
+        # A tree that is ahead may be about to end; if not, what is left may be what a tighter root is for.
+        if gained < tuning.ahead * by_tree and not refining:
             branch_and_bound(tree, space, _turn(tree, space, 2 * scale), sharing)
             if _over(tree, deadline):
                 break
@@ -146,10 +155,10 @@ def _tasks(space: NeuronSpace, targets: SolverTargets, kept: int | None = None) 
 
 def _turn(tree: Tree[Subproblems], space: NeuronSpace, scale: float) -> Budget:
     """The time of the tree, or its subproblems where choices go by counts."""
-    context = space.context
+    context, tuning = space.context, space.context.tuned(RestartTuning)
     if context.switches.deterministic:
-        return Budget(context.deadline, tree.counts.bounded + min(SPLITS, space.effort.subproblems(SECONDS)) * scale)
-    return Budget(context.deadline, seconds=SECONDS * scale)
+        return Budget(context.deadline, tree.counts.bounded + min(tuning.splits, space.effort.subproblems(tuning.seconds)) * scale)
+    return Budget(context.deadline, seconds=tuning.seconds * scale)
 
 
 def _over(tree: Tree[Subproblems], deadline: Deadline) -> bool:
@@ -163,17 +172,17 @@ def _tighten(context: SearchContext, targets: SolverTargets, seconds: float, lim
     bounded = tightening.bounded
     with context.ledger.spent(Part.TIGHTENING):
         tightening.run(context.deadline, seconds, limit, between)
-        by_solver = _met(targets, context.deadline)
+        by_solver = _met(targets, context.deadline, context.tuned(RestartTuning).by_solver)
     context.ledger.bound(Part.TIGHTENING, tightening.bounded - bounded)
     return by_solver
 
 
-def _met(targets: SolverTargets, deadline: Deadline) -> bool:
-    """Take what the solver proved of pre-activations, where it is worth the weaker trust; whether the root rests on it."""
+def _met(targets: SolverTargets, deadline: Deadline, least: float) -> bool:
+    """Take what the solver proved of pre-activations, where it closes such a share of the gap; whether the root rests on it."""
     tightening, before = targets.tightening, targets.tightening.root
     if bool(tightening.group.closed(before.margins).all()) or not targets.meet(deadline):
         return False
-    if gap_closed(float(before.margins.amin()), float(tightening.root.margins.amin())) >= LEAST_BY_SOLVER:
+    if gap_closed(float(before.margins.amin()), float(tightening.root.margins.amin())) >= least:
         return True
     tightening.root = before
     return False
@@ -184,7 +193,7 @@ def _kept(oracle: Oracle | None, keep: list[int], unstable: int) -> int | None:
     task = None if oracle is None else oracle.task
     if oracle is None or task is None or task.target is not None:
         return None
-    if oracle.whole() not in keep or unstable < SIMPLER * task.unstable:
+    if oracle.whole() not in keep or unstable < oracle.options.search.tuned(RestartTuning).simpler * task.unstable:
         oracle.close()
         return None
     place = keep.index(task.disjunct)

@@ -7,7 +7,7 @@ early layers before later ones, as long as the answers take something off the in
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -27,16 +27,8 @@ if TYPE_CHECKING:
     from milpverify.search.solver.oracle import SolverTarget
     from milpverify.search.tightening.tighten import Tightening
 
-BINARIES = 150
-"""The most unstable neurons before a layer whose models are worth making."""
-EACH = 32
-"""Neurons of a layer, the best first, of which bounds are asked for before the next layer's."""
-LAST, LEAST = 8, 0.02
-"""Of so many answers in a row the mean share taken off the bound must be so much for more to be asked for."""
-
-
-POINTS = 64
-"""Corners of the box at which a solver's word is checked."""
+POINTS: Final = 64
+"""Corners of the box at which a solver's word is checked: how strictly that is done is no matter of speed."""
 
 
 class SolverTargets:
@@ -77,10 +69,10 @@ class SolverTargets:
         return found
 
     def _fill(self, z: int, deadline: Deadline) -> None:
-        index, worth = self.tightening.targets(z)
-        index, worth = index[:EACH].cpu(), worth[:EACH].cpu()
+        tuning, (index, worth) = self.tightening.tuning, self.tightening.targets(z)
+        index, worth = index[: tuning.each].cpu(), worth[: tuning.each].cpu()
         bounds = self.tightening.root.state
-        if not len(index) or self.tightening.unstable_before(z) > BINARIES:
+        if not len(index) or self.tightening.unstable_before(z) > tuning.binaries:
             return
         low, high = (t.cpu().flatten()[index] for t in (bounds[z].bounds.lower, bounds[z].bounds.upper))
         graph, disjunct = self.tightening.graph.to(torch.float64), self.tightening.group.disjuncts[0]
@@ -109,8 +101,8 @@ class SolverTargets:
             self.proved[target] = side * (bound if before is None else max(bound, side * before))
         if ended:
             self.gains.append(max(0.0, bound - now) / max(-now, 1e-300) if now < 0 and math.isfinite(bound) else 0.0)
-            recent = self.gains[-LAST:]
-            self.over = len(recent) == LAST and sum(recent) < LEAST * LAST
+            last, recent = self.tightening.tuning.last, self.gains[-self.tightening.tuning.last :]
+            self.over = len(recent) == last and sum(recent) < self.tightening.tuning.least * last
 
     def _refutes(self, target: SolverTarget, bound: float) -> bool:
         """Whether a point shows that a lower bound of side times a pre-activation is wrong."""

@@ -23,18 +23,19 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.balls.dual import lowest
-from milpverify.config import Branching, Deadline
+from milpverify.config import Branching, Deadline, Tuning
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Reshape
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.beta import Dual
 from milpverify.propagation.relevance import needed
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.screening import functions_of, undecided
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, refine
 from milpverify.search.frontier import Frontier
 from milpverify.search.groups import Group
-from milpverify.search.neuron_split.bounder import Bounder
+from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import Brancher, children
 from milpverify.spec import Disjunct, Rows
 
@@ -45,12 +46,29 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import State
     from milpverify.search.neuron_split.subproblems import Subproblems
 
-MOST = 128
-"""The most neurons of a layer that are tightened at a time."""
-ENOUGH = 0.8
-"""A target ends when so much of what points leave to gain is gained."""
-BATCH, CANDIDATES = 256, 4
-ROOT_ITERATIONS, ITERATIONS = 20, 6
+    Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class RootTuning(Tuning):
+    """How the bounds of a root's pre-activations are tightened, by branching and by a solver."""
+
+    most: int = 128
+    """The most neurons of a layer that are tightened at a time."""
+    enough: float = 0.8
+    """A target ends when so much of what points leave to gain is gained."""
+    batch: int = 256
+    candidates: int = 4
+    root_iterations: int = 20
+    iterations: int = 6
+    """Subproblems bounded at a time, splits compared for one, and steps of the optimiser that bound targets and their subproblems."""
+    binaries: int = 150
+    """The most unstable neurons before a layer whose models are worth making."""
+    each: int = 32
+    """Neurons of a layer, the best first, of which bounds are asked for before the next layer's."""
+    last: int = 8
+    least: float = 0.02
+    """Of so many answers in a row the mean share taken off the bound must be so much for more to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +94,12 @@ class Tightening:
         clock: of the time that tightening may take.
     """
 
-    def __init__(self, graph: Graph, group: Group, root: BatchBounds, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.graph, self.group, self.root, self.clock = graph, group, root, clock
-        self.bounded, self.per, self.out_of_memory = 0, BATCH, False
+    def __init__(
+        self, graph: Graph, group: Group, root: BatchBounds, clock: Clock = time.perf_counter, tuning: RootTuning = RootTuning()
+    ) -> None:
+        self.graph, self.group, self.root, self.clock, self.tuning = graph, group, root, clock, tuning
+        self.bounded, self.per, self.out_of_memory = 0, tuning.batch, False
+        self.bounding = NeuronTuning(candidates=tuning.candidates)
         self._bounder: tuple[BatchBounds, Bounder] | None = None
         self._needed: tuple[Group, Needed] | None = None
         self._each = math.inf  # seconds of a layer
@@ -146,7 +167,7 @@ class Tightening:
         found = self.root
         known = {i: tighter[i].meet(s.bounds) if i in tighter else s.bounds for i, s in found.state.items()}
         ends = found.state[0].bounds
-        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, known, deadline)
+        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, BoundRequest(known, deadline=deadline))
         paced = self._each < math.inf
         now = refine(self.graph, self.group, now, REFINE, deadline.within(self._each) if paced else deadline, paced)
         self.root = replace(now, margins=torch.maximum(now.margins, found.margins))
@@ -161,14 +182,14 @@ class Tightening:
         width = (high - low).clamp(min=1e-300)
         worth = torch.stack([(high / width).square(), (low / width).square()], 1) * self._multipliers(z)[index].unsqueeze(1)
         gain = (worth * torch.stack([-low, high], 1).clamp(min=0.0)).sum(1)
-        order = gain.argsort(descending=True, stable=True)[:MOST]
+        order = gain.argsort(descending=True, stable=True)[: self.tuning.most]
         order = order[gain[order] > 0]  # of the others no open row is felt to depend
         return index[order], worth[order]
 
     def _multipliers(self, z: int) -> Tensor:
         """The largest of what arrives at the entries of a pre-activation from the rows of the open disjuncts, (size,) float64."""
         if self._bounder is None or self._bounder[0] is not self.root:
-            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), CANDIDATES)
+            self._bounder = self.root, Bounder(self.graph, self.group, self.root.state, Deadline(), self.bounding)
         bounder = self._bounder[1]
         of = bounder.relaxations
         arrived = torch.zeros(self.graph.nodes[z].size, dtype=torch.float64, device=self.graph.device)
@@ -200,11 +221,11 @@ class Tightening:
         known = torch.stack([low, -high], 1) * scale  # (n, 2) lower bounds of the rows
         rows = torch.zeros(2 * len(index), graph.ny, dtype=torch.float64, device=index.device)
         rows[torch.arange(len(rows), device=index.device), index.repeat_interleave(2)] = (scale * side).flatten()
-        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, turn.deadline, CANDIDATES)
-        subs, _, found = bounder.bound(bounder.first(), ROOT_ITERATIONS)
+        bounder = Bounder(graph, _group(self.group, rows, torch.zeros_like(known).flatten()), state, turn.deadline, self.bounding)
+        subs, _, found = bounder.bound(bounder.first(), self.tuning.root_iterations)
         known = torch.maximum(known.flatten(), subs.bound)
         threshold = self._threshold(graph, rows, found.coefficients.flatten(0, 1), known)
-        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, CANDIDATES)
+        bounder = Bounder(graph, _group(self.group, rows, threshold), state, turn.deadline, self.bounding)
         proved = self._branch(bounder, replace(subs, bound=down(known - threshold)), turn)
         known = torch.maximum(known, down(proved + threshold)).reshape(-1, 2) / scale
         lower, upper = bounds.lower.clone(), bounds.upper.clone()
@@ -218,7 +239,7 @@ class Tightening:
         points = lowest(graph.ball, coefficients[None], ends.lower, ends.upper)[0]
         values = evaluate(graph.to(torch.float32, graph.device), points.float()).double()
         seen = (values @ rows.T).amin(0).clamp(max=0.0)
-        return torch.where(seen < 0, known + ENOUGH * (seen - known).clamp(min=0.0), 0.0)
+        return torch.where(seen < 0, known + self.tuning.enough * (seen - known).clamp(min=0.0), 0.0)
 
     def _branch(self, bounder: Bounder, subs: Subproblems, turn: _Turn) -> Tensor:
         """Split the targets until they end; proved lower bounds of their margins, (2 n,)."""
@@ -237,7 +258,7 @@ class Tightening:
         while len(frontier) and not turn.deadline.expired() and self.bounded < turn.most and self.clock() < turn.end:
             parents = frontier.pop(max(1, self.per // 2))
             try:
-                fresh, domain, _ = bounder.bound(children(bounder, parents, parents.best[:, 0]), ITERATIONS)
+                fresh, domain, _ = bounder.bound(children(bounder, parents, parents.best[:, 0]), self.tuning.iterations)
                 fresh = replace(fresh, best=brancher.rank(fresh, domain))
             except (MemoryError, RuntimeError) as error:
                 frontier.push(parents)

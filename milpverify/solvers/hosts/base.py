@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from milpverify.errors import InvalidInput
 from milpverify.solvers.base import Capability
 from milpverify.solvers.model import Array, Model
 
-UNBOUNDED = 1e20
+UNBOUNDED: Final = 1e20
 """What is as large is no bound to any of the solvers."""
 
 

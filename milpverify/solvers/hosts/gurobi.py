@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from milpverify.solvers.hosts.base import Added, Expression, Host, finite_or_inf
 from milpverify.solvers.model import Array, FunctionTerm, Model
 
 FUNCTIONS = ("exp", "log", "sqrt", "sin", "cos", "tan", "tanh", "logistic")
-OVER_LICENCE = 10010
-_SMALL = 2000
+OVER_LICENCE: Final = 10010
+"""Gurobi's number of the error that a model is larger than the licence allows."""
+_SMALL: Final = 2000
 """Variables or rows that the licence with the wheel allows; of the variables a tenth may be in nonlinear terms."""
 
 

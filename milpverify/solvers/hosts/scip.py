@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from milpverify.solvers.hosts.base import Added, Expression, Host, finite_or_inf
 from milpverify.solvers.model import Array, FunctionTerm, Model
 
 FUNCTIONS = ("exp", "log", "sqrt", "sin", "cos")
-_PROBLEM, _SOLVING = 1, 9
+_PROBLEM: Final = 1
+_SOLVING: Final = 9
 """SCIP's numbers of the stage in which a model can be changed, and of the one in which it is solved."""
 
 

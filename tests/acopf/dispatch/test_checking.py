@@ -13,8 +13,10 @@ from power_cases import TRIANGLE, dispatch, network
 
 from milpverify.acopf.case import Case
 from milpverify.acopf.dispatch import limits, newton, search
+from milpverify.acopf.dispatch.attack import LoadTuning
 from milpverify.acopf.dispatch.checking import check_dispatch
 from milpverify.acopf.dispatch.comparison import compare_dispatch
+from milpverify.acopf.dispatch.grid import FlowTuning
 from milpverify.acopf.dispatch.margin_plots import plot_certified
 from milpverify.acopf.dispatch.result import Dispatched
 from milpverify.acopf.loads import Loads, box
@@ -238,6 +240,13 @@ def test_methods_side_by_side() -> None:
     for row in found.rows:
         assert row.relaxation <= row.lower + 1e-12 and row.lower <= row.upper <= row.sampled + 1e-12 and row.upper - row.lower <= 1.0001e-4
     assert found.to_csv().count("\n") == len(found.rows) + 1 and "branch and bound" in str(found)
+    short = compare_dispatch(triangle(), [0, 0.4], [1.02, 1.02, 1], box(0.2), samples=10, tuning=(LoadTuning(boxes=3),))
+    assert not short.closed and 3 <= short.boxes < found.boxes
+
+
+def test_nothing_is_proved_where_nothing_is_enclosed() -> None:
+    found = ask(triangle(), box(0.05), samples=10, timeout=2.0, tuning=(FlowTuning(widest=1e-9), LoadTuning(boxes=5)))
+    assert found.verdict is Verdict.UNKNOWN and found.worst_margin is not None and found.worst_margin.certified == -math.inf
 
 
 def test_margins_are_drawn(tmp_path: Any) -> None:

@@ -12,9 +12,8 @@ from milpverify.acopf.case import Case
 from milpverify.acopf.loads import Loads, box, scaled
 from milpverify.acopf.matpower import load_case
 from milpverify.acopf.points.local import Goal, Program, cheapest, highest_load, least_violation, shrunk
-from milpverify.acopf.points.nonlinear_program import EQUAL
 from milpverify.acopf.points.point import Point
-from milpverify.acopf.points.polish import polish, violation
+from milpverify.acopf.points.polish import PointTuning, polish, violation
 from milpverify.config import Deadline
 from milpverify.errors import SolverUnavailable
 
@@ -283,7 +282,7 @@ def test_without_pypower(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_narrow_ranges_are_equations() -> None:
-    assert EQUAL < 1e-9
+    assert PointTuning().equal < 1e-9
     case = pglib("14_ieee")
     vmin, vmax = case.buses.vmin.copy(), case.buses.vmax.copy()
     vmin[3] = vmax[3] = round(float(cheapest(case).vm[3]), 3)

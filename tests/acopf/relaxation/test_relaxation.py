@@ -34,7 +34,7 @@ def random_cuts(rng: np.random.Generator, relaxation: Relaxation, lower: np.ndar
     """Those that anything in the box violates, and some that nothing asked for."""
     columns, gen = relaxation.columns, relaxation.question.case.generators
     low, high = np.clip(lower, -10, 10), np.clip(upper, -10, 10)
-    asked = separate(relaxation, rng.uniform(np.minimum(low, high), np.maximum(low, high), (5, len(columns))))
+    asked = separate(relaxation, rng.uniform(np.minimum(low, high), np.maximum(low, high), (5, len(columns))), 1e-7)
     pairs, rated, prices = len(columns.pairs.i), len(columns.rated), len(columns.price)
 
     def directions(count: int, width: int) -> np.ndarray:

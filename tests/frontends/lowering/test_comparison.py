@@ -8,7 +8,8 @@ import torch
 
 from milpverify.errors import InvalidModel
 from milpverify.frontends.lowering.builder import Builder
-from milpverify.frontends.lowering.comparison import LONG, Comparison, Run, comparable_points
+from milpverify.frontends.lowering.comparison import Comparison, Run, comparable_points
+from milpverify.frontends.lowering.rule import LoweringTuning
 from milpverify.graph import Graph, TensorSpec, evaluate_all
 from milpverify.operators import Conv, Linear
 from milpverify.spec import Box
@@ -57,8 +58,8 @@ def compare(graph: Graph, off: dict[str, float], box: Box) -> None:
 def test_rounding_is_excused_and_no_more(dead: int) -> None:
     """Also where the part of the sum that is formed first is 0: the first channels are dead."""
     graph = network()
-    assert any(isinstance(node.op, Conv) and node.op.length >= LONG for node in graph.nodes)
-    assert any(isinstance(node.op, Linear) and node.op.length >= LONG for node in graph.nodes)
+    assert any(isinstance(node.op, Conv) and node.op.length >= LoweringTuning().long for node in graph.nodes)
+    assert any(isinstance(node.op, Linear) and node.op.length >= LoweringTuning().long for node in graph.nodes)
     upper = np.ones((64, 100)) * (np.arange(64) >= dead)[:, None]
     box = Box(np.zeros(NX), upper.reshape(-1))
     compare(graph, {}, box)

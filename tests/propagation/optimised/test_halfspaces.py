@@ -10,7 +10,7 @@ from random_nets import CONTINUOUS, random_problem, relu_network
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.crown import crown
 from milpverify.propagation.optimised.beta import Relaxations
-from milpverify.propagation.optimised.halfspaces import Depths, HalfSpace, HalfspaceForms
+from milpverify.propagation.optimised.halfspaces import Depths, HalfSpace, HalfspaceForms, HalfspaceTuning
 from milpverify.spec import Box
 
 DTYPES = [torch.float32, torch.float64]
@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float64]
 def forms_of(graph: Graph, box: Box, dtype: torch.dtype, most: int = 1000) -> HalfspaceForms:
     lower, upper = (torch.tensor(side)[None] for side in (box.lower, box.upper))
     state, _ = crown(graph, lower, upper, dtype)
-    forms = HalfspaceForms(Relaxations(graph.to(dtype, graph.device), state), most)
+    forms = HalfspaceForms(Relaxations(graph.to(dtype, graph.device), state), HalfspaceTuning(entries=most))
     every = torch.arange(forms.count).unsqueeze(0)
     forms.make(torch.tensor([0]), every)
     return forms

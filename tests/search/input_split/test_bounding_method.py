@@ -10,9 +10,10 @@ from random_nets import CONTINUOUS, enumerated_minimum, random_problem, shifted
 from trees import boxes_of, context_of
 
 from milpverify.config import SearchOptions
-from milpverify.search.bounding import Method, bound_batch
+from milpverify.propagation.request import Method
+from milpverify.search.bounding import bound_batch
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.input_split import bounding_method, space
+from milpverify.search.input_split import space
 from milpverify.search.input_split.bounding_method import MethodChoice
 from milpverify.spec import Problem
 
@@ -43,14 +44,14 @@ def test_the_choice_is_by_what_is_closed_for_the_time(
 def test_comparisons_are_few_and_none_where_forms_are_switched_off() -> None:
     choice = MethodChoice()
     assert (
-        not choice.due(bounding_method.FIRST - 1, 10_000)
-        and choice.due(bounding_method.FIRST, 10_000)
-        and not choice.due(bounding_method.FIRST, 10)
+        not choice.due(choice.tuning.first - 1, 10_000)
+        and choice.due(choice.tuning.first, 10_000)
+        and not choice.due(choice.tuning.first, 10)
     )
     assert not MethodChoice(forward=False).due(10**9, 10_000)
     for count in (200, 256, 700, 5000):
         sample = choice.sample(count, torch.device("cpu"))
-        assert len(sample.unique()) == len(sample) == min(count, bounding_method.SAMPLE) and int(sample.max()) < count
+        assert len(sample.unique()) == len(sample) == min(count, choice.tuning.sample) and int(sample.max()) < count
 
 
 @pytest.mark.parametrize("way", list(Method))
@@ -62,7 +63,7 @@ def test_every_method_decides_what_enumeration_decides(way: Method, seed: int, m
     used: set[Method] = set()
 
     def counted(*args: object) -> object:
-        used.add(inspect.signature(bound_batch).bind(*args).arguments["method"])
+        used.add(inspect.signature(bound_batch).bind(*args).arguments["request"].method)
         return bound_batch(*args)  # type: ignore[arg-type]
 
     size = 1e-2 * max(1.0, abs(least))

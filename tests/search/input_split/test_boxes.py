@@ -6,6 +6,7 @@ import torch
 from random_nets import relu_network
 
 from milpverify.functions.catalogue import catalogue
+from milpverify.operators import Elementwise
 from milpverify.propagation.crown import crown
 from milpverify.propagation.relevance import refinable
 from milpverify.propagation.screening import inexact
@@ -43,7 +44,7 @@ def test_inherited_bounds_are_outside_those_of_the_parent_and_not_by_much() -> N
     graph = relu_network([3, 20, 20, 20, 2], 0)
     lower, upper = -torch.ones(9, 3, dtype=torch.float64), torch.ones(9, 3, dtype=torch.float64)
     lower[1:] = 0.3 * torch.rand(8, 3, dtype=torch.float64)
-    relu = catalogue()["relu"].trial()
+    relu = Elementwise(catalogue()["relu"].trial())
     with torch.no_grad():
         root, _ = crown(graph, lower[:1], upper[:1])
         state, _ = crown(graph, lower, upper)

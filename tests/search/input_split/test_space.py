@@ -18,19 +18,27 @@ from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise, Linear
 from milpverify.result import Reason
-from milpverify.search import frontier, tree
+from milpverify.search import frontier
 from milpverify.search.bounding import BatchBounds
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
-from milpverify.search.context import SearchContext
+from milpverify.search.context import SearchContext, SearchTuning
 from milpverify.search.groups import groups
 from milpverify.search.input_split import finish
 from milpverify.search.input_split import space as input_split
+from milpverify.search.input_split.bounding_method import BoxTuning
 from milpverify.search.input_split.boxes import Boxes
+from milpverify.search.input_split.finish import FinishTuning
 from milpverify.search.ledger import Part
+from milpverify.search.neuron_split.bounder import NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.leaves import Leaves
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
+
+AT_ONCE = FinishTuning(first=0, boxes=4)
+"""Neuron splits are tried on every small box."""
+FINISHED = SearchOptions(tuning=(AT_ONCE,))
 
 
 def searched(context: SearchContext, root: BatchBounds | None = None, limit: float = math.inf) -> tuple[SearchOutcome, Tree[Boxes]]:
@@ -46,10 +54,8 @@ def run(problem: Problem, seconds: float = 20.0, options: SearchOptions = EVERYT
 
 
 @pytest.fixture
-def finished_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Neuron splits are tried on every small box; the boxes that they close are counted."""
-    monkeypatch.setattr(finish, "FIRST", 0)
-    monkeypatch.setattr(finish, "ROUND", 4)
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The boxes that neuron splits close are counted."""
     closed: list[int] = []
     original = finish.Finisher.run
 
@@ -63,14 +69,14 @@ def finished_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_verdicts_are_those_of_enumeration(seed: int, finished_at_once: list[int]) -> None:
+def test_verdicts_are_those_of_enumeration(seed: int, finished: list[int]) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
     least = enumerated_minimum(graph, disjunct)
     if not math.isfinite(least):
         pytest.skip("the input set is empty")
     size = 1e-2 * max(1.0, abs(least))
     for by, safe in ((least - size, True), (least + size, False)):
-        outcome = run(Problem(graph, (shifted(disjunct, by),)))
+        outcome = run(Problem(graph, (shifted(disjunct, by),)), options=FINISHED)
         assert outcome.lower_bound <= (least - by) + 1e-6 * max(1.0, abs(least))
         found = outcome.counterexample is not None
         assert not (safe and found)
@@ -79,7 +85,7 @@ def test_verdicts_are_those_of_enumeration(seed: int, finished_at_once: list[int
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_neuron_splits_close_boxes_that_bisection_left_open(seed: int, finished_at_once: list[int]) -> None:
+def test_neuron_splits_close_boxes_that_bisection_left_open(seed: int, finished: list[int]) -> None:
     graph = relu_network([3, 16, 16, 2], seed)
     box = Box(-np.ones(3), np.ones(3))
     disjunct = Disjunct(box, Rows.on_outputs([[1.0, -1.0]], [0.0], 3), Rows.none(3, 2))
@@ -87,9 +93,9 @@ def test_neuron_splits_close_boxes_that_bisection_left_open(seed: int, finished_
     points = 2 * torch.rand(20_000, 3, generator=generator, dtype=torch.float64) - 1
     outputs = evaluate(graph, points)
     seen = float((outputs[:, 0] - outputs[:, 1]).min())
-    outcome = run(Problem(graph, (shifted(disjunct, seen - 0.05),)), 30)
+    outcome = run(Problem(graph, (shifted(disjunct, seen - 0.05),)), 30, FINISHED)
     assert outcome.closed or outcome.counterexample is not None
-    assert not outcome.closed or sum(finished_at_once) > 0
+    assert not outcome.closed or sum(finished) > 0
 
 
 def test_a_run_without_time_proves_nothing() -> None:
@@ -110,13 +116,13 @@ def decided(graph: Graph, near: Disjunct, options: SearchOptions = EVERYTHING) -
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_ties_end_in_a_verdict_or_a_disagreement_of_semantics(seed: int, finished_at_once: list[int]) -> None:
+def test_ties_end_in_a_verdict_or_a_disagreement_of_semantics(seed: int, finished: list[int]) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
     least = enumerated_minimum(graph, disjunct)
     if not math.isfinite(least):
         pytest.skip("the input set is empty")
     for by in (-1e-15, 0.0, 1e-15):
-        outcome, left = decided(graph, shifted(disjunct, least + by * max(1.0, abs(least))))
+        outcome, left = decided(graph, shifted(disjunct, least + by * max(1.0, abs(least))), FINISHED)
         found = outcome.counterexample is not None
         assert outcome.closed or found or (len(left.unsplittable) and not len(left.left))
         if not outcome.closed and not found:
@@ -177,17 +183,17 @@ def test_second_order_bounds_save_subproblems() -> None:
 
 @pytest.mark.parametrize("off", ["clipping", "finishing", "leaves"])
 @pytest.mark.parametrize("seed", range(8))
-def test_parts_can_be_left_out(off: str, seed: int, finished_at_once: list[int]) -> None:
+def test_parts_can_be_left_out(off: str, seed: int, finished: list[int]) -> None:
     graph, disjunct = random_problem(seed, CONTINUOUS)
     least = enumerated_minimum(graph, disjunct)
     if not math.isfinite(least):
         pytest.skip("the input set is empty")
     size = 1e-2 * max(1.0, abs(least))
     for by, safe in ((least - size, True), (least + size, False)):
-        outcome, _ = decided(graph, shifted(disjunct, by), SearchOptions(**{off: False}))  # type: ignore[arg-type]
+        outcome, _ = decided(graph, shifted(disjunct, by), FINISHED.without(off))
         assert outcome.closed is safe
         assert safe or outcome.counterexample is not None
-        assert off != "finishing" or not finished_at_once
+        assert off != "finishing" or not finished
 
 
 def harder(sizes: list[int], seed: int) -> tuple[Problem, float]:
@@ -214,9 +220,7 @@ def test_the_frontier_stops_growing_at_its_limit(monkeypatch: pytest.MonkeyPatch
     free = run(problem, 60, options)
     most = max(widest)
     widest.clear()
-    monkeypatch.setattr(tree, "FRONTIER_BYTES", 20_000)
-    monkeypatch.setattr(input_split, "FIXED_BATCH", 32)
-    diving = run(problem, 60, replace(options, deterministic=True))
+    diving = run(problem, 60, replace(options, deterministic=True, tuning=(BoxTuning(batch=32), SearchTuning(frontier_bytes=20_000))))
     assert free.closed and diving.closed and diving.lower_bound <= margin
     assert max(widest) < 0.4 * most
 
@@ -294,12 +298,12 @@ def test_a_deterministic_run_repeats() -> None:
 # -- finishing ----------------------------------------------------------------------------------------------------------------
 
 
-def test_where_nothing_is_open_nothing_is_finished(finished_at_once: list[int]) -> None:
+def test_where_nothing_is_open_nothing_is_finished(finished: list[int]) -> None:
     """Whole networks of few unstable neurons are tried at once: what bisection has closed keeps its bound, and its share in the ledger."""
     graph, near = along_a_diagonal(1.0)
-    outcome, left = decided(graph, near)
+    outcome, left = decided(graph, near, FINISHED)
     assert outcome.closed and 0 < outcome.lower_bound <= 1.0 and left.lower_bound == left.closed_bound > 0
-    assert not finished_at_once and outcome.detail["finished"] == outcome.detail["leaves"] == 0
+    assert not finished and outcome.detail["finished"] == outcome.detail["leaves"] == 0
     assert Part.FINISHING not in left.incumbents.context.ledger.closed
 
 
@@ -318,12 +322,30 @@ def test_finishing_divides_down_to_the_delta_of_the_run() -> None:
         assert (found.incumbents.near is not None) is (delta == 1e-6)
 
 
-def test_what_a_round_may_solve_is_no_limit_of_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "LEAVES", 1)
+def test_finishing_keeps_the_numbers_that_a_run_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those that say how much a split is worth in small boxes."""
+    tuning, made, original = (AT_ONCE, NeuronTuning(entries=99)), list[NeuronTuning](), finish.NeuronSpace
+
+    def recorded(*arguments: Any) -> NeuronSpace:
+        space = original(*arguments)
+        made.append(space.tuning)
+        return space
+
+    monkeypatch.setattr(finish, "NeuronSpace", recorded)
+    problem, _ = harder([3, 12, 12, 2], 0)
+    space, _ = boxes_of(context_of(problem, options=SearchOptions(tuning=tuning)))
+    with torch.no_grad():
+        space.finisher.run(space.whole, space.inheritance.unpack(space.whole.inherited), Deadline())
+    assert space.finisher.context.switches == replace(finish.PLAIN, tuning=tuning)
+    few = dict.fromkeys(("candidates", "iterations", "root_iterations"), 4)
+    assert made == [NeuronTuning(**few, entries=99, per_box=AT_ONCE.branchings, batch=4 * AT_ONCE.boxes)]
+
+
+def test_what_a_round_may_solve_is_no_limit_of_what_comes_after() -> None:
     graph, near = along_a_diagonal(2.0**-100)
     problem, deadline = Problem(graph, (near,)), Deadline(60)
     with Leaves(problem, deadline) as leaves:
-        context = context_of(problem, deadline, leaves=leaves)
+        context = context_of(problem, deadline, SearchOptions(tuning=(FinishTuning(leaves=1),)), leaves=leaves)
         space, _ = boxes_of(context)
         with torch.no_grad():
             assert not bool(space.finisher.run(space.whole, space.inheritance.unpack(space.whole.inherited), deadline).proved.any())
@@ -333,8 +355,9 @@ def test_what_a_round_may_solve_is_no_limit_of_what_comes_after(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("what", ["small", "indivisible", "whole"])
-def test_what_a_deadline_cut_short_is_tried_again(what: str, finished_at_once: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_split, "SMALL", 1000 if what == "whole" else -1)
+def test_what_a_deadline_cut_short_is_tried_again(what: str, finished: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = replace(AT_ONCE, small=1000 if what == "whole" else -1)
+    options = SearchOptions(finishing=what != "indivisible", tuning=(tuning,))
     problem, _ = harder([3, 12, 12, 2], 0)
     genuine, asked, deadline = finish.bound_batch, list[torch.Tensor](), Deadline()
 
@@ -346,7 +369,7 @@ def test_what_a_deadline_cut_short_is_tried_again(what: str, finished_at_once: l
 
     monkeypatch.setattr(finish, "bound_batch", watched)
     with Leaves(problem, Deadline(60)) as leaves, torch.no_grad():
-        space, boxes = boxes_of(context_of(problem, leaves=leaves, options=SearchOptions(finishing=what != "indivisible")))
+        space, boxes = boxes_of(context_of(problem, leaves=leaves, options=options))
         space.finisher.threshold = -1 if what == "whole" else 1000
         boxes.push(space.whole.halves())
         if what == "indivisible":

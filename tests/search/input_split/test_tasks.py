@@ -16,15 +16,16 @@ from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.graph import Graph, evaluate
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust, Verdict
-from milpverify.search import choose_space, strategy
+from milpverify.search import strategy
 from milpverify.search.batch_size import BatchSize
 from milpverify.search.bounding import BatchBounds
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
+from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.context import SearchContext
-from milpverify.search.effort import LEAST_BOX
+from milpverify.search.effort import EffortTuning
 from milpverify.search.groups import Group
-from milpverify.search.input_split import tasks
 from milpverify.search.input_split.boxes import Boxes
+from milpverify.search.input_split.tasks import BoxTaskTuning
 from milpverify.search.ledger import Part
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.sharing import Sharing
@@ -34,6 +35,8 @@ from milpverify.spec import Box, Disjunct, Problem
 from milpverify.verify import verify
 
 NX = 5
+BOXES = (SpaceTuning(head=math.inf, far=math.inf), BoxTaskTuning(first=0, share=math.inf, small=-1))
+"""Nothing but inputs is split, and the solver is asked at once; these networks stand for larger ones."""
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +48,10 @@ def network() -> tuple[Graph, Box, float]:
     return graph, box, float(np.maximum(y[:, 0] - y[:, 1], y[:, 1] - y[:, 2]).min())
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "FIRST", 0)
-    monkeypatch.setattr(tasks, "SHARE", math.inf)
-    monkeypatch.setattr(tasks, "SMALL", -1)  # these networks stand for larger ones
-    monkeypatch.setattr(choose_space, "HEAD", math.inf)  # of which nothing but inputs is split
-    monkeypatch.setattr(choose_space, "FAR", math.inf)
-
-
 def run(graph: Graph, disjunct: Disjunct, seconds: float, parts: SearchOptions, alone: bool = False) -> tuple[SearchOutcome, Oracle]:
     """The bisection with two boxes at a time, which leaves the solver time."""
     problem, deadline = Problem(graph, (disjunct,)), Deadline(seconds)
-    context = context_of(problem, deadline, replace(parts, finishing=False))
+    context = context_of(problem, deadline, replace(parts, finishing=False, tuning=parts.tuning or BOXES))
     with torch.no_grad(), Oracle(problem, context.options, deadline) as oracle:
         space, tree = boxes_of(replace(context, oracle=None if alone else oracle))
         space.batch = BatchSize(size=2, smallest=2, largest=2)
@@ -90,7 +84,7 @@ def test_a_violated_property_is_never_closed(network: tuple[Graph, Box, float], 
 def test_what_is_switched_off_closes_nothing(network: tuple[Graph, Box, float], parts: SearchOptions, trust: str) -> None:
     graph, box, least = network
     problem = Problem(graph, (disjunct_of(box, least - 0.3),))
-    result = verify(problem, 3, options=Options(attack=False, trust=trust, search=replace(parts, finishing=False)))
+    result = verify(problem, 3, options=Options(attack=False, trust=trust, search=replace(parts, finishing=False, tuning=BOXES)))
     assert result.bound_trust is Trust.ROUNDED and "oracle_closed" not in {k for k, n in detail(result).items() if n}
     assert (detail(result).get("oracle_tasks", 0) > 0) is parts.oracle
     assert result.lower_bound <= 0.3 + 1e-9
@@ -146,9 +140,8 @@ class Told:
 def beside(network: tuple[Graph, Box, float], **parts: bool) -> tuple[Told, Tree[Boxes], Sharing[Boxes]]:
     """Two disjuncts after some batches of bisection, with a solver beside it that has not been asked yet."""
     graph, box, least = network
-    context = context_of(
-        Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.31))), options=SearchOptions(finishing=False, **parts)
-    )
+    problem = Problem(graph, (disjunct_of(box, least - 0.3), disjunct_of(box, least - 0.31)))
+    context = context_of(problem, options=SearchOptions(finishing=False, tuning=BOXES, **parts))
     oracle = Told(context.options)
     space, tree = boxes_of(replace(context, oracle=oracle))  # type: ignore[arg-type]
     space.batch = BatchSize(size=8, fixed=8)
@@ -242,19 +235,19 @@ def test_a_task_of_one_group_says_nothing_to_the_next(network: tuple[Graph, Box,
         return SearchOutcome(True, 0.0, Trust.ROUNDED)
 
     monkeypatch.setattr(strategy, "search_group", searched)
-    result = verify(problem, 60, options=Options(attack=False))
+    result = verify(problem, 60, options=Options(attack=False, search=SearchOptions(tuning=BOXES)))
     assert result.verdict is Verdict.FALSIFIED and seen == [None, None]
 
 
-def test_in_deterministic_mode_it_has_turns_by_counts(network: tuple[Graph, Box, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_deterministic_mode_it_has_turns_by_counts(network: tuple[Graph, Box, float]) -> None:
     """Two runs are the same run, and the solver closes what the bisection would take longer for."""
     graph, box, least = network
-    monkeypatch.setattr(tasks, "FIRST", 40 * LEAST_BOX)
-    runs = [run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True)) for _ in range(2)]
+    parts = SearchOptions(deterministic=True, tuning=(BOXES[0], replace(BOXES[1], first=40 * EffortTuning().box)))
+    runs = [run(graph, disjunct_of(box, least - 0.6), 120, parts) for _ in range(2)]
     (first, oracle), (second, _) = runs
     assert first.closed and oracle.counts["oracle_tasks"] > 0 and first.detail == second.detail
     assert (first.lower_bound, first.trust) == (second.lower_bound, second.trust)
-    alone, _ = run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True), alone=True)
+    alone, _ = run(graph, disjunct_of(box, least - 0.6), 120, parts, alone=True)
     assert first.detail["subproblems"] < alone.detail["subproblems"]
-    race, oracle = run(graph, disjunct_of(box, least - 0.6), 120, SearchOptions(deterministic=True, oracle_to_tree=False))
+    race, oracle = run(graph, disjunct_of(box, least - 0.6), 120, replace(parts, oracle_to_tree=False))
     assert race.closed and oracle.counts["oracle_tasks"] > 1 and race.detail["subproblems"] <= alone.detail["subproblems"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,8 @@ from milpverify.config import Deadline, SearchOptions
 from milpverify.graph import Graph, evaluate, evaluate_all
 from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import Refinement
-from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints
-from milpverify.propagation.optimised.output_constraints import tightened
+from milpverify.propagation.optimised.beta import Dual, OutputConstraints
+from milpverify.propagation.optimised.output_constraints import ConstraintTuning, tightened
 from milpverify.result import Trust
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.conditional import conditional_root, swept_state
@@ -28,7 +30,7 @@ ON = SearchOptions(no_goods=False)
 
 def bounder_of(graph: Graph, disjuncts: list[Disjunct]) -> Bounder:
     group, root = root_of(Problem(graph, tuple(disjuncts)))
-    return Bounder(graph, group, root.state, Deadline(60), 4)
+    return Bounder(graph, group, root.state, Deadline(60))
 
 
 def constraints(bounder: Bounder, shift: float = 0.0) -> OutputConstraints:
@@ -80,7 +82,8 @@ def test_any_multipliers_give_bounds_that_hold_at_unsafe_points(seed: int) -> No
         for scale in (1e-3, 1.0, 1e3):
             gamma = torch.rand(1, 2 * size, given.rhs.shape[1], generator=g) * scale
             dual = Dual(torch.rand(slopes.shape, generator=g), slopes[:, :, :0], gamma)
-            lower = relaxations.certify(relaxations.domain(place), rows, dual, node=z, given=given).lower[0]
+            domain = replace(relaxations.domain(place), given=given)
+            lower = relaxations.certify(domain, rows, dual, node=z).lower[0]
             value = torch.cat([values[z].flatten(1), -values[z].flatten(1)], 1)[unsafe]
             assert bool((lower <= value + 1e-12 * (1 + value.abs())).all())
 
@@ -101,7 +104,7 @@ def test_constraints_tighten_and_refute(seed: int) -> None:
         root = bounder.bound(bounder.first(), 40)[0].bound
         assert float(root) < least
         before = sum(float(bounder.state[z].bounds.width.sum()) for z in bounder.slots)
-        near = tightened(bounder.fast, bounder.state, constraints(bounder, least), 1000, AlphaOptions(iterations=20, step=0.1))
+        near = tightened(bounder.fast, bounder.state, constraints(bounder, least), 1000, ConstraintTuning(iterations=20))
         after = sum(float(near.state[z].bounds.width.sum()) for z in bounder.slots)
         assert not near.empty and after < 0.999 * before
         # Below the bound of the relaxation nothing is unsafe.

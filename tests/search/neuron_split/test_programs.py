@@ -16,7 +16,7 @@ from milpverify.frontends.network import load_network
 from milpverify.graph import evaluate
 from milpverify.result import Trust
 from milpverify.search.ledger import Part, Reporter
-from milpverify.search.neuron_split import programs
+from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.solver.leaves import Leaves
 from milpverify.search.solver.pace import Pace
@@ -90,10 +90,9 @@ def test_lies_of_the_solver_close_nothing_that_is_unsafe(lie: float, monkeypatch
     assert leaves.solved > 0 and not outcome.closed and outcome.lower_bound <= 0
 
 
-def test_subproblems_with_many_open_neurons_are_left_to_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subproblems_with_many_open_neurons_are_left_to_the_tree() -> None:
     problem = problem_of(nn.Tanh, 2.0, 0.2)
     with Leaves(problem, Deadline(60), pace=Eager()) as leaves:
-        space, tree = neurons_of(context_of(problem, 60, SearchOptions(), leaves=leaves))
-        monkeypatch.setattr("milpverify.search.neuron_split.space.LARGEST_PROGRAM", 1)
+        space, tree = neurons_of(context_of(problem, 60, SearchOptions(tuning=(NeuronTuning(largest_program=1),)), leaves=leaves))
         assert grown(tree, space).closed and leaves.solved == 0
-    assert programs.LARGEST_PROGRAM > 1
+    assert NeuronTuning().largest_program > 1

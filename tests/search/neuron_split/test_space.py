@@ -221,14 +221,14 @@ def test_the_split_that_helps_most_is_found() -> None:
     graph, disjunct = hard()
     space, _ = searching(graph, disjunct)
     bounder = space.bounder
-    bounder.candidates = bounder.relaxations.count
+    bounder.tuning = replace(bounder.tuning, candidates=bounder.relaxations.count)
     with torch.no_grad():
         root, domain, found = bounder.bound(bounder.first(), 30)
         every = space.brancher.rank(root, domain, found)[0]
         every = every[every >= 0]
         both = children(bounder, root.take(torch.zeros(len(every), dtype=torch.long)), every)
         worst = bounder.estimate(both).reshape(2, -1).amin(0)
-        bounder.candidates = 8
+        bounder.tuning = replace(bounder.tuning, candidates=8)
         few = space.brancher.rank(root, domain, found)[0]
     assert len(every) > 40
     assert float(worst.amax()) > float(root.bound)

@@ -14,19 +14,20 @@ from trees import PLAIN, begun, context_of
 
 from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.graph import Graph
-from milpverify.search.neuron_split import tasks as neuron_tasks
 from milpverify.search.neuron_split.branching import children
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.neuron_split.tasks import NeuronTasks
+from milpverify.search.neuron_split.tasks import NeuronTasks, NeuronTaskTuning
 from milpverify.search.solver.oracle import Oracle
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 
-def race(problem: Problem, *off: str, deterministic: bool = False) -> tuple[NeuronSpace, Tree[Subproblems], NeuronTasks]:
+def race(
+    problem: Problem, *off: str, deterministic: bool = False, tuning: tuple[NeuronTaskTuning, ...] = ()
+) -> tuple[NeuronSpace, Tree[Subproblems], NeuronTasks]:
     """A tree whose bounds say that the last disjunct is the hardest, and what an oracle is given."""
-    options = Options(search=replace(SearchOptions().without(*off), deterministic=deterministic))
+    options = Options(search=SearchOptions(deterministic=deterministic, tuning=tuning).without(*off))
     oracle = Oracle(problem, options, Deadline(60))
     space, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle))
     roots = tree.pop(len(tree.frontier))
@@ -53,10 +54,10 @@ def test_an_oracle_that_is_not_told_takes_disjunct_after_disjunct(network: tuple
             assert (oracle.task is not None) is deterministic  # by counts there are turns, and the tasks of later ones are larger
 
 
-def test_models_that_take_long_to_make_leave_the_tree_its_time(network: tuple[Graph, Box, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_take_long_to_make_leave_the_tree_its_time(network: tuple[Graph, Box, float]) -> None:
     graph, box, least = network
-    monkeypatch.setattr(neuron_tasks, "LARGE", 0)
-    _, tree, tasks = race(Problem(graph, tuple(disjunct_of(box, least - shift) for shift in (0.4, 0.3))))
+    problem = Problem(graph, tuple(disjunct_of(box, least - shift) for shift in (0.4, 0.3)))
+    _, tree, tasks = race(problem, tuning=(NeuronTaskTuning(large=0),))
     with torch.no_grad(), tasks.oracle as oracle:
         tasks.give(tree)
         assert oracle.task is not None and 0 < oracle.usage.modelling <= time.monotonic() - oracle.usage.began
@@ -100,12 +101,12 @@ def test_what_a_solver_is_done_with_is_not_given_to_it_again(network: tuple[Grap
         assert oracle.task is None and not oracle.usable and oracle.notes
 
 
-def test_a_large_curved_network_is_left_to_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_curved_network_is_left_to_the_tree() -> None:
     """Without a word, and without a tree that waits for a solver which never comes."""
     graph, box = dense_network((3, 6, 1), "tanh", 0), Box(-np.ones(3), np.ones(3))
     problem = Problem(graph, (Disjunct(box, Rows.on_outputs([[1.0]], [-100.0], 3), Rows.none(3, 1)),))
-    monkeypatch.setattr(neuron_tasks, "MOST_CURVED", 0)
-    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+    options = Options(search=SearchOptions(tuning=(NeuronTaskTuning(most_curved=0),)))
+    with torch.no_grad(), Oracle(problem, options, Deadline(60)) as oracle:
         _, tree, sharing = begun(context_of(problem, options=PLAIN, oracle=oracle))
         sharing.tasks.give(tree)
         assert not oracle.usable and not oracle.notes and not oracle.counts["oracle_tasks"] and not sharing.awaited(tree)

@@ -17,21 +17,21 @@ from torch import Tensor
 from trees import begun, context_of, root_of
 
 import milpverify as mv
-from milpverify import run
-from milpverify.config import Deadline, Options, SearchOptions
+from milpverify.config import Deadline, Options, SearchOptions, Tuning
 from milpverify.encode.milp import encode_layer
 from milpverify.errors import Contradiction
 from milpverify.graph import Graph, evaluate_all
 from milpverify.propagation.state import LinearBound
 from milpverify.result import Trust, Verdict
-from milpverify.search import groups as margin
-from milpverify.search import strategy
-from milpverify.search.neuron_split import tasks
+from milpverify.run import RunTuning
+from milpverify.search.choose_space import SpaceTuning
+from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split.bounder import Bounder
 from milpverify.search.neuron_split.subproblems import Subproblems
-from milpverify.search.neuron_split.tasks import NeuronTasks
+from milpverify.search.neuron_split.tasks import NeuronTasks, NeuronTaskTuning
 from milpverify.search.solver.oracle import Finding, Oracle, Task
-from milpverify.search.tightening import restarts, solver_targets
+from milpverify.search.tightening import restarts
+from milpverify.search.tightening.restarts import RestartTuning
 from milpverify.search.tightening.solver_targets import SolverTargets
 from milpverify.search.tightening.tighten import Tightening
 from milpverify.solvers.base import Limits, SmtOutcome, SolveOutcome, SolverStatus
@@ -41,6 +41,8 @@ from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 NX = 6
+AT_ONCE, FIRST = NeuronTaskTuning(head_start=0.0), NeuronTaskTuning(head_start=0.0, small=0)
+"""The tree has no head start; with the second, bounds come before the disjunct as a whole."""
 
 
 def problem_of(threshold: float, sizes: tuple[int, ...] = (NX, 20, 20, 20, 3), seed: int = 5, radius: float = 0.7) -> Problem:
@@ -125,8 +127,8 @@ def answered(
     if outcome is not None:
         monkeypatch.setattr(SolverProcess, "start", silent)
     monkeypatch.setattr(SolverProcess, "poll", said)
-    monkeypatch.setattr(tasks, "SMALL", 0)  # bounds come before the disjunct as a whole
-    with torch.no_grad(), Oracle(problem, Options(), Deadline(60)) as oracle:
+    options = Options(search=SearchOptions(tuning=(FIRST,)))
+    with torch.no_grad(), Oracle(problem, options, Deadline(60)) as oracle:
         targets = SolverTargets(tightening_of(problem))
         space, tree, _ = begun(context_of(problem, oracle=oracle))
         asked = NeuronTasks(space, oracle, targets)
@@ -210,7 +212,7 @@ def test_points_outside_a_ball_are_no_word_against_a_bound(norm: str) -> None:
 def test_a_solver_without_gains_is_asked_no_more() -> None:
     with torch.no_grad():
         queue = SolverTargets(tightening_of(problem_of(0.0)))
-        for _ in range(solver_targets.LAST):
+        for _ in range(queue.tightening.tuning.last):
             assert not queue.over
             asked = queue.next(Deadline())
             assert asked is not None
@@ -218,64 +220,58 @@ def test_a_solver_without_gains_is_asked_no_more() -> None:
         assert queue.next(Deadline()) is None and queue.proved == {}
 
 
-@pytest.fixture
-def many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons are split however few inputs there are, and turns are short."""
-    monkeypatch.setattr(margin, "FEW_INPUTS", -1)
-    monkeypatch.setattr(strategy, "FEW", 0)
-    monkeypatch.setattr(strategy, "MANY", 0)
-    monkeypatch.setattr(restarts, "SPLITS", 8)
-    monkeypatch.setattr(restarts, "TARGETS", 400)
-    monkeypatch.setattr(restarts, "SECONDS", 0.05)
-    monkeypatch.setattr(tasks, "HEAD_START", 0.0)
+NEURONS = (GroupTuning(few_inputs=-1), SpaceTuning(few=0, many=0))
+"""Neurons are split however few inputs there are."""
+TURNS = RestartTuning(seconds=0.05, splits=8, targets=400)
+"""Turns are short."""
 
 
-def decided(problem: Problem, seconds: float = 60.0, trust: str = "solver", **parts: bool) -> mv.Result:
-    return mv.verify(problem, seconds, options=Options(attack=False, trust=trust, search=SearchOptions(**parts)))
+def decided(problem: Problem, trust: str = "solver", tuning: tuple[Tuning, ...] = (TURNS, AT_ONCE), **parts: bool) -> mv.Result:
+    search = SearchOptions(tuning=(*NEURONS, *tuning), **parts)
+    return mv.verify(problem, 60.0, options=Options(attack=False, trust=trust, search=search))
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_the_search_begins_anew_from_tighter_roots(many: None, counted: bool) -> None:
+def test_the_search_begins_anew_from_tighter_roots(counted: bool) -> None:
     """Closed by tightening and branching, from proofs alone; by the clock a solver helps."""
     result = decided(problem_of(-2.0), deterministic=counted, oracle=not counted, output_constraints=False, clipping=False)
     assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0
     assert not counted or (result.trust is Trust.ROUNDED and detail(result)["tightened"] and detail(result)["restarts"])
 
 
-def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "LEAST", 2.0)
-    result = decided(problem_of(-2.0), deterministic=True, oracle=False, output_constraints=False)
+def test_tightening_that_does_not_keep_up_leaves_the_tree_as_it_is() -> None:
+    tuning = replace(TURNS, least=2.0), AT_ONCE
+    result = decided(problem_of(-2.0), tuning=tuning, deterministic=True, oracle=False, output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and detail(result)["tightened"] and detail(result)["restarts"] == 0
 
 
-def test_without_trust_in_solvers_their_ends_are_not_asked_for(many: None) -> None:
+def test_without_trust_in_solvers_their_ends_are_not_asked_for() -> None:
     result = decided(problem_of(-2.0), trust="rounded", output_constraints=False)
     assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED and "oracle_ends" not in detail(result)
 
 
-def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slopes_of_a_root_that_were_cut_short_are_gone_on_with() -> None:
     def begun_anew(seconds: float) -> int:
-        monkeypatch.setattr(run, "REFINE_SECONDS", seconds)
-        result = decided(problem_of(-2.0), oracle=False, tightening=False)
+        tuning = replace(TURNS, seconds=0.0), AT_ONCE, RunTuning(refine_seconds=seconds)
+        result = decided(problem_of(-2.0), tuning=tuning, oracle=False, tightening=False)
         assert result.verdict is Verdict.VERIFIED and result.trust is Trust.ROUNDED
         return detail(result).get("restarts", 0)
 
-    monkeypatch.setattr(restarts, "SECONDS", 0.0)
     assert begun_anew(60.0) == 0
     assert begun_anew(0.0) == 1
 
 
-def test_a_counterexample_is_found_all_the_same(many: None) -> None:
+def test_a_counterexample_is_found_all_the_same() -> None:
     for parts in ({}, {"deterministic": True}, {"tightening": False}):
         assert decided(problem_of(0.0), **parts).verdict is not Verdict.VERIFIED
 
 
-def test_turns_repeat_by_counts(many: None) -> None:
+def test_turns_repeat_by_counts() -> None:
     first, second = (decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False) for _ in range(2))
     assert detail(first) == detail(second) and first.lower_bound == second.lower_bound and detail(first)["tightened"]
 
 
-def test_a_solver_killed_on_an_end_costs_an_end(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_killed_on_an_end_costs_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     give = Oracle.give_target
 
@@ -286,13 +282,12 @@ def test_a_solver_killed_on_an_end_costs_an_end(many: None, monkeypatch: pytest.
             os.killpg(oracle.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Oracle, "give_target", giving)
-    monkeypatch.setattr(tasks, "SMALL", 0)
-    result = decided(problem_of(-2.0), output_constraints=False)
+    result = decided(problem_of(-2.0), tuning=(TURNS, FIRST), output_constraints=False)
     assert killed and result.verdict is Verdict.VERIFIED
 
 
 @pytest.mark.parametrize("always", [False, True])
-def test_short_of_memory_it_takes_fewer_or_gives_up(many: None, always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_of_memory_it_takes_fewer_or_gives_up(always: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(0.0)
     with torch.no_grad():
         found = tightening_of(problem)
@@ -311,7 +306,7 @@ def test_short_of_memory_it_takes_fewer_or_gives_up(many: None, always: bool, mo
         assert always or found.per <= 64
 
 
-def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left(many: None) -> None:
+def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left() -> None:
     problem = problem_of(-2.0)
     (near,) = problem.disjuncts
     problem = replace(problem, disjuncts=(replace(near, unsafe=replace(near.unsafe, rhs=near.unsafe.rhs - 5.0)), near))
@@ -328,7 +323,7 @@ def test_a_solver_goes_on_with_a_disjunct_that_has_another_place_in_what_is_left
                 assert finding is not None and finding.ended and finding.task.disjunct == place and finding.bound > 0
 
 
-def test_a_tree_that_is_ahead_begins_anew_a_turn_later(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "AHEAD", 1e9)
-    result = decided(problem_of(-3.0), deterministic=True, oracle=False, output_constraints=False, clipping=False)
+def test_a_tree_that_is_ahead_begins_anew_a_turn_later() -> None:
+    turns, off = replace(TURNS, ahead=1e9), dict.fromkeys(("oracle", "output_constraints", "clipping"), False)
+    result = decided(problem_of(-3.0), tuning=(turns, AT_ONCE), deterministic=True, **off)
     assert result.verdict is Verdict.VERIFIED and result.lower_bound > 0 and detail(result)["restarts"] > 0

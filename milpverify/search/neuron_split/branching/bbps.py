@@ -12,11 +12,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.search.neuron_split.branching.heuristic import Heuristic
+
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.dual import Primal
     from milpverify.propagation.optimised.halfspaces import HalfspaceForms
     from milpverify.propagation.state import LinearBound
     from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers
+    from milpverify.search.neuron_split.branching.heuristic import Splits
+
+
+class BBPS(Heuristic):
+    """What the children gain by linear forms that were saved."""
+
+    name = "bbps"
+    needs_bounds = needs_forms = True
+
+    def score(self, splits: Splits) -> Tensor:
+        of = splits.parents
+        if of.forms is None or of.found is None:
+            raise TypeError("BBPS needs linear bounds and saved linear forms")
+        return of.score(gains(of.consumers, of.forms, of.candidates, of.primal, of.found))
 
 
 def gains(consumers: Consumers, forms: HalfspaceForms, candidates: Candidates, primal: Primal, found: LinearBound) -> Tensor:

@@ -9,11 +9,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from milpverify.search.neuron_split.branching.heuristic import Heuristic
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from milpverify.propagation.optimised.dual import Primal
     from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers
+    from milpverify.search.neuron_split.branching.heuristic import Splits
+
+
+class FirstOrder(Heuristic):
+    """What the children gain at the point where the parent's bound is attained."""
+
+    name = "first-order"
+    needs_bounds = needs_point = True
+
+    def score(self, splits: Splits) -> Tensor:
+        of = splits.parents
+        return of.score(pointwise(of.consumers, of.candidates, of.primal, attained=True))
+
+
+class BaBSR(Heuristic):
+    """What they gain at the reference values: more, and cheaper to find, so that all are scored."""
+
+    name = "babsr"
+    needs_bounds = scores_all = True
+
+    def score(self, splits: Splits) -> Tensor:
+        of = splits.parents
+        return of.score(pointwise(of.consumers, of.candidates, of.primal, attained=False))
 
 
 def pointwise(consumers: Consumers, candidates: Candidates, primal: Primal, attained: bool) -> Tensor:

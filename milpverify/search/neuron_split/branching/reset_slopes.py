@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from milpverify.propagation.optimised.beta import Domain
     from milpverify.propagation.state import LinearBound
     from milpverify.search.neuron_split.bounder import Bounder
+    from milpverify.search.neuron_split.branching.heuristic import BranchingTuning
     from milpverify.search.neuron_split.subproblems import Subproblems
-
-NARROWER = 0.95
-"""An interval that keeps less than this share of its width is relaxed anew: 0.99 and 1 do as well, 0.8 saves half as much."""
 
 
 def relaxed_anew(bounder: Bounder, subs: Subproblems, domain: Domain, changed: Tensor) -> Subproblems:
@@ -84,7 +82,7 @@ def with_those_of(
     return replace(subs, **some), replace(found, **parts)
 
 
-def narrowed(bounder: Bounder, subs: Subproblems, before: Domain, now: Domain) -> Subproblems:
+def narrowed(bounder: Bounder, subs: Subproblems, before: Domain, now: Domain, tuning: BranchingTuning) -> Subproblems:
     """Subproblems that remember which intervals have become much narrower, where they are open.
 
     Args:
@@ -94,5 +92,5 @@ def narrowed(bounder: Bounder, subs: Subproblems, before: Domain, now: Domain) -
     if not bounder.resets:
         return subs
     width = now.high - now.low
-    changed = (width < NARROWER * (before.high - before.low)) & (width > 0) & (subs.bound <= 0).unsqueeze(1)
+    changed = (width < tuning.narrower * (before.high - before.low)) & (width > 0) & (subs.bound <= 0).unsqueeze(1)
     return replace(subs, narrower=changed)
