@@ -17,11 +17,12 @@ from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.counterexamples.margins import MarginTuning, with_example, with_points
 from milpverify.events import Event
 from milpverify.ladder import climb
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning
 from milpverify.reduction.reducing import reduced
 from milpverify.reduction.suspects import ReductionTuning
 from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
-from milpverify.search.bounding import REFINE, BatchBounds, reduce, refine
+from milpverify.search.bounding import BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
 from milpverify.search.groups import Group, GroupTuning, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
@@ -171,11 +172,12 @@ class Run:
 
     def refined(self, group: Group, found: BatchBounds, seconds: float) -> list[tuple[Group, BatchBounds]]:
         """What optimised slopes leave open of a group; where a search follows that may go on with them, they get a moment alone."""
-        paced, followed = not self.options.search.deterministic, self.options.method.branches
-        now = min(seconds, self.tuning.refine_seconds) if followed and self.options.search.branching is not Branching.NONE else seconds
+        search, followed = self.options.search, self.options.method.branches and self.options.search.branching is not Branching.NONE
+        paced, now = not search.deterministic, min(seconds, self.tuning.refine_seconds) if followed else seconds
         share = self.deadline.within(now) if paced else self.deadline
+        request = BoundRequest(deadline=share, tuning=search.tuned(BoundTuning), cost=search.tuned(CostTuning))
         with self.reporter.ledger.spent(Part.ALPHA_CROWN):
-            found = refine(self.graph, group, found, REFINE, share, paced)
+            found = refine(self.graph, group, found, request, search.tuned(GroupTuning), paced)
         self.reporter.ledger.bound(Part.ALPHA_CROWN, group.count)
         if paced and share.expired():
             found = dataclasses.replace(found, unrefined=seconds - now)

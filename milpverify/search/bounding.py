@@ -20,19 +20,15 @@ from milpverify.propagation.request import BoundRequest, Method
 from milpverify.propagation.row_intervals import RowIntervals
 from milpverify.propagation.second_order import SecondOrder, applies, better
 from milpverify.propagation.state import LinearBound, NodeState
+from milpverify.search.groups import GroupTuning
 
 if TYPE_CHECKING:
-    from milpverify.config import Deadline
     from milpverify.graph import Graph
     from milpverify.propagation.backward import LineTable
     from milpverify.propagation.differences.bounding import Differences
     from milpverify.propagation.relevance import Needed
     from milpverify.propagation.state import Bounds, State
     from milpverify.search.groups import Group
-
-
-REFINE = AlphaOptions(iterations=15)
-"""How the slopes of a root are optimised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +134,19 @@ def intervals(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, kn
     return state, table
 
 
-def refine(graph: Graph, group: Group, found: BatchBounds, options: AlphaOptions, deadline: Deadline, paced: bool = False) -> BatchBounds:
+def refine(
+    graph: Graph, group: Group, found: BatchBounds, request: BoundRequest, tuning: GroupTuning = GroupTuning(), paced: bool = False
+) -> BatchBounds:
     """The same boxes with slopes optimised, first for every undecided pre-activation, then for the rows (float32).
 
     Args:
+        request: until when; what is needed is the group's.
         paced: as in `alpha_crown`.
     """
-    prepared = Prepared.of(graph, group)
-    request = BoundRequest(needed=prepared.needed, deadline=deadline)
+    prepared, options = Prepared.of(graph, group), AlphaOptions(iterations=tuning.slopes)
+    request = replace(request, needed=prepared.needed)
     state, table = alpha_crown(graph, found.state, torch.float32, options, request, paced)
-    if paced and deadline.expired():  # what is over is over: a step for the rows may be as dear as all before it
+    if paced and request.expired:  # what is over is over: a step for the rows may be as dear as all before it
         return BatchBounds(state, table, found.rows, found.margins)
     batch = state[0].bounds.lower.shape[0]
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)

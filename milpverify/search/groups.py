@@ -147,10 +147,12 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupTuning(Tuning):
-    """When inputs are few."""
+    """When inputs are few, and how far the slopes of a root are optimised."""
 
     few_inputs: int = 8
     """With at most so many inputs that vary bisecting inputs mostly beats what takes long on a whole box."""
+    slopes: int = 15
+    """Steps of the optimiser of a root's slopes."""
 
 
 def few_inputs(group: Group, tuning: GroupTuning) -> bool:

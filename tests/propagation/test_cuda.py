@@ -155,4 +155,4 @@ def test_searches_make_their_tensors_where_the_graph_is(single: bool) -> None:
         neurons = [NeuronSpace(context_of(made, options=options), group, root.state) for options in (PLAIN, EVERYTHING)]
         for space, limit in ((neurons[0], 60), (neurons[1], 60), (BoxSpace(context_of(made), group), 300)):
             assert grown(space.tree(), space, limit).detail["subproblems"] >= 5
-        assert refine(graph, group, root, AlphaOptions(3), Deadline()).margins.device.type == "cpu"
+        assert refine(graph, group, root, BoundRequest(), GroupTuning(slopes=3)).margins.device.type == "cpu"

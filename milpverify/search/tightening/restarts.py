@@ -26,7 +26,7 @@ from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.sharing import Sharing
 from milpverify.search.tightening.solver_targets import SolverTargets
-from milpverify.search.tightening.tighten import RootTuning, Tightening
+from milpverify.search.tightening.tighten import Tightening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def search_with_restarts(space: NeuronSpace, tree: Tree[Subproblems], root: Batc
     """
     context = space.context
     deadline, clock, counted, tuning = context.deadline, context.clock, context.switches.deterministic, context.tuned(RestartTuning)
-    tightening = Tightening(context.graph, space.group, root, clock, context.tuned(RootTuning))
+    tightening = Tightening(context.graph, space.group, root, clock, context.switches)
     targets = SolverTargets(tightening)
     tasks = _tasks(space, targets, None if context.oracle is None else context.oracle.whole())
     for turn in itertools.count():

@@ -23,18 +23,18 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.balls.dual import lowest
-from milpverify.config import Branching, Deadline, Tuning
+from milpverify.config import Branching, Deadline, SearchOptions, Tuning
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Reshape
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.beta import Dual
 from milpverify.propagation.relevance import needed
-from milpverify.propagation.request import BoundRequest
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning
 from milpverify.propagation.screening import functions_of, undecided
 from milpverify.propagation.state import Bounds
-from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, refine
+from milpverify.search.bounding import BatchBounds, bound_batch, is_out_of_memory, refine
 from milpverify.search.frontier import Frontier
-from milpverify.search.groups import Group
+from milpverify.search.groups import Group, GroupTuning
 from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import Brancher, children
 from milpverify.spec import Disjunct, Rows
@@ -92,14 +92,16 @@ class Tightening:
         group: over the root's box; its domain rows are not used.
         root: of one box.
         clock: of the time that tightening may take.
+        search: the numbers.
     """
 
     def __init__(
-        self, graph: Graph, group: Group, root: BatchBounds, clock: Clock = time.perf_counter, tuning: RootTuning = RootTuning()
+        self, graph: Graph, group: Group, root: BatchBounds, clock: Clock = time.perf_counter, search: SearchOptions = SearchOptions()
     ) -> None:
-        self.graph, self.group, self.root, self.clock, self.tuning = graph, group, root, clock, tuning
-        self.bounded, self.per, self.out_of_memory = 0, tuning.batch, False
-        self.bounding = NeuronTuning(candidates=tuning.candidates)
+        self.graph, self.group, self.root, self.clock, self.search = graph, group, root, clock, search
+        self.tuning = search.tuned(RootTuning)
+        self.bounding = replace(search.tuned(NeuronTuning), candidates=self.tuning.candidates)
+        self.bounded, self.per, self.out_of_memory = 0, self.tuning.batch, False
         self._bounder: tuple[BatchBounds, Bounder] | None = None
         self._needed: tuple[Group, Needed] | None = None
         self._each = math.inf  # seconds of a layer
@@ -156,7 +158,7 @@ class Tightening:
     def refine(self, deadline: Deadline) -> None:
         """Go on with optimising the root's slopes."""
         try:
-            self.root = refine(self.graph, self.group, self.root, REFINE, deadline.within(self.root.unrefined), paced=True)
+            self.root = self._refined(self.root, deadline.within(self.root.unrefined), paced=True)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -167,10 +169,16 @@ class Tightening:
         found = self.root
         known = {i: tighter[i].meet(s.bounds) if i in tighter else s.bounds for i, s in found.state.items()}
         ends = found.state[0].bounds
-        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, BoundRequest(known, deadline=deadline))
+        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, self._request(deadline, known))
         paced = self._each < math.inf
-        now = refine(self.graph, self.group, now, REFINE, deadline.within(self._each) if paced else deadline, paced)
+        now = self._refined(now, deadline.within(self._each) if paced else deadline, paced)
         self.root = replace(now, margins=torch.maximum(now.margins, found.margins))
+
+    def _refined(self, found: BatchBounds, deadline: Deadline, paced: bool) -> BatchBounds:
+        return refine(self.graph, self.group, found, self._request(deadline), self.search.tuned(GroupTuning), paced)
+
+    def _request(self, deadline: Deadline, known: dict[int, Bounds] | None = None) -> BoundRequest:
+        return BoundRequest(known, deadline=deadline, tuning=self.search.tuned(BoundTuning), cost=self.search.tuned(CostTuning))
 
     # -- targets ------------------------------------------------------------------------------------------------------------
 
