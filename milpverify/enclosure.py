@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from milpverify.functions.pieces import Pieces
     from milpverify.graph import Graph, Node
 
-_MAX_DENSE = 200_000_000
-_ENOUGH = 2.0**900
+_ENOUGH: Final = 2.0**900
 """Lower ends beyond are moved to where sums of them do not overflow."""
 
 
@@ -164,7 +163,7 @@ def _middle(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return centre, torch.where(lower == upper, 0.0, up(torch.maximum(upper - centre, centre - lower)))
 
 
-def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) -> list[Fraction] | None:
+def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000, most: int = 200_000_000) -> list[Fraction] | None:
     """f(x) in rational arithmetic at one point x (nx,), None where that is impossible or too expensive.
 
     The rows of an affine node are exact unless its weights are rounded, for they are multiplied by ones and zeros only; what is
@@ -172,15 +171,16 @@ def exact_outputs(graph: Graph, x: NDArray[np.float64], limit: int = 2_000_000) 
 
     Args:
         limit: the number of multiplications that are affordable (about a microsecond each).
+        most: the entries that the rows of affine nodes may have, zeros included.
     """
     needed = graph.ancestors[graph.output]
     sources = {node.id: [graph.nodes[i] for i in node.inputs] for node in graph.nodes}
-    affine = [node for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
-    products = sum(node.size * node.op.terms for node in affine if isinstance(node.op, Affine))
-    dense = sum(node.size * source.size for node in affine for source in sources[node.id])
-    if any(node.op.rounded for node in affine if isinstance(node.op, Affine)):
+    affine = [(node, node.op) for node in graph.nodes if node.id in needed and isinstance(node.op, Affine)]
+    products = sum(node.size * op.terms for node, op in affine)
+    dense = sum(node.size * source.size for node, _ in affine for source in sources[node.id])
+    if any(op.rounded for _, op in affine):
         return None
-    if products > limit or dense > _MAX_DENSE or not np.isfinite(x).all():
+    if products > limit or dense > most or not np.isfinite(x).all():
         return None
     values: dict[int, list[Fraction]] = {}
     for node in graph.nodes:

@@ -260,6 +260,8 @@ def evaluate_all(graph: Graph, x: Tensor, value: Callable[[Node, Sequence[Tensor
                 values.append(y if y.shape[1:] == node.shape else y.expand(y.shape[0], *node.shape))
             case Nonlinear():
                 values.append(node.op.value(args) if value is None else value(node, args))
+            case _:
+                raise NotImplementedError(f"{type(node.op).__name__} ({node.name}) is neither affine nor nonlinear")
     return values
 
 

@@ -18,9 +18,9 @@ from milpverify.config import Tuning
 from milpverify.propagation.cost import backward_passes, forward_pass, is_dear, multiplications, undecided_backward
 from milpverify.propagation.loosest import loosest
 from milpverify.propagation.relevance import refinable
-from milpverify.propagation.request import BoundRequest, CostTuning
+from milpverify.propagation.request import BoundRequest, CostTuning, Method
 from milpverify.result import json_number
-from milpverify.search.bounding import BatchBounds, Method, Prepared, bound_batch, choose
+from milpverify.search.bounding import BatchBounds, Prepared, bound_batch, choose
 from milpverify.search.groups import GroupTuning, few_inputs
 
 if TYPE_CHECKING:
@@ -155,9 +155,8 @@ class _Box:
         bounds = (
             {node.id: known.state[node.id].bounds for node in refinable(graph)} if known is not None and (chosen or self.done) else None
         )
-        found = bound_batch(
-            graph, self.group, self.lower, self.upper, self.dtype, bounds, until, method, prepared=prepared, screened_before=False
-        )
+        request = BoundRequest(bounds, deadline=until, method=method, screened_before=False, cost=self.cost)
+        found = bound_batch(graph, self.group, self.lower, self.upper, self.dtype, request, prepared)
         self.known = found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
         name = method.value if chosen is None else "loosest"
         return Rung(name, estimate, self.group, self.known, method not in (Method.INTERVALS, Method.FORWARD) and until.expired())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from torch import Tensor
 from milpverify.arithmetic.rounding import down, up
 
 LARGEST = torch.finfo(torch.float64).max
-_RELATIVE = 2.0**-49  # 8 units in the last place
-_ABSOLUTE = 2.0**-1022  # subnormal results may be flushed to zero
+_RELATIVE: Final = 2.0**-49  # 8 units in the last place
+_ABSOLUTE: Final = 2.0**-1022  # subnormal results may be flushed to zero
 
 
 class Interval(NamedTuple):

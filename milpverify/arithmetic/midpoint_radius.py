@@ -8,17 +8,17 @@ Accuracy and Stability of Numerical Algorithms, section 3). Library functions ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-U = 2.0**-53
-LIBRARY = 2.0**-49
-TINY = 2.0**-1000  # far more than underflow costs a sum of products
-SPARE = 1.0 + 2.0**-40
+U: Final = 2.0**-53
+LIBRARY: Final = 2.0**-49
+TINY: Final = 2.0**-1000  # far more than underflow costs a sum of products
+SPARE: Final = 1.0 + 2.0**-40
 """Radii are computed in float64, too, by far fewer operations than this covers: see `gamma`."""
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 Number = Fraction | float  # a float only for +-inf
-_ROOT_BITS = 64
+_ROOT_BITS: Final = 64  # of square roots, at least
 
 
 class Range(NamedTuple):

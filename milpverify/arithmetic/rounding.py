@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
 
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-LARGEST_DEVIATION = 2.0**64
+UNIT_ROUNDOFF: Final = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+LARGEST_DEVIATION: Final = 2.0**64
 """A node whose values deviate more than this gets no bound from backward passes: beyond it underflow is not charged for."""
-UNDERFLOW = 2.0**-1020
+UNDERFLOW: Final = 2.0**-1020
 """What underflow costs a product in float64, flushing to zero included, and more."""
 U64 = UNIT_ROUNDOFF[torch.float64]
-TINY = 2.0**-900
+TINY: Final = 2.0**-900
 """Far more than all underflow of a pass costs, and far less than what matters."""
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
 
-_LIBRARY = 2.0**-49
-_TINY = 2.0**-1021  # what underflow can cost, also when flushed to zero
-_SPARE = 1.0 + 2.0**-46  # the error bounds are themselves rounded
+_LIBRARY: Final = 2.0**-49
+_TINY: Final = 2.0**-1021  # what underflow can cost, also when flushed to zero
+_SPARE: Final = 1.0 + 2.0**-46  # the error bounds are themselves rounded
 
 
 class Near(NamedTuple):

@@ -186,11 +186,11 @@ class Region:
         return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
-def lowest(ball: Ball | None, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+def lowest(ball: Ball | None, rows: Tensor, lower: Tensor, upper: Tensor, tuning: BallTuning = BallTuning()) -> Tensor:
     """Points (N, r, nx) where rows (N, r, nx) are least over boxes (N, nx): corners, or near to points of the ball; nothing is proved."""
     corner = torch.where(rows > 0, lower.unsqueeze(1), upper.unsqueeze(1))
     if ball is None:
         return corner
     centre = torch.from_numpy(ball.centre).to(lower.device)
-    region = Region.of(ball, lower, upper, centre.expand_as(lower))
+    region = Region.of(ball, lower, upper, centre.expand_as(lower), tuning)
     return centre + region.filled(rows.double()) if region.cuts() else corner

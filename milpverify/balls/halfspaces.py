@@ -199,9 +199,9 @@ def _within(*pairs: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack(ratios).amin(0).clamp(0.0, 1.0)
 
 
-def least_within(rows: Tensor, lower: Tensor, upper: Tensor, halfspaces: Halfspaces | None) -> Tensor:
+def least_within(rows: Tensor, lower: Tensor, upper: Tensor, halfspaces: Halfspaces | None, tuning: BallTuning = BallTuning()) -> Tensor:
     """Proved lower bounds (r,) of rows . x, rows (r, nx) float64, over a box (nx,) float64 and half-spaces, if there are any."""
     if halfspaces is None:
         halfspaces = Halfspaces(np.zeros((0, len(lower))), np.zeros(0))
-    region = Polytopes.of(halfspaces, lower[None], upper[None], torch.zeros_like(lower)[None])
+    region = Polytopes.of(halfspaces, lower[None], upper[None], torch.zeros_like(lower)[None], tuning)
     return region.least(rows[None])[0]

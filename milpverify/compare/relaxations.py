@@ -27,12 +27,12 @@ from milpverify.linear_relaxation import margin_bound, output_bounds
 from milpverify.propagation.interval import propagate
 from milpverify.propagation.optimised.alpha import AlphaOptions, Slopes, alpha_crown, optimise
 from milpverify.propagation.relevance import refinable
-from milpverify.propagation.request import BoundRequest
+from milpverify.propagation.request import BoundRequest, Method
 from milpverify.propagation.screening import undecided
 from milpverify.propagation.state import Bounds, State
 from milpverify.result import Trust
 from milpverify.run_info import threads
-from milpverify.search.bounding import BatchBounds, Method, Prepared, bound_batch
+from milpverify.search.bounding import BatchBounds, Prepared, bound_batch
 from milpverify.search.groups import Group, groups
 from milpverify.search.tightening.tighten import up_to
 from milpverify.solvers.process import SolverProcess
@@ -131,9 +131,8 @@ class Root:
     def _bounded(self, method: Method, tighter: dict[int, Bounds] | None = None) -> None:
         known = {i: s.bounds for i, s in self.state.items()}
         known |= {i: bounds.meet(known[i]) for i, bounds in (tighter or {}).items()}
-        found: BatchBounds = bound_batch(
-            self.graph, self.group, self.lower, self.upper, torch.float64, known, self.deadline, method, prepared=self.prepared
-        )
+        request = BoundRequest(known, deadline=self.deadline, method=method)
+        found: BatchBounds = bound_batch(self.graph, self.group, self.lower, self.upper, torch.float64, request, self.prepared)
         self.state = found.state
         self._raise(found.margins)
 

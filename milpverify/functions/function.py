@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from milpverify.errors import InvalidInput, InvalidModel
 from milpverify.functions.algebras import ball_algebra, interval_algebra, running_algebra, tensor_algebra
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from milpverify.arithmetic.running_error import Near
     from milpverify.functions.ranges import Shape
 
-_PRECISION = 128  # bits, of the balls around constants
+_PRECISION: Final = 128  # bits, of the balls around constants
 _X = Symbol("x")
 _SQUARE = Apply("pow", (_X, Constant(Fraction(2))))
 _FLOOR, _ROUND = Apply("floor", (_X,)), Apply("round", (_X,))

@@ -7,7 +7,7 @@ errors and wrong shapes, it does not prove that there are none.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import flint
 
@@ -19,7 +19,7 @@ from milpverify.functions.terms import differentiate, evaluate
 if TYPE_CHECKING:
     from milpverify.functions.function import Function
 
-_PRECISION = 256
+_PRECISION: Final = 256  # bits
 
 
 def sample_points(function: Function) -> list[flint.arb]:

@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from milpverify.functions.function import Function
 
 PerInput = tuple[float, float]  # floats around a number
-_PRECISION = 128  # bits
-_BESIDE = 2.0**-40
+_PRECISION: Final = 128  # bits
+_BESIDE: Final = 2.0**-40
 """How far beside an inflection derivatives are enclosed, so that both sides of a kink are."""
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from milpverify.operators.core import Affine, Shape, Weighted
+from milpverify.operators.core import Affine, OperatorTuning, Shape, Weighted
 from milpverify.operators.window import Window
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
 CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-
-FEW_OUT, FEW_IN = 16, 12
-"""In float32 a flipped kernel is faster than a transposed convolution for fewer output channels where there is no stride, and for at most
-so many input channels (with their share of the zeros that fill up strides) where there is: 1.4 to 5 times, on one core with AVX-512."""
-MORE = 2
-"""In float64, where so many times more channels result from a flipped kernel than enter it: 1.2 to 7 times."""
 
 
 class _Map(torch.autograd.Function):
@@ -140,14 +134,17 @@ class Conv(Weighted, Affine):
 
     @cached_property
     def _flips(self) -> bool:
+        return self.flips()
+
+    def flips(self, tuning: OperatorTuning = OperatorTuning()) -> bool:
         """Whether a convolution with the flipped kernel is faster than a transposed convolution."""
         if self.groups > 1 or max(self.dilation) > 1 or self.weight.is_cuda:
             return False
         out, channels, *kernel = self.weight.shape
         filled = math.prod(-(-k // s) * s / k for k, s in zip(kernel, self.stride, strict=True))
         if self.weight.dtype == torch.float64:
-            return channels * math.prod(self.stride) >= MORE * out * filled
-        return out < FEW_OUT if max(self.stride) == 1 else channels * filled <= FEW_IN
+            return channels * math.prod(self.stride) >= tuning.more * out * filled
+        return out < tuning.few_out if max(self.stride) == 1 else channels * filled <= tuning.few_in
 
     @cached_property
     def _flipped(self) -> Tensor:

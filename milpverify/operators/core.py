@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, mul
+from milpverify.config import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,22 @@ if TYPE_CHECKING:
     from milpverify.operators.window import Window
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OperatorTuning(Tuning):
+    """Which form of a product is faster, by shape."""
+
+    few_out: int = 16
+    few_in: int = 12
+    """In float32 a flipped kernel is faster than a transposed convolution for fewer output channels where there is no stride, and for at
+    most so many input channels (with their share of the zeros that fill up strides) where there is: 1.4 to 5 times, on one core with
+    AVX-512."""
+    more: int = 2
+    """In float64, where so many times more channels result from a flipped kernel than enter it: 1.2 to 7 times."""
+    sparse: float = 0.05
+    fewest: int = 1 << 14
+    """Matrices with so small a share of entries other than 0, and so many entries, are multiplied as sparse ones."""
 
 
 def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.operators.core import Affine, Shape, Weighted
+from milpverify.operators.core import Affine, OperatorTuning, Shape, Weighted
 from milpverify.operators.window import Window, filled
 
 if TYPE_CHECKING:
@@ -47,10 +47,6 @@ class Linear(Weighted, Affine):
         return (self.weight[index].reshape(len(index), *shape[:-1], -1),)
 
 
-SPARSE, FEWEST = 0.05, 1 << 14
-"""Matrices with so small a share of entries other than 0, and so many entries, are multiplied as sparse ones."""
-
-
 @dataclass(frozen=True, eq=False)
 class SparseLinear(Affine):
     """y = x W^T + b along the last axis, of a matrix W (m, n) whose entries other than 0 are `values` at (`row`, `column`), row by row.
@@ -66,13 +62,13 @@ class SparseLinear(Affine):
     rounded: int = 0
 
     @staticmethod
-    def of(dense: Linear) -> SparseLinear | None:
+    def of(dense: Linear, tuning: OperatorTuning = OperatorTuning()) -> SparseLinear | None:
         """A matrix as a sparse one, where that pays."""
         weight = dense.weight
-        if weight.numel() < FEWEST:
+        if weight.numel() < tuning.fewest:
             return None
         lies = weight if (by_rows := weight.is_contiguous()) else weight.T.contiguous()
-        most = SPARSE * weight.numel()
+        most = tuning.sparse * weight.numel()
         if int(lies[: len(lies) // 8].count_nonzero()) > most or int(lies.count_nonzero()) > most:  # a part tells mostly
             return None
         row, column = lies.nonzero(as_tuple=True)

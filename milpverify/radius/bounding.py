@@ -11,6 +11,7 @@ import torch
 from milpverify.balls.norm import Norm
 from milpverify.config import Tuning
 from milpverify.ladder import precision
+from milpverify.propagation.request import BoundRequest
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups
 
@@ -62,7 +63,7 @@ def _largest(question: Question, graph: Graph, radii: Sequence[float], deadline:
         lower = torch.from_numpy(np.stack([b.lower for b in boxes])).to(graph.device)
         upper = torch.from_numpy(np.stack([b.upper for b in boxes])).to(graph.device)
         dtype = torch.float64 if small else torch.float32
-        margins = bound_batch(graph, group, lower, upper, dtype, deadline=deadline, prepared=prepared).margins
+        margins = bound_batch(graph, group, lower, upper, dtype, BoundRequest(deadline=deadline), prepared).margins
         proved = group.closed(margins).all(1).tolist()
         if any(proved):
             return some[proved.index(True)]
@@ -78,6 +79,6 @@ def _bisected(question: Question, graph: Graph, radii: Sequence[float], deadline
         (group,) = groups(problem, graph.device)
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
         dtype = precision(graph)
-        margins = bound_batch(graph.confined(problem.graph.ball), group, lower, upper, dtype, deadline=deadline).margins
+        margins = bound_batch(graph.confined(problem.graph.ball), group, lower, upper, dtype, BoundRequest(deadline=deadline)).margins
         low, high = (low, middle) if bool(group.closed(margins).all()) else (middle + 1, high)
     return radii[high] if high < len(radii) else 0.0

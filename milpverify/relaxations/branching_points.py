@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from milpverify.relaxations.registry import univariate
+from milpverify.relaxations.rule import RelaxationTuning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
 
 FILE = "branching_points.npz"
-EDGE = 2.0**-7
-"""A branching point keeps this share of the width to either end."""
-_STEPS, _OCTAVE = 256, 4  # middles of a table, and widths per factor of 2
-_REACH, _NARROWEST, _WIDEST = 8.0, -2.0, 4.5  # middles up to 8, widths from 2^-2 to 2^4.5
-_COARSE, _ZOOMS = 16, 3
+_STEPS: Final = 256
+_OCTAVE: Final = 4
+"""Of the file's tables: steps between middles, and widths per factor of 2."""
+_REACH: Final = 8.0
+_NARROWEST: Final = -2.0
+_WIDEST: Final = 4.5
+"""Middles up to 8, widths from 2^-2 to 2^4.5."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """How loose a relaxation on [lower, upper] is, elementwise."""
@@ -49,7 +52,13 @@ def area(function: Function, lower: Tensor, upper: Tensor) -> Tensor:
     return (upper - lower) * (above - below + (k_upper - k_lower) * middle).clamp(min=0.0)
 
 
-def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor, bilinear: Tensor | None = None) -> Tensor:
+def branching_points(
+    functions: Sequence[Function],
+    lower: Tensor,
+    upper: Tensor,
+    bilinear: Tensor | None = None,
+    tuning: RelaxationTuning = RelaxationTuning(),
+) -> Tensor:
     """The points that split the intervals of a node best for all that reads it.
 
     Args:
@@ -79,19 +88,19 @@ def branching_points(functions: Sequence[Function], lower: Tensor, upper: Tensor
             total = torch.stack([area(f, a, b) for f in functions]).sum(0)
             return total if weight is None else total + weight * (b - a).square()
 
-        share[rest] = best_share(loss, lower[rest], upper[rest])
+        share[rest] = best_share(loss, lower[rest], upper[rest], tuning)
     point = lower + share * (upper - lower)
     middle = lower + 0.5 * (upper - lower)
     return torch.where((point > lower) & (point < upper), point, torch.where(torch.isfinite(middle), middle, 0.0).clamp(lower, upper))
 
 
-def best_share(loss: Loss, lower: Tensor, upper: Tensor) -> Tensor:
+def best_share(loss: Loss, lower: Tensor, upper: Tensor, tuning: RelaxationTuning = RelaxationTuning()) -> Tensor:
     """The share of the width at which splitting [lower, upper] leaves the least summed loss, by a grid and its refinements.
 
     Args:
         lower, upper: float64, any one shape, which the shares have too.
     """
-    width = upper - lower
+    width, edge = upper - lower, tuning.edge
 
     def summed(share: Tensor) -> Tensor:
         point = lower + share * width
@@ -101,13 +110,13 @@ def best_share(loss: Loss, lower: Tensor, upper: Tensor) -> Tensor:
     share = torch.full_like(lower, 0.5)
     least = summed(share.unsqueeze(0)).squeeze(0) * (1 - 1e-6)  # what changes nothing is left in the middle
     reach = 0.5
-    for _ in range(_ZOOMS):
-        offsets = torch.linspace(-reach, reach, _COARSE + 1, dtype=lower.dtype, device=lower.device)
-        trial = (share + offsets.reshape(-1, *[1] * lower.dim())).clamp(EDGE, 1 - EDGE)
+    for _ in range(tuning.zooms):
+        offsets = torch.linspace(-reach, reach, tuning.grid + 1, dtype=lower.dtype, device=lower.device)
+        trial = (share + offsets.reshape(-1, *[1] * lower.dim())).clamp(edge, 1 - edge)
         values, place = summed(trial).min(0)
         found = trial.gather(0, place.unsqueeze(0)).squeeze(0)
         share, least = torch.where(values < least, found, share), torch.minimum(values, least)
-        reach *= 3.0 / _COARSE
+        reach *= 3.0 / tuning.grid
     return share
 
 
@@ -141,11 +150,11 @@ class _Table:
         return torch.where(width < 2.0**_NARROWEST, 0.5, share), known
 
 
-def _axes(function: Function) -> tuple[Tensor, Tensor]:
+def _axes(function: Function, steps: int = _STEPS) -> tuple[Tensor, Tensor]:
     """The middles and the widths of a function's table."""
     start, end = (-_REACH, _REACH) if function.period is None else (0.0, 0.5 * sum(function.period))
     widths = 2.0 ** (_NARROWEST + torch.arange(int((_WIDEST - _NARROWEST) * _OCTAVE) + 1, dtype=torch.float64) / _OCTAVE)
-    return torch.linspace(start, end, _STEPS + 1, dtype=torch.float64), widths
+    return torch.linspace(start, end, steps + 1, dtype=torch.float64), widths
 
 
 def tabulated(function: Function) -> bool:
@@ -169,9 +178,9 @@ def _table(function: Function) -> _Table | None:
     return _Table(shares, float(middles[0]), float(middles[1] - middles[0]), period)
 
 
-def make_table(function: Function) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The table of a function, (middles, widths), in units of 1/254, which holds a half."""
-    middles, widths = _axes(function)
+def make_table(function: Function, steps: int = _STEPS) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The table of a function, (middles, widths), in units of 1/254, which holds a half; the file's has 256 steps between middles."""
+    middles, widths = _axes(function, steps)
     half = 0.5 * widths
     shares = best_share(lambda a, b: area(function, a, b), middles.unsqueeze(1) - half, middles.unsqueeze(1) + half)
     return (shares * 254.0).round().to(torch.uint8).numpy()

@@ -10,24 +10,21 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from milpverify.functions.function import Curvature
+from milpverify.relaxations.rule import RelaxationTuning
 
 if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
 
-TURNS = 1000
+TURNS: Final = 1000
 """Periods away from 0 beyond which a line only knows the range of the function."""
-_DRIFT = 2.0**-46
+_DRIFT: Final = 2.0**-46
 """More than the rounding of an inflection, per period that it is away."""
-_NODES = 1024
-"""Of a table of slopes."""
-_NEAREST, _FARTHEST = 2.0**-10, 2.0**20
-"""The scales between which the nodes of a table are spread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +51,7 @@ class Shape:
 
 
 @lru_cache(maxsize=256)
-def shape_of(function: Function, device: torch.device) -> Shape:
+def shape_of(function: Function, device: torch.device, tuning: RelaxationTuning = RelaxationTuning()) -> Shape:
     """What the catalogue says about the curvature of a function."""
     edges = list(function.inflections)
     if function.period is None:
@@ -73,7 +70,7 @@ def shape_of(function: Function, device: torch.device) -> Shape:
         return torch.tensor(numbers, dtype=torch.float64, device=device)
 
     with torch.device("cpu"):
-        tables = [_table(function, start, end, s) for (start, end, _), s in order]
+        tables = [_table(function, start, end, s, tuning) for (start, end, _), s in order]
     nodes, slopes = (
         torch.stack(t).to(device) if t else torch.zeros(0, 2, dtype=torch.float64, device=device) for t in zip(*tables, strict=True)
     )
@@ -102,12 +99,12 @@ def _steepness(function: Function, low: float, high: float) -> tuple[float, floa
         return math.nextafter(float(ball.lower()), -math.inf), math.nextafter(float(ball.upper()), math.inf)
 
 
-def _table(function: Function, start: float, end: float, sign: float) -> tuple[Tensor, Tensor]:
+def _table(function: Function, start: float, end: float, sign: float, tuning: RelaxationTuning) -> tuple[Tensor, Tensor]:
     """Nodes and slopes of one piece: dense towards finite ends, where the curvature vanishes, and not there, where there may be kinks."""
     (_, first), (last, _) = function.domain
     start, end = max(start, first), min(end, last)
-    unit = torch.linspace(0.0, 1.0, _NODES + 2, dtype=torch.float64)[1:-1]
-    spread = _NEAREST * torch.sinh(unit * math.asinh(_FARTHEST / _NEAREST))
+    unit = torch.linspace(0.0, 1.0, tuning.nodes + 2, dtype=torch.float64)[1:-1]
+    spread = tuning.nearest * torch.sinh(unit * math.asinh(tuning.farthest / tuning.nearest))
     if math.isfinite(start) and math.isfinite(end):
         nodes = start + (end - start) * 0.5 * (1 - torch.cos(math.pi * unit))
     elif math.isfinite(start):
@@ -121,7 +118,7 @@ def _table(function: Function, start: float, end: float, sign: float) -> tuple[T
     if not bool(held.any()):
         slopes = torch.zeros_like(slopes)
     else:  # what overflows repeats its neighbour
-        index = torch.where(held, torch.arange(_NODES), -1).cummax(0).values
+        index = torch.where(held, torch.arange(tuning.nodes), -1).cummax(0).values
         slopes = slopes[torch.where(index < 0, int(held.nonzero()[0]), index)]
     infinite = nodes.new_tensor([math.inf])
     return torch.cat([-infinite, nodes, infinite]), slopes.cummax(0).values

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.relaxations.rule import RelaxationTuning
+
 if TYPE_CHECKING:
     from milpverify.relaxations.rule import PerInput, Rule
-
-_SAMPLES = {1: 33, 2: 5}
-"""Points per input at which a line may be the tightest, by the number of inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,17 +27,19 @@ class SideLines:
     used: Tensor
 
 
-def envelope(rule: Rule, lower: PerInput, upper: PerInput) -> tuple[SideLines, SideLines]:
+def envelope(rule: Rule, lower: PerInput, upper: PerInput, tuning: RelaxationTuning = RelaxationTuning()) -> tuple[SideLines, SideLines]:
     """Lower and upper lines over boxes, tight at several places.
 
     Args:
         lower, upper: (R,) float64 per input, lower <= upper.
     """
     below, above = rule.envelope_slopes(lower, upper)
+    samples = {1: tuning.samples, 2: tuning.pair_samples}.get(len(lower), 2)
     low = tuple(t.expand_as(below[0]) for t in lower)
     high = tuple(t.expand_as(below[0]) for t in upper)
     return tuple(  # type: ignore[return-value]
-        _side(which, slopes, rule.intercepts(low, high, below, above)[which], lower, upper) for which, slopes in enumerate((below, above))
+        _side(which, slopes, rule.intercepts(low, high, below, above)[which], (lower, upper), samples)
+        for which, slopes in enumerate((below, above))
     )
 
 
@@ -51,9 +52,10 @@ def single(rule: Rule, lower: PerInput, upper: PerInput) -> tuple[SideLines, Sid
     return SideLines(below, found[0], everywhere), SideLines(above, found[1], everywhere)
 
 
-def _side(which: int, slopes: PerInput, intercept: Tensor, lower: PerInput, upper: PerInput) -> SideLines:
-    """Which lines of a side are the tightest at some point of a grid; those without a finite intercept say nothing."""
-    unit = torch.linspace(0.0, 1.0, _SAMPLES.get(len(lower), 2), dtype=torch.float64)
+def _side(which: int, slopes: PerInput, intercept: Tensor, box: tuple[PerInput, PerInput], samples: int) -> SideLines:
+    """Which lines of a side are the tightest at some point of a grid, of so many points per input; those without intercepts say nothing."""
+    lower, upper = box
+    unit = torch.linspace(0.0, 1.0, samples, dtype=torch.float64)
     places = torch.cartesian_prod(*[unit] * len(lower)).reshape(-1, len(lower))
     sign = 1.0 if which == 0 else -1.0
     height = torch.where(intercept.isfinite(), sign * intercept, -torch.inf)

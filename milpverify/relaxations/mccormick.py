@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from milpverify.arithmetic.interval import Interval, mul
 from milpverify.arithmetic.rounding import U64
 from milpverify.relaxations.rule import PerInput, Rule, Side, finite
 
-_NOTHING = 2.0**-44
+_NOTHING: Final = 2.0**-44
 """A product whose planes are no further apart than so much of its largest value is affine but for rounding."""
-_TINY = 2.0**-1000
+_TINY: Final = 2.0**-1000
 """More than what underflow costs."""
 
 

@@ -10,20 +10,19 @@ Lines in a alone, which are level or lead from the left end to the level of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from milpverify.operators import Norm
 from milpverify.relaxations.mccormick import McCormick
-from milpverify.relaxations.rule import PerInput, Rule, Side
+from milpverify.relaxations.rule import PerInput, RelaxationTuning, Rule, Side
 
-_MARGIN = 2.0**-48
+_MARGIN: Final = 2.0**-48
 """Relative, for the roundings of s and of a line: some sixteen units."""
-_TINY = 2.0**-1000
-_BETTER = 0.95
-"""A plane that is no more than so much of its distance from the product at the midpoint farther away than a line in a alone is taken."""
+_TINY: Final = 2.0**-1000
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Normalised(Rule):
     """
 
     norm: Norm
+    tuning: RelaxationTuning = field(default=RelaxationTuning())
 
     @property
     def matters(self) -> tuple[bool, bool]:
@@ -115,7 +115,7 @@ class Normalised(Rule):
             slope = default * rise
             height = self._intercept(low, high, least, slope) + slope * sign * middle
             height = torch.where(slope == 0, self._intercept(low, high, least, slope), height)
-            plane = (sign * middle * center + _BETTER * quarter).nan_to_num(nan=torch.inf)
+            plane = (sign * middle * center + self.tuning.better * quarter).nan_to_num(nan=torch.inf)
             found.append((known & height.isfinite() & (height < plane), rise, default))
         return tuple(found)
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milpverify.config import Tuning
+
 if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
 
@@ -26,6 +28,36 @@ PerInput = tuple[Tensor, ...]
 """One tensor per input of an operator."""
 Side = Callable[[Tensor], tuple[PerInput, Tensor]]
 """From parameters (n, r, U) to the slopes and the intercepts, (n, r, U) or (n, 1, U), of one side's lines in deviations."""
+
+
+@dataclass(frozen=True)
+class RelaxationTuning(Tuning):
+    """How closely relaxations are fitted. Whatever they are, what is proved of their lines holds."""
+
+    critical_steps: int = 3
+    """Of the search for a critical point: what is left of its error costs the line next to nothing."""
+    support_rounds: int = 4
+    """Of the search for the supporting lines at the midpoint, each of which finds the extreme points of a slope."""
+    tangents: int = 7
+    """Of a function over an interval, for models: with fewer, linear programs are looser; with more, larger for next to nothing."""
+    pace: float = 1 / 16
+    """Steps of slopes in units of those that a function has on the interval: default lines of smooth functions are close to the best."""
+    nodes: int = 1024
+    nearest: float = 2.0**-10
+    farthest: float = 2.0**20
+    """Of the table of a function's slopes, and the scales between which they are spread."""
+    cells: int = 16
+    """Stretches of slopes, for each part of an interval, between which critical points are taken to move linearly."""
+    samples: int = 33
+    pair_samples: int = 5
+    """Points of one input, and of each of two, at which a line of an envelope may be the tightest."""
+    better: float = 0.95
+    """A plane no more than so much of its distance from the product at the midpoint farther away than a line in one factor is taken."""
+    edge: float = 2.0**-7
+    """A branching point keeps this share of the width to either end."""
+    grid: int = 16
+    zooms: int = 3
+    """Points in which a branching point is searched at a time, and how often."""
 
 
 class Rule(ABC):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,26 +19,19 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64
 from milpverify.relaxations.convex_parts import TURNS, Parts, Shape, parts_of, shape_of, slivers_of
-from milpverify.relaxations.rule import PerInput, Univariate, finite
+from milpverify.relaxations.rule import PerInput, RelaxationTuning, Univariate, finite
 from milpverify.relaxations.slope_tables import slope_tables
 
 if TYPE_CHECKING:
     from milpverify.arithmetic.running_error import Near
     from milpverify.functions.catalogue import Function
 
-_STEPS = 3
-"""Of the search for a critical point: what is left of its error costs the line next to nothing."""
-_ROUNDS = 4
-"""Of the search for the supporting lines at the midpoint, each of which finds the extreme points of a slope."""
-_TANGENTS = 7
-"""Of a function over an interval, for models: with fewer, linear programs are looser; with more, larger for next to nothing."""
-_PACE = 1 / 16
-"""Steps of slopes in units of those that a function has on the interval: default lines of smooth functions are close to the best."""
-
 
 @dataclass(frozen=True)
 class Smooth(Univariate):
     """A function that has a slope at every point but for kinks and poles."""
+
+    tuning: RelaxationTuning = field(default=RelaxationTuning())
 
     @property
     def span(self) -> tuple[float, float]:
@@ -50,7 +43,7 @@ class Smooth(Univariate):
         parts = parts_of(self.function, shape_of(self.function, low.device), low, high)
         steep = self.function.derivative(torch.cat([parts.a, parts.b, torch.stack([low, high])])).nan_to_num(0.0, 1e30, -1e30)
         least, most = steep.amin(0), steep.amax(0)
-        return least, most, _PACE * (most - least)
+        return least, most, self.tuning.pace * (most - least)
 
     def is_affine(self, lower: Tensor, upper: Tensor) -> Tensor:
         exact = upper <= lower
@@ -68,7 +61,8 @@ class Smooth(Univariate):
         lower, upper = lower.clamp(-1e300, 1e300), upper.clamp(-1e300, 1e300)
         shape = shape_of(function, lower.device)
         middle = lower + 0.5 * (upper - lower)
-        values = function(torch.stack([lower, upper, middle]))
+        points = torch.stack([lower, upper, middle])
+        values = function(points)
         tangent = finite(function.derivative(middle, values[2]))
         straight = (values[1] - values[0]) / (upper - lower)
         straight = torch.where(straight.isfinite(), straight, tangent)
@@ -76,15 +70,15 @@ class Smooth(Univariate):
         low, high = torch.where(convex, tangent, straight), torch.where(concave, tangent, straight)
         mixed = (~(convex | concave) & (lower < upper)).flatten().nonzero(as_tuple=True)[0]
         if len(mixed):
-            places = (t.flatten()[mixed] for t in (lower, upper, middle, tangent, *values))
-            found = _supporting(function, shape, *places)
+            places, heights = (t.flatten(1)[:, mixed] for t in (points, values))
+            found = _supporting(function, shape, places, heights, tangent.flatten()[mixed], self.tuning.support_rounds)
             low, high = (side.flatten().index_put((mixed,), new).reshape(lower.shape) for side, new in zip((low, high), found, strict=True))
         return low, high
 
     def envelope_slopes(self, lower: PerInput, upper: PerInput) -> tuple[PerInput, PerInput]:
         """Those of tangents at some points, which are extreme where the function is convex (concave), and the supporting ones."""
         (low,), (high,) = lower, upper
-        unit = torch.linspace(0.0, 1.0, _TANGENTS, dtype=low.dtype, device=low.device).unsqueeze(1)
+        unit = torch.linspace(0.0, 1.0, self.tuning.tangents, dtype=low.dtype, device=low.device).unsqueeze(1)
         tangents = finite(self.function.derivative(low + unit * (high - low)))
         below, above = (torch.cat([tangents, k.unsqueeze(0)]) for k in self.supporting_slopes(low, high))
         return (below,), (above,)
@@ -102,7 +96,7 @@ class Smooth(Univariate):
         with torch.no_grad():
             wide = np.broadcast_shapes(lower.shape, k_lower.shape, k_upper.shape)
             low, high = (k.detach().expand(wide) for k in (k_lower, k_upper))
-            (below, at_below), (above, at_above) = _least(self.function, lower, upper, low, high)
+            (below, at_below), (above, at_above) = _least(self.function, lower, upper, low, high, self.tuning.critical_steps)
         below, above = below.expand(wide), -above.expand(wide)
         if k_lower.requires_grad:
             below = below - at_below * (k_lower - k_lower.detach())
@@ -121,7 +115,7 @@ class Smooth(Univariate):
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         if once:
             return super().heights(lower, upper, center, value, dtype, once)
-        below, above = slope_tables(self.function, lower, upper, center, value, dtype)
+        below, above = slope_tables(self.function, lower, upper, center, value, dtype, self.tuning)
         return below.intercept, above.intercept
 
 
@@ -139,28 +133,23 @@ def _within(function: Function, shape: Shape, lower: Tensor, upper: Tensor) -> t
     return found[0], found[1]
 
 
-def _supporting(
-    function: Function,
-    shape: Shape,
-    lower: Tensor,
-    upper: Tensor,
-    middle: Tensor,
-    tangent: Tensor,
-    f_lower: Tensor,
-    f_upper: Tensor,
-    f_middle: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _supporting(function: Function, shape: Shape, points: Tensor, values: Tensor, tangent: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """The slopes of the lines that support the envelopes at the midpoint where several pieces meet: (m,) each.
 
     That is the tangent there, or a line between two contact points, of which every slope tried shows two better ones.
+
+    Args:
+        points: the ends and the middle, (3, m), and `values` those of the function there.
+        tangent: its slope in the middle, (m,).
     """
+    (lower, upper, middle), (f_lower, f_upper, f_middle) = points, values
     parts = parts_of(function, shape, lower, upper)
-    fixed, f_fixed = torch.stack([lower, upper]), torch.stack([f_lower, f_upper])
+    fixed, f_fixed = points[:2], values[:2]
     if len(shape.alone):
         alone = shape.alone.unsqueeze(1).clamp(lower, upper)
         fixed, f_fixed = torch.cat([fixed, alone]), torch.cat([f_fixed, function(alone)])
     found = [_Contact(sign, tangent, (lower, f_lower), (upper, f_upper)) for sign in (1.0, -1.0)]
-    for n in range(_ROUNDS):
+    for n in range(rounds):
         x = parts.critical(parts.by_side(found[0].slope, found[1].slope), 1)
         f = function(x)
         for side, part in zip(found, (slice(parts.below), slice(parts.below, None)), strict=True):
@@ -206,8 +195,8 @@ Extreme = tuple[Tensor, Tensor]
 """A proved lower bound, and the point where it is attained, nearly."""
 
 
-def _least(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor) -> tuple[Extreme, Extreme]:
-    """Lower bounds of f(x) - k_lower x and of -(f(x) - k_upper x) over [lower, upper]."""
+def _least(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor, k_upper: Tensor, steps: int) -> tuple[Extreme, Extreme]:
+    """Lower bounds of f(x) - k_lower x and of -(f(x) - k_upper x) over [lower, upper], with so many steps to critical points."""
     shape = shape_of(function, lower.device)
     sides = [_Least(1.0, k_lower), _Least(-1.0, k_upper)]
     ends = function.near(torch.stack([lower, upper]))
@@ -220,7 +209,7 @@ def _least(function: Function, lower: Tensor, upper: Tensor, k_lower: Tensor, k_
             side.take(point, torch.where(inside, side.value(point, at_point), math.inf))
     parts = parts_of(function, shape, lower, upper)
     if len(parts):
-        x, found = _tangents(function, parts, k_lower, k_upper)
+        x, found = _tangents(function, parts, k_lower, k_upper, steps)
         for i, (at, value) in enumerate(zip(x, found, strict=True)):
             sides[i >= parts.below].take(at, value)
     if len(shape.slivers):
@@ -276,10 +265,10 @@ def _value(sign: float | Tensor, k: Tensor, x: Tensor, near: Near) -> Tensor:
     return torch.where(found.isnan(), -math.inf, found)
 
 
-def _tangents(function: Function, parts: Parts, k_lower: Tensor, k_upper: Tensor) -> tuple[Tensor, Tensor]:
+def _tangents(function: Function, parts: Parts, k_lower: Tensor, k_upper: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Points (P, *shape) of the parts, and what the tangents there prove of sign (f - k x) on each; inf where there is no part."""
     k = parts.by_side(k_lower, k_upper)
-    x = parts.critical(k, _STEPS)
+    x = parts.critical(k, steps)
     near = function.near(x)
     steep = function.derivative_near(x, near)
     sign = parts.sign.reshape(-1, *[1] * (k.dim() - 1))

@@ -30,18 +30,6 @@ if TYPE_CHECKING:
     from milpverify.propagation.state import Bounds, State
     from milpverify.search.groups import Group
 
-__all__ = [
-    "REFINE",
-    "BatchBounds",
-    "Method",
-    "Prepared",
-    "bound_batch",
-    "choose",
-    "intervals",
-    "is_out_of_memory",
-    "reduce",
-    "refine",
-]
 
 REFINE = AlphaOptions(iterations=15)
 """How the slopes of a root are optimised."""
@@ -88,12 +76,8 @@ def bound_batch(
     lower: Tensor,
     upper: Tensor,
     dtype: torch.dtype,
-    known: dict[int, Bounds] | None = None,
-    deadline: Deadline | None = None,
-    method: Method = Method.BACKWARD,
-    second_order: bool = False,
+    request: BoundRequest = BoundRequest(),
     prepared: Prepared | None = None,
-    screened_before: bool = True,
 ) -> BatchBounds:
     """Bound the margins over a batch of boxes.
 
@@ -101,28 +85,25 @@ def bound_batch(
         graph: in float64.
         lower, upper: (batch, nx) float64.
         dtype: the precision of the matrix products; the margins are rigorous in either.
-        known: inherited bounds of pre-activations.
-        method: how the pre-activations are bounded; the rows get a backward pass in any case.
-        second_order: whether the rows are bounded to second order as well, where products and few inputs allow that.
+        request: what is known of the pre-activations and how they are bounded; what is needed of them is the group's. The rows get a
+            backward pass in any case.
         prepared: the group's, where many batches are to be bounded.
-        screened_before: as in `crown`.
     """
-    prepared = prepared or Prepared.of(graph, group)
+    prepared, method, tuning = prepared or Prepared.of(graph, group), request.method, request.tuning
     if method is Method.INTERVALS:
-        state, table = intervals(graph, lower, upper, dtype, known)
+        state, table = intervals(graph, lower, upper, dtype, request.known)
     elif method is Method.FORWARD:
-        state, table = forward(graph, lower, upper, dtype, known)
+        state, table = forward(graph, lower, upper, dtype, request.known, tuning)
     else:
         carried = Carried(graph, lower, upper, dtype) if method is Method.BOTH else None
-        request = BoundRequest(known, prepared.needed, deadline, screened_before=screened_before)
-        state, table = crown(graph, lower, upper, dtype, request, carried)
+        state, table = crown(graph, lower, upper, dtype, replace(request, needed=prepared.needed), carried)
     batch = lower.shape[0]
     y_rows = group.y_rows.expand(batch, -1, -1)
     x_rows = None if group.x_rows is None else group.x_rows.expand(batch, -1, -1)
-    rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows)
+    rows = bound_rows(graph.to(dtype, graph.device), state, table, y_rows, x_rows=x_rows, tuning=tuning)
     forms = losses = None
-    if second_order and applies(graph, lower, upper):
-        forms = SecondOrder(graph, state, table, dtype)
+    if request.second_order and applies(graph, lower, upper, tuning):
+        forms = SecondOrder(graph, state, table, dtype, tuning)
         curved, losses = forms.bound(y_rows, x_rows)
         rows = better(rows, curved)
     # Linear bounds are clipped with, and keep minima of their own; margins take what is best.

@@ -124,7 +124,7 @@ def bisect_first(
         spent += (boxes.counts.bounded - before) * box_space.effort.each if counted else clock() - began
         if boxes.closed or boxes.decided or not boxes.unfinished or deadline.expired():
             return SplitSpace.INPUTS
-        needs = doublings(root_bound, boxes.lower_bound, boxes.counts.bounded)
+        needs = _needs(root_bound, boxes)
         if boxes.out_of_memory or (limit == tuning.first and needs > tuning.far):
             return None
         limit = boxes.counts.bounded + max(tuning.head, spent) / box_space.effort.each if counted else math.inf
@@ -143,7 +143,7 @@ def bisect_first(
             return _chosen(SplitSpace.NEURONS, boxes, neurons, []).space
         _tell_boxes(neurons, boxes)
         _tell_neurons(boxes, neurons)
-        left = math.log2(tried) + doublings(first, neurons.lower_bound, neurons.counts.bounded)
+        left = math.log2(tried) + _needs(first, neurons)
         if neurons.counts.bounded >= tuning.least and left + tuning.ahead < math.log2(spent) + needs:
             return _chosen(SplitSpace.NEURONS, boxes, neurons, []).space
 
@@ -167,38 +167,36 @@ def choose_space(
     context = box_space.context
     deadline, counted, tuning = context.deadline, context.switches.deterministic, context.tuned(SpaceTuning)
     seconds = min(tuning.seconds, tuning.share * deadline.remaining())
-    splits, boxed = (
-        min(tuning.splits, neuron_space.effort.subproblems(tuning.seconds)),
-        min(tuning.boxes, box_space.effort.subproblems(tuning.seconds)),
-    )
+    splits = min(tuning.splits, neuron_space.effort.subproblems(tuning.seconds))
+    boxed = min(tuning.boxes, box_space.effort.subproblems(tuning.seconds))
     rounds: list[tuple[float, float]] = []
     with context.ledger.spent(Part.NEURON_SPLITS):
         branch_and_bound(neurons, neuron_space, Budget(deadline, 0))  # the root takes what it takes
     for k in range(tuning.rounds):
-        turn = deadline if counted else deadline.within(seconds * 2**k)
-        limit = neurons.counts.bounded + splits * 2**k if counted else math.inf
+        budget = Budget(deadline, neurons.counts.bounded + splits * 2**k) if counted else Budget(deadline.within(seconds * 2**k))
         with context.ledger.spent(Part.NEURON_SPLITS):
-            branch_and_bound(neurons, neuron_space, Budget(turn, limit), neuron_sharing)
+            branch_and_bound(neurons, neuron_space, budget, neuron_sharing)
         if neurons.closed or neurons.decided or deadline.expired():
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
         _tell_boxes(neurons, boxes)
-        turn = deadline if counted else deadline.within(seconds * 2**k)
-        limit = boxes.counts.bounded + boxed * 2**k if counted else math.inf
+        budget = Budget(deadline, boxes.counts.bounded + boxed * 2**k) if counted else Budget(deadline.within(seconds * 2**k))
         with context.ledger.spent(Part.BISECTION):
-            branch_and_bound(boxes, box_space, Budget(turn, limit), box_sharing)
+            branch_and_bound(boxes, box_space, budget, box_sharing)
         if boxes.closed or boxes.decided or (neurons.out_of_memory and not boxes.out_of_memory):
             return _chosen(SplitSpace.INPUTS, boxes, neurons, rounds)
         _tell_neurons(boxes, neurons)
         if boxes.out_of_memory:
             return _chosen(SplitSpace.NEURONS, boxes, neurons, rounds)
-        needs = (
-            doublings(root_bound, boxes.lower_bound, boxes.counts.bounded),
-            doublings(root_bound, neurons.lower_bound, neurons.counts.bounded),
-        )
+        needs = _needs(root_bound, boxes), _needs(root_bound, neurons)
         rounds.append(needs)
         if abs(needs[0] - needs[1]) > tuning.ahead and (k or needs[1] < math.inf):
             break
     return _chosen(SplitSpace.INPUTS if needs[0] < needs[1] else SplitSpace.NEURONS, boxes, neurons, rounds)
+
+
+def _needs(before: float, tree: Tree[Boxes] | Tree[Subproblems]) -> float:
+    """How often a tree that began with a bound has to double until nothing is open, at the rate seen so far."""
+    return doublings(before, tree.lower_bound, tree.counts.bounded)
 
 
 def _chosen(space: SplitSpace, boxes: Tree[Boxes], neurons: Tree[Subproblems], rounds: list[tuple[float, float]]) -> Choice:

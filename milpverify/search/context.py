@@ -12,6 +12,7 @@ import torch
 
 from milpverify.balls.norm import Norm
 from milpverify.config import Options, Tuning
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
 from milpverify.search.ledger import Reporter
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from milpverify.config import AnyTuning, Deadline, SearchOptions
     from milpverify.graph import Graph
+    from milpverify.propagation.state import Bounds
     from milpverify.search.attack_turns import AttackTurns
     from milpverify.search.ledger import Ledger
     from milpverify.search.solver.leaves import Leaves
@@ -63,6 +65,11 @@ class SearchContext:
     def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
         """The tuning numbers of a kind."""
         return self.options.search.tuned(kind)
+
+    def request(self, known: dict[int, Bounds] | None = None, method: Method = Method.BACKWARD, second_order: bool = False) -> BoundRequest:
+        """What bounds of boxes are asked for until the deadline, by the numbers of the search."""
+        made = BoundRequest(known, deadline=self.deadline, method=method, second_order=second_order)
+        return replace(made, tuning=self.tuned(BoundTuning), cost=self.tuned(CostTuning))
 
     @property
     def ledger(self) -> Ledger:

@@ -15,6 +15,7 @@ from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.optimised.alpha import optimise
 from milpverify.propagation.optimised.beta import Relaxations
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms
+from milpverify.propagation.request import BoundRequest
 from milpverify.search.bounding import bound_batch
 from milpverify.search.groups import groups
 from milpverify.search.input_split.conjunctions import combined, weights
@@ -104,7 +105,7 @@ def test_forms_combined_rows_and_second_order_lead_on_from_the_box(norm: str) ->
         problem = mv.Problem(Products(seed), ball, unsafe=unsafe)
         graph, (group,) = problem.graph, groups(problem, torch.device("cpu"))
         lower, upper = (torch.from_numpy(end)[None] for end in ball.ends)
-        found = bound_batch(graph, group, lower, upper, torch.float64, second_order=True)
+        found = bound_batch(graph, group, lower, upper, torch.float64, BoundRequest(second_order=True))
         x = inputs_of(ball, random)
         values = evaluate_all(graph, x)
         residual = values[graph.output] @ group.y_rows.T - group.rhs

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout
 from milpverify import load
 from milpverify.graph import Graph
 from milpverify.propagation.relevance import refinable
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import BatchBounds, bound_batch
 from milpverify.search.groups import Group, groups
@@ -48,7 +49,7 @@ def frontier(graph: Graph, group: Group, splits: int, together: int = 64) -> tup
         if done == splits:
             return low, high, halves
         done += len(order)
-        found = bound_batch(graph, group, low, high, torch.float32, halves)
+        found = bound_batch(graph, group, low, high, torch.float32, BoundRequest(halves))
         fresh = ~group.closed(found.margins).all(1)
         lower, upper = torch.cat([lower[rest], low[fresh]]), torch.cat([upper[rest], high[fresh]])
         margins = torch.cat([margins[rest], found.margins.amin(1)[fresh]])
@@ -78,7 +79,7 @@ class Batch:
 
     def bound(self) -> BatchBounds:
         """Bound them; the device has finished when this returns."""
-        found = bound_batch(self.graph, self.group, self.lower, self.upper, torch.float32, self.known)
+        found = bound_batch(self.graph, self.group, self.lower, self.upper, torch.float32, BoundRequest(self.known))
         if self.device != "cpu":
             torch.cuda.synchronize()
         return found

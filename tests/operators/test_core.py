@@ -170,8 +170,9 @@ def network(op: Nonlinear) -> Graph:
 def test_all_kinds_of_the_package_are_here() -> None:
     """A new kind needs a sample above, by which the tests below find what it lacks."""
     package = Path(mv.__file__).parent
-    texts = [path.read_text() for path in package.rglob("*.py")]
-    found = {name for text in texts for name in re.findall(r"^class (\w+)\([^)]*\bNonlinear\b", text, re.MULTILINE)}
+    text = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    assert set(re.findall(r"^class (\w+)\([^)]*\bOperator\b", text, re.MULTILINE)) == {"Input", "Affine", "Nonlinear"}
+    found = set(re.findall(r"^class (\w+)\([^)]*\bNonlinear\b", text, re.MULTILINE))
     assert found == {type(op).__name__ for op in SAMPLES.values()} > {"Elementwise"}
     assert set(RULES) == {type(op) for op in IN_NETWORKS.values()}
 

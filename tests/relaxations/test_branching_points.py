@@ -105,10 +105,9 @@ def test_piecewise_linear_functions_are_split_at_breakpoints() -> None:
     assert branching_points([relu], lower, upper).tolist() == [0.0]
 
 
-def test_tables_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_can_be_made_again() -> None:
     function = catalogue()["sigmoid"].bind()
-    monkeypatch.setattr(module, "_STEPS", 16)
-    made = make_table(function)
+    made = make_table(function, 16)
     with np.load(data_folder() / FILE) as tables:
         known = tables["sigmoid"][::16]
     assert made.shape == known.shape

@@ -18,6 +18,7 @@ from milpverify.arithmetic.rounding import U64
 from milpverify.operators import Affine, Operator
 from milpverify.propagation.backward import LineTable, default_lines
 from milpverify.propagation.crown import bound_rows
+from milpverify.propagation.differences.coefficients import DifferenceTuning
 from milpverify.propagation.differences.operator import Difference, difference_lines, difference_state
 from milpverify.propagation.differences.twins import Twins
 from milpverify.propagation.interval import step
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     from milpverify.graph import Graph
     from milpverify.spec import Rows
-
-CLOSED, DOMAINS = 400, 8
-"""Inputs up to which relations between them are followed through third ones, and different sets of relations that are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,7 @@ class Relations:
         return bool((self.lower.isfinite() | self.upper.isfinite()).any())
 
     @staticmethod
-    def of(pairs: Tensor, x_rows: Tensor, rhs: Tensor) -> Relations:
+    def of(pairs: Tensor, x_rows: Tensor, rhs: Tensor, tuning: DifferenceTuning = DifferenceTuning()) -> Relations:
         """What rows x_rows @ x <= rhs, (q, nx) and (q,), that compare two inputs say of the pairs (k, 2), chains of them included."""
         nx, device = x_rows.shape[1], x_rows.device
         most = torch.full((nx, nx), torch.inf, dtype=torch.float64, device=device)  # of x_i - x_j
@@ -57,7 +55,7 @@ class Relations:
         quotient = div(point(rhs[two]), point(x_rows[two].amax(1))).upper
         quotient = torch.where(x_rows[two].amax(1) == 1, rhs[two], quotient)
         most = most.flatten().scatter_reduce(0, plus * nx + minus, quotient, "amin").reshape(nx, nx)
-        if nx <= CLOSED and len(quotient):
+        if nx <= tuning.closed and len(quotient):
             used = torch.unique(torch.cat([plus, minus]))
             for k in used.tolist():
                 through = sub(Interval(most[:, k : k + 1], most[:, k : k + 1]), Interval(-most[k], -most[k])).upper
@@ -84,21 +82,23 @@ class Differences:
     count: int
 
     @staticmethod
-    def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None, domains: Sequence[Rows]) -> Differences | None:
+    def of(
+        graph: Graph, y_rows: Tensor, x_rows: Tensor | None, domains: Sequence[Rows], tuning: DifferenceTuning = DifferenceTuning()
+    ) -> Differences | None:
         """Rows on outputs (r, ny) and inputs (r, nx), and the constraints of every disjunct; None where nothing relates two copies."""
-        twins = Twins.of(graph, y_rows, x_rows)
+        twins = Twins.of(graph, y_rows, x_rows, tuning)
         if twins is None:
             return None
         different: dict[tuple[bytes, bytes], list[int]] = {}
         for k, rows in enumerate(domains):
             different.setdefault((rows.x_rows.tobytes(), rows.rhs.tobytes()), []).append(k)
-        if len(different) > DOMAINS:
+        if len(different) > tuning.domains:
             return None
         found = []
         for members in different.values():
             rows = domains[members[0]]
             x, rhs = (torch.tensor(part, dtype=torch.float64, device=graph.device) for part in (rows.x_rows, rows.rhs))
-            relations = Relations.of(twins.pairs, x.reshape(len(rhs), graph.nx), rhs)
+            relations = Relations.of(twins.pairs, x.reshape(len(rhs), graph.nx), rhs, tuning)
             if twins.shared or relations.related:
                 found.append((relations, torch.tensor(members, device=graph.device)))
         return Differences(twins, tuple(found), len(y_rows)) if found else None

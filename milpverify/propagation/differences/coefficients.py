@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from milpverify.config import Tuning
 from milpverify.operators import Affine, Operator
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
-CLOSE = 0.9
-"""How far weights may be from each other, in parts of their size, to be those of copies."""
+
+@dataclass(frozen=True)
+class DifferenceTuning(Tuning):
+    """Where copies of a network are looked for, and for how long."""
+
+    close: float = 0.9
+    """How far weights may be from each other, in parts of their size, to be those of copies."""
+    most_nodes: int = 400
+    most_coefficients: int = 1 << 22
+    """Of a network, and of the rows of a layer that are compared entry by entry: beyond, nothing is tried."""
+    tries: int = 8
+    most_outputs: int = 1 << 10
+    """Pairs of outputs that are followed in vain before all others are taken to be no twins, and outputs whose values are compared."""
+    closed: int = 400
+    domains: int = 8
+    """Inputs up to which relations between them are followed through third ones, and different sets of relations that are looked at."""
+
+
 Places = Tensor
 """Flat places of entries of a node, (n,) int64, in main memory whatever the graph is on: they are read one by one."""
 Matched = tuple[Tensor, Tensor, Places, Places]

@@ -22,7 +22,7 @@ from torch import Tensor
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Affine, Concat, Elementwise, Input, Product, Sum
 from milpverify.propagation.differences.coefficients import (
-    CLOSE,
+    DifferenceTuning,
     Matched,
     Places,
     alike,
@@ -36,11 +36,6 @@ from milpverify.propagation.differences.coefficients import (
 )
 from milpverify.propagation.differences.growing import Growing, whole
 from milpverify.propagation.differences.operator import Difference
-
-MOST_NODES, MOST_COEFFICIENTS = 400, 1 << 22
-"""Of a network, and of the rows of a layer that are compared entry by entry: beyond, nothing is tried."""
-TRIES, MOST_OUTPUTS = 8, 1 << 10
-"""Pairs of outputs that are followed in vain before all others are taken to be no twins, and outputs whose values are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +69,11 @@ class Twins:
         return torch.tensor(places, dtype=torch.long, device=self.pairs.device)
 
     @staticmethod
-    def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None = None) -> Twins | None:
+    def of(graph: Graph, y_rows: Tensor, x_rows: Tensor | None = None, tuning: DifferenceTuning = DifferenceTuning()) -> Twins | None:
         """The network rewritten for rows on its outputs (r, ny) and its inputs (r, nx); None where it holds no twins."""
-        if len(graph.nodes) > MOST_NODES or graph.ball is not None:
+        if len(graph.nodes) > tuning.most_nodes or graph.ball is not None:
             return None
-        return _Rewriting(graph).run(y_rows, x_rows)
+        return _Rewriting(graph, tuning=tuning).run(y_rows, x_rows)
 
 
 @dataclass(frozen=True)
@@ -95,6 +90,7 @@ class _Rewriting(Growing):
     known: dict[tuple[object, ...], _Found | None] = field(default_factory=dict)
     slots: dict[tuple[int, int], int] = field(default_factory=dict)
     shared: bool = False
+    tuning: DifferenceTuning = field(default=DifferenceTuning())
 
     def run(self, y_rows: Tensor, x_rows: Tensor | None) -> Twins | None:
         nx, output = self.graph.nx, self.graph.output
@@ -107,7 +103,7 @@ class _Rewriting(Growing):
             for i, j in pairs:
                 if (i, j) in found or (i, j) in failed:
                     continue
-                if not found and len(failed) >= TRIES:
+                if not found and len(failed) >= self.tuning.tries:
                     return None
                 one = self._follow(output, torch.tensor([i], device="cpu"), output, torch.tensor([j], device="cpu"))
                 if one is None:
@@ -137,7 +133,7 @@ class _Rewriting(Growing):
         for i in positive:
             may = [j for j in negative if row[j] == -row[i]]
             if may:
-                certain = len(may) == len(positive) == 1 or len(row) > MOST_OUTPUTS
+                certain = len(may) == len(positive) == 1 or len(row) > self.tuning.most_outputs
                 nearest = may[0] if certain else min(may, key=lambda j: float(self._between[i, j]))
                 negative.remove(nearest)
                 pairs.append((i, nearest))
@@ -237,7 +233,7 @@ class _Rewriting(Growing):
             case Affine(), Affine():
                 every = a != b and whole(i, first) and whole(j, second)
                 return self._layers(first, second) if every and alike(first, second, self.graph) else self._by_entries(first, i, second, j)
-            case _:
+            case _:  # of other kinds the values are subtracted as they are
                 return None
 
     def _product(self, first: Node, i: Places, second: Node, j: Places, shape: tuple[int, ...]) -> _Found | None:
@@ -259,7 +255,7 @@ class _Rewriting(Growing):
         places = [torch.arange(self.graph.nodes[s].size, device="cpu") for s in first.inputs]
         sources = list(zip(first.inputs, second.inputs, places, strict=True))
         change, exact = apart(first.op, second.op)
-        if change is not None and size_of(change) > CLOSE * size_of(first.op):
+        if change is not None and size_of(change) > self.tuning.close * size_of(first.op):
             return None
         found = [self._follow(s, p, t, p) for s, t, p in sources]
         if all(one is None for one in found):
@@ -286,7 +282,7 @@ class _Rewriting(Growing):
         if (
             a.rounded
             or b.rounded
-            or len(i) * max(sum(self.graph.nodes[s].size for s in n.inputs) for n in (first, second)) > MOST_COEFFICIENTS
+            or len(i) * max(sum(self.graph.nodes[s].size for s in n.inputs) for n in (first, second)) > self.tuning.most_coefficients
         ):
             return None
         u, w = self._matrix(first, i), self._matrix(second, j)
@@ -296,7 +292,7 @@ class _Rewriting(Growing):
             return None
         u, w, k, m = matched
         change, exact = less(u, w)
-        if float(change.norm()) > CLOSE * float(u.norm()):
+        if float(change.norm()) > self.tuning.close * float(u.norm()):
             return None
         owners_a, owners_b = self._owners(first)[k], self._owners(second)[m]
         groups = torch.unique(torch.stack([owners_a[:, 0], owners_b[:, 0]], 1), dim=0).tolist()

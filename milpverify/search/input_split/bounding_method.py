@@ -15,8 +15,8 @@ import torch
 
 from milpverify.config import Tuning
 from milpverify.propagation.cost import backward_passes, forward_pass, forward_suffices, is_dear
-from milpverify.propagation.request import CostTuning
-from milpverify.search.bounding import Method, bound_batch
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
+from milpverify.search.bounding import bound_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,8 @@ class MethodChoice:
             backward = backward_passes(graph, root.state, tuning=cost)
             choice.seconds = choice.first = backward / cost.backward_rate
             if varying <= cost.few:
-                found = bound_batch(graph, group, ends.lower, ends.upper, torch.float32, method=Method.FORWARD, prepared=prepared)
+                request = BoundRequest(method=Method.FORWARD, tuning=search.tuned(BoundTuning), cost=cost)
+                found = bound_batch(graph, group, ends.lower, ends.upper, torch.float32, request, prepared)
                 missing, left = (max(choice.tuning.tie, -float(bounds.margins.amin())) for bounds in (found, root))
                 cheap = forward_pass(graph, varying, cost) / cost.forward_rate
                 enough = forward_suffices(cheap, choice.seconds, varying, missing, left, cost)

@@ -164,7 +164,7 @@ class Finisher:
         deadline: Deadline,
     ) -> Tree[Subproblems]:  # fmt: skip
         context = self.context.until(deadline)
-        found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, known, deadline, prepared=self.prepared)
+        found = bound_batch(context.graph, self.group, boxes.lower, boxes.upper, dtype, context.request(known), self.prepared)
         box, disjunct = (~self.group.closed(torch.maximum(found.margins, boxes.margins))).nonzero(as_tuple=True)
         few = dict.fromkeys(("candidates", "iterations", "root_iterations"), 4)
         tuning = replace(context.tuned(NeuronTuning), **few, per_box=per_box, batch=4 * self.tuning.boxes)

@@ -32,7 +32,7 @@ from milpverify.search.tree import Tree
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
-    from milpverify.search.bounding import Method
+    from milpverify.propagation.request import Method
     from milpverify.search.context import SearchContext
     from milpverify.search.groups import Group
 
@@ -50,7 +50,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         self.context, self.group, self.dtype = context, group, dtype
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
         self.prepared = Prepared.of(graph, group)
-        self.root = root or bound_batch(graph, group, lower, upper, dtype, deadline=context.deadline, prepared=self.prepared)
+        self.root = root or bound_batch(graph, group, lower, upper, dtype, context.request(), self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
         self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches)
         efforts = context.tuned(EffortTuning)
@@ -107,8 +107,8 @@ class BoxSpace(Space[Boxes, BatchBounds]):
     def _request(self, boxes: Boxes, method: Method) -> tuple[Any, ...]:
         """What `bound_batch` is told of some boxes."""
         context, known = self.context, self.inheritance.unpack(boxes.inherited)
-        ends, quadratic = (boxes.lower, boxes.upper), context.switches.second_order
-        return context.graph, self.group, *ends, self.dtype, known, context.deadline, method, quadratic, self.prepared
+        request = context.request(known, method, context.switches.second_order)
+        return context.graph, self.group, boxes.lower, boxes.upper, self.dtype, request, self.prepared
 
     def _compare(self, boxes: Boxes) -> None:
         """Bound a sample by every method, for the choice between them."""

@@ -155,8 +155,8 @@ class BoxTasks(Tasks[Boxes]):
         disjunct = int(margins.argmin())
         if margins[disjunct] == torch.inf:
             return
-        known, deadline = space.inheritance.unpack(box.inherited), space.context.deadline
-        found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, known, deadline, prepared=space.prepared)
+        request, deadline = space.context.request(space.inheritance.unpack(box.inherited)), space.context.deadline
+        found = bound_batch(space.context.graph, group, box.lower, box.upper, torch.float64, request, space.prepared)
         ends = Box(box.lower[0].cpu().numpy(), box.upper[0].cpu().numpy())
         last = int((margins < torch.inf).sum()) == 1 and not self.small
         share = self.sharing.part if parts else 1.0 if last else self.sharing.whole

@@ -29,7 +29,7 @@ from milpverify.encode.balls import confined
 from milpverify.encode.segments import touched_pieces
 from milpverify.graph import Pullback
 from milpverify.linear_relaxation import margin_bound, settled, split_table, weighted_bound
-from milpverify.operators import Affine, Input, Nonlinear
+from milpverify.operators import Affine, Input
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows
 from milpverify.search.solver.pace import Pace, ProgramTuning
@@ -332,7 +332,7 @@ class _Leaf:
                     walk.send(node, (here * matrix for matrix in self._matrices[node.id]))
                 case Input():
                     forms = forms + here
-                case Nonlinear():
+                case _:  # made of lines
                     slopes, intercepts, undecided = self._pieces[node.id]
                     if any(here[k, j] for j in undecided for k in range(len(active))):
                         return None

@@ -29,6 +29,7 @@ from milpverify.operators import Reshape
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.beta import Dual
 from milpverify.propagation.relevance import needed
+from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.screening import functions_of, undecided
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import REFINE, BatchBounds, bound_batch, is_out_of_memory, refine
@@ -166,7 +167,7 @@ class Tightening:
         found = self.root
         known = {i: tighter[i].meet(s.bounds) if i in tighter else s.bounds for i, s in found.state.items()}
         ends = found.state[0].bounds
-        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, known, deadline)
+        now = bound_batch(self.graph, self.group, ends.lower, ends.upper, torch.float64, BoundRequest(known, deadline=deadline))
         paced = self._each < math.inf
         now = refine(self.graph, self.group, now, REFINE, deadline.within(self._each) if paced else deadline, paced)
         self.root = replace(now, margins=torch.maximum(now.margins, found.margins))

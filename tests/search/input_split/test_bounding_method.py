@@ -10,7 +10,8 @@ from random_nets import CONTINUOUS, enumerated_minimum, random_problem, shifted
 from trees import boxes_of, context_of
 
 from milpverify.config import SearchOptions
-from milpverify.search.bounding import Method, bound_batch
+from milpverify.propagation.request import Method
+from milpverify.search.bounding import bound_batch
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.input_split import space
 from milpverify.search.input_split.bounding_method import MethodChoice
@@ -62,7 +63,7 @@ def test_every_method_decides_what_enumeration_decides(way: Method, seed: int, m
     used: set[Method] = set()
 
     def counted(*args: object) -> object:
-        used.add(inspect.signature(bound_batch).bind(*args).arguments["method"])
+        used.add(inspect.signature(bound_batch).bind(*args).arguments["request"].method)
         return bound_batch(*args)  # type: ignore[arg-type]
 
     size = 1e-2 * max(1.0, abs(least))

@@ -29,6 +29,8 @@ from milpverify.search.input_split.bounding_method import BoxTuning
 from milpverify.search.input_split.boxes import Boxes
 from milpverify.search.input_split.finish import FinishTuning
 from milpverify.search.ledger import Part
+from milpverify.search.neuron_split.bounder import NeuronTuning
+from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.leaves import Leaves
 from milpverify.search.tree import Tree
@@ -318,6 +320,25 @@ def test_finishing_divides_down_to_the_delta_of_the_run() -> None:
             found = space.finisher.run(space.whole, space.inheritance.unpack(space.whole.inherited), Deadline(60))
         assert found.incumbents is not None
         assert (found.incumbents.near is not None) is (delta == 1e-6)
+
+
+def test_finishing_keeps_the_numbers_that_a_run_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those that say how much a split is worth in small boxes."""
+    tuning, made, original = (AT_ONCE, NeuronTuning(entries=99)), list[NeuronTuning](), finish.NeuronSpace
+
+    def recorded(*arguments: Any) -> NeuronSpace:
+        space = original(*arguments)
+        made.append(space.tuning)
+        return space
+
+    monkeypatch.setattr(finish, "NeuronSpace", recorded)
+    problem, _ = harder([3, 12, 12, 2], 0)
+    space, _ = boxes_of(context_of(problem, options=SearchOptions(tuning=tuning)))
+    with torch.no_grad():
+        space.finisher.run(space.whole, space.inheritance.unpack(space.whole.inherited), Deadline())
+    assert space.finisher.context.switches == replace(finish.PLAIN, tuning=tuning)
+    few = dict.fromkeys(("candidates", "iterations", "root_iterations"), 4)
+    assert made == [NeuronTuning(**few, entries=99, per_box=AT_ONCE.branchings, batch=4 * AT_ONCE.boxes)]
 
 
 def test_what_a_round_may_solve_is_no_limit_of_what_comes_after() -> None:
