@@ -44,7 +44,7 @@ def add_ball(
     quadratic: bool,
     tuning: EncodingTuning = EncodingTuning(),
 ) -> None:
-    """Rows that hold for every input in the ball.
+    """Rows that hold for every input in the ball: what is computed of its radius, weights and tangents is rounded outwards.
 
     Args:
         columns: those of the inputs (nx,), with the lower and upper `ends` (nx,) of their ranges; inputs that do not change need none.

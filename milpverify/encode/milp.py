@@ -65,8 +65,11 @@ def encode_layer(
         node: a pre-activation.
         index: (R,) flat entries of it.
 
+    Returns:
+        A model whose points contain all that the network does over the box, and the R forms over its columns with their rounding errors.
+
     Raises:
-        see `encode`.
+        NumericallyUnfit, OutOfTime: as `encode`.
     """
     return _MarginEncoder(graph, bounds, box, None, deadline, form).encode_layer(node, index)
 

@@ -58,7 +58,18 @@ class _Block:
 
 
 class NetworkEncoder:
-    """Builds a model of a network over a box, backwards for what is needed, forwards for variables and rows; see `encode`."""
+    """Builds a model of a network over a box, backwards for what is needed, forwards for variables and rows; see `encode`.
+
+    Args:
+        graph: in float64 on the CPU.
+        bounds: of every node, proved over the box.
+        start: (nx,) an input to start from.
+        deadline: when to give up.
+        form: how neurons are held.
+
+    Raises:
+        NumericallyUnfit: bounds are not finite.
+    """
 
     def __init__(
         self,

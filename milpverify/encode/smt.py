@@ -58,6 +58,7 @@ def smt_script(
         bounds: of every node, proved over the disjunct's box; they shorten the search, and the answer then rests on them
             too (trust ROUNDED instead of EXACT).
         transcendental: whether the script may speak of transcendental functions, of which no solver's `unsat` alone decides.
+        tuning: bits of ranges and of rows that only prune, which are rounded outwards: all else is exact.
 
     Raises:
         UnsupportedOperator: a function that is transcendental, or has no form at all.

@@ -48,6 +48,7 @@ class Problem(spec.Problem):
         notes: what to say of how the problem was read.
 
     Raises:
+        InvalidInput: there is no unsafe set, or what is handed in is no network, box, ball or output.
         InvalidModel: the network cannot be read or traced, or is in training mode, or differs from what it was lowered to.
         UnsupportedOperator: an operation of the network has no rule.
         InvalidProperty: the unsafe set is about other inputs and outputs than the network's.
@@ -230,7 +231,11 @@ def confined_to(graph: Graph, inputs: Inputs) -> Graph:
 
 
 def array(values: Any) -> NDArray[np.float64]:
-    """Numbers as a float64 array; a torch tensor may require gradients and lie on any device."""
+    """Numbers as a float64 array; a torch tensor may require gradients and lie on any device.
+
+    Raises:
+        InvalidInput: they are no numbers.
+    """
     detach = getattr(values, "detach", None)
     try:
         return np.asarray(values if detach is None else detach().cpu().double().numpy(), dtype=np.float64)

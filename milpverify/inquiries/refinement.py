@@ -86,7 +86,8 @@ class Refinement(Inquiry):
     """A disjunct under refinement.
 
     `ranges` hold at every point that the split decisions allow whose margin is at most `cutoff`. `bound` is a proved lower bound of the
-    margin (trust SOLVER), `least` the least margin of a point seen, at `x`; `asked` is the mixed-integer model under way.
+    margin (trust SOLVER), `least` the least margin of a point seen, at `x`; `asked` is the mixed-integer model under way. `form` says
+    what a solver gets as it is, `cuts` where the rest is parted.
     """
 
     graph: Graph
@@ -95,7 +96,7 @@ class Refinement(Inquiry):
     judging: Judging
     deadline: Deadline
     decisions: tuple[Split, ...] = ()
-    native: frozenset[Capability] = frozenset()
+    form: ModelForm = field(default_factory=ModelForm)
     x: Array | None = None
     cuts: dict[tuple[int, int], Cut] = field(default_factory=dict)
     bound: float = -math.inf
@@ -134,7 +135,7 @@ class Refinement(Inquiry):
             if linear is None or self.decided:
                 return
             encoding, point = linear
-            if self.cuts or self.native or encoding.model.integer.any():
+            if self.cuts or self.form.native or encoding.model.integer.any():
                 encoding = self._whole()
                 self.asked = encoding.model
                 reply = yield encoding.model
@@ -160,18 +161,18 @@ class Refinement(Inquiry):
     def _encode(self, whole: bool = False) -> Encoding:
         """The model with binaries and all else that a solver takes, or the linear relaxation of what has no binaries."""
         within = replace(self.disjunct, box=self._box())
-        native, cuts = (self.native, self.cuts) if whole else (frozenset[Capability](), {})
+        form = replace(self.form, cuts=self.cuts) if whole else ModelForm(tuning=self.form.tuning)
         start = self.x if whole else None
-        return encode(self.graph, self.ranges, within, start, self.decisions, self.deadline, ModelForm(cuts, native))
+        return encode(self.graph, self.ranges, within, start, self.decisions, self.deadline, form)
 
     def _whole(self) -> Encoding:
         """The model with binaries; products whose ranges a solver's tolerance does not carry have pieces."""
         try:
             return self._encode(whole=True)
         except NumericallyUnfit:
-            if self.native != {Capability.QUADRATIC}:
+            if self.form.native != {Capability.QUADRATIC}:
                 raise
-            self.native = frozenset()
+            self.form = replace(self.form, native=frozenset())
             return self._encode(whole=True)
 
     def _box(self) -> Box:
@@ -298,7 +299,7 @@ class Refinement(Inquiry):
 
     def _is_whole(self, op: Nonlinear) -> bool:
         """Whether the model has an operator as it is, so that no breakpoint would change it."""
-        return op.staircase or is_taken(op, self.native)
+        return op.staircase or is_taken(op, self.form.native)
 
     def _weights(self, x: Array) -> dict[int, Array]:
         """Per nonlinear node, how the margin changes with its values, in size; nothing is taken for irrelevant."""

@@ -76,7 +76,11 @@ class AppendedTable(Generic[R]):
         os.close(self._file)
 
     def append(self, cells: Sequence[str]) -> None:
-        """Append a row."""
+        """Append a row.
+
+        Raises:
+            InvalidInput: the file cannot be written.
+        """
         left = line_of(cells).encode()
         try:
             while left:

@@ -10,6 +10,7 @@ from random_nets import random_problem
 from user_models import SOLVERS, UserModel
 
 import milpverify as mv
+from milpverify.embed.deviation import EmbedTuning
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, evaluate_all
 
@@ -81,3 +82,13 @@ def test_more_pieces_enclose_more_tightly() -> None:
         embedded = mv.embed(user.model, graph, user.x, pieces=pieces)
         apart.append(encloses(user, embedded, graph, np.array([0.4, -0.3])))
     assert apart[0] > apart[1] > apart[2] > 4 * apart[3] > 0
+
+
+def test_neurons_within_what_counts_as_exact_have_no_breakpoints() -> None:
+    graph, (low, high) = network_of("tanh")
+    apart = []
+    for pieces, tuning in ((1, EmbedTuning()), (4, EmbedTuning()), (4, EmbedTuning(exact=1e3))):
+        user = UserModel("highs", [(low, high)] * 2)
+        embedded = mv.embed(user.model, graph, user.x, pieces=pieces, tuning=tuning)
+        apart.append(encloses(user, embedded, graph, np.array([0.4, -0.3])))
+    assert apart[1] < apart[0] == apart[2]

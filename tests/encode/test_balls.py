@@ -9,6 +9,7 @@ import pytest
 
 from milpverify.balls.ball import Ball
 from milpverify.encode.balls import add_ball
+from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.model import ModelBuilder, NumericallyUnfit
 
 
@@ -17,11 +18,11 @@ def exact(value: float) -> Fraction:
     return Fraction(float(value))
 
 
-def added(ball: Ball, quadratic: bool) -> tuple[ModelBuilder, np.ndarray]:
+def added(ball: Ball, quadratic: bool, tuning: EncodingTuning = EncodingTuning()) -> tuple[ModelBuilder, np.ndarray]:
     """A builder with a variable per input, and the ball's rows."""
     builder, (low, high) = ModelBuilder(), ball.ends
     columns = np.concatenate([builder.variables(a, b) for a, b in zip(low, high, strict=True)])
-    add_ball(builder, ball, columns, (low, high), quadratic)
+    add_ball(builder, ball, columns, (low, high), quadratic, tuning)
     return builder, columns
 
 
@@ -68,3 +69,9 @@ def test_balls_beyond_what_solvers_carry_are_refused() -> None:
     for centre, radius, weight in (([0.0, 0.0], 1e200, 1.0), ([0.0, 0.0], 1.0, [1e170, 1.0])):
         with np.errstate(all="ignore"), pytest.raises(NumericallyUnfit):
             added(Ball(centre, radius, "l2", weight=weight), False)[0].build({})
+
+
+def test_closer_tangents_are_more_rows() -> None:
+    ball = Ball(np.zeros(3), 1.0, "l2")
+    coarse, usual, fine = (added(ball, False, EncodingTuning(ratio=ratio))[0].num_rows for ratio in (4.0, 1.75, 1.2))
+    assert coarse < usual < fine

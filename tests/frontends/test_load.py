@@ -5,13 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from networks import absolute_value, write_property
+from torch import nn
 
 from milpverify.config import Deadline
 from milpverify.counterexamples.attack import attack
 from milpverify.counterexamples.validate import Validity, validate
 from milpverify.errors import InvalidModel, InvalidProperty, OutOfTime
 from milpverify.frontends.load import load
+from milpverify.frontends.lowering.rule import LoweringTuning
+from milpverify.frontends.vnnlib.alternatives import PropertyTuning
+from milpverify.graph import evaluate
+from milpverify.operators import Product
 
 
 def packed(path: Path) -> Path:
@@ -44,6 +50,18 @@ def test_loading_heeds_its_time(tmp_path: Path) -> None:
         load(*files, deadline=deadline)
     with pytest.raises(TimeoutError, match="time limit"):
         load(*files, timeout=0.0)
+
+
+def test_numbers_of_reading_are_handed_in(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.Softmax(1)).eval()
+    prop = write_property(tmp_path / "p.vnnlib", [0.0, 0.0], [1.0, 1.0], "(or (<= Y_0 0.5) (<= Y_0 0.25))", ny=3)
+    plain, other = load(net, prop), load(net, prop, tuning=(LoweringTuning(pairs=0), PropertyTuning(comparisons=0)))
+    assert len(plain.disjuncts) == 1 and len(other.disjuncts) == 2
+    kinds = [[type(node.op) for node in problem.graph.nodes] for problem in (plain, other)]
+    assert Product not in kinds[0] and Product in kinds[1]
+    x = torch.rand(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(*(evaluate(problem.graph, x) for problem in (plain, other)))
 
 
 def test_what_does_not_fit_together(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from random_nets import proved_bounds
 from milpverify.config import Deadline
 from milpverify.enclosure import enclose, enclose_all
 from milpverify.encode.cut_forms import Split
+from milpverify.encode.encoding import ModelForm
 from milpverify.encode.model import OutOfTime
 from milpverify.graph import Graph, TensorSpec, evaluate_all
 from milpverify.inquiries.inquiry import Question
@@ -103,8 +104,8 @@ def disjunct_of(graph: Graph, box: Box, kind: str, share: float = 0.05) -> Disju
 def refinement(graph: Graph, disjunct: Disjunct, decisions: tuple[Split, ...] = (), native: bool = False) -> Refinement:
     graph = replace(graph, inputs=(TensorSpec("x", (graph.nx,), "float64"),))
     judging = Deaf(Problem(graph, (disjunct,)), disjunct, 0.0)
-    left = frozenset({Capability.QUADRATIC}) if native else frozenset[Capability]()
-    return Refinement(graph, disjunct, proved_bounds(graph, disjunct.box), judging, Deadline(60.0), decisions, left)
+    form = ModelForm(native=frozenset({Capability.QUADRATIC}) if native else frozenset())
+    return Refinement(graph, disjunct, proved_bounds(graph, disjunct.box), judging, Deadline(60.0), decisions, form)
 
 
 def drive(refined: Refinement, reply: Reply, questions: int = 6) -> list[Question]:

@@ -28,6 +28,9 @@ def attention(
             is for heads / groups heads, one after the other.
         masks: that broadcast to the scores (..., heads, queries, keys), -inf where a key is hidden.
         cap: 0 for none.
+
+    Raises:
+        ValueError: groups of keys or values do not fit the heads.
     """
     heads, *groups = ((1, *v.shape)[-3] for v in (query, key, value))
     if heads % groups[0] or groups[0] != groups[1]:

@@ -67,7 +67,7 @@ class Builder:
     """Appends nodes to a graph whose node 0 is the flat input x (nx,); every method returns the node that holds its result.
 
     Nodes are called after `name`, the source tensor in work; `finish` tells apart the one that holds it. `masked` says which entries of
-    a node stand for -inf, as in `masks`.
+    a node stand for -inf, as in `masks`. What does not fit, or is too large, is a ValueError; the rewrites are exact in the reals.
     """
 
     def __init__(self, nx: int, tuning: LoweringTuning = LoweringTuning()) -> None:

@@ -33,6 +33,9 @@ def parsed(equation: str, ranks: Sequence[int]) -> tuple[list[Axes], Axes]:
     """The names of the axes of every value and of the result; those of an ellipsis are numbers, counted from its end.
 
     Without an arrow the result names what occurs once, in alphabetical order behind the ellipsis. An ellipsis that it leaves out is summed.
+
+    Raises:
+        ValueError: the equation is about another number of values, or names an axis of the result twice.
     """
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -99,6 +102,9 @@ def contract(g: Builder, values: Sequence[Value], axes: Sequence[Axes], target: 
     Args:
         axes: the names of the axes of every value.
         target: those of the result, which must occur among them.
+
+    Raises:
+        ValueError: `target` names an axis that no value has, or an axis has several lengths.
     """
     factors = [_diagonal(g, value, names) for value, names in zip(values, axes, strict=True)]
     if missing := set(target).difference(*(f.axes for f in factors)):

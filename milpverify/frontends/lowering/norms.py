@@ -65,6 +65,9 @@ def normalized(g: Builder, x: Node, axes: Sequence[int], p: float = 2.0, eps: Co
     Args:
         p: positive.
         eps: a positive number.
+
+    Raises:
+        ValueError: there is no rule for norms of order p.
     """
     if p <= 0:
         raise ValueError(f"vectors are divided by their norm of order {p}, which has no rule")

@@ -50,10 +50,11 @@ class _Inexact(Exception):
 
 
 def without_repeats(graph: Graph, tuning: LoweringTuning = LoweringTuning()) -> Graph:
-    """The same function in fewer entries; the graph itself where there is nothing to merge.
+    """The same function in fewer entries, exactly in the reals; the graph itself where there is nothing to merge.
 
     Args:
         graph: in float64.
+        tuning: `coefficients` beyond which nothing is tried.
     """
     maps = {node.id: op for node in graph.nodes if (op := _map_of(node)) is not None}
     if any(op.rounded for op in maps.values()) or sum(_coefficients(op).numel() for op in maps.values()) > tuning.coefficients:

@@ -73,7 +73,11 @@ def folded(
     dilations: Sequence[int],
     pads: Sequence[tuple[int, int]],
 ) -> Node:
-    """The sum of windows (batch, channels * kernel, windows), each at its place, (batch, channels, *size): the adjoint of cutting."""
+    """The sum of windows (batch, channels * kernel, windows), each at its place, (batch, channels, *size): the adjoint of cutting.
+
+    Raises:
+        ValueError: x has not as many windows as fit.
+    """
     channels = x.shape[1] // math.prod(kernel)
     rows = zip(size, kernel, strides, dilations, pads, strict=True)
     counts = [(n + begin + end - d * (k - 1) - 1) // s + 1 for n, k, s, d, (begin, end) in rows]

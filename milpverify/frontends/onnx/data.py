@@ -81,7 +81,11 @@ def _cast_like(g: Builder, op: Operation) -> Value:
 
 
 def converted(g: Builder, op: Operation, x: Node, to: int) -> Node:
-    """A tensor in another type: of numbers an integer is what is before the point."""
+    """A tensor in another type: of numbers an integer is what is before the point.
+
+    Raises:
+        UnsupportedOperator: there is no rule for the type.
+    """
     if to in FLOATS:
         return switches.numbers(g, x)
     if to == onnx.TensorProto.BOOL:

@@ -55,21 +55,34 @@ class Operation:
         return self.inputs[i] if i < len(self.inputs) else None
 
     def node(self, i: int = 0) -> Node:
-        """Input i, which must depend on x."""
+        """Input i, which must depend on x.
+
+        Raises:
+            UnsupportedOperator: it is a constant.
+        """
         value = self.value(i)
         if not isinstance(value, Node):
             raise self.refuse(f"input {i} is a constant while another one is not; export it the other way round")
         return value
 
     def constant(self, i: int) -> NDArray[Any] | None:
-        """Input i, which must be a constant or left out."""
+        """Input i, which must be a constant or left out.
+
+        Raises:
+            UnsupportedOperator: it depends on x.
+        """
         value = self.optional(i)
         if isinstance(value, Node):
             raise self.refuse(f"input {i} ('{self.proto.input[i]}') depends on the network's input; only a constant has a rule")
         return value
 
     def weight(self, i: int) -> Array:
-        """Input i, which must be a constant."""
+        """Input i, which must be a constant.
+
+        Raises:
+            InvalidModel: it is left out.
+            UnsupportedOperator: it depends on x.
+        """
         value = self.constant(i)
         if value is None:
             raise InvalidModel(f"{self} has no input {i}")

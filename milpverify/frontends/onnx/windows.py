@@ -14,7 +14,12 @@ WINDOW = "auto_pad dilations kernel_shape pads strides"
 
 
 def window_axes(op: Operation, x: Node, kernel: Shape) -> list[Axis]:
-    """The window of a convolution or pooling along every spatial axis."""
+    """The window of a convolution or pooling along every spatial axis.
+
+    Raises:
+        InvalidModel: attributes contradict each other or the input's shape.
+        UnsupportedOperator: there are more than 3 spatial axes, or the window is padded in a way that has no rule.
+    """
     space = x.shape[2:]
     n = len(space)
     if not 1 <= n <= 3:

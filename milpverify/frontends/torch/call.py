@@ -112,7 +112,12 @@ class Call:
         return float(torch.tensor(float(value), dtype=self.dtype))
 
     def array(self, value: Any, masks: bool = False) -> Array:
-        """A constant, whose entries may be -inf where it is one of the `masks`."""
+        """A constant, whose entries may be -inf where it is one of the `masks`.
+
+        Raises:
+            UnsupportedOperator: it depends on x.
+            InvalidModel: an entry is infinite or no number.
+        """
         if isinstance(value, Node):
             raise self.refuse("an argument that must be constant depends on the network's input")
         if isinstance(value, Tensor):

@@ -44,7 +44,11 @@ def _compare(call: Call, a: Any, b: Any) -> Node:
 
 
 def truth(call: Call, value: Any) -> Node | Array:
-    """Where a tensor is not 0; of bits, which tensors of numbers have too, a mask's only."""
+    """Where a tensor is not 0; of bits, which tensors of numbers have too, a mask's only.
+
+    Raises:
+        UnsupportedOperator: it would read the bits of numbers that depend on x.
+    """
     if not isinstance(value, Node):
         return np.where(call.array(value) != 0, 1.0, 0.0)
     if name_of(call.target).startswith("logical") or value.id in call.g.masks:
@@ -111,7 +115,11 @@ def _converted(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def converted(call: Call, x: Node, dtype: torch.dtype) -> Node:
-    """A tensor in another type: of numbers an integer is what is before the point."""
+    """A tensor in another type: of numbers an integer is what is before the point.
+
+    Raises:
+        UnsupportedOperator: there is no rule for the type.
+    """
     if dtype.is_floating_point:
         return switches.numbers(call.g, x)
     if dtype is torch.bool:

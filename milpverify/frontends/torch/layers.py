@@ -34,7 +34,11 @@ def per_axis(value: Any, n: int) -> list[int]:
 
 
 def batched(call: Call, x: Node, n: int) -> tuple[Node, bool]:
-    """The input of a layer with n spatial axes as (batch, channels, *space), and whether the batch axis was added."""
+    """The input of a layer with n spatial axes as (batch, channels, *space), and whether the batch axis was added.
+
+    Raises:
+        InvalidModel: the input has another number of axes.
+    """
     if len(x.shape) == n + 2:
         return x, False
     if len(x.shape) != n + 1:
@@ -48,7 +52,11 @@ def unbatched(call: Call, y: Node, added: bool) -> Node:
 
 
 def window(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool = False) -> Axis:
-    """How a window slides along one axis; with `ceil` the last one may reach beyond the padding, but not begin there."""
+    """How a window slides along one axis; with `ceil` the last one may reach beyond the padding, but not begin there.
+
+    Raises:
+        ValueError: the kernel is larger than its padded input.
+    """
     if size + begin + end <= (kernel - 1) * dilation:
         raise ValueError(f"a kernel of length {kernel} is larger than its padded input of length {size + begin + end}")
     return Axis.padded(size, kernel, stride, dilation, begin, end, ceil)

@@ -75,7 +75,11 @@ class Lowering:
         return found
 
     def constant(self, value: Tensor) -> Tensor:
-        """A constant of the module, of any shape: real numbers in float64, on the CPU."""
+        """A constant of the module, of any shape: real numbers in float64, on the CPU.
+
+        Raises:
+            InvalidModel: it is complex, quantised or sparse.
+        """
         value = value.detach() if value.requires_grad else value
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
             raise InvalidModel(f"the network holds a tensor of type {value.dtype}, {value.layout}; real, dense tensors are supported")
@@ -170,7 +174,11 @@ class Lowering:
         return Constant(array.astype(np.float64), self.rounded[id(value)][1] if id(value) in self.rounded else 0)
 
     def apply(self, call: Call, entry: Nonlinearity, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
-        """A function of the catalogue. What follows x are its parameters, in the order of its file or by their names there."""
+        """A function of the catalogue. What follows x are its parameters, in the order of its file or by their names there.
+
+        Raises:
+            UnsupportedOperator: a parameter depends on x, or the function has no such parameter.
+        """
         x, *values = self.positional(call.target, args, kwargs)
         if not isinstance(x, Node) or any(isinstance(v, Node) for v in values):
             raise call.refuse("a parameter depends on the network's input; only a number has a rule")
@@ -199,6 +207,9 @@ class Lowering:
         """A function of the catalogue as a module: an `Activation`, or a class that an entry names.
 
         Of the latter the attributes that are named as the entry's parameters are these.
+
+        Raises:
+            UnsupportedOperator: it takes more than one tensor that depends on x.
         """
         self.builder.name = path
         if isinstance(module, Activation) and isinstance(args[0], Node):
@@ -220,6 +231,9 @@ class Lowering:
         Args:
             found: it, by name.
             kept: the names of those that are numbered; None for all but places.
+
+        Raises:
+            InvalidModel: the module returns something else than tensors.
         """
         found = [(name, v) for name, v in found if (not isinstance(v, Places) if kept is None else name in kept)]
         parts = [v for _, v in found]

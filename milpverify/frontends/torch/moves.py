@@ -115,6 +115,9 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
 
     Entries are numbered from 1 on, so that the zeros that an operation fills in are told apart. Real constants among the
     arguments are entries too; integers and booleans are places.
+
+    Raises:
+        UnsupportedOperator: which entries are read depends on x, entries are added up, or a real type is read as another.
     """
     if kwargs.get("accumulate") or (name_of(call.target) == "index_put" and len(args) > 3 and args[3]):
         raise call.refuse("accumulate=True has no rule")

@@ -63,7 +63,11 @@ class Program(nn.Module):
 
     @property
     def shapes(self) -> Shapes:
-        """Of the inputs; a length that is free is 1."""
+        """Of the inputs; a length that is free is 1.
+
+        Raises:
+            InvalidModel: an input is no tensor.
+        """
         by_name = {node.name: node.meta.get("val") for node in self.program.graph.nodes if node.op == "placeholder"}
         found = []
         for name in self.names:

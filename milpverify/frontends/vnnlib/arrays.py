@@ -87,7 +87,11 @@ class Arrays:
         return [Conjunction(ceilings, c.rows) for c, ceilings in whole if ceilings is not None]
 
     def box(self, tops: Array) -> Box:
-        """The box of the upper bounds of X_i and of -X_i, in turns."""
+        """The box of the upper bounds of X_i and of -X_i, in turns: `tops` (2 nx,).
+
+        Raises:
+            InvalidProperty: an input has no such bound.
+        """
         missing = np.flatnonzero(np.isinf(tops))
         if missing.size:
             i, side = divmod(int(missing[0]), 2)
@@ -111,7 +115,11 @@ class Arrays:
         return out
 
     def tables(self, wanted: Sequence[tuple[int, ...]], pace: Callable[[], None]) -> dict[tuple[int, ...], Rows]:
-        """Some tuples of rows as objects: parts of one table."""
+        """Some tuples of rows as objects: parts of one table.
+
+        Raises:
+            InvalidProperty: they have too many coefficients.
+        """
         tuples = list(dict.fromkeys(wanted))
         used, places = np.unique(np.array([r for rows in tuples for r in rows], dtype=np.int64), return_inverse=True)
         in_x = any(min(self.rows[r].variables) < self.nx for r in used.tolist())

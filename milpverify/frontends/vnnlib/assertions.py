@@ -89,6 +89,7 @@ def disjuncts_of(
     Args:
         pace: called from time to time; what it raises ends the reading.
         reach: how far from 0 all inputs lie that are asked about; None for any distance.
+        tuning: how much is done to make disjuncts few and boxes small.
 
     Raises:
         Unbounded: an input has no bound.

@@ -103,7 +103,11 @@ class NormalForm:
             self.places[key] = place
 
     def literal(self, inequality: Inequality, place: int) -> bool | Conjunction:
-        """One inequality as a truth value, a bound of an input, or a row."""
+        """One inequality as a truth value, a bound of an input, or a row, each number rounded once to binary64.
+
+        Raises:
+            InvalidProperty: binary64 does not hold a number of it.
+        """
         term = inequality.term
         try:
             rhs = float(-term.constant)
@@ -154,6 +158,11 @@ class NormalForm:
         return undominated(out, self.table, self.tuning)
 
     def guard(self, conjunctions: list[Conjunction]) -> None:
+        """Refuse a property that multiplies out to too much.
+
+        Raises:
+            InvalidProperty: there are more than `MOST_CONJUNCTIONS`.
+        """
         if len(conjunctions) > MOST_CONJUNCTIONS:
             limit = f"{MOST_CONJUNCTIONS} conjunctions"
             raise InvalidProperty(f"{self.where}: the assertions multiply out to more than {limit}; split the property into several files")
@@ -194,7 +203,11 @@ class NormalForm:
                 return out
 
     def disjuncts(self) -> tuple[Disjunct, ...]:
-        """Multiply the assertions out: first what every disjunct shares, then the choices."""
+        """Multiply the assertions out: first what every disjunct shares, then the choices.
+
+        Raises:
+            InvalidProperty: the box is empty, an input has no bound, or there are too many conjunctions or coefficients.
+        """
         pending = list(reversed(self.formulas))
         choices: list[tuple[Formula, int]] = []
         shared: list[int] = []

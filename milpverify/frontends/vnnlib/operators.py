@@ -49,7 +49,8 @@ class Operators:
     """Applies operators to evaluated arguments.
 
     `first` is the number of the first variable that is free for a maximum or a case distinction; `error` makes the error to raise for a
-    place and a message, `term` quotes what stands there; `growth` bounds what is repeated.
+    place and a message, `term` quotes what stands there; `growth` bounds what is repeated. What is not linear, or no such term, raises it;
+    arithmetic is in rationals.
     """
 
     def __init__(self, first: int, error: Callable[[int, str], InvalidProperty], term: Callable[[int], str], growth: int) -> None:

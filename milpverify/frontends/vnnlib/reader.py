@@ -77,9 +77,13 @@ def parse_property(
 ) -> Property:
     """The unsafe set that a VNN-LIB text asserts, for a network with `nx` inputs and `ny` outputs.
 
+    Numerals are rounded to binary64, and so is every coefficient and right-hand side of an inequality, once; what is computed between is
+    exact. Bounds of inputs are rounded outwards, and what that adds to the box is excluded by rows.
+
     Args:
         where: what messages call the text.
         pace: called from time to time; what it raises ends the reading.
+        tuning: how much is done to make disjuncts few and boxes small.
 
     Returns:
         The disjuncts; those whose box or constant inequalities cannot hold are left out, so that none at all means that

@@ -43,7 +43,10 @@ class _Function:
 
 
 class Terms:
-    """Evaluates the terms of a text over its variables."""
+    """Evaluates the terms of a text over its variables; numerals are rounded once to binary64, all else is exact.
+
+    What is no term, or means nothing, raises the text's InvalidProperty, whose message begins with file and line.
+    """
 
     def __init__(self, text: Text, variables: Variables) -> None:
         self.text, self.variables = text, variables

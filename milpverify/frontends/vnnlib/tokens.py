@@ -62,7 +62,11 @@ class Text:
         raise self.error(opened, "'(' without ')'")
 
     def expect(self, token: str, place: int, opened: int, instead: str) -> int:
-        """The place after a token that has to come next; `instead` is what is said of any other."""
+        """The place after a token that has to come next; `instead` is what is said of any other.
+
+        Raises:
+            InvalidProperty: another one does, or none.
+        """
         found = self.token(place, opened)
         if found.text != token:
             raise self.error(found.start, instead)

@@ -203,13 +203,13 @@ class Oracle:
 
     def _inquiry(self, task: Task, disjunct: Disjunct, within: Disjunct, bounds: NodeRanges, start: Array | None) -> Inquiry:
         """What is asked about a task: one model of a piecewise-linear network, or of a curved one models that are refined."""
-        graph = self.problem.graph
+        graph, form = self.problem.graph, ModelForm(tuning=self.options.search.tuned(EncodingTuning))
         if not graph.piecewise_linear:
             judging = Judging(self.problem, disjunct, 0.0)
-            known, native = (graph, within, bounds, judging, self.deadline, task.decisions), native_to(self._solver, graph, self.options)
-            refinement = Refinement(*known, native, x=start, tuning=self.options.search.tuned(RefinementTuning))
+            known = graph, within, bounds, judging, self.deadline, task.decisions
+            form = replace(form, native=native_to(self._solver, graph, self.options))
+            refinement = Refinement(*known, form, x=start, tuning=self.options.search.tuned(RefinementTuning))
             return refinement.under_the_rows() if task.conditional else refinement
-        form = ModelForm(tuning=self.options.search.tuned(EncodingTuning))
         encoding = encode(graph, bounds, within, start, task.decisions, self.deadline, form)
         return ModelInquiry(encoding.model, Judging(self.problem, disjunct, safety_margin(encoding.model)), encoding)
 

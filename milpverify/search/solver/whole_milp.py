@@ -161,10 +161,8 @@ class _Runner:
             return self._decide_input_set(item, unknown)
         if not self.problem.graph.piecewise_linear:
             return self._refine(item, seconds, unknown)
-        graph, tuning = self.problem.graph, self.options.search.tuned(EncodingTuning)
-        form = ModelForm(native=native_to(self.process.solver, graph, self.options), tuning=tuning)
         try:
-            encoding = encode(graph, item.bounds(), item.disjunct, start=item.start, deadline=self.deadline, form=form)
+            encoding = encode(self.problem.graph, item.bounds(), item.disjunct, item.start, deadline=self.deadline, form=self._form)
         except NumericallyUnfit as error:
             return replace(unknown, note=str(error))
         except OutOfTime:
@@ -173,13 +171,18 @@ class _Runner:
         outcome = self._solve(item, encoding, judging, seconds)
         return self._leaf(item, encoding, outcome, judging, unknown)
 
+    @property
+    def _form(self) -> ModelForm:
+        """With all that the solver takes as it is."""
+        native = native_to(self.process.solver, self.problem.graph, self.options)
+        return ModelForm(native=native, tuning=self.options.search.tuned(EncodingTuning))
+
     def _refine(self, item: OpenDisjunct, seconds: float, unknown: Leaf) -> Leaf:
         """Decide a disjunct of a curved network by models of more and more pieces, or by one with all that the solver takes as it is."""
         if item.index not in self.refinements:
-            judging, native = Judging(self.problem, item.disjunct, 0.0), native_to(self.process.solver, self.problem.graph, self.options)
+            judging, tuning = Judging(self.problem, item.disjunct, 0.0), self.options.search.tuned(RefinementTuning)
             known = self.problem.graph, item.disjunct, item.bounds(), judging, self.deadline
-            tuning = self.options.search.tuned(RefinementTuning)
-            self.refinements[item.index] = Refinement(*known, native=native, x=item.start, tuning=tuning)
+            self.refinements[item.index] = Refinement(*known, form=self._form, x=item.start, tuning=tuning)
         refinement = self.refinements[item.index]
         limit, nodes, began, status, message = self.deadline.within(seconds), 0, time.monotonic(), SolverStatus.OPTIMAL, ""
         questions, reply = refinement.questions(), None
