@@ -205,7 +205,7 @@ def test_the_readme_code_runs(tmp_path: Path, environment: dict[str, str]) -> No
     )
     code = "\n".join([blocks[0], box, *blocks[1:3], check, *blocks[3:]]).replace('"examples/', f'"{EXAMPLES}/')
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VERIFIED")
