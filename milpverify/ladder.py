@@ -16,9 +16,10 @@ import torch
 
 from milpverify.config import Tuning
 from milpverify.propagation.cost import backward_passes, forward_pass, is_dear, multiplications, undecided_backward
+from milpverify.propagation.differences.coefficients import DifferenceTuning
 from milpverify.propagation.loosest import loosest
 from milpverify.propagation.relevance import refinable
-from milpverify.propagation.request import BoundRequest, CostTuning, Method
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
 from milpverify.result import json_number
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch, choose
 from milpverify.search.groups import GroupTuning, few_inputs
@@ -89,8 +90,9 @@ def climb(graph: Graph, group: Group, deadline: Deadline, search: SearchOptions,
         bisected: whether a search may follow that bisects boxes.
     """
     lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-    tuning, cost = search.tuned(LadderTuning), search.tuned(CostTuning)
-    box = _Box(graph, group, lower, upper, Prepared.of(graph, group), tuning, cost)
+    tuning, cost, copies = search.tuned(LadderTuning), search.tuned(CostTuning), search.tuned(DifferenceTuning)
+    asked = BoundRequest(screened_before=False, tuning=search.tuned(BoundTuning), cost=cost)
+    box = _Box(graph, group, lower, upper, Prepared.of(graph, group, copies), tuning, asked, copies)
     if not is_dear(graph, cost):
         yield box.rung(Method.BACKWARD, undecided_backward(graph, cost), deadline)
         return
@@ -126,7 +128,8 @@ class _Box:
     upper: Tensor
     prepared: Prepared
     tuning: LadderTuning
-    cost: CostTuning
+    asked: BoundRequest
+    copies: DifferenceTuning
     known: BatchBounds | None = None
     done: dict[int, Tensor] = field(default_factory=dict)
 
@@ -139,8 +142,8 @@ class _Box:
     def backward(self) -> float:
         """Multiplications of backward passes for everything that is undecided."""
         if self.known is None:
-            return undecided_backward(self.graph, self.cost)
-        return backward_passes(self.graph, self.known.state, self.prepared.needed, self.cost)
+            return undecided_backward(self.graph, self.asked.cost)
+        return backward_passes(self.graph, self.known.state, self.prepared.needed, self.asked.cost)
 
     def rung(self, method: Method, estimate: float, until: Deadline, chosen: dict[int, Tensor] | None = None) -> Rung:
         """Bound the disjuncts that are open, with a deadline; `chosen` are the entries that get a pass, all that are needed by default."""
@@ -149,13 +152,13 @@ class _Box:
             keep = [k for k, closed in enumerate(self.group.closed(known.margins)[0].tolist()) if not closed]
             if len(keep) < self.group.count:
                 self.group, known = choose(self.group, known, keep)
-                self.prepared = Prepared.of(graph, self.group)
+                self.prepared = Prepared.of(graph, self.group, self.copies)
         prepared = self.prepared if chosen is None else replace(self.prepared, needed=chosen)
         # Bounds by backward passes are handed on; others, from which passes with forms of their own begin, would be found again.
         bounds = (
             {node.id: known.state[node.id].bounds for node in refinable(graph)} if known is not None and (chosen or self.done) else None
         )
-        request = BoundRequest(bounds, deadline=until, method=method, screened_before=False, cost=self.cost)
+        request = replace(self.asked, known=bounds, deadline=until, method=method)
         found = bound_batch(graph, self.group, self.lower, self.upper, self.dtype, request, prepared)
         self.known = found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
         name = method.value if chosen is None else "loosest"
@@ -163,11 +166,11 @@ class _Box:
 
     def loosest(self, method: Method, until: Deadline, most: float, clocked: bool) -> Iterator[Rung]:
         """Passes for the neurons that loosen the margin most, part by part while those for all take several times as much."""
-        part, rate, above = self.tuning.part, self.cost.backward_rate, self.tuning.above
+        part, rate, above = self.tuning.part, self.asked.cost.backward_rate, self.tuning.above
         while not (until.expired() or self.closed or self.known is None or self.backward <= above * min(part, most)):
             can = min(part, most, rate * until.remaining() if clocked else math.inf)
             now, rows = self.known, self.group.y_rows
-            request = BoundRequest(needed=self.prepared.needed, cost=self.cost)
+            request = replace(self.asked, needed=self.prepared.needed)
             chosen, estimate = loosest(self.graph, now.state, now.table, rows, request, can, self.done, self.dtype)
             if not estimate:
                 return

@@ -36,7 +36,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class OperatorTuning(Tuning):
-    """Which form of a product is faster, by shape."""
+    """Which form of a product is faster, by shape. Operators know no options of a search."""
 
     few_out: int = 16
     few_in: int = 12

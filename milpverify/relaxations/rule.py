@@ -32,7 +32,10 @@ Side = Callable[[Tensor], tuple[PerInput, Tensor]]
 
 @dataclass(frozen=True)
 class RelaxationTuning(Tuning):
-    """How closely relaxations are fitted. Whatever they are, what is proved of their lines holds."""
+    """How closely relaxations are fitted: what is proved of their lines holds whatever these are.
+
+    Rules are made with them; no options of a search tell them others.
+    """
 
     critical_steps: int = 3
     """Of the search for a critical point: what is left of its error costs the line next to nothing."""

@@ -12,6 +12,7 @@ from milpverify.balls.confined import without_inputs
 from milpverify.propagation.backward import default_lines
 from milpverify.propagation.crown import bound_rows, crown
 from milpverify.propagation.differences.asked import differences
+from milpverify.propagation.differences.coefficients import DifferenceTuning
 from milpverify.propagation.forward import Carried, forward
 from milpverify.propagation.interval import step
 from milpverify.propagation.optimised.alpha import AlphaOptions, alpha_crown, optimise
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from milpverify.propagation.backward import LineTable
     from milpverify.propagation.differences.bounding import Differences
     from milpverify.propagation.relevance import Needed
-    from milpverify.propagation.state import Bounds, State
+    from milpverify.propagation.state import State
     from milpverify.search.groups import Group
 
 
@@ -43,9 +44,9 @@ class Prepared:
     differences: Differences | None
 
     @staticmethod
-    def of(graph: Graph, group: Group) -> Prepared:
+    def of(graph: Graph, group: Group, tuning: DifferenceTuning = DifferenceTuning()) -> Prepared:
         """Read the rows of a group; the graph is in float64."""
-        compared = differences(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts])
+        compared = differences(graph, group.y_rows, group.x_rows, [d.domain for d in group.disjuncts], tuning)
         return Prepared(RowIntervals.of(graph, group.y_rows, group.x_rows), needed(graph, group.y_rows), compared)
 
 
@@ -87,7 +88,7 @@ def bound_batch(
     """
     prepared, method, tuning = prepared or Prepared.of(graph, group), request.method, request.tuning
     if method is Method.INTERVALS:
-        state, table = intervals(graph, lower, upper, dtype, request.known)
+        state, table = intervals(graph, lower, upper, dtype, request)
     elif method is Method.FORWARD:
         state, table = forward(graph, lower, upper, dtype, request.known, tuning)
     else:
@@ -112,20 +113,20 @@ def bound_batch(
     return BatchBounds(state, table, rows, margins, forms, losses)
 
 
-def intervals(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, known: dict[int, Bounds] | None) -> tuple[State, LineTable]:
+def intervals(graph: Graph, lower: Tensor, upper: Tensor, dtype: torch.dtype, request: BoundRequest) -> tuple[State, LineTable]:
     """Bounds of every node by intervals, met with what is known, and the lines that they give.
 
     Args:
         graph: in float64.
         lower, upper: the boxes, (batch, nx) float64.
         dtype: of the lines, and of the passes that charges are for.
-        known: bounds of nodes over these boxes.
+        request: bounds of nodes over these boxes.
     """
     state: State = {}
     table: LineTable = {}
-    fast = graph.to(dtype, graph.device)
+    fast, known = graph.to(dtype, graph.device), request.known
     for node in graph.nodes:
-        now = step(graph, node, state, lower, upper, fast)
+        now = step(graph, node, state, lower, upper, fast, request.tuning)
         if known is not None and node.id in known:
             now = NodeState(now.bounds.meet(known[node.id]), now.center, now.charge)
         state[node.id] = now

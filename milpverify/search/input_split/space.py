@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
+from milpverify.propagation.differences.coefficients import DifferenceTuning
 from milpverify.propagation.memory import boxes_that_fit
 from milpverify.propagation.request import BoundTuning, CostTuning
 from milpverify.propagation.screening import undecided
@@ -49,7 +50,7 @@ class BoxSpace(Space[Boxes, BatchBounds]):
         graph, switches = context.graph, context.switches
         self.context, self.group, self.dtype = context, group, dtype
         lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
-        self.prepared = Prepared.of(graph, group)
+        self.prepared = Prepared.of(graph, group, context.tuned(DifferenceTuning))
         self.root = root or bound_batch(graph, group, lower, upper, dtype, context.request(), self.prepared)
         self.inheritance = Inheritance(graph, self.root.state)
         self.method = MethodChoice.begun(graph, group, self.root, self.prepared, switches)

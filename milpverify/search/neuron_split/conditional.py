@@ -10,7 +10,7 @@ import torch
 from milpverify.config import Tuning
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import OutputConstraints
-from milpverify.propagation.optimised.output_constraints import tightened
+from milpverify.propagation.optimised.output_constraints import ConstraintTuning, tightened
 from milpverify.propagation.state import Bounds, NodeState, State
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ class ConditionalRoot:
 
 
 def conditional_root(
-    bounder: Bounder, places: list[int], deadline: Deadline, by_counts: bool = False, tuning: ConditionalTuning = ConditionalTuning()
+    bounder: Bounder,
+    places: list[int],
+    deadline: Deadline,
+    by_counts: bool = False,
+    tuning: ConditionalTuning = ConditionalTuning(),
+    ascent: ConstraintTuning = ConstraintTuning(),
 ) -> ConditionalRoot | None:
     """The root of one box under the unsafe set of every disjunct at some places in the group; None where it would not pay.
 
@@ -67,6 +72,7 @@ def conditional_root(
     bound above 0 says that there are no unsafe points, which is a margin of at least 0.
 
     Args:
+        ascent: how bounds under the constraints are optimised.
         by_counts: never look at the clock, but for the deadline itself.
     """
     count = len(places)
@@ -84,7 +90,7 @@ def conditional_root(
             states.append(bounder.state)
             continue
         most = max(1, tuning.neurons // count)
-        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), most, deadline=share)
+        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), most, ascent, share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:
             states.append(found.state)
