@@ -79,6 +79,12 @@ def test_the_kernel_of_a_transposed_convolution_counts() -> None:
     assert Fraction(lower.item()) <= exact <= Fraction(upper.item())
 
 
+def test_what_takes_too_many_products_or_entries_is_not_evaluated_exactly() -> None:
+    graph, x = network([np.ones((4, 5)), np.ones((3, 4))], "relu"), np.ones(5)
+    assert exact_outputs(graph, x) == [Fraction(20)] * 3 == exact_outputs(graph, x, most=32)
+    assert exact_outputs(graph, x, most=31) is None and exact_outputs(graph, x, limit=31) is None
+
+
 def test_values_beyond_float64_are_infinite() -> None:
     graph = network([np.full((1, 4), 1.5e308)], "relu")
     lower, upper = enclose(graph, torch.ones(1, 4, dtype=torch.float64))

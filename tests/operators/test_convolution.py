@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from milpverify.operators import Conv, Transposed
+from milpverify.operators.core import OperatorTuning
 
 DOUBLE = torch.float64
 
@@ -66,6 +67,14 @@ def test_weights_that_would_be_subnormal_are_zeros_and_charged() -> None:
     # What float32 holds as a subnormal number exactly is lost, too.
     held = Conv(weight.float().double(), (1,), ((0, 0),), (1,), 1, (1, 1, 5))
     assert held.lost(torch.float32) > 0 and held.lost(DOUBLE) == 0
+
+
+def test_which_form_is_taken_follows_the_channels() -> None:
+    few, many = (Conv(torch.ones(out, 1, 3), (1,), ((0, 0),), (1,), 1, (1, 1, 9)) for out in (15, 16))
+    assert few.flips() and not many.flips()
+    assert many.flips(OperatorTuning(few_out=17)) and not few.flips(OperatorTuning(few_out=15))
+    wide = Conv(torch.ones(1, 2, 3, dtype=DOUBLE), (1,), ((0, 0),), (1,), 1, (1, 2, 9))
+    assert wide.flips() and not wide.flips(OperatorTuning(more=3))
 
 
 def test_transposed_ones_are_transposes() -> None:

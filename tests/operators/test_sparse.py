@@ -11,6 +11,7 @@ from torch import nn
 
 import milpverify as mv
 from milpverify.operators import Linear, SparseLinear
+from milpverify.operators.core import OperatorTuning
 
 
 def matrix(m: int, n: int, each: int, seed: int) -> torch.Tensor:
@@ -57,6 +58,7 @@ def test_inner_products_are_as_long_as_rows_and_columns() -> None:
 def test_what_is_small_or_full_stays_dense() -> None:
     assert SparseLinear.of(Linear(torch.eye(10, dtype=torch.float64))) is None
     assert SparseLinear.of(Linear(torch.ones(200, 200, dtype=torch.float64))) is None
+    assert SparseLinear.of(Linear(torch.eye(10, dtype=torch.float64)), OperatorTuning(sparse=0.1, fewest=100)) is not None
 
 
 def test_gradients() -> None:

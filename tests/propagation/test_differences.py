@@ -16,6 +16,7 @@ from milpverify.functions.catalogue import catalogue
 from milpverify.functions.steepness import secants
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.propagation.differences.bounding import Relations, _related
+from milpverify.propagation.differences.coefficients import DifferenceTuning
 from milpverify.propagation.differences.twins import Twins
 from milpverify.propagation.interval import input_state
 from milpverify.propagation.state import LinearBound
@@ -213,6 +214,15 @@ def test_where_nothing_relates_copies_nothing_is_tried() -> None:
     own = asked(branches(f), np.array([1.0, -1.0, 0.0, 0.0]), related(4, 4, [(0, 2)], np.zeros(1), np.ones(1)))
     for problem in (free, own):
         assert Prepared.of(problem.graph, groups(problem)[0]).differences is None
+
+
+def test_how_far_copies_are_looked_for_is_handed_in() -> None:
+    f = layers([2, 5, 2], ["relu"], 1)
+    problem = asked(branches(f), np.array([1.0, 0.0, -1.0, 0.0]), related(4, 4, [(0, 2), (1, 3)], np.zeros(2), np.ones(2)))
+    (group,) = groups(problem)
+    assert Prepared.of(problem.graph, group).differences is not None
+    for tuning in (DifferenceTuning(most_nodes=1), DifferenceTuning(domains=0), DifferenceTuning(most_coefficients=0)):
+        assert Prepared.of(problem.graph, group, tuning).differences is None
 
 
 @pytest.mark.parametrize("name", sorted(catalogue()))

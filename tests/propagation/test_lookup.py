@@ -10,9 +10,11 @@ import torch
 
 from milpverify.frontends.lowering.builder import Builder
 from milpverify.graph import Graph, Node
-from milpverify.propagation.interval import propagate
+from milpverify.propagation.interval import propagate, step
 from milpverify.propagation.lookup import lookups
+from milpverify.propagation.request import BoundTuning
 from milpverify.propagation.row_intervals import RowIntervals
+from milpverify.propagation.state import State
 
 PLACES, PIECES = 3, 9
 
@@ -68,6 +70,19 @@ def test_infinite_ends_say_nothing() -> None:
 
 def test_places_that_read_several_variables_are_no_tables() -> None:
     assert not lookups(table(same=False)[0])
+
+
+def test_large_tables_are_bounded_piece_by_piece() -> None:
+    graph, _ = table(m=2)
+    small, large = BoundTuning(lookup=2 * PIECES - 1), BoundTuning(lookup=2 * PIECES)
+    assert not lookups(graph, small) and lookups(graph, large).keys() == lookups(graph).keys()
+    ends = torch.full((1, PLACES), -1.0, dtype=torch.float64), torch.full((1, PLACES), 2.0, dtype=torch.float64)
+    one: tuple[State, BoundTuning] = ({}, small)
+    other: tuple[State, BoundTuning] = ({}, large)
+    for state, tuning in (one, other):
+        for node in graph.nodes:
+            state[node.id] = step(graph, node, state, *ends, graph, tuning)
+    assert bool((one[0][graph.output].bounds.width > other[0][graph.output].bounds.width).all())
 
 
 def test_rows_that_read_a_table_know_its_range() -> None:

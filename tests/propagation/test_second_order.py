@@ -160,6 +160,7 @@ def test_where_second_order_applies() -> None:
     assert not applies(g.finished(g.call("tanh", g.layer(g.nodes[0], 3))), lower, upper)
     many = quadratic(np.eye(9))
     assert not applies(many, *boxes(9, 1, 1.0, 0))
+    assert applies(many, *boxes(9, 1, 1.0, 0), BoundTuning(quadratic_inputs=9))
     low, high = boxes(9, 1, 1.0, 0)
     high[:, 8] = low[:, 8]
     assert applies(many, low, high)
