@@ -139,7 +139,7 @@ def test_parts_turned_off_are_named_in_the_json(run_cli: Run, network: Path, tmp
     done = run_cli("verify", network, spec, "--without", "oracle", "--without", "no_goods", "--json", "r.json", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "unsat\n", "")
     parts = json.loads((tmp_path / "r.json").read_text())["options"]["search"]
-    assert [name for name, on in parts.items() if not on] == ["oracle", "no_goods", "filtering_smooth", "deterministic"]
+    assert [name for name, on in parts.items() if on is False] == ["oracle", "no_goods", "filtering_smooth", "deterministic"]
 
 
 def test_a_deterministic_run_repeats(run_cli: Run, tmp_path: Path) -> None:

@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 import torch
 from random_nets import relu_network, shifted
-from trees import context_of, root_of
+from trees import boxes_of, context_of, neurons_of, root_of
 from twin_networks import Layers, branches, layers
 
 from milpverify import Options, SearchOptions, verify
 from milpverify.config import Deadline
 from milpverify.result import Verdict
 from milpverify.search import choose_space, strategy
+from milpverify.search.attack_turns import AttackTurnTuning
 from milpverify.search.choose_space import Choice, SplitSpace
+from milpverify.search.effort import EffortTuning
 from milpverify.search.outcome import SearchOutcome
+from milpverify.search.solver.leaves import Leaves
 from milpverify.search.solver.oracle import Oracle
+from milpverify.search.solver.pace import ProgramTuning
+from milpverify.search.tightening import restarts
+from milpverify.search.tightening.tighten import RootTuning, Tightening
 from milpverify.spec import Box, Disjunct, Problem, Rows
 
 COUNTED = SearchOptions(deterministic=True)
@@ -100,6 +106,28 @@ def test_the_solver_is_beside_both_spaces(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.no_grad(), Oracle(problem, Options(search=COUNTED), deadline) as oracle:
         found = strategy.search_group(context_of(problem, deadline, COUNTED, oracle=oracle), *root_of(problem))
     assert found.closed and len(seen) == 3 and None not in seen and seen[0] is seen[1]
+
+
+def test_whoever_reads_numbers_is_handed_those_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts, root = EffortTuning(box=0.5, split=0.25, largest_cpu=64), RootTuning(batch=32, candidates=3)
+    tuning = efforts, root, ProgramTuning(each=7.0), AttackTurnTuning(seconds=9.0)
+    options, seen, problem = SearchOptions(deterministic=True, tuning=tuning), list[object](), wide(100)
+    context = context_of(problem, options=options)
+    boxes, neurons = boxes_of(context)[0], neurons_of(context)[0]
+    assert (boxes.effort.each, neurons.effort.each, boxes.batch.largest, neurons.batch.largest) == (0.5, 0.25, 64, 64)
+    attacks = strategy._attacked(context).attacks
+    assert attacks is not None and attacks.tuning.seconds == 9.0
+    leaves, tightening = strategy.Leaves, restarts.Tightening
+
+    def noted(made: Leaves | Tightening) -> object:
+        seen.append(made.pace.tuning if isinstance(made, Leaves) else (made.tuning, made.bounding.candidates))
+        return made
+
+    monkeypatch.setattr(strategy, "Leaves", lambda *a, **k: noted(leaves(*a, **k)))
+    monkeypatch.setattr(restarts, "Tightening", lambda *a: noted(tightening(*a)))
+    with torch.no_grad():
+        assert strategy.decide(context, [root_of(problem)]).closed
+    assert seen == [ProgramTuning(each=7.0), (root, 3)]
 
 
 # -- copies of one network ------------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import time
 import pytest
 from random_nets import disjunct_of, proved_bounds
 
-from milpverify.config import Deadline, Options
+from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.encode.cut_forms import Split
 from milpverify.graph import Graph
-from milpverify.search.solver.oracle import Oracle, Task
+from milpverify.search.solver.oracle import Oracle, SolvingTuning, Task
 from milpverify.solvers.base import SmtOutcome, SolveOutcome, SolverStatus
 from milpverify.solvers.process import SolverProcess
 from milpverify.spec import Box, Problem
@@ -55,3 +55,19 @@ def test_a_word_alone_makes_no_subproblem_empty(network: tuple[Graph, Box, float
     with Oracle(problem, Options(), Deadline(60)) as oracle:
         bound = ask(oracle, problem, ((1, 0, 1.0, 0.0),))
     assert len(told) == 2 and bound < math.inf
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_solver_that_dies_too_often_is_left_alone(
+    crashes: int, network: tuple[Graph, Box, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, box, least = network
+    problem = Problem(graph, (disjunct_of(box, least - 0.3),))
+    options = Options(search=SearchOptions(tuning=(SolvingTuning(crashes=crashes),)))
+    monkeypatch.setattr(SolverProcess, "start", lambda *_: None)
+    monkeypatch.setattr(SolverProcess, "poll", lambda *_: SolveOutcome(SolverStatus.CRASHED, message="it died"))
+    with Oracle(problem, options, Deadline(60)) as oracle:
+        for k in range(1, crashes + 1):
+            assert ask(oracle, problem, ()) == -math.inf
+            assert oracle.usage.crashes == k and oracle.usable is (k < crashes)
+        assert oracle.notes == ["it died"]
