@@ -45,6 +45,19 @@ def test_importing_the_package_loads_nothing_heavy(environment: dict[str, str], 
         assert f"'{heavy}'" not in loaded
 
 
+def test_solvers_are_loaded_when_they_first_solve(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from milpverify.solvers import registry\n"
+        "from milpverify.solvers.names import SOLVERS\n"
+        "before = set(sys.modules)\n"
+        "assert [registry.load(name).name for name in SOLVERS] == list(SOLVERS)\n"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(loaded - {'milpverify'} - sys.stdlib_module_names))\n"
+    )
+    assert python(code, environment, tmp_path) == "[]\n"
+
+
 @pytest.mark.parametrize("room", ["acopf", "compare", "radius"])
 def test_the_command_line_loads_of_a_room_its_commands_alone(room: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Every start pays for what is imported, whatever the command."""

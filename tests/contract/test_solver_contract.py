@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import time
@@ -18,7 +19,8 @@ from support import ROOT
 
 from milpverify.acopf import commands
 from milpverify.acopf.proving import prover
-from milpverify.config import Deadline
+from milpverify.compare.comparing import compare
+from milpverify.config import Deadline, Milp, Options
 from milpverify.encode.model import SMALLEST_COEFFICIENT, ModelBuilder, elastic, scaled
 from milpverify.errors import InvalidInput, SolverUnavailable
 from milpverify.solvers import gurobi, highs, registry, scip, z3
@@ -142,11 +144,15 @@ def test_limits_and_targets(solver: str, hard: Model) -> None:
     bounded = run(hard, Limits(30, dual_target=-1e6), lambda _: False)
     assert bounded.status is Status.TARGET
     assert bounded.dual_bound >= -1e6
+    counted = run(hard, Limits(30, nodes=2), lambda _: False)
+    assert counted.nodes <= 4 and counted.seconds < 25
 
 
 @pytest.mark.parametrize("solver", EVERY)
-def test_progress_is_true_at_every_step(solver: str) -> None:
-    """Every better point is reported, and no bound on the way exceeds the optimum."""
+def test_progress_is_true_at_every_step(solver: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every better point is reported, no bound on the way exceeds the optimum, and not a word is printed."""
+    load(solver).solve(MODELS["linear"][0], Limits(30), lambda _: False)  # HiGHS greets whoever uses it first in a process
+    capfd.readouterr()
     problem = replace(hard_model([4, 12, 12, 3] if solver in MILP_SOLVERS else [4, 8, 3]), start=None)
     seen: list[Progress] = []
 
@@ -163,6 +169,7 @@ def test_progress_is_true_at_every_step(solver: str) -> None:
         assert problem.violation(p.point) < 1e-6
         assert float(problem.objective @ p.point) == pytest.approx(p.primal, abs=1e-6)
     assert all(p.dual_bound <= outcome.primal + 1e-6 for p in seen)
+    assert not capfd.readouterr().out
 
 
 def test_words_that_are_not_known_decide_nothing() -> None:
@@ -271,14 +278,23 @@ def test_every_adapter_and_every_host_is_listed() -> None:
 def test_all_that_lists_solvers_lists_every_one(name: str) -> None:
     """What `CONTRIBUTING.md` says of a solver, but for its code."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["test"]]
-    assert SOLVERS[name].package in {re.match(r"[\w-]+", text)[0] for text in wanted}  # type: ignore[index]
+    always, extras = project["project"]["dependencies"], project["project"]["optional-dependencies"]
+    offered = [text for extra, texts in extras.items() if extra not in ("test", "lint") for text in texts]
+    for wanted in ([*always, *offered], [*always, *extras["test"]]):
+        assert SOLVERS[name].package in {re.match(r"[\w-]+", text)[0] for text in wanted}  # type: ignore[index]
     contracts = {contract["name"]: contract for contract in project["tool"]["importlinter"]["contracts"]}
     assert type(load(name)).__module__ in contracts["solver adapters are reached through the registry only"]["protected_modules"]
     readme = (ROOT / "README.md").read_text()
     for option, names in (("`--solver {}`", SOLVERS), ("`milp[:{}]`", MILP_SOLVERS)):
         assert option.format(r"\|".join(names)) in readme
     assert re.search(rf"^\| {SOLVERS[name].package}\b", readme, re.MULTILINE), "the README's table of dependencies does not have it"
+
+
+def test_docstrings_name_every_solver() -> None:
+    quoted, compared = ([f'"{before}{name}"' for name in MILP_SOLVERS] for before in ("", "milp:"))
+    assert ", ".join([*quoted, 'or "module:Class"']) in str(Milp.__doc__)
+    assert f"# {' | '.join(SOLVERS)} | module:Class" in inspect.getsource(Options)
+    assert ", ".join(compared[1:]) in str(compare.__doc__)
 
 
 def test_power_networks_are_asked_of_those_that_take_products_and_of_one_for_linear_programs() -> None:

@@ -28,22 +28,36 @@ from milpverify.search.input_split.space import BoxSpace
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.space import NeuronSpace
 from milpverify.search.tree import Tree
-from milpverify.spec import Problem
+from milpverify.spec import Box, Problem
 
 AnySpace = Space[Any, Any]
 
 
 class Known(NamedTuple):
-    """How a space and its tree are made, the part that closes what it bounds, and a problem for which `verify` comes to it."""
+    """How a space and its tree are made, the part that closes what it bounds, and a problem for which `verify` comes to it.
+
+    `knowing` some subproblems with another bound: they were proved that much before.
+    """
 
     made: Callable[[SearchContext], tuple[AnySpace, Tree[Any]]]
     part: Part
     problem: Callable[[], Problem]
+    knowing: Callable[[Any, float], Any]
 
 
 SPACES: dict[type[AnySpace], Known] = {
-    BoxSpace: Known(boxes_of, Part.BISECTION, lambda: sampled_problem("tanh", 1, 0.05, 3)),
-    NeuronSpace: Known(neurons_of, Part.NEURON_SPLITS, lambda: sampled_problem("relu", 1, 1.4)),
+    BoxSpace: Known(
+        boxes_of,
+        Part.BISECTION,
+        lambda: sampled_problem("tanh", 1, 0.05, 3),
+        lambda boxes, bound: replace(boxes, margins=torch.full_like(boxes.margins, bound)),
+    ),
+    NeuronSpace: Known(
+        neurons_of,
+        Part.NEURON_SPLITS,
+        lambda: sampled_problem("relu", 1, 1.4),
+        lambda subs, bound: replace(subs, bound=torch.full_like(subs.bound, bound)),
+    ),
 }
 """A new space has to be here, and then keeps to what follows."""
 CLOSED = [("relu", 0, 0.3, 8), ("tanh", 0, 0.05, 3)]
@@ -119,9 +133,37 @@ def test_bounds_hold_rise_and_repeat(kind: type[AnySpace], given: tuple[str, int
         assert not found[0].closed and found[-1].closed
         assert bounds[-1] > 0 and found[-1].trust is Trust.ROUNDED and not tree.falsified
         closed, bounded = (of.get(SPACES[kind].part, 0) for of in (context.ledger.closed, context.ledger.bounded))
-        assert closed > 2 and tree.counts.bounded - 1 <= bounded <= tree.counts.bounded  # the root may be bounded already
+        assert 2 < closed <= tree.counts.bounded
+        assert tree.counts.bounded - 1 <= bounded <= tree.counts.bounded  # the root may be bounded already
         runs.append((bounds, tree.counts.bounded, closed))
     assert runs[0] == runs[1]
+
+
+@every_space
+@pytest.mark.parametrize("given", CLOSED, ids=lambda given: given[0])
+def test_what_was_proved_of_parents_is_kept(kind: type[AnySpace], given: tuple[str, int, float, int]) -> None:
+    space, tree = SPACES[kind].made(context_of(sampled_problem(*given), options=replace(PLAIN, deterministic=True)))
+    grown(tree, space, 8)
+    with torch.no_grad():
+        children = space.split(tree, SPACES[kind].knowing(tree.pop(4), -1e-12), Deadline())
+        assert children is not None and len(children) > 1
+        bounded, found = space.bound(tree, children)
+        assert space.prune(tree, bounded, found).lowest >= -1e-12
+
+
+@every_space
+def test_what_has_no_split_left_stays_open(kind: type[AnySpace]) -> None:
+    """One point, whose margin is less than rounding may cost."""
+    given = sampled_problem("relu", 0, 0.1, 8)
+    (disjunct,) = given.disjuncts
+    point = 0.5 * (disjunct.box.lower + disjunct.box.upper)
+    value = float(evaluate(given.graph, torch.tensor(point)[None])[0] @ torch.tensor(disjunct.unsafe.y_rows[0]))
+    rows = replace(disjunct.unsafe, rhs=disjunct.unsafe.rhs * 0.0 + value - 1e-16)
+    problem = Problem(given.graph, (replace(disjunct, box=Box(point, point), unsafe=rows),))
+    space, tree = SPACES[kind].made(context_of(problem, options=PLAIN))
+    outcome = grown(tree, space)
+    assert not tree.unfinished and len(tree.unsplittable) == 1
+    assert not outcome.closed and outcome.lower_bound <= 0
 
 
 @every_space

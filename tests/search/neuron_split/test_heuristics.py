@@ -159,23 +159,9 @@ def test_processes_have_to_find_the_class() -> None:
 
 # -- one more, as the checklist says ----------------------------------------------------------------------------------------------
 
-FILE = '''
-    """How evenly an interval lies around 0."""
-
-    from __future__ import annotations
-
-    from milpverify.search.neuron_split.branching.heuristic import Heuristic
-
-
-    class Polarity(Heuristic):
-        """What lies most evenly on both sides of 0."""
-
-        name = "polarity"
-
-        def score(self, splits):
-            low, high = (side.gather(1, splits.column) for side in (splits.domain.low, splits.domain.high))
-            return -(low + high).abs() / (high - low).clamp(min=1e-12)
-    '''
+CHECKLIST = (ROOT / ".github" / "CONTRIBUTING.md").read_text().partition("## Add a branching heuristic")[2].partition("\n## ")[0]
+SNIPPET = dedent("".join(re.findall(r"^(?: {7}.*\n|\n)", CHECKLIST, re.MULTILINE))).strip()
+FILE = f'"""How evenly an interval lies around 0."""\n\n{SNIPPET}\n'
 LINE, BEFORE = '    POLARITY = "polarity", "polarity:Polarity"\n', '    NONE = "none", ""'
 RUN = """
     import json
@@ -195,7 +181,7 @@ def test_one_file_and_one_line_make_a_heuristic(tmp_path: Path) -> None:
     for name in ("encodings", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     folder, config = copy / FOLDER.relative_to(PACKAGE), copy / "config.py"
-    (folder / "polarity.py").write_text(dedent(FILE).lstrip())
+    (folder / "polarity.py").write_text(FILE)
     assert classes_in(folder) - LISTED == {"polarity:Polarity"}
     text = config.read_text()
     assert text.count(BEFORE) == 1
