@@ -60,7 +60,7 @@ def _own(name: str) -> Solver[Any, Any]:
     try:
         found = getattr(importlib.import_module(module), adapter)
         solver: object = found() if isinstance(found, type) and issubclass(found, Solver) else None
-    except Exception as error:  # noqa: BLE001 - a user's module can raise anything
+    except Exception as error:
         said = f"{error}" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
         raise InvalidInput(f"there is no solver {name!r}: {said}") from error
     if not isinstance(solver, Solver):
