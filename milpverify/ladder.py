@@ -18,7 +18,7 @@ from milpverify.config import Tuning
 from milpverify.propagation.cost import backward_passes, forward_pass, is_dear, multiplications, undecided_backward
 from milpverify.propagation.loosest import loosest
 from milpverify.propagation.relevance import refinable
-from milpverify.propagation.request import BoundRequest, CostTuning, Method
+from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
 from milpverify.result import json_number
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch, choose
 from milpverify.search.groups import GroupTuning, few_inputs
@@ -90,7 +90,7 @@ def climb(graph: Graph, group: Group, deadline: Deadline, search: SearchOptions,
     """
     lower, upper = (torch.tensor(side, device=graph.device)[None] for side in (group.box.lower, group.box.upper))
     tuning, cost = search.tuned(LadderTuning), search.tuned(CostTuning)
-    box = _Box(graph, group, lower, upper, Prepared.of(graph, group), tuning, cost)
+    box = _Box(graph, group, lower, upper, Prepared.of(graph, group), tuning, cost, search.tuned(BoundTuning))
     if not is_dear(graph, cost):
         yield box.rung(Method.BACKWARD, undecided_backward(graph, cost), deadline)
         return
@@ -127,6 +127,7 @@ class _Box:
     prepared: Prepared
     tuning: LadderTuning
     cost: CostTuning
+    bounding: BoundTuning
     known: BatchBounds | None = None
     done: dict[int, Tensor] = field(default_factory=dict)
 
@@ -155,7 +156,7 @@ class _Box:
         bounds = (
             {node.id: known.state[node.id].bounds for node in refinable(graph)} if known is not None and (chosen or self.done) else None
         )
-        request = BoundRequest(bounds, deadline=until, method=method, screened_before=False, cost=self.cost)
+        request = BoundRequest(bounds, deadline=until, method=method, screened_before=False, tuning=self.bounding, cost=self.cost)
         found = bound_batch(graph, self.group, self.lower, self.upper, self.dtype, request, prepared)
         self.known = found if known is None else replace(found, margins=torch.maximum(found.margins, known.margins))
         name = method.value if chosen is None else "loosest"

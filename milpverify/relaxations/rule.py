@@ -34,6 +34,8 @@ Side = Callable[[Tensor], tuple[PerInput, Tensor]]
 class RelaxationTuning(Tuning):
     """How closely relaxations are fitted. Whatever they are, what is proved of their lines holds."""
 
+    of_runs = False
+
     critical_steps: int = 3
     """Of the search for a critical point: what is left of its error costs the line next to nothing."""
     support_rounds: int = 4

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class DifferenceTuning(Tuning):
     """Where copies of a network are looked for, and for how long."""
 
+    of_runs = False
+
     close: float = 0.9
     """How far weights may be from each other, in parts of their size, to be those of copies."""
     most_nodes: int = 400

@@ -10,7 +10,7 @@ import torch
 from milpverify.config import Tuning
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import OutputConstraints
-from milpverify.propagation.optimised.output_constraints import tightened
+from milpverify.propagation.optimised.output_constraints import ConstraintTuning, tightened
 from milpverify.propagation.state import Bounds, NodeState, State
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ class ConditionalRoot:
 
 
 def conditional_root(
-    bounder: Bounder, places: list[int], deadline: Deadline, by_counts: bool = False, tuning: ConditionalTuning = ConditionalTuning()
+    bounder: Bounder,
+    places: list[int],
+    deadline: Deadline,
+    by_counts: bool = False,
+    tuning: ConditionalTuning = ConditionalTuning(),
+    constraints: ConstraintTuning = ConstraintTuning(),
 ) -> ConditionalRoot | None:
     """The root of one box under the unsafe set of every disjunct at some places in the group; None where it would not pay.
 
@@ -84,7 +89,7 @@ def conditional_root(
             states.append(bounder.state)
             continue
         most = max(1, tuning.neurons // count)
-        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), most, deadline=share)
+        found = tightened(bounder.fast, bounder.state, OutputConstraints(rows, x_rows, rhs), most, constraints, share)
         (refuted if found.empty else disjuncts).append(d)
         if not found.empty:
             states.append(found.state)

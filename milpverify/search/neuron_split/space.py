@@ -18,6 +18,7 @@ from milpverify.balls.dual import lowest
 from milpverify.config import SplitPoints
 from milpverify.graph import evaluate
 from milpverify.propagation.optimised.halfspaces import HalfspaceForms, HalfspaceTuning
+from milpverify.propagation.optimised.output_constraints import ConstraintTuning
 from milpverify.propagation.request import CostTuning
 from milpverify.propagation.state import select
 from milpverify.result import Trust
@@ -262,7 +263,8 @@ class NeuronSpace(Space[Subproblems, "LinearBound"]):
         known, plain, switches = tree.frontier.all(), self.plain, self.context.switches
         places = known.disjunct.unique().tolist()
         by_counts, tuning = switches.deterministic, self.conditional
-        root = conditional_root(plain, places, deadline, by_counts, tuning) if due else self._swept_root(places)
+        numbers = tuning, self.context.tuned(ConstraintTuning)
+        root = conditional_root(plain, places, deadline, by_counts, *numbers) if due else self._swept_root(places)
         if root is None:
             return False
         if not root.disjuncts:
