@@ -323,13 +323,12 @@ class SearchOptions:
     tuning: tuple[Tuning, ...] = ()
 
     def __post_init__(self) -> None:
+        asked = "tuning is a tuple of dataclasses of tuning numbers"
         if not isinstance(self.tuning, tuple):
-            raise InvalidInput(f"tuning is a tuple of dataclasses of tuning numbers, not a {type(self.tuning).__name__}")
+            raise InvalidInput(f"{asked}, not a {type(self.tuning).__name__}")
         kinds = [type(numbers) for numbers in self.tuning]
         if wrong := next((k for k in kinds if not issubclass(k, Tuning) or kinds.count(k) > 1), None):
-            raise InvalidInput(
-                f"tuning is a tuple of dataclasses of tuning numbers, one of a kind; {wrong.__name__} is none, or is there twice"
-            )
+            raise InvalidInput(f"{asked}, one of a kind; {wrong.__name__} is none, or is there twice")
         if unread := next((k.__name__ for k in kinds if not k.of_runs), None):
             raise InvalidInput(f"no run reads a {unread}: it is handed to the functions that do")
 
