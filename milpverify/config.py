@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from threading import Event as _Flag
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
@@ -151,8 +151,10 @@ class Tuning:
     Those of one theme are a frozen dataclass in the file of the code that reads them, every number documented. Whoever reads one was
     handed it: by an argument, or in a search by the options, `options.search.tuned(RestartTuning)`; a run with other numbers is one with
     `SearchOptions(tuning=(RestartTuning(splits=8),))`. Numbers that are facts (of rounding, of a format, of mathematics, or what is
-    refused) are constants of modules, annotated `Final`.
+    refused) are constants of modules, annotated `Final`. `of_runs` is False of what a run does not hand on: only arguments do.
     """
+
+    of_runs: ClassVar[bool] = True
 
 
 AnyTuning = TypeVar("AnyTuning", bound=Tuning)
@@ -293,11 +295,10 @@ class SearchOptions:
     """What the branch-and-bound may use. Everything is on by default; an ablation turns parts off, and no part changes what is proved.
 
     `branching` and `points` may be given by their values, `branching` also as a class of one's own, a `Heuristic` of
-    `milpverify.search.neuron_split.branching`. `tuning` holds numbers other than the defaults, one dataclass per theme
-    (`milpverify.tuning`).
+    `milpverify.search.neuron_split.branching`. `tuning` holds numbers other than the defaults, one dataclass per theme (`Tuning`).
 
     Raises:
-        InvalidInput: `tuning` holds something else, or two of one kind.
+        InvalidInput: `tuning` holds something else, two of one kind, or what no run reads.
     """
 
     oracle: bool = True  # a solver beside the tree
@@ -322,11 +323,14 @@ class SearchOptions:
     tuning: tuple[Tuning, ...] = ()
 
     def __post_init__(self) -> None:
+        asked = "tuning is a tuple of dataclasses of tuning numbers"
+        if not isinstance(self.tuning, tuple):
+            raise InvalidInput(f"{asked}, not a {type(self.tuning).__name__}")
         kinds = [type(numbers) for numbers in self.tuning]
         if wrong := next((k for k in kinds if not issubclass(k, Tuning) or kinds.count(k) > 1), None):
-            raise InvalidInput(
-                f"tuning is a tuple of dataclasses of tuning numbers, one of a kind; {wrong.__name__} is none, or is there twice"
-            )
+            raise InvalidInput(f"{asked}, one of a kind; {wrong.__name__} is none, or is there twice")
+        if unread := next((k.__name__ for k in kinds if not k.of_runs), None):
+            raise InvalidInput(f"no run reads a {unread}: it is handed to the functions that do")
 
     def tuned(self, kind: type[AnyTuning]) -> AnyTuning:
         """The tuning numbers of a kind: those in `tuning`, or else the defaults."""

@@ -69,7 +69,7 @@ def verify(
         from milpverify.frontends.load import load
 
         try:
-            problem = load(*problem, deadline=deadline)
+            problem = load(*problem, deadline=deadline, tuning=settings.search.tuning)
         except OutOfTime:
             return unread(deadline, settings)
     if margin:

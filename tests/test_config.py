@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 from enum import Enum
+from pathlib import Path
 
 import pytest
 from support import ROOT
@@ -105,3 +106,23 @@ def test_every_part_that_can_be_turned_off_is_asked_for() -> None:
     """One that nobody looks at would turn nothing off."""
     code = "\n".join(path.read_text() for path in (ROOT / "milpverify").rglob("*.py") if path.name != "config.py")
     assert [part for part in PARTS if not re.search(rf"\b(?:switches|search|options)\.{part}\b", code)] == []
+
+
+def test_tuning_numbers_that_no_run_would_read_are_refused() -> None:
+    from milpverify.balls.ball import BallTuning
+    from milpverify.search.choose_space import SpaceTuning
+
+    words = "^tuning is a tuple of dataclasses of tuning numbers, not a "
+    for given in (SpaceTuning(), [SpaceTuning()]):
+        with pytest.raises(mv.InvalidInput, match=words + type(given).__name__):
+            SearchOptions(tuning=given)  # type: ignore[arg-type]
+    with pytest.raises(mv.InvalidInput, match=r"^no run reads a BallTuning: "):
+        SearchOptions(tuning=(BallTuning(),))
+
+
+def test_every_kind_of_tuning_numbers_has_a_name_of_its_own_and_is_read_by_runs_or_says_not() -> None:
+    """What a result says of them it says by name."""
+    code = "".join(path.read_text() for path in sorted(Path(mv.__file__).parent.rglob("*.py")))
+    kinds = re.findall(r"^class (\w+)\(Tuning\):\n    \"\"\".*?\"\"\"\n(\n    of_runs = False\n)?", code, flags=re.MULTILINE | re.DOTALL)
+    assert len(kinds) > 40 and len(dict(kinds)) == len(kinds)
+    assert {name for name, apart in kinds if not apart} == set(re.findall(r"\btuned\((?:[\w.]+, )?(\w+Tuning)\)", code))

@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 class BallTuning(Tuning):
     """How points of balls are found, and multipliers for bounds over balls and half-spaces."""
 
+    of_runs = False
+
     pulls: tuple[float, ...] = (0.0, 2.0**-52, 2.0**-50, 2.0**-46, 2.0**-40, 2.0**-30, 2.0**-20)
     """By which shares points are moved further inwards until, with all that was rounded, they lie inside."""
     sparse: float = 0.1

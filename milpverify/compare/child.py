@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from milpverify.compare.rows import Answer, Usage, Witness, Word
-from milpverify.compare.tools import RunTuning, Tool
+from milpverify.compare.tools import ProcessTuning, Tool
 from milpverify.config import Deadline
 from milpverify.errors import InvalidInput, MilpverifyError
 from milpverify.solvers.worker import die_with, receive, send
@@ -58,7 +58,7 @@ def main() -> None:
         _outlive(pid)
 
 
-def _run(instance: Instance, method: Method | Tool, limit: float, tuning: RunTuning, out: IO[bytes]) -> None:
+def _run(instance: Instance, method: Method | Tool, limit: float, tuning: ProcessTuning, out: IO[bytes]) -> None:
     if isinstance(method, Tool):
         send(out, ("begun", os.getpid()))
         send(out, ("ended", *method.run(instance, limit, tuning)))
@@ -92,7 +92,7 @@ def import_all() -> None:
     importlib.import_module("milpverify.frontends.load")
 
 
-def _work(instance: Instance, method: Method, limit: float, tuning: RunTuning, out: IO[bytes]) -> None:
+def _work(instance: Instance, method: Method, limit: float, tuning: ProcessTuning, out: IO[bytes]) -> None:
     try:
         problem = instance.load()
     except InvalidInput as error:
@@ -123,7 +123,7 @@ def _work(instance: Instance, method: Method, limit: float, tuning: RunTuning, o
     send(out, ("ended", answer, usage))
 
 
-def sampled(problem: Problem, tuning: RunTuning = RunTuning()) -> Witness | None:
+def sampled(problem: Problem, tuning: ProcessTuning = ProcessTuning()) -> Witness | None:
     """The best of some points of the input set, judged in real arithmetic: no proved bound may lie above it."""
     import numpy as np
 

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from milpverify.compare.child import own_peak
 from milpverify.compare.rows import Answer, Usage, Word
-from milpverify.compare.tools import RunTuning
+from milpverify.compare.tools import ProcessTuning
 from milpverify.errors import InvalidInput
 from milpverify.outside import children
 from milpverify.outside.starting import started
@@ -41,7 +41,7 @@ class Processes:
     Every thread has its own: on Linux a process dies with the thread that has started it.
     """
 
-    def __init__(self, tuning: RunTuning = RunTuning()) -> None:
+    def __init__(self, tuning: ProcessTuning = ProcessTuning()) -> None:
         self._tuning = tuning
         self._idle: dict[int, _Child] = {}
 
@@ -72,7 +72,7 @@ class Processes:
 class _Child:
     """A process, what it complains of and what it tells."""
 
-    def __init__(self, tuning: RunTuning) -> None:
+    def __init__(self, tuning: ProcessTuning) -> None:
         self.tuning = tuning
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `end`)
         self.process = started("milpverify.compare.child", complaints=self.complaints)

@@ -36,8 +36,10 @@ _ENTRY = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
 
 
 @dataclass(frozen=True)
-class RunTuning(Tuning):
+class ProcessTuning(Tuning):
     """How long processes are waited for, and what is kept of what they say."""
+
+    of_runs = False
 
     loading: float = 600.0
     """Seconds that a process may take to load a problem."""
@@ -90,7 +92,7 @@ class Tool:
             raise InvalidInput(f"the command {self.command!r} needs a name: NAME={self.command}")
         object.__setattr__(self, "words", words)
 
-    def run(self, instance: Instance, limit: float, tuning: RunTuning = RunTuning()) -> tuple[Answer, Usage]:
+    def run(self, instance: Instance, limit: float, tuning: ProcessTuning = ProcessTuning()) -> tuple[Answer, Usage]:
         """Run it and judge what it says; killed with its process group at the limit (seconds)."""
         if instance.onnx is None or instance.vnnlib is None:
             message = "a tool needs files, and this problem was stated in Python"
@@ -124,7 +126,7 @@ class _Ended:
     usage: Usage
 
 
-def _run(words: list[str], place: Path, limit: float, tuning: RunTuning) -> _Ended:
+def _run(words: list[str], place: Path, limit: float, tuning: ProcessTuning) -> _Ended:
     """Run a command in a process group of its own until it ends or the limit comes; nothing that it started is left."""
     adopt_orphans()
     with (place / "stdout").open("wb") as out, (place / "stderr").open("wb") as err:
@@ -157,7 +159,7 @@ def _run(words: list[str], place: Path, limit: float, tuning: RunTuning) -> _End
     return _Ended(killed, child.returncode, usage)
 
 
-def _reaped(leader: int, seconds: float, tuning: RunTuning) -> tuple[int, Usage]:
+def _reaped(leader: int, seconds: float, tuning: ProcessTuning) -> tuple[int, Usage]:
     """Wait for a killed group and for all orphans of it; the leader's exit status, and what all of them took."""
     code, cpu, peak, end = 0, 0.0, 0.0, time.monotonic() + tuning.reap
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class PolishTuning(Tuning):
     """How a local search goes."""
 
+    of_runs = False
+
     iterations: int = 12
     """Of steps, at most."""
     ridge: int = 4

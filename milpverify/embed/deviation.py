@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class EmbedTuning(Tuning):
     """Where curved neurons in pieces get breakpoints, and how a network in a user's model is made truer."""
 
+    of_runs = False
+
     exact: float = 1e-9
     """A neuron that strays no further from its lines, relative to its values, needs no breakpoints."""
     narrowest: float = 1.0 / 16.0

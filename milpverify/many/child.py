@@ -58,7 +58,7 @@ class _Worker:
         from milpverify.frontends.load import Loader
 
         self.out, self.settings, self.often = out, settings, often
-        self.loader = Loader(**limits)
+        self.loader = Loader(**limits, tuning=settings["options"].search.tuning)
         self.network: tuple[Any, object] | None = None
         self.why = "there is none"
         self.deadline = Deadline()

@@ -107,7 +107,7 @@ class _Work:
         """What reads networks that are no files."""
         from milpverify.frontends.load import Loader
 
-        return Loader(**self.limits)
+        return Loader(**self.limits, tuning=self.settings["options"].search.tuning)
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Problems go to whoever is idle."""

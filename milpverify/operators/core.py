@@ -38,6 +38,8 @@ Shape = tuple[int, ...]
 class OperatorTuning(Tuning):
     """Which form of a product is faster, by shape. Operators know no options of a search."""
 
+    of_runs = False
+
     few_out: int = 16
     few_in: int = 12
     """In float32 a flipped kernel is faster than a transposed convolution for fewer output channels where there is no stride, and for at

@@ -37,6 +37,8 @@ class RelaxationTuning(Tuning):
     Rules are made with them; no options of a search tell them others.
     """
 
+    of_runs = False
+
     critical_steps: int = 3
     """Of the search for a critical point: what is left of its error costs the line next to nothing."""
     support_rounds: int = 4

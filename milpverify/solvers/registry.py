@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import math
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +43,7 @@ def load(name: str) -> Solver[Any, Any]:
         name: one of `SOLVERS`, or "module:Class", a user's own (`names.is_own`).
 
     Raises:
-        InvalidInput: there is no solver of that name.
+        InvalidInput: there is no solver of that name, or it is no adapter that can be made.
     """
     if is_own(name):
         return _own(name)
@@ -58,11 +59,14 @@ def _own(name: str) -> Solver[Any, Any]:
     module, _, adapter = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), adapter)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidInput(f"there is no solver {name!r}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Solver)):
+        solver: object = found() if isinstance(found, type) and issubclass(found, Solver) else None
+    except Exception as error:
+        said = f"{error}" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise InvalidInput(f"there is no solver {name!r}: {said}") from error
+    if not isinstance(solver, Solver):
         raise InvalidInput(f"{name!r} is no adapter of a solver: derive a class from milpverify.solvers.base.Solver")
-    solver: Solver[Any, Any] = found()
+    if not isinstance(getattr(solver, "capabilities", None), frozenset):
+        raise InvalidInput(f"{name!r} does not say what it takes: its `capabilities` are a frozenset of Capability")
     return solver
 
 
@@ -98,7 +102,8 @@ def solve(name: str, model: Model | Sweep | SmtScript, limits: Limits, on_progre
     solver = _able(name, model)
     if not isinstance(model, Model) or not solver.needs_second(model):
         return solver.solve(model, limits, on_progress)
-    found = solver.solve(model, limits, lambda progress: on_progress(replace(progress, dual_bound=-math.inf)))
+    own = deepcopy(model) if is_own(name) else model  # a user's adapter may work in it, and SCIP has to prove what was asked
+    found = solver.solve(own, limits, lambda progress: on_progress(replace(progress, dual_bound=-math.inf)))
     if not math.isfinite(found.dual_bound) or found.primal <= limits.primal_target:
         return replace(found, dual_bound=-math.inf)
     left = replace(limits, seconds=max(0.0, limits.seconds - found.seconds))

@@ -63,9 +63,42 @@ def test_what_it_proves_counts_as_far_as_scip_proves_it_until_it_says_otherwise(
     assert found.dual_bound == pytest.approx(least if bound is None else bound)
 
 
-def test_a_solver_that_there_is_not_is_refused_before_anything_is_done() -> None:
+def test_scip_proves_what_was_asked_whatever_an_adapter_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that narrows the box where it stands, as a branch and bound may, and forgets to put it back."""
+    model = replace(hard_model(SMALL), start=None)
+    least = registry.solve("scip", model, Limits(30.0), lambda _: False).dual_bound
+
+    def narrowing(self: own_solver.BestFirst, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+        model.lower[model.objective != 0] = 0.9 * model.upper[model.objective != 0]
+        return SolveOutcome(SolverStatus.OPTIMAL, 1e6, 1e6, None, 3, 0.0, "mine: optimal")
+
+    monkeypatch.setattr(own_solver.BestFirst, "solve", narrowing)
+    assert registry.solve(OWN, model, Limits(30.0), lambda _: False).dual_bound == pytest.approx(least)
+
+
+BROKEN = """
+from milpverify.solvers.base import Solver
+
+class Unfinished(Solver):
+    def licence(self): return "free"
+
+class Silent(Unfinished):
+    def solve(self, model, limits, on_progress): ...
+
+class Asking(Silent):
+    capabilities = frozenset()
+    def __init__(self, port): ...
+"""
+
+
+def test_a_solver_that_there_is_not_is_refused_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = mv.Problem(network(), mv.Box(-np.ones(3), np.ones(3)), unsafe="(>= Y_0 100)")
-    for name in ("cplex", "nowhere:Adapter", "own_solver:np"):
+    (tmp_path / "broken_solvers.py").write_text(BROKEN)
+    (tmp_path / "raising_solvers.py").write_text("raise RuntimeError('no licence')")
+    (tmp_path / "garbled_solvers.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = [f"broken_solvers:{name}" for name in ("Unfinished", "Silent", "Asking", "Nobody")]
+    for name in ("cplex", "nowhere:Adapter", "own_solver:np", "raising_solvers:A", "garbled_solvers:A", ":A", "os:", *broken):
         with pytest.raises(InvalidInput, match=name):
             mv.verify(problem, method=mv.Milp(name))
         with pytest.raises(InvalidInput, match=name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from random_nets import sampled_problem
@@ -135,15 +137,40 @@ def test_what_is_no_heuristic_is_refused(given: str | type, words: str) -> None:
         SearchOptions(branching=given)
 
 
+@pytest.mark.parametrize("needs", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_change_no_verdict(value: float, needs: bool) -> None:
+    """NaN and -inf split nothing, so that subproblems are left open; inf is the highest score."""
+
+    class Odd(Polarity):
+        needs_bounds = needs
+
+        def score(self, splits: Splits) -> Tensor:
+            return super().score(splits) * 0 + value
+
+    for found, right in zip(verdicts(Odd), ("unsat", "sat", "unsat"), strict=True):
+        assert found == right or (found == "unknown" and value != math.inf)
+
+
 def test_scores_of_something_else_are_refused() -> None:
     class Summed(Polarity):
         def score(self, splits: Splits) -> Tensor:
             return super().score(splits).sum(1)
 
+    class Listed(Polarity):
+        def score(self, splits: Splits) -> Any:
+            return super().score(splits).tolist()
+
+    class Complex(Polarity):
+        def score(self, splits: Splits) -> Tensor:
+            return super().score(splits) + 1j
+
     class Undeclared(Loosest):
         needs_bounds = False
 
-    for own, error, words in ((Summed, mv.InvalidInput, "'polarity' scores"), (Undeclared, TypeError, "needs_bounds = True")):
+    cases = [(Summed, mv.InvalidInput, "'polarity' scores"), (Undeclared, TypeError, "needs_bounds = True")]
+    cases += [(own, mv.InvalidInput, "'polarity' has to score by a tensor of real numbers$") for own in (Listed, Complex)]
+    for own, error, words in cases:
         with pytest.raises(error, match=words):
             mv.verify(sampled_problem(*PROBLEMS[0]), 60, options=Options(attack=False, search=SearchOptions(branching=own, oracle=False)))
 

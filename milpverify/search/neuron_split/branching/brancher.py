@@ -82,11 +82,13 @@ class Brancher:
         loose, margin = loose.gather(1, column), (primal.value - rhs).double()
         parents = Parents(candidates, self.consumers, primal, margin, loose, self.tuning.larger, found, self.forms)
         score = self._scored(Splits(domain, column, candidates.valid, parents))
-        return self._best(torch.where(torch.isfinite(score), score + 1e-9 * loose, -torch.inf), column, wanted)
+        return self._best(torch.where(score > -torch.inf, score + 1e-9 * loose, -torch.inf), column, wanted)
 
     def _scored(self, splits: Splits) -> Tensor:
         """The scores of what may be split."""
         score = self.heuristic.score(splits)
+        if not isinstance(score, Tensor) or score.is_complex():
+            raise InvalidInput(f"the heuristic {self.heuristic.name!r} has to score by a tensor of real numbers")
         if score.shape != splits.column.shape:
             given, asked = tuple(score.shape), tuple(splits.column.shape)
             raise InvalidInput(f"the heuristic {self.heuristic.name!r} scores {given} splits where {asked} are asked for")
