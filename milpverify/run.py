@@ -210,7 +210,7 @@ class Run:
             left = with_points([found[k] for k in self.places], self.problem, self.points, seconds, tuning)
             for place, margin in zip(self.places, left, strict=True):
                 found[place] = margin
-        return tuple(found if example is None else with_example(found, self.given, example))
+        return tuple(found if example is None else with_example(found, self.given, example, self.options.search.tuned(MarginTuning)))
 
     def attack(self, open_groups: list[tuple[Group, BatchBounds]], seconds: float = math.inf) -> Counterexample | None:
         """Look for a counterexample of any open disjunct; where seconds are given for no longer than these, from few starts."""
