@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         SolverUnavailable,
         UnsupportedOperator,
     )
-    from milpverify.events import Event
     from milpverify.frontends.load import load
     from milpverify.frontends.problem import Problem, robustness
     from milpverify.frontends.torch.activation import Activation
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from milpverify.optimize import Optimum, maximize, minimize
     from milpverify.radius.result import Radius
     from milpverify.radius.robustness import robustness_radii, robustness_radius
-    from milpverify.result import Counterexample, Phase, Reason, Result, Trust, Verdict
+    from milpverify.result import Counterexample, Event, Phase, Reason, Result, Trust, Verdict
     from milpverify.spec import Box, Disjunct, Rows
     from milpverify.verify import verify
 
@@ -124,7 +123,7 @@ _HOMES = {
     **dict.fromkeys(("Box", "Rows", "Disjunct"), "spec"),
     **dict.fromkeys(("Graph", "Node"), "graph"),
     **dict.fromkeys(("Milp", "Options", "SearchOptions", "Deadline"), "config"),
-    "Event": "events",
+    "Event": "result",
     **dict.fromkeys(("Result", "Verdict", "Reason", "Trust", "Counterexample", "Phase"), "result"),
     **dict.fromkeys(
         (

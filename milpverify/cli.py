@@ -48,7 +48,7 @@ from milpverify.solvers.names import SOLVERS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from milpverify.events import Event
+    from milpverify.result import Event
     from milpverify.spec import Problem
 
     Solver = str

@@ -1,4 +1,4 @@
-"""What a run is told: the deadline that every phase shares, the options, and tuning numbers."""
+"""What a run is told: the deadline that every phase shares, and the options."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from threading import Event as _Flag
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from milpverify.errors import InvalidInput, OutOfTime
 from milpverify.result import Trust
+from milpverify.tuning import AnyTuning, Tuning, tuned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Deadline:
@@ -143,26 +144,6 @@ MOST_BYTES: Final = 2**30
 """What a file may hold, unpacked, unless another limit is asked for: of a network's weights in files of their own, all together."""
 MOST_ENTRIES: Final = 2**27
 """The most entries of a tensor of a network, whatever computes it, unless another limit is asked for; of more, bounds fill the memory."""
-
-
-class Tuning:
-    """The base of the dataclasses of tuning numbers: what makes runs faster or slower, and what no proof rests on.
-
-    Those of one theme are a frozen dataclass in the file of the code that reads them, every number documented. Whoever reads one was
-    handed it: by an argument, or in a search by the options, `options.search.tuned(RestartTuning)`; a run with other numbers is one with
-    `SearchOptions(tuning=(RestartTuning(splits=8),))`. Numbers that are facts (of rounding, of a format, of mathematics, or what is
-    refused) are constants of modules, annotated `Final`. `of_runs` is False of what a run does not hand on: only arguments do.
-    """
-
-    of_runs: ClassVar[bool] = True
-
-
-AnyTuning = TypeVar("AnyTuning", bound=Tuning)
-
-
-def tuned(tuning: Iterable[Tuning], kind: type[AnyTuning]) -> AnyTuning:
-    """The tuning numbers of a kind among some, or else the defaults."""
-    return next((numbers for numbers in tuning if isinstance(numbers, kind)), None) or kind()
 
 
 class SearchMethod(Enum):

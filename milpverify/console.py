@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from milpverify.config import Deadline
-    from milpverify.events import Event
+    from milpverify.result import Event
 
 
 def number(value: float | None) -> float | None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.propagation.cost import backward_passes, forward_pass, is_dear, multiplications, undecided_backward
 from milpverify.propagation.differences.coefficients import DifferenceTuning
 from milpverify.propagation.loosest import loosest
@@ -23,6 +22,7 @@ from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning
 from milpverify.result import json_number
 from milpverify.search.bounding import BatchBounds, Prepared, bound_batch, choose
 from milpverify.search.groups import GroupTuning, few_inputs
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from milpverify.search.groups import Group
 
 
-@dataclass(frozen=True)
 class LadderTuning(Tuning):
     """What the rungs of a ladder may take."""
 

@@ -17,8 +17,7 @@ from milpverify.counterexamples.attack import attack
 from milpverify.counterexamples.margins import at_least, at_point
 from milpverify.counterexamples.validate import inside, real_margin
 from milpverify.errors import Contradiction, InvalidProperty
-from milpverify.events import Event
-from milpverify.result import SIGN_ONLY, Reason, Result, Trust, Verdict
+from milpverify.result import SIGN_ONLY, Event, Reason, Result, Trust, Verdict
 from milpverify.spec import Problem
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from milpverify.events import Event
     from milpverify.frontends.network import Network, Shapes
     from milpverify.graph import Graph
+    from milpverify.result import Event
 
 
 @dataclass(frozen=True)

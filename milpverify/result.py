@@ -1,4 +1,4 @@
-"""What a run returns: the verdict, why, what it rests on, the proved bound, the counterexample and the ledger."""
+"""What a run returns: the verdict, why, what it rests on, the proved bound, the counterexample and the ledger; and its events."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 from milpverify.outside.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of progress, handed to `on_event`: the phase, a line for people, and its numbers (bound, nodes, gap, ...)."""
+
+    phase: str
+    message: str
+    data: Mapping[str, object] = field(default_factory=dict)
 
 
 class Verdict(Enum):

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.config import Branching, Deadline, Options, Tuning
+from milpverify.config import Branching, Deadline, Options
 from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.counterexamples.margins import MarginTuning, with_example, with_points
-from milpverify.events import Event
 from milpverify.ladder import climb
 from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning
 from milpverify.reduction.reducing import reduced
 from milpverify.reduction.suspects import ReductionTuning
-from milpverify.result import SIGN_ONLY, Counterexample, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
+from milpverify.result import SIGN_ONLY, Counterexample, Event, Margin, Phase, Reason, Result, Setting, Stretch, Trust, Verdict
 from milpverify.run_info import device_of, versions
 from milpverify.search.bounding import BatchBounds, reduce, refine
 from milpverify.search.context import SearchContext
 from milpverify.search.groups import Group, GroupTuning, few_inputs, groups
 from milpverify.search.ledger import Part, Reporter
 from milpverify.search.outcome import SearchOutcome
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.graph import TensorSpec
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Event], None]
 
 
-@dataclass(frozen=True)
 class RunTuning(Tuning):
     """What the phases before the search may take."""
 

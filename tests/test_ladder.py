@@ -13,11 +13,11 @@ from torch import nn
 
 import milpverify as mv
 from milpverify import ladder
-from milpverify.config import Tuning
 from milpverify.ladder import LadderTuning
 from milpverify.propagation import cost
 from milpverify.propagation.request import CostTuning
 from milpverify.search.groups import groups
+from milpverify.tuning import Tuning
 
 
 def deep(inputs: int = 3, width: int = 24, scale: float = 1.0) -> nn.Sequential:

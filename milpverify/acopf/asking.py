@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from milpverify.acopf.result import Reason
 from milpverify.config import Deadline
 from milpverify.errors import InvalidInput
-from milpverify.events import Event
+from milpverify.result import Event
 
 if TYPE_CHECKING:
     from milpverify.acopf.loads import Loads

@@ -13,7 +13,7 @@ from milpverify.acopf.points.judgement import limits
 from milpverify.acopf.points.point import Point
 from milpverify.acopf.points.rectangular import angles_along
 from milpverify.acopf.relaxation.ranges import HALF_TURN
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 
-@dataclass(frozen=True)
 class QuestionTuning(Tuning):
     """What points and proofs are aimed at; how good they are is judged of themselves."""
 

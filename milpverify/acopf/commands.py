@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Case
     from milpverify.acopf.dispatch.result import Checked, Outages
     from milpverify.acopf.result import Outcome
-    from milpverify.events import Event
+    from milpverify.result import Event
 
     OnEvent = Callable[[Event], None] | None
 

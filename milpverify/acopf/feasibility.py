@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.points.point import Point
-    from milpverify.config import Deadline, Tuning
+    from milpverify.config import Deadline
+    from milpverify.tuning import Tuning
 
 
 def check_feasibility(

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from milpverify.balls.norm import Norm
-from milpverify.config import Tuning
 from milpverify.errors import InvalidProperty
+from milpverify.tuning import Tuning
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
 class BallTuning(Tuning):
     """How points of balls are found, and multipliers for bounds over balls and half-spaces."""
 

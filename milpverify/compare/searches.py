@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from milpverify.compare.relaxations import Root
     from milpverify.compare.rows import Tell
     from milpverify.config import Deadline
-    from milpverify.events import Event
-    from milpverify.result import Counterexample, Result
+    from milpverify.result import Counterexample, Event, Result
     from milpverify.search.context import SearchContext
     from milpverify.spec import Problem
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milpverify.compare.rows import Answer, Usage, Witness, Word
-from milpverify.config import Tuning
 from milpverify.errors import InvalidInput
 from milpverify.result import Trust
 from milpverify.solvers.worker import die_with
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.compare.sources import Instance
@@ -35,7 +35,6 @@ _VERDICT = re.compile(rf"\s*({'|'.join(_WORDS)})\s*(?:,\s*[\d.]+\s*)?", re.IGNOR
 _ENTRY = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
 
 
-@dataclass(frozen=True)
 class ProcessTuning(Tuning):
     """How long processes are waited for, and what is kept of what they say."""
 

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from milpverify.balls.points import distances, steepest
 from milpverify.balls.points import project as project_on_ball
-from milpverify.config import Tuning, check_time
+from milpverify.config import check_time
 from milpverify.counterexamples.polish import polish, restore
 from milpverify.counterexamples.surrogate import Surrogate, has_jumps
 from milpverify.counterexamples.validate import Validation, Validity, validate
 from milpverify.graph import evaluate
 from milpverify.operators import Affine
 from milpverify.spec import Rows
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 LARGEST: Final = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True)
 class AttackTuning(Tuning):
     """How far an attack goes, and what it computes at a time."""
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from milpverify.config import Tuning
 from milpverify.counterexamples.validate import inside, upper_margin
 from milpverify.enclosure import enclose
 from milpverify.operators import Conv, Linear
 from milpverify.result import Margin, Trust
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Disjunct, Problem
 
 
-@dataclass(frozen=True)
 class MarginTuning(Tuning):
     """What margins at points may cost beside a run."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 
 from milpverify.balls.points import project
-from milpverify.config import Tuning
 from milpverify.counterexamples.validate import exact_residuals, holds, representable, rounded, validate
 from milpverify.graph import evaluate
 from milpverify.spec import Rows
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Disjunct, Problem
 
 
-@dataclass(frozen=True)
 class PolishTuning(Tuning):
     """How a local search goes."""
 

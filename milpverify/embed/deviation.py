@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from milpverify.bounding import bounds
-from milpverify.config import Tuning
 from milpverify.graph import evaluate_all
 from milpverify.spec import Array, Box
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.frontends.network import Loaded
     from milpverify.graph import Graph
 
 
-@dataclass(frozen=True)
 class EmbedTuning(Tuning):
     """Where curved neurons in pieces get breakpoints, and how a network in a user's model is made truer."""
 

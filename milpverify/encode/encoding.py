@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from milpverify.config import Tuning
 from milpverify.solvers.model import Array, Index, Model
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.encode.curves import Cuts, Relaxed
@@ -20,7 +20,6 @@ NodeRanges = Sequence[tuple[Tensor, Tensor]]
 """Per node id, (lower, upper) of its value, float64 of the node's shape: proved for every point of the disjunct's box."""
 
 
-@dataclass(frozen=True)
 class EncodingTuning(Tuning):
     """How closely models enclose what they do not hold as it is, and how much of one is formed at a time."""
 

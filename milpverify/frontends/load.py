@@ -7,7 +7,7 @@ import re
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force, tuned
+from milpverify.config import MOST_BYTES, MOST_ENTRIES, Deadline, check_time, in_force
 from milpverify.errors import InvalidInput, InvalidProperty
 from milpverify.frontends.lowering.builder import at_most
 from milpverify.frontends.lowering.rule import LoweringTuning
@@ -15,13 +15,14 @@ from milpverify.frontends.network import is_onnx, opened
 from milpverify.frontends.problem import Problem
 from milpverify.frontends.vnnlib.alternatives import PropertyTuning
 from milpverify.frontends.vnnlib.reader import parse_property, read_hashed
+from milpverify.tuning import tuned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from milpverify.config import Tuning
     from milpverify.frontends.network import Network, Opened, Shapes
+    from milpverify.tuning import Tuning
 
 _INPUTS = re.compile(r"\bdeclare-(?:const|fun)\s+\|?X_\d")
 """Declarations of inputs: how many there are says the shape of a module's input where nothing else does."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.config import CurveEncoding, Tuning
+from milpverify.config import CurveEncoding
 from milpverify.encode.curves import Cut
 from milpverify.encode.encoding import ModelForm
 from milpverify.encode.milp import encode
@@ -40,6 +40,7 @@ from milpverify.solvers.model import Model, Sweep
 from milpverify.solvers.registry import load
 from milpverify.solvers.trusted_bound import safe_dual_bound, safe_sweep_bounds, safety_margin
 from milpverify.spec import Box
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline, Options
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Disjunct
 
 
-@dataclass(frozen=True)
 class RefinementTuning(Tuning):
     """What is refined in a round, and how long ranges are tightened before."""
 

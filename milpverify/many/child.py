@@ -21,8 +21,7 @@ from milpverify.solvers.worker import die_with, receive, send
 if TYPE_CHECKING:
     from typing import IO
 
-    from milpverify.events import Event
-    from milpverify.result import Result
+    from milpverify.result import Event, Result
     from milpverify.spec import Problem
 
     Stated = tuple[tuple[Any, ...], dict[str, str], tuple[str, ...]]

@@ -11,10 +11,8 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from milpverify.config import Tuning
 from milpverify.errors import InvalidInput
 from milpverify.many.child import failed
 from milpverify.outside import children
@@ -22,6 +20,7 @@ from milpverify.outside.starting import started
 from milpverify.result import Reason, Result, Trust, Verdict
 from milpverify.solvers.worker import BrokenProtocol, receive, send
 from milpverify.spec import Problem
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph
@@ -32,7 +31,6 @@ Inbox = queue.SimpleQueue[tuple["Worker", tuple[Any, ...]]]
 """What processes say, and which."""
 
 
-@dataclass(frozen=True)
 class WorkerTuning(Tuning):
     """How long processes are waited for, and how often they report."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, mul
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class OperatorTuning(Tuning):
     """Which form of a product is faster, by shape. Operators know no options of a search."""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from milpverify.config import Tuning
 from milpverify.propagation.relevance import EVERYTHING
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ class Method(Enum):
     BOTH = "both"  # linear forms first, then a pass for what they leave undecided
 
 
-@dataclass(frozen=True)
 class CostTuning(Tuning):
     """What passes are estimated to cost, in multiplications of matrix products, and what is made of the estimates."""
 
@@ -49,7 +48,6 @@ class CostTuning(Tuning):
     """The power of the width of a box, at most, that what forward forms lose falls with."""
 
 
-@dataclass(frozen=True)
 class BoundTuning(Tuning):
     """How much is propagated at once, and which passes are expected to gain what they cost."""
 

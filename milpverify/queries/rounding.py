@@ -10,7 +10,6 @@ nothing is known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval
 from milpverify.bounding import bounds
-from milpverify.config import Tuning
 from milpverify.frontends.lowering.comparison import FUNCTION_ULPS, SLACK_TERMS
 from milpverify.functions.steepness import secants
 from milpverify.graph import Pullback
 from milpverify.operators import Affine, Concat, Elementwise, Input, Permute, Product, Reshape, Select
 from milpverify.spec import Box
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.frontends.onnx.reading import Source
@@ -56,7 +55,6 @@ _LONGEST: Final = 1 << 20
 """Terms of a sum, at most."""
 
 
-@dataclass(frozen=True)
 class RoundingTuning(Tuning):
     """How far what rounding costs is followed."""
 

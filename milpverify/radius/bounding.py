@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.config import Tuning
 from milpverify.ladder import precision
 from milpverify.propagation.request import BoundRequest
 from milpverify.search.bounding import Prepared, bound_batch
 from milpverify.search.groups import groups
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from milpverify.radius.question import Question
 
 
-@dataclass(frozen=True)
 class GridTuning(Tuning):
     """The radii that are bounded."""
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milpverify.errors import Contradiction
-from milpverify.events import Event
-from milpverify.result import Trust
+from milpverify.result import Event, Trust
 
 if TYPE_CHECKING:
     from milpverify.radius.question import Question, Witness

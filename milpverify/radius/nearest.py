@@ -6,7 +6,6 @@ Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack (a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from milpverify.balls.norm import Norm
 from milpverify.balls.points import distances
-from milpverify.config import Tuning
 from milpverify.graph import evaluate
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -28,7 +27,6 @@ TINY: Final = 1e-30
 """What is not divided by."""
 
 
-@dataclass(frozen=True)
 class NearestTuning(Tuning):
     """How points are moved towards the centre."""
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from milpverify.config import Tuning
 from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.ladder import LadderTuning, precision
 from milpverify.radius.bounding import GridTuning, proved_radius
@@ -30,6 +29,7 @@ from milpverify.radius.question import Witness
 from milpverify.radius.result import Radius
 from milpverify.result import Reason, Trust, Verdict
 from milpverify.run_info import device_of, working
+from milpverify.tuning import Tuning
 from milpverify.verify import verify
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from milpverify.spec import Array
 
 
-@dataclass(frozen=True)
 class RadiusTuning(Tuning):
     """How a radius is looked for."""
 

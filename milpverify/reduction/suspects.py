@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     """A disjunct, by its place, and those of its `unsafe` rows that may have a part in it."""
 
 
-@dataclass(frozen=True)
 class ReductionTuning(Tuning):
     """What is worth trying to make a problem smaller by its rows alone."""
 

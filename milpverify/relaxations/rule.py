@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.functions.catalogue import Function
@@ -30,7 +30,6 @@ Side = Callable[[Tensor], tuple[PerInput, Tensor]]
 """From parameters (n, r, U) to the slopes and the intercepts, (n, r, U) or (n, 1, U), of one side's lines in deviations."""
 
 
-@dataclass(frozen=True)
 class RelaxationTuning(Tuning):
     """How closely relaxations are fitted: what is proved of their lines holds whatever these are.
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.counterexamples.attack import AttackTuning, attack
 from milpverify.search.gap import gap_closed
 from milpverify.search.ledger import Part
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from milpverify.spec import Array, Problem
 
 
-@dataclass(frozen=True)
 class AttackTurnTuning(Tuning):
     """How much of a search's time attacks between its batches may take."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from milpverify.errors import OutOfTime
-from milpverify.events import Event
+from milpverify.result import Event
 from milpverify.search.bounding import is_out_of_memory
 from milpverify.search.context import SearchTuning
 from milpverify.search.frontier import B

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.result import Trust
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.gap import doublings
 from milpverify.search.ledger import Part
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from milpverify.search.tree import Tree
 
 
-@dataclass(frozen=True)
 class SpaceTuning(Tuning):
     """How long inputs and neurons are tried, and when either is ahead."""
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from milpverify.balls.norm import Norm
-from milpverify.config import Options, Tuning
+from milpverify.config import Options
 from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
 from milpverify.search.ledger import Reporter
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from milpverify.config import AnyTuning, Deadline, SearchOptions
+    from milpverify.config import Deadline, SearchOptions
     from milpverify.graph import Graph
     from milpverify.propagation.state import Bounds
     from milpverify.search.attack_turns import AttackTurns
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from milpverify.search.solver.leaves import Leaves
     from milpverify.search.solver.oracle import Oracle
     from milpverify.spec import Array, Problem
+    from milpverify.tuning import AnyTuning
 
 
-@dataclass(frozen=True)
 class SearchTuning(Tuning):
     """How every search goes."""
 

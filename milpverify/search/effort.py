@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milpverify.config import Tuning
 from milpverify.propagation.cost import multiplications, undecided_backward
 from milpverify.propagation.request import CostTuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from milpverify.graph import Graph
 
 
-@dataclass(frozen=True)
 class EffortTuning(Tuning):
     """What a subproblem is estimated to cost, and how many are bounded at a time."""
 

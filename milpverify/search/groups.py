@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.interval import Interval, sub
-from milpverify.config import Tuning
 from milpverify.spec import Rows, closes
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +145,6 @@ class Group:
         return closes(bound, self.strict[disjunct])
 
 
-@dataclass(frozen=True)
 class GroupTuning(Tuning):
     """When inputs are few, and how far the slopes of a root are optimised."""
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from milpverify.events import Event
-from milpverify.result import Trust
+from milpverify.result import Event, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

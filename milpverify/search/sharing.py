@@ -16,12 +16,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
-from milpverify.config import Tuning
 from milpverify.errors import Contradiction
 from milpverify.result import Trust
 from milpverify.search.frontier import B
 from milpverify.search.ledger import Part
 from milpverify.search.solver.oracle import Task
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.search.solver.oracle import Finding, Oracle
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 TOO_LARGE = "the network has too many unstable neurons for a solver's model"
 
 
-@dataclass(frozen=True)
 class SharingTuning(Tuning):
     """What a solver beside the tree is given, and for how long."""
 

@@ -20,19 +20,18 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from milpverify.config import Tuning
 from milpverify.outside import children
 from milpverify.outside.starting import started
 from milpverify.solvers.base import Answer, Limits, Manner, Progress, SmtOutcome, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.model import Model, SmtScript, Sweep
 from milpverify.solvers.registry import SWEEPS
 from milpverify.solvers.worker import NO_MEMORY, BrokenProtocol, receive, send
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 
-@dataclass(frozen=True)
 class SolverTuning(Tuning):
     """How long a solver's process is waited for, and how its adapter goes about a solve."""
 

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a plain checkout
 
 import milpverify as mv
 from milpverify.config import Deadline
-from milpverify.events import Event
 from milpverify.operators import Affine
 from milpverify.propagation.crown import crown
 from milpverify.propagation.interval import propagate
 from milpverify.propagation.relevance import refinable
 from milpverify.propagation.request import BoundRequest
 from milpverify.propagation.screening import undecided
+from milpverify.result import Event
 
 SIZES = {5: (32, 8), 20: (32, 32), 80: (64, 32), 320: (128, 32)}
 """Thousands of neurons -> pixels along an edge of the image, channels of the first convolutions."""

@@ -8,7 +8,7 @@ import torch
 from random_nets import disjunct_of, relu_network
 from trees import boxes_of, context_of
 
-from milpverify.config import Options, SearchOptions, Tuning
+from milpverify.config import Options, SearchOptions
 from milpverify.graph import evaluate
 from milpverify.search.attack_turns import AttackTurns, AttackTurnTuning
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
@@ -16,6 +16,7 @@ from milpverify.search.context import SearchContext
 from milpverify.search.effort import Effort, EffortTuning
 from milpverify.search.ledger import Part
 from milpverify.spec import Box, Problem
+from milpverify.tuning import Tuning
 
 
 def turns_of(context: SearchContext, clock: list[float]) -> AttackTurns:

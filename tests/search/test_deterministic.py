@@ -12,13 +12,13 @@ from random_nets import relu_network
 from support import detail
 
 import milpverify as mv
-from milpverify.config import Tuning
 from milpverify.graph import Graph
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.groups import GroupTuning
 from milpverify.search.neuron_split.tasks import NeuronTaskTuning
 from milpverify.search.sharing import SharingTuning
 from milpverify.spec import Box, Disjunct, Problem, Rows
+from milpverify.tuning import Tuning
 
 
 def problem(nx: int, width: int, radius: float, threshold: float, seed: int = 3) -> Problem:

@@ -14,9 +14,8 @@ from random_nets import disjunct_of, relu_network
 from support import ROOT
 from trees import boxes_of, context_of, neurons_of
 
-from milpverify.events import Event
 from milpverify.graph import evaluate
-from milpverify.result import Trust
+from milpverify.result import Event, Trust
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
 from milpverify.search.ledger import Ledger, Part, Reporter
 from milpverify.spec import Box, Problem

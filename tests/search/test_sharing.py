@@ -20,13 +20,12 @@ from random_graphs import dense_network
 from random_nets import disjunct_of, proved_bounds
 from trees import PLAIN, begun, box_sharing, boxes_of, context_of, grown, split
 
-from milpverify.config import Deadline, Options, SearchOptions, Tuning
+from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.errors import Contradiction
-from milpverify.events import Event
 from milpverify.functions.catalogue import catalogue
 from milpverify.graph import Graph, evaluate
 from milpverify.operators import Elementwise
-from milpverify.result import Trust
+from milpverify.result import Event, Trust
 from milpverify.search.frontier import B
 from milpverify.search.ledger import Reporter
 from milpverify.search.neuron_split.bounder import NeuronTuning
@@ -37,6 +36,7 @@ from milpverify.search.sharing import Sharing
 from milpverify.search.solver.oracle import Finding, Oracle, Task
 from milpverify.search.tree import Tree
 from milpverify.spec import Box, Disjunct, Problem, Rows
+from milpverify.tuning import Tuning
 
 NEVER = (NeuronTaskTuning(head_start=math.inf),)
 """The solver gets no task by itself."""

@@ -17,12 +17,12 @@ from random_networks import Builder, Case, spec_text
 
 import milpverify as mv
 from milpverify import ladder, run
-from milpverify.config import Tuning
 from milpverify.search import strategy
 from milpverify.search.bounding import is_out_of_memory
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.context import SearchTuning
 from milpverify.search.groups import GroupTuning
+from milpverify.tuning import Tuning
 
 METHODS = ["inputs", "neurons", "trial"]
 

@@ -13,11 +13,10 @@ from milpverify import margin as margin_module
 from milpverify import optimize as optimize_module
 from milpverify.config import Options, SearchOptions
 from milpverify.counterexamples.attack import AttackTuning
-from milpverify.events import Event
 from milpverify.graph import Graph, evaluate
 from milpverify.inquiries import inquiry
 from milpverify.optimize import minimize
-from milpverify.result import Result, Trust, Verdict
+from milpverify.result import Event, Result, Trust, Verdict
 from milpverify.search.choose_space import SpaceTuning
 from milpverify.search.frontier import Frontier
 from milpverify.search.groups import GroupTuning

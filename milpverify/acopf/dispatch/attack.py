@@ -6,14 +6,13 @@ but the admittances.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from milpverify.acopf.dispatch.newton import follow, jacobian, many
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Index
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from milpverify.config import Deadline
 
 
-@dataclass(frozen=True)
 class LoadTuning(Tuning):
     """How loads are attacked, and how far boxes of them are cut."""
 

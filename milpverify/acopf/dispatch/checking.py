@@ -21,8 +21,7 @@ from milpverify.acopf.loads import Loads
 from milpverify.acopf.result import TOLERANCE, Reason, Verdict
 from milpverify.config import SearchOptions
 from milpverify.errors import Contradiction, InvalidInput
-from milpverify.events import Event
-from milpverify.result import Trust
+from milpverify.result import Event, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case
     from milpverify.acopf.dispatch.policy import Policy
     from milpverify.acopf.points.judgement import Constraint
-    from milpverify.config import Deadline, Tuning
+    from milpverify.config import Deadline
+    from milpverify.tuning import Tuning
 
 NOISE: Final = 1e-7  # p.u. and rad: how far margins in plain float64 may be off
 

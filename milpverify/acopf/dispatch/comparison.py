@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from milpverify.acopf.case import Case
-    from milpverify.config import Tuning
+    from milpverify.tuning import Tuning
 
 COLUMNS = ("limit", "unit", "sampled", "relaxation", "lower", "upper")
 

@@ -17,13 +17,12 @@ import numpy as np
 from milpverify.acopf.admittance import admittances
 from milpverify.acopf.points.power_flow import slack_bus
 from milpverify.arithmetic.midpoint_radius import Balls, exactly, stacked
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
 
 
-@dataclass(frozen=True)
 class FlowTuning(Tuning):
     """How power flows are looked for, and enclosed; an enclosure is proved by what it maps into itself, whatever these numbers are."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from milpverify.acopf.dispatch.result import COLUMNS, OutageRow
 from milpverify.acopf.result import Reason, Verdict
 from milpverify.errors import InvalidInput
-from milpverify.events import Event
+from milpverify.result import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,15 +31,14 @@ from milpverify.acopf.points.judgement import (
 )
 from milpverify.acopf.points.rectangular import Rectangular, balance_slope
 from milpverify.acopf.points.rectangular import limits as ranges
-from milpverify.config import Tuning
 from milpverify.result import json_number
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array, Case, Index
     from milpverify.acopf.points.judgement import Candidate
 
 
-@dataclass(frozen=True)
 class ExistenceTuning(Tuning):
     """How an exact solution is looked for beside a point."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from milpverify.acopf.points.rectangular import balance_residual, balance_slope, limits, polar_slope, rectangular, voltages
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="Candidate")
 
 
-@dataclass(frozen=True)
 class PointTuning(Tuning):
     """How points are looked for and polished; each is judged in balls afterwards, so that nothing rests on these numbers."""
 

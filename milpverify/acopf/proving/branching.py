@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from milpverify.acopf.proving.programs import Box
 from milpverify.acopf.proving.proof import Node
 from milpverify.acopf.proving.tightening import Region, Tightening, errors_of
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.acopf.case import Array
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from milpverify.acopf.relaxation.relaxation import Relaxation
 
 
-@dataclass(frozen=True)
 class ProverTuning(Tuning):
     """How boxes are split, and how a prover divides its time."""
 

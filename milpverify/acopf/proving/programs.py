@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milpverify.acopf.proving.proof import Multipliers
-from milpverify.config import Tuning
 from milpverify.encode.model import elastic
 from milpverify.solvers.base import Limits
 from milpverify.solvers.model import Model, Sweep
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from milpverify.solvers.process import SolverProcess
 
 
-@dataclass(frozen=True)
 class TighteningTuning(Tuning):
     """How far the relaxation over one box is solved and tightened; what is proved comes from multipliers, whatever these numbers are."""
 

@@ -19,8 +19,7 @@ from milpverify.acopf.relaxation.relaxation import Relaxation
 from milpverify.acopf.relaxation.separation import at_point, separate, tangents
 from milpverify.config import Deadline, SearchOptions
 from milpverify.errors import InvalidInput
-from milpverify.events import Event
-from milpverify.result import Trust
+from milpverify.result import Event, Trust
 from milpverify.solvers.process import SolverProcess
 
 if TYPE_CHECKING:

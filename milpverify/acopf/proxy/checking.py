@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from milpverify.acopf.asking import OnEvent
     from milpverify.acopf.case import Case
     from milpverify.acopf.dispatch.result import Checked
-    from milpverify.config import Deadline, Tuning
+    from milpverify.config import Deadline
     from milpverify.frontends.network import Network
+    from milpverify.tuning import Tuning
 
 PREDICTED, AFTER_POWER_FLOW = "predicted", "after_power_flow"
 

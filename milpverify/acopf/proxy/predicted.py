@@ -30,10 +30,9 @@ from milpverify.acopf.result import Reason, Verdict
 from milpverify.bounding import bounds
 from milpverify.config import Options
 from milpverify.errors import InvalidInput
-from milpverify.events import Event
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Concat, Linear
-from milpverify.result import Trust, json_number
+from milpverify.result import Event, Trust, json_number
 from milpverify.result import Verdict as Answer
 from milpverify.spec import Rows
 from milpverify.verify import verify

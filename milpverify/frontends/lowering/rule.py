@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 Lower = TypeVar("Lower")
 
 
-@dataclass(frozen=True)
 class LoweringTuning(Tuning):
     """Which of several forms a network is lowered to, how far rewrites are looked for, and what its comparison with a runtime takes.
 

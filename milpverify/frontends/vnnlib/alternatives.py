@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 Ceilings = dict[int, tuple[float | Fraction, bool]]
 """Bounds of single inputs: key 2 i is an upper bound of X_i, key 2 i + 1 one of -X_i. The pair (value, closed) is smaller where the bound
 is tighter; a value that no binary64 equals stays a fraction, and Python compares the two exactly."""
 
 
-@dataclass(frozen=True)
 class PropertyTuning(Tuning):
     """How much is done to make a property's disjuncts few and their boxes small while it is read."""
 

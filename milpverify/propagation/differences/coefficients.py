@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from milpverify.config import Tuning
 from milpverify.operators import Affine, Operator
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.graph import Graph, Node
 
 
-@dataclass(frozen=True)
 class DifferenceTuning(Tuning):
     """Where copies of a network are looked for, and for how long."""
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import U64, cast_down, gamma
-from milpverify.config import Tuning
 from milpverify.propagation.crown import bound_rows
 from milpverify.propagation.passes import rows_at_once
 from milpverify.propagation.state import select, select_lines
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.propagation.optimised.beta import Relaxations
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 TINY: Final = torch.finfo(torch.float32).tiny
 
 
-@dataclass(frozen=True)
 class HalfspaceTuning(Tuning):
     """How much of a constraint on the inputs is looked at, and when that pays."""
 

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milpverify.config import Tuning
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import AlphaOptions, Dual, OutputConstraints, Relaxations
 from milpverify.propagation.optimised.dual import accumulate
 from milpverify.propagation.passes import rows_at_once
 from milpverify.propagation.relevance import needed
 from milpverify.propagation.state import Bounds, NodeState, State
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
     from milpverify.graph import Graph
 
 
-@dataclass(frozen=True)
 class ConstraintTuning(Tuning):
     """How long bounds under output constraints are optimised."""
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.propagation.cost import backward_passes, forward_pass, forward_suffices, is_dear
 from milpverify.propagation.request import BoundRequest, BoundTuning, CostTuning, Method
 from milpverify.search.bounding import bound_batch
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from milpverify.search.groups import Group
 
 
-@dataclass(frozen=True)
 class BoxTuning(Tuning):
     """How boxes are bounded, and which method does it."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from milpverify.config import Branching, Options, SearchOptions, Tuning
+from milpverify.config import Branching, Options, SearchOptions
 from milpverify.propagation.state import Bounds
 from milpverify.search.bounding import bound_batch, is_out_of_memory
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
@@ -23,6 +23,7 @@ from milpverify.search.context import SearchContext
 from milpverify.search.ledger import Reporter
 from milpverify.search.neuron_split.bounder import NeuronTuning
 from milpverify.search.neuron_split.space import NeuronSpace
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -38,7 +39,6 @@ PLAIN = SearchOptions(clipping=False, output_constraints=False, no_goods=False, 
 """A search that derives nothing under "the point is unsafe"."""
 
 
-@dataclass(frozen=True)
 class FinishTuning(Tuning):
     """When small boxes are finished by neuron splits, and what that may take."""
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
 from milpverify.search.bounding import bound_batch
@@ -24,6 +22,7 @@ from milpverify.search.ledger import Part
 from milpverify.search.sharing import TOO_LARGE, SharingTuning, Tasks
 from milpverify.search.solver.oracle import Task
 from milpverify.spec import Box
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from milpverify.search.tree import Tree
 
 
-@dataclass(frozen=True)
 class BoxTaskTuning(Tuning):
     """When bisection asks the solver beside it."""
 

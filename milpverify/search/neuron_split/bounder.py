@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
-from milpverify.config import Tuning
 from milpverify.propagation.differences.asked import differences
 from milpverify.propagation.interval import follow, step
 from milpverify.propagation.optimised.beta import AlphaOptions, Domain, Dual, Relaxations
@@ -22,6 +21,7 @@ from milpverify.propagation.state import Bounds, LinearBound, NodeState, State
 from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.split_points import Points
 from milpverify.search.neuron_split.subproblems import Subproblems
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from milpverify.search.ledger import Ledger
 
 
-@dataclass(frozen=True)
 class NeuronTuning(Tuning):
     """How neurons are split and subproblems bounded: of whole boxes, where bounds are dear and splits must count."""
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.propagation.interval import follow
 from milpverify.propagation.optimised.beta import OutputConstraints
 from milpverify.propagation.optimised.output_constraints import ConstraintTuning, tightened
 from milpverify.propagation.state import Bounds, NodeState, State
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from milpverify.config import Deadline
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.bounder import Bounder
 
 
-@dataclass(frozen=True)
 class ConditionalTuning(Tuning):
     """How far it is pursued what "the point is unsafe" implies: at the root, in clipping, in conflicts."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.errors import Contradiction
 from milpverify.propagation.state import node_ranges
 from milpverify.result import Trust
@@ -17,6 +16,7 @@ from milpverify.search.ledger import Part
 from milpverify.search.neuron_split.subproblems import Subproblems
 from milpverify.search.sharing import TOO_LARGE, SharingTuning, Tasks
 from milpverify.search.solver.oracle import Task
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 NOTHING_MORE = "the solver has nothing more to say about what the tree cannot split"
 
 
-@dataclass(frozen=True)
 class NeuronTaskTuning(Tuning):
     """When the search over neurons asks the solver beside it, and for what; sizes are counts of unstable neurons."""
 

@@ -12,20 +12,20 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from milpverify.config import Tuning
 from milpverify.encode.cut_forms import Split
 from milpverify.encode.encoding import EncodingTuning, ModelForm
 from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
-from milpverify.events import Event
 from milpverify.inquiries.inquiry import Inquiry, ModelInquiry, Question, Questions
 from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
+from milpverify.result import Event
 from milpverify.solvers.base import Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome
 from milpverify.solvers.names import takes_models
 from milpverify.solvers.process import SolverProcess, SolverTuning
 from milpverify.solvers.registry import FALLBACK
 from milpverify.solvers.trusted_bound import safety_margin
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,6 @@ SolverTarget = tuple[int, int, int]
 """A bound of a pre-activation: node, flat index, side (+1 the lower bound, -1 the upper)."""
 
 
-@dataclass(frozen=True)
 class SolvingTuning(Tuning):
     """How solvers are run, beside a tree or on whole models."""
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from milpverify.config import Tuning
+from milpverify.tuning import Tuning
 
 
-@dataclass(frozen=True)
 class ProgramTuning(Tuning):
     """When linear programs of subproblems pay, and what those of leaves may take."""
 

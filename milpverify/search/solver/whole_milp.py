@@ -21,10 +21,9 @@ from milpverify.encode.milp import encode
 from milpverify.encode.model import NumericallyUnfit, OutOfTime
 from milpverify.encode.smt import smt_script
 from milpverify.errors import Contradiction, SolverUnavailable
-from milpverify.events import Event
 from milpverify.inquiries.judging import Judging
 from milpverify.inquiries.refinement import Refinement, RefinementTuning, native_to
-from milpverify.result import Counterexample, Reason, Trust, Verdict
+from milpverify.result import Counterexample, Event, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.oracle import SolvingTuning
 from milpverify.solvers.base import Answer, Limits, Progress, SolveOutcome, SolverStatus, SweepOutcome

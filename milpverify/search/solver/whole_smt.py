@@ -19,8 +19,7 @@ from milpverify.counterexamples.validate import Validity, validate
 from milpverify.encode.encoding import EncodingTuning
 from milpverify.encode.smt import smt_script
 from milpverify.errors import SolverUnavailable
-from milpverify.events import Event
-from milpverify.result import Reason, Trust, Verdict
+from milpverify.result import Event, Reason, Trust, Verdict
 from milpverify.search.solver.whole_milp import Leaf, OnEvent, OpenDisjunct, reason_of
 from milpverify.solvers.base import Answer, Capability, Limits, SolverStatus
 from milpverify.solvers.model import Logic

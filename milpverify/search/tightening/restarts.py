@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from milpverify.config import Tuning
 from milpverify.result import Trust
 from milpverify.search.bounding import choose
 from milpverify.search.branch_and_bound import Budget, branch_and_bound
@@ -27,6 +26,7 @@ from milpverify.search.neuron_split.tasks import NeuronTasks
 from milpverify.search.sharing import Sharing
 from milpverify.search.tightening.solver_targets import SolverTargets
 from milpverify.search.tightening.tighten import Tightening
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from milpverify.search.tree import Tree
 
 
-@dataclass(frozen=True)
 class RestartTuning(Tuning):
     """How long the tree and tightening have their turns, and when a tighter root is worth beginning anew from."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from milpverify.arithmetic.rounding import down
 from milpverify.balls.dual import lowest
-from milpverify.config import Branching, Deadline, SearchOptions, Tuning
+from milpverify.config import Branching, Deadline, SearchOptions
 from milpverify.graph import Graph, Node, evaluate
 from milpverify.operators import Reshape
 from milpverify.propagation.interval import step
@@ -38,6 +38,7 @@ from milpverify.search.groups import Group, GroupTuning
 from milpverify.search.neuron_split.bounder import Bounder, NeuronTuning
 from milpverify.search.neuron_split.branching import Brancher, children
 from milpverify.spec import Disjunct, Rows
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     Clock = Callable[[], float]
 
 
-@dataclass(frozen=True)
 class RootTuning(Tuning):
     """How the bounds of a root's pre-activations are tightened, by branching and by a solver."""
 

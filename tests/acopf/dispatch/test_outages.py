@@ -18,7 +18,7 @@ from milpverify.acopf.dispatch.result import OutageRow, Outages
 from milpverify.acopf.loads import box
 from milpverify.acopf.result import Verdict
 from milpverify.errors import InvalidInput
-from milpverify.events import Event
+from milpverify.result import Event
 
 pytest.importorskip("pypower.api")
 

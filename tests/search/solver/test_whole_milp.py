@@ -14,10 +14,9 @@ from random_nets import CONTINUOUS, Stack, enumerated_minimum, function, proved_
 
 from milpverify.config import Deadline, Options, SearchMethod
 from milpverify.errors import SolverUnavailable
-from milpverify.events import Event
 from milpverify.graph import Graph
 from milpverify.operators import Elementwise, Linear
-from milpverify.result import Reason, Trust, Verdict
+from milpverify.result import Event, Reason, Trust, Verdict
 from milpverify.search.outcome import SearchOutcome
 from milpverify.search.solver.whole_milp import Leaf, OpenDisjunct, conclude, decide_by_milp
 from milpverify.search.solver.whole_smt import decide_by_smt

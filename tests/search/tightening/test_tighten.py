@@ -17,7 +17,7 @@ from torch import Tensor
 from trees import begun, context_of, root_of
 
 import milpverify as mv
-from milpverify.config import Deadline, Options, SearchOptions, Tuning
+from milpverify.config import Deadline, Options, SearchOptions
 from milpverify.encode.milp import encode_layer
 from milpverify.errors import Contradiction
 from milpverify.graph import Graph, evaluate_all
@@ -39,6 +39,7 @@ from milpverify.solvers.model import Model
 from milpverify.solvers.process import SolverProcess
 from milpverify.solvers.trusted_bound import safe_dual_bound
 from milpverify.spec import Box, Disjunct, Problem, Rows
+from milpverify.tuning import Tuning
 
 NX = 6
 AT_ONCE, FIRST = NeuronTaskTuning(head_start=0.0), NeuronTaskTuning(head_start=0.0, small=0)

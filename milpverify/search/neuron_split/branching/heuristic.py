@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from milpverify.config import HEURISTICS, Branching, Tuning
+from milpverify.config import HEURISTICS, Branching
+from milpverify.tuning import Tuning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from milpverify.search.neuron_split.branching.candidates import Candidates, Consumers
 
 
-@dataclass(frozen=True)
 class BranchingTuning(Tuning):
     """How splits are chosen, and when lines begin anew below them."""
 
