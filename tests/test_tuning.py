@@ -54,7 +54,7 @@ def test_they_are_frozen() -> None:
     ("numbers", "named"), [((1, 2.0, (3,), 4), {}), ((), {"least": 1}), ((1,), {"most": 2}), ((1,), {"share": 0.5, "least": 1})]
 )
 def test_numbers_that_a_theme_has_not_are_refused(numbers: tuple[object, ...], named: dict[str, object]) -> None:
-    with pytest.raises(TypeError, match="^PaceTuning has the numbers most, share, sizes, each once; not "):
+    with pytest.raises(TypeError, match=r"^PaceTuning has the numbers most, share, sizes, each once; not "):
         PaceTuning(*numbers, **named)  # type: ignore[arg-type]
 
 
