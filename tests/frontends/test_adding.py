@@ -64,6 +64,12 @@ def told_by_doors() -> None:
 # An operator
 
 
+def test_what_the_checklist_names_of_builder_is_there() -> None:
+    listed = (ROOT / ".github" / "CONTRIBUTING.md").read_text().partition("`frontends/lowering/builder.py`: ")[2].partition(", ...")[0]
+    methods = listed.replace("`", "").split(", ")
+    assert len(methods) > 5 and [name for name in methods if not hasattr(Builder, name)] == []
+
+
 def determinant(g: Builder, x: Node) -> Node:
     """x[..., 0, 0] x[..., 1, 1] - x[..., 0, 1] x[..., 1, 0] of matrices (..., 2, 2): what both doors need."""
     if x.shape[-2:] != (2, 2):

@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from own_functions import Calls, Dome
 from torch import nn
+from torch_cases import Lambda
 
 import milpverify as mv
 from milpverify.errors import InvalidInput, UnsupportedOperator
@@ -66,6 +67,27 @@ def test_functions_and_modules_of_a_users_library_are_leaves(dome: str) -> None:
     assert functions(graph) == ["dome(height=2.0)", "dome(height=0.5)", "dome(height=1.5)", "dome(height=1.0)"]
     x = torch.randn(20, 2)
     torch.testing.assert_close(evaluate(graph, x.double()), net(x).detach().double(), rtol=1e-5, atol=1e-6)
+
+
+NDTR = """name = "ndtr"
+term = "(* 1/2 (erfc (/ (- x) (sqrt 2))))"
+domain = ["-inf", "inf"]
+range = ["0", "1"]
+extrema = []
+inflections = ["0"]
+curvature = ["convex", "concave"]
+onnx = []
+torch = ["torch.special.ndtr"]
+"""
+
+
+def test_functions_of_torch_special_are_named_as_torch_names_them(dome: str, tmp_path: Path) -> None:
+    """In either form of tracing."""
+    path = tmp_path / "ndtr.toml"
+    path.write_text(NDTR)
+    mv.register_nonlinearity(path)
+    for function in (torch.special.ndtr, torch.ops.aten.special_ndtr):
+        assert functions(lower_module(Lambda(function).eval(), (1, 2), torch.float32)) == ["ndtr"]
 
 
 def test_without_its_file_a_function_is_what_it_is_made_of() -> None:

@@ -377,6 +377,7 @@ FUNCTIONS |= {
     "shaped": (lambda x, p: x.reshape_as(p).view_as(x).ravel()[None] + x.flatten(), (P,), (4,)),
     "raised": (lambda x: torch.atleast_3d(x[0]) + torch.atleast_2d(x[0, 0])[..., None] + torch.atleast_1d(x[0, 0]), (), (4,)),
     "stacked": (lambda x: (torch.hstack([x, x]), torch.vstack([x, -x]), torch.dstack([x, x]), torch.column_stack([x, x])), (), (2,)),
+    "rows": (lambda x: torch.row_stack([x, 2 * x]), (), (2,)),
     "cut": (
         lambda x: torch.cat(
             [*x.tensor_split(2, 1), *x.hsplit(2), *x.split_with_sizes([1, 3], 1), *x.unsafe_chunk(2, 1), x.narrow_copy(1, 0, 1)], 1

@@ -31,7 +31,24 @@ from milpverify.functions.catalogue import catalogue
 from milpverify.functions.pieces import Pieces
 from milpverify.functions.terms import Term
 from milpverify.graph import Graph, evaluate, evaluate_all
-from milpverify.operators import Elementwise, Linear, Nonlinear, Norm, Product
+from milpverify.operators import (
+    Affine,
+    Concat,
+    Conv,
+    Elementwise,
+    Linear,
+    Nonlinear,
+    Norm,
+    Permute,
+    Product,
+    ReduceSum,
+    Reshape,
+    Scale,
+    Select,
+    SparseLinear,
+    Sum,
+    Transposed,
+)
 from milpverify.propagation.crown import crown
 from milpverify.propagation.differences.operator import Difference
 from milpverify.relaxations.registry import RULES, rule_of
@@ -51,6 +68,31 @@ SAMPLES = {
 }
 IN_NETWORKS = {name: op for name, op in SAMPLES.items() if not isinstance(op, Difference)}
 """The others stand in graphs that algorithms make for themselves, and have their lines and bounds there."""
+
+WITHOUT_SMT: set[str] = set()
+"""Samples of kinds that scripts of SMT refuse."""
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+_CONV = Conv(drawn(4, 1, 2, 3), (1, 2), ((1, 0), (0, 2)), (2, 1), 2, (1, 2, 4, 3))
+_SPARSE = SparseLinear.of(Linear(torch.eye(140, dtype=torch.float64) - 2.0 * torch.eye(140, dtype=torch.float64).roll(1, 0)))
+AFFINE: list[tuple[Affine | None, tuple[tuple[int, ...], ...]]] = [
+    (Linear(drawn(4, 3)), ((2, 3),)),
+    (_SPARSE, ((140,),)),
+    (Scale(drawn(3), drawn(2, 3)), ((2, 3),)),
+    (_CONV, ((1, 2, 4, 3),)),
+    (Transposed(_CONV), ((1, 4, 3, 2),)),
+    (Sum((1, -1, 1)), ((2, 3),) * 3),
+    (Reshape((2, 3), (6,)), ((2, 3),)),
+    (Permute((1, 0)), ((2, 3),)),
+    (Select(torch.tensor([[0, -1], [4, 4], [5, 0]]), (2, 3), drawn(3, 2)), ((2, 3),)),
+    (Concat(1, (3, 2)), ((2, 3), (2, 2))),
+    (ReduceSum((1,), (2, 3, 2)), ((2, 3, 2),)),
+]
+"""A sample of each affine kind, with the shapes of its inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +217,30 @@ def test_all_kinds_of_the_package_are_here() -> None:
     found = set(re.findall(r"^class (\w+)\([^)]*\bNonlinear\b", text, re.MULTILINE))
     assert found == {type(op).__name__ for op in SAMPLES.values()} > {"Elementwise"}
     assert set(RULES) == {type(op) for op in IN_NETWORKS.values()}
+    affine = set(re.findall(r"^class (\w+)\([^)]*\bAffine\b", text, re.MULTILINE))
+    assert affine == {type(op).__name__ for op, _ in AFFINE}
+
+
+@pytest.mark.parametrize(("op", "shapes"), AFFINE, ids=[type(op).__name__ for op, _ in AFFINE])
+def test_what_affine_kinds_say_of_themselves_is_true_of_their_matrix(op: Affine, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """The adjoint is its transpose; signs, absolute values and the lengths of sums are those of its coefficients."""
+    shape = op.linear([torch.zeros(1, *s, dtype=torch.float64) for s in shapes]).shape[1:]
+    matrices = []
+    for i, s in enumerate(shapes):
+        size = int(np.prod(s))
+        units = [torch.zeros(size, *other, dtype=torch.float64) for other in shapes]
+        units[i] = torch.eye(size, dtype=torch.float64).reshape(size, *s)
+        matrices.append(op.linear(units).flatten(1).T)
+        torch.testing.assert_close(op.absolute().linear([u.abs() for u in units]).flatten(1).T, matrices[i].abs())
+    count = matrices[0].shape[0]
+    adjoints = op.adjoint(torch.eye(count, dtype=torch.float64).reshape(count, *shape))
+    assert len(adjoints) == len(op.directions) == len(shapes)
+    for matrix, adjoint, direction, s in zip(matrices, adjoints, op.directions, shapes, strict=True):
+        assert adjoint.shape == (count, *s)
+        torch.testing.assert_close(adjoint.flatten(1), matrix)
+        assert direction == 0 or bool((direction * matrix >= 0).all())
+        assert op.adjoint_length >= int((matrix != 0).sum(0).max())
+    assert op.length >= max(op.adjoint_length, int((torch.cat(matrices, 1) != 0).sum(1).max()))
 
 
 @pytest.mark.parametrize("lacking", sorted(Nonlinear.__abstractmethods__))
@@ -219,7 +285,10 @@ def test_all_kinds_are_relaxed_encoded_and_compared(name: str) -> None:
     disjunct = Disjunct(box, Rows.on_outputs([[1.0, 0.0]], [0.0], 3, False), Rows.none(3, 2))
     bounds = proved_bounds(graph, box)
     assert encode(graph, bounds, disjunct).model.num_rows
-    if not op.staircase:
+    if name in WITHOUT_SMT:
+        with pytest.raises(UnsupportedOperator, match="has no SMT form"):
+            smt_script(graph, disjunct, transcendental=True)
+    elif not op.staircase:
         assert "assert" in smt_script(graph, disjunct, transcendental=True).text
 
 

@@ -46,6 +46,7 @@ _OPERATORS = {
     "absolute": "abs",
     "arctan": "atan",
     "clip": "clamp",
+    "row_stack": "vstack",
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "moveaxis": "movedim",

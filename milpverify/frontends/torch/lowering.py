@@ -38,7 +38,8 @@ def entry_of(target: Any) -> Nonlinearity | None:
     if isinstance(target, type) or not qualified.startswith(("torch", "aten", "operator")):
         return catalogue().by_torch(qualified)
     name = name_of(target)
-    return catalogue().by_torch(f"torch.{name}") or catalogue().by_torch(f"torch.nn.functional.{name}")
+    known = (catalogue().by_torch(f"{home}.{name}") for home in ("torch", "torch.nn.functional", "torch.special"))
+    return next((entry for entry in known if entry is not None), None)
 
 
 class Lowering:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from support import ROOT
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_cases import FUNCTIONS, LAYERS, WHERE_ENTRIES_ARE, Lambda
 
 from milpverify.errors import UnsupportedOperator
 from milpverify.frontends.torch import trace
-from milpverify.frontends.torch.lowering import RULES, Lowering, name_of
+from milpverify.frontends.torch.lowering import RULES, Lowering, entry_of, name_of
 from milpverify.functions.catalogue import catalogue
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
@@ -78,6 +79,54 @@ def test_every_operation_is_in_a_case() -> None:
     assert WITHOUT_A_GPU | WHERE_ENTRIES_ARE.keys() <= names - seen
 
 
+ALIAS = r"Alias (?:for|of) :\w+:`~?(?:\w+\.)*(\w+)"
+OTHER_DEFAULTS = {"linalg_diagonal"}
+
+
+def test_what_torch_calls_by_another_name_has_the_same_rule() -> None:
+    """`torch.arctan` is `torch.atan`, its documentation says."""
+    names = RULES.keys() | operations()
+    left = set[str]()
+    for home in (torch, Tensor, torch.special, torch.linalg):
+        for name in dir(home):
+            found = getattr(home, name, None)
+            alias = re.search(ALIAS, str(getattr(found, "__doc__", None)))
+            if alias and name_of(alias[1]) in names and callable(found):
+                left |= {name_of(found)} - names
+    assert sorted(left - OTHER_DEFAULTS) == []
+
+
+class Dispatched(TorchDispatchMode):
+    """Notes the operators of aten that a module computes by."""
+
+    def __init__(self, seen: set[Any]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+KEPT_WHOLE = {"_trilinear", "fake_quantize_per_tensor_affine_cachemask", "mkldnn_rnn_layer", "native_group_norm", "rrelu_with_noise"}
+"""What an export keeps as the operation that is made of it, which has a rule."""
+CONSTANTS = {"empty", "lift_fresh", "scalar_tensor"}
+
+
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated:UserWarning")
+def test_what_an_export_writes_the_cases_by_has_a_rule() -> None:
+    """`torch.fx` meets `F.pdist`, an export `aten._pdist_forward`: either has a rule, or torch writes it by operators that have."""
+    seen: set[Any] = set()
+    for make, shape in CASES:
+        torch.manual_seed(0)
+        module, x = make().eval(), torch.rand(1, *shape)
+        with Dispatched(seen):
+            module(x)  # with gradients, so that less is fused
+    written = trace._decompositions()
+    left = {name_of(op) for op in seen if op not in written and entry_of(op) is None} - RULES.keys()
+    assert sorted(left - KEPT_WHOLE - CONSTANTS) == []
+
+
 @pytest.mark.parametrize("name", WHERE_ENTRIES_ARE)
 def test_where_entries_are_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedOperator, match=rf"{name} .*places that depend on the network's input have no rule"):
@@ -92,7 +141,8 @@ INNER = r"native_\w+|cudnn_\w+|unsafe_\w+|\w+_copy|\w+_with_indices|convolution|
 def test_the_manual_lists_what_torch_has_names_for() -> None:
     """And nothing else: what stands alone between commas is an operation."""
     known = {name.removeprefix("linalg_") for name in operations()}
-    public = {name for name in known if any(hasattr(home, name) for home in (torch, torch.linalg, Tensor, F)) and not name.startswith("_")}
+    homes = (torch, torch.linalg, torch.special, Tensor, F)
+    public = {name for name in known if any(hasattr(home, name) for home in homes) and not name.startswith("_")}
     inner = {name for name in public if re.fullmatch(INNER, name)} - {"index_copy"}
     items = re.split(r"[,;()]|\n- [\w ]+:|values of|conversions", MANUAL.partition("):\n")[2])
     listed = {word for item in items if " " not in (word := item.strip())} - {""}
