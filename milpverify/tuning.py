@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, FrozenInstanceError, dataclass, fields
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class Tuning:
     refused) are constants of modules, annotated `Final`. `of_runs` is False of what a run does not hand on: only arguments do.
 
     Raises:
-        TypeError: it has no number of a name, or not so many.
+        TypeError: it has no number of a name, or not so many; of a class, a number without a default.
     """
 
     of_runs: ClassVar[bool] = True
@@ -28,6 +28,8 @@ class Tuning:
     def __init_subclass__(cls) -> None:
         # The methods below serve all: `dataclass` would compile five for each, half a millisecond of every start.
         dataclass(init=False, repr=False, eq=False)(cls)
+        if bare := [field.name for field in fields(cls) if field.default is MISSING]:
+            raise TypeError(f"{cls.__name__} has numbers without a default: {', '.join(bare)}")
 
     def __init__(self, *numbers: object, **named: object) -> None:
         defaults = {field.name: field.default for field in fields(self)}

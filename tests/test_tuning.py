@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, replace
+from dataclasses import FrozenInstanceError, asdict, field, fields, is_dataclass, replace
 
 import pytest
 
@@ -56,6 +56,18 @@ def test_they_are_frozen() -> None:
 def test_numbers_that_a_theme_has_not_are_refused(numbers: tuple[object, ...], named: dict[str, object]) -> None:
     with pytest.raises(TypeError, match=r"^PaceTuning has the numbers most, share, sizes, each once; not "):
         PaceTuning(*numbers, **named)  # type: ignore[arg-type]
+
+
+def test_a_number_has_a_default() -> None:
+    with pytest.raises(TypeError, match=r"^BareTuning has numbers without a default: most, sizes$"):
+
+        class BareTuning(Tuning):
+            """Numbers."""
+
+            most: int
+            share: float = 0.5
+            sizes: list[int] = field(default_factory=list)
+            """All of them."""
 
 
 def test_those_of_a_kind_are_found_or_else_the_defaults() -> None:

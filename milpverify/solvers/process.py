@@ -43,7 +43,7 @@ class SolverTuning(Tuning):
     """Seconds between looks at the deadline."""
     reap: float = 5.0
     """Seconds that a killed worker may take to die; one that is stuck in the kernel is left to it."""
-    manner: Manner = field(default_factory=Manner)
+    manner: Manner = Manner()
     """What the adapter is told."""
 
 
