@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import exact
 from random_networks import Case
@@ -17,12 +18,12 @@ class Lasting(SolverProcess):
 
     kept: dict[str, Lasting]
 
-    def __new__(cls, solver: str, memory_mb: int = 8192) -> Lasting:
+    def __new__(cls, solver: str, *_: Any, **__: Any) -> Lasting:
         return cls.kept.setdefault(solver, super().__new__(cls))
 
-    def __init__(self, solver: str, memory_mb: int = 8192) -> None:
+    def __init__(self, solver: str, *arguments: Any, **named: Any) -> None:
         if "solver" not in self.__dict__:
-            super().__init__(solver, memory_mb)
+            super().__init__(solver, *arguments, **named)
 
     def close(self) -> None:
         pass
