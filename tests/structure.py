@@ -26,7 +26,7 @@ LIMITS = {
     "lines of the longest file": 400,
     "most attributes of a class": 16,
     "calls from verify to a bound": 6,
-    "lines of code of search/": 4950,
+    "lines of code of search/": 4924,
     "functions of many parameters": 0,
     "tuning numbers": 0,
     "faults of tuning dataclasses": 0,
@@ -34,7 +34,8 @@ LIMITS = {
 }
 """What the counts may be. Lines of code are those without docstrings, comments and blank lines; there were 4510 in search/ once, then 4074;
 linear programs of nearly closed subproblems, their pace, roots from what a solver swept, balls, estimated costs and attacks between batches
-came after, then half-spaces of inputs, differences of copies, and neurons tried beside bisection."""
+came after, then half-spaces of inputs, differences of copies, neurons tried beside bisection, heuristics as classes (a hundred lines), and
+numbers that are handed in, whose dataclasses count (as many)."""
 
 MANY = 8
 """Parameters that a function may have, `self` not counted."""
