@@ -100,9 +100,9 @@ def solve(name: str, model: Model | Sweep | SmtScript, limits: Limits, on_progre
         SolverUnavailable: the library is missing, or its licence or capabilities do not cover the model.
     """
     solver = _able(name, model)
-    if not isinstance(model, Model) or not solver.needs_second(model):
-        return solver.solve(model, limits, on_progress)
     own = deepcopy(model) if is_own(name) else model  # a user's adapter may work in it, and SCIP has to prove what was asked
+    if not isinstance(own, Model) or not solver.needs_second(own):
+        return solver.solve(own, limits, on_progress)
     found = solver.solve(own, limits, lambda progress: on_progress(replace(progress, dual_bound=-math.inf)))
     if not math.isfinite(found.dual_bound) or found.primal <= limits.primal_target:
         return replace(found, dual_bound=-math.inf)

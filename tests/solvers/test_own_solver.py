@@ -63,16 +63,19 @@ def test_what_it_proves_counts_as_far_as_scip_proves_it_until_it_says_otherwise(
     assert found.dual_bound == pytest.approx(least if bound is None else bound)
 
 
-def test_scip_proves_what_was_asked_whatever_an_adapter_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["solve", "needs_second"])
+def test_scip_proves_what_was_asked_whatever_an_adapter_makes_of_it(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that narrows the box where it stands, as a branch and bound may, and forgets to put it back."""
     model = replace(hard_model(SMALL), start=None)
     least = registry.solve("scip", model, Limits(30.0), lambda _: False).dual_bound
+    outcome = SolveOutcome(SolverStatus.OPTIMAL, 1e6, 1e6, None, 3, 0.0, "mine: optimal")
 
-    def narrowing(self: own_solver.BestFirst, model: Model, limits: Limits, on_progress: OnProgress) -> SolveOutcome:
+    def narrowing(_: own_solver.BestFirst, model: Model, *rest: object) -> SolveOutcome | bool:
         model.lower[model.objective != 0] = 0.9 * model.upper[model.objective != 0]
-        return SolveOutcome(SolverStatus.OPTIMAL, 1e6, 1e6, None, 3, 0.0, "mine: optimal")
+        return outcome if rest else True
 
-    monkeypatch.setattr(own_solver.BestFirst, "solve", narrowing)
+    monkeypatch.setattr(own_solver.BestFirst, "solve", lambda *_: outcome)
+    monkeypatch.setattr(own_solver.BestFirst, where, narrowing)
     assert registry.solve(OWN, model, Limits(30.0), lambda _: False).dual_bound == pytest.approx(least)
 
 
